@@ -1,0 +1,36 @@
+# Everything goes through these targets, CI included.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+EXTRAS  = dev
+# Worker processes share the cores: one thread each, or two processes slow each other down tenfold.
+TESTENV = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.PHONY: env demo check test test-slow bench clean
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt tools/install.py
+	$(PYTHON) tools/install.py --venv $(VENV) --extras $(EXTRAS)
+	touch $@
+
+demo: env
+	$(BIN)/hanmo demo
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(TESTENV) $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
+
+test-slow: env
+	$(TESTENV) $(BIN)/python -m pytest -m "slow and not gpu"
+
+bench: env
+	$(BIN)/python benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

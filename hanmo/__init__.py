@@ -1,0 +1,3 @@
+"""hanmo 翰墨: Chinese language models the whole way, from an original checkpoint to a served model."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,58 @@
+"""Everything hanmo raises for a user's mistake, and how such a message is written.
+
+    HanmoError
+    ├── ConfigError         an unknown or impossible setting
+    ├── RecordError         a bad line of data (knows file and line)
+    ├── CheckpointError     a file of weights that is missing, partial, mis-shaped or unsafe
+    ├── VocabularyError     vocabulary, tokenizer and embedding disagree
+    └── UnsupportedError    hanmo does not do this, and says so
+
+A message says what is wrong, where, what was expected and what to do next. Broken invariants of our own code
+are ``assert``s, never these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class HanmoError(ValueError):
+    """A user's mistake: the command line prints the message alone, without a traceback, and exits with 2."""
+
+
+class ConfigError(HanmoError):
+    """An unknown or impossible setting."""
+
+
+class RecordError(HanmoError):
+    """A bad record; the message starts with ``file:line``."""
+
+    def __init__(self, path: str | Path, line: int, problem: str):
+        super().__init__(f"{path}:{line}: {problem}")
+        self.path, self.line, self.problem = str(path), line, problem
+
+
+class CheckpointError(HanmoError):
+    """A file of weights that is missing, partial, mis-shaped or asks for code to be run."""
+
+
+class VocabularyError(HanmoError):
+    """Vocabulary, tokenizer and embedding disagree."""
+
+
+class UnsupportedError(HanmoError):
+    """Something hanmo does not do."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist: the nearest known ones, or all of them.
+
+    >>> unknown("key", "learning_rat", ["learning_rate", "epochs"])
+    "unknown key 'learning_rat': did you mean learning_rate?"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    return f"unknown {kind} {name!r}: {hint}"

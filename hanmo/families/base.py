@@ -1,0 +1,197 @@
+"""The Family interface: everything that differs between architectures, and nothing else.
+
+Whatever the architecture, an example is a Row: the model's inputs and, on the axis where the model predicts,
+``labels[t]`` = the token that the logits at ``t`` must predict and ``weights[t]`` = how much it counts. Shifting,
+decoder starts, mask tokens and two-dimensional positions are settled here, once; every stage after that is the
+same code for all families.
+
+Shape suffixes: B batch, R decoding rows, T input tokens, A predicting axis, P position dimensions, q new tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from types import ModuleType
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from hanmo.records import Record
+
+IGNORE = -100  # a label that is not scored
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of an example as token ids; ``scored``: the model is to learn it, or is judged on it."""
+
+    ids: tuple[int, ...]
+    scored: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example, ready for the model.
+
+    Attributes:
+        inputs: keyword arguments of the model's forward for one example, without the batch axis: (T,), (A,), (P, A)
+            or scalars; always with an ``attention_mask`` of ones over the input tokens.
+        labels: (A,) int64, ``IGNORE`` where nothing is scored.
+        weights: (A,) fp32, zero where nothing is scored. 1 everywhere makes the loss a mean over tokens.
+        end: index on A of the last real input, where a reward model reads its value.
+        stream: rows of the same stream are consecutive segments of one text (families with memory), else None.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    weights: Tensor
+    end: int
+    stream: int | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What generation starts from: the inputs of ``prefill`` for one example and how positions go on.
+
+    The k-th new token (k = 0, 1, …) is fed at position ``start + k * step``, both (P,) int64.
+    """
+
+    inputs: dict[str, Tensor]
+    start: Tensor
+    step: Tensor
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Context:
+    """The part of a conversation the model sees (``ids``) and all of it (``unabridged``, for score rules)."""
+
+    ids: tuple[int, ...]
+    unabridged: tuple[int, ...]
+
+
+class Rules(Protocol):
+    """Score rules of a family: bans and penalties that depend on what has been said.
+
+    Called once per decoding step. Rows are independent of each other unless a published flaw says otherwise.
+
+    Args:
+        generated: for each of R rows the ids generated so far.
+        sources: for each row the index of the context it continues.
+        scores_RV: fp32; changed in place and returned.
+    """
+
+    def __call__(self, generated: Sequence[Sequence[int]], sources: Sequence[int], scores_RV: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Family(ABC):
+    """One architecture at work: how records become ids and ids become rows, for one opened model.
+
+    Class attributes are the folder's contents, by which checkpoints/ finds its way; instances hold the
+    configuration and the tokenizer of one model.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[PretrainedConfig]]
+    network_class: ClassVar[type[Any]]
+    tokenizer_class: ClassVar[type[PreTrainedTokenizerBase]]
+    legacy: ClassVar[ModuleType]  # SIZES, LAYOUTS, read_config: see families/tables.py
+    #: value that fills a shorter row up, by name of the input; 0 for every name not listed
+    padding: ClassVar[dict[str, int]] = {}
+    #: several examples may share one row without seeing each other
+    packs: ClassVar[bool] = False
+    #: rows of one stream follow each other and carry memory
+    streams: ClassVar[bool] = False
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    #: files of the checkpoint's owner that rules need and that travel with the model, by role
+    assets: dict[str, str] = field(default_factory=dict)
+
+    @abstractmethod
+    def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
+        """A record as token ids: one list of parts per row it makes; none if it cannot be made to fit.
+
+        Args:
+            limit: tokens of a row; for encoder-decoders, of the encoder's input.
+            response_limit: tokens of the decoder's input where that is an axis of its own; ``limit`` if not given.
+
+        Raises:
+            UnsupportedError: the record is of a kind this family cannot learn from.
+        """
+
+    @abstractmethod
+    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
+        """Ids to a row, without touching text. Rollouts and candidate scoring enter here.
+
+        Args:
+            stop: the stop token is to be predicted after the last part (if that is scored).
+            closed: the stop token is fed as well, so that ``end`` is its place (reward models).
+        """
+
+    @abstractmethod
+    def prompt(self, context_ids: Sequence[int]) -> Prompt:
+        """The start of generation after the unscored parts' ids."""
+
+    @abstractmethod
+    def context(self, record: Record, limit: int) -> Context:
+        """The conversation so far (a record whose last turn is the user's) as context ids for ``prompt``."""
+
+    def pretrain(self, ids: Sequence[int], rng: Random) -> list[Row]:
+        """A document as rows of the family's own pretraining objective; next-token prediction by default."""
+        return [self.row([Part(tuple(ids), True)])]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Generated ids as text."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
+        """Score rules for ``settings`` (generation.settings.Settings) over unabridged contexts; none by default."""
+        return None
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A network with the family object that speaks its language."""
+
+    network: Any
+    family: Family
+    source: str  # where it came from, for messages and reports
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.family.tokenizer
+
+
+def collate(rows: Sequence[Row], padding: dict[str, int]) -> dict[str, Tensor]:
+    """Rows to one batch, padded on the right: the inputs by name, ``labels`` (B, A) and ``weights`` (B, A)."""
+    batch = stack([row.inputs for row in rows], padding)
+    batch["labels"] = torch.nn.utils.rnn.pad_sequence([row.labels for row in rows], True, IGNORE)
+    batch["weights"] = torch.nn.utils.rnn.pad_sequence([row.weights for row in rows], True, 0.0)
+    return batch
+
+
+def stack(examples: Sequence[dict[str, Tensor]], padding: dict[str, int], left: bool = False) -> dict[str, Tensor]:
+    """Inputs of several examples to one batch. Shorter ones are filled on their last axis, on the right or left.
+
+    Training fills on the right; prompts are filled on the left, so that all rows end in the same column.
+    """
+
+    def pad(tensor: Tensor, width: int, value: int) -> Tensor:
+        missing = width - tensor.shape[-1]
+        return torch.nn.functional.pad(tensor, (missing, 0) if left else (0, missing), value=value)
+
+    batch = {}
+    for name in examples[0]:
+        tensors = [example[name] for example in examples]
+        if tensors[0].dim():
+            width = max(tensor.shape[-1] for tensor in tensors)
+            tensors = [pad(tensor, width, padding.get(name, 0)) for tensor in tensors]
+        batch[name] = torch.stack(tensors)
+    return batch

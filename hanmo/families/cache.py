@@ -1,0 +1,72 @@
+"""Keys and values kept while decoding: one class for every network of ours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 64  # columns by which the buffers grow
+
+
+class DecodeState:
+    """Keys and values of all layers for R rows. Column c of every layer belongs to the same token.
+
+    A step is: ``grow`` once with the new tokens, then ``extend`` in every layer.
+
+    Attributes:
+        length: columns in use.
+        valid_RC: (R, length) bool, False on the padding of left-filled prompts.
+    """
+
+    def __init__(self, layers: int):
+        self.keys: list[Tensor | None] = [None] * layers
+        self.values: list[Tensor | None] = [None] * layers
+        self.length = 0
+        self._valid_RC: Tensor | None = None
+
+    @property
+    def valid_RC(self) -> Tensor:
+        assert self._valid_RC is not None, "grow() comes before the first use"
+        return self._valid_RC[:, : self.length]
+
+    def grow(self, valid_Rq: Tensor) -> None:
+        """Make room for q new columns; ``valid_Rq`` (R, q) bool says which rows have a real token there."""
+        if self._valid_RC is None:
+            self._valid_RC = valid_Rq[:, :0]
+        self._valid_RC = torch.cat([self.valid_RC, valid_Rq.bool()], dim=1)
+        self.length += valid_Rq.shape[1]
+
+    def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new columns of one layer; returns all its keys and values, (R, H, length, K) each."""
+        new = slice(self.length - key_RHqK.shape[2], self.length)
+        self.keys[layer] = _with_room(self.keys[layer], key_RHqK, self.length)
+        self.values[layer] = _with_room(self.values[layer], value_RHqK, self.length)
+        self.keys[layer][:, :, new] = key_RHqK  # type: ignore[index]
+        self.values[layer][:, :, new] = value_RHqK  # type: ignore[index]
+        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]  # type: ignore[index]
+
+    def take(self, rows: Tensor) -> DecodeState:
+        """The state of the given rows (R',) int64, in that order; a row may be taken more than once.
+
+        The result shares nothing with this state, which stays usable.
+        """
+        other = self._empty()
+        other.length = self.length
+        other._valid_RC = self.valid_RC[rows]
+        other.keys = [None if key is None else key[rows] for key in self.keys]
+        other.values = [None if value is None else value[rows] for value in self.values]
+        return other
+
+    def _empty(self) -> DecodeState:
+        return type(self)(len(self.keys))
+
+
+def _with_room(buffer: Tensor | None, like_RHqK: Tensor, length: int) -> Tensor:
+    if buffer is not None and buffer.shape[2] >= length:
+        return buffer
+    rows, heads, _, width = like_RHqK.shape
+    columns = (length + BLOCK - 1) // BLOCK * BLOCK
+    grown = like_RHqK.new_zeros(rows, heads, columns, width)
+    if buffer is not None:
+        grown[:, :, : buffer.shape[2]] = buffer
+    return grown

@@ -1,0 +1,119 @@
+"""What every network of ours has on top: the output head with the loss inside the forward, and the decoding protocol.
+
+The loss lives inside the forward of the module that Trainer wraps. Outside it, gradients are wrong under DDP,
+FSDP2 fails and LoRA on the head is ignored. The head is always called as a module, on chunks of the scored
+positions only, so that logits for [all tokens, vocabulary] never exist.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from hanmo.families.base import IGNORE
+from hanmo.families.cache import DecodeState
+from hanmo.losses import token_entropies, token_logprobs, weighted_nll
+
+CHUNK = 1024  # scored positions whose logits exist at the same time
+
+
+@dataclass
+class RowOutput(ModelOutput):
+    """What a network says about a batch of rows.
+
+    Attributes:
+        loss: scalar fp32, when labels were given.
+        logits: (B, A, V), only when no labels were given.
+        logprob: (B, A) fp32, log p(label) where scored and 0 elsewhere, when labels were given.
+        entropy: (B, A) fp32 in nats where scored, when asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    logprob: Tensor | None = None
+    entropy: Tensor | None = None
+
+
+class RowModel(PreTrainedModel):
+    """A network that scores rows and decodes. Subclasses give ``backbone``, ``lm_head``, ``prefill`` and ``step``."""
+
+    lm_head: nn.Module
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    # Trainer otherwise divides the loss again, and drops position 0 of "causal" models' labels.
+    accepts_loss_kwargs = True
+    loss_type = "hanmo_rows"
+
+    @abstractmethod
+    def backbone(self, **inputs: Tensor) -> Tensor:
+        """The input of the output head at every place of the predicting axis, (B, A, D)."""
+
+    def forward(
+        self,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        entropy: bool = False,
+        **inputs: Any,
+    ) -> RowOutput:
+        """Score rows: see ``RowOutput``. Without labels, all logits.
+
+        Args:
+            labels: (B, A) int64 aligned with the logits (not shifted here), -100 where nothing is scored.
+            weights: (B, A) fp32; 1 wherever scored if None.
+            num_items_in_batch: sum of the weights of the whole optimizer step; of this batch if None.
+        """
+        hidden_BAD = self.backbone(**inputs)
+        if labels is None:
+            return RowOutput(logits=self.lm_head(hidden_BAD))
+        logprob_BA, entropy_BA = score_tokens(self.lm_head, hidden_BAD, labels, entropy)
+        if weights is None:
+            weights = (labels != IGNORE).float()
+        loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
+        return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA)
+
+    @abstractmethod
+    def prefill(self, **inputs: Tensor) -> tuple[Tensor, DecodeState]:
+        """Read left-filled prompts: logits after the last token, (R, 1, V), and the state to go on from."""
+
+    @abstractmethod
+    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: DecodeState) -> Tensor:
+        """Feed q further tokens to every row: logits (R, q, V); ``state`` is extended in place."""
+
+
+def score_tokens(
+    head: nn.Module, hidden_BAD: Tensor, labels_BA: Tensor, entropy: bool = False, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor | None]:
+    """log p(label) at the scored positions, (B, A) fp32 with zeros elsewhere; the entropies alike if asked for.
+
+    The logits of a chunk are computed again in the backward pass instead of being kept.
+    """
+    scored_BA = labels_BA != IGNORE
+    hidden_ND, labels_N = hidden_BAD[scored_BA], labels_BA[scored_BA]
+
+    def chunk_scores(hidden_nD: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
+        logits_nV = head(hidden_nD)
+        entropies_n = token_entropies(logits_nV) if entropy else logits_nV.new_zeros(0)
+        return token_logprobs(logits_nV, labels_n), entropies_n
+
+    logprobs, entropies = [], []
+    for hidden_nD, labels_n in zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True):
+        if torch.is_grad_enabled():
+            logprob_n, entropy_n = checkpoint(chunk_scores, hidden_nD, labels_n, use_reentrant=False)
+        else:
+            logprob_n, entropy_n = chunk_scores(hidden_nD, labels_n)
+        logprobs.append(logprob_n)
+        entropies.append(entropy_n)
+
+    def spread(values: list[Tensor]) -> Tensor:
+        empty_BA = hidden_BAD.new_zeros(labels_BA.shape, dtype=torch.float32)
+        return empty_BA.masked_scatter(scored_BA, torch.cat(values).float())
+
+    return spread(logprobs), spread(entropies) if entropy else None

@@ -1,0 +1,81 @@
+"""How an original checkpoint's tensors map to ours: data that drives reading, writing, splitting and merging.
+
+A family's ``legacy.py`` holds
+    SIZES        name -> Size: the released models
+    LAYOUTS      the on-disk forms in which the weights exist
+    read_config  the original's configuration (a dict) as our configuration's keyword arguments
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the original, named with ``{i}`` for the layer, and the tensors of ours that it consists of.
+
+    Attributes:
+        theirs: its name in the original file.
+        ours: our tensors, one after the other on dimension 0 (queries, keys and values are fused there).
+        cut: the dimension that tensor parallelism cuts, each of our parts by itself; None: every rank holds it whole.
+        copies: further names under which the original stores the very same tensor.
+        optional: the file may lack it; ours then keeps its initial value and says so.
+        over: attribute of our configuration that counts the layers ``{i}`` runs over; empty for a single tensor.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    cut: int | None = None
+    copies: tuple[str, ...] = ()
+    optional: bool = False
+    over: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One on-disk form of a family's weights.
+
+    Attributes:
+        container: "megatron" is a folder with a tracker file and mp_rank_XX files whose dict has ``module``;
+            "bin" is a folder with config.json and pytorch_model.bin.
+        prefixes: the names may all start with one of these.
+        ignored: patterns of names that carry no weights (masks stored as buffers).
+        signature: names whose presence tells this layout from all others.
+    """
+
+    name: str
+    container: Literal["megatron", "bin"]
+    entries: tuple[Entry, ...]
+    signature: tuple[str, ...]
+    prefixes: tuple[str, ...] = ("",)
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Size:
+    """A released size: keyword arguments of the family's configuration, other names, published parameter count."""
+
+    config: dict[str, Any]
+    parameters: int
+    aliases: tuple[str, ...] = field(default=())
+
+
+def expand(entries: Iterable[Entry], config: Any) -> list[Entry]:
+    """The entries with ``{i}`` filled in for every layer that ``config`` counts."""
+    result = []
+    for entry in entries:
+        layers = range(getattr(config, entry.over)) if entry.over else (None,)
+        result.extend(_fill(entry, layer) for layer in layers)
+    return result
+
+
+def _fill(entry: Entry, layer: int | None) -> Entry:
+    def fill(name: str) -> str:
+        return name if layer is None else name.replace("{i}", str(layer))
+
+    return replace(
+        entry, theirs=fill(entry.theirs), ours=tuple(map(fill, entry.ours)), copies=tuple(map(fill, entry.copies))
+    )
