@@ -65,7 +65,7 @@ class Size:
 
 def expand(entries: Iterable[Entry], config: Any) -> list[Entry]:
     """The entries with ``{i}`` filled in for every layer that ``config`` counts."""
-    result = []
+    result: list[Entry] = []
     for entry in entries:
         layers = range(getattr(config, entry.over)) if entry.over else (None,)
         result.extend(_fill(entry, layer) for layer in layers)

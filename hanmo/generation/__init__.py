@@ -1,0 +1,1 @@
+"""Decoding: settings, the one decode loop, beam search, chat sessions."""

@@ -1,0 +1,66 @@
+"""How to decode: one set of names for the command line, the presets, the code and the docs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from hanmo.errors import ConfigError, unknown
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Decoding settings. The defaults are plain sampling; families bring presets of their own.
+
+    Attributes:
+        max_new_tokens: the most tokens a reply may have.
+        min_new_tokens: tokens before which the stop token is banned.
+        do_sample: draw tokens; otherwise take the best (greedy, or beam search if num_beams > 1).
+        temperature: logits are divided by it; > 0.
+        top_k: keep the k best tokens; 0 is off.
+        top_p: keep the smallest set of tokens with this probability; 0 and 1 are off.
+        num_beams: 1 is no beam search.
+        length_penalty: a finished beam scores sum(log p) / length ** length_penalty.
+        early_stopping: a beam search ends as soon as num_beams replies are finished.
+        repetition_penalty: > 1 makes tokens that occurred less likely; 1 is off.
+        no_repeat_ngram_size: no n-gram occurs twice; 0 is off.
+        banned_ids: tokens that are never produced.
+        seed: for sampling; None draws one.
+        published: reproduce the original's published decoding, flaws included.
+    """
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    banned_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature > 0, "above 0; for greedy decoding say do_sample=false"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
+            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 (off) or more"),
+        ):
+            if not good:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")
+
+    def change(self, **changes: Any) -> Settings:
+        """A copy with some settings changed; an unknown name is a ConfigError with the nearest known one."""
+        known = {field.name for field in fields(self)}
+        for name in changes:
+            if name not in known:
+                raise ConfigError(unknown("decoding setting", name, known))
+        return replace(self, **changes)
