@@ -1,0 +1,84 @@
+"""The command line. Importing it loads neither torch nor transformers, so ``hanmo --help`` is instant."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from typing import Annotated
+
+import typer
+
+import hanmo
+from hanmo.errors import HanmoError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="翰墨: Chinese language models the whole way, from an original checkpoint or raw text to a served model.",
+    epilog="Start with: hanmo demo",
+)
+
+# (group or "", module, function); the group's own help stands in GROUPS.
+COMMANDS = (
+    ("", "demo", "demo"),
+    ("", "chat", "chat"),
+    ("", "generate", "generate"),
+    ("", "convert", "convert"),
+    ("", "inspect", "inspect"),
+    ("train", "train", "sft"),
+    ("eval", "eval", "dialogue"),
+    ("eval", "eval", "perplexity"),
+    ("data", "data", "corpus"),
+)
+GROUPS = {
+    "train": "Train a model.",
+    "eval": "Measure a model.",
+    "data": "Make and look at data.",
+}
+
+
+def _register() -> None:
+    groups = {
+        name: typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=text) for name, text in GROUPS.items()
+    }
+    for name, group in groups.items():
+        app.add_typer(group, name=name)
+    for group_name, module, function in COMMANDS:
+        if importlib.util.find_spec(f"hanmo.cli.{module}") is None:
+            continue
+        command = getattr(importlib.import_module(f"hanmo.cli.{module}"), function, None)
+        if command is not None:
+            groups.get(group_name, app).command(function)(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hanmo {hanmo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+_register()
+
+
+def main() -> None:
+    """Entry point of ``hanmo``: a user's mistake is one message and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        app()
+    except HanmoError as error:
+        print(f"hanmo: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("hanmo: stopped", file=sys.stderr)
+        sys.exit(130)
