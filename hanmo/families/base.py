@@ -108,6 +108,8 @@ class Family(ABC):
     packs: ClassVar[bool] = False
     #: rows of one stream follow each other and carry memory
     streams: ClassVar[bool] = False
+    #: names of the linear modules that LoRA adapts
+    lora_targets: ClassVar[tuple[str, ...]] = ()
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase

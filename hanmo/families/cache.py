@@ -16,12 +16,14 @@ class DecodeState:
     Attributes:
         length: columns in use.
         valid_RC: (R, length) bool, False on the padding of left-filled prompts.
+        has_padding: some column of some row is padding.
     """
 
     def __init__(self, layers: int):
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
         self.length = 0
+        self.has_padding = False
         self._valid_RC: Tensor | None = None
 
     @property
@@ -35,6 +37,7 @@ class DecodeState:
             self._valid_RC = valid_Rq[:, :0]
         self._valid_RC = torch.cat([self.valid_RC, valid_Rq.bool()], dim=1)
         self.length += valid_Rq.shape[1]
+        self.has_padding |= not bool(valid_Rq.all())
 
     def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new columns of one layer; returns all its keys and values, (R, H, length, K) each."""
@@ -52,6 +55,7 @@ class DecodeState:
         """
         other = self._empty()
         other.length = self.length
+        other.has_padding = self.has_padding
         other._valid_RC = self.valid_RC[rows]
         other.keys = [None if key is None else key[rows] for key in self.keys]
         other.values = [None if value is None else value[rows] for value in self.values]

@@ -7,7 +7,6 @@ positions only, so that logits for [all tokens, vocabulary] never exist.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +50,9 @@ class RowModel(PreTrainedModel):
     accepts_loss_kwargs = True
     loss_type = "hanmo_rows"
 
-    @abstractmethod
-    def backbone(self, **inputs: Tensor) -> Tensor:
+    def backbone(self, *args: Any, **inputs: Any) -> Tensor:
         """The input of the output head at every place of the predicting axis, (B, A, D)."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -79,13 +78,13 @@ class RowModel(PreTrainedModel):
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
         return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA)
 
-    @abstractmethod
-    def prefill(self, **inputs: Tensor) -> tuple[Tensor, DecodeState]:
+    def prefill(self, *args: Any, **inputs: Any) -> tuple[Tensor, DecodeState]:
         """Read left-filled prompts: logits after the last token, (R, 1, V), and the state to go on from."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: DecodeState) -> Tensor:
+    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
         """Feed q further tokens to every row: logits (R, q, V); ``state`` is extended in place."""
+        raise NotImplementedError
 
 
 def score_tokens(

@@ -1,0 +1,75 @@
+"""What decoder-only families share: a row of next-token predictions, and the attention mask of a causal network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hanmo.families.base import IGNORE, Part, Prompt, Row
+from hanmo.families.cache import DecodeState
+
+
+def causal_row(parts: Sequence[Part], stop_id: int, stop: bool = True, closed: bool = False) -> Row:
+    """Parts end to end, each token predicted from the one before it. See ``Family.row`` for the arguments."""
+    ids = [token for part in parts for token in part.ids]
+    scored = [part.scored for part in parts for _ in part.ids]
+    targets = [token if counts else IGNORE for token, counts in zip(ids, scored, strict=True)]
+    labels = [*targets[1:], stop_id if stop and parts[-1].scored else IGNORE]
+    if closed:
+        ids.append(stop_id)
+        labels.append(IGNORE)
+    labels_A = torch.tensor(labels)
+    return Row(
+        inputs={"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), dtype=torch.long)},
+        labels=labels_A,
+        weights=(labels_A != IGNORE).float(),
+        end=len(ids) - 1,
+    )
+
+
+def causal_prompt(context_ids: Sequence[int], stop_ids: tuple[int, ...]) -> Prompt:
+    """A prompt whose positions count on from the context, one position dimension."""
+    length = len(context_ids)
+    return Prompt(
+        inputs={
+            "input_ids": torch.tensor(context_ids),
+            "attention_mask": torch.ones(length, dtype=torch.long),
+            "position_ids": torch.arange(length),
+        },
+        start=torch.tensor([length]),
+        step=torch.tensor([1]),
+        stop_ids=stop_ids,
+    )
+
+
+def causal_mask(attention_mask: Tensor | None, hidden_BTD: Tensor, state: DecodeState | None) -> Tensor | None:
+    """The ``attn_mask`` of scaled_dot_product_attention, broadcastable to (B, H, T, S); None: plain causal.
+
+    Args:
+        attention_mask: (B, T) bool or integer, 1 on real tokens; (B, T) floating, added to the scores as it is;
+            (B, 1, T, T) or (B, T, T) bool or integer, used as it is (packed rows). Ignored when decoding.
+        state: decoding: its columns are the keys, the last T of them the queries.
+
+    A query may always see itself, so that padding never gives NaN.
+    """
+    queries = hidden_BTD.shape[1]
+    if state is not None:
+        if queries == 1 and not state.has_padding:
+            return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=hidden_BTD.device)
+        columns = torch.arange(state.length, device=hidden_BTD.device)
+        rows = columns[-queries:, None]
+        return ((columns <= rows) & state.valid_RC[:, None, None, :]) | (columns == rows)
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() > 2:
+        return attention_mask.bool().view(attention_mask.shape[0], 1, queries, -1)
+    columns = torch.arange(queries, device=hidden_BTD.device)
+    causal = columns <= columns[:, None]
+    if attention_mask.is_floating_point():
+        blocked = torch.zeros(queries, queries, device=hidden_BTD.device).masked_fill(~causal, float("-inf"))
+        return (blocked + attention_mask[:, None, None, :]).to(hidden_BTD.dtype)
+    if bool(attention_mask.all()):
+        return None
+    return (causal & attention_mask[:, None, None, :].bool()) | (columns == columns[:, None])
