@@ -32,10 +32,9 @@ class DecodeState:
         return self._valid_RC[:, : self.length]
 
     def grow(self, valid_Rq: Tensor) -> None:
-        """Make room for q new columns; ``valid_Rq`` (R, q) bool says which rows have a real token there."""
-        if self._valid_RC is None:
-            self._valid_RC = valid_Rq[:, :0]
-        self._valid_RC = torch.cat([self.valid_RC, valid_Rq.bool()], dim=1)
+        """Make room for q new columns; ``valid_Rq`` (R, q) bool or 0/1 says which rows have a real token there."""
+        valid_Rq = valid_Rq.bool()
+        self._valid_RC = valid_Rq if self._valid_RC is None else torch.cat([self.valid_RC, valid_Rq], dim=1)
         self.length += valid_Rq.shape[1]
         self.has_padding |= not bool(valid_Rq.all())
 

@@ -1,0 +1,1 @@
+"""PanGu-α: a decoder whose last block is a query layer that asks by position alone."""

@@ -1,0 +1,71 @@
+"""How text becomes rows of PanGu-α: ``<s> prompt <sep> prefix response <eot>``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hanmo.families.base import Context, Family, Part, Prompt, Row
+from hanmo.families.causal import causal_prompt, causal_row
+from hanmo.families.pangu import legacy
+from hanmo.families.pangu.modeling import PanguConfig, PanguModel
+from hanmo.families.pangu.tokenization import PanguTokenizer
+from hanmo.records import Dialogue, PromptResponse, Record, Text
+
+
+class PanguFamily(Family):
+    name = "pangu"
+    config_class = PanguConfig
+    network_class = PanguModel
+    tokenizer_class = PanguTokenizer
+    legacy = legacy
+    padding = {"input_ids": 6}
+    packs = True
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+
+    def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
+        bos, sep = self.tokenizer.bos_token_id, self.tokenizer.sep_token_id
+        if isinstance(record, Text):
+            ids = self._ids(record.text)[: limit - 1]
+            return [[Part((bos,), False), Part(tuple(ids), True)]] if ids else []
+        pair = _as_pair(record)
+        prompt, given = self._ids(pair.prompt), self._ids(pair.prefix) if pair.prefix else []
+        answer = self._ids(pair.prefix + pair.response)
+        # The prefix is given: the ids that it and prefix + response have in common are not scored.
+        common = next((i for i, (a, b) in enumerate(zip(given, answer)) if a != b), min(len(given), len(answer)))  # noqa: B905
+        while len(prompt) + len(answer) + 3 > limit and (prompt or answer):
+            (prompt if len(prompt) > len(answer) else answer).pop()
+        if len(answer) <= common:
+            return []
+        return [[Part((bos, *prompt, sep, *answer[:common]), False), Part(tuple(answer[common:]), True)]]
+
+    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
+        return causal_row(parts, self.tokenizer.eos_token_id, stop, closed)
+
+    def prompt(self, context_ids: Sequence[int]) -> Prompt:
+        return causal_prompt(context_ids, (self.tokenizer.eos_token_id,))
+
+    def context(self, record: Record, limit: int) -> Context:
+        """Text is continued as it is; a prompt is put as in fine-tuning, and only the prompt is cut."""
+        if isinstance(record, Text):
+            ids = self._ids(record.text)
+            return Context(tuple(ids[-limit:]), tuple(ids))
+        pair = _as_pair(record)
+        bos, sep = self.tokenizer.bos_token_id, self.tokenizer.sep_token_id
+        prompt, prefix = self._ids(pair.prompt), self._ids(pair.prefix) if pair.prefix else []
+        room = max(limit - len(prefix) - 2, 0)
+        return Context((bos, *prompt[:room], sep, *prefix), (bos, *prompt, sep, *prefix))
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _as_pair(record: Dialogue | PromptResponse) -> PromptResponse:
+    """A dialogue as one prompt: what was said so far, a line each."""
+    if isinstance(record, PromptResponse):
+        prompt = f"{record.system}\n{record.prompt}" if record.system else record.prompt
+        return PromptResponse(prompt, record.response, record.prefix)
+    *said, response = record.turns
+    return PromptResponse("\n".join([record.system, *said] if record.system else said), response)
+
+
+FAMILY = PanguFamily

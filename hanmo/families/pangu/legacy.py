@@ -1,0 +1,76 @@
+"""PanGu-α as it was released: sizes and the names of its tensors. Data, not code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hanmo.families.tables import Entry, Layout, Size
+
+_LAYER = "layers.{i}."
+
+
+def _size(width: int, layers: int, heads: int, vocabulary: int, parameters: int, *aliases: str) -> Size:
+    config = {"hidden_size": width, "num_layers": layers, "num_heads": heads, "vocab_size": vocabulary}
+    return Size(config, parameters, aliases)
+
+
+SIZES = {
+    "pangu-350m": _size(1024, 24, 16, 40000, 345_378_816, "PanGu-350M"),
+    "pangu-2.6b": _size(2560, 32, 32, 40000, 2_625_308_160, "PanGu-2.6B"),
+    "pangu-13b": _size(5120, 40, 40, 40064, 12_800_972_800, "PanGu-13B"),
+}
+
+
+def _both(theirs: str, ours: str, cut: int | None, cut_bias: bool = False) -> tuple[Entry, Entry]:
+    """Weight and bias of one module of every block."""
+    bias_cut = 0 if cut_bias else None
+    return (
+        Entry(f"{theirs}.weight", (f"{_LAYER}{ours}.weight",), cut, over="num_layers"),
+        Entry(f"{theirs}.bias", (f"{_LAYER}{ours}.bias",), bias_cut, over="num_layers"),
+    )
+
+
+HF_BIN = Layout(
+    name="pangu-bin",
+    container="bin",
+    entries=(
+        Entry("transformer.wte.weight", ("embed_tokens.weight",), 0, copies=("lm_head.weight",)),
+        Entry("transformer.wpe.weight", ("embed_positions.weight",)),
+        Entry("transformer.wqe.weight", ("embed_queries.weight",)),
+        *_both("transformer.h.{i}.ln_1", "attention_norm", None),
+        *_both("transformer.h.{i}.attn.q_proj", "attention.q_proj", 0, cut_bias=True),
+        *_both("transformer.h.{i}.attn.k_proj", "attention.k_proj", 0, cut_bias=True),
+        *_both("transformer.h.{i}.attn.v_proj", "attention.v_proj", 0, cut_bias=True),
+        *_both("transformer.h.{i}.attn.c_proj", "attention.o_proj", 1),
+        *_both("transformer.h.{i}.ln_2", "mlp_norm", None),
+        *_both("transformer.h.{i}.mlp.c_fc", "up_proj", 0, cut_bias=True),
+        *_both("transformer.h.{i}.mlp.c_proj", "down_proj", 1),
+        Entry("transformer.ln_f.weight", ("final_norm.weight",)),
+        Entry("transformer.ln_f.bias", ("final_norm.bias",)),
+    ),
+    signature=("transformer.wqe.weight", "transformer.h.0.attn.q_proj.weight"),
+    ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
+)
+
+LAYOUTS = (HF_BIN,)
+
+_KEYS = [
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "max_position_embeddings",
+    "intermediate_size",
+    "activation_function",
+    "layer_norm_epsilon",
+    "embd_pdrop",
+    "attn_pdrop",
+    "resid_pdrop",
+    "initializer_range",
+    "pad_token_id",
+]
+
+
+def read_config(original: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of PanguConfig from the original's config.json."""
+    return {key: original[key] for key in _KEYS if key in original}

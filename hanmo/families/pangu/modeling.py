@@ -1,0 +1,199 @@
+"""The PanGu-α network (Zeng et al. 2021, arXiv:2104.12369): a GPT-2-like decoder under a query layer.
+
+The blocks are pre-norm. After all but one of them comes the final norm; the last block, the query layer, takes
+its queries from an embedding of the position and nothing else, and no norm follows it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from hanmo.errors import ConfigError, unknown
+from hanmo.families.cache import DecodeState
+from hanmo.families.causal import causal_mask
+from hanmo.families.heads import RowModel
+
+ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh"}  # torch's name of the approximation
+
+
+class PanguConfig(PretrainedConfig):
+    """Configuration of a PanGu-α model.
+
+    Args:
+        num_layers: blocks, the query layer included.
+        activation_function: "gelu" is the exact (erf) GELU of the port, "gelu_new" the tanh form of the original.
+        intermediate_size: width of the MLP; 4 x hidden_size if None.
+    """
+
+    model_type = "hanmo-pangu"
+    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+
+    vocab_size: int = 40000
+    hidden_size: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    max_position_embeddings: int = 1024
+    intermediate_size: int | None = None
+    activation_function: str = "gelu"
+    layer_norm_epsilon: float = 1e-5
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 9
+    pad_token_id: int | None = 6
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.activation_function not in ACTIVATIONS:
+            raise ConfigError(unknown("activation_function", self.activation_function, ACTIVATIONS))
+        super().__post_init__(**kwargs)
+
+
+class PanguAttention(nn.Module):
+    def __init__(self, config: PanguConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_heads
+        self.dropout = config.attn_pdrop
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(
+        self, queries_BTD: Tensor, hidden_BTD: Tensor, mask: Tensor | None, state: DecodeState | None, layer: int
+    ) -> Tensor:
+        def split(x_BTD: Tensor) -> Tensor:
+            return x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        q_BHTK, k_BHSK, v_BHSK = (
+            split(self.q_proj(queries_BTD)),
+            split(self.k_proj(hidden_BTD)),
+            split(self.v_proj(hidden_BTD)),
+        )
+        if state is not None:
+            k_BHSK, v_BHSK = state.extend(layer, k_BHSK, v_BHSK)
+        mixed_BHTK = nn.functional.scaled_dot_product_attention(
+            q_BHTK,
+            k_BHSK,
+            v_BHSK,
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
+
+
+class PanguBlock(GradientCheckpointingLayer):
+    """x += attention(norm(x)); x += mlp(norm(x)). The query layer gets its queries from outside."""
+
+    def __init__(self, config: PanguConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
+        self.attention = PanguAttention(config)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
+        inner = config.intermediate_size or 4 * width
+        self.up_proj = nn.Linear(width, inner)
+        self.activation = nn.GELU(approximate=ACTIVATIONS[config.activation_function])
+        self.down_proj = nn.Linear(inner, width)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        mask: Tensor | None,
+        queries_BTD: Tensor | None = None,
+        state: DecodeState | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        normed_BTD = self.attention_norm(hidden_BTD)
+        if queries_BTD is None:
+            queries_BTD = normed_BTD
+        hidden_BTD = hidden_BTD + self.dropout(self.attention(queries_BTD, normed_BTD, mask, state, layer))
+        inner_BTF = self.activation(self.up_proj(self.mlp_norm(hidden_BTD)))
+        return hidden_BTD + self.dropout(self.down_proj(inner_BTF))
+
+
+class PanguModel(RowModel):
+    """PanGu-α with its tied output head. Logits at t predict the token at t + 1."""
+
+    config_class = PanguConfig
+    base_model_prefix = ""
+    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
+    _no_split_modules = ["PanguBlock"]
+
+    def __init__(self, config: PanguConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
+        self.embed_queries = nn.Embedding(config.max_position_embeddings, width)
+        self.dropout = nn.Dropout(config.embd_pdrop)
+        self.layers = nn.ModuleList(PanguBlock(config) for _ in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
+        self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        # The projections that write into the residual stream start smaller, by 1 / sqrt(2 x blocks).
+        if isinstance(module, PanguBlock):
+            for projection in (module.attention.o_proj, module.down_proj):
+                nn.init.normal_(projection.weight, std=std / (2 * self.config.num_layers) ** 0.5)
+
+    def backbone(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        state: DecodeState | None = None,
+    ) -> Tensor:
+        """Output of the query layer, (B, T, D).
+
+        Args:
+            input_ids: (B, T) int64; or ``inputs_embeds`` (B, T, D).
+            attention_mask: see ``causal_mask``. Bool and integer masks keep padding out; the published port added
+                every mask but bool and int32 to the scores as it was, which a floating mask reproduces.
+            position_ids: (B, T) int64; 0 … T-1 if None. They choose the rows of both position tables.
+            token_type_ids: (B, T) int64, looked up in the token table (as in GPT-2).
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if position_ids is None:
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+        hidden_BTD = inputs_embeds + self.embed_positions(position_ids)
+        if token_type_ids is not None:
+            hidden_BTD = hidden_BTD + self.embed_tokens(token_type_ids)
+        hidden_BTD = self.dropout(hidden_BTD)
+        mask = causal_mask(attention_mask, hidden_BTD, state)
+        *blocks, query_block = self.layers
+        for layer, block in enumerate(blocks):
+            hidden_BTD = block(hidden_BTD, mask, state=state, layer=layer)
+        hidden_BTD = self.final_norm(hidden_BTD)
+        queries_BTD = self.embed_queries(position_ids).expand_as(hidden_BTD)
+        return query_block(hidden_BTD, mask, queries_BTD, state=state, layer=len(blocks))
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, DecodeState]:
+        state = DecodeState(self.config.num_layers)
+        state.grow(attention_mask)
+        hidden_RTD = self.backbone(input_ids, position_ids=position_ids, state=state)
+        return self.lm_head(hidden_RTD[:, -1:]), state
+
+    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: DecodeState) -> Tensor:
+        state.grow(torch.ones_like(ids_Rq))
+        return self.lm_head(self.backbone(ids_Rq, position_ids=positions_RPq[:, 0], state=state))
