@@ -1,0 +1,350 @@
+"""EVA's network: an encoder-decoder in the form of T5 v1.1, with masks and positions as inputs.
+
+Pre-norm blocks without biases, root-mean-square norms, gated tanh-GELU, a relative position bias per stack, a head
+of its own. EVA 2.0 divides the attention scores by sqrt(d_kv), EVA 1.0 does not; nothing else differs.
+
+Shape suffixes: B batch, T encoder tokens, A decoder tokens, D d_model, H heads, K d_kv, V vocabulary, N buckets,
+q query positions, k key positions; while decoding R rows, S sources (rows that share an encoder input), C columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, PretrainedConfig
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from hanmo.families.cache import DecodeState
+from hanmo.families.eva.biases import blind_queries, masked_bias, per_query, relative_buckets
+from hanmo.families.eva.state import EvaState
+from hanmo.families.heads import RowModel
+
+
+class EvaConfig(PretrainedConfig):
+    """Sizes of an EVA network; the defaults are those of EVA 2.0 base.
+
+    Attributes:
+        attn_scale: divide attention scores by sqrt(d_kv): true for EVA 2.0, false for 1.0.
+        num_decoder_layers: None is as many as num_layers.
+        initializer_range: standard deviation of fresh projections and of the head.
+    """
+
+    model_type = "hanmo-eva"
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    }
+
+    vocab_size: int = 30000
+    d_model: int = 768
+    d_ff: int = 3072
+    d_kv: int = 64
+    num_heads: int = 12
+    num_layers: int = 12
+    num_decoder_layers: int | None = None
+    dropout_rate: float | int = 0.0
+    layer_norm_epsilon: float = 1e-6
+    attn_scale: bool = True
+    relative_attention_num_buckets: int = 32
+    initializer_range: float = 0.001
+    pad_token_id: int | None = 5
+    eos_token_id: int | list[int] | None = 4
+    decoder_start_token_id: int | None = 29810
+    is_encoder_decoder: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs) -> None:
+        if self.num_decoder_layers is None:
+            self.num_decoder_layers = self.num_layers
+        super().__post_init__(**kwargs)
+
+
+class EvaNorm(nn.Module):
+    """Root-mean-square norm: the mean of squares in fp32, weight only."""
+
+    def __init__(self, width: int, epsilon: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        normal = hidden * torch.rsqrt(hidden.float().square().mean(-1, keepdim=True) + self.epsilon)
+        return self.weight * normal.to(self.weight.dtype)
+
+
+class EvaAttention(nn.Module):
+    """Multi-head attention of queries to keys and values that the caller has projected and may keep."""
+
+    def __init__(self, config: EvaConfig):
+        super().__init__()
+        inner = config.num_heads * config.d_kv
+        self.q_proj = nn.Linear(config.d_model, inner, bias=False)
+        self.k_proj = nn.Linear(config.d_model, inner, bias=False)
+        self.v_proj = nn.Linear(config.d_model, inner, bias=False)
+        self.o_proj = nn.Linear(inner, config.d_model, bias=False)
+        self.d_kv = config.d_kv
+        self.scale = config.d_kv**-0.5 if config.attn_scale else 1.0
+        self.dropout_rate = config.dropout_rate
+
+    def keys_values(self, source_BkD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a source, (B, H, k, K) each."""
+        return self._heads(self.k_proj(source_BkD)), self._heads(self.v_proj(source_BkD))
+
+    def forward(
+        self, hidden_BqD: Tensor, key_BHkK: Tensor, value_BHkK: Tensor, bias_BHqk: Tensor, blind_Bq: Tensor | None
+    ) -> Tensor:
+        """Args: ``bias_BHqk`` from ``masked_bias``; ``blind_Bq`` queries that see nothing and so attend by bias alone."""
+        query_BHqK = self._heads(self.q_proj(hidden_BqD))
+        if blind_Bq is not None:
+            query_BHqK = query_BHqK.masked_fill(blind_Bq[:, None, :, None], 0)
+        dropout = self.dropout_rate if self.training else 0.0
+        mixed_BHqK = F.scaled_dot_product_attention(
+            query_BHqK, key_BHkK, value_BHkK, bias_BHqk.to(query_BHqK.dtype), dropout, scale=self.scale
+        )
+        output_BqD = self.o_proj(mixed_BHqK.transpose(1, 2).flatten(2))
+        return F.dropout(output_BqD, self.dropout_rate, self.training)
+
+    def _heads(self, projected_BTI: Tensor) -> Tensor:
+        return projected_BTI.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)
+
+
+class EvaFeedForward(nn.Module):
+    """Gated feed-forward: wo(gelu(wi_0 x) * wi_1 x), with the tanh form of GELU."""
+
+    def __init__(self, config: EvaConfig):
+        super().__init__()
+        self.wi_0 = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.wi_1 = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.dropout_rate = config.dropout_rate
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gated = F.gelu(self.wi_0(hidden), approximate="tanh") * self.wi_1(hidden)
+        return self.wo(F.dropout(gated, self.dropout_rate, self.training))
+
+
+class EvaBlock(GradientCheckpointingLayer):
+    """Self-attention, cross-attention (decoder only) and feed-forward, each behind its norm.
+
+    Everything a gradient flows into is a positional argument: checkpointing loses gradients of anything else.
+    """
+
+    def __init__(self, config: EvaConfig, decoder: bool):
+        super().__init__()
+        self.attn_norm = EvaNorm(config.d_model, config.layer_norm_epsilon)
+        self.attn = EvaAttention(config)
+        if decoder:
+            self.cross_norm = EvaNorm(config.d_model, config.layer_norm_epsilon)
+            self.cross = EvaAttention(config)
+        self.ff_norm = EvaNorm(config.d_model, config.layer_norm_epsilon)
+        self.ff = EvaFeedForward(config)
+        self.decoder = decoder
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(
+        self,
+        hidden_BqD: Tensor,
+        bias_BHqk: Tensor,
+        blind_Bq: Tensor | None,
+        encoded_BTD: Tensor | None = None,
+        cross_bias_BHqT: Tensor | None = None,
+        cross_blind_Bq: Tensor | None = None,
+        state: EvaState | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        normal_BqD = self.attn_norm(hidden_BqD)
+        keys, values = self.attn.keys_values(normal_BqD)
+        if state is not None:
+            keys, values = state.extend(layer, keys, values)
+        hidden_BqD = hidden_BqD + self.dropout(self.attn(normal_BqD, keys, values, bias_BHqk, blind_Bq))
+        if self.decoder:
+            normal_BqD = self.cross_norm(hidden_BqD)
+            if state is not None:
+                # The beams of one source are further queries to the same keys and values.
+                keys, values = state.cross[layer]
+                normal_BqD = normal_BqD.reshape(keys.shape[0], -1, normal_BqD.shape[-1])
+            else:
+                assert encoded_BTD is not None, "a decoder reads an encoder's output or a state"
+                keys, values = self.cross.keys_values(encoded_BTD)
+            mixed_BqD = self.cross(normal_BqD, keys, values, cross_bias_BHqT, cross_blind_Bq)
+            hidden_BqD = hidden_BqD + self.dropout(mixed_BqD.view_as(hidden_BqD))
+        return hidden_BqD + self.dropout(self.ff(self.ff_norm(hidden_BqD)))
+
+
+class EvaStack(nn.Module):
+    """The encoder or the decoder: blocks that share one relative position bias, and a last norm."""
+
+    def __init__(self, config: EvaConfig, layers: int, decoder: bool):
+        super().__init__()
+        self.blocks = nn.ModuleList(EvaBlock(config, decoder) for _ in range(layers))
+        self.relative_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+        self.final_norm = EvaNorm(config.d_model, config.layer_norm_epsilon)
+        self.decoder = decoder
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def position_bias(self, query_positions_Bq: Tensor, key_positions_Bk: Tensor) -> Tensor:
+        """The bias of every head by the distance between positions, (B, H, q, k)."""
+        relative_Bqk = key_positions_Bk[:, None, :] - query_positions_Bq[:, :, None]
+        buckets_Bqk = relative_buckets(relative_Bqk, self.relative_bias.num_embeddings, not self.decoder)
+        return self.relative_bias(buckets_Bqk).permute(0, 3, 1, 2)
+
+    def forward(self, hidden_BqD: Tensor, *inputs: Tensor | None, state: EvaState | None = None) -> Tensor:
+        """Embedded tokens through all blocks; ``inputs`` and ``state`` as in ``EvaBlock.forward``."""
+        hidden_BqD = self.dropout(hidden_BqD)
+        for layer, block in enumerate(self.blocks):
+            hidden_BqD = block(hidden_BqD, *inputs, state=state, layer=layer)
+        return self.dropout(self.final_norm(hidden_BqD))
+
+
+class EvaModel(RowModel):
+    """EVA with its head. ``forward(labels=…)`` is that of ``RowModel``; its other inputs are those of ``backbone``."""
+
+    config_class = EvaConfig
+    config: EvaConfig
+    _no_split_modules = ["EvaBlock"]
+    _input_embed_layer = "word_embeds"
+
+    def __init__(self, config: EvaConfig):
+        super().__init__(config)
+        assert config.num_decoder_layers is not None, "the configuration fills it in"
+        self.word_embeds = nn.Embedding(config.vocab_size, config.d_model)
+        self.role_embeds = nn.Embedding(2, config.d_model)
+        self.encoder = EvaStack(config, config.num_layers, decoder=False)
+        self.decoder = EvaStack(config, config.num_decoder_layers, decoder=True)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.02 if module is self.word_embeds else 1.0)
+        elif isinstance(module, EvaNorm):
+            init.ones_(module.weight)
+
+    def backbone(
+        self,
+        input_ids: Tensor,
+        decoder_input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        cross_attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        role_ids: Tensor | None = None,
+        decoder_role_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The decoder's output after its last norm, (B, A, D).
+
+        Masks are 1 or True where a key may be seen. For packed rows they may be given per query, (B, q, k) or
+        (B, H or 1, q, k); they are then taken as they are, and the decoder's mask must itself be causal.
+
+        Args:
+            input_ids: (B, T) int64.
+            decoder_input_ids: (B, A) int64, beginning with the start token.
+            attention_mask: (B, T), or per query (B, T, T); all is real if None.
+            decoder_attention_mask: (B, A), or per query (B, A, A); all is real if None.
+            cross_attention_mask: (B, A, T); the encoder's real tokens if None.
+            position_ids: (B, T) int64; 0 … T-1 if None. Only distances count.
+            decoder_position_ids: (B, A) int64; 0 … A-1 if None.
+            role_ids: (B, T) of 0 and 1; no role embedding if None.
+            decoder_role_ids: (B, A) of 0 and 1.
+        """
+        if attention_mask is not None and attention_mask.dim() > 2 and cross_attention_mask is None:
+            raise ValueError("an attention_mask per query says nothing about the decoder: give cross_attention_mask")
+        encoded_BTD = self._encode(input_ids, attention_mask, position_ids, role_ids)
+        queries = decoder_input_ids.shape[1]
+        if decoder_attention_mask is None or decoder_attention_mask.dim() == 2:
+            allowed = torch.ones(queries, queries, dtype=torch.bool, device=input_ids.device).tril()[None, None]
+            if decoder_attention_mask is not None:
+                allowed = allowed & per_query(decoder_attention_mask)
+        else:
+            allowed = per_query(decoder_attention_mask)
+        cross_bias = self._cross_bias(
+            attention_mask if cross_attention_mask is None else cross_attention_mask, encoded_BTD
+        )
+        positions = _positions(decoder_input_ids, decoder_position_ids)
+        bias_BHqk = masked_bias(self.decoder.position_bias(positions, positions), allowed)
+        return self.decoder(
+            self._embed(decoder_input_ids, decoder_role_ids),
+            bias_BHqk,
+            blind_queries(decoder_attention_mask),
+            encoded_BTD,
+            cross_bias,
+            blind_queries(cross_attention_mask),
+        )
+
+    def prefill(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        decoder_input_ids: Tensor,
+        decoder_attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, EvaState]:
+        """Read prompts: logits after the last decoder token, (R, 1, V), and the state to go on from.
+
+        Args:
+            input_ids, attention_mask: (R, T); padding may be on either side.
+            decoder_input_ids, decoder_attention_mask: (R, A), filled on the left.
+        """
+        state = EvaState(len(self.decoder.blocks))
+        encoded_RTD = self._encode(input_ids, attention_mask)
+        state.cross = [block.cross.keys_values(encoded_RTD) for block in self.decoder.blocks]  # type: ignore[operator, union-attr]
+        state.cross_bias_S11T = self._cross_bias(attention_mask, encoded_RTD)
+        if decoder_attention_mask is None:
+            decoder_attention_mask = torch.ones_like(decoder_input_ids)
+        positions_RA = decoder_attention_mask.cumsum(-1) - 1
+        state.positions_RC = positions_RA[:, :0]
+        hidden_RAD = self._advance(decoder_input_ids, positions_RA, decoder_attention_mask.bool(), state)
+        return self.lm_head(hidden_RAD[:, -1:]), state
+
+    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: DecodeState) -> Tensor:
+        """Feed q further tokens to every row: logits (R, q, V). P is 1: the decoder position."""
+        assert isinstance(state, EvaState), "a state comes from prefill"
+        valid_Rq = torch.ones_like(ids_Rq, dtype=torch.bool)
+        return self.lm_head(self._advance(ids_Rq, positions_RPq[:, 0], valid_Rq, state))
+
+    def _advance(self, ids_Rq: Tensor, positions_Rq: Tensor, valid_Rq: Tensor, state: EvaState) -> Tensor:
+        state.grow(valid_Rq)
+        state.positions_RC = torch.cat([state.positions_RC, positions_Rq], dim=1)
+        columns = torch.arange(state.length, device=ids_Rq.device)
+        causal_qC = columns <= columns[-ids_Rq.shape[1] :, None]
+        bias_RHqC = self.decoder.position_bias(positions_Rq, state.positions_RC)
+        bias_RHqC = masked_bias(bias_RHqC, causal_qC & per_query(state.valid_RC))
+        return self.decoder(self._embed(ids_Rq), bias_RHqC, None, None, state.cross_bias_S11T, None, state=state)
+
+    def _encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None = None,
+        role_ids: Tensor | None = None,
+    ) -> Tensor:
+        positions = _positions(input_ids, position_ids)
+        bias_BHTT = self.encoder.position_bias(positions, positions)
+        if attention_mask is not None:
+            bias_BHTT = masked_bias(bias_BHTT, per_query(attention_mask))
+        return self.encoder(self._embed(input_ids, role_ids), bias_BHTT, blind_queries(attention_mask))
+
+    def _cross_bias(self, mask: Tensor | None, encoded_BTD: Tensor) -> Tensor:
+        """Cross-attention has no position bias, only a mask: (B, 1, 1 or A, T)."""
+        if mask is None:
+            mask = torch.ones(encoded_BTD.shape[:2], device=encoded_BTD.device)
+        return masked_bias(encoded_BTD.new_zeros(1, 1, 1, 1), per_query(mask))
+
+    def _embed(self, ids: Tensor, role_ids: Tensor | None = None) -> Tensor:
+        embedded = self.word_embeds(ids)
+        return embedded if role_ids is None else embedded + self.role_embeds(role_ids)
+
+
+def _positions(ids: Tensor, given: Tensor | None) -> Tensor:
+    return torch.arange(ids.shape[1], device=ids.device)[None] if given is None else given
+
+
+AutoConfig.register("hanmo-eva", EvaConfig)
+AutoModel.register(EvaConfig, EvaModel)
+AutoModelForSeq2SeqLM.register(EvaConfig, EvaModel)

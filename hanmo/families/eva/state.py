@@ -1,0 +1,48 @@
+"""What EVA's decoder keeps between steps."""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from hanmo.families.cache import DecodeState
+
+
+class EvaState(DecodeState):
+    """Decoding state that also holds what the decoder sees of the encoder, once per source.
+
+    The R rows are S groups of R / S consecutive rows; the rows of a group share the cross-attention keys and
+    values of their source, which are never copied per row.
+
+    Attributes:
+        positions_RC: decoder positions of the columns.
+        cross: keys and values of each layer's cross-attention, (S, H, T, K) each.
+        cross_bias_S11T: 0 at the real tokens of the sources and -inf at padding.
+    """
+
+    def __init__(self, layers: int):
+        super().__init__(layers)
+        self.positions_RC = torch.empty(0)
+        self.cross: list[tuple[Tensor, Tensor]] = []
+        self.cross_bias_S11T = torch.empty(0)
+
+    def take(self, rows: Tensor) -> EvaState:
+        other = super().take(rows)
+        assert isinstance(other, EvaState)
+        other.positions_RC = self.positions_RC[rows]
+        sources = len(self.cross_bias_S11T)
+        per_source = len(self.positions_RC) // sources
+        taken = [row // per_source for row in rows.tolist()]
+        # The widest groups of equal size into which the new rows fall.
+        width = math.gcd(*(len(list(run)) for _, run in groupby(taken)))
+        taken = taken[::width]
+        if taken == list(range(sources)):
+            other.cross, other.cross_bias_S11T = self.cross, self.cross_bias_S11T
+        else:
+            index = torch.tensor(taken, device=rows.device)
+            other.cross = [(keys[index], values[index]) for keys, values in self.cross]
+            other.cross_bias_S11T = self.cross_bias_S11T[index]
+        return other
