@@ -15,11 +15,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Turns that alternate between the user and the system. The last turn is what the model is to say."""
+    """Turns that alternate between the user and the system. The last turn is what the model is to say.
+
+    ``ids``: in a chat, the ids of a turn that the model has said, so that they are never made from its text again;
+    one entry per turn, None where there is only text.
+    """
 
     turns: tuple[str, ...]
     system: str = ""
     where: str = field(default="", compare=False)
+    ids: tuple[tuple[int, ...] | None, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from types import ModuleType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +75,36 @@ class Context:
     unabridged: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class DecodingForm:
+    """The conventions by which implementations of sampling and beam search differ. The defaults are ours.
+
+    Attributes:
+        first_beam_only: only the first beam is alive before the first step; otherwise all beams start equal.
+        length: what a beam's length counts. "said": generated ids with the stop token; "words": without it;
+            "whole": the prompt's width and the generated ids without the stop token.
+        lookahead: tokens added to the length when it is asked whether open beams can still win.
+        stop_is_open: a beam that has just stopped counts as open when that is asked.
+        tie: relative difference up to which two scores are equal there.
+        temperature_again: sampled beams divide their running scores by the temperature at every step.
+        keeps_finished: finished beam searches stay in the batch, filled with padding.
+        cut: the score of tokens that top-k or top-p leaves out.
+    """
+
+    first_beam_only: bool = True
+    length: Literal["said", "words", "whole"] = "said"
+    lookahead: int = 1
+    stop_is_open: bool = False
+    tie: float = 0.0
+    temperature_again: bool = False
+    keeps_finished: bool = False
+    cut: float = float("-inf")
+
+
+# Beam search up to transformers 4.38, by which the PanGu and GLM ports of 2023 decode.
+TRANSFORMERS_4_31 = DecodingForm(length="whole", stop_is_open=True)
+
+
 class Rules(Protocol):
     """Score rules of a family: bans and penalties that depend on what has been said.
 
@@ -108,6 +138,8 @@ class Family(ABC):
     packs: ClassVar[bool] = False
     #: rows of one stream follow each other and carry memory
     streams: ClassVar[bool] = False
+    #: how the original decodes, for settings.published
+    published_decoding: ClassVar[DecodingForm] = DecodingForm()
     #: names of the linear modules that LoRA adapts
     lora_targets: ClassVar[tuple[str, ...]] = ()
 
