@@ -1,0 +1,230 @@
+"""Which files make up a checkpoint, and their tensors by name, whatever the container.
+
+    megatron      a tracker file and ITERATION/mp_rank_RR_model_states.pt, one file per tensor-parallel rank
+    bin           pytorch_model.bin, or its shards with an index
+    safetensors   model.safetensors, or its shards with an index
+
+Only indexes are read here: tensors are memory-mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hanmo.checkpoints.reading import read_pickle, read_safetensors
+from hanmo.errors import CheckpointError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+_TRACKERS = (TRACKER, "latest")  # the second is DeepSpeed's, and counts where the first is missing
+_RANK_FILE = re.compile(r"mp_rank_(\d{2,})_model_states\.pt")
+
+
+def rank_file(rank: int) -> str:
+    """The name of a rank's file: two digits, as the original loaders look for."""
+    return f"mp_rank_{rank:02d}_model_states.pt"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, lazily read.
+
+    Attributes:
+        path: the folder (or single file) that was asked for.
+        container: "megatron", "bin" or "safetensors".
+        files: the files of weights, in rank or shard order.
+        ranks: tensors by name: one dict per tensor-parallel rank, one in all for other containers.
+        state: what a megatron file of rank 0 holds beside its tensors.
+        iteration: of a megatron checkpoint, else None.
+        config: the content of config.json beside the weights, else None.
+    """
+
+    path: Path
+    container: str
+    files: list[Path]
+    ranks: list[dict[str, Tensor]]
+    state: dict[str, Any] = field(default_factory=dict)
+    iteration: int | None = None
+    config: dict[str, Any] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.ranks[0])
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+def find_weights(path: str | Path) -> Weights:
+    """The weights at a folder or file.
+
+    Raises:
+        CheckpointError: nothing there, an incomplete set of files, or a file that cannot be read; says which.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if path.is_file():
+        if _RANK_FILE.fullmatch(path.name):
+            return find_weights(path.parent)
+        if path.suffix == ".safetensors":
+            return Weights(path, "safetensors", [path], [read_safetensors(path)], config=_config(path.parent))
+        return Weights(path, "bin", [path], [_tensors(path, read_pickle(path))], config=_config(path.parent))
+    if folder := _iteration_folder(path):
+        return _megatron(path, folder)
+    for container, stem in (("safetensors", "model.safetensors"), ("bin", "pytorch_model.bin")):
+        if files := _shards(path, stem):
+            return Weights(path, container, files, [_merged(path, container, files)], config=_config(path))
+    raise CheckpointError(_nothing_here(path))
+
+
+def _iteration_folder(path: Path) -> Path | None:
+    """The folder of rank files: by the tracker file, or the folder itself; None if this is no megatron checkpoint."""
+    for name in _TRACKERS:
+        tracker = path / name
+        if not tracker.is_file():
+            continue
+        said = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        if said != "release" and not (said.isascii() and said.isdigit() and int(said) > 0):
+            raise CheckpointError(f"{tracker}: says {said[:40]!r}, expected an iteration above 0 or 'release'")
+        folder = path / said
+        if not folder.is_dir():
+            others = [item.name for item in sorted(path.iterdir()) if item.is_dir()]
+            raise CheckpointError(
+                f"{tracker}: names {said}, but there is no folder {folder}; folders here: {', '.join(others) or 'none'}"
+            )
+        return folder
+    return path if any(_RANK_FILE.fullmatch(item.name) for item in path.iterdir()) else None
+
+
+def _megatron(path: Path, folder: Path) -> Weights:
+    found = {int(match[1]): item for item in folder.iterdir() if (match := _RANK_FILE.fullmatch(item.name))}
+    if not found:
+        raise CheckpointError(f"{folder}: holds no {rank_file(0)}; {_listing(folder)}")
+    states = {}
+    for rank in sorted(found):
+        states[rank] = state = read_pickle(found[rank])
+        if not isinstance(state, dict) or not isinstance(state.get("module"), dict):
+            keys = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise CheckpointError(f"{found[rank]}: has no 'module' with the weights; it holds: {keys}")
+    first = states[min(states)]
+    claimed = first.get("mp_world_size")
+    count = max([len(found), max(found) + 1, claimed if isinstance(claimed, int) else 1])
+    for rank in range(count):
+        if rank not in found:
+            raise CheckpointError(
+                f"{folder}: rank {rank} of {count} is missing ({rank_file(rank)}); found {_ranks(found)}"
+            )
+    if isinstance(claimed, int) and claimed != count:
+        raise CheckpointError(f"{folder}: {count} rank files, but they were written for {claimed} ranks")
+    iterations = {rank: _iteration(state) for rank, state in states.items()}
+    if len(set(iterations.values())) > 1:
+        said = ", ".join(f"rank {rank}: {iteration}" for rank, iteration in iterations.items())
+        raise CheckpointError(f"{folder}: the ranks are of different iterations ({said})")
+    iteration = iterations[0]
+    if folder != path and folder.name != "release" and iteration is not None and int(folder.name) != iteration:
+        raise CheckpointError(
+            f"{folder}: the tracker file says iteration {folder.name}, the weights say {iteration}; "
+            f"give {folder} itself to open it all the same"
+        )
+    state = {key: value for key, value in states[0].items() if key != "module"}
+    ranks = [_tensors(found[rank], states[rank]["module"]) for rank in range(count)]
+    files = [found[rank] for rank in range(count)]
+    return Weights(path, "megatron", files, ranks, state, iteration, _config(folder) or _config(path))
+
+
+def _iteration(state: dict[str, Any]) -> int | None:
+    value = state.get("iteration", state.get("total_iters"))
+    return value if isinstance(value, int) else None
+
+
+def _ranks(found: dict[int, Path]) -> str:
+    return ", ".join(found[rank].name for rank in sorted(found))
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected tensors by name, found {type(content).__name__}")
+    strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if strangers or not content:
+        held = f"beside tensors it holds {', '.join(strangers[:8])}" if strangers else "it is empty"
+        raise CheckpointError(f"{path}: expected tensors by name, but {held}")
+    return dict(content)
+
+
+def _shards(folder: Path, stem: str) -> list[Path]:
+    """The single file of this name or the shards that its index lists; empty if there is neither."""
+    if (folder / stem).is_file():
+        return [folder / stem]
+    index = folder / f"{stem}.index.json"
+    if not index.is_file():
+        return []
+    names = sorted(set(_weight_map(index).values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:8])}")
+    return [folder / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
+    return weight_map
+
+
+def _merged(folder: Path, container: str, files: list[Path]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= read_safetensors(file) if container == "safetensors" else _tensors(file, read_pickle(file))
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{stem}.index.json"
+        if len(files) > 1 and index.is_file():
+            absent = [name for name in _weight_map(index) if name not in tensors]
+            if absent:
+                raise CheckpointError(f"{index}: {absent[0]} and {len(absent) - 1} more are in none of the shards")
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    path = folder / "config.json"
+    return read_json(path) if path.is_file() else None
+
+
+def _nothing_here(path: Path) -> str:
+    inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and _iteration_folder(folder) == folder]
+    if inside:
+        return f"{path}: has no {TRACKER}; give one of its folders of weights: {', '.join(map(str, inside[:8]))}"
+    if any(path.glob("*.ckpt")):
+        return (
+            f"{path}: holds .ckpt files (MindSpore?), which hanmo does not read; "
+            "look for the converted form of this model (pytorch_model.bin or mp_rank_00_model_states.pt)"
+        )
+    expected = f"model.safetensors, pytorch_model.bin, or {TRACKER} with {rank_file(0)}"
+    return f"{path}: no weights here; {_listing(path)}; expected {expected}"
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(item.name + "/" * item.is_dir() for item in folder.iterdir())
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"found {', '.join(names[:12])}{more}" if names else "the folder is empty"
