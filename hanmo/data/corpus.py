@@ -1,0 +1,117 @@
+"""The built-in corpus: Chinese dialogues that install with the package, for the demo and for trying things out.
+
+Two sources. ``grammar``: exchanges composed by the templates of ``corpus_grammar`` from the words of ``corpus_words``;
+a part of the combinations is held out, so that what a model says to them is composed, not remembered. ``collected``:
+the Chinese dialogues of the PyPI package chatterbot-corpus (BSD licence), written by people, mostly single exchanges.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from random import Random
+
+from hanmo.data.corpus_grammar import TEMPLATES
+from hanmo.data.corpus_template import HELD_OUT, Exchange, Template
+from hanmo.errors import UnsupportedError
+from hanmo.records import Dialogue
+
+_WEIGHTS = list(accumulate(template.weight for template in TEMPLATES))
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Dialogues whose last turn is to be said: for training, for validation, and the held-out ones by topic."""
+
+    train: list[Dialogue]
+    held_out: dict[str, list[Dialogue]]
+    collected: list[Dialogue]
+
+
+def build(size: int, seed: int = 0, per_topic: int = 24, repeats: int = 4) -> Corpus:
+    """The corpus of ``size`` composed dialogues and every collected one ``repeats`` times.
+
+    Args:
+        seed: decides what is drawn and in which order; never what is held out.
+        per_topic: held-out dialogues of each topic (fewer where a topic has fewer).
+    """
+    rng = Random(f"train {seed}")
+    collected = collected_dialogues()
+    train = [_in_conversation(rng) for _ in range(size)] + collected * repeats
+    rng.shuffle(train)
+    return Corpus(train, _held_out(Random(f"held out {seed}"), per_topic), collected)
+
+
+def _training_exchange(rng: Random) -> Exchange:
+    while True:
+        exchange = rng.choices(TEMPLATES, cum_weights=_WEIGHTS)[0].draw(rng)
+        if not exchange.held_out:
+            return exchange
+
+
+def _in_conversation(rng: Random) -> Dialogue:
+    """An exchange as people have it: something may have been said before, and end marks may be missing."""
+    turns = list(_training_exchange(rng).turns)
+    for _ in range(rng.choices((0, 1, 2, 3), (60, 20, 12, 8))[0]):
+        turns[:0] = _training_exchange(rng).turns
+    turns = turns[-8:] if len(turns) % 2 == 0 else turns[-7:]
+    return Dialogue(tuple(_careless(turn, rng) if i % 2 == 0 else turn for i, turn in enumerate(turns)))
+
+
+def _careless(turn: str, rng: Random) -> str:
+    """What a user types: often without the end mark."""
+    return turn[:-1] if turn[-1] in "。？！" and rng.random() < 0.4 else turn
+
+
+def _held_out(rng: Random, per_topic: int) -> dict[str, list[Dialogue]]:
+    by_topic: dict[str, list[Template]] = {}
+    for template in TEMPLATES:
+        by_topic.setdefault(template.topic, []).append(template)
+    return {topic: _distinct(found, rng, per_topic) for topic, found in by_topic.items()}
+
+
+def _distinct(templates: Sequence[Template], rng: Random, count: int) -> list[Dialogue]:
+    """Up to ``count`` different held-out dialogues, the templates of the topic in turn."""
+    found: dict[tuple[str, ...], Dialogue] = {}
+    for attempt in range(count * HELD_OUT * 8):
+        exchange = templates[attempt % len(templates)].draw(rng)
+        if exchange.held_out:
+            found.setdefault(exchange.turns, Dialogue(exchange.turns))
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def collected_dialogues(longest: int = 40) -> list[Dialogue]:
+    """The dialogues of chatterbot-corpus, one record per reply, replies and questions of at most ``longest`` characters.
+
+    Raises:
+        UnsupportedError: chatterbot-corpus is not installed.
+    """
+    records = []
+    for where, turns in _collected_conversations():
+        for end in range(2, len(turns) + 1):
+            window = turns[max(0, end - 4) : end] if end % 2 == 0 else turns[max(0, end - 3) : end]
+            if all(0 < len(turn) <= longest for turn in window):
+                records.append(Dialogue(tuple(window), where=where))
+    return list(dict.fromkeys(records))
+
+
+def _collected_conversations() -> Iterator[tuple[str, list[str]]]:
+    import yaml
+
+    try:
+        files = importlib.metadata.files("chatterbot-corpus") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UnsupportedError(
+            "the demo's collected dialogues are in the package chatterbot-corpus, which is not installed; "
+            "install it with: pip install 'hanmo[demo]'"
+        ) from None
+    for file in sorted(map(str, files)):
+        if "/chinese/" in file and file.endswith(".yml"):
+            path = next(entry for entry in files if str(entry) == file).locate()
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))  # type: ignore[attr-defined]
+            for number, turns in enumerate(content["conversations"], 1):
+                yield f"{path.name}#{number}", [" ".join(str(turn).split()) for turn in turns]  # type: ignore[attr-defined]

@@ -1,0 +1,60 @@
+"""What a template of the dialogue grammar is, and which of its combinations are held out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+HELD_OUT = 8  # one combination in this many is never trained on
+_END_MARKS = str.maketrans("", "", "。？！")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A kind of exchange.
+
+    Attributes:
+        topic: under which results are reported.
+        forms: ways to put it; turns separated by ``|``, the user's first, ``{slot}`` or ``{slot.field}`` in braces.
+        slots: what may stand in each place.
+        derive: further values computed from the chosen ones, for answers; None if the choice makes no sense.
+        combination: the slots whose values together are split into training and held-out; all slots and the form if empty.
+        weight: how often it is drawn, relative to the others.
+    """
+
+    topic: str
+    forms: tuple[str, ...]
+    slots: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    derive: Callable[..., dict[str, Any] | None] | None = None
+    combination: tuple[str, ...] = ()
+    weight: float = 1.0
+
+    def draw(self, rng: Random) -> Exchange:
+        """One exchange, from training or held out, as its combination decides."""
+        while True:
+            chosen = {name: rng.choice(values) for name, values in self.slots.items()}
+            derived = self.derive(**chosen) if self.derive else {}
+            if derived is not None:
+                break
+        form = rng.choice(self.forms)
+        turns = tuple(form.format(**chosen, **derived).split("|"))
+        names = self.combination or (*self.slots, "form")
+        key = "|".join([self.topic, self.forms[0], *(str({**chosen, "form": form}[name]) for name in names)])
+        return Exchange(self.topic, turns, _is_held_out(key))
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Turns of one topic; ``held_out``: its combination never occurs in training."""
+
+    topic: str
+    turns: tuple[str, ...]
+    held_out: bool
+
+
+def _is_held_out(key: str) -> bool:
+    key = key.translate(_END_MARKS)  # users leave them out, so they make no difference
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % HELD_OUT == 0

@@ -1,0 +1,50 @@
+"""A vocabulary in EVA's format from text: special tokens at their fixed ids, characters, the most frequent words, sentinels.
+
+The format is specified with the recorded cases of EVA (its section on the tokenizer): one token a line, the line number
+is the id. Words are what jieba cuts; a word that is not listed falls apart into shorter ones and characters.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+#: ids 0 to 10; "▃" stands for a newline, "▂" for a space, and id 8 is the empty string
+HEAD = ("<unk>", "<s>", "</s>", "▃", "<sep>", "<pad>", "<mask>", "<eod>", "", ",", "▂")
+SENTINELS = tuple(f"<s_{i}>" for i in range(190))  # the last ids; <s_0> starts a reply
+ASCII = tuple(chr(code) for code in range(33, 127))
+
+
+def build(
+    texts: Iterable[str], words: int, min_count: int = 1, fold: Callable[[str], str] = str, apart: str = ""
+) -> list[str]:
+    """The tokens by id.
+
+    Args:
+        texts: what the vocabulary is to spell: each of its characters becomes a token, ASCII always does.
+        words: at most so many words of two and more characters, by frequency (then by code points).
+        min_count: a rarer word is left out.
+        fold: the tokenizer's own mapping of characters, applied before cutting.
+        apart: no word is taken that has one of these characters, so that a model sees them one by one.
+    """
+    import jieba
+
+    jieba.setLogLevel("ERROR")
+    characters: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for text in texts:
+        folded = fold(text)
+        characters.update(folded)
+        counts.update(word for word in jieba.cut(folded) if len(word) > 1)
+    single = [character for character in _ranked(characters) if not character.isspace()]
+    listed = [
+        word
+        for word in _ranked(counts)
+        if counts[word] >= min_count and not set(word) & set(apart) and not any(map(str.isspace, word))
+    ]
+    body = dict.fromkeys([*single, *ASCII, *listed[:words]])
+    return [*HEAD, *(token for token in body if token not in HEAD), *SENTINELS]
+
+
+def _ranked(counts: Counter[str]) -> list[str]:
+    return sorted(counts, key=lambda token: (-counts[token], token))

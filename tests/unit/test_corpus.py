@@ -1,0 +1,119 @@
+from collections import Counter
+from random import Random
+
+import pytest
+
+from hanmo.data import corpus
+from hanmo.data.corpus_grammar import TEMPLATES
+from hanmo.data.corpus_reckoning import numeral
+from hanmo.data.corpus_template import HELD_OUT, Template
+
+END_MARKS = str.maketrans("", "", "。？！")
+
+
+@pytest.fixture(scope="module")
+def built() -> corpus.Corpus:
+    return corpus.build(size=20_000, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "零"),
+        (9, "九"),
+        (10, "十"),
+        (11, "十一"),
+        (20, "二十"),
+        (99, "九十九"),
+        (100, "一百"),
+        (105, "一百零五"),
+        (110, "一百一十"),
+        (119, "一百一十九"),
+        (320, "三百二十"),
+    ],
+)
+def test_numerals_as_spoken(number, words):
+    assert numeral(number) == words
+
+
+def test_the_seed_decides_everything(built):
+    again = corpus.build(size=300, seed=3)
+    assert again == corpus.build(size=300, seed=3)
+    assert again.train != corpus.build(size=300, seed=4).train
+    assert set(built.held_out) == set(again.held_out)
+
+
+def bare(turns) -> str:
+    return "|".join(turns).translate(END_MARKS)
+
+
+def test_no_held_out_exchange_is_trained_on(built):
+    """Fails if a template's combination leaves out a slot that changes its words, or if two templates say the same."""
+    trained = {bare(turns[-count:]) for turns in (d.turns for d in built.train) for count in (2, 4, 6, 8)}
+    for topic, dialogues in built.held_out.items():
+        for dialogue in dialogues:
+            assert bare(dialogue.turns) not in trained, topic
+
+
+def test_held_out_does_not_depend_on_the_seed(built):
+    other = corpus.build(size=20_000, seed=1)
+    trained = {bare(dialogue.turns) for dialogue in other.train}
+    assert not trained & {bare(dialogue.turns) for found in built.held_out.values() for dialogue in found}
+
+
+def test_about_one_combination_in_eight_is_held_out():
+    template = next(template for template in TEMPLATES if template.combination == ("a", "b", "c", "d", "e"))
+    rng = Random(0)
+    share = sum(template.draw(rng).held_out for _ in range(4000)) / 4000
+    assert abs(share - 1 / HELD_OUT) < 0.03
+
+
+def test_every_topic_has_held_out_dialogues(built):
+    assert all(len(dialogues) > 5 for dialogues in built.held_out.values()), Counter(
+        {topic: len(dialogues) for topic, dialogues in built.held_out.items()}
+    )
+
+
+def test_dialogues_are_well_formed(built):
+    for dialogue in built.train:
+        assert 2 <= len(dialogue.turns) <= 8
+        assert all(turn and "{" not in turn and "|" not in turn for turn in dialogue.turns)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("三加五等于几？", "三加五等于八。"),
+        ("今天星期六，后天星期几？", "后天星期一。"),
+        ("现在十一点，三个小时以后几点？", "三个小时以后是二点。"),
+        ("三月是什么季节？", "三月是春天。"),
+        ("十二月是什么季节？", "十二月是冬天。"),
+        ("十二生肖里猪后面是什么？", "猪后面是鼠。"),
+        ("今天三月五号，明天几号？", "明天三月六号。"),
+        ("苹果五块钱一斤，买三斤多少钱？", "一共十五块钱。"),
+        ("大象比老鼠大吗？", "对，大象比老鼠大。"),
+        ("春风对什么？", "春风对秋雨。"),
+    ],
+)
+def test_answers_worked_out_by_hand(question, answer):
+    """The template that can say the question gives this answer, whichever set the combination falls into."""
+    rng = Random(0)
+    topics = [template for template in TEMPLATES if template.derive]
+    for _ in range(400_000):
+        turns = rng.choice(topics).draw(rng).turns
+        if turns[-2] == question:
+            assert turns[-1] == answer
+            return
+    pytest.fail(f"{question} is never said")
+
+
+def test_a_choice_that_makes_no_sense_is_drawn_again():
+    template = Template("t", ("{a}|{b}",), {"a": (1, 2), "b": (1, 2)}, lambda a, b: {} if a < b else None)
+    assert template.draw(Random(0)).turns == ("1", "2")
+
+
+def test_collected_dialogues_are_short_and_distinct():
+    dialogues = corpus.collected_dialogues(longest=20)
+    assert len(dialogues) > 100 and len(set(dialogues)) == len(dialogues)
+    assert max(len(turn) for dialogue in dialogues for turn in dialogue.turns) <= 20
+    assert any(dialogue.turns == ("你好", "嗨") for dialogue in dialogues)
