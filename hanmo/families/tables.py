@@ -43,6 +43,7 @@ class Layout:
             "bin" is a folder with config.json and pytorch_model.bin.
         prefixes: the names may all start with one of these.
         ignored: patterns of names that carry no weights (masks stored as buffers).
+        needs: keys of config.json without which these names belong to somebody else's model.
         signature: names whose presence tells this layout from all others.
     """
 
@@ -52,6 +53,7 @@ class Layout:
     signature: tuple[str, ...]
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
