@@ -1,0 +1,200 @@
+"""Metrics of generated text, as pure functions of token sequences. For Chinese the tokens are characters.
+
+A text is any sequence of strings; a ``str`` is the sequence of its characters. Every sample has one hypothesis and
+one or more references. All values lie between 0 and 1. Two readings exist where EVA's published evaluation is off:
+
+- published: reproduces the published numbers. Dist-k misses the last k-gram of every hypothesis, ROUGE-n compares
+  two sets of n-grams over everything joined, and an empty reference has no F1 and no ROUGE-L (here: an error).
+- corrected: every k-gram counts, ROUGE-n is a mean over samples, and where a reference has nothing to compare
+  (it is empty, or shorter than n) the sample scores 1 if the hypothesis equals it and 0 otherwise.
+
+BLEU is the same in both readings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from hanmo.errors import UnsupportedError
+
+Tokens = Sequence[str]
+BLEU_ORDERS = 4  # smoothing looks at orders 1..4, whatever order is asked for
+
+
+class Overlap(NamedTuple):
+    """Recall and F of a ROUGE-n."""
+
+    recall: float
+    f: float
+
+
+def ngrams(tokens: Tokens, n: int) -> list[tuple[str, ...]]:
+    """All runs of n tokens, in order; none if there are fewer than n tokens."""
+    return list(zip(*(tokens[i:] for i in range(n)), strict=False))
+
+
+def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], k: int = 4) -> float:
+    """Corpus BLEU of orders 1..k with equal weights (Papineni et al. 2002).
+
+    Counts are clipped against all references of a sample; the brevity penalty uses the closest reference length, the
+    shorter of two equally close ones. A hypothesis shorter than n still adds 1 to the denominator of order n. The
+    j-th order without any match has precision 1 / (2^j x denominator) (Chen & Cherry 2014, method 3, base 2);
+    no matching token at all gives 0.
+    """
+    _check(hypotheses, references)
+    precisions, unmatched = [], 0
+    for n in range(1, BLEU_ORDERS + 1):
+        matches, total = _clipped(hypotheses, references, n)
+        if n == 1 and matches == 0:
+            return 0.0
+        unmatched += matches == 0
+        precisions.append(matches / total if matches else 1 / (2**unmatched * total))
+    length = sum(len(hypothesis) for hypothesis in hypotheses)
+    expected = sum(
+        min((len(option) for option in options), key=lambda size: (abs(size - len(hypothesis)), size))
+        for hypothesis, options in zip(hypotheses, references, strict=True)
+    )
+    brevity = 1.0 if length > expected else math.exp(1 - expected / length)
+    return brevity * math.exp(math.fsum(math.log(precision) for precision in precisions[:k]) / k)
+
+
+def distinct(hypotheses: Sequence[Tokens], k: int, published: bool = False) -> float:
+    """Dist-k (Li et al. 2016): distinct k-grams / all k-grams over all hypotheses; 0 if there are none.
+
+    published: a hypothesis of n tokens contributes its first n - k k-grams, so the last one is missed.
+    """
+    seen = Counter(chain.from_iterable(_dist_ngrams(tokens, k, published) for tokens in hypotheses))
+    return len(seen) / seen.total() if seen else 0.0
+
+
+def unigram_f1(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], published: bool = False) -> float:
+    """Mean over samples of the best F1 between the bags of tokens of the hypothesis and of a reference.
+
+    Raises:
+        UnsupportedError: published, and a reference is empty.
+    """
+    _check(hypotheses, references)
+    if published:
+        _refuse_empty(references, "F1")
+    return _mean(
+        [
+            max(_bag_f1(hypothesis, reference) for reference in options)
+            for hypothesis, options in zip(hypotheses, references, strict=True)
+        ]
+    )
+
+
+def rouge_l(
+    hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], published: bool = False, beta: float = 1.2
+) -> float:
+    """ROUGE-L (Lin 2004): mean over samples of F from the longest common subsequence.
+
+    F = (1 + beta^2) P R / (R + beta^2 P), with P and R each the best over the references.
+
+    Raises:
+        UnsupportedError: published, and a reference is empty.
+    """
+    _check(hypotheses, references)
+    if published:
+        _refuse_empty(references, "ROUGE-L")
+    return _mean(
+        [_lcs_f(hypothesis, options, beta) for hypothesis, options in zip(hypotheses, references, strict=True)]
+    )
+
+
+def rouge_n(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int) -> Overlap:
+    """ROUGE-n (Lin 2004): means over samples of recall and F1 of clipped n-gram counts, each the best of the references."""
+    _check(hypotheses, references)
+    recalls, fs = [], []
+    for hypothesis, options in zip(hypotheses, references, strict=True):
+        overlaps = [_overlap(hypothesis, reference, n) for reference in options]
+        recalls.append(max(overlap.recall for overlap in overlaps))
+        fs.append(max(overlap.f for overlap in overlaps))
+    return Overlap(_mean(recalls), _mean(fs))
+
+
+def rouge_n_published(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int) -> float:
+    """The published ROUGE-n: recall of the set of n-grams of all hypotheses joined into one sequence against that of
+    all first references joined, so that n-grams run across samples. 0 if the references have no n-gram."""
+    _check(hypotheses, references)
+    said = set(ngrams(list(chain.from_iterable(hypotheses)), n))
+    expected = set(ngrams(list(chain.from_iterable(options[0] for options in references)), n))
+    return len(said & expected) / len(expected) if expected else 0.0
+
+
+def common_subsequence(first: Tokens, second: Tokens) -> int:
+    """Length of the longest common subsequence, by bit-parallel dynamic programming (Hyyrö 2004)."""
+    places: dict[str, int] = {}
+    for place, token in enumerate(first):
+        places[token] = places.get(token, 0) | 1 << place
+    row = whole = (1 << len(first)) - 1
+    for token in second:
+        matching = row & places.get(token, 0)
+        row = ((row + matching) | (row - matching)) & whole
+    return len(first) - row.bit_count()
+
+
+def _clipped(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int) -> tuple[int, int]:
+    """Matches of order n clipped per sample, and the number of n-grams."""
+    matches = total = 0
+    for hypothesis, options in zip(hypotheses, references, strict=True):
+        said = Counter(ngrams(hypothesis, n))
+        allowed: Counter[tuple[str, ...]] = Counter()
+        for reference in options:
+            allowed |= Counter(ngrams(reference, n))
+        matches += (said & allowed).total()
+        total += max(1, said.total())
+    return matches, total
+
+
+def _dist_ngrams(tokens: Tokens, k: int, published: bool) -> list[tuple[str, ...]]:
+    return ngrams(tokens, k)[:-1] if published else ngrams(tokens, k)
+
+
+def _bag_f1(hypothesis: Tokens, reference: Tokens) -> float:
+    if not reference or not hypothesis:
+        return float(len(reference) == len(hypothesis))
+    common = (Counter(hypothesis) & Counter(reference)).total()
+    return 2 * common / (len(hypothesis) + len(reference))
+
+
+def _lcs_f(hypothesis: Tokens, options: Sequence[Tokens], beta: float) -> float:
+    if not hypothesis:
+        return float(not all(options))
+    lengths = [(common_subsequence(hypothesis, reference), len(reference)) for reference in options if reference]
+    if not lengths:
+        return 0.0
+    precision = max(common for common, _ in lengths) / len(hypothesis)
+    recall = max(common / length for common, length in lengths)
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision) if precision else 0.0
+
+
+def _overlap(hypothesis: Tokens, reference: Tokens, n: int) -> Overlap:
+    said, expected = Counter(ngrams(hypothesis, n)), Counter(ngrams(reference, n))
+    if not expected:
+        same = float(list(hypothesis) == list(reference))
+        return Overlap(same, same)
+    common = (said & expected).total()
+    return Overlap(common / expected.total(), 2 * common / (said.total() + expected.total()))
+
+
+def _check(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> None:
+    assert len(hypotheses) == len(references), f"{len(hypotheses)} hypotheses, {len(references)} samples of references"
+    assert all(references), "a sample without a reference"
+
+
+def _refuse_empty(references: Sequence[Sequence[Tokens]], metric: str) -> None:
+    for sample, options in enumerate(references):
+        if not all(options):
+            raise UnsupportedError(
+                f"sample {sample} (from 0): the published {metric} divides by zero for an empty reference; "
+                "leave that record out, or use the corrected reading, where it is defined"
+            )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
