@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from hanmo.records import Record
+from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 
 IGNORE = -100  # a label that is not scored
 
@@ -201,6 +201,22 @@ class OpenedModel:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.family.tokenizer
+
+
+def as_pair(record: Record) -> PromptResponse:
+    """A record as one prompt and its response, for families that know no turns: what was said so far, a line each.
+
+    The system message is the prompt's first line; of scored answers the best one is the response.
+    """
+    assert not isinstance(record, Text), "running text has no prompt"
+    if isinstance(record, ScoredAnswers):
+        record = record.best()
+    if isinstance(record, Dialogue):
+        *said, response = record.turns
+        record = PromptResponse("\n".join(said), response, system=record.system, where=record.where)
+    if record.system:
+        return PromptResponse(f"{record.system}\n{record.prompt}", record.response, record.prefix, where=record.where)
+    return record
 
 
 def collate(rows: Sequence[Row], padding: dict[str, int]) -> dict[str, Tensor]:

@@ -47,6 +47,16 @@ class DecodeState:
         self.values[layer][:, :, new] = value_RHqK  # type: ignore[index]
         return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]  # type: ignore[index]
 
+    def keep_last(self, columns: int) -> None:
+        """Forget all but the last ``columns`` columns."""
+        dropped = self.length - columns
+        if dropped <= 0:
+            return
+        self._valid_RC = self.valid_RC[:, dropped:]
+        self.keys = [None if key is None else key[:, :, dropped : self.length] for key in self.keys]
+        self.values = [None if value is None else value[:, :, dropped : self.length] for value in self.values]
+        self.length = columns
+
     def take(self, rows: Tensor) -> DecodeState:
         """The state of the given rows (R',) int64, in that order; a row may be taken more than once.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
+from typing import ClassVar
 
-from hanmo.families.base import Context, Family, Part, Prompt, Row
+from hanmo.families.base import Context, Family, Part, Prompt, Row, as_pair
 from hanmo.families.causal import causal_prompt, causal_row
 from hanmo.families.pangu import legacy
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
 from hanmo.families.pangu.tokenization import PanguTokenizer
-from hanmo.records import Dialogue, PromptResponse, Record, Text
+from hanmo.records import Record, Text
 
 
 class PanguFamily(Family):
@@ -17,7 +19,7 @@ class PanguFamily(Family):
     config_class = PanguConfig
     network_class = PanguModel
     tokenizer_class = PanguTokenizer
-    legacy = legacy
+    legacy: ClassVar[ModuleType] = legacy
     padding = {"input_ids": 6}
     packs = True
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
@@ -27,7 +29,7 @@ class PanguFamily(Family):
         if isinstance(record, Text):
             ids = self._ids(record.text)[: limit - 1]
             return [[Part((bos,), False), Part(tuple(ids), True)]] if ids else []
-        pair = _as_pair(record)
+        pair = as_pair(record)
         prompt, given = self._ids(pair.prompt), self._ids(pair.prefix) if pair.prefix else []
         answer = self._ids(pair.prefix + pair.response)
         # The prefix is given: the ids that it and prefix + response have in common are not scored.
@@ -49,7 +51,7 @@ class PanguFamily(Family):
         if isinstance(record, Text):
             ids = self._ids(record.text)
             return Context(tuple(ids[-limit:]), tuple(ids))
-        pair = _as_pair(record)
+        pair = as_pair(record)
         bos, sep = self.tokenizer.bos_token_id, self.tokenizer.sep_token_id
         prompt, prefix = self._ids(pair.prompt), self._ids(pair.prefix) if pair.prefix else []
         room = max(limit - len(prefix) - 2, 0)
@@ -57,15 +59,6 @@ class PanguFamily(Family):
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
-
-
-def _as_pair(record: Dialogue | PromptResponse) -> PromptResponse:
-    """A dialogue as one prompt: what was said so far, a line each."""
-    if isinstance(record, PromptResponse):
-        prompt = f"{record.system}\n{record.prompt}" if record.system else record.prompt
-        return PromptResponse(prompt, record.response, record.prefix)
-    *said, response = record.turns
-    return PromptResponse("\n".join([record.system, *said] if record.system else said), response)
 
 
 FAMILY = PanguFamily

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.cache import DecodeState
 from hanmo.families.causal import causal_mask
 from hanmo.families.heads import RowModel
+from hanmo.families.prenorm import PreNormBlock, init_prenorm
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh"}  # torch's name of the approximation
 
@@ -56,77 +56,13 @@ class PanguConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
 
 
-class PanguAttention(nn.Module):
-    def __init__(self, config: PanguConfig):
-        super().__init__()
-        width = config.hidden_size
-        self.heads = config.num_heads
-        self.dropout = config.attn_pdrop
-        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
-
-    def forward(
-        self, queries_BTD: Tensor, hidden_BTD: Tensor, mask: Tensor | None, state: DecodeState | None, layer: int
-    ) -> Tensor:
-        def split(x_BTD: Tensor) -> Tensor:
-            return x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        q_BHTK, k_BHSK, v_BHSK = (
-            split(self.q_proj(queries_BTD)),
-            split(self.k_proj(hidden_BTD)),
-            split(self.v_proj(hidden_BTD)),
-        )
-        if state is not None:
-            k_BHSK, v_BHSK = state.extend(layer, k_BHSK, v_BHSK)
-        mixed_BHTK = nn.functional.scaled_dot_product_attention(
-            q_BHTK,
-            k_BHSK,
-            v_BHSK,
-            attn_mask=mask,
-            is_causal=mask is None,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
-
-
-class PanguBlock(GradientCheckpointingLayer):
-    """x += attention(norm(x)); x += mlp(norm(x)). The query layer gets its queries from outside."""
-
-    def __init__(self, config: PanguConfig):
-        super().__init__()
-        width = config.hidden_size
-        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.attention = PanguAttention(config)
-        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        inner = config.intermediate_size or 4 * width
-        self.up_proj = nn.Linear(width, inner)
-        self.activation = nn.GELU(approximate=ACTIVATIONS[config.activation_function])
-        self.down_proj = nn.Linear(inner, width)
-        self.dropout = nn.Dropout(config.resid_pdrop)
-
-    def forward(
-        self,
-        hidden_BTD: Tensor,
-        mask: Tensor | None,
-        queries_BTD: Tensor | None = None,
-        state: DecodeState | None = None,
-        layer: int = 0,
-    ) -> Tensor:
-        normed_BTD = self.attention_norm(hidden_BTD)
-        if queries_BTD is None:
-            queries_BTD = normed_BTD
-        hidden_BTD = hidden_BTD + self.dropout(self.attention(queries_BTD, normed_BTD, mask, state, layer))
-        inner_BTF = self.activation(self.up_proj(self.mlp_norm(hidden_BTD)))
-        return hidden_BTD + self.dropout(self.down_proj(inner_BTF))
-
-
 class PanguModel(RowModel):
     """PanGu-α with its tied output head. Logits at t predict the token at t + 1."""
 
     config_class = PanguConfig
     base_model_prefix = ""
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
-    _no_split_modules = ["PanguBlock"]
+    _no_split_modules = ["PreNormBlock"]
 
     def __init__(self, config: PanguConfig):
         super().__init__(config)
@@ -135,24 +71,24 @@ class PanguModel(RowModel):
         self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
         self.embed_queries = nn.Embedding(config.max_position_embeddings, width)
         self.dropout = nn.Dropout(config.embd_pdrop)
-        self.layers = nn.ModuleList(PanguBlock(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            PreNormBlock(
+                width=width,
+                heads=config.num_heads,
+                inner=config.intermediate_size or 4 * width,
+                gelu=ACTIVATIONS[config.activation_function],
+                epsilon=config.layer_norm_epsilon,
+                attention_dropout=config.attn_pdrop,
+                dropout=config.resid_pdrop,
+            )
+            for _ in range(config.num_layers)
+        )
         self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
         self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        # The projections that write into the residual stream start smaller, by 1 / sqrt(2 x blocks).
-        if isinstance(module, PanguBlock):
-            for projection in (module.attention.o_proj, module.down_proj):
-                nn.init.normal_(projection.weight, std=std / (2 * self.config.num_layers) ** 0.5)
+        init_prenorm(module, self.config.initializer_range, self.config.num_layers)
 
     def backbone(
         self,

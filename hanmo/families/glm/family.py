@@ -1,0 +1,138 @@
+"""How text becomes rows of GLM: ``[CLS] … [MASK] … <eos>`` and after it ``<sop> answer <eop>`` for every mask token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hanmo.errors import UnsupportedError
+from hanmo.families.base import IGNORE, Context, Family, Part, Prompt, Row, as_pair
+from hanmo.families.glm import legacy
+from hanmo.families.glm.modeling import GlmConfig, GlmModel
+from hanmo.families.glm.tokenization import GlmTokenizer
+from hanmo.records import Record, Text
+
+MASK, GMASK = "[MASK]", "[gMASK]"
+
+
+class GlmFamily(Family):
+    name = "glm"
+    config_class = GlmConfig
+    network_class = GlmModel
+    tokenizer_class = GlmTokenizer
+    legacy: ClassVar[ModuleType] = legacy
+    padding = {"input_ids": 50000}
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+
+    def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
+        if isinstance(record, Text):
+            answer = self._ids(record.text)
+            source = self._source("", GMASK)
+        else:
+            pair = as_pair(record)
+            answer = self._ids(pair.response)
+            source = self._source(pair.prompt, pair.prefix + MASK)
+        cut = 0
+        while len(source) - cut + len(answer) + 1 > limit and answer:
+            if len(source) - cut > len(answer) + 1:
+                cut += 1  # the oldest tokens after [CLS] go first
+            else:
+                answer.pop()
+        source = [source[0], *source[1 + cut :]]
+        if not answer or not self._masks(source):
+            return []
+        return [[Part(tuple(source), False), Part(tuple(answer), True)]]
+
+    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
+        """Unscored parts are the context; every scored part answers the next mask token of it."""
+        context = [token for part in parts if not part.scored for token in part.ids]
+        answers = [list(part.ids) for part in parts if part.scored]
+        ids, labels = list(context), [IGNORE] * len(context)
+        for number, answer in enumerate(answers):
+            ends = stop or number + 1 < len(answers)
+            fed = [self.config.sop_token_id, *answer]
+            labels += [*answer, self.config.eop_token_id if ends else IGNORE]
+            if closed and number + 1 == len(answers):
+                fed.append(self.config.eop_token_id)
+                labels.append(IGNORE)
+            ids += fed
+        labels_A = torch.tensor(labels)
+        return Row(
+            inputs={
+                "input_ids": torch.tensor(ids),
+                "attention_mask": torch.ones(len(ids), dtype=torch.long),
+                "position_ids": self._positions(ids),
+                "prefix": torch.tensor(len(context)),
+            },
+            labels=labels_A,
+            weights=(labels_A != IGNORE).float(),
+            end=len(ids) - 1,
+        )
+
+    def prompt(self, context_ids: Sequence[int]) -> Prompt:
+        """Answers already given stand in ``context_ids`` as ``<sop> answer``; the next mask token is answered now."""
+        ids = [*context_ids, self.config.sop_token_id]
+        positions_PT = self._positions(ids)
+        return Prompt(
+            inputs={
+                "input_ids": torch.tensor(ids),
+                "attention_mask": torch.ones(len(ids), dtype=torch.long),
+                "position_ids": positions_PT,
+                "prefix": torch.tensor(ids.index(self.config.sop_token_id)),
+            },
+            start=positions_PT[:, -1] + torch.tensor([0, 1]),
+            step=torch.tensor([0, 1]),
+            stop_ids=(self.config.eop_token_id, self.config.eos_token_id),
+        )
+
+    def context(self, record: Record, limit: int) -> Context:
+        """Text with mask tokens is filled, text without is continued after a [gMASK] at its end."""
+        if isinstance(record, Text):
+            masked = any(token in record.text for token in (MASK, GMASK, "[sMASK]"))
+            source = self.tokenizer.encode(record.text if masked else record.text + GMASK)
+        else:
+            pair = as_pair(record)
+            source = self._source(pair.prompt, pair.prefix + MASK)
+        kept = [source[0], *source[1:][-(limit - 1) :]]
+        if not self._masks(kept):
+            raise UnsupportedError(f"{record.where or 'prompt'}: no mask token is left in the last {limit} tokens")
+        return Context(tuple(kept), tuple(source))
+
+    def next_blank(self, context_ids: Sequence[int], answer: Sequence[int]) -> tuple[int, ...] | None:
+        sop = self.config.sop_token_id
+        filled = (*context_ids, sop, *answer)
+        return filled if filled.count(sop) < len(self._masks(filled[: filled.index(sop)])) else None
+
+    def _positions(self, ids: Sequence[int]) -> Tensor:
+        """Positions (2, T): 0, 1, … in the context; in the k-th answer the place of the k-th mask token and 1, 2, …"""
+        sop = self.config.sop_token_id
+        start = ids.index(sop) if sop in ids else len(ids)
+        masks = self._masks(ids[:start])
+        first, second = list(range(start)), [0] * start
+        answer = place = -1
+        for token in ids[start:]:
+            if token == sop:
+                answer, place = answer + 1, 0
+                if answer >= len(masks):
+                    raise UnsupportedError(f"{answer + 1} answers but {len(masks)} mask tokens in the context")
+            place += 1
+            first.append(masks[answer])
+            second.append(place)
+        return torch.tensor([first, second])
+
+    def _masks(self, ids: Sequence[int]) -> list[int]:
+        return [place for place, token in enumerate(ids) if token in self.config.mask_token_ids]
+
+    def _source(self, prompt: str, rest: str) -> list[int]:
+        """``[CLS] prompt [SEP] rest <eos>``; without a prompt ``[CLS] rest <eos>``."""
+        return self.tokenizer.encode(prompt, rest) if prompt else self.tokenizer.encode(rest)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+FAMILY = GlmFamily

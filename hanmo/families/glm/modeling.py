@@ -1,0 +1,170 @@
+"""The GLM network (Du et al. 2022, arXiv:2103.10360): one stack, two position tables, prefix attention.
+
+A token has two positions: where it stands in the context (for a token of an answer: where its mask token stands), and
+its place inside the answer (0 in the context). Tokens of the context see the whole context; tokens of an answer
+see the context and what was answered before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from hanmo.errors import ConfigError, unknown
+from hanmo.families.cache import DecodeState
+from hanmo.families.heads import RowModel
+from hanmo.families.prenorm import PreNormBlock, init_prenorm
+
+ACTIVATIONS = {"gelu_new": "tanh", "gelu": "none"}  # torch's name of the approximation
+
+
+class GlmConfig(PretrainedConfig):
+    """Configuration of a GLM model.
+
+    Args:
+        max_sequence_length: highest position, and highest place inside an answer.
+        block_position_encoding: positions have a second dimension, the place inside the answer.
+        activation_function: "gelu_new" is the tanh form the released weights were trained with, "gelu" the exact (erf)
+            form that a later port used.
+        mask_token_ids: [MASK], [sMASK], [gMASK], the tokens an answer may belong to.
+        sop_token_id: starts an answer.
+        eop_token_id: ends an answer.
+    """
+
+    model_type = "hanmo-glm"
+    attribute_map = {"num_hidden_layers": "num_layers", "max_position_embeddings": "max_sequence_length"}
+
+    vocab_size: int = 50048
+    hidden_size: int = 1024
+    num_layers: int = 24
+    num_attention_heads: int = 16
+    max_sequence_length: int = 1024
+    block_position_encoding: bool = True
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    embedding_dropout_prob: float = 0.1
+    attention_dropout_prob: float = 0.1
+    output_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 50000
+    eos_token_id: int | None = 50000
+    mask_token_ids: list[int] | tuple[int, ...] = (50003, 50008, 50009)
+    sop_token_id: int = 50006
+    eop_token_id: int = 50007
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.activation_function not in ACTIVATIONS:
+            raise ConfigError(unknown("activation_function", self.activation_function, ACTIVATIONS))
+        super().__post_init__(**kwargs)
+
+
+class GlmModel(RowModel):
+    """GLM with its tied output head. Logits at t predict ``labels[t]``: inputs are shifted where rows are made."""
+
+    config_class = GlmConfig
+    base_model_prefix = ""
+    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
+    _no_split_modules = ["PreNormBlock"]
+
+    def __init__(self, config: GlmConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        positions = config.max_sequence_length + (1 if config.block_position_encoding else 0)
+        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        self.embed_positions = nn.Embedding(positions, width)
+        self.embed_places = nn.Embedding(positions, width) if config.block_position_encoding else None
+        self.dropout = nn.Dropout(config.embedding_dropout_prob)
+        self.layers = nn.ModuleList(
+            PreNormBlock(
+                width=width,
+                heads=config.num_attention_heads,
+                inner=4 * width,
+                gelu=ACTIVATIONS[config.activation_function],
+                epsilon=config.layer_norm_epsilon,
+                attention_dropout=config.attention_dropout_prob,
+                dropout=config.output_dropout_prob,
+            )
+            for _ in range(config.num_layers)
+        )
+        self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
+        self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        init_prenorm(module, self.config.initializer_range, self.config.num_layers)
+
+    def backbone(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        prefix: Tensor | None = None,
+        state: DecodeState | None = None,
+    ) -> Tensor:
+        """Output of the last block after the final norm, (B, T, D).
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T), 1 on real tokens; or (B, 1, T, S), used as it is.
+            position_ids: (B, 2, T) int64 (position, place in the answer); (B, T) without places. 0 … T-1 and
+                zeros if None.
+            prefix: (B,) or (1,) int64, tokens of context, padding on the left not counted: seen by all. None is 0.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        hidden_BTD = self.embed_tokens(input_ids)
+        if self.embed_places is None:
+            hidden_BTD = hidden_BTD + self.embed_positions(
+                position_ids if position_ids.dim() == 2 else position_ids[:, 0]
+            )
+        elif position_ids.dim() == 2:
+            hidden_BTD = hidden_BTD + self.embed_positions(position_ids)
+            hidden_BTD = hidden_BTD + self.embed_places(torch.zeros_like(position_ids))
+        else:
+            hidden_BTD = hidden_BTD + self.embed_positions(position_ids[:, 0]) + self.embed_places(position_ids[:, 1])
+        hidden_BTD = self.dropout(hidden_BTD)
+        mask = prefix_mask(attention_mask, prefix, hidden_BTD, state)
+        for layer, block in enumerate(self.layers):
+            hidden_BTD = block(hidden_BTD, mask, state=state, layer=layer)
+        return self.final_norm(hidden_BTD)
+
+    def prefill(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, prefix: Tensor
+    ) -> tuple[Tensor, DecodeState]:
+        state = DecodeState(self.config.num_layers)
+        state.grow(attention_mask)
+        hidden_RTD = self.backbone(input_ids, attention_mask, position_ids, prefix, state)
+        return self.lm_head(hidden_RTD[:, -1:]), state
+
+    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: DecodeState) -> Tensor:
+        state.grow(torch.ones_like(ids_Rq))
+        return self.lm_head(self.backbone(ids_Rq, position_ids=positions_RPq, state=state))
+
+
+def prefix_mask(
+    attention_mask: Tensor | None, prefix: Tensor | None, hidden_BTD: Tensor, state: DecodeState | None
+) -> Tensor | None:
+    """The bool mask (B, 1, T, S) of prefix attention, True where a query may look; None: plain causal.
+
+    A query may always see itself, so that padding never gives NaN.
+    """
+    queries, device = hidden_BTD.shape[1], hidden_BTD.device
+    if attention_mask is not None and attention_mask.dim() == 4:
+        return attention_mask.bool()
+    valid_BS = state.valid_RC if state is not None else attention_mask
+    if valid_BS is None and prefix is None:
+        return None
+    keys = queries if valid_BS is None else valid_BS.shape[1]
+    column_S = torch.arange(keys, device=device)
+    row_T1 = column_S[-queries:, None]
+    allowed = (column_S <= row_T1)[None]
+    if prefix is not None:
+        end_B = prefix.view(-1) if valid_BS is None else prefix.view(-1) + (valid_BS.long().cumsum(1) == 0).sum(1)
+        allowed = allowed | (column_S < end_B[:, None, None])
+    if valid_BS is not None:
+        allowed = (allowed & valid_BS[:, None, :].bool()) | (column_S == row_T1)
+    return allowed[:, None]

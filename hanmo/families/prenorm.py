@@ -1,0 +1,95 @@
+"""The pre-norm transformer block with biases (GPT-2 form) that PanGu-α and GLM are built of."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from hanmo.families.cache import DecodeState
+
+
+class Attention(nn.Module):
+    """Multi-head attention; keys and values are kept in ``state`` when decoding."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(
+        self, queries_BTD: Tensor, hidden_BTD: Tensor, mask: Tensor | None, state: DecodeState | None, layer: int
+    ) -> Tensor:
+        """Args: mask as scaled_dot_product_attention takes it, None for plain causal attention."""
+        q_BHTK = self._split(self.q_proj(queries_BTD))
+        k_BHSK, v_BHSK = self._split(self.k_proj(hidden_BTD)), self._split(self.v_proj(hidden_BTD))
+        if state is not None:
+            k_BHSK, v_BHSK = state.extend(layer, k_BHSK, v_BHSK)
+        mixed_BHTK = nn.functional.scaled_dot_product_attention(
+            q_BHTK,
+            k_BHSK,
+            v_BHSK,
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
+
+    def _split(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class PreNormBlock(GradientCheckpointingLayer):
+    """x += attention(norm(x)); x += mlp(norm(x)). Queries may come from elsewhere (PanGu's query layer).
+
+    Args:
+        gelu: "none" is the exact (erf) GELU, "tanh" its approximation.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        inner: int,
+        gelu: str,
+        epsilon: float,
+        attention_dropout: float,
+        dropout: float,
+    ):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=epsilon)
+        self.attention = Attention(width, heads, attention_dropout)
+        self.mlp_norm = nn.LayerNorm(width, eps=epsilon)
+        self.up_proj = nn.Linear(width, inner)
+        self.activation = nn.GELU(approximate=gelu)
+        self.down_proj = nn.Linear(inner, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        mask: Tensor | None,
+        queries_BTD: Tensor | None = None,
+        state: DecodeState | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        normed_BTD = self.attention_norm(hidden_BTD)
+        if queries_BTD is None:
+            queries_BTD = normed_BTD
+        hidden_BTD = hidden_BTD + self.dropout(self.attention(queries_BTD, normed_BTD, mask, state, layer))
+        inner_BTF = self.activation(self.up_proj(self.mlp_norm(hidden_BTD)))
+        return hidden_BTD + self.dropout(self.down_proj(inner_BTF))
+
+
+def init_prenorm(module: nn.Module, std: float, layers: int) -> None:
+    """Fresh weights as in GPT-2: N(0, std); what writes into the residual stream N(0, std / sqrt(2 x layers))."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, PreNormBlock):
+        for projection in (module.attention.o_proj, module.down_proj):
+            nn.init.normal_(projection.weight, std=std / (2 * layers) ** 0.5)
