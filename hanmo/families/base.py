@@ -138,6 +138,10 @@ class Family(ABC):
     packs: ClassVar[bool] = False
     #: rows of one stream follow each other and carry memory
     streams: ClassVar[bool] = False
+    #: embeddings may have more rows than the vocabulary has tokens, up to a multiple of this; 1: never
+    vocab_padded_to: ClassVar[int] = 1
+    #: files of the checkpoint's owner that score rules read, by role: where they lie in the folder of rules
+    rule_files: ClassVar[dict[str, str]] = {}
     #: how the original decodes, for settings.published
     published_decoding: ClassVar[DecodingForm] = DecodingForm()
     #: names of the linear modules that LoRA adapts
@@ -145,7 +149,7 @@ class Family(ABC):
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    #: files of the checkpoint's owner that rules need and that travel with the model, by role
+    #: the ``rule_files`` that this model has, by role: paths
     assets: dict[str, str] = field(default_factory=dict)
 
     @abstractmethod
