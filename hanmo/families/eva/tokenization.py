@@ -6,20 +6,22 @@ Source: the recorded specification of thu-coai/EVA, section 6.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from math import inf, log
 from pathlib import Path
 from typing import Any
 
+import numpy
 from transformers import PreTrainedTokenizer
 
 _MARK = "\0"  # stands between pieces; a text that contains it is cut without the table of pieces
-_SENTENCE = 200  # characters; longer texts are taken sentence by sentence
-_STRETCH = re.compile("[^。\n]*[。\n]|[^。\n]+")
+_SHORT = 200  # characters; longer texts are split by numpy
 _SEPARATOR = re.compile(r"\r\n|.", re.DOTALL)
 _HAN = re.compile("([\u4e00-\u9fd5]+)")
 _LATIN = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
@@ -122,6 +124,53 @@ def _viterbi(run: str) -> list[str]:
     return words[::-1]
 
 
+class Crossings:
+    """Where a text falls apart: between two neighbouring characters that no word has side by side.
+
+    A bit for each pair of characters that occur in words at all: 20 MB for jieba's dictionary.
+    """
+
+    def __init__(self, pairs: Iterable[str]) -> None:
+        codes = numpy.frombuffer("".join(pairs).encode("utf-32-le"), numpy.uint32)
+        characters = numpy.unique(codes)
+        self._number = numpy.zeros(0x110000, numpy.uint16)  # of a character, 0 where no word has it
+        self._number[characters] = numpy.arange(1, len(characters) + 1)
+        self._width = len(characters) + 1
+        table = numpy.zeros(self._width**2, bool)
+        table[self._keys(codes)[::2]] = True
+        self._bits = numpy.packbits(table, bitorder="little")
+
+    def _keys(self, codes: Any) -> Any:
+        """For each two neighbours in ``codes`` their place in the table."""
+        numbers = self._number[codes].astype(numpy.uint32)
+        return numbers[:-1] * numpy.uint32(self._width) + numbers[1:]
+
+    def split(self, text: str) -> tuple[list[str], list[int]]:
+        """The pieces of a text, and the indices of those that are ``_MARK``."""
+        codes = numpy.frombuffer(text.encode("utf-32-le", "surrogatepass"), numpy.uint32)
+        keys = self._keys(codes)
+        crossed = self._bits[keys >> 3] >> (keys & 7).astype(numpy.uint8) & 1
+        starts = numpy.concatenate([[0], numpy.flatnonzero(crossed == 0) + 1])
+        pieces = [text[start:end] for start, end in pairwise([*starts.tolist(), len(text)])]
+        return pieces, numpy.flatnonzero(codes[starts] == ord(_MARK)).tolist()
+
+
+_Entry = tuple[str, "tuple[Any, ...] | None", str]
+"""What a piece adds: single characters before its first longer word, values, single characters after its last.
+
+The values are None where a piece has no longer word.
+"""
+_EMPTY: _Entry = ("", (), "")
+_UNTRUSTED: _Entry = ("", (), "untrusted")  # told by identity
+
+
+def _keep(table: dict[str, Any], key: str, value: Any, limit: int) -> Any:
+    if len(table) >= limit:
+        table.clear()
+    table[key] = value
+    return value
+
+
 class WordCutter:
     """jieba's accurate mode (HMM on), exactly, with the work done once per distinct piece of text.
 
@@ -130,16 +179,16 @@ class WordCutter:
     of single characters go to jieba's hidden Markov model, and their words are kept likewise.
 
     One thing does depend on the rest: where two paths are equally probable, jieba's choice hangs on the rounding of
-    the sum over everything to the right. A piece whose best path is ahead by less than ``MARGIN`` is therefore never
-    kept; the stretch of text around it is computed in full, with jieba's own order of additions.
+    the sum over everything to the right. A piece whose best path is ahead by less than ``MARGIN`` is therefore not
+    trusted to the table; the block around it is computed in full, with jieba's own order of additions.
 
     Args:
-        value: what a word becomes (its ids, say); called once per distinct word or separator.
+        value: what a word or a separator becomes (its ids, say).
         block_characters: further characters that words may be made of, beside jieba's own.
         added: words to add to jieba's dictionary, with the frequency 1.
     """
 
-    MARGIN = 1e-6  # log probability; rounding errors stay below 2e-7 for LONGEST_PIECE and LONGEST_TEXT
+    MARGIN = 1e-6  # log probability; for the two lengths below, rounding errors stay under 2e-7
     LONGEST_PIECE = 64
     LONGEST_TEXT = 1_000_000
     TABLE_SIZE = 1 << 19  # entries; a full table is emptied
@@ -151,94 +200,109 @@ class WordCutter:
         self._block = block_pattern(block_characters)
         frequencies, total, pairs = read_dictionary()
         if added:
-            frequencies, pairs = (
-                frequencies | dict.fromkeys(added, 1),
-                pairs | pairs_of(filter(self._block.fullmatch, added)),
-            )
-            total += len(added)
-        self._frequencies, self._pairs = frequencies, pairs
-        self._log_total = log(total)
-        self._longest = max(map(len, frequencies))
-        self._pieces: dict[str, tuple[str, list[Any] | None, str] | None] = {}
-        self._runs: dict[str, list[Any]] = {"": []}
+            frequencies, total = {**frequencies, **dict.fromkeys(added, 1)}, total + len(added)
+            pairs = pairs | pairs_of(filter(self._block.fullmatch, added))
+        log_total = log(total)
+        logs = {frequency: log(frequency) - log_total for frequency in set(frequencies.values())}
+        self._lonely = logs.get(1, -log_total)  # of a character that no word starts with
+        self._scores = {word: logs[frequency] for word, frequency in frequencies.items()}
+        self._longest_word = max(map(len, frequencies))
+        self._pairs, self._crossings = pairs, Crossings(pairs)
+        self._words: dict[str, tuple[Any, ...]] = {}
+        self._runs: dict[str, tuple[Any, ...]] = {"": ()}
+        self._pieces: dict[str, _Entry] = {}
 
     def __call__(self, text: str) -> list[Any]:
-        """The values of all words of ``text``, one after the other."""
-        if len(text) <= _SENTENCE:
-            return self._fast(text)
-        values: list[Any] = []
-        for stretch in _STRETCH.findall(text):
-            values += self._fast(stretch)
-        return values
-
-    def _fast(self, text: str) -> list[Any]:
-        """A text by the table of pieces; in full where the table must not be used."""
+        """The values of all words of a text, one after the other."""
         if not text:
             return []
-        if _MARK in text or len(text) > self.LONGEST_TEXT:
-            return self._exact(text)
-        pairs, pieces, runs = self._pairs, self._pieces, self._runs
+        if len(text) > _SHORT:
+            return self.many([text])[0]
+        if _MARK in text:
+            return self._in_full(text)
+        pairs = self._pairs
         marked = [left if left + right in pairs else left + _MARK for left, right in pairwise(text)]
         marked.append(text[-1])
+        entries = []
+        for piece in "".join(marked).split(_MARK):
+            entry = self._pieces.get(piece) or self._learn(piece)
+            if entry is _UNTRUSTED:
+                return self._in_full(text)
+            entries.append(entry)
+        return self._joined(entries)
+
+    def many(self, texts: Sequence[str]) -> list[list[Any]]:
+        """The values of all words of each text. Faster than one by one; memory grows with the sum of the lengths."""
+        plain = [text if _MARK not in text and len(text) <= self.LONGEST_TEXT else "" for text in texts]
+        pieces, ends = self._crossings.split(_MARK.join([*plain, ""]))
+        entries: list[Any] = list(map(self._pieces.get, pieces))
+        odd = [index for index, entry in enumerate(entries) if entry is None or entry is _UNTRUSTED]
+        for index in odd:
+            if entries[index] is None:
+                entries[index] = self._learn(pieces[index])
+        for index in odd:
+            if entries[index] is _UNTRUSTED:
+                self._settle(pieces, entries, index)
+        results = []
+        start = 0
+        for text, stand_in, end in zip(texts, plain, ends, strict=True):
+            results.append(self._in_full(text) if text and not stand_in else self._joined(entries[start:end]))
+            start = end + 1
+        return results
+
+    def _settle(self, pieces: list[str], entries: list[Any], index: int) -> None:
+        """Put the values of a whole block in the place of the pieces it is made of."""
+        start, end = index, index + 1
+        while start and self._block.match(pieces[start - 1]):
+            start -= 1
+        while end < len(pieces) and self._block.match(pieces[end]):
+            end += 1
+        values = self._in_full("".join(pieces[start:end]))
+        entries[start:end] = [("", tuple(values), ""), *[_EMPTY] * (end - start - 1)]
+
+    def _joined(self, entries: Iterable[_Entry]) -> list[Any]:
+        """The values of pieces in a row."""
+        runs = self._runs
         values: list[Any] = []
         run = ""
-        for piece in "".join(marked).split(_MARK):
-            try:
-                entry = pieces[piece]
-            except KeyError:
-                entry = self._learn(piece)
-            if entry is None:
-                return self._exact(text)
-            head, middle, tail = entry
-            if middle is None:
-                run += head
-                continue
-            if head:
-                run += head
-            if run:
-                values += runs[run] if run in runs else self._run(run)
-            values += middle
-            run = tail
+        for head, middle, tail in entries:
+            run += head
+            if middle is not None:
+                if run:
+                    values += runs[run] if run in runs else self._run(run)
+                values += middle
+                run = tail
         if run:
             values += runs[run] if run in runs else self._run(run)
         return values
 
-    def _exact(self, text: str) -> list[Any]:
-        """A text without the table of pieces: block by block, as jieba does it."""
-        values: list[Any] = []
+    def _in_full(self, text: str) -> list[Any]:
+        """The values of a text without the table of pieces: block by block, as jieba does it."""
+        entries: list[_Entry] = []
         for index, block in enumerate(self._block.split(text)):
             if index % 2:
-                head, middle, tail = self._entry(self._route(block)[0])
-                values += [*self._run(head), *(middle or ()), *self._run(tail)]
+                entries.append(self._entry(self._route(block)[0]))
             else:
-                for separator in _SEPARATOR.findall(block):
-                    values += self._value(separator)
-        return values
+                entries += [("", self._word(separator), "") for separator in _SEPARATOR.findall(block)]
+        return self._joined(entries)
 
-    def _learn(self, piece: str) -> tuple[str, list[Any] | None, str] | None:
-        """What a piece adds: single characters before its first longer word, values, single characters at its end.
-
-        The values are None where the piece has no longer word. None instead of all that: not to be kept.
-        """
-        entry: tuple[str, list[Any] | None, str] | None
+    def _learn(self, piece: str) -> _Entry:
+        """A piece that was not in the table."""
         if not self._block.match(piece):
-            entry = ("", list(self._value(piece)), "")
+            entry: _Entry = ("", self._word(piece), "")
         elif len(piece) > self.LONGEST_PIECE:
-            return None
+            return _UNTRUSTED
         else:
-            words, margin = self._route(piece)
-            entry = self._entry(words) if margin > self.MARGIN else None
-        if len(self._pieces) >= self.TABLE_SIZE:
-            self._pieces.clear()
-        self._pieces[piece] = entry
-        return entry
+            words, margin = self._route(piece, whole=True)
+            entry = self._entry(words) if margin > self.MARGIN else _UNTRUSTED
+        return _keep(self._pieces, piece, entry, self.TABLE_SIZE)
 
-    def _entry(self, words: list[str]) -> tuple[str, list[Any] | None, str]:
-        singles = [len(word) == 1 for word in words]
-        if all(singles):
+    def _entry(self, words: list[str]) -> _Entry:
+        lengths = list(map(len, words))
+        if max(lengths) == 1:
             return "".join(words), None, ""
-        first = singles.index(False)
-        last = len(words) - singles[::-1].index(False)
+        first = next(index for index, length in enumerate(lengths) if length > 1)
+        last = next(index for index in range(len(words), 0, -1) if lengths[index - 1] > 1)
         values: list[Any] = []
         run = ""
         for word in words[first:last]:
@@ -246,59 +310,104 @@ class WordCutter:
                 run += word
             else:
                 values += self._run(run)
-                values += self._value(word)
+                values += self._word(word)
                 run = ""
-        return "".join(words[:first]), values, "".join(words[last:])
+        return "".join(words[:first]), tuple(values), "".join(words[last:])
 
-    def _route(self, block: str) -> tuple[list[str], float]:
+    def _route(self, block: str, whole: bool = False) -> tuple[list[str], float]:
         """The most probable words of a block, and by how much the closest decision on the way was made.
 
-        Sums run from the right and the longer word wins a tie, as in jieba.
+        Sums run from the right and the longer word wins a tie, as in jieba. ``whole``: the block is a piece, so that
+        a word may reach from any place to its end.
         """
-        frequencies, log_total, pairs = self._frequencies, self._log_total, self._pairs
-        size = len(block)
-        score = [0.0] * (size + 1)
-        choice = [0] * size
-        margins = [inf] * size
-        lonely = log(1) - log_total
+        find, pairs, size = self._scores.get, self._pairs, len(block)
+        best_from = [0.0] * (size + 1)
+        steps: list[tuple[int, float]] = [(0, 0.0)] * size
+        reach = size
         for start in range(size - 1, -1, -1):
+            if not whole and block[start : start + 2] not in pairs:
+                reach = start + 1
             best, second, where = -inf, -inf, 0
-            end = start + 1
-            limit = min(size, start + self._longest)
-            while True:
-                frequency = frequencies.get(block[start:end])
-                if frequency:
-                    candidate = log(frequency) - log_total + score[end]
-                    if candidate >= best:
-                        best, second, where = candidate, best, end
-                    elif candidate > second:
-                        second = candidate
-                if end >= limit or block[end - 1 : end + 1] not in pairs:
-                    break
-                end += 1
-            if not where:  # no word starts here
-                best, where = lonely + score[start + 1], start + 1
-            score[start], choice[start], margins[start] = best, where, best - second
-        words, margin, start = [], inf, 0
+            for end in range(start + 1, min(reach, start + self._longest_word) + 1):
+                if (score := find(block[start:end])) is not None:
+                    score += best_from[end]
+                    if score >= best:
+                        best, second, where = score, best, end
+                    elif score > second:
+                        second = score
+            if not where:
+                best, where = self._lonely + best_from[start + 1], start + 1
+            best_from[start] = best
+            steps[start] = where, best - second
+        words: list[str] = []
+        margin, start = inf, 0
         while start < size:
-            words.append(block[start : choice[start]])
-            margin = min(margin, margins[start])
-            start = choice[start]
+            end, ahead = steps[start]
+            words.append(block[start:end])
+            margin = min(margin, ahead)
+            start = end
         return words, margin
 
-    def _run(self, run: str) -> list[Any]:
+    def _run(self, run: str) -> tuple[Any, ...]:
         """The values of a run of single characters: words of the hidden Markov model, unless the run is a word."""
-        known = self._runs.get(run)
-        if known is not None:
-            return known
-        words = list(run) if len(run) == 1 or self._frequencies.get(run) else markov_words(run)
-        values = [value for word in words for value in self._value(word)]
-        if len(run) <= self.LONGEST_PIECE:
-            if len(self._runs) >= self.TABLE_SIZE:
-                self._runs.clear()
-                self._runs[""] = []
-            self._runs[run] = values
-        return values
+        if run in self._runs:
+            return self._runs[run]
+        words = list(run) if len(run) == 1 or run in self._scores else markov_words(run)
+        values = tuple([value for word in words for value in self._word(word)])
+        return _keep(self._runs, run, values, self.TABLE_SIZE) if len(run) <= self.LONGEST_PIECE else values
+
+    def _word(self, word: str) -> tuple[Any, ...]:
+        if word in self._words:
+            return self._words[word]
+        values = tuple(self._value(word))
+        return _keep(self._words, word, values, self.TABLE_SIZE) if len(word) <= self.LONGEST_PIECE else values
+
+
+def spread(
+    encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str], workers: int | None = None
+) -> list[list[int]]:
+    """``encode`` over parts of ``texts``, in several processes where that pays and the system can fork.
+
+    The processes are forked, so that they share what this one has read; they send back plain arrays of ids.
+    """
+    global _job
+    parts: list[tuple[int, int]] = []
+    start = characters = total = 0
+    for end, text in enumerate(texts, 1):
+        characters += len(text)
+        if characters >= _PART or end == len(texts):
+            parts.append((start, end))
+            total += characters
+            start, characters = end, 0
+    if workers is None:
+        workers = (os.cpu_count() or 1) if total >= _WORTH_A_PROCESS else 1
+    workers = min(workers, len(parts))
+    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        return [ids for start, end in parts for ids in encode(texts[start:end])]
+    results: list[list[int]] = []
+    _job = encode, texts
+    try:
+        with multiprocessing.get_context("fork").Pool(workers) as pool:
+            for lengths, flat in pool.imap(_encode_part, parts):
+                ids = flat.tolist()
+                ends = list(accumulate(lengths))
+                results += [ids[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+    finally:
+        _job = None
+    return results
+
+
+_PART = 1 << 17  # characters a process encodes at a time
+_WORTH_A_PROCESS = 1 << 20  # characters in all
+_job: tuple[Callable[[Sequence[str]], list[list[int]]], Sequence[str]] | None = None
+
+
+def _encode_part(part: tuple[int, int]) -> tuple[list[int], array[int]]:
+    """In a forked process: the ids of a range of texts, end to end, with their lengths."""
+    assert _job is not None
+    encode, texts = _job
+    ids = encode(texts[part[0] : part[1]])
+    return list(map(len, ids)), array("i", chain.from_iterable(ids))
 
 
 # Full-width forms that the original folds before it cuts. Only the first table changes where words end.
@@ -310,6 +419,13 @@ _FOLD = str.maketrans(
 _SPELL = str.maketrans({" ": "\u2582", "\n": "\u2583"})
 _LONGEST_WORD = 200  # characters; longer words become one <unk>
 _SENTINELS = 187  # how many sentinels the original counts on
+
+
+def _folded(text: str) -> str:
+    for wide, narrow in _FOLD_IN_WORDS:
+        if wide in text:
+            text = text.replace(wide, narrow)
+    return text
 
 
 class EvaTokenizer(PreTrainedTokenizer):
@@ -378,12 +494,21 @@ class EvaTokenizer(PreTrainedTokenizer):
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text and nothing else; empty for an empty text."""
+        return self._cutter()(_folded(text))
+
+    def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
+        """``encode_plain`` of many texts, much faster.
+
+        Args:
+            workers: processes; by default one per processor where there is enough text to keep them busy.
+        """
+        cutter = self._cutter()  # before the workers start, so that they share the dictionary
+        return spread(lambda part: cutter.many(list(map(_folded, part))), texts, workers)
+
+    def _cutter(self) -> WordCutter:
         if self._cut is None:
             self._cut = WordCutter(self._match)
-        for wide, narrow in _FOLD_IN_WORDS:
-            if wide in text:
-                text = text.replace(wide, narrow)
-        return self._cut(text)
+        return self._cut
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
         """As in transformers; a text without special tokens takes the short way."""
@@ -393,9 +518,9 @@ class EvaTokenizer(PreTrainedTokenizer):
 
     def _match(self, word: str) -> list[int]:
         """Ids of a word: the longest token from the left, again and again; one step on where none fits."""
-        word = word.translate(_FOLD).translate(_SPELL)
         if len(word) > _LONGEST_WORD:
             return [self._unk_id]
+        word = word.translate(_FOLD).translate(_SPELL)
         ids: list[int] = []
         start = 0
         while start < len(word):
