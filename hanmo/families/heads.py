@@ -32,12 +32,14 @@ class RowOutput(ModelOutput):
         logits: (B, A, V), only when no labels were given.
         logprob: (B, A) fp32, log p(label) where scored and 0 elsewhere, when labels were given.
         entropy: (B, A) fp32 in nats where scored, when asked for.
+        memory: what the next segment of each row is to be given, from networks that were given a memory.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     logprob: Tensor | None = None
     entropy: Tensor | None = None
+    memory: tuple[Tensor, ...] | None = None
 
 
 class RowModel(PreTrainedModel):
@@ -50,8 +52,11 @@ class RowModel(PreTrainedModel):
     accepts_loss_kwargs = True
     loss_type = "hanmo_rows"
 
-    def backbone(self, *args: Any, **inputs: Any) -> Tensor:
-        """The input of the output head at every place of the predicting axis, (B, A, D)."""
+    def backbone(self, *args: Any, **inputs: Any) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """The input of the output head at every place of the predicting axis, (B, A, D).
+
+        A network that is given the ``memory`` of its last segment returns the new memory as well.
+        """
         raise NotImplementedError
 
     def forward(
@@ -69,14 +74,15 @@ class RowModel(PreTrainedModel):
             weights: (B, A) fp32; 1 wherever scored if None.
             num_items_in_batch: sum of the weights of the whole optimizer step; of this batch if None.
         """
-        hidden_BAD = self.backbone(**inputs)
+        hidden = self.backbone(**inputs)
+        hidden_BAD, memory = hidden if isinstance(hidden, tuple) else (hidden, None)
         if labels is None:
-            return RowOutput(logits=self.lm_head(hidden_BAD))
+            return RowOutput(logits=self.lm_head(hidden_BAD), memory=memory)
         logprob_BA, entropy_BA = score_tokens(self.lm_head, hidden_BAD, labels, entropy)
         if weights is None:
             weights = (labels != IGNORE).float()
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
-        return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA)
+        return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, memory=memory)
 
     def prefill(self, *args: Any, **inputs: Any) -> tuple[Tensor, DecodeState]:
         """Read left-filled prompts: logits after the last token, (R, 1, V), and the state to go on from."""
