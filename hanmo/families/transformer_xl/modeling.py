@@ -1,0 +1,419 @@
+"""The Transformer-XL network (Dai et al. 2019, arXiv:1901.02860) as 文汇 uses it: a pre-norm decoder with segment memory.
+
+Positions are relative: a score is content plus distance. Two forms of memory give identical results. With gradients
+it is the detached inputs of every layer, projected anew by the current weights; without, it is keys and values
+(``prefill`` and ``step``). The absolute variant of the family has learned positions instead and the same memory.
+
+Shape suffixes: B batch, R decoding rows, H heads, K head width, D width, T and q new tokens, m memory, S = m + q keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from hanmo.errors import ConfigError, UnsupportedError
+from hanmo.families.cache import BLOCK, DecodeState
+from hanmo.families.heads import RowModel
+
+MASKED = -10000.0  # replaces a masked score, so that a query that may see nothing attends to everything alike
+
+Memory = Sequence[Tensor]  # L + 1 tensors (B, m, D): the embeddings and every layer's output; empty at the start
+
+
+class TransformerXLConfig(PretrainedConfig):
+    """Configuration of a Transformer-XL model.
+
+    Args:
+        relative: distances by a sinusoid table; otherwise learned absolute positions.
+        max_position_embeddings: places of the learned table; without meaning for relative positions.
+        segment_length: tokens of a training segment; longer prompts are read in such pieces.
+        memory_length: tokens of memory in training.
+        half_positions: make the sinusoid table in half precision, as the released weights were trained with it.
+        embedding_dropout: applied once to the embeddings and once to the position table. The original applied it
+            twice to the embeddings.
+    """
+
+    model_type = "hanmo-transformer-xl"
+    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+
+    vocab_size: int = 50048
+    hidden_size: int = 2560
+    num_layers: int = 32
+    num_heads: int = 32
+    relative: bool = True
+    max_position_embeddings: int = 512
+    segment_length: int = 512
+    memory_length: int = 256
+    half_positions: bool = False
+    embedding_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    hidden_dropout: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: int | None = 50000
+    pad_token_id: int | None = 50000
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.hidden_size % self.num_heads or self.hidden_size % 2:
+            raise ConfigError(
+                f"hidden_size={self.hidden_size} must be even and divisible by num_heads={self.num_heads}"
+            )
+        if self.segment_length < 1 or self.memory_length < 0:
+            raise ConfigError(
+                f"segment_length={self.segment_length} must be at least 1, memory_length={self.memory_length} at least 0"
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def span(self) -> int:
+        """How many tokens before it a token sees: the effective memory of published generation."""
+        return self.segment_length + self.memory_length - 1
+
+
+class MemoryState(DecodeState):
+    """Keys and values of the last ``span`` tokens and the position keys of all distances so far."""
+
+    def __init__(self, layers: int, span: int):
+        super().__init__(layers)
+        self.span = span
+        self.position_keys: list[Tensor | None] = [None] * layers
+
+    def grow(self, valid_Rq: Tensor) -> None:
+        if self.length >= self.span + BLOCK:  # a block at a time, so that the copying happens seldom
+            self.keep_last(self.span)
+        super().grow(valid_Rq)
+
+    def columns(self, queries: int) -> int:
+        """How many columns ``queries`` new tokens (already grown) can see, their own included."""
+        return min(self.length, self.span + queries)
+
+    def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = super().extend(layer, key_RHqK, value_RHqK)
+        first = self.length - self.columns(key_RHqK.shape[2])
+        return keys[:, :, first:], values[:, :, first:]
+
+    def positions(self, layer: int, columns: int, project: Callable[[int], Tensor]) -> Tensor:
+        """Position keys (H, columns, K) of the distances columns - 1 … 0, projected once and kept."""
+        kept_HSK = self.position_keys[layer]
+        if kept_HSK is None or kept_HSK.shape[1] < columns:
+            kept_HSK = self.position_keys[layer] = project((columns + BLOCK - 1) // BLOCK * BLOCK)
+        return kept_HSK[:, kept_HSK.shape[1] - columns :]
+
+    def _empty(self) -> MemoryState:
+        other = MemoryState(len(self.keys), self.span)
+        other.position_keys = self.position_keys  # the same for all rows, never changed in place
+        return other
+
+
+class SinusoidTable(nn.Module):
+    """Rows of sines, then cosines, of distance x inverse frequency. The frequencies are part of a checkpoint."""
+
+    inv_freq: Tensor
+
+    def __init__(self, config: TransformerXLConfig):
+        super().__init__()
+        self.width = config.hidden_size
+        self.precision = torch.float16 if config.half_positions else torch.float32
+        self.register_buffer("inv_freq", self.initial())
+
+    def initial(self) -> Tensor:
+        return 1 / 10000 ** (torch.arange(0, self.width, 2).float() / self.width)
+
+    def forward(self, columns: int, dtype: torch.dtype) -> Tensor:
+        """(columns, D) for the distances columns - 1 … 0."""
+        distances_S = torch.arange(columns - 1, -1, -1, device=self.inv_freq.device)
+        angles = distances_S.to(self.precision)[:, None] * self.inv_freq.to(self.precision)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidTable:
+        kept = self.inv_freq
+        super()._apply(fn, recurse)
+        if not kept.is_meta and self.inv_freq.dtype != kept.dtype:
+            self.inv_freq = kept.to(self.inv_freq.device)  # in bf16 the angles of far distances would be noise
+        return self
+
+
+def relative_scores(content_BHqK: Tensor, position_BHqK: Tensor, key_BHSK: Tensor, table_HSK: Tensor) -> Tensor:
+    """Scaled scores (B, H, q, S) of the queries with either bias added, against keys and position keys.
+
+    ``table_HSK`` runs from distance S - 1 to 0. Row i is moved left by q - 1 - i, so that its column j meets distance
+    S - q + i - j; one surplus column makes this a view. Columns after a row's own are left-overs, to be masked.
+    """
+    queries, columns = content_BHqK.shape[2], key_BHSK.shape[2]
+    surplus_HSK = nn.functional.pad(table_HSK, (0, 0, 0, 1))
+    raw_BHqS = position_BHqK @ surplus_HSK.transpose(1, 2)
+    moved_BHqS = raw_BHqS.flatten(2)[..., queries - 1 :][..., : queries * columns].unflatten(-1, (queries, columns))
+    scale = content_BHqK.shape[3] ** -0.5
+    scores_NqS = torch.baddbmm(
+        moved_BHqS.flatten(0, 1),
+        content_BHqK.flatten(0, 1),
+        key_BHSK.flatten(0, 1).transpose(1, 2),
+        beta=scale,
+        alpha=scale,
+    )
+    return scores_NqS.unflatten(0, content_BHqK.shape[:2])
+
+
+def visible(
+    queries: int,
+    columns: int,
+    span: int,
+    attention_mask: Tensor | None,
+    reach_BT: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """The mask (B or 1, 1, q, S) bool: which of the last S tokens each of the last q sees.
+
+    Args:
+        span: tokens before its own that a query sees at most.
+        attention_mask: see ``TransformerXLModel.backbone``.
+        reach_BT: (B, q) a further limit of its own for each query.
+    """
+    if attention_mask is not None and attention_mask.dim() > 2:
+        mask = attention_mask[..., -columns:].bool()
+        return mask if mask.dim() == 4 else mask[:, None]
+    rows_q = torch.arange(columns - queries, columns, device=device)
+    distance_qS = rows_q[:, None] - torch.arange(columns, device=device)
+    mask = ((distance_qS >= 0) & (distance_qS <= span))[None, None]
+    if reach_BT is not None:
+        mask = mask & (distance_qS <= reach_BT[:, None, :, None])
+    if attention_mask is not None:
+        valid_BS = attention_mask[:, -columns:].bool()
+        valid_BS = nn.functional.pad(valid_BS, (columns - valid_BS.shape[1], 0), value=True)
+        mask = mask & valid_BS[:, None, None]
+    return mask
+
+
+class TransformerXLAttention(nn.Module):
+    def __init__(self, config: TransformerXLConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_heads
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.r_proj = nn.Linear(width, width) if config.relative else None
+        self.dropout = nn.Dropout(config.attention_dropout)
+
+    def forward(
+        self,
+        hidden_BSD: Tensor,
+        queries: int,
+        mask: Tensor | None,
+        biases: tuple[Tensor, Tensor] | None,
+        table: Callable[[int], Tensor] | None,
+        state: MemoryState | None,
+        layer: int,
+    ) -> Tensor:
+        def split(x_BSD: Tensor) -> Tensor:
+            return x_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        q_BHqK = split(self.q_proj(hidden_BSD[:, -queries:]))
+        k_BHSK, v_BHSK = split(self.k_proj(hidden_BSD)), split(self.v_proj(hidden_BSD))
+        if state is not None:
+            k_BHSK, v_BHSK = state.extend(layer, k_BHSK, v_BHSK)
+        columns = k_BHSK.shape[2]
+        if biases is None or table is None or self.r_proj is None:
+            scores = q_BHqK @ k_BHSK.transpose(2, 3) * q_BHqK.shape[3] ** -0.5
+        else:
+            r_proj, heads = self.r_proj, self.heads
+
+            def project(columns: int) -> Tensor:
+                return r_proj(table(columns)).unflatten(-1, (heads, -1)).transpose(0, 1)
+
+            r_HSK = project(columns) if state is None else state.positions(layer, columns, project)
+            content_HK, position_HK = biases
+            scores = relative_scores(q_BHqK + content_HK[:, None], q_BHqK + position_HK[:, None], k_BHSK, r_HSK)
+        if mask is not None:
+            scores = scores.masked_fill_(~mask, MASKED)
+        mixed_BHqK = self.dropout(scores.softmax(-1)) @ v_BHSK
+        return self.o_proj(mixed_BHqK.transpose(1, 2).flatten(2))
+
+
+class TransformerXLBlock(GradientCheckpointingLayer):
+    """x += attention(norm(memory, x)); x += mlp(norm(x)). The memory is kept un-normalised."""
+
+    def __init__(self, config: TransformerXLConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
+        self.attention = TransformerXLAttention(config)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
+        self.up_proj = nn.Linear(width, 4 * width)
+        self.activation = nn.GELU(approximate="tanh")
+        self.down_proj = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        memory_BmD: Tensor | None,
+        mask: Tensor | None,
+        biases: tuple[Tensor, Tensor] | None,
+        table: Callable[[int], Tensor] | None,
+        state: MemoryState | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        joined_BSD = hidden_BTD if memory_BmD is None else torch.cat([memory_BmD, hidden_BTD], dim=1)
+        normed_BSD = self.attention_norm(joined_BSD)
+        mixed_BTD = self.attention(normed_BSD, hidden_BTD.shape[1], mask, biases, table, state, layer)
+        hidden_BTD = hidden_BTD + self.dropout(mixed_BTD)
+        inner_BTF = self.activation(self.up_proj(self.mlp_norm(hidden_BTD)))
+        return hidden_BTD + self.dropout(self.down_proj(inner_BTF))
+
+
+class TransformerXLModel(RowModel):
+    """Transformer-XL with its tied output head. Logits at t predict the token at t + 1."""
+
+    config_class = TransformerXLConfig
+    base_model_prefix = ""
+    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
+    _no_split_modules = ["TransformerXLBlock"]
+    _supports_sdpa = False
+    _keep_in_fp32_modules_strict = ["inv_freq"]
+
+    def __init__(self, config: TransformerXLConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        if config.relative:
+            self.r_w_bias = nn.Parameter(torch.empty(config.num_heads, width // config.num_heads))
+            self.r_r_bias = nn.Parameter(torch.empty(config.num_heads, width // config.num_heads))
+            self.positions = SinusoidTable(config)
+        else:
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = nn.ModuleList(TransformerXLBlock(config) for _ in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
+        self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, SinusoidTable):
+            init.copy_(module.inv_freq, module.initial())
+        elif isinstance(module, TransformerXLModel) and module.config.relative:
+            init.zeros_(module.r_w_bias)
+            init.zeros_(module.r_r_bias)
+        # The projections that write into the residual stream start smaller, by 1 / sqrt(2 x blocks).
+        if isinstance(module, TransformerXLBlock):
+            for projection in (module.attention.o_proj, module.down_proj):
+                init.normal_(projection.weight, std=std / (2 * self.config.num_layers) ** 0.5)
+
+    def backbone(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        memory: Memory | None = None,
+        reach: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        state: MemoryState | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """The head's input (B, T, D); with ``memory`` also the memory that the next segment is to be given.
+
+        Args:
+            input_ids: (B, T) int64; or ``inputs_embeds`` (B, T, D).
+            attention_mask: (B, T) or (B, m + T), 1 on real tokens, under which a token sees itself and the
+                ``config.span`` tokens before it; or (1 or B, 1, T, >= S) or (B, T, >= S), whose last S columns are
+                used as they are. All real if None.
+            position_ids: (B, T) int64, for absolute positions; they go on from the memory if None.
+            memory: see ``Memory``; () where a text starts. The new one is detached and at most
+                ``config.memory_length`` long.
+            reach: (B, T) int64, how many tokens before it a token sees at most, as it is where several documents
+                share a stream.
+        """
+        hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        queries = hidden_BTD.shape[1]
+        past = memory[0].shape[1] if memory else 0
+        if state is not None:
+            columns, attention_mask = state.columns(queries), state.valid_RC
+        else:
+            columns = past + queries
+        if not self.config.relative:
+            hidden_BTD = hidden_BTD + self._absolute(position_ids, past, queries)
+        hidden_BTD = self.dropout(hidden_BTD)
+        biases, table = self._relative(columns, hidden_BTD.dtype, state is not None)
+        mask = None
+        if state is None or queries > 1 or state.has_padding:
+            mask = visible(queries, columns, self.config.span, attention_mask, reach, hidden_BTD.device)
+        kept = [hidden_BTD]
+        for layer, block in enumerate(self.layers):
+            past_BmD = memory[layer] if memory else None
+            hidden_BTD = block(hidden_BTD, past_BmD, mask, biases, table, state=state, layer=layer)
+            kept.append(hidden_BTD)
+        output_BTD = self.final_norm(hidden_BTD)
+        return output_BTD if memory is None else (output_BTD, self._remember(memory, kept))
+
+    def _relative(
+        self, columns: int, dtype: torch.dtype, lazily: bool
+    ) -> tuple[tuple[Tensor, Tensor] | None, Callable[[int], Tensor] | None]:
+        """The two biases and the position table, as a function of the number of columns; made once for all layers.
+
+        ``lazily``: only when a layer asks, which when decoding is seldom.
+        """
+        if not self.config.relative:
+            return None, None
+        biases = (self.r_w_bias, self.r_r_bias)
+        if lazily:
+            return biases, lambda wanted: self.positions(wanted, dtype)
+        table_SD = self.dropout(self.positions(columns, dtype))
+        return biases, lambda wanted: table_SD
+
+    def _absolute(self, position_ids: Tensor | None, past: int, queries: int) -> Tensor:
+        if position_ids is None:
+            position_ids = torch.arange(past, past + queries, device=self.embed_positions.weight.device)[None]
+        places = self.config.max_position_embeddings
+        if int(position_ids.max()) >= places:
+            raise UnsupportedError(
+                f"position {int(position_ids.max())}: this model has learned positions 0 to {places - 1} only; "
+                "give it a shorter text, or use the relative variant, which has no such limit"
+            )
+        return self.embed_positions(position_ids)
+
+    def _remember(self, memory: Memory, kept: list[Tensor]) -> tuple[Tensor, ...]:
+        if not self.config.memory_length:
+            return ()
+        joined = [torch.cat(pair, dim=1) for pair in zip(memory, kept, strict=True)] if memory else kept
+        return tuple(tensor[:, -self.config.memory_length :].detach() for tensor in joined)
+
+    def prefill(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+    ) -> tuple[Tensor, MemoryState]:
+        """Long prompts are read segment by segment; every token sees the same ``config.span`` tokens either way."""
+        state = MemoryState(self.config.num_layers, self.config.span)
+        for first in range(0, input_ids.shape[1], self.config.segment_length):
+            piece = slice(first, first + self.config.segment_length)
+            state.grow(attention_mask[:, piece])
+            positions = None if position_ids is None else position_ids[:, piece]
+            hidden_RTD = self._advance(input_ids[:, piece], positions, state)
+        return self.lm_head(hidden_RTD[:, -1:]), state
+
+    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: MemoryState) -> Tensor:
+        state.grow(torch.ones_like(ids_Rq))
+        return self.lm_head(self._advance(ids_Rq, positions_RPq[:, 0], state))
+
+    def _advance(self, ids_Rq: Tensor, positions_Rq: Tensor | None, state: MemoryState) -> Tensor:
+        hidden_RqD = self.backbone(ids_Rq, position_ids=positions_Rq, state=state)
+        assert isinstance(hidden_RqD, Tensor)  # a tuple only with ``memory``
+        return hidden_RqD
+
+
+AutoConfig.register("hanmo-transformer-xl", TransformerXLConfig)
+AutoModel.register(TransformerXLConfig, TransformerXLModel)
+AutoModelForCausalLM.register(TransformerXLConfig, TransformerXLModel)
