@@ -130,6 +130,7 @@ LAYOUTS = (
         "bin",
         tuple(_hub()),
         signature=("shared.weight", "decoder.block.0.layer.1.EncDecAttention.q.weight"),
+        needs=("attn_scale",),  # T5 v1.1 and mT5 have the very same names
     ),
 )
 

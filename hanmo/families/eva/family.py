@@ -1,0 +1,203 @@
+"""EVA at work: dialogues as encoder contexts and decoder targets.
+
+Every turn of a context ends with ``<sep>`` and the encoder's input with ``<s_0>``, which also starts the decoder.
+In ids that stand for both, ``<s_0>`` divides them: what follows it opens the reply. No text encodes to ``<s_0>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from random import Random
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from hanmo.errors import UnsupportedError
+from hanmo.families.base import IGNORE, Context, DecodingForm, Family, Part, Prompt, Row, Rules
+from hanmo.families.eva import legacy
+from hanmo.families.eva.modeling import EvaConfig, EvaModel
+from hanmo.families.eva.tokenization import EvaTokenizer
+from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
+
+if TYPE_CHECKING:
+    from hanmo.families.eva.decoding import RuleBook
+
+CHAT_TURNS = 8  # utterances that a chat looks back at
+
+
+class EvaFamily(Family):
+    """EVA 1.0 and 2.0. Text without turns is nothing it can learn from; a system text counts as the first turn."""
+
+    name = "eva"
+    config_class = EvaConfig
+    network_class = EvaModel
+    tokenizer_class = EvaTokenizer
+    legacy: ClassVar[ModuleType] = legacy
+    # Looked at before each step's end: beams of equal score, no length for the stop token, at the edge of a tie.
+    published_decoding = DecodingForm(
+        first_beam_only=False,
+        length="words",
+        lookahead=0,
+        stop_is_open=True,
+        tie=1e-5,
+        temperature_again=True,
+        keeps_finished=True,
+        cut=-10000.0,
+    )
+    rule_files: ClassVar[dict[str, str]] = {"antonyms": "antonym/antonym.txt"}
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "wi_0", "wi_1", "wo")
+
+    config: EvaConfig
+    tokenizer: EvaTokenizer
+
+    def __post_init__(self) -> None:
+        # The original's configuration names no ids: the vocabulary decides them.
+        self.config.pad_token_id = self.tokenizer.pad_token_id
+        self.config.eos_token_id = self.tokenizer.sep_token_id
+        self.config.decoder_start_token_id = self.tokenizer.bos_token_id
+
+    def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
+        """One row: the turns before the last as context, the last as target.
+
+        Turns are taken from the last backwards as long as they fit; a record of which no turn or not all of the
+        target fits makes no row. The only turn of a dialogue is a context whose target is two ``<unk>``, as published.
+        """
+        record = _said(record)
+        turns, opening = self._turns(record), self._opening(record)
+        if isinstance(record, PromptResponse):
+            target = self._encode(record.response)
+        else:
+            target = turns.pop() if len(turns) > 1 else [self.tokenizer.unk_token_id] * 2
+        context: list[int] = []
+        for turn in reversed(turns):
+            if len(turn) + len(context) + 2 > limit:
+                break
+            context = [*turn, self.tokenizer.sep_token_id, *context]
+        if not context or len(opening) + len(target) >= (limit if response_limit is None else response_limit):
+            return []
+        return [[Part(self._given(context, opening), False), Part(tuple(target), True)]]
+
+    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
+        """The unscored parts at the beginning are the context (and what follows ``<s_0>`` in them opens the reply).
+
+        Weights sum to 1 over a row: the published loss is the mean over samples of the mean over a sample's tokens.
+        """
+        places = [place for place, part in enumerate(parts) if part.scored]
+        first = places[0] if places else len(parts)
+        context, opening = self._split([id_ for part in parts[:first] for id_ in part.ids])
+        decoder = [self.tokenizer.bos_token_id, *opening]
+        labels = [IGNORE] * len(opening)
+        for part in parts[first:]:
+            decoder += part.ids
+            labels += part.ids if part.scored else [IGNORE] * len(part.ids)
+        labels.append(self.tokenizer.sep_token_id if stop and parts[-1].scored else IGNORE)
+        if closed:
+            decoder.append(self.tokenizer.sep_token_id)
+            labels.append(IGNORE)
+        input_ids = torch.tensor([*context, self.tokenizer.bos_token_id])
+        labels_A = torch.tensor(labels)
+        scored_A = (labels_A != IGNORE).float()
+        return Row(
+            inputs={
+                "input_ids": input_ids,
+                "attention_mask": torch.ones_like(input_ids),
+                "decoder_input_ids": torch.tensor(decoder),
+            },
+            labels=labels_A,
+            weights=scored_A / scored_A.sum().clamp_min(1),
+            end=len(decoder) - 1,
+        )
+
+    def prompt(self, context_ids: Sequence[int]) -> Prompt:
+        """The context for the encoder; the decoder starts from ``<s_0>`` and what opens the reply."""
+        context, opening = self._split(context_ids)
+        input_ids = torch.tensor([*context, self.tokenizer.bos_token_id])
+        decoder_input_ids = torch.tensor([self.tokenizer.bos_token_id, *opening])
+        return Prompt(
+            inputs={
+                "input_ids": input_ids,
+                "attention_mask": torch.ones_like(input_ids),
+                "decoder_input_ids": decoder_input_ids,
+                "decoder_attention_mask": torch.ones_like(decoder_input_ids),
+            },
+            start=torch.tensor([len(decoder_input_ids)]),
+            step=torch.tensor([1]),
+            stop_ids=(self.tokenizer.sep_token_id,),
+        )
+
+    def context(self, record: Record, limit: int) -> Context:
+        """The conversation so far: of its last 8 turns, from the newest backwards, every one that still fits.
+
+        As published, a turn that does not fit is left out and older ones may still enter.
+        """
+        record = _said(record)
+        turns, opening = [[*turn, self.tokenizer.sep_token_id] for turn in self._turns(record)], self._opening(record)
+        seen: list[int] = []
+        for turn in reversed(turns[-CHAT_TURNS:]):
+            if len(seen) + len(turn) + 1 <= limit:
+                seen = turn + seen
+        unabridged = [id_ for turn in turns for id_ in turn]
+        return Context(self._given(seen, opening), (*unabridged, *opening))
+
+    def pretrain(self, ids: Sequence[int], rng: Random) -> list[Row]:
+        """EVA's pretraining is fine-tuning on more dialogues: there is no objective for running text."""
+        raise UnsupportedError(_NO_TEXT)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens joined, with spaces and newlines spelled out; special tokens appear as their names."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
+        """EVA's penalties and bans; antonyms are banned where the model has a file of them."""
+        from hanmo.families.eva.decoding import EvaRules
+
+        return EvaRules(self._rule_book, settings, contexts)
+
+    @cached_property
+    def _rule_book(self) -> RuleBook:
+        from hanmo.families.eva.decoding import RuleBook
+
+        return RuleBook.of(self.tokenizer, self.assets.get("antonyms"))
+
+    def _turns(self, record: Dialogue | PromptResponse) -> list[list[int]]:
+        """The ids of every turn, without ``<sep>``; of a prompt and response those of the prompt."""
+        if isinstance(record, PromptResponse):
+            turns = [self._encode(record.prompt)]
+        else:
+            said = record.ids or (None,) * len(record.turns)
+            pairs = zip(record.turns, said, strict=True)
+            turns = [self._encode(text) if ids is None else list(ids) for text, ids in pairs]
+        return [self._encode(record.system), *turns] if record.system else turns
+
+    def _opening(self, record: Dialogue | PromptResponse) -> list[int]:
+        return self._encode(record.prefix) if isinstance(record, PromptResponse) else []
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode_plain(text)
+
+    def _given(self, context: Sequence[int], opening: Sequence[int]) -> tuple[int, ...]:
+        return (*context, self.tokenizer.bos_token_id, *opening) if opening else tuple(context)
+
+    def _split(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Ids for the encoder, and ids that open the reply."""
+        ids, start = list(ids), self.tokenizer.bos_token_id
+        if start not in ids:
+            return ids, []
+        place = ids.index(start)
+        return ids[:place], ids[place + 1 :]
+
+
+def _said(record: Record) -> Dialogue | PromptResponse:
+    if isinstance(record, Text):
+        raise UnsupportedError(f"{record.where}: {_NO_TEXT}" if record.where else _NO_TEXT)
+    return record.best() if isinstance(record, ScoredAnswers) else record
+
+
+_NO_TEXT = (
+    "EVA learns from dialogues, not from running text; give turns separated by tabs, or "
+    '{"prompt": …, "response": …}, and train with the sft stage'
+)
+
+FAMILY = EvaFamily
