@@ -25,6 +25,7 @@ class Settings:
         repetition_penalty: > 1 makes tokens that occurred less likely; 1 is off.
         no_repeat_ngram_size: no n-gram occurs twice; 0 is off.
         banned_ids: tokens that are never produced.
+        rule_files: follow the rule files (antonyms) that came with the model, if there are any.
         seed: for sampling; None draws one.
         published: reproduce the original's published decoding, flaws included.
     """
@@ -41,6 +42,7 @@ class Settings:
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     banned_ids: tuple[int, ...] = ()
+    rule_files: bool = True
     seed: int | None = None
     published: bool = False
 

@@ -1,0 +1,329 @@
+"""The one decode loop: sampling, greedy decoding and beam search for every family.
+
+A step is: logits / temperature -> (log-softmax for beams) -> score rules -> top-k, top-p -> draw.
+
+Shape suffixes: R rows of the batch, S samples, P position dimensions, V vocabulary, c candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hanmo.families.base import Context, DecodingForm, OpenedModel, Prompt, Rules, stack
+from hanmo.generation.beam import BeamSearch, Hypothesis
+from hanmo.generation.filters import top_k, top_p
+from hanmo.generation.rules import TokenRules
+from hanmo.generation.settings import Settings
+
+OnToken = Callable[[int, int], None]  # index of the context, token
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the model said after one context.
+
+    Attributes:
+        ids: without the stop token.
+        logprobs: log p of each id under the model as it is (temperature 1, no rules, no filter), then that of the
+            stop token if ``finished``; empty for beam search.
+        score: sum of ``logprobs``; for beam search the beam's score by length.
+        finished: the model has stopped by itself.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    score: float
+    finished: bool
+
+
+class Sampler(Protocol):
+    """Draws without replacement, and in the order drawn.
+
+    Args:
+        step: decoding step, from 0.
+        samples: for each row of ``probs`` the index of the context it belongs to.
+        probs: (rows, N) fp32; N is the vocabulary, or beams x vocabulary for sampled beams.
+        count: how many to draw from each row.
+    """
+
+    def __call__(self, step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor: ...
+
+
+def seeded_sampler(seed: int | None, device: torch.device) -> Sampler:
+    """A sampler with its own random generator; None draws a seed."""
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+
+    def draw(step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor:
+        # A race of exponential clocks: the first to ring are a draw without replacement.
+        return (probs / torch.empty_like(probs).exponential_(generator=generator)).topk(count).indices
+
+    return draw
+
+
+def generate(
+    opened: OpenedModel,
+    contexts: Sequence[Context],
+    settings: Settings,
+    on_token: OnToken | None = None,
+    sampler: Sampler | None = None,
+    form: DecodingForm | None = None,
+    keep_on_interrupt: bool = False,
+) -> list[Generation]:
+    """Let the model go on from each context; all contexts are decoded as one batch.
+
+    Args:
+        on_token: called with each token as it is drawn (not for beam search, where nothing is certain before the end).
+        sampler: replaces the random draws.
+        form: conventions of the search; by default the family's published ones if ``settings.published``, else ours.
+        keep_on_interrupt: Ctrl-C ends decoding and returns what there is, instead of being raised.
+
+    Returns:
+        One generation for each context, in order.
+    """
+    if not contexts:
+        return []
+    with _evaluating(opened.network):
+        batch = _batch(opened, contexts, settings, sampler, form)
+        try:
+            for drawn in batch.run():
+                if on_token is not None:
+                    for index, token in drawn:
+                        on_token(index, token)
+        except KeyboardInterrupt:
+            if not keep_on_interrupt:
+                raise
+        return batch.results()
+
+
+def stream(opened: OpenedModel, context: Context, settings: Settings, sampler: Sampler | None = None) -> Iterator[int]:
+    """The ids after one context, each as soon as it is drawn, without the stop token; all at the end for beams."""
+    with _evaluating(opened.network):
+        batch = _batch(opened, [context], settings, sampler, None)
+        for drawn in batch.run():
+            yield from (token for _, token in drawn)
+        if isinstance(batch, _Beams):
+            yield from batch.results()[0].ids
+
+
+def search(
+    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, form: DecodingForm | None = None
+) -> list[list[Hypothesis]]:
+    """Beam search that returns all replies it has kept for each context (at most ``num_beams``), best first."""
+    with _evaluating(opened.network):
+        batch = _Beams(opened, contexts, settings, None, form)
+        for _ in batch.run():
+            pass
+        return batch.search.results()
+
+
+@contextmanager
+def _evaluating(network: Any) -> Iterator[None]:
+    """Without dropout, whatever the caller is in the middle of."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
+def _batch(
+    opened: OpenedModel,
+    contexts: Sequence[Context],
+    settings: Settings,
+    sampler: Sampler | None,
+    form: DecodingForm | None,
+) -> _Rows | _Beams:
+    return (_Rows if settings.num_beams == 1 else _Beams)(opened, contexts, settings, sampler, form)
+
+
+def _read(prompt: Prompt) -> Tensor:
+    """The ids (T,) that the decoder reads of a prompt."""
+    return prompt.inputs.get("decoder_input_ids", prompt.inputs["input_ids"])
+
+
+class _Batch:
+    """The network at work on rows that each continue a context.
+
+    Attributes:
+        logits_RV: fp32, of the last column.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        opened: OpenedModel,
+        contexts: Sequence[Context],
+        settings: Settings,
+        sampler: Sampler | None,
+        form: DecodingForm | None,
+    ):
+        family, network = opened.family, opened.network
+        prompts = [family.prompt(context.ids) for context in contexts]
+        self.settings = settings
+        self.form = form or (family.published_decoding if settings.published else DecodingForm())
+        self.stop_ids = prompts[0].stop_ids
+        self.device = network.device
+        self.sampler = sampler or seeded_sampler(settings.seed, self.device)
+        self.rules: Rules | None = family.rules(settings, [context.unabridged for context in contexts])
+        if self.rules is None and TokenRules.needed(settings):
+            self.rules = TokenRules(settings, [_read(prompt).tolist() for prompt in prompts], self.stop_ids)
+        self.prompt_width = max(len(_read(prompt)) for prompt in prompts)
+        self._network = network
+        self._start_RP = torch.stack([prompt.start for prompt in prompts]).to(self.device)
+        self._step_RP = torch.stack([prompt.step for prompt in prompts]).to(self.device)
+        self._fed = 0
+        inputs = stack([prompt.inputs for prompt in prompts], family.padding, left=True)
+        logits_R1V, self._state = network.prefill(**{name: value.to(self.device) for name, value in inputs.items()})
+        self.logits_RV = logits_R1V[:, -1].float()
+
+    def scores(self, said: Sequence[Sequence[int]], samples: Sequence[int]) -> Tensor:
+        """Logits / temperature, as log-probabilities for beams, after the rules: (R, V)."""
+        scores_RV = self.logits_RV / self.settings.temperature
+        if self.settings.num_beams > 1:
+            scores_RV = scores_RV.log_softmax(-1)
+        return scores_RV if self.rules is None else self.rules(said, samples, scores_RV)
+
+    def filtered(self, scores_RV: Tensor) -> Tensor:
+        kept_RV = top_k(scores_RV, self.settings.top_k, self.form.cut)
+        return top_p(kept_RV, self.settings.top_p, self.form.cut)
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Go on with these rows; a row may be taken more than once."""
+        if list(rows) == list(range(len(self.logits_RV))):
+            return
+        index = torch.tensor(rows, device=self.device)
+        self._state = self._state.take(index)
+        self.logits_RV = self.logits_RV[index]
+        self._start_RP, self._step_RP = self._start_RP[index], self._step_RP[index]
+
+    def feed(self, ids: Sequence[int]) -> None:
+        """Give every row its next token."""
+        ids_R1 = torch.tensor(ids, device=self.device)[:, None]
+        positions_RP1 = (self._start_RP + self._fed * self._step_RP)[:, :, None]
+        self.logits_RV = self._network.step(ids_R1, positions_RP1, self._state)[:, -1].float()
+        self._fed += 1
+
+
+class _Rows(_Batch):
+    """Sampling and greedy decoding: one row for each context that has not finished."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._samples = list(range(len(self.logits_RV)))
+        self._said: list[list[int]] = [[] for _ in self._samples]  # with the stop token
+        self._logprobs: list[list[float]] = [[] for _ in self._samples]
+
+    def run(self) -> Iterator[list[tuple[int, int]]]:
+        """Decode; yields after every step the (sample, token) that were drawn, without stop tokens."""
+        for step in range(self.settings.max_new_tokens):
+            drawn = self._draw(step)
+            yield drawn
+            if not drawn:
+                return
+            if step + 1 < self.settings.max_new_tokens:
+                self._go_on()
+
+    @torch.no_grad()
+    def _draw(self, step: int) -> list[tuple[int, int]]:
+        scores_RV = self.scores([self._said[sample] for sample in self._samples], self._samples)
+        if self.settings.do_sample:
+            probs_RV = self.filtered(scores_RV).softmax(-1)
+            ids_R1 = self.sampler(step, self._samples, probs_RV, 1)
+        else:
+            ids_R1 = scores_RV.argmax(-1, keepdim=True)
+        logprobs_R1 = self.logits_RV.gather(-1, ids_R1) - self.logits_RV.logsumexp(-1, keepdim=True)
+        drawn = []
+        for sample, token, logprob in zip(
+            self._samples, ids_R1[:, 0].tolist(), logprobs_R1[:, 0].tolist(), strict=True
+        ):
+            if self._stopped(sample):
+                continue
+            self._said[sample].append(token)
+            self._logprobs[sample].append(logprob)
+            if token not in self.stop_ids:
+                drawn.append((sample, token))
+        return drawn
+
+    def _stopped(self, sample: int) -> bool:
+        return bool(self._said[sample]) and self._said[sample][-1] in self.stop_ids
+
+    @torch.no_grad()
+    def _go_on(self) -> None:
+        live = [row for row, sample in enumerate(self._samples) if not self._stopped(sample)]
+        # Leaving finished rows out copies the state of the others: worth it from a quarter of the batch on.
+        if 4 * (len(self._samples) - len(live)) >= len(self._samples):
+            self.take(live)
+            self._samples = [self._samples[row] for row in live]
+        self.feed([self._said[sample][-1] for sample in self._samples])
+
+    def results(self) -> list[Generation]:
+        return [
+            Generation(
+                ids=tuple(said[:-1] if self._stopped(sample) else said),
+                logprobs=tuple(self._logprobs[sample]),
+                score=sum(self._logprobs[sample]),
+                finished=self._stopped(sample),
+            )
+            for sample, said in enumerate(self._said)
+        ]
+
+
+class _Beams(_Batch):
+    """Beam search, sampled or not: ``num_beams`` rows for each context that is not done."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        beams = self.settings.num_beams
+        samples = len(self.logits_RV)
+        pad_id = args[0].tokenizer.pad_token_id if self.form.keeps_finished else 0
+        self.search = BeamSearch(samples, self.settings, self.form, self.stop_ids, self.prompt_width, pad_id)
+        with torch.no_grad():
+            self.take([sample for sample in range(samples) for _ in range(beams)])
+
+    def run(self) -> Iterator[list[tuple[int, int]]]:
+        """Decode; yields an empty list after every step."""
+        for step in range(self.settings.max_new_tokens):
+            parents, ids = self._advance(step)
+            yield []
+            if self.search.finished or step + 1 == self.settings.max_new_tokens:
+                return
+            with torch.no_grad():
+                self.take(parents)
+                self.feed(ids)
+
+    @torch.no_grad()
+    def _advance(self, step: int) -> tuple[list[int], list[int]]:
+        search, sampling = self.search, self.settings.do_sample
+        samples = [sample for sample in search.live for _ in range(search.beams)]
+        scores_RV = self.scores(search.said, samples)
+        totals_R1 = torch.tensor(search.totals, device=self.device)[:, None]
+        if sampling and self.form.temperature_again:
+            scores_RV = self.filtered((scores_RV + totals_R1) / self.settings.temperature)
+        else:
+            scores_RV = (self.filtered(scores_RV) if sampling else scores_RV) + totals_R1
+        vocabulary = scores_RV.shape[-1]
+        joint_SN = scores_RV.view(len(search.live), -1)
+        if sampling:
+            chosen_Sc = self.sampler(step, search.live, joint_SN.softmax(-1), search.width)
+            best_Sc, order_Sc = joint_SN.gather(-1, chosen_Sc).sort(dim=-1, descending=True, stable=True)
+            chosen_Sc = chosen_Sc.gather(-1, order_Sc)
+        else:
+            best_Sc, chosen_Sc = joint_SN.topk(search.width)
+        beams_Sc, ids_Sc = chosen_Sc // vocabulary, chosen_Sc % vocabulary
+        return search.advance(beams_Sc.tolist(), ids_Sc.tolist(), best_Sc.tolist())
+
+    def results(self) -> list[Generation]:
+        nothing = [Hypothesis((), 0.0, False)]
+        best = [(found or nothing)[0] for found in self.search.results()]
+        return [Generation(one.ids, (), one.score, one.finished) for one in best]

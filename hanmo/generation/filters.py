@@ -1,0 +1,39 @@
+"""Top-k and top-p as pure functions of scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+OFF = float("-inf")
+CANDIDATES = 512  # tokens that top-p looks at before it sorts the whole vocabulary
+
+
+def top_k(scores_RV: Tensor, k: int, cut: float = OFF) -> Tensor:
+    """Keep the k best scores of each row; ties with the k-th stay. The others become ``cut``; k = 0 keeps all."""
+    if k <= 0 or k >= scores_RV.shape[-1]:
+        return scores_RV
+    kth_R1 = scores_RV.topk(k, dim=-1).values[..., -1:]
+    return scores_RV.masked_fill(scores_RV < kth_R1, cut)
+
+
+def top_p(scores_RV: Tensor, p: float, cut: float = OFF) -> Tensor:
+    """Keep the smallest set of best tokens whose probability exceeds p; the token that crosses p is kept.
+
+    A token becomes ``cut`` if the probability of those before it already exceeds p, so the best one always stays.
+    p = 0 and p >= 1 keep all. Most rows are settled by their first few hundred tokens, which are found without sorting
+    the vocabulary.
+    """
+    if p <= 0 or p >= 1:
+        return scores_RV
+    total_R1 = scores_RV.logsumexp(-1, keepdim=True)
+    width = min(CANDIDATES, scores_RV.shape[-1])
+    best_Rc, order_Rc = scores_RV.topk(width, dim=-1)
+    sums_Rc = (best_Rc - total_R1).exp().cumsum(-1)
+    if width < scores_RV.shape[-1] and not bool((sums_Rc[..., -1] > p).all()):
+        best_Rc, order_Rc = scores_RV.sort(dim=-1, descending=True)
+        sums_Rc = (best_Rc - total_R1).exp().cumsum(-1)
+    kept_Rc = torch.ones_like(sums_Rc, dtype=torch.bool)
+    kept_Rc[..., 1:] = sums_Rc[..., :-1] <= p
+    kept_RV = torch.zeros_like(scores_RV, dtype=torch.bool).scatter(-1, order_Rc, kept_Rc)
+    return scores_RV.masked_fill(~kept_RV, cut)
