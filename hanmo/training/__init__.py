@@ -1,0 +1,1 @@
+"""Training: one small Trainer for all stages, one module per stage."""
