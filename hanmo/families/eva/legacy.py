@@ -5,8 +5,7 @@ Source: the recorded specification of thu-coai/EVA, sections 2 to 5 and 13.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hanmo.errors import CheckpointError
@@ -182,52 +181,3 @@ def read_config(original: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(config["attn_scale"], bool):
         raise CheckpointError(f"EVA configuration: attn_scale is {config['attn_scale']!r}; expected true or false")
     return config
-
-
-def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """What the shapes of an original checkpoint's whole (merged) tensors say about the configuration.
-
-    They do not say ``attn_scale``: EVA 1.0 and 2.0-xLarge have the same shapes.
-
-    Raises:
-        CheckpointError: a tensor that every EVA checkpoint has is missing or no matrix.
-    """
-    hub = LAYOUTS[1].signature[0] in shapes
-
-    def shape(megatron_name: str, hub_name: str) -> Sequence[int]:
-        name = hub_name if hub else megatron_name
-        if len(shapes.get(name, ())) != 2:
-            raise CheckpointError(f"EVA checkpoint: tensor {name} is missing or has not two dimensions")
-        return shapes[name]
-
-    def layers(stack: str) -> int:
-        found = (re.match(rf"{stack}\.blocks?\.(\d+)\.", name) for name in shapes)
-        return 1 + max((int(match[1]) for match in found if match), default=-1)
-
-    vocab_size, d_model = shape("word_embeds.weight", "shared.weight")
-    d_ff, _ = shape(
-        "encoder.blocks.0.ff.dense_relu_dense.wi_0.weight", "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
-    )
-    _, inner = shape(
-        "encoder.blocks.0.self_attn.self_attn.dense.weight", "encoder.block.0.layer.0.SelfAttention.o.weight"
-    )
-    buckets, num_heads = shape(
-        "encoder.blocks.0.self_attn.self_attn.relative_attention_bias.weight",
-        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-    )
-    return {
-        "vocab_size": vocab_size,
-        "d_model": d_model,
-        "d_ff": d_ff,
-        "d_kv": inner // num_heads,
-        "num_heads": num_heads,
-        "num_layers": layers("encoder"),
-        "num_decoder_layers": layers("decoder"),
-        "relative_attention_num_buckets": buckets,
-    }
-
-
-def sizes_matching(shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    """Names in ``SIZES`` whose dimensions an original checkpoint's whole (merged) tensors have."""
-    found = dimensions(shapes)
-    return [name for name, size in SIZES.items() if found.items() <= size.config.items()]

@@ -1,0 +1,249 @@
+"""Which layout of which family a set of tensors is, and the way from its tensors to ours and back.
+
+Everything is driven by the families' tables (families/tables.py). Tensors are handled one at a time: what is not
+touched is not read. A tensor of the original may be cut over ranks and may fuse several of ours; ``merge`` and
+``split`` undo and do both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from hanmo import families
+from hanmo.checkpoints.files import Weights
+from hanmo.errors import CheckpointError
+from hanmo.families.base import Family
+from hanmo.families.tables import Entry, Layout, expand
+
+
+def merge(pieces: Sequence[Tensor], parts: int, cut: int | None) -> list[Tensor]:
+    """One tensor of the original, as its pieces in rank order, to the ``parts`` tensors of ours that it fuses.
+
+    Fused tensors lie one after the other on dimension 0 and are cut each by itself. The result of a single
+    piece is views: nothing is read.
+    """
+    if cut is None or len(pieces) == 1:
+        return list(pieces[0].chunk(parts, dim=0))
+    chunks = [piece.chunk(parts, dim=0) for piece in pieces]
+    return [torch.cat([chunk[part] for chunk in chunks], dim=cut) for part in range(parts)]
+
+
+def split(parts: Sequence[Tensor], ranks: int, cut: int | None) -> list[Tensor]:
+    """Tensors of ours to the pieces of the original's tensor that fuses them, one per rank; the inverse of ``merge``.
+
+    Every piece owns its bytes: a view saved to a file would take the whole tensor along.
+    """
+    if cut is None:
+        whole = _joined(parts)
+        return [whole] + [whole.clone() for _ in range(ranks - 1)]
+    cuts = [part.chunk(ranks, dim=cut) for part in parts]
+    return [_joined([pieces[rank] for pieces in cuts]) for rank in range(ranks)]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0].contiguous().clone() if len(parts) == 1 else torch.cat(list(parts), dim=0)
+
+
+@dataclass(frozen=True)
+class Original:
+    """Weights whose layout is known.
+
+    Attributes:
+        prefix: that all names start with.
+        entries: the layout's table for as many layers as there are names for.
+        missing: names that the layout has and the files lack.
+        unexpected: names that the files have and the layout does not know.
+        absent: optional names and copies that the files lack.
+    """
+
+    family: type[Family]
+    layout: Layout
+    prefix: str
+    entries: list[Entry]
+    weights: Weights
+    missing: list[str]
+    unexpected: list[str]
+    absent: list[str]
+
+    @property
+    def title(self) -> str:
+        """Family and layout, for messages."""
+        return f"{self.family.name}, {self.layout.name} layout"
+
+    def pieces(self, name: str) -> list[Tensor]:
+        """A tensor of the original by the table's name, one piece per rank."""
+        return [rank[self.prefix + name] for rank in self.weights.ranks]
+
+    def present(self) -> Iterator[tuple[Entry, str]]:
+        """The entries that the files have, each with the name to read it by: its own, or that of a copy."""
+        names = self.weights.ranks[0]
+        for entry in self.entries:
+            for name in (entry.theirs, *entry.copies):
+                if self.prefix + name in names:
+                    yield entry, name
+                    break
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of our tensors, as the files have them."""
+        result: dict[str, tuple[int, ...]] = {}
+        for entry, name in self.present():
+            pieces = [torch.empty_like(piece, device="meta") for piece in self.pieces(name)]
+            result.update(zip(entry.ours, (tuple(part.shape) for part in _merged(entry, name, pieces)), strict=True))
+        return result
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Our tensors by name, one at a time, in the files' dtype.
+
+        Raises:
+            CheckpointError: pieces that do not fit together, or copies of one tensor that differ.
+        """
+        for entry, name in self.present():
+            pieces = self.pieces(name)
+            for copy in entry.copies:
+                if copy != name and self.prefix + copy in self.weights.ranks[0]:
+                    _check_copy(self.weights.path, name, pieces, copy, self.pieces(copy))
+            yield from zip(entry.ours, _merged(entry, name, pieces), strict=True)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most of the weights have."""
+        counts: dict[torch.dtype, int] = {}
+        for tensor in self.weights.ranks[0].values():
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+        return max(counts, key=lambda dtype: counts[dtype])
+
+    def require_complete(self) -> None:
+        """CheckpointError naming what is missing or unexpected, if anything is."""
+        problems = []
+        if self.missing:
+            problems.append(f"{len(self.missing)} tensors are missing: {some(self.missing)}")
+        if self.unexpected:
+            problems.append(f"{len(self.unexpected)} tensors are not part of this layout: {some(self.unexpected)}")
+        if problems:
+            raise CheckpointError(f"{self.weights.path} ({self.title}): {'; '.join(problems)}")
+
+
+def _merged(entry: Entry, name: str, pieces: list[Tensor]) -> list[Tensor]:
+    parts = len(entry.ours)
+    for piece in pieces:
+        if piece.shape[:0] == piece.shape or piece.shape[0] % parts:
+            raise CheckpointError(f"{name}: shape {tuple(piece.shape)} cannot hold {parts} equal parts on dimension 0")
+    try:
+        return merge(pieces, parts, entry.cut)
+    except (RuntimeError, IndexError) as error:
+        shapes = ", ".join(str(tuple(piece.shape)) for piece in pieces)
+        raise CheckpointError(f"{name}: the ranks' pieces do not fit together: {shapes}") from error
+
+
+def _check_copy(path: object, name: str, pieces: list[Tensor], copy: str, others: list[Tensor]) -> None:
+    for rank, (piece, other) in enumerate(zip(pieces, others, strict=True)):
+        if piece.data_ptr() == other.data_ptr() and piece.shape == other.shape:
+            continue  # the very same bytes of the file
+        if piece.shape != other.shape or not torch.equal(piece, other):
+            raise CheckpointError(f"{path}: {name} and {copy} must be the same tensor, but differ (rank {rank})")
+
+
+def recognise(weights: Weights) -> Original:
+    """The family and layout of these weights, by their names.
+
+    Raises:
+        CheckpointError: no layout fits, or more than one does equally well.
+    """
+    fits = [_fit(family, layout, prefix, weights) for family, layout, prefix in _layouts(weights)]
+    if not fits:
+        raise CheckpointError(
+            f"{weights.path}: its {len(weights.names)} tensors ({some(weights.names)}) fit no layout that hanmo "
+            f"knows as {weights.container}: {', '.join(_known(weights.container))}"
+        )
+    fits.sort(key=lambda fit: len(fit.missing) + len(fit.unexpected))
+    best = [fit for fit in fits if not fit.missing and not fit.unexpected]
+    if len(best) > 1:
+        raise CheckpointError(f"{weights.path}: fits several layouts: {', '.join(fit.title for fit in best)}")
+    return fits[0]
+
+
+def all_families() -> list[type[Family]]:
+    """The families that have layouts of their own."""
+    return [families.load(name) for name in families.NAMES if families.load(name).legacy.LAYOUTS]
+
+
+def _layouts(weights: Weights) -> Iterator[tuple[type[Family], Layout, str]]:
+    container = "megatron" if weights.container == "megatron" else "bin"
+    names = set(weights.names)
+    for family in all_families():
+        for layout in family.legacy.LAYOUTS:
+            if layout.container != container or any(key not in (weights.config or {}) for key in layout.needs):
+                continue
+            for prefix in layout.prefixes:
+                if all(prefix + name in names for name in layout.signature):
+                    yield family, layout, prefix
+
+
+def _known(container: str) -> list[str]:
+    wanted = "megatron" if container == "megatron" else "bin"
+    pairs = [(family, layout) for family in all_families() for layout in family.legacy.LAYOUTS]
+    return [f"{family.name} ({layout.name})" for family, layout in pairs if layout.container == wanted]
+
+
+def _fit(family: type[Family], layout: Layout, prefix: str, weights: Weights) -> Original:
+    names = {name.removeprefix(prefix) if name.startswith(prefix) else f" {name}" for name in weights.names}
+    entries = expand(layout.entries, SimpleNamespace(**layer_counts(layout.entries, names)))
+    ignored = re.compile("|".join(layout.ignored) or r"(?!)")
+    known: set[str] = set()
+    missing, absent = [], []
+    for entry in entries:
+        group = (entry.theirs, *entry.copies)
+        known.update(group)
+        lacking = [name for name in group if name not in names]
+        if len(lacking) == len(group) and not entry.optional:
+            missing.append(entry.theirs)
+        else:
+            absent += lacking
+    unexpected = sorted(name.strip() for name in names - known if not ignored.fullmatch(name))
+    return Original(family, layout, prefix, entries, weights, missing, unexpected, absent)
+
+
+def layer_counts(entries: Sequence[Entry], names: set[str]) -> dict[str, int]:
+    """How many layers the names have, by the attribute of the configuration that counts them."""
+    counts: dict[str, int] = {}
+    for entry in entries:
+        if entry.over:
+            pattern = re.compile(re.escape(entry.theirs).replace(r"\{i\}", r"(\d{1,4})"))
+            found = [int(match[1]) + 1 for name in names if (match := pattern.fullmatch(name))]
+            counts[entry.over] = max([counts.get(entry.over, 0), *found])
+    return counts
+
+
+def some(names: Sequence[str], limit: int = 8) -> str:
+    """The first few of a list of names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def check_divides(original: Original, ranks: int, heads: int | None = None) -> None:
+    """CheckpointError naming the first tensor, dimension and number that ``ranks`` does not divide."""
+    if heads is not None and heads % ranks:
+        raise CheckpointError(f"{heads} attention heads cannot be split over {ranks} ranks: {heads} % {ranks} != 0")
+    shapes = original.shapes()
+    for entry, name in original.present():
+        for ours in entry.ours:
+            if entry.cut is not None and shapes[ours][entry.cut] % ranks:
+                raise CheckpointError(
+                    f"{name}: dimension {entry.cut} has {shapes[ours][entry.cut]}, which {ranks} ranks do not divide"
+                )
+
+
+def without_optional(entries: Sequence[Entry], absent: Sequence[str]) -> list[Entry]:
+    """The entries without the names that an original lacked, so that the way back writes what was there."""
+    result = []
+    for entry in entries:
+        group = [name for name in (entry.theirs, *entry.copies) if name not in absent]
+        if group:
+            result.append(replace(entry, theirs=group[0], copies=tuple(group[1:])))
+    return result

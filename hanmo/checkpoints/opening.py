@@ -1,0 +1,259 @@
+"""Opening a model, whatever form it is in, as a network with the family that speaks its language."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from hanmo import families
+from hanmo.checkpoints.files import Weights, find_weights, read_json
+from hanmo.checkpoints.layout import Original, recognise, some
+from hanmo.checkpoints.sizes import settle_config
+from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, unknown
+from hanmo.families.base import Family, OpenedModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RULES = "rules"  # the folder inside ours in which a model's score rules lie
+
+
+def open_model(
+    path: str | Path,
+    *,
+    size: str | None = None,
+    config: str | Path | None = None,
+    vocab: str | Path | None = None,
+    rules: str | Path | None = None,
+    dtype: str | None = None,
+    device: str | torch.device | None = None,
+) -> OpenedModel:
+    """A model from a folder of ours, an original checkpoint or a hub folder. Weights are never random.
+
+    Args:
+        size: released size of an original checkpoint, where the files do not decide.
+        config: the original's configuration file, likewise.
+        vocab: vocabulary file of an original checkpoint; default: the one beside the weights.
+        rules: folder of score rules; default: the one inside a folder of ours.
+        dtype: fp32, bf16 or fp16; default: the files', except that the CPU, which is slow in fp16, gets fp32.
+        device: default: CUDA if there is one, else the CPU.
+
+    Raises:
+        CheckpointError: nothing there, damaged, incomplete, or of no known family; says what was found.
+        VocabularyError: no vocabulary, or one that disagrees with the embedding.
+    """
+    path = Path(path)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if family := family_of_ours(path):
+        opened = _open_ours(path, family, dtype, target)
+        if given := [name for name, value in (("size", size), ("config", config), ("vocab", vocab)) if value]:
+            raise ConfigError(f"{path} is a folder of hanmo's, complete in itself: leave out --{' and --'.join(given)}")
+    else:
+        opened = _open_original(path, size, config, vocab, dtype, target)
+    if rules is not None:
+        opened.family.assets.update(find_rules(type(opened.family), Path(rules)))
+    return opened
+
+
+def family_of_ours(path: Path) -> type[Family] | None:
+    """The family of a folder that hanmo wrote, by the model_type in its config.json; None for any other path."""
+    file = path / "config.json"
+    if not file.is_file():
+        return None
+    model_type = read_json(file).get("model_type")
+    for name in families.NAMES:
+        family = families.load(name)
+        if family.config_class.model_type == model_type:
+            return family
+    if isinstance(model_type, str) and model_type.startswith("hanmo-"):
+        raise CheckpointError(f"{file}: made by a hanmo that knows the model type {model_type!r}; this one does not")
+    return None
+
+
+def read_original(
+    path: str | Path, size: str | None = None, config: str | Path | None = None
+) -> tuple[Original, PretrainedConfig, str | None]:
+    """An original checkpoint, complete and of settled configuration, with its released size's name if it has one.
+
+    Reads no weights yet.
+    """
+    weights = find_weights(path)
+    try:
+        original = recognise(weights)
+    except CheckpointError as error:
+        raise CheckpointError(_not_ours(weights, str(error))) from error
+    original.require_complete()
+    return original, *settle_config(original, size, config)
+
+
+def _open_ours(path: Path, family: type[Family], dtype: str | None, device: torch.device) -> OpenedModel:
+    weights = find_weights(path)  # reads every index, so that a damaged file is named
+    stored = most_common_dtype(weights)
+    wanted = choose_dtype(dtype, stored, device)
+    with quiet():
+        network, info = family.network_class.from_pretrained(
+            path, dtype=wanted, output_loading_info=True, use_safetensors=True
+        )
+        tokenizer = family.tokenizer_class.from_pretrained(path)
+    _require_loaded(path, info)
+    check_vocabulary(family, network.config, tokenizer, str(path))
+    opened = family(network.config, tokenizer, find_rules(family, path / RULES, optional=True))
+    return OpenedModel(network.to(device).eval(), opened, _described(str(path), stored, wanted))
+
+
+def _open_original(
+    path: Path,
+    size: str | None,
+    config: str | Path | None,
+    vocab: str | Path | None,
+    dtype: str | None,
+    device: torch.device,
+) -> OpenedModel:
+    original, settled, size_name = read_original(path, size, config)
+    tokenizer = open_tokenizer(original, vocab)
+    check_vocabulary(original.family, settled, tokenizer, str(path))
+    wanted = choose_dtype(dtype, original.dtype, device)
+    family = original.family(settled, tokenizer)  # settles what of the configuration the vocabulary decides
+    network = load_network(original, settled, wanted)
+    family.config = network.config
+    what = f"{size_name or original.family.name} from {path} ({original.layout.name} layout"
+    what += f", {len(original.weights.ranks)} ranks" if len(original.weights.ranks) > 1 else ""
+    what += f", iteration {original.weights.iteration})" if original.weights.iteration is not None else ")"
+    return OpenedModel(network.to(device).eval(), family, _described(what, original.dtype, wanted))
+
+
+def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtype) -> Any:
+    """Our network with an original's weights. There is one copy of them in memory; of fp32 files, none but the file.
+
+    Optional tensors that the files lack keep their initial values.
+    """
+    state = {name: _own(tensor, dtype) for name, tensor in original.tensors()}
+    with quiet():
+        network, info = original.family.network_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+        )
+    optional = {ours for entry in original.entries if entry.optional for ours in entry.ours}
+    _require_loaded(original.weights.path, info, optional)
+    return network
+
+
+def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _require_loaded(path: Path, info: dict[str, Any], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    problems = [
+        f"{what}: {some(sorted(map(str, info[key])))}"
+        for key, what in (
+            ("missing_keys", "missing"),
+            ("unexpected_keys", "unexpected"),
+            ("mismatched_keys", "mis-shaped"),
+        )
+        if set(info[key]) - optional
+    ]
+    if problems:
+        raise CheckpointError(f"{path}: tensors {'; '.join(problems)}")
+
+
+def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of an original checkpoint, from ``vocab`` or the vocabulary file beside the weights.
+
+    Raises:
+        VocabularyError: there is none, or it is not a vocabulary of this family.
+    """
+    tokenizer_class = original.family.tokenizer_class
+    name = tokenizer_class.vocab_files_names["vocab_file"]
+    if vocab is None:
+        folders = dict.fromkeys([original.weights.folder, original.weights.files[0].parent])
+        places = [folder / name for folder in folders]
+    else:
+        places = [Path(vocab) / name if Path(vocab).is_dir() else Path(vocab)]
+    for place in places:
+        if place.is_file():
+            try:
+                return tokenizer_class(vocab_file=str(place))
+            except (ValueError, OSError, RuntimeError) as error:
+                raise VocabularyError(f"{place}: not a vocabulary of {original.family.name}: {error}") from error
+    looked = ", ".join(map(str, places))
+    raise VocabularyError(f"{original.weights.path}: no vocabulary: looked for {looked}; give it with --vocab FILE")
+
+
+def check_vocabulary(
+    family: type[Family], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, where: str
+) -> None:
+    """VocabularyError if the embedding has not a row for every token, or more rows than padding explains."""
+    rows, tokens, multiple = config.vocab_size, len(tokenizer), family.vocab_padded_to
+    # Original embeddings are padded to a multiple of (multiple x ranks they were trained on); 8 is the most released.
+    padded = multiple > 1 and rows % multiple == 0 and 0 < rows - tokens < 8 * multiple
+    if rows != tokens and not padded:
+        raise VocabularyError(
+            f"{where}: the vocabulary has {tokens:,} tokens, the embedding {rows:,} rows; "
+            "they do not belong together (its text would be garbage): give the model's own vocabulary with --vocab"
+        )
+
+
+def find_rules(family: type[Family], folder: Path, optional: bool = False) -> dict[str, str]:
+    """The files of score rules in a folder, by role."""
+    if not optional and not family.rule_files:
+        raise UnsupportedError(f"{family.name} models have no score rules; leave out --rules")
+    found = {role: str(folder / name) for role, name in family.rule_files.items() if (folder / name).is_file()}
+    missing = [name for role, name in family.rule_files.items() if role not in found]
+    if missing and not optional:
+        raise CheckpointError(f"{folder}: not a folder of {family.name}'s rules, it lacks {', '.join(missing)}")
+    return found
+
+
+def choose_dtype(wanted: str | None, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype to compute in: as wanted, else as stored, but fp32 where a CPU would have to compute in fp16."""
+    if wanted is not None:
+        if wanted not in DTYPES:
+            raise ConfigError(unknown("dtype", wanted, DTYPES))
+        return DTYPES[wanted]
+    return torch.float32 if device.type == "cpu" and stored == torch.float16 else stored
+
+
+def most_common_dtype(weights: Weights) -> torch.dtype:
+    """The dtype that most of the weights have."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in weights.ranks[0].values():
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    return max(counts, key=lambda dtype: counts[dtype])
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """fp32, bf16, fp16, or torch's name."""
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype).removeprefix("torch."))
+
+
+def _described(what: str, stored: torch.dtype, used: torch.dtype) -> str:
+    return f"{what}, {dtype_name(stored)}" + ("" if stored == used else f" computed in {dtype_name(used)}")
+
+
+def _not_ours(weights: Weights, reason: str) -> str:
+    """Why weights cannot be opened, when they are those of an ordinary Hugging Face model."""
+    model_type = (weights.config or {}).get("model_type")
+    if isinstance(model_type, str):
+        try:
+            AutoConfig.for_model(model_type)
+        except ValueError:
+            return reason
+        return f"{reason}. Its config.json says {model_type!r}, a model of transformers, which this hanmo does not open"
+    return reason
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' own bars and reports off: what they say is checked and said by us."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,154 @@
+"""The configuration of an original checkpoint: from a file, from a released size's name, or from the shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from hanmo.checkpoints.files import read_json
+from hanmo.checkpoints.layout import Original, all_families, some
+from hanmo.errors import CheckpointError, ConfigError, unknown
+from hanmo.families.base import Family
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def settle_config(
+    original: Original, size: str | None = None, config: str | Path | None = None
+) -> tuple[PretrainedConfig, str | None]:
+    """Our configuration for these weights, and the name of the released size if it is one.
+
+    In this order: ``config``, an original configuration file; ``size``, a released size by name; config.json beside
+    the weights; the one released size that has these shapes. The number of embedding rows is always the file's.
+
+    Raises:
+        CheckpointError: nothing decides (says what would), or the weights have other shapes (says which).
+    """
+    legacy, config_class = original.family.legacy, original.family.config_class
+    candidates = [name for name in legacy.SIZES if _fits(original, name)]
+    if config is not None and size is not None:
+        raise ConfigError("give a size or a configuration file, not both")
+    if config is not None:
+        settled = config_class(**legacy.read_config(read_json(Path(config))))
+    elif size is not None:
+        settled = _of_size(original, find_size(original.family, size))
+    elif original.weights.config is not None:
+        settled = config_class(**legacy.read_config(original.weights.config))
+    elif len(candidates) == 1:
+        settled = _of_size(original, candidates[0])
+    else:
+        raise CheckpointError(_ask(original, candidates))
+    settled = _with_rows(original, settled)
+    if differences := _differences(original, settled):
+        raise CheckpointError(
+            f"{original.weights.path}: {len(differences)} tensors do not have the shapes of this configuration: "
+            f"{some(differences, 4)}; give the model's own configuration (--config) or size (--size)"
+        )
+    named = [name for name in candidates if _same(legacy.SIZES[name].config, settled)]
+    return settled, named[0] if named else None
+
+
+def _fits(original: Original, size: str) -> bool:
+    return not _differences(original, _with_rows(original, _of_size(original, size)))
+
+
+def find_size(family: type[Family], name: str) -> str:
+    """The name in the family's SIZES that is meant: case and aliases do not matter.
+
+    Raises:
+        ConfigError: no such size; says the nearest, or whose size it is.
+    """
+    wanted = name.lower()
+    names = _size_names(family)
+    if wanted in names:
+        return names[wanted]
+    for other in all_families():
+        if wanted in _size_names(other):
+            raise ConfigError(f"{name} is a size of {other.name}, but these weights are {family.name}'s")
+    raise ConfigError(unknown("size", name, names))
+
+
+def _size_names(family: type[Family]) -> dict[str, str]:
+    sizes = family.legacy.SIZES
+    return {alias.lower(): name for name, size in sizes.items() for alias in (name, *size.aliases)}
+
+
+def _of_size(original: Original, name: str) -> PretrainedConfig:
+    return original.family.config_class(**original.family.legacy.SIZES[name].config)
+
+
+def _with_rows(original: Original, config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration with the number of embedding rows that the files have."""
+    embedding = input_embedding(original.family, config)
+    shape = original.shapes().get(embedding)
+    if shape:
+        config.vocab_size = shape[0]
+    return config
+
+
+def input_embedding(family: type[Family], config: PretrainedConfig) -> str:
+    """The name of the token embedding in our network."""
+    network = blank_network(family, config)
+    weight = network.get_input_embeddings().weight
+    return next(name for name, parameter in network.named_parameters() if parameter is weight)
+
+
+def blank_network(family: type[Family], config: PretrainedConfig) -> Any:
+    """Our network without memory for its weights."""
+    with torch.device("meta"):
+        return family.network_class(config)
+
+
+def expected_shapes(family: type[Family], config: PretrainedConfig) -> Shapes:
+    """The shapes of our network's tensors, without the names that are tied to others."""
+    network = blank_network(family, config)
+    tied = network._tied_weights_keys or {}
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in tied}
+
+
+def _differences(original: Original, config: PretrainedConfig) -> list[str]:
+    """What of the files does not fit a configuration, as text; optional tensors may be absent."""
+    expected, found = expected_shapes(original.family, config), original.shapes()
+    result: list[str] = []
+    known: set[str] = set()
+    for entry, name in original.present():
+        known.update(entry.ours)
+        ours = [name for name in entry.ours if name in expected]
+        if not ours:
+            result.append(f"{name} {_fused(entry.ours, found)} has no place in it")
+        elif any(found[name] != expected[name] for name in entry.ours):
+            result.append(f"{name} is {_fused(entry.ours, found)}, expected {_fused(entry.ours, expected)}")
+    optional = {ours for entry in original.entries if entry.optional for ours in entry.ours}
+    result += [f"{name} {expected[name]} is missing" for name in expected if name not in known | optional]
+    return result
+
+
+def _fused(names: Sequence[str], shapes: Shapes) -> tuple[int, ...]:
+    """The shape of the original's tensor that holds these of ours one after the other."""
+    return (sum(shapes[name][0] for name in names), *shapes[names[0]][1:])
+
+
+def _same(released: dict[str, Any], settled: PretrainedConfig) -> bool:
+    """Whether a configuration is a released size's; the vocabulary and what only training uses do not decide."""
+    free = ("vocab_size", "initializer_range")
+    return all(
+        getattr(settled, key) == value for key, value in released.items() if key not in free and "drop" not in key
+    )
+
+
+def _ask(original: Original, candidates: list[str]) -> str:
+    where = f"{original.weights.path} ({original.family.name})"
+    if candidates:
+        return (
+            f"{where}: the shapes are those of {' and '.join(candidates)}, which compute differently; "
+            f"say which it is: --size {' or --size '.join(candidates)}"
+        )
+    shape = next(iter(original.shapes().values()))
+    return (
+        f"{where}: has no config.json and is of no released size (its embedding is {shape}); "
+        f"give the original's configuration file: --config FILE (released: {', '.join(original.family.legacy.SIZES)})"
+    )
