@@ -11,7 +11,7 @@ Shape suffixes: B batch, R decoding rows, T input tokens, A predicting axis, P p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from types import ModuleType
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from hanmo.errors import UnsupportedError
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 
 IGNORE = -100  # a label that is not scored
@@ -185,6 +186,18 @@ class Family(ABC):
         """A document as rows of the family's own pretraining objective; next-token prediction by default."""
         return [self.row([Part(tuple(ids), True)])]
 
+    def segments(self, documents: Iterable[Sequence[Part]], length: int) -> list[Row]:
+        """Documents laid end to end as rows of ``length`` tokens, in order; for families with ``streams``.
+
+        Row i + 1 goes on where row i ends. Whoever feeds them gives each one ``memory`` (() for the first), takes
+        ``RowOutput.memory`` for the next row of the same stream, and lets the place of a row in the batch be its
+        stream: data/streams.py says which rows make up a batch. The rows' inputs keep documents apart.
+
+        Raises:
+            UnsupportedError: the network carries no memory.
+        """
+        raise UnsupportedError(f"{self.name} carries no memory from row to row; train on rows without streams")
+
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -207,16 +220,19 @@ class OpenedModel:
         return self.family.tokenizer
 
 
-def as_pair(record: Record) -> PromptResponse:
+def as_pair(record: Record, waiting: bool = False) -> PromptResponse:
     """A record as one prompt and its response, for families that know no turns: what was said so far, a line each.
 
     The system message is the prompt's first line; of scored answers the best one is the response.
+
+    Args:
+        waiting: a dialogue's last turn is the user's and the response is still to come.
     """
     assert not isinstance(record, Text), "running text has no prompt"
     if isinstance(record, ScoredAnswers):
         record = record.best()
     if isinstance(record, Dialogue):
-        *said, response = record.turns
+        *said, response = (*record.turns, "") if waiting else record.turns
         record = PromptResponse("\n".join(said), response, system=record.system, where=record.where)
     if record.system:
         return PromptResponse(f"{record.system}\n{record.prompt}", record.response, record.prefix, where=record.where)
