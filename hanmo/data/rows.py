@@ -1,0 +1,117 @@
+"""Examples as rows: kept as ids in flat arrays, made into rows when a batch needs them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from hanmo.errors import RecordError
+from hanmo.families.base import Family, Part, Row, collate
+from hanmo.records import Record, Rejects
+
+ROW_IDS = "row_ids"  # a batch's places in its RowDataset, for messages; no input of any model
+
+
+class RowDataset(Dataset[tuple[int, Row]]):
+    """Rows of one family, by place. Item i is (i, row): the place travels along for messages."""
+
+    def __init__(self, family: Family):
+        self.family = family
+        self._ids = array("i")
+        self._part_ends = array("q")  # of each part, in _ids
+        self._scored = array("b")  # of each part
+        self._row_ends = array("q")  # of each row, in _part_ends
+        self._where: list[str] = []
+
+    def append(self, parts: Iterable[Part], where: str = "") -> None:
+        """Add one row, given as parts; ``where`` it comes from ("file:line")."""
+        for part in parts:
+            self._ids.extend(part.ids)
+            self._part_ends.append(len(self._ids))
+            self._scored.append(part.scored)
+        self._row_ends.append(len(self._part_ends))
+        self._where.append(where)
+
+    def __len__(self) -> int:
+        return len(self._row_ends)
+
+    def __getitem__(self, place: int) -> tuple[int, Row]:
+        return place, self.family.row(self.parts(place))
+
+    def parts(self, place: int) -> list[Part]:
+        """The parts that a row is made of."""
+        first, last = self._row_ends[place - 1] if place else 0, self._row_ends[place]
+        starts = [self._part_ends[part - 1] if part else 0 for part in range(first, last)]
+        ends, scored = self._part_ends[first:last], self._scored[first:last]
+        return [
+            Part(tuple(self._ids[start:end]), bool(is_scored))
+            for start, end, is_scored in zip(starts, ends, scored, strict=True)
+        ]
+
+    def where(self, place: int) -> str:
+        """Where a row comes from, for messages."""
+        return self._where[place] or f"row {place}"
+
+    @property
+    def lengths(self) -> list[int]:
+        """The ids of every row, all parts together."""
+        ends = [self._part_ends[end - 1] for end in self._row_ends]
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def make_rows(
+    records: Iterable[Record], family: Family, limit: int, response_limit: int | None, dropped: Rejects
+) -> RowDataset:
+    """Records as rows of a family; a record that does not fit is named in ``dropped``."""
+    rows = RowDataset(family)
+    for record in records:
+        made = family.parts(record, limit, response_limit)
+        for parts in made:
+            rows.append(parts, record.where)
+        if not made:
+            file, _, line = record.where.rpartition(":")
+            limits = f"limit={limit}" + (f", response_limit={response_limit}" if response_limit is not None else "")
+            dropped.errors.append(RecordError(file, int(line or 0), f"does not fit into {limits}"))
+    return rows
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Items of a RowDataset as one batch: ``collate`` of their rows, and their places under ``ROW_IDS``."""
+
+    padding: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, items: list[tuple[int, Row]]) -> dict[str, Tensor]:
+        places, rows = zip(*items, strict=True)
+        return {**collate(rows, self.padding), ROW_IDS: torch.tensor(places)}
+
+
+class EpochSampler(Sampler[int]):
+    """The order of an epoch as a function of seed and epoch alone, so that a resumed run goes on in the same order.
+
+    Args:
+        lengths: of the rows.
+        seed: of the shuffle; each epoch is shuffled anew.
+        group: rows that are processed together; those of similar length come together. 1 does not group.
+    """
+
+    def __init__(self, lengths: list[int], seed: int, group: int = 1):
+        self.lengths, self.seed, self.group, self.epoch = lengths, seed, group, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.group > 1:
+            return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+        return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
