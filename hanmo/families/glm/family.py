@@ -95,7 +95,7 @@ class GlmFamily(Family):
             masked = any(token in record.text for token in (MASK, GMASK, "[sMASK]"))
             source = self.tokenizer.encode(record.text if masked else record.text + GMASK)
         else:
-            pair = as_pair(record)
+            pair = as_pair(record, waiting=True)
             source = self._source(pair.prompt, pair.prefix + MASK)
         kept = [source[0], *source[1:][-(limit - 1) :]]
         if not self._masks(kept):

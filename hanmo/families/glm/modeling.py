@@ -150,7 +150,7 @@ def prefix_mask(
 ) -> Tensor | None:
     """The bool mask (B, 1, T, S) of prefix attention, True where a query may look; None: plain causal.
 
-    A query may always see itself, so that padding never gives NaN.
+    A query that may look nowhere sees itself, so that padding never gives NaN.
     """
     queries, device = hidden_BTD.shape[1], hidden_BTD.device
     if attention_mask is not None and attention_mask.dim() == 4:
@@ -166,5 +166,6 @@ def prefix_mask(
         end_B = prefix.view(-1) if valid_BS is None else prefix.view(-1) + (valid_BS.long().cumsum(1) == 0).sum(1)
         allowed = allowed | (column_S < end_B[:, None, None])
     if valid_BS is not None:
-        allowed = (allowed & valid_BS[:, None, :].bool()) | (column_S == row_T1)
+        allowed = allowed & valid_BS[:, None, :].bool()
+        allowed = allowed | ((column_S == row_T1) & ~allowed.any(-1, keepdim=True))
     return allowed[:, None]

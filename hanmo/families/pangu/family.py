@@ -51,7 +51,7 @@ class PanguFamily(Family):
         if isinstance(record, Text):
             ids = self._ids(record.text)
             return Context(tuple(ids[-limit:]), tuple(ids))
-        pair = as_pair(record)
+        pair = as_pair(record, waiting=True)
         bos, sep = self.tokenizer.bos_token_id, self.tokenizer.sep_token_id
         prompt, prefix = self._ids(pair.prompt), self._ids(pair.prefix) if pair.prefix else []
         room = max(limit - len(prefix) - 2, 0)

@@ -1,0 +1,1 @@
+"""Every causal or sequence-to-sequence model that transformers loads, as one more family."""

@@ -1,0 +1,138 @@
+"""How text becomes rows of any transformers model: through its chat template, or plainly where it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+from hanmo.families.base import IGNORE, Context, Family, Part, Prompt, Row, as_pair
+from hanmo.families.causal import causal_prompt, causal_row
+from hanmo.families.huggingface import legacy
+from hanmo.families.huggingface.modeling import TransformersModel
+from hanmo.records import Dialogue, Record, ScoredAnswers, Text
+
+Message = dict[str, str]
+
+
+class HuggingfaceFamily(Family):
+    name = "huggingface"
+    config_class: ClassVar[type[PretrainedConfig]] = AutoConfig  # type: ignore[assignment]
+    network_class = TransformersModel
+    tokenizer_class: ClassVar[Any] = AutoTokenizer
+    legacy: ClassVar[ModuleType] = legacy
+    lora_targets = ("all-linear",)
+
+    def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
+        if isinstance(record, Text):
+            ids = self.tokenizer.encode(record.text)[:limit]
+            start = 1 if ids and ids[0] == self.tokenizer.bos_token_id else 0
+            return [[Part(tuple(ids[:start]), False), Part(tuple(ids[start:]), True)]] if len(ids) > start else []
+        prefix, answer = self._prompt_and_answer(record, limit)
+        room = (response_limit or limit) - 1 if self.config.is_encoder_decoder else limit - len(prefix) - 1
+        answer = answer[: max(room, 0)]
+        return [[Part(tuple(prefix), False), Part(tuple(answer), True)]] if answer else []
+
+    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
+        if not self.config.is_encoder_decoder:
+            return causal_row(parts, self.stop_ids[0], stop, closed)
+        context = [token for part in parts if not part.scored for token in part.ids]
+        answer = [token for part in parts if part.scored for token in part.ids]
+        fed = [self.config.decoder_start_token_id, *answer]
+        labels = [*answer, self.stop_ids[0] if stop else IGNORE]
+        if closed:
+            fed.append(self.stop_ids[0])
+            labels.append(IGNORE)
+        labels_A = torch.tensor(labels)
+        return Row(
+            inputs={
+                "input_ids": torch.tensor(context),
+                "attention_mask": torch.ones(len(context), dtype=torch.long),
+                "decoder_input_ids": torch.tensor(fed),
+                "decoder_attention_mask": torch.ones(len(fed), dtype=torch.long),
+            },
+            labels=labels_A,
+            weights=(labels_A != IGNORE).float(),
+            end=len(fed) - 1,
+        )
+
+    def prompt(self, context_ids: Sequence[int]) -> Prompt:
+        prompt = causal_prompt(context_ids, self.stop_ids)
+        if not self.config.is_encoder_decoder:
+            return prompt
+        inputs = {name: value for name, value in prompt.inputs.items() if name != "position_ids"}
+        inputs["decoder_input_ids"] = torch.tensor([self.config.decoder_start_token_id])
+        return Prompt(inputs, torch.tensor([1]), torch.tensor([1]), self.stop_ids)
+
+    def context(self, record: Record, limit: int) -> Context:
+        if isinstance(record, Text):
+            ids = self.tokenizer.encode(record.text)
+            if ids and ids[-1] == self.tokenizer.eos_token_id and not self.config.is_encoder_decoder:
+                ids = ids[:-1]  # an end of text is no place to go on from
+            return Context(tuple(ids[-limit:]), tuple(ids))
+        if isinstance(record, Dialogue):
+            record = replace(record, turns=(*record.turns, ""))  # the response is still to come
+        ids, _ = self._prompt_and_answer(record, limit)
+        return Context(tuple(ids), tuple(self._prompt_and_answer(record, None)[0]))
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a reply; the first is the one that rows predict: the chat template's own, if it has one."""
+        if not hasattr(self, "_stop_ids"):
+            listed = self.config.get_text_config().eos_token_id
+            known = [self.tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
+            if self.tokenizer.chat_template:
+                talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+                specials = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+                after = self._template(talk)[len(self._template(talk[:1], ask=True)) :]
+                known = [*[token for token in after if token in specials][-1:], *known]
+            self._stop_ids = tuple(dict.fromkeys(token for token in known if token is not None))
+        return self._stop_ids
+
+    def _prompt_and_answer(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
+        """The ids of everything before the response, oldest turns dropped to fit in ``limit``, and of the response."""
+        if not self.tokenizer.chat_template:
+            pair = as_pair(record)
+            given = self.tokenizer.encode(pair.prompt + ("\n" + pair.prefix if pair.prefix else "\n"))
+            if given and given[-1] == self.tokenizer.eos_token_id and not self.config.is_encoder_decoder:
+                given = given[:-1]
+            return given[-limit:] if limit else given, self._plain(pair.response)
+        system, turns = _conversation(record)
+        first = (len(turns) - 1) % 2 == 0  # who speaks first, so that the response is the assistant's
+        roles = ("assistant", "user") if first else ("user", "assistant")
+        messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+        if messages[0]["role"] == "assistant" and len(messages) > 1:
+            messages = messages[1:]  # templates want the user to begin
+        head: list[Message] = [{"role": "system", "content": system}] if system else []
+        while True:
+            prompt = self._template([*head, *messages[:-1]], ask=True)
+            if limit is None or len(prompt) <= limit or len(messages) <= 2:
+                break
+            messages = messages[2:]
+        prefix = record.prefix if not isinstance(record, Text | Dialogue) else ""
+        prompt = [*prompt, *self._plain(prefix)]
+        return (prompt if limit is None or len(prompt) <= limit else []), self._plain(messages[-1]["content"])
+
+    def _template(self, messages: list[Message], ask: bool = False) -> list[int]:
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        return self._plain(str(text))
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+def _conversation(record: Record) -> tuple[str, list[str]]:
+    """System message and turns; the last turn is the response."""
+    assert not isinstance(record, Text), "running text has no turns"
+    if isinstance(record, ScoredAnswers):
+        record = record.best()
+    if isinstance(record, Dialogue):
+        return record.system, list(record.turns)
+    return record.system, [record.prompt, record.response]
+
+
+FAMILY = HuggingfaceFamily

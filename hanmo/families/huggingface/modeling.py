@@ -1,0 +1,179 @@
+"""A transformers model that speaks our protocol: rows in, loss out; prefill and step.
+
+The model keeps its class's name, weights, configuration and files; only its ``forward`` is ours when rows are scored.
+Then logits exist for chunks of the scored positions alone, made by the model's own output head. Some models
+change their logits after the head (scale or cap them); a probe on loading finds them, and they are scored from
+whole logits instead, which is exact and takes more memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.cache_utils import EncoderDecoderCache
+
+from hanmo.families.base import IGNORE
+from hanmo.families.heads import RowOutput, score_tokens
+from hanmo.losses import token_entropies, token_logprobs, weighted_nll
+
+PROBE_TOLERANCE = 1e-3  # relative to the largest logit; scaled or capped logits are off by whole units
+
+
+class TransformersState:
+    """The cache of transformers and the mask of what is in it, as a decoding state."""
+
+    def __init__(self, cache: Any, mask_RC: Tensor, encoder: Any = None, encoder_mask_RT: Tensor | None = None):
+        self.cache, self.mask_RC = cache, mask_RC
+        self.encoder, self.encoder_mask_RT = encoder, encoder_mask_RT
+
+    def take(self, rows: Tensor) -> TransformersState:
+        """The state of the given rows; a row may be taken more than once. Shares nothing with this one."""
+        cache = _own_layers(self.cache)
+        cache.reorder_cache(rows)
+        if self.encoder is None:
+            return TransformersState(cache, self.mask_RC[rows])
+        assert self.encoder_mask_RT is not None
+        encoder = type(self.encoder)(last_hidden_state=self.encoder.last_hidden_state[rows])
+        return TransformersState(cache, self.mask_RC[rows], encoder, self.encoder_mask_RT[rows])
+
+
+def _own_layers(cache: Any) -> Any:
+    """A copy whose layers can be reordered without touching the original's tensors."""
+    new = copy.copy(cache)
+    if isinstance(cache, EncoderDecoderCache):
+        new.self_attention_cache = _own_layers(cache.self_attention_cache)
+        new.cross_attention_cache = _own_layers(cache.cross_attention_cache)
+        new.is_updated = dict(cache.is_updated)
+    else:
+        new.layers = [copy.copy(layer) for layer in cache.layers]
+    return new
+
+
+class TransformersRows:
+    """Mixed into the class of a loaded model by ``adopt``; see ``RowModel`` for the protocol."""
+
+    accepts_loss_kwargs = True
+    loss_type = "hanmo_rows"
+    #: the output head alone gives the model's logits
+    head_is_exact = True
+
+    def forward(
+        self,
+        *args: Any,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        entropy: bool = False,
+        **inputs: Any,
+    ) -> Any:
+        """Rows (labels with weights) are scored as RowModel does; any other call is the model's own forward."""
+        if labels is None or weights is None:
+            if labels is not None:
+                inputs["labels"] = labels
+            return super().forward(*args, **inputs)  # type: ignore[misc]
+        inputs["use_cache"] = False
+        if self.head_is_exact:
+            hidden_BAD = self.base_model(*args, **inputs).last_hidden_state  # type: ignore[attr-defined]
+            head = self.get_output_embeddings()  # type: ignore[attr-defined]
+            logprob_BA, entropy_BA = score_tokens(head, hidden_BAD, labels, entropy)
+        else:
+            logits_BAV = super().forward(*args, **inputs).logits  # type: ignore[misc]
+            logprob_BA, entropy_BA = _score_logits(logits_BAV, labels, entropy)
+        return RowOutput(
+            loss=weighted_nll(logprob_BA, weights, num_items_in_batch), logprob=logprob_BA, entropy=entropy_BA
+        )
+
+    def prefill(self, **inputs: Tensor) -> tuple[Tensor, TransformersState]:
+        """Read left-filled prompts: logits after the last token (R, 1, V) and the state to go on from."""
+        mask_RT = inputs["attention_mask"]
+        if self.config.is_encoder_decoder:  # type: ignore[attr-defined]
+            start_R1 = inputs["decoder_input_ids"]
+            encoder = self.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_RT)  # type: ignore[attr-defined]
+            output = self.forward(
+                encoder_outputs=encoder, attention_mask=mask_RT, decoder_input_ids=start_R1, use_cache=True
+            )
+            return output.logits, TransformersState(output.past_key_values, torch.ones_like(start_R1), encoder, mask_RT)
+        output = self.forward(**self._known(inputs), use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1:], TransformersState(output.past_key_values, mask_RT)
+
+    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: TransformersState) -> Tensor:
+        """Feed q further tokens to every row: logits (R, q, V); ``state`` is extended in place."""
+        state.mask_RC = torch.cat([state.mask_RC, torch.ones_like(ids_Rq)], dim=1)
+        inputs: dict[str, Any] = {"past_key_values": state.cache, "use_cache": True}
+        if state.encoder is not None:
+            inputs |= {
+                "encoder_outputs": state.encoder,
+                "attention_mask": state.encoder_mask_RT,
+                "decoder_input_ids": ids_Rq,
+            }
+        else:
+            inputs |= self._known(
+                {"input_ids": ids_Rq, "attention_mask": state.mask_RC, "position_ids": positions_RPq[:, 0]}
+            )
+        output = self.forward(**inputs)
+        state.cache = output.past_key_values
+        return output.logits
+
+    def _known(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Without position ids where the architecture has none (it then counts by itself)."""
+        accepts = inspect.signature(super().forward).parameters  # type: ignore[misc]
+        return inputs if "position_ids" in accepts else {k: v for k, v in inputs.items() if k != "position_ids"}
+
+
+def _score_logits(logits_BAV: Tensor, labels_BA: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    logprob_BA = token_logprobs(logits_BAV.flatten(0, 1), labels_BA.clamp_min(0).flatten()).view(labels_BA.shape)
+    scored_BA = labels_BA != IGNORE
+    entropy_BA = token_entropies(logits_BAV).where(scored_BA, 0.0) if entropy else None
+    return logprob_BA.where(scored_BA, 0.0), entropy_BA
+
+
+def adopt(model: Any) -> Any:
+    """Give a transformers model our protocol. Its class keeps its name, so that it saves as what it is."""
+    cls = type(model)
+    model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
+    model.head_is_exact = _head_is_exact(model)
+    if not model.head_is_exact:
+        warnings.warn(
+            f"{cls.__name__} changes its logits after the output head: rows are scored from whole logits, "
+            "which takes more memory",
+            stacklevel=2,
+        )
+    return model
+
+
+@torch.no_grad()
+def _head_is_exact(model: Any) -> bool:
+    """Compare the output head on the last hidden states with the model's own logits, on four tokens."""
+    training = model.training
+    model.eval()
+    device = model.get_input_embeddings().weight.device
+    ids = torch.arange(4, device=device)[None] % model.config.get_text_config().vocab_size
+    inputs = {"input_ids": ids, "use_cache": False}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    own = model(**inputs).logits
+    try:
+        hidden = model.base_model(**inputs).last_hidden_state
+        difference = (model.get_output_embeddings()(hidden) - own).abs().max()
+    except (AttributeError, TypeError, RuntimeError):
+        return False  # built differently: whole logits are always right
+    finally:
+        model.train(training)
+    return bool(difference <= PROBE_TOLERANCE * own.abs().max())
+
+
+class TransformersModel:
+    """Loads a folder with the right auto class and adopts what comes."""
+
+    @staticmethod
+    def from_pretrained(path: str, **kwargs: Any) -> Any:
+        """Weights and configuration from a folder or hub id; remote code never runs."""
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        return adopt(auto.from_pretrained(path, trust_remote_code=False, **kwargs))
