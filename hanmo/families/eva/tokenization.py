@@ -11,6 +11,7 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise
 from math import inf, log
@@ -29,11 +30,6 @@ _IMPOSSIBLE = -3.14e100  # jieba's log 0
 _NOWHERE = (_IMPOSSIBLE,) * 4
 
 
-def block_pattern(further: str = "") -> re.Pattern[str]:
-    """Runs of characters that jieba looks for words in; every other character is a separator."""
-    return re.compile(f"([\u4e00-\u9fd5a-zA-Z0-9+#&._%\\-{re.escape(further)}]+)")
-
-
 def pairs_of(words: Iterable[str]) -> set[str]:
     """All pairs of neighbouring characters inside words."""
     pairs: set[str] = set()
@@ -43,26 +39,6 @@ def pairs_of(words: Iterable[str]) -> set[str]:
         else:
             pairs.update(map(str.__add__, word, word[1:]))
     return pairs
-
-
-@lru_cache(maxsize=1)
-def read_dictionary() -> tuple[dict[str, int], int, set[str]]:
-    """jieba's dictionary: frequency by word, their total, and the pairs of characters that words run across.
-
-    The file is read here and not by a ``jieba.Tokenizer``: that keeps a cache file in the shared temporary folder,
-    which may be stale, half written or another user's, and its module may have been patched by anyone.
-    """
-    import jieba
-
-    frequencies: dict[str, int] = {}
-    total = 0
-    with jieba.Tokenizer().get_dict_file() as file:
-        for line in file.read().decode("utf-8").splitlines():
-            word, frequency, _ = line.split(" ")
-            frequencies[word] = int(frequency)
-            total += int(frequency)
-    # jieba takes \r\n as one separator, so the pair belongs together too
-    return frequencies, total, {"\r\n", *filter(block_pattern().fullmatch, pairs_of(frequencies))}
 
 
 @lru_cache(maxsize=1)
@@ -125,34 +101,99 @@ def _viterbi(run: str) -> list[str]:
 
 
 class Crossings:
-    """Where a text falls apart: between two neighbouring characters that no word has side by side.
+    """Where a text falls apart: between two neighbouring characters that no word of the dictionary runs across.
 
-    A bit for each pair of characters that occur in words at all: 20 MB for jieba's dictionary.
+    Every run of 2, 3 or 4 characters that is a word (or 4 characters inside a longer one) has a bit in a table, by
+    its hash. Two runs with one hash make pieces longer than they need be, which is harmless.
     """
 
-    def __init__(self, pairs: Iterable[str]) -> None:
-        codes = numpy.frombuffer("".join(pairs).encode("utf-32-le"), numpy.uint32)
-        characters = numpy.unique(codes)
-        self._number = numpy.zeros(0x110000, numpy.uint16)  # of a character, 0 where no word has it
-        self._number[characters] = numpy.arange(1, len(characters) + 1)
-        self._width = len(characters) + 1
-        table = numpy.zeros(self._width**2, bool)
-        table[self._keys(codes)[::2]] = True
-        self._bits = numpy.packbits(table, bitorder="little")
+    _BITS = 26  # of the hash: a table of 8 MB
+    _FACTOR = numpy.uint32(0x9E3779B1)  # 2**32 divided by the golden ratio, as usual for hashing by multiplication
 
-    def _keys(self, codes: Any) -> Any:
-        """For each two neighbours in ``codes`` their place in the table."""
-        numbers = self._number[codes].astype(numpy.uint32)
-        return numbers[:-1] * numpy.uint32(self._width) + numbers[1:]
+    def __init__(self, words: Iterable[str], block: re.Pattern[str]) -> None:
+        self._in_block = numpy.zeros(0x110000, bool)
+        self._in_block[[code for code in range(0x10000) if block.match(chr(code))]] = True
+        table = numpy.zeros(1 << self._BITS, bool)
+        by_size: dict[int, list[str]] = {2: [], 3: [], 4: []}
+        for word in words:
+            if len(word) in by_size:
+                by_size[len(word)].append(word)
+            elif len(word) > 4:
+                by_size[4] += [word[start : start + 4] for start in range(len(word) - 3)]
+        for size, grams in by_size.items():
+            table[self._hashes(_codes("".join(grams)), size)[::size]] = True
+        self._table = numpy.packbits(table, bitorder="little")
+
+    def _hashes(self, codes: Any, size: int) -> Any:
+        """The hash of the ``size`` characters from each place on."""
+        places = max(len(codes) - size + 1, 0)
+        hashes = codes[:places] * self._FACTOR
+        for offset in range(1, size):
+            hashes = (hashes + codes[offset : offset + places]) * self._FACTOR
+        return (hashes ^ numpy.uint32(size)) >> numpy.uint32(32 - self._BITS)
 
     def split(self, text: str) -> tuple[list[str], list[int]]:
         """The pieces of a text, and the indices of those that are ``_MARK``."""
-        codes = numpy.frombuffer(text.encode("utf-32-le", "surrogatepass"), numpy.uint32)
-        keys = self._keys(codes)
-        crossed = self._bits[keys >> 3] >> (keys & 7).astype(numpy.uint8) & 1
-        starts = numpy.concatenate([[0], numpy.flatnonzero(crossed == 0) + 1])
-        pieces = [text[start:end] for start, end in pairwise([*starts.tolist(), len(text)])]
-        return pieces, numpy.flatnonzero(codes[starts] == ord(_MARK)).tolist()
+        codes = _codes(text)
+        crossed = numpy.zeros(len(codes), bool)  # between a place and the next
+        for size in (2, 3, 4):
+            hashes = self._hashes(codes, size)
+            found = (self._table[hashes >> 3] >> (hashes & 7).astype(numpy.uint8) & 1).view(bool)
+            for offset in range(size - 1):
+                crossed[offset : offset + len(found)] |= found
+        in_block = self._in_block[codes]
+        crossed &= in_block
+        crossed[:-1] &= in_block[1:]
+        crossed[:-1] |= (codes[:-1] == ord("\r")) & (codes[1:] == ord("\n"))  # jieba takes them as one separator
+        ends = numpy.flatnonzero(~crossed) + 1
+        pieces = [text[start:end] for start, end in pairwise([0, *ends.tolist()])]
+        return pieces, numpy.flatnonzero(codes[ends - 1] == ord(_MARK)).tolist()
+
+
+def _codes(text: str) -> Any:
+    return numpy.frombuffer(text.encode("utf-32-le", "surrogatepass"), numpy.uint32)
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """jieba's dictionary, in the forms that cutting needs."""
+
+    block: re.Pattern[str]  # runs of characters that words are looked for in; all others are separators
+    scores: dict[str, float]  # log probability of each word
+    lonely: float  # of a character that no word starts with
+    longest: int  # characters of the longest word
+    pairs: frozenset[str]  # neighbouring characters inside words
+    crossings: Crossings
+
+
+@lru_cache(maxsize=4)
+def read_dictionary(further: str = "", added: tuple[str, ...] = ()) -> Dictionary:
+    """jieba's own dictionary and words ``added`` with the frequency 1; ``further`` characters may be parts of words.
+
+    The file is read here and not by a ``jieba.Tokenizer``: that keeps a cache file in the shared temporary folder,
+    which may be stale, half written or another user's, and its module may have been patched by anyone.
+    """
+    import jieba
+
+    block = re.compile(f"([\u4e00-\u9fd5a-zA-Z0-9+#&._%\\-{re.escape(further)}]+)")
+    frequencies: dict[str, int] = {}
+    total = 0
+    with jieba.Tokenizer().get_dict_file() as file:
+        for line in file.read().decode("utf-8").splitlines():
+            word, frequency, _ = line.split(" ")
+            frequencies[word] = int(frequency)
+            total += int(frequency)
+    frequencies |= dict.fromkeys(added, 1)
+    log_total = log(total + len(added))
+    logs = {frequency: log(frequency) - log_total for frequency in {1, *frequencies.values()}}
+    return Dictionary(
+        block,
+        {word: logs[frequency] for word, frequency in frequencies.items()},
+        logs[1],
+        max(map(len, frequencies)),
+        frozenset(["\r\n", *filter(block.fullmatch, pairs_of(frequencies))]),
+        Crossings(frequencies, block),
+    )
 
 
 _Entry = tuple[str, "tuple[Any, ...] | None", str]
@@ -184,8 +225,7 @@ class WordCutter:
 
     Args:
         value: what a word or a separator becomes (its ids, say).
-        block_characters: further characters that words may be made of, beside jieba's own.
-        added: words to add to jieba's dictionary, with the frequency 1.
+        dictionary: what ``read_dictionary`` returns.
     """
 
     MARGIN = 1e-6  # log probability; for the two lengths below, rounding errors stay under 2e-7
@@ -193,21 +233,9 @@ class WordCutter:
     LONGEST_TEXT = 1_000_000
     TABLE_SIZE = 1 << 19  # entries; a full table is emptied
 
-    def __init__(
-        self, value: Callable[[str], Sequence[Any]], block_characters: str = "", added: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, value: Callable[[str], Sequence[Any]], dictionary: Dictionary) -> None:
         self._value = value
-        self._block = block_pattern(block_characters)
-        frequencies, total, pairs = read_dictionary()
-        if added:
-            frequencies, total = {**frequencies, **dict.fromkeys(added, 1)}, total + len(added)
-            pairs = pairs | pairs_of(filter(self._block.fullmatch, added))
-        log_total = log(total)
-        logs = {frequency: log(frequency) - log_total for frequency in set(frequencies.values())}
-        self._lonely = logs.get(1, -log_total)  # of a character that no word starts with
-        self._scores = {word: logs[frequency] for word, frequency in frequencies.items()}
-        self._longest_word = max(map(len, frequencies))
-        self._pairs, self._crossings = pairs, Crossings(pairs)
+        self._dictionary = dictionary
         self._words: dict[str, tuple[Any, ...]] = {}
         self._runs: dict[str, tuple[Any, ...]] = {"": ()}
         self._pieces: dict[str, _Entry] = {}
@@ -220,7 +248,7 @@ class WordCutter:
             return self.many([text])[0]
         if _MARK in text:
             return self._in_full(text)
-        pairs = self._pairs
+        pairs = self._dictionary.pairs
         marked = [left if left + right in pairs else left + _MARK for left, right in pairwise(text)]
         marked.append(text[-1])
         entries = []
@@ -234,12 +262,13 @@ class WordCutter:
     def many(self, texts: Sequence[str]) -> list[list[Any]]:
         """The values of all words of each text. Faster than one by one; memory grows with the sum of the lengths."""
         plain = [text if _MARK not in text and len(text) <= self.LONGEST_TEXT else "" for text in texts]
-        pieces, ends = self._crossings.split(_MARK.join([*plain, ""]))
+        pieces, ends = self._dictionary.crossings.split(_MARK.join([*plain, ""]))
         entries: list[Any] = list(map(self._pieces.get, pieces))
         odd = [index for index, entry in enumerate(entries) if entry is None or entry is _UNTRUSTED]
         for index in odd:
             if entries[index] is None:
-                entries[index] = self._learn(pieces[index])
+                piece = pieces[index]
+                entries[index] = self._pieces.get(piece) or self._learn(piece)
         for index in odd:
             if entries[index] is _UNTRUSTED:
                 self._settle(pieces, entries, index)
@@ -253,9 +282,9 @@ class WordCutter:
     def _settle(self, pieces: list[str], entries: list[Any], index: int) -> None:
         """Put the values of a whole block in the place of the pieces it is made of."""
         start, end = index, index + 1
-        while start and self._block.match(pieces[start - 1]):
+        while start and self._dictionary.block.match(pieces[start - 1]):
             start -= 1
-        while end < len(pieces) and self._block.match(pieces[end]):
+        while end < len(pieces) and self._dictionary.block.match(pieces[end]):
             end += 1
         values = self._in_full("".join(pieces[start:end]))
         entries[start:end] = [("", tuple(values), ""), *[_EMPTY] * (end - start - 1)]
@@ -279,7 +308,7 @@ class WordCutter:
     def _in_full(self, text: str) -> list[Any]:
         """The values of a text without the table of pieces: block by block, as jieba does it."""
         entries: list[_Entry] = []
-        for index, block in enumerate(self._block.split(text)):
+        for index, block in enumerate(self._dictionary.block.split(text)):
             if index % 2:
                 entries.append(self._entry(self._route(block)[0]))
             else:
@@ -288,7 +317,7 @@ class WordCutter:
 
     def _learn(self, piece: str) -> _Entry:
         """A piece that was not in the table."""
-        if not self._block.match(piece):
+        if not self._dictionary.block.match(piece):
             entry: _Entry = ("", self._word(piece), "")
         elif len(piece) > self.LONGEST_PIECE:
             return _UNTRUSTED
@@ -298,21 +327,19 @@ class WordCutter:
         return _keep(self._pieces, piece, entry, self.TABLE_SIZE)
 
     def _entry(self, words: list[str]) -> _Entry:
-        lengths = list(map(len, words))
-        if max(lengths) == 1:
-            return "".join(words), None, ""
-        first = next(index for index, length in enumerate(lengths) if length > 1)
-        last = next(index for index in range(len(words), 0, -1) if lengths[index - 1] > 1)
-        values: list[Any] = []
-        run = ""
-        for word in words[first:last]:
+        head, run = "", ""
+        values: list[Any] | None = None
+        for word in words:
             if len(word) == 1:
                 run += word
-            else:
+                continue
+            if values is None:
+                head, values = run, []
+            elif run:
                 values += self._run(run)
-                values += self._word(word)
-                run = ""
-        return "".join(words[:first]), tuple(values), "".join(words[last:])
+            values += self._word(word)
+            run = ""
+        return (run, None, "") if values is None else (head, tuple(values), run)
 
     def _route(self, block: str, whole: bool = False) -> tuple[list[str], float]:
         """The most probable words of a block, and by how much the closest decision on the way was made.
@@ -320,7 +347,7 @@ class WordCutter:
         Sums run from the right and the longer word wins a tie, as in jieba. ``whole``: the block is a piece, so that
         a word may reach from any place to its end.
         """
-        find, pairs, size = self._scores.get, self._pairs, len(block)
+        find, pairs, size = self._dictionary.scores.get, self._dictionary.pairs, len(block)
         best_from = [0.0] * (size + 1)
         steps: list[tuple[int, float]] = [(0, 0.0)] * size
         reach = size
@@ -328,7 +355,7 @@ class WordCutter:
             if not whole and block[start : start + 2] not in pairs:
                 reach = start + 1
             best, second, where = -inf, -inf, 0
-            for end in range(start + 1, min(reach, start + self._longest_word) + 1):
+            for end in range(start + 1, min(reach, start + self._dictionary.longest) + 1):
                 if (score := find(block[start:end])) is not None:
                     score += best_from[end]
                     if score >= best:
@@ -336,7 +363,7 @@ class WordCutter:
                     elif score > second:
                         second = score
             if not where:
-                best, where = self._lonely + best_from[start + 1], start + 1
+                best, where = self._dictionary.lonely + best_from[start + 1], start + 1
             best_from[start] = best
             steps[start] = where, best - second
         words: list[str] = []
@@ -352,7 +379,7 @@ class WordCutter:
         """The values of a run of single characters: words of the hidden Markov model, unless the run is a word."""
         if run in self._runs:
             return self._runs[run]
-        words = list(run) if len(run) == 1 or run in self._scores else markov_words(run)
+        words = list(run) if len(run) == 1 or run in self._dictionary.scores else markov_words(run)
         values = tuple([value for word in words for value in self._word(word)])
         return _keep(self._runs, run, values, self.TABLE_SIZE) if len(run) <= self.LONGEST_PIECE else values
 
@@ -507,7 +534,7 @@ class EvaTokenizer(PreTrainedTokenizer):
 
     def _cutter(self) -> WordCutter:
         if self._cut is None:
-            self._cut = WordCutter(self._match)
+            self._cut = WordCutter(self._match, read_dictionary())
         return self._cut
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
