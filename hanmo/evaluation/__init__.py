@@ -1,0 +1,1 @@
+"""Measuring models: the published dialogue evaluation, perplexity."""

@@ -1,0 +1,262 @@
+"""The published evaluation of dialogue models: loss and the overlap of one reply per dialogue with a person's.
+
+Both readings are always computed, side by side (values x 100, except losses and perplexity):
+
+- published: the last incomplete batch is left out of everything, Dist-n misses the last n-gram of each reply and
+  ROUGE-n compares sets of n-grams over all replies joined. The published tables show loss | BLEU-4 | Dist-4 | F1.
+- corrected: every sample counts, every n-gram counts, ROUGE-n is the mean over samples of F1 (and of recall).
+
+``published=True`` also decodes as published: batches in the order of the file, score rules that see the padded row,
+and the family's published conventions of the search. Texts are compared character by character.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hanmo import metrics
+from hanmo.errors import HanmoError, UnsupportedError
+from hanmo.evaluation.scoring import Progress, RowScore, batches, evaluating, records_hash, score_rows, weights_hash
+from hanmo.families.base import Context, OpenedModel, Part
+from hanmo.files import write_text
+from hanmo.generation.decode import generate, seeded_sampler
+from hanmo.generation.settings import Settings
+from hanmo.records import Record
+from hanmo.report import Page
+
+Reading = dict[str, float]
+PUBLISHED_TABLE = ("loss", "bleu-4", "dist-4", "f1")
+TABLE = (*PUBLISHED_TABLE, "dist-3", "rouge-l", "rouge-1", "rouge-2", "perplexity")
+NAMES = {"loss": "loss", "perplexity": "perplexity", "f1": "F1", "bleu": "BLEU", "dist": "Dist", "rouge": "ROUGE"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One evaluated dialogue: what the model saw, what a person said, what the model said, and the person's nll."""
+
+    context: str
+    response: str
+    generation: str
+    where: str
+    nll: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class DialogueResult:
+    """What an evaluation found.
+
+    Attributes:
+        published: the published reading by metric; what is missing is undefined, ``notes`` says why.
+        corrected: the corrected reading; also ``token-loss``, the mean over tokens, whose exp is ``perplexity``.
+        samples: in the order of the records.
+        about: what was evaluated and how: model, data, hashes, limits, settings, counts.
+        notes: what the reader must know.
+    """
+
+    published: Reading
+    corrected: Reading
+    samples: list[Sample]
+    about: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the samples, for JSON."""
+        return {"about": self.about, "published": self.published, "corrected": self.corrected, "notes": self.notes}
+
+    def write(self, folder: str | Path) -> None:
+        """Write results.json, generations.jsonl and report.html."""
+        folder = Path(folder)
+        lines = (json.dumps(asdict(sample), ensure_ascii=False) for sample in self.samples)
+        write_text(folder / "generations.jsonl", "".join(f"{line}\n" for line in lines))
+        write_text(folder / "results.json", json.dumps(self.as_dict(), ensure_ascii=False, indent=2) + "\n")
+        self.page().write(folder / "report.html")
+
+    def page(self, samples: int = 20) -> Page:
+        """A page with the tables, how they came about, and the first samples."""
+        page = Page("Dialogue evaluation", subtitle=str(self.about["model"]), language="zh-CN")
+        rows = [
+            [name, *(reading.get(metric) for metric in TABLE)]
+            for name, reading in (("published", self.published), ("corrected", self.corrected))
+        ]
+        page.table(["reading", *map(title, TABLE)], rows, caption="Results", note=" ".join(self.notes))
+        every = [[title(name), self.published.get(name), value] for name, value in self.corrected.items()]
+        with page.details("All metrics"):
+            page.table(["metric", "published", "corrected"], every)
+        page.heading("How")
+        page.facts({name: value for name, value in self.about.items() if name != "settings"})
+        page.facts(self.about["settings"], caption="Decoding settings")
+        page.heading("Samples")
+        for sample in self.samples[:samples]:
+            page.dialogue([sample.context], sample.generation, sample.response, labels=("model", "person"))
+        return page
+
+
+@dataclass(frozen=True)
+class _Example:
+    record: Record
+    context: Context
+    response: str
+    parts: list[Part]
+
+
+def evaluate(
+    opened: OpenedModel,
+    records: Sequence[Record],
+    settings: Settings,
+    limit: int = 512,
+    response_limit: int = 512,
+    batch_size: int = 16,
+    published: bool = False,
+    progress: Progress | None = None,
+) -> DialogueResult:
+    """Score the last turn of every record and let the model say its own.
+
+    Args:
+        settings: of decoding; ``published`` overrides its field of the same name.
+        limit, response_limit: as in ``Family.parts``; records that do not fit are left out and counted.
+        batch_size: matters to the published reading, which leaves out the last incomplete batch, to published
+            decoding, and to sampling draws; to nothing else.
+        progress: called with the replies made so far and their number.
+
+    Raises:
+        HanmoError: no record makes an example.
+        UnsupportedError: published, and a reference is empty.
+    """
+    settings = settings.change(published=published)
+    examples = [
+        _example(opened, record, parts, limit if published else 0)
+        for record in records
+        for parts in opened.family.parts(record, limit, response_limit)
+    ]
+    if not examples:
+        raise HanmoError(
+            f"none of the {len(records)} records makes an example of at most {limit} context and {response_limit} "
+            "response tokens; give records of at least two turns, or raise limit and response_limit"
+        )
+    scores = score_rows(opened, [opened.family.row(example.parts) for example in examples], batch_size)
+    generations = _generate(opened, examples, settings, batch_size, progress)
+    samples = [
+        _sample(opened, example, said, score)
+        for example, said, score in zip(examples, generations, scores, strict=True)
+    ]
+    full = len(samples) // batch_size * batch_size
+    reading, notes = _published(samples[:full], strict=published)
+    about = {
+        "model": opened.source,
+        "weights": weights_hash(opened.network),
+        "data": records_hash(records),
+        "protocol": "published" if published else "corrected",
+        "records": len(records),
+        "samples": len(samples),
+        "samples in the published reading": full,
+        "batch_size": batch_size,
+        "limit": limit,
+        "response_limit": response_limit,
+        "settings": asdict(settings),
+    }
+    return DialogueResult(reading, _corrected(samples), samples, about, notes)
+
+
+def title(metric: str) -> str:
+    """How a metric is written in tables.
+
+    >>> title("bleu-4"), title("rouge-l")
+    ('BLEU-4', 'ROUGE-L')
+    """
+    name, dash, order = metric.partition("-")
+    return NAMES.get(name, name) + dash + (order.upper() if len(order) == 1 else order)
+
+
+def _example(opened: OpenedModel, record: Record, parts: list[Part], padded_to: int) -> _Example:
+    """``padded_to``: score rules are to see the model's input row as published, filled up to this width."""
+    ids = tuple(id_ for part in parts if not part.scored for id_ in part.ids)
+    target = [id_ for part in parts if part.scored for id_ in part.ids]
+    seen = ids
+    if padded_to:
+        row = opened.family.prompt(ids).inputs["input_ids"].tolist()
+        pad_id = opened.tokenizer.pad_token_id
+        seen = (*row, *[pad_id] * (padded_to - len(row)))
+    return _Example(record, Context(ids, seen), opened.family.decode(target), parts)
+
+
+def _generate(
+    opened: OpenedModel, examples: Sequence[_Example], settings: Settings, batch_size: int, progress: Progress | None
+) -> list[str]:
+    """One reply per example. Published decoding depends on its batch, so that there batches are as they come."""
+    said = [""] * len(examples)
+    done = 0
+    with evaluating(opened.network):
+        sampler = seeded_sampler(settings.seed, opened.network.device)
+        lengths = [len(example.context.ids) for example in examples]
+        for chosen in batches(lengths, batch_size, in_order=settings.published):
+            contexts = [examples[index].context for index in chosen]
+            for index, generation in zip(chosen, generate(opened, contexts, settings, sampler=sampler), strict=True):
+                said[index] = opened.family.decode(generation.ids)
+            done += len(chosen)
+            if progress is not None:
+                progress(done, len(examples))
+    return said
+
+
+def _sample(opened: OpenedModel, example: _Example, said: str, score: RowScore) -> Sample:
+    seen = opened.family.prompt(example.context.ids).inputs["input_ids"].tolist()
+    return Sample(opened.family.decode(seen), example.response, said, example.record.where, score.nll, score.tokens)
+
+
+def _published(samples: Sequence[Sample], strict: bool) -> tuple[Reading, list[str]]:
+    """The published reading of the samples of full batches, and notes on what is undefined in it.
+
+    ``strict``: an empty reference is an error, as it stops the original; otherwise those metrics are missing.
+    """
+    if not samples:
+        return {}, ["Published reading: undefined, there is no full batch; make batch_size smaller."]
+    said, expected = _texts(samples)
+    reading: Reading = {
+        # The mean over full batches of a batch's mean is the mean over their samples.
+        "loss": math.fsum(sample.nll / sample.tokens for sample in samples) / len(samples),
+        **_bleus(said, expected),
+        **{f"dist-{k}": 100 * metrics.distinct(said, k, published=True) for k in range(1, 5)},
+        **{f"rouge-{n}": 100 * metrics.rouge_n_published(said, expected, n) for n in (1, 2)},
+    }
+    empty = next((sample for sample in samples if not sample.response), None)
+    if empty is None:
+        reading["f1"] = 100 * metrics.unigram_f1(said, expected, published=True)
+        reading["rouge-l"] = 100 * metrics.rouge_l(said, expected, published=True)
+        return reading, []
+    problem = f"{empty.where or 'one record'}: the reference is empty, and the published F1 and ROUGE-L divide by zero"
+    if strict:
+        raise UnsupportedError(f"{problem}; leave the record out, or evaluate without published")
+    return reading, [f"Published reading: {problem}."]
+
+
+def _corrected(samples: Sequence[Sample]) -> Reading:
+    said, expected = _texts(samples)
+    token_loss = math.fsum(sample.nll for sample in samples) / sum(sample.tokens for sample in samples)
+    reading: Reading = {
+        "loss": math.fsum(sample.nll / sample.tokens for sample in samples) / len(samples),
+        "token-loss": token_loss,
+        "perplexity": math.exp(token_loss) if token_loss < 700 else math.inf,
+        **_bleus(said, expected),
+        **{f"dist-{k}": 100 * metrics.distinct(said, k) for k in range(1, 5)},
+        "f1": 100 * metrics.unigram_f1(said, expected),
+        "rouge-l": 100 * metrics.rouge_l(said, expected),
+    }
+    for n in (1, 2):
+        recall, f = metrics.rouge_n(said, expected, n)
+        reading |= {f"rouge-{n}": 100 * f, f"rouge-{n}-recall": 100 * recall}
+    return reading
+
+
+def _bleus(said: Sequence[str], expected: Sequence[Sequence[str]]) -> Reading:
+    return {f"bleu-{k}": 100 * metrics.bleu(said, expected, k) for k in range(1, 5)}
+
+
+def _texts(samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
+    """Replies, and for each the one reference there is."""
+    return [sample.generation for sample in samples], [[sample.response] for sample in samples]

@@ -1,0 +1,180 @@
+"""Perplexity of texts and responses under any family.
+
+What is scored is what the family would learn: all of a text, or a response after its prompt, and the stop token.
+Sums are kept in fp64; the batch size never changes a score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hanmo.errors import HanmoError
+from hanmo.evaluation.scoring import Progress, records_hash, score_rows, weights_hash
+from hanmo.families.base import IGNORE, OpenedModel, Part, Row
+from hanmo.records import Dialogue, Record, ScoredAnswers, Text
+
+WHOLE = 10**9  # a limit that cuts nothing
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class RecordScore:
+    """One record: the sum over its scored tokens of -log p, in nats, and the size of the text they stand for.
+
+    ``cut``: the record did not fit; only the text of the tokens that were scored counts here.
+    """
+
+    where: str
+    nll: float
+    tokens: int
+    characters: int
+    bytes: int
+    cut: bool
+
+    @property
+    def perplexity(self) -> float:
+        return _exp(self.nll / self.tokens)
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """Perplexity per token with its interval, and bits per character and per UTF-8 byte, which do not depend on the
+    tokenizer and so compare across models.
+
+    Attributes:
+        nll: sum in nats over ``tokens``; the stop token of each row is one of them.
+        interval: 95 % bootstrap interval of the perplexity over records.
+        left_out: records of which nothing can be scored within the limits.
+    """
+
+    nll: float
+    tokens: int
+    characters: int
+    bytes: int
+    interval: tuple[float, float]
+    left_out: int
+    records: list[RecordScore]
+    about: dict[str, Any]
+
+    @property
+    def perplexity(self) -> float:
+        return _exp(self.nll / self.tokens)
+
+    @property
+    def bits_per_character(self) -> float:
+        return _bits(self.nll, self.characters)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return _bits(self.nll, self.bytes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; the records by themselves are not in it."""
+        return {
+            "about": self.about,
+            "perplexity": self.perplexity,
+            "interval": list(self.interval),
+            "bits_per_character": self.bits_per_character,
+            "bits_per_byte": self.bits_per_byte,
+            "nll": self.nll,
+            "tokens": self.tokens,
+            "characters": self.characters,
+            "bytes": self.bytes,
+            "records": len(self.records),
+            "left_out": self.left_out,
+            "cut": sum(record.cut for record in self.records),
+        }
+
+
+def evaluate(
+    opened: OpenedModel,
+    records: Sequence[Record],
+    limit: int = 512,
+    response_limit: int | None = None,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> PerplexityResult:
+    """Score all records; see ``Family.parts`` for the limits.
+
+    Raises:
+        HanmoError: nothing to score.
+    """
+    kept: list[tuple[Record, list[int]]] = []
+    rows: list[Row] = []
+    owners: list[int] = []
+    for record in records:
+        found = opened.family.parts(record, limit, response_limit)
+        made = [opened.family.row(parts) for parts in found]
+        if any((row.labels != IGNORE).any() for row in made):
+            rows += made
+            owners += [len(kept)] * len(made)
+            kept.append((record, _scored(found)))
+    if not kept:
+        raise HanmoError(f"none of the {len(records)} records can be scored within {limit} tokens; raise limit")
+    nll, tokens = [0.0] * len(kept), [0] * len(kept)
+    for owner, score in zip(owners, score_rows(opened, rows, batch_size, progress), strict=True):
+        nll[owner] += score.nll
+        tokens[owner] += score.tokens
+    scores = [_record_score(opened, *kept[index], nll[index], tokens[index]) for index in range(len(kept))]
+    about = {
+        "model": opened.source,
+        "weights": weights_hash(opened.network),
+        "data": records_hash(records),
+        "limit": limit,
+        "response_limit": response_limit,
+    }
+    return PerplexityResult(
+        nll=math.fsum(nll),
+        tokens=sum(tokens),
+        characters=sum(score.characters for score in scores),
+        bytes=sum(score.bytes for score in scores),
+        interval=bootstrap([score.nll for score in scores], [score.tokens for score in scores]),
+        left_out=len(records) - len(kept),
+        records=scores,
+        about=about,
+    )
+
+
+def bootstrap(nll: Sequence[float], tokens: Sequence[int], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of exp(sum nll / sum tokens) when whole records are drawn again with replacement."""
+    rng = np.random.default_rng(seed)
+    nll_N, tokens_N = np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = rng.integers(len(nll_N), size=len(nll_N))
+        means.append(nll_N[drawn].sum() / tokens_N[drawn].sum())
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return _exp(float(low)), _exp(float(high))
+
+
+def _record_score(opened: OpenedModel, record: Record, scored: list[int], nll: float, tokens: int) -> RecordScore:
+    whole = _scored(opened.family.parts(record, WHOLE, WHOLE))
+    cut = scored != whole
+    text = opened.family.decode(scored) if cut else _text(record)
+    return RecordScore(record.where, nll, tokens, len(text), len(text.encode("utf-8")), cut)
+
+
+def _scored(rows: Sequence[Sequence[Part]]) -> list[int]:
+    return [id_ for parts in rows for part in parts if part.scored for id_ in part.ids]
+
+
+def _text(record: Record) -> str:
+    """The text whose tokens are scored."""
+    if isinstance(record, Text):
+        return record.text
+    if isinstance(record, Dialogue):
+        return record.turns[-1]
+    return record.best().response if isinstance(record, ScoredAnswers) else record.response
+
+
+def _bits(nats: float, units: int) -> float:
+    return nats / math.log(2) / units if units else math.inf
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf
