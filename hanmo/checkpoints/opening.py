@@ -187,9 +187,7 @@ def check_vocabulary(
 ) -> None:
     """VocabularyError if the embedding has not a row for every token, or more rows than padding explains."""
     rows, tokens, multiple = config.vocab_size, len(tokenizer), family.vocab_padded_to
-    # Original embeddings are padded to a multiple of (multiple x ranks they were trained on); 8 is the most released.
-    padded = multiple > 1 and rows % multiple == 0 and 0 < rows - tokens < 8 * multiple
-    if rows != tokens and not padded:
+    if not tokens <= rows <= -(-tokens // multiple) * multiple:
         raise VocabularyError(
             f"{where}: the vocabulary has {tokens:,} tokens, the embedding {rows:,} rows; "
             "they do not belong together (its text would be garbage): give the model's own vocabulary with --vocab"

@@ -28,21 +28,23 @@ def settle_config(
     Raises:
         CheckpointError: nothing decides (says what would), or the weights have other shapes (says which).
     """
-    legacy, config_class = original.family.legacy, original.family.config_class
-    candidates = [name for name in legacy.SIZES if _fits(original, name)]
     if config is not None and size is not None:
         raise ConfigError("give a size or a configuration file, not both")
+    legacy = original.family.legacy
+    candidates = [name for name in legacy.SIZES if _fits(original, name)]
     if config is not None:
-        settled = config_class(**legacy.read_config(read_json(Path(config))))
+        said = legacy.read_config(read_json(Path(config)))
     elif size is not None:
-        settled = _of_size(original, find_size(original.family, size))
+        said = legacy.SIZES[find_size(original.family, size)].config
     elif original.weights.config is not None:
-        settled = config_class(**legacy.read_config(original.weights.config))
+        said = legacy.read_config(original.weights.config)
     elif len(candidates) == 1:
-        settled = _of_size(original, candidates[0])
+        said = legacy.SIZES[candidates[0]].config
+    elif not candidates and (shapes_say := _dimensions(original)):
+        said = shapes_say
     else:
         raise CheckpointError(_ask(original, candidates))
-    settled = _with_rows(original, settled)
+    settled = _build(original, said)
     if differences := _differences(original, settled):
         raise CheckpointError(
             f"{original.weights.path}: {len(differences)} tensors do not have the shapes of this configuration: "
@@ -52,8 +54,30 @@ def settle_config(
     return settled, named[0] if named else None
 
 
+def _build(original: Original, said: dict[str, Any]) -> PretrainedConfig:
+    """A configuration with what these files imply: their number of embedding rows, and half precision."""
+    implied = original.layout.in_half if original.dtype == torch.float16 else {}
+    config = original.family.config_class(**{**said, **implied})
+    shape = original.shapes().get(input_embedding(original.family, config))
+    if shape:
+        config.vocab_size = shape[0]
+    return config
+
+
+def _dimensions(original: Original) -> dict[str, Any] | None:
+    """The configuration as far as the shapes say it; None if they do not say all in which released sizes differ."""
+    legacy = original.family.legacy
+    if not hasattr(legacy, "dimensions"):
+        return None
+    shapes = original.shapes()
+    found = legacy.dimensions({name: _fused(entry.ours, shapes) for entry, name in original.present()})
+    sizes = [size.config for size in legacy.SIZES.values()]
+    differing = {key for config in sizes for key in config if any(other.get(key) != config[key] for other in sizes)}
+    return found if differing <= found.keys() else None
+
+
 def _fits(original: Original, size: str) -> bool:
-    return not _differences(original, _with_rows(original, _of_size(original, size)))
+    return not _differences(original, _build(original, original.family.legacy.SIZES[size].config))
 
 
 def find_size(family: type[Family], name: str) -> str:
@@ -75,19 +99,6 @@ def find_size(family: type[Family], name: str) -> str:
 def _size_names(family: type[Family]) -> dict[str, str]:
     sizes = family.legacy.SIZES
     return {alias.lower(): name for name, size in sizes.items() for alias in (name, *size.aliases)}
-
-
-def _of_size(original: Original, name: str) -> PretrainedConfig:
-    return original.family.config_class(**original.family.legacy.SIZES[name].config)
-
-
-def _with_rows(original: Original, config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration with the number of embedding rows that the files have."""
-    embedding = input_embedding(original.family, config)
-    shape = original.shapes().get(embedding)
-    if shape:
-        config.vocab_size = shape[0]
-    return config
 
 
 def input_embedding(family: type[Family], config: PretrainedConfig) -> str:

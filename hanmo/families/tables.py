@@ -4,11 +4,13 @@ A family's ``legacy.py`` holds
     SIZES        name -> Size: the released models
     LAYOUTS      the on-disk forms in which the weights exist
     read_config  the original's configuration (a dict) as our configuration's keyword arguments
+    dimensions   (optional) what the shapes of whole tensors, by the original's names, say about the configuration;
+                 they decide it alone if they say everything in which the released sizes differ
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -43,8 +45,12 @@ class Layout:
             "bin" is a folder with config.json and pytorch_model.bin.
         prefixes: the names may all start with one of these.
         ignored: patterns of names that carry no weights (masks stored as buffers).
+        in_half: keyword arguments of our configuration that a checkpoint stored in fp16 implies.
         needs: keys of config.json without which these names belong to somebody else's model.
         signature: names whose presence tells this layout from all others.
+        derive: where the original writes no configuration: what the shapes of the tensors (ours by name) and their
+            dtype say about ours, as keyword arguments. A size or a configuration file that is given goes before it.
+        undecided: keys of our configuration that ``derive`` cannot know.
     """
 
     name: str
@@ -54,6 +60,9 @@ class Layout:
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    in_half: dict[str, Any] = field(default_factory=dict)
+    derive: Callable[[Mapping[str, tuple[int, ...]], Any], dict[str, Any]] | None = None
+    undecided: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

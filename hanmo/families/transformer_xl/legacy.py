@@ -6,10 +6,14 @@ Source: the recorded specification of the original, sections 1, 2 and 12. Its fi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
-from hanmo.errors import CheckpointError
+import torch
+
+from hanmo.errors import ConfigError, unknown
 from hanmo.families.tables import Entry, Layout, Size
+from hanmo.families.transformer_xl.modeling import TransformerXLConfig
 
 
 def parameters(config: Mapping[str, Any]) -> int:
@@ -36,7 +40,9 @@ def _size(width: int, layers: int, heads: int, relative: bool, memory: int, *ali
 
 
 SIZES = {
-    "txl-2.9b": _size(2560, 32, 32, True, 256, "wenhui-2.9b", "wenhui", "transformer-xl-2.9b", "chinese-transformer-xl"),
+    "txl-2.9b": _size(
+        2560, 32, 32, True, 256, "wenhui-2.9b", "wenhui", "transformer-xl-2.9b", "chinese-transformer-xl"
+    ),
     "txl-small": _size(1024, 24, 16, False, 0, "wenhui-small", "transformer-xl-small"),
 }
 
@@ -67,6 +73,25 @@ _LAYERS = (
     Entry("transformer.final_layernorm.bias", ("final_norm.bias",)),
 )
 
+def derive(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[str, Any]:
+    """What the tensors (ours by name, whole) and their dtype say about the configuration.
+
+    Half-precision weights were trained with half-precision positions. The absolute variant does not say ``num_heads``.
+    """
+    vocab_size, width = shapes["embed_tokens.weight"]
+    relative = "r_w_bias" in shapes
+    found: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": width,
+        "num_layers": sum(name.endswith("attention.q_proj.weight") for name in shapes),
+        "relative": relative,
+        "memory_length": 256 if relative else 0,
+    }
+    if relative:
+        return found | {"num_heads": shapes["r_w_bias"][0], "half_positions": dtype == torch.float16}
+    return found | {"max_position_embeddings": shapes["embed_positions.weight"][0]}
+
+
 RELATIVE = Layout(
     name="transformer-xl-megatron",
     container="megatron",
@@ -79,6 +104,7 @@ RELATIVE = Layout(
         *_LAYERS,
     ),
     signature=("word_embeddings.weight", "transformer.r_w_bias", "transformer.layers.0.attention.relative.weight"),
+    derive=derive,
 )
 ABSOLUTE = Layout(
     name="transformer-xl-absolute-megatron",
@@ -89,34 +115,20 @@ ABSOLUTE = Layout(
         "transformer.position_embeddings.weight",
         "transformer.layers.0.attention.query_key_value.weight",
     ),
+    derive=derive,
+    undecided=("num_heads",),
 )
 LAYOUTS = (RELATIVE, ABSOLUTE)
 
 
-def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """What the shapes of an original checkpoint's whole (merged) tensors say about the configuration.
-
-    The absolute variant does not say ``num_heads``.
+def read_config(original: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration file: the original has none, so it is one of ours, or the keys that the tensors leave open.
 
     Raises:
-        CheckpointError: a tensor that every checkpoint of this family has is missing or no matrix.
+        ConfigError: an unknown key.
     """
-
-    def shape(name: str) -> Sequence[int]:
-        if len(shapes.get(name, ())) != 2:
-            raise CheckpointError(f"Transformer-XL checkpoint: tensor {name} is missing or has not two dimensions")
-        return shapes[name]
-
-    vocab_size, width = shape("word_embeddings.weight")
-    relative = "transformer.r_w_bias" in shapes
-    found: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "hidden_size": width,
-        "num_layers": sum(name.endswith("attention.query_key_value.weight") for name in shapes),
-        "relative": relative,
-    }
-    if relative:
-        found["num_heads"] = shape("transformer.r_w_bias")[0]
-    else:
-        found["max_position_embeddings"] = shape("transformer.position_embeddings.weight")[0]
-    return found
+    known = {item.name for item in fields(TransformerXLConfig)}
+    for key in original:
+        if key not in known:
+            raise ConfigError(unknown("configuration key", key, known))
+    return dict(original)
