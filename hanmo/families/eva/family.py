@@ -47,7 +47,6 @@ class EvaFamily(Family):
         cut=-10000.0,
     )
     rule_files: ClassVar[dict[str, str]] = {"antonyms": "antonym/antonym.txt"}
-    rule_files: ClassVar[dict[str, str]] = {"antonyms": "antonym/antonym.txt"}
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "wi_0", "wi_1", "wo")
 
     config: EvaConfig
