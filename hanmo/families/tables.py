@@ -10,7 +10,7 @@ A family's ``legacy.py`` holds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -48,9 +48,6 @@ class Layout:
         in_half: keyword arguments of our configuration that a checkpoint stored in fp16 implies.
         needs: keys of config.json without which these names belong to somebody else's model.
         signature: names whose presence tells this layout from all others.
-        derive: where the original writes no configuration: what the shapes of the tensors (ours by name) and their
-            dtype say about ours, as keyword arguments. A size or a configuration file that is given goes before it.
-        undecided: keys of our configuration that ``derive`` cannot know.
     """
 
     name: str
@@ -61,8 +58,6 @@ class Layout:
     ignored: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     in_half: dict[str, Any] = field(default_factory=dict)
-    derive: Callable[[Mapping[str, tuple[int, ...]], Any], dict[str, Any]] | None = None
-    undecided: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
