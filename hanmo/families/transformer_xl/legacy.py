@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-import torch
-
-from hanmo.errors import ConfigError, unknown
+from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.tables import Entry, Layout, Size
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig
 
@@ -73,25 +71,6 @@ _LAYERS = (
     Entry("transformer.final_layernorm.bias", ("final_norm.bias",)),
 )
 
-def derive(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[str, Any]:
-    """What the tensors (ours by name, whole) and their dtype say about the configuration.
-
-    Half-precision weights were trained with half-precision positions. The absolute variant does not say ``num_heads``.
-    """
-    vocab_size, width = shapes["embed_tokens.weight"]
-    relative = "r_w_bias" in shapes
-    found: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "hidden_size": width,
-        "num_layers": sum(name.endswith("attention.q_proj.weight") for name in shapes),
-        "relative": relative,
-        "memory_length": 256 if relative else 0,
-    }
-    if relative:
-        return found | {"num_heads": shapes["r_w_bias"][0], "half_positions": dtype == torch.float16}
-    return found | {"max_position_embeddings": shapes["embed_positions.weight"][0]}
-
-
 RELATIVE = Layout(
     name="transformer-xl-megatron",
     container="megatron",
@@ -104,7 +83,7 @@ RELATIVE = Layout(
         *_LAYERS,
     ),
     signature=("word_embeddings.weight", "transformer.r_w_bias", "transformer.layers.0.attention.relative.weight"),
-    derive=derive,
+    in_half={"half_positions": True},  # the weights were trained so
 )
 ABSOLUTE = Layout(
     name="transformer-xl-absolute-megatron",
@@ -115,10 +94,36 @@ ABSOLUTE = Layout(
         "transformer.position_embeddings.weight",
         "transformer.layers.0.attention.query_key_value.weight",
     ),
-    derive=derive,
-    undecided=("num_heads",),
 )
 LAYOUTS = (RELATIVE, ABSOLUTE)
+
+
+def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """What the shapes of an original checkpoint's whole (merged) tensors say about the configuration.
+
+    The absolute variant does not say ``num_heads``. Memory goes with relative positions.
+
+    Raises:
+        CheckpointError: a tensor that every checkpoint of this family has is missing or no matrix.
+    """
+
+    def shape(name: str) -> Sequence[int]:
+        if len(shapes.get(name, ())) != 2:
+            raise CheckpointError(f"Transformer-XL checkpoint: tensor {name} is missing or has not two dimensions")
+        return shapes[name]
+
+    vocab_size, width = shape("word_embeddings.weight")
+    relative = "transformer.r_w_bias" in shapes
+    found: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": width,
+        "num_layers": sum(name.endswith("attention.query_key_value.weight") for name in shapes),
+        "relative": relative,
+        "memory_length": 256 if relative else 0,
+    }
+    if relative:
+        return found | {"num_heads": shape("transformer.r_w_bias")[0]}
+    return found | {"max_position_embeddings": shape("transformer.position_embeddings.weight")[0]}
 
 
 def read_config(original: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""How text becomes rows of Transformer-XL: ``prompt text``, tokenised apart and joined with nothing between them.
+
+The stop token is only ever predicted, never fed, except at the end of a closed row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from hanmo.families.base import Context, Family, Part, Prompt, Row, Rules, as_pair
+from hanmo.families.causal import causal_prompt, causal_row
+from hanmo.families.transformer_xl import legacy
+from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
+from hanmo.families.transformer_xl.streams import stream_rows
+from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
+from hanmo.records import Record, Text
+
+
+class TransformerXLFamily(Family):
+    name = "transformer_xl"
+    config_class = TransformerXLConfig
+    network_class = TransformerXLModel
+    tokenizer_class = TransformerXLTokenizer
+    legacy: ClassVar[ModuleType] = legacy
+    packs = True
+    streams = True
+    vocab_padded_to = 128 * 8  # to 128 rows for each of up to 8 tensor-parallel ranks
+    lora_targets = ("q_proj", "k_proj", "v_proj", "r_proj", "o_proj", "up_proj", "down_proj")
+
+    def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
+        """Running text is cut into rows; of a prompt the beginning is cut, of a response too long for that the end.
+
+        Where a text goes on after a row, an empty part that is not scored follows, so that no stop is learned there.
+        """
+        if isinstance(record, Text):
+            return _pieces(self._ids(record.text), limit)
+        pair = as_pair(record)
+        prompt, given = self._ids(pair.prompt), self._ids(pair.prefix)
+        answer = self._ids(pair.prefix + pair.response)
+        # The prefix is given: the ids that it and prefix + response have in common are not scored.
+        common = next((i for i, (a, b) in enumerate(zip(given, answer)) if a != b), min(len(given), len(answer)))  # noqa: B905
+        prompt = _last(prompt, max(limit - len(answer), limit // 2))
+        whole = len(prompt) + len(answer) <= limit
+        answer = answer[: limit - len(prompt)]
+        if (not prompt and not answer) or (not whole and len(answer) <= common):
+            return []
+        parts = [Part((*prompt, *answer[:common]), False), Part(tuple(answer[common:]), True)]
+        return [parts if whole else [*parts, Part((), False)]]
+
+    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
+        return causal_row(parts, self.tokenizer.eos_token_id, stop, closed)
+
+    def segments(self, documents: Iterable[Sequence[Part]], length: int) -> list[Row]:
+        return stream_rows(documents, length, self.tokenizer.eos_token_id)
+
+    def prompt(self, context_ids: Sequence[int]) -> Prompt:
+        return causal_prompt(context_ids, (self.tokenizer.eos_token_id,))
+
+    def context(self, record: Record, limit: int) -> Context:
+        """Text is continued as it is, a prompt answered; of what is too long the end counts."""
+        if isinstance(record, Text):
+            ids = self._ids(record.text)
+        else:
+            pair = as_pair(record)
+            ids = [*self._ids(pair.prompt), *self._ids(pair.prefix)]
+        return Context(tuple(_last(ids, limit)), tuple(ids))
+
+    def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
+        """The embedding's padding rows are no tokens; the original draws them all the same."""
+        tokens = len(self.tokenizer)
+        if settings.published or tokens >= self.config.vocab_size:
+            return None
+
+        def without_padding(generated: Sequence[Sequence[int]], sources: Sequence[int], scores_RV: Tensor) -> Tensor:
+            scores_RV[:, tokens:] = float("-inf")
+            return scores_RV
+
+        return without_padding
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _last(ids: list[int], count: int) -> list[int]:
+    return ids[max(len(ids) - count, 0) :]
+
+
+def _pieces(ids: list[int], limit: int) -> list[list[Part]]:
+    """A text as rows of at most ``limit`` tokens. A row starts with the last token of the one before it, whose
+    successor is still to be predicted.
+    """
+    pieces = []
+    for first in range(0, max(len(ids) - 1, 1), max(limit - 1, 1)):
+        piece = Part(tuple(ids[first : first + limit]), True)
+        pieces.append([piece] if first + limit >= len(ids) else [piece, Part((), False)])
+    return pieces if ids else []
+
+
+FAMILY = TransformerXLFamily
