@@ -26,6 +26,7 @@ class GlmFamily(Family):
     tokenizer_class = GlmTokenizer
     legacy: ClassVar[ModuleType] = legacy
     padding = {"input_ids": 50000}
+    vocab_padded_to = 128
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:

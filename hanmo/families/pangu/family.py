@@ -22,6 +22,7 @@ class PanguFamily(Family):
     legacy: ClassVar[ModuleType] = legacy
     padding = {"input_ids": 6}
     packs = True
+    vocab_padded_to = 128
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
@@ -41,10 +42,10 @@ class PanguFamily(Family):
         return [[Part((bos, *prompt, sep, *answer[:common]), False), Part(tuple(answer[common:]), True)]]
 
     def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
-        return causal_row(parts, self.tokenizer.eos_token_id, stop, closed)
+        return causal_row(parts, self.config.eos_token_id, stop, closed)
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
-        return causal_prompt(context_ids, (self.tokenizer.eos_token_id,))
+        return causal_prompt(context_ids, (self.config.eos_token_id,))
 
     def context(self, record: Record, limit: int) -> Context:
         """Text is continued as it is; a prompt is put as in fine-tuning, and only the prompt is cut."""
