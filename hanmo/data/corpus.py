@@ -18,6 +18,7 @@ from hanmo.data.corpus_template import HELD_OUT, Exchange, Template
 from hanmo.errors import UnsupportedError
 from hanmo.records import Dialogue
 
+LONGEST = 9  # turns; chats look back at 8 and the reply is the ninth
 _WEIGHTS = list(accumulate(template.weight for template in TEMPLATES))
 
 
@@ -54,10 +55,10 @@ def _training_exchange(rng: Random) -> Exchange:
 def _in_conversation(rng: Random) -> Dialogue:
     """An exchange as people have it: something may have been said before, and end marks may be missing."""
     turns = list(_training_exchange(rng).turns)
-    for _ in range(rng.choices((0, 1, 2, 3), (60, 20, 12, 8))[0]):
+    for _ in range(rng.choices(range(5), (68, 15, 8, 5, 4))[0]):
         turns[:0] = _training_exchange(rng).turns
-    turns = turns[-8:] if len(turns) % 2 == 0 else turns[-7:]
-    return Dialogue(tuple(_careless(turn, rng) if i % 2 == 0 else turn for i, turn in enumerate(turns)))
+    turns = [_careless(turn, rng) if i % 2 == 0 else turn for i, turn in enumerate(turns)]
+    return Dialogue(tuple(turns[-LONGEST:]))
 
 
 def _careless(turn: str, rng: Random) -> str:
