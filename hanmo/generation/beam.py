@@ -121,16 +121,14 @@ class BeamSearch:
         still = []
         for place, sample in enumerate(self.live):
             first = place * self.beams
-            if not self.done[sample]:
-                going = self._sort_out(
-                    sample, first, list(zip(beams[place], tokens[place], totals[place], strict=True))
-                )
-            if not self.done[sample]:
-                rows += going
-                still.append(sample)
-            elif self._form.keeps_finished:
+            if self.done[sample]:
                 # The original writes its first row's ids into them, where the shared bans find them.
                 rows += [(first + beam, self._pad_id, 0.0, [*self.said[0], self._pad_id]) for beam in range(self.beams)]
+                still.append(sample)
+                continue
+            going = self._sort_out(sample, first, list(zip(beams[place], tokens[place], totals[place], strict=True)))
+            if not self.done[sample] or self._form.keeps_finished:
+                rows += going
                 still.append(sample)
         self._steps += 1
         self.live = still
@@ -158,7 +156,7 @@ class BeamSearch:
             open_totals = [total for _, _, total in candidates]
         length = self._offset + self._steps + form.lookahead
         self.done[sample] = not going or found.is_done(max(open_totals), length)
-        while len(going) < self.beams and not self.done[sample]:
+        for _ in range(len(going), self.beams if going else 0):
             parent, token, _, said = going[0]
             going.append((parent, token, DEAD, said))
         return going

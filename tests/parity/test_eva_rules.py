@@ -9,6 +9,7 @@ import torch
 
 from hanmo.families.base import DecodingForm
 from hanmo.families.eva.decoding import EvaRules, RuleBook
+from hanmo.families.eva.family import EvaFamily
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.generation.beam import Hypotheses
 from hanmo.generation.filters import top_k, top_p
@@ -17,12 +18,13 @@ from tests.places import PARITY, load, needs_parity
 
 pytestmark = needs_parity("eva")
 EVA = PARITY / "eva"
+ANTONYMS = EvaFamily.rule_files["antonyms"]
 UNITS = load(EVA / "rules_units.json", {"postprocess": [], "filters": [], "beam_hypotheses": []})
 
 
 @functools.cache
 def book(vocab: str, rules: str | None) -> RuleBook:
-    return RuleBook.of(EvaTokenizer(str(EVA / vocab)), EVA / rules if rules else None)
+    return RuleBook.of(EvaTokenizer(str(EVA / vocab)), EVA / rules / ANTONYMS if rules else None)
 
 
 def base_scores(rows: int, vocabulary: int) -> torch.Tensor:

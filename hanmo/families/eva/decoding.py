@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hanmo.errors import RecordError, VocabularyError
+from hanmo.errors import RecordError
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +54,11 @@ class RuleBook:
         self.antonyms = self._opposites(antonyms, ids)
 
     @classmethod
-    def of(cls, tokenizer: Any, rules: str | Path | None = None) -> RuleBook:
-        """The rule book of a tokenizer, with the antonyms of a rule folder if there is one."""
+    def of(cls, tokenizer: Any, antonyms: str | Path | None = None) -> RuleBook:
+        """The rule book of a tokenizer, with the antonyms of a file if there is one."""
         ids = {token: index for token, index in tokenizer.get_vocab().items() if index < tokenizer.vocab_size}
         tokens = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
-        pairs = [] if rules is None else read_antonyms(rules)
+        pairs = [] if antonyms is None else read_antonyms(antonyms)
         return cls(tokens, ids, tokenizer.sep_token, tokenizer.unk_token, pairs)
 
     def _opposites(self, pairs: Iterable[tuple[str, str]], ids: Mapping[str, int]) -> dict[int, frozenset[int]]:
@@ -77,18 +77,12 @@ class RuleBook:
 
 
 def read_antonyms(path: str | Path) -> list[tuple[str, str]]:
-    """Pairs of words from a rule folder (``antonym/antonym.txt``) or file, one Python tuple of two strings a line.
+    """Pairs of words that exclude each other, from a file with one Python tuple of two strings a line.
 
     Raises:
         RecordError: a line is not such a tuple.
-        VocabularyError: there is no such file.
     """
     path = Path(path)
-    if path.is_dir():
-        inside = [path / "antonym" / "antonym.txt", path / "antonym.txt"]
-        path = next((file for file in inside if file.is_file()), inside[0])
-    if not path.is_file():
-        raise VocabularyError(f"{path}: no antonym rules there; a rule folder holds antonym/antonym.txt")
     pairs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():

@@ -1,0 +1,55 @@
+"""The recorded EVA models, opened with the rules that a recorded run names, and its arguments as our settings."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from hanmo.checkpoints.opening import open_model
+from hanmo.families.base import Context, OpenedModel
+from hanmo.generation.settings import Settings
+from tests.places import PARITY, load
+
+EVA = PARITY / "eva"
+MODELS = load(EVA / "models.json", {})
+
+
+@functools.cache
+def opened(model: str, rules: str | None) -> OpenedModel:
+    facts = MODELS[model]
+    return open_model(
+        EVA / facts["checkpoint"],
+        config=EVA / facts["config"],
+        vocab=EVA / facts["vocab"],
+        rules=EVA / rules if rules else None,
+        dtype="fp32",
+        device="cpu",
+    )
+
+
+def settings(args: dict[str, Any]) -> Settings:
+    """The original's arguments. It draws unless it searches with beams and no filter is on."""
+    return Settings(
+        max_new_tokens=args["max_generation_length"],
+        min_new_tokens=args["min_generation_length"],
+        do_sample=args["num_beams"] == 1 or args["top_p"] > 0 or args["top_k"] > 0,
+        temperature=args["temperature"],
+        top_k=args["top_k"],
+        top_p=args["top_p"],
+        num_beams=args["num_beams"],
+        length_penalty=args["length_penalty"],
+        early_stopping=args["early_stopping"],
+        repetition_penalty=args["repetition_penalty"],
+        no_repeat_ngram_size=args["no_repeat_ngram_size"],
+        published=True,
+    )
+
+
+def contexts(case: dict[str, Any], tokenizer: Any) -> list[Context]:
+    """The recorded contexts, without the padding and the ``<s_0>`` that ``Family.prompt`` appends."""
+    result = []
+    for ids, unabridged in zip(case["enc_input_ids"], case["full_context"], strict=True):
+        end = ids.index(tokenizer.bos_token_id)
+        assert set(ids[end + 1 :]) <= {tokenizer.pad_token_id}
+        result.append(Context(tuple(ids[:end]), tuple(unabridged)))
+    return result
