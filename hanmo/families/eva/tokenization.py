@@ -6,6 +6,7 @@ Source: the recorded specification of thu-coai/EVA, section 6.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import re
@@ -42,59 +43,67 @@ def pairs_of(words: Iterable[str]) -> set[str]:
 
 
 @lru_cache(maxsize=1)
-def read_emissions() -> dict[str, tuple[float, ...]]:
-    """log P(character | state) of jieba's hidden Markov model, for the states B, E, M and S."""
-    from jieba.finalseg import emit_P
+def read_markov() -> tuple[dict[str, float], dict[str, dict[str, float]], dict[str, tuple[float, ...]]]:
+    """jieba's hidden Markov model, as log probabilities: P(first state), P(state | state before), P(character | state).
+
+    The last is by character, for the states B(egin), E(nd), M(iddle) and S(ingle).
+    """
+    from jieba.finalseg import emit_P, start_P, trans_P
 
     characters = set().union(*emit_P.values())
-    return {c: tuple(emit_P[state].get(c, _IMPOSSIBLE) for state in "BEMS") for c in characters}
+    return start_P, trans_P, {c: tuple(emit_P[state].get(c, _IMPOSSIBLE) for state in "BEMS") for c in characters}
 
 
 def markov_words(run: str) -> list[str]:
     """The words that jieba's hidden Markov model finds in a run of single characters; Latin and digits stay whole."""
     words: list[str] = []
     for index, part in enumerate(_HAN.split(run)):
-        words += _viterbi(part) if index % 2 else filter(None, _LATIN.split(part))
+        if index % 2:
+            words += _viterbi(part)
+        elif part:
+            words += filter(None, _LATIN.split(part))
     return words
 
 
 def _viterbi(run: str) -> list[str]:
-    """Words of a run of Chinese characters: the most probable path through B(egin), E(nd), M(iddle), S(ingle).
+    """Words of a run of Chinese characters: the most probable path through the states B, E, M and S.
 
     Sums are added in jieba's order; on a tie the state whose letter comes later wins.
     """
-    from jieba.finalseg import start_P, trans_P
-
-    table = read_emissions()
-    be, bm, eb, es = trans_P["B"]["E"], trans_P["B"]["M"], trans_P["E"]["B"], trans_P["E"]["S"]
-    me, mm, sb, ss = trans_P["M"]["E"], trans_P["M"]["M"], trans_P["S"]["B"], trans_P["S"]["S"]
-    b, e, m, s = (
-        start_P[state] + emission for state, emission in zip("BEMS", table.get(run[0], _NOWHERE), strict=True)
-    )
-    came_from: list[dict[str, str]] = []
+    first, then, emissions = read_markov()
+    be, bm, eb, es = then["B"]["E"], then["B"]["M"], then["E"]["B"], then["E"]["S"]
+    me, mm, sb, ss = then["M"]["E"], then["M"]["M"], then["S"]["B"], then["S"]["S"]
+    at_b, at_e, at_m, at_s = emissions.get(run[0], _NOWHERE)
+    b, e, m, s = first["B"] + at_b, first["E"] + at_e, first["M"] + at_m, first["S"] + at_s
+    # where the best path to a state comes from, at each further character: S or E to B and S; M or B to E and M
+    from_s_to_b, from_m_to_e, from_m_to_m, from_s_to_s = [False], [False], [False], [False]
     for character in run[1:]:
-        at_b, at_e, at_m, at_s = table.get(character, _NOWHERE)
+        at_b, at_e, at_m, at_s = emissions.get(character, _NOWHERE)
         b_e, b_s = e + eb + at_b, s + sb + at_b
         e_b, e_m = b + be + at_e, m + me + at_e
         m_b, m_m = b + bm + at_m, m + mm + at_m
         s_e, s_s = e + es + at_s, s + ss + at_s
-        came_from.append(
-            {
-                "B": "S" if b_s >= b_e else "E",
-                "E": "M" if e_m >= e_b else "B",
-                "M": "M" if m_m >= m_b else "B",
-                "S": "S" if s_s >= s_e else "E",
-            }
-        )
-        b, e, m, s = max(b_e, b_s), max(e_b, e_m), max(m_b, m_m), max(s_e, s_s)
+        from_s_to_b.append(b_s >= b_e)
+        from_m_to_e.append(e_m >= e_b)
+        from_m_to_m.append(m_m >= m_b)
+        from_s_to_s.append(s_s >= s_e)
+        b = b_s if b_s >= b_e else b_e
+        e = e_m if e_m >= e_b else e_b
+        m = m_m if m_m >= m_b else m_b
+        s = s_s if s_s >= s_e else s_e
     words: list[str] = []
-    state, end = "S" if s >= e else "E", len(run)
-    for start in range(len(run) - 1, -1, -1):
-        if state in "BS":
+    start = end = len(run)
+    state = "S" if s >= e else "E"
+    while start:
+        start -= 1
+        if state == "E":
+            state = "M" if from_m_to_e[start] else "B"
+        elif state == "M":
+            state = "M" if from_m_to_m[start] else "B"
+        else:
             words.append(run[start:end])
             end = start
-        if start:
-            state = came_from[start - 1][state]
+            state = "S" if (from_s_to_b if state == "B" else from_s_to_s)[start] else "E"
     if end:
         words.append(run[:end])
     return words[::-1]
@@ -347,7 +356,10 @@ class WordCutter:
         Sums run from the right and the longer word wins a tie, as in jieba. ``whole``: the block is a piece, so that
         a word may reach from any place to its end.
         """
-        find, pairs, size = self._dictionary.scores.get, self._dictionary.pairs, len(block)
+        size = len(block)
+        if size == 1:
+            return [block], inf
+        find, pairs, longest = self._dictionary.scores.get, self._dictionary.pairs, self._dictionary.longest
         best_from = [0.0] * (size + 1)
         steps: list[tuple[int, float]] = [(0, 0.0)] * size
         reach = size
@@ -355,7 +367,7 @@ class WordCutter:
             if not whole and block[start : start + 2] not in pairs:
                 reach = start + 1
             best, second, where = -inf, -inf, 0
-            for end in range(start + 1, min(reach, start + self._dictionary.longest) + 1):
+            for end in range(start + 1, (reach if reach - start <= longest else start + longest) + 1):
                 if (score := find(block[start:end])) is not None:
                     score += best_from[end]
                     if score >= best:
@@ -371,7 +383,8 @@ class WordCutter:
         while start < size:
             end, ahead = steps[start]
             words.append(block[start:end])
-            margin = min(margin, ahead)
+            if ahead < margin:
+                margin = ahead
             start = end
         return words, margin
 
@@ -414,7 +427,7 @@ def spread(
     results: list[list[int]] = []
     _job = encode, texts
     try:
-        with multiprocessing.get_context("fork").Pool(workers) as pool:
+        with multiprocessing.get_context("fork").Pool(workers, gc.disable) as pool:
             for lengths, flat in pool.imap(_encode_part, parts):
                 ids = flat.tolist()
                 ends = list(accumulate(lengths))
@@ -440,10 +453,9 @@ def _encode_part(part: tuple[int, int]) -> tuple[list[int], array[int]]:
 # Full-width forms that the original folds before it cuts. Only the first table changes where words end.
 _FOLD_IN_WORDS = (("…", "..."), ("＃", "#"), ("％", "%"), ("＆", "&"), ("＋", "+"), ("－", "-"), ("＿", "_"))
 _FOLD = str.maketrans(
-    "！？＂〝〞“”‟＄＇‘’‛（）＊，／：；＜＝＞＠［＼］＾｀｛｜｝～",
-    '!?""""""$\'\'\'\'()*,/:;<=>@[\\]^`{|}~',
+    "！？＂〝〞“”‟＄＇‘’‛（）＊，／：；＜＝＞＠［＼］＾｀｛｜｝～ \n",
+    '!?""""""$\'\'\'\'()*,/:;<=>@[\\]^`{|}~\u2582\u2583',
 )
-_SPELL = str.maketrans({" ": "\u2582", "\n": "\u2583"})
 _LONGEST_WORD = 200  # characters; longer words become one <unk>
 _SENTINELS = 187  # how many sentinels the original counts on
 
@@ -547,7 +559,10 @@ class EvaTokenizer(PreTrainedTokenizer):
         """Ids of a word: the longest token from the left, again and again; one step on where none fits."""
         if len(word) > _LONGEST_WORD:
             return [self._unk_id]
-        word = word.translate(_FOLD).translate(_SPELL)
+        if not word.isalnum():
+            word = word.translate(_FOLD)
+        if word in self._ids:
+            return [self._ids[word]]
         ids: list[int] = []
         start = 0
         while start < len(word):
@@ -565,7 +580,7 @@ class EvaTokenizer(PreTrainedTokenizer):
         return [self._tokens[index] for index in self.encode_plain(text)]
 
     def _convert_token_to_id(self, token: str) -> int:
-        return self._ids.get(token.translate(_SPELL), self._unk_id)
+        return self._ids.get(token.replace(" ", "\u2582").replace("\n", "\u2583"), self._unk_id)
 
     def _convert_id_to_token(self, index: int) -> str:
         return self._spelled[index]
