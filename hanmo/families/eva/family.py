@@ -7,6 +7,7 @@ In ids that stand for both, ``<s_0>`` divides them: what follows it opens the re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 from types import ModuleType
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 CHAT_TURNS = 8  # utterances that a chat looks back at
 
 
+@dataclass
 class EvaFamily(Family):
     """EVA 1.0 and 2.0. Text without turns is nothing it can learn from; a system text counts as the first turn."""
 
