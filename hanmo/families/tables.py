@@ -24,7 +24,7 @@ class Entry:
         ours: our tensors, one after the other on dimension 0 (queries, keys and values are fused there).
         cut: the dimension that tensor parallelism cuts, each of our parts by itself; None: every rank holds it whole.
         copies: further names under which the original stores the very same tensor.
-        optional: the file may lack it; ours then keeps its initial value and says so.
+        optional: the file may lack it; ours is then zero.
         over: attribute of our configuration that counts the layers ``{i}`` runs over; empty for a single tensor.
     """
 

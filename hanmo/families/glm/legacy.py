@@ -56,7 +56,13 @@ _ENTRIES = (
 _SIGNATURE = ("transformer.position_embeddings.weight", "transformer.layers.0.attention.query_key_value.weight")
 
 HF_BIN = Layout(name="glm-bin", container="bin", entries=_ENTRIES, signature=_SIGNATURE, prefixes=("", "glm."))
-MEGATRON = Layout(name="glm-megatron", container="megatron", entries=_ENTRIES, signature=_SIGNATURE)
+MEGATRON = Layout(
+    name="glm-megatron",
+    container="megatron",
+    entries=_ENTRIES,
+    # Transformer-XL with absolute positions has all the other names too.
+    signature=(*_SIGNATURE, "transformer.block_position_embeddings.weight"),
+)
 LAYOUTS = (HF_BIN, MEGATRON)
 
 _KEYS = [
