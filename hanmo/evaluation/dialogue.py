@@ -26,7 +26,7 @@ from hanmo.families.base import Context, OpenedModel, Part
 from hanmo.files import write_text
 from hanmo.generation.decode import generate, seeded_sampler
 from hanmo.generation.settings import Settings
-from hanmo.records import Record
+from hanmo.records import Dialogue, Record, Text
 from hanmo.report import Page
 
 Reading = dict[str, float]
@@ -37,8 +37,18 @@ NAMES = {"loss": "loss", "perplexity": "perplexity", "f1": "F1", "bleu": "BLEU",
 
 @dataclass(frozen=True)
 class Sample:
-    """One evaluated dialogue: what the model saw, what a person said, what the model said, and the person's nll."""
+    """One evaluated dialogue.
 
+    Attributes:
+        turns: what was said before, as the record has it.
+        context: what the model saw of it, special tokens spelled out.
+        response: what a person said, as the model's tokens spell it.
+        generation: what the model said.
+        where: "file:line" of the record.
+        nll: -log p of the response in nats, summed over ``tokens``, the stop token being one of them.
+    """
+
+    turns: tuple[str, ...]
     context: str
     response: str
     generation: str
@@ -93,7 +103,7 @@ class DialogueResult:
         page.facts(self.about["settings"], caption="Decoding settings")
         page.heading("Samples")
         for sample in self.samples[:samples]:
-            page.dialogue([sample.context], sample.generation, sample.response, labels=("model", "person"))
+            page.dialogue(sample.turns, sample.generation, sample.response, labels=("model", "person"))
         return page
 
 
@@ -126,9 +136,14 @@ def evaluate(
 
     Raises:
         HanmoError: no record makes an example.
-        UnsupportedError: published, and a reference is empty.
+        UnsupportedError: a record is running text; or published, and a reference is empty.
     """
     settings = settings.change(published=published)
+    for record in records:
+        if isinstance(record, Text):
+            raise UnsupportedError(
+                f"{record.where or 'a record'}: running text has no response; measure its perplexity"
+            )
     examples = [
         _example(opened, record, parts, limit if published else 0)
         for record in records
@@ -158,6 +173,7 @@ def evaluate(
         "batch_size": batch_size,
         "limit": limit,
         "response_limit": response_limit,
+        "rule files": sorted(opened.family.assets),
         "settings": asdict(settings),
     }
     return DialogueResult(reading, _corrected(samples), samples, about, notes)
@@ -185,6 +201,14 @@ def _example(opened: OpenedModel, record: Record, parts: list[Part], padded_to: 
     return _Example(record, Context(ids, seen), opened.family.decode(target), parts)
 
 
+def _turns(record: Record) -> tuple[str, ...]:
+    """What was said before the response; the only turn of a dialogue is what came before."""
+    assert not isinstance(record, Text)
+    if isinstance(record, Dialogue):
+        return record.turns[:-1] or record.turns
+    return (record.prompt,)
+
+
 def _generate(
     opened: OpenedModel, examples: Sequence[_Example], settings: Settings, batch_size: int, progress: Progress | None
 ) -> list[str]:
@@ -206,7 +230,15 @@ def _generate(
 
 def _sample(opened: OpenedModel, example: _Example, said: str, score: RowScore) -> Sample:
     seen = opened.family.prompt(example.context.ids).inputs["input_ids"].tolist()
-    return Sample(opened.family.decode(seen), example.response, said, example.record.where, score.nll, score.tokens)
+    return Sample(
+        _turns(example.record),
+        opened.family.decode(seen),
+        example.response,
+        said,
+        example.record.where,
+        score.nll,
+        score.tokens,
+    )
 
 
 def _published(samples: Sequence[Sample], strict: bool) -> tuple[Reading, list[str]]:

@@ -6,9 +6,11 @@ Sums are kept in fp64; the batch size never changes a score.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from hanmo.errors import HanmoError
 from hanmo.evaluation.scoring import Progress, records_hash, score_rows, weights_hash
 from hanmo.families.base import IGNORE, OpenedModel, Part, Row
+from hanmo.files import write_text
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 
 WHOLE = 10**9  # a limit that cuts nothing
@@ -74,11 +77,11 @@ class PerplexityResult:
         return _bits(self.nll, self.bytes)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; the records by themselves are not in it."""
-        return {
+        """For JSON, where what is infinite is null; the records by themselves are not in it."""
+        values = {
             "about": self.about,
             "perplexity": self.perplexity,
-            "interval": list(self.interval),
+            "interval": [None if bound == math.inf else bound for bound in self.interval],
             "bits_per_character": self.bits_per_character,
             "bits_per_byte": self.bits_per_byte,
             "nll": self.nll,
@@ -89,6 +92,14 @@ class PerplexityResult:
             "left_out": self.left_out,
             "cut": sum(record.cut for record in self.records),
         }
+        return {name: None if value == math.inf else value for name, value in values.items()}
+
+    def write(self, folder: str | Path) -> None:
+        """Write results.json and records.jsonl, the score of every record."""
+        folder = Path(folder)
+        lines = (json.dumps(asdict(record), ensure_ascii=False) for record in self.records)
+        write_text(folder / "records.jsonl", "".join(f"{line}\n" for line in lines))
+        write_text(folder / "results.json", json.dumps(self.as_dict(), ensure_ascii=False, indent=2) + "\n")
 
 
 def evaluate(

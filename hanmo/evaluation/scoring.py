@@ -46,7 +46,7 @@ def score_rows(
         for chosen in batches([row.inputs["input_ids"].shape[-1] + len(row.labels) for row in rows], batch_size):
             batch = collate([rows[index] for index in chosen], opened.family.padding)
             batch = {name: value.to(network.device) for name, value in batch.items()}
-            logprob_BA = network(**batch).logprob.double().cpu()
+            logprob_BA = network(**batch).logprob.cpu().double()
             for index, logprob_A, labels_A in zip(chosen, logprob_BA, batch["labels"].cpu(), strict=True):
                 found[index] = RowScore(tuple(logprob_A[labels_A != IGNORE].tolist()))
             if progress is not None:

@@ -1,0 +1,224 @@
+"""``hanmo eval``: measure a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hanmo.cli.common import (
+    ConfigFile,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Published,
+    RulesFolder,
+    Sets,
+    Size,
+    Vocab,
+    emit,
+    note,
+)
+
+if TYPE_CHECKING:
+    from hanmo.generation.settings import Settings
+    from hanmo.records import Record
+
+PRESET = "static"  # the name families give to the settings of their published evaluation
+
+Data = Annotated[
+    Path, typer.Argument(help="Dialogues: tab-separated turns a line, or JSON; may be .gz.", show_default=False)
+]
+Output = Annotated[Path | None, typer.Option(help="Folder for results, every single score and the HTML report.")]
+BatchSize = Annotated[int, typer.Option(help="Examples per batch.", min=1)]
+Limit = Annotated[int, typer.Option(help="Most tokens of a row (of the context, for encoder-decoders).", min=2)]
+ResponseLimit = Annotated[int, typer.Option(help="Most tokens of a response, for encoder-decoders.", min=2)]
+First = Annotated[int | None, typer.Option(help="Evaluate only the first N records.", min=1)]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Pass over bad records instead of stopping; say how many.")]
+
+
+def dialogue(
+    model: Model,
+    data: Data,
+    preset: Annotated[str | None, typer.Option(help="Decoding preset of the family; default: static.")] = None,
+    sets: Sets = None,
+    published: Published = False,
+    output: Output = None,
+    as_json: Json = False,
+    batch_size: BatchSize = 16,
+    limit: Limit = 512,
+    response_limit: ResponseLimit = 512,
+    first: First = None,
+    skip_bad: SkipBad = False,
+    size: Size = None,
+    config: ConfigFile = None,
+    vocab: Vocab = None,
+    rules: RulesFolder = None,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Loss, perplexity, BLEU, Dist-n, F1 and ROUGE of a model's replies, in the published and the corrected reading.
+
+    The last turn of each dialogue is the reference. Score rules from files (antonyms) are off unless --rules names
+    them, as in the published evaluation. --published also decodes as published; --batch-size matters to it.
+
+    \b
+    Example:
+      hanmo eval dialogue runs/demo test.txt --output results
+      hanmo eval dialogue EVA2.0-base test.txt --published --batch-size 4 --limit 128 --response-limit 128
+    """
+    from hanmo.checkpoints import open_model
+    from hanmo.evaluation.dialogue import evaluate
+
+    records = _read(data, first, skip_bad, output)
+    opened = open_model(model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device)
+    if rules is None:
+        opened.family.assets.clear()
+    settings = _settings(opened.family.name, preset, sets or [])
+    published = published or settings.published
+    with _progress("replies") as progress:
+        result = evaluate(opened, records, settings, limit, response_limit, batch_size, published, progress)
+    if output is not None:
+        result.write(output)
+        note(f"written to {output}: results.json, generations.jsonl, report.html")
+    emit(result.as_dict(), as_json, _show_dialogue)
+
+
+def perplexity(
+    model: Model,
+    data: Data,
+    text: Annotated[bool, typer.Option("--text", help="A plain line is running text, not a dialogue.")] = False,
+    output: Output = None,
+    as_json: Json = False,
+    batch_size: BatchSize = 16,
+    limit: Limit = 512,
+    response_limit: ResponseLimit = 512,
+    first: First = None,
+    skip_bad: SkipBad = False,
+    size: Size = None,
+    config: ConfigFile = None,
+    vocab: Vocab = None,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Perplexity of texts, or of responses after their prompts, and bits per character and byte.
+
+    \b
+    Example:
+      hanmo eval perplexity runs/demo test.txt
+      hanmo eval perplexity PanGu-350M pages.jsonl --limit 1024 --json
+    """
+    from hanmo.checkpoints import open_model
+    from hanmo.evaluation.perplexity import evaluate
+
+    records = _read(data, first, skip_bad, output, text)
+    opened = open_model(model, size=size, config=config, vocab=vocab, dtype=dtype, device=device)
+    with _progress("rows") as progress:
+        result = evaluate(opened, records, limit, response_limit, batch_size, progress)
+    if output is not None:
+        result.write(output)
+        note(f"written to {output}: results.json, records.jsonl")
+    emit(result.as_dict(), as_json, _show_perplexity)
+
+
+def _read(path: Path, first: int | None, skip_bad: bool, output: Path | None, text: bool = False) -> list[Record]:
+    from itertools import islice
+
+    from hanmo.errors import RecordError
+    from hanmo.records import Rejects, iter_records
+
+    rejects = Rejects() if skip_bad else None
+    records = list(islice(iter_records(path, rejects, "text" if text else "dialogue"), first))
+    if rejects:
+        kept = ""
+        if output is not None:
+            rejects.write(output / "rejects.jsonl")
+            kept = f", listed in {output / 'rejects.jsonl'}"
+        note(f"{path}: {len(rejects)} bad records passed over{kept}")
+    if not records:
+        raise RecordError(path, 0, "no records; expected a dialogue or a JSON object a line")
+    return records
+
+
+def _settings(family: str, preset: str | None, sets: list[str]) -> Settings:
+    """Seed 0 unless another is given, so that a result can be repeated."""
+    from hanmo.config import load
+    from hanmo.errors import ConfigError, unknown
+    from hanmo.families.presets import presets
+    from hanmo.generation.settings import Settings
+
+    known = presets(family).get("generation", {})
+    if preset is not None and preset not in known:
+        raise ConfigError(
+            unknown(f"decoding preset of {family}", preset, known) if known else f"{family} has no presets"
+        )
+    return load(Settings, {"seed": 0, **known.get(preset or PRESET, {})}, overrides=sets)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress(
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _show_dialogue(result: dict[str, Any]) -> None:
+    from hanmo.evaluation.dialogue import PUBLISHED_TABLE, title
+
+    about, published, corrected = result["about"], result["published"], result["corrected"]
+    print(f"{about['model']}\n{about['samples']} of {about['records']} records, {about['protocol']} protocol\n")
+    _print_table(
+        ["", *map(title, PUBLISHED_TABLE)],
+        [
+            [name, *(reading.get(metric) for metric in PUBLISHED_TABLE)]
+            for name, reading in (("published", published), ("corrected", corrected))
+        ],
+    )
+    print()
+    _print_table(
+        ["", "published", "corrected"], [[title(name), published.get(name), value] for name, value in corrected.items()]
+    )
+    for remark in result["notes"]:
+        print(f"\n{remark}")
+
+
+def _show_perplexity(result: dict[str, Any]) -> None:
+    low, high = map(_cell, result["interval"])
+    print(f"{result['about']['model']}\n")
+    for name, value in (
+        ("perplexity", f"{_cell(result['perplexity'])} (95 % interval {low} to {high})"),
+        ("bits per character", _cell(result["bits_per_character"])),
+        ("bits per byte", _cell(result["bits_per_byte"])),
+        ("tokens", result["tokens"]),
+        ("records", f"{result['records']} ({result['cut']} cut, {result['left_out']} left out)"),
+    ):
+        print(f"{name:<20}{value}")
+
+
+def _print_table(header: list[str], rows: list[list[Any]]) -> None:
+    cells = [header, *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        first, *rest = (
+            text.ljust(width) if not column else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print(" | ".join([first, *rest]))
+
+
+def _cell(value: Any) -> str:
+    return "–" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,139 @@
+"""The dialogue evaluation on a tiny model: its two readings, what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from hanmo import metrics
+from hanmo.errors import HanmoError, UnsupportedError
+from hanmo.evaluation.dialogue import Sample, _corrected, _published, evaluate, title
+from hanmo.generation.settings import Settings
+from hanmo.records import Dialogue, PromptResponse, Text
+from tests.unit.tiny import tiny_eva
+
+EVA = tiny_eva()
+GREEDY = Settings(max_new_tokens=6, do_sample=False, min_new_tokens=1)
+RECORDS = [
+    Dialogue(("你好吗", "我很好"), where="test.txt:1"),
+    Dialogue(("今天天气真不错", "明天去哪里玩", "火锅怎么样"), where="test.txt:2"),
+    PromptResponse("谢谢", "再见", where="test.txt:3"),
+    Dialogue(("明天去哪里玩", "不去"), where="test.txt:4"),
+    Dialogue(("再见", "再见"), where="test.txt:5"),
+]
+
+
+def sample(response: str, generation: str, nll: float = 1.0, tokens: int = 1) -> Sample:
+    return Sample(("问",), "问", response, generation, "f:1", nll, tokens)
+
+
+def test_corrected_losses_by_hand() -> None:
+    reading = _corrected([sample("天", "天", nll=2.0, tokens=1), sample("地地", "人", nll=4.0, tokens=4)])
+    assert reading["loss"] == pytest.approx(1.5)  # (2 / 1 + 4 / 4) / 2
+    assert reading["token-loss"] == pytest.approx(1.2)  # 6 / 5
+    assert reading["perplexity"] == pytest.approx(math.exp(1.2))
+    assert reading["f1"] == reading["rouge-1"] == pytest.approx(50)
+
+
+def test_published_reading_differs_where_the_original_is_off() -> None:
+    samples = [sample("天地", "天地天地"), sample("人", "人")]
+    published, notes = _published(samples, strict=True)
+    corrected = _corrected(samples)
+    assert not notes
+    assert published["dist-2"] == pytest.approx(100) and corrected["dist-2"] == pytest.approx(100 * 2 / 3)
+    # 天地 and 地人 (across the samples) are both among 天地天地人's pairs.
+    assert published["rouge-2"] == pytest.approx(100) and corrected["rouge-2"] == pytest.approx(100 * (0.5 + 1) / 2)
+    assert published["bleu-4"] == corrected["bleu-4"]
+
+
+def test_an_empty_reference() -> None:
+    samples = [sample("天", "天"), sample("", "地")]
+    reading, notes = _published(samples, strict=False)
+    assert "f1" not in reading and "rouge-l" not in reading and "bleu-4" in reading
+    assert "f:1" in notes[0] and "empty" in notes[0]
+    with pytest.raises(UnsupportedError, match=r"f:1: the reference is empty"):
+        _published(samples, strict=True)
+    assert _corrected(samples)["f1"] == pytest.approx(50)
+
+
+def test_the_last_incomplete_batch_is_left_out_of_the_published_reading_only() -> None:
+    result = evaluate(EVA, RECORDS, GREEDY, batch_size=2)
+    first = result.samples[:4]
+    assert result.published["loss"] == pytest.approx(sum(one.nll / one.tokens for one in first) / 4)
+    assert result.corrected["loss"] == pytest.approx(sum(one.nll / one.tokens for one in result.samples) / 5)
+    assert result.published["bleu-1"] == 100 * metrics.bleu(
+        [one.generation for one in first], [[one.response] for one in first], 1
+    )
+    assert evaluate(EVA, RECORDS, GREEDY, batch_size=8).published == {}
+    assert "no full batch" in evaluate(EVA, RECORDS, GREEDY, batch_size=8).notes[0]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_the_batch_size_changes_nothing_else(beams: int) -> None:
+    settings = GREEDY.change(num_beams=beams)
+    one, many = (evaluate(EVA, RECORDS, settings, batch_size=size) for size in (1, 4))
+    assert [sample.generation for sample in one.samples] == [sample.generation for sample in many.samples]
+    assert any(sample.generation for sample in one.samples)
+    # 1e-5 per token is relative in the perplexity, the exponential of their mean.
+    assert one.corrected == pytest.approx(many.corrected, abs=1e-5, rel=1e-5)
+
+
+def test_samples_are_in_the_order_of_the_records() -> None:
+    result = evaluate(EVA, RECORDS, GREEDY, batch_size=2)
+    assert [one.where for one in result.samples] == [record.where for record in RECORDS]
+    assert [one.response for one in result.samples] == ["我很好", "火锅怎么样", "再见", "不去", "再见"]
+    assert result.samples[1].turns == ("今天天气真不错", "明天去哪里玩")
+    assert result.samples[1].context == "今天天气真不错<sep>明天去哪里玩<sep><s_0>"
+    assert result.samples[2].turns == ("谢谢",)
+
+
+def test_the_published_protocol_shows_the_rules_the_padded_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[tuple[int, ...]]] = []
+    monkeypatch.setattr(
+        type(EVA.family), "rules", lambda self, settings, contexts: seen.append([tuple(ids) for ids in contexts])
+    )
+    evaluate(EVA, RECORDS[2:3], GREEDY, limit=9, published=True)
+    evaluate(EVA, RECORDS[2:3], GREEDY, limit=9)
+    words = EVA.tokenizer.encode("谢谢", add_special_tokens=False)
+    sep, start, pad = EVA.tokenizer.sep_token_id, EVA.tokenizer.bos_token_id, EVA.tokenizer.pad_token_id
+    row = (*words, sep, start)
+    assert seen == [[(*row, *[pad] * (9 - len(row)))], [(*words, sep)]]
+
+
+def test_sampling_repeats_with_its_seed_and_batches_draw_differently() -> None:
+    records = [Dialogue(("你好吗", "我很好"))] * 4
+    settings = Settings(max_new_tokens=6, seed=3)
+    first, again = (evaluate(EVA, records, settings, batch_size=1) for _ in range(2))
+    said = [one.generation for one in first.samples]
+    assert said == [one.generation for one in again.samples]
+    assert len(set(said)) > 1
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    result = evaluate(EVA, RECORDS, GREEDY, batch_size=2)
+    result.write(tmp_path)
+    lines = (tmp_path / "generations.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["generation"] for line in lines] == [one.generation for one in result.samples]
+    written = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert written["corrected"] == result.corrected and written["published"] == result.published
+    assert written["about"]["settings"]["max_new_tokens"] == 6
+    assert written["about"]["protocol"] == "corrected"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "BLEU-4" in page and "今天天气真不错" in page
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"t:9: running text"):
+        evaluate(EVA, [Text("你好", "t:9")], GREEDY)
+    with pytest.raises(HanmoError, match=r"none of the 5 records .* at most 2 context"):
+        evaluate(EVA, RECORDS, GREEDY, limit=2)
+
+
+@pytest.mark.parametrize(
+    "metric, text", [("bleu-4", "BLEU-4"), ("rouge-l", "ROUGE-L"), ("f1", "F1"), ("rouge-1-recall", "ROUGE-1-recall")]
+)
+def test_titles(metric: str, text: str) -> None:
+    assert title(metric) == text

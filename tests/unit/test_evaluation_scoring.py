@@ -1,0 +1,83 @@
+"""Scores of rows do not depend on their batch, and hashes name what was evaluated."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from hanmo.errors import ConfigError
+from hanmo.evaluation.scoring import batches, evaluating, records_hash, score_rows, weights_hash
+from hanmo.families.base import OpenedModel, Part
+from hanmo.records import Dialogue, PromptResponse, Text
+from tests.unit.tiny import tiny_eva
+
+EVA = tiny_eva()
+
+
+def rows(count: int, opened: OpenedModel = EVA) -> list[Any]:
+    rng = Random(0)
+
+    def ids(most: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(11, 60) for _ in range(rng.randint(1, most)))
+
+    return [opened.family.row([Part(ids(20), False), Part(ids(12), True)]) for _ in range(count)]
+
+
+def test_the_batch_does_not_change_a_score() -> None:
+    made = rows(7)
+    alone = [score_rows(EVA, [row])[0] for row in made]
+    for size in (2, 7):
+        together = score_rows(EVA, made, size)
+        for one, other in zip(alone, together, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
+def test_a_score_is_the_log_softmax_of_the_label() -> None:
+    (row,) = rows(1)
+    with torch.no_grad():
+        logits_AV = EVA.network(**{name: value[None] for name, value in row.inputs.items()}).logits[0]
+    by_hand = logits_AV.log_softmax(-1).gather(1, row.labels[:, None])[:, 0]
+    (score,) = score_rows(EVA, [row])
+    assert score.logprobs == pytest.approx(by_hand.tolist(), abs=1e-5)
+    assert score.tokens == len(row.labels)
+    assert score.nll == pytest.approx(-by_hand.sum().item(), abs=1e-4)
+
+
+def test_batches_are_longest_first_or_in_order() -> None:
+    assert list(batches([1, 5, 3], 2)) == [[1, 2], [0]]
+    assert list(batches([1, 5, 3], 2, in_order=True)) == [[0, 1], [2]]
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        list(batches([1], 0))
+
+
+def test_evaluating_restores_training_even_after_an_error() -> None:
+    network = torch.nn.Dropout()
+    with pytest.raises(ZeroDivisionError), evaluating(network):
+        assert not network.training and torch.is_inference_mode_enabled()
+        raise ZeroDivisionError
+    assert network.training
+
+
+def test_progress_counts_up_to_all() -> None:
+    seen: list[tuple[int, int]] = []
+    score_rows(EVA, rows(5), 2, lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_records_hash_is_of_the_content_alone() -> None:
+    one = [Dialogue(("你好", "好"), where="a:1")]
+    assert records_hash(one) == records_hash([Dialogue(("你好", "好"), where="b:7")])
+    for other in ([Dialogue(("你好好",))], [Text("你好")], [PromptResponse("你好", "好")], one * 2):
+        assert records_hash(one) != records_hash(other)
+
+
+def test_weights_hash_sees_one_changed_value() -> None:
+    layer = torch.nn.Linear(3, 2, dtype=torch.bfloat16)
+    before = weights_hash(layer)
+    assert before == weights_hash(layer)
+    with torch.no_grad():
+        layer.weight[0, 0] += 1
+    assert weights_hash(layer) != before
