@@ -5,6 +5,7 @@
     ├── RecordError         a bad line of data (knows file and line)
     ├── CheckpointError     a file of weights that is missing, partial, mis-shaped or unsafe
     ├── VocabularyError     vocabulary, tokenizer and embedding disagree
+    ├── DivergedError       a loss or a gradient that is not a finite number
     └── UnsupportedError    hanmo does not do this, and says so
 
 A message says what is wrong, where, what was expected and what to do next. Broken invariants of our own code
@@ -40,6 +41,10 @@ class CheckpointError(HanmoError):
 
 class VocabularyError(HanmoError):
     """Vocabulary, tokenizer and embedding disagree."""
+
+
+class DivergedError(HanmoError):
+    """Training has produced a loss or a gradient that is not a finite number."""
 
 
 class UnsupportedError(HanmoError):

@@ -1,0 +1,103 @@
+"""What happens around a run's steps: metrics on disk, and stopping on a signal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hanmo.files import write_text
+
+
+class MetricsFile(TrainerCallback):
+    """Appends what is logged to a file, one JSON object a line; a resumed run continues where its checkpoint stood."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            kept = [entry for entry in read_metrics(self.path) if entry["step"] <= state.global_step]
+            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            entry = {"step": state.global_step, **logs, "time": round(time.time(), 3)}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The entries of a metrics file; none if there is no file. A last line cut off by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second one stops at once.
+
+    ``signal`` is the number of the signal that stopped the run, None if none did.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        """Put back the handlers that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self.restore()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._stopped(args):
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # In the middle of an epoch nothing is due at its end; the checkpoint has been saved after the step.
+        if self.signal is not None and not float(state.epoch or 0).is_integer():
+            control.should_evaluate = control.should_save = False
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.restore()
+
+    def _stopped(self, args: TrainingArguments) -> bool:
+        """Whether any process has been told to stop: all must stop after the same step."""
+        if args.world_size > 1:
+            numbers = torch.tensor(self.signal or 0, device=args.device)
+            torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+            self.signal = int(numbers) or None
+        return self.signal is not None

@@ -1,0 +1,192 @@
+"""The Trainer of all stages: transformers', for batches of rows.
+
+What it adds: the loss of an optimizer step is divided by the weights of the whole step; the evaluation loss does not
+depend on the batch size; weight decay as published; the order of the data depends on seed and epoch alone, so that a
+killed run resumes to the same weights; checkpoints appear whole or not at all; a loss that is not finite stops the run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from hanmo.data.rows import ROW_IDS, Collator, EpochSampler, RowDataset
+from hanmo.errors import CheckpointError, DivergedError
+
+DRAFTS = ".saving"  # where a checkpoint grows until it is whole
+
+
+class RowTrainer(Trainer):
+    """Trains a network that gives ``RowOutput`` on a ``RowDataset``.
+
+    Args:
+        factor: the learning rate at an optimizer step as a factor of the peak, (step, steps) -> factor; default:
+            ``args.lr_scheduler_type``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        train: RowDataset | None = None,
+        valid: RowDataset | None = None,
+        factor: Callable[[int, int], float] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        assert args.output_dir is not None
+        self.folder = Path(args.output_dir)
+        padding = next((rows.family.padding for rows in (train, valid) if rows is not None), {})
+        super().__init__(model, args, Collator(padding), train, valid, callbacks=callbacks)
+        args._n_gpu = min(args.n_gpu, 1)  # several GPUs work as several processes, never as one DataParallel
+        self._factor = factor
+        self._evaluated: list[Tensor] = []
+        self._saving = False
+        shutil.rmtree(self._drafts, ignore_errors=True)  # of a run that was killed while saving
+
+    # The order of the data
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        args, rows = self.args, train_dataset or self.train_dataset
+        assert isinstance(rows, RowDataset)
+        grouped = args.train_sampling_strategy == "group_by_length"
+        group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size if grouped else 1
+        return EpochSampler(rows.lengths, args.seed if args.data_seed is None else args.data_seed, group)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """By length, so that little is padding: the evaluation loss does not depend on the order."""
+        lengths = eval_dataset.lengths
+        return sorted(range(len(lengths)), key=lengths.__getitem__)
+
+    # The loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
+        """The weights of an optimizer step over all its batches and processes."""
+        if not batch_samples:
+            return None
+        total = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
+        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        places = inputs.pop(ROW_IDS)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            assert isinstance(self.train_dataset, RowDataset)
+            where = ", ".join(self.train_dataset.where(place) for place in places.tolist())
+            raise DivergedError(f"{self._diverged(f'the loss is {loss.item()}')}; records of the batch: {where}")
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        scaled = self.accelerator.scaler is not None  # fp16: the scaler skips such a step and goes on
+        if not scaled and not torch.isfinite(torch.as_tensor(norm)):
+            raise DivergedError(self._diverged(f"the gradient's norm is {float(norm)}"))
+        return norm
+
+    def _diverged(self, what: str) -> str:
+        last = get_last_checkpoint(str(self.folder))
+        where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        advice = "try a smaller learning rate, a longer warm-up or trainer.max_grad_norm"
+        return f"step {self.state.global_step + 1}: {what}; {where}; {advice}"
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: it would cost a walk over all parameters in every step."""
+        return 0
+
+    # Evaluation
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss of one batch; keeps every row's weighted log-likelihood and weight for the whole."""
+        inputs = self._prepare_inputs({name: value for name, value in inputs.items() if name != ROW_IDS})
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**inputs)
+        weights_BA = inputs["weights"]
+        sums_B2 = torch.stack([-(weights_BA * output.logprob).sum(1), weights_BA.sum(1)], dim=1)
+        # Leaves out the rows that other processes got twice to fill up the last batch.
+        self._evaluated.append(self.accelerator.gather_for_metrics(sums_B2).double().cpu())
+        return output.loss.detach(), None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        self._evaluated = []
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        assert output.metrics is not None
+        nll, weight = torch.cat(self._evaluated).sum(0).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = nll / weight
+        return output
+
+    # The optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As the originals: everything decays but norms and what is named bias; bias tables and embeddings do."""
+        return [
+            f"{prefix}.{name}" if prefix else name
+            for prefix, module in model.named_modules()
+            if "norm" not in type(module).__name__.lower()
+            for name, _ in module.named_parameters(recurse=False)
+            if name != "bias"
+        ]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self._factor is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            factor, optimizer = self._factor, optimizer or self.optimizer
+            assert optimizer is not None
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: factor(step, num_training_steps)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # Checkpoints
+
+    @property
+    def _drafts(self) -> Path:
+        return self.folder / DRAFTS
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._drafts if self._saving else self.folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside the others and give it its name when it is whole; then remove surplus ones."""
+        name = f"checkpoint-{self.state.global_step}"
+        final, draft = self.folder / name, self._drafts / name
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(self._drafts, ignore_errors=True)
+            last = get_last_checkpoint(str(self.folder))
+            kept = f"the last checkpoint, {last}, is untouched" if last else "there is no earlier one"
+            raise CheckpointError(f"{final}: cannot be saved ({error}); {kept}") from error
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        if self.state.best_model_checkpoint == str(draft):
+            self.state.best_model_checkpoint = str(final)
+        if self.args.should_save:
+            self.state.save_to_json(str(draft / "trainer_state.json"))
+            shutil.rmtree(final, ignore_errors=True)
+            draft.rename(final)
+            rotate_checkpoints(
+                output_dir=str(self.folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
