@@ -145,6 +145,8 @@ class Family(ABC):
     rule_files: ClassVar[dict[str, str]] = {}
     #: how the original decodes, for settings.published
     published_decoding: ClassVar[DecodingForm] = DecodingForm()
+    #: tokens of a conversation that a chat shows the model
+    chat_limit: ClassVar[int] = 512
     #: names of the linear modules that LoRA adapts
     lora_targets: ClassVar[tuple[str, ...]] = ()
 

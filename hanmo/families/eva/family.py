@@ -48,6 +48,7 @@ class EvaFamily(Family):
         keeps_finished=True,
         cut=-10000.0,
     )
+    chat_limit = 128
     rule_files: ClassVar[dict[str, str]] = {"antonyms": "antonym/antonym.txt"}
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "wi_0", "wi_1", "wo")
 
