@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE, Context, Family, Part, Prompt, Row, as_pair
+from hanmo.families.base import IGNORE, TRANSFORMERS_4_31, Context, Family, Part, Prompt, Row, as_pair
 from hanmo.families.glm import legacy
 from hanmo.families.glm.modeling import GlmConfig, GlmModel
 from hanmo.families.glm.tokenization import GlmTokenizer
@@ -27,6 +27,7 @@ class GlmFamily(Family):
     legacy: ClassVar[ModuleType] = legacy
     padding = {"input_ids": 50000}
     vocab_padded_to = 128
+    published_decoding = TRANSFORMERS_4_31
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:

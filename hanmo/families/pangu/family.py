@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import ClassVar
 
-from hanmo.families.base import Context, Family, Part, Prompt, Row, as_pair
+from hanmo.families.base import TRANSFORMERS_4_31, Context, Family, Part, Prompt, Row, as_pair
 from hanmo.families.causal import causal_prompt, causal_row
 from hanmo.families.pangu import legacy
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
@@ -23,6 +23,7 @@ class PanguFamily(Family):
     padding = {"input_ids": 6}
     packs = True
     vocab_padded_to = 128
+    published_decoding = TRANSFORMERS_4_31
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
