@@ -31,7 +31,7 @@ def test_gradient_of_every_tensor():
     model = network(STEPS["model"]).train()
     model(**padded_rows()).loss.backward()
     parameters = dict(model.named_parameters())
-    by_name = {entry.theirs: entry for entry in entries(STEPS["model"], "megatron")}
+    by_name = {entry.theirs: entry for entry in entries(model.config, "megatron")}
     assert set(by_name) == set(STEPS["grad_l2_first_step"]) | set(STEPS["no_grad_first_step"])
     for theirs, norm in STEPS["grad_l2_first_step"].items():
         gradient = torch.cat([parameters[ours].grad for ours in by_name[theirs].ours])
@@ -44,7 +44,7 @@ def test_first_steps():
     """Losses and gradient norms of AdamW with the recorded groups, clipping and rate."""
     model = network(STEPS["model"]).train()
     parameters = dict(model.named_parameters())
-    ours = {entry.theirs: entry.ours for entry in entries(STEPS["model"], "megatron")}
+    ours = {entry.theirs: entry.ours for entry in entries(model.config, "megatron")}
     groups = [
         {"params": [parameters[name] for theirs in STEPS[key] for name in ours[theirs]], "weight_decay": decay}
         for key, decay in (("decayed_params", STEPS["weight_decay"]), ("undecayed_params", 0.0))
