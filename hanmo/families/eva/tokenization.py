@@ -512,6 +512,9 @@ class EvaTokenizer(PreTrainedTokenizer):
             **kwargs,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cut": None}
+
     @property
     def vocab_size(self) -> int:
         """Number of lines of the vocabulary file."""

@@ -1,0 +1,599 @@
+"""PanGu-α's tokenizer: jieba's words, each cut into pieces by sentencepiece. Exact to the original.
+
+Self-contained: it travels with exported models, so it imports nothing of hanmo. The cutting of words is the same
+text as in the other family that uses jieba; a test keeps the two alike.
+Source: the recorded specification of the PyTorch port of PanGu-α, section "Tokenizer".
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import re
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, chain, pairwise
+from math import inf, log
+from pathlib import Path
+from typing import Any
+
+import numpy
+import sentencepiece
+from transformers import PreTrainedTokenizer
+
+_MARK = "\0"  # stands between pieces; a text that contains it is cut without the table of pieces
+_SHORT = 200  # characters; longer texts are split by numpy
+_SEPARATOR = re.compile(r"\r\n|.", re.DOTALL)
+_HAN = re.compile("([\u4e00-\u9fd5]+)")
+_LATIN = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
+_IMPOSSIBLE = -3.14e100  # jieba's log 0
+_NOWHERE = (_IMPOSSIBLE,) * 4
+
+
+def pairs_of(words: Iterable[str]) -> set[str]:
+    """All pairs of neighbouring characters inside words."""
+    pairs: set[str] = set()
+    for word in words:
+        if len(word) == 2:
+            pairs.add(word)
+        else:
+            pairs.update(map(str.__add__, word, word[1:]))
+    return pairs
+
+
+@lru_cache(maxsize=1)
+def read_markov() -> tuple[dict[str, float], dict[str, dict[str, float]], dict[str, tuple[float, ...]]]:
+    """jieba's hidden Markov model, as log probabilities: P(first state), P(state | state before), P(character | state).
+
+    The last is by character, for the states B(egin), E(nd), M(iddle) and S(ingle).
+    """
+    from jieba.finalseg import emit_P, start_P, trans_P
+
+    characters = set().union(*emit_P.values())
+    return start_P, trans_P, {c: tuple(emit_P[state].get(c, _IMPOSSIBLE) for state in "BEMS") for c in characters}
+
+
+def markov_words(run: str) -> list[str]:
+    """The words that jieba's hidden Markov model finds in a run of single characters; Latin and digits stay whole."""
+    words: list[str] = []
+    for index, part in enumerate(_HAN.split(run)):
+        if index % 2:
+            words += _viterbi(part)
+        elif part:
+            words += filter(None, _LATIN.split(part))
+    return words
+
+
+def _viterbi(run: str) -> list[str]:
+    """Words of a run of Chinese characters: the most probable path through the states B, E, M and S.
+
+    Sums are added in jieba's order; on a tie the state whose letter comes later wins.
+    """
+    first, then, emissions = read_markov()
+    be, bm, eb, es = then["B"]["E"], then["B"]["M"], then["E"]["B"], then["E"]["S"]
+    me, mm, sb, ss = then["M"]["E"], then["M"]["M"], then["S"]["B"], then["S"]["S"]
+    at_b, at_e, at_m, at_s = emissions.get(run[0], _NOWHERE)
+    b, e, m, s = first["B"] + at_b, first["E"] + at_e, first["M"] + at_m, first["S"] + at_s
+    # where the best path to a state comes from, at each further character: S or E to B and S; M or B to E and M
+    from_s_to_b, from_m_to_e, from_m_to_m, from_s_to_s = [False], [False], [False], [False]
+    for character in run[1:]:
+        at_b, at_e, at_m, at_s = emissions.get(character, _NOWHERE)
+        b_e, b_s = e + eb + at_b, s + sb + at_b
+        e_b, e_m = b + be + at_e, m + me + at_e
+        m_b, m_m = b + bm + at_m, m + mm + at_m
+        s_e, s_s = e + es + at_s, s + ss + at_s
+        from_s_to_b.append(b_s >= b_e)
+        from_m_to_e.append(e_m >= e_b)
+        from_m_to_m.append(m_m >= m_b)
+        from_s_to_s.append(s_s >= s_e)
+        b = b_s if b_s >= b_e else b_e
+        e = e_m if e_m >= e_b else e_b
+        m = m_m if m_m >= m_b else m_b
+        s = s_s if s_s >= s_e else s_e
+    words: list[str] = []
+    start = end = len(run)
+    state = "S" if s >= e else "E"
+    while start:
+        start -= 1
+        if state == "E":
+            state = "M" if from_m_to_e[start] else "B"
+        elif state == "M":
+            state = "M" if from_m_to_m[start] else "B"
+        else:
+            words.append(run[start:end])
+            end = start
+            state = "S" if (from_s_to_b if state == "B" else from_s_to_s)[start] else "E"
+    if end:
+        words.append(run[:end])
+    return words[::-1]
+
+
+class Crossings:
+    """Where a text falls apart: between two neighbouring characters that no word of the dictionary runs across.
+
+    Every run of 2, 3 or 4 characters that is a word (or 4 characters inside a longer one) has a bit in a table, by
+    its hash. Two runs with one hash make pieces longer than they need be, which is harmless.
+    """
+
+    _BITS = 26  # of the hash: a table of 8 MB
+    _FACTOR = numpy.uint32(0x9E3779B1)  # 2**32 divided by the golden ratio, as usual for hashing by multiplication
+
+    def __init__(self, words: Iterable[str], block: re.Pattern[str]) -> None:
+        self._in_block = numpy.zeros(0x110000, bool)
+        self._in_block[[code for code in range(0x10000) if block.match(chr(code))]] = True
+        table = numpy.zeros(1 << self._BITS, bool)
+        by_size: dict[int, list[str]] = {2: [], 3: [], 4: []}
+        for word in words:
+            if len(word) in by_size:
+                by_size[len(word)].append(word)
+            elif len(word) > 4:
+                by_size[4] += [word[start : start + 4] for start in range(len(word) - 3)]
+        for size, grams in by_size.items():
+            table[self._hashes(_codes("".join(grams)), size)[::size]] = True
+        self._table = numpy.packbits(table, bitorder="little")
+
+    def _hashes(self, codes: Any, size: int) -> Any:
+        """The hash of the ``size`` characters from each place on."""
+        places = max(len(codes) - size + 1, 0)
+        hashes = codes[:places] * self._FACTOR
+        for offset in range(1, size):
+            hashes = (hashes + codes[offset : offset + places]) * self._FACTOR
+        return (hashes ^ numpy.uint32(size)) >> numpy.uint32(32 - self._BITS)
+
+    def split(self, text: str) -> tuple[list[str], list[int]]:
+        """The pieces of a text, and the indices of those that are ``_MARK``."""
+        codes = _codes(text)
+        crossed = numpy.zeros(len(codes), bool)  # between a place and the next
+        for size in (2, 3, 4):
+            hashes = self._hashes(codes, size)
+            found = (self._table[hashes >> 3] >> (hashes & 7).astype(numpy.uint8) & 1).view(bool)
+            for offset in range(size - 1):
+                crossed[offset : offset + len(found)] |= found
+        in_block = self._in_block[codes]
+        crossed &= in_block
+        crossed[:-1] &= in_block[1:]
+        crossed[:-1] |= (codes[:-1] == ord("\r")) & (codes[1:] == ord("\n"))  # jieba takes them as one separator
+        ends = numpy.flatnonzero(~crossed) + 1
+        pieces = [text[start:end] for start, end in pairwise([0, *ends.tolist()])]
+        return pieces, numpy.flatnonzero(codes[ends - 1] == ord(_MARK)).tolist()
+
+
+def _codes(text: str) -> Any:
+    return numpy.frombuffer(text.encode("utf-32-le", "surrogatepass"), numpy.uint32)
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """jieba's dictionary, in the forms that cutting needs."""
+
+    block: re.Pattern[str]  # runs of characters that words are looked for in; all others are separators
+    scores: dict[str, float]  # log probability of each word
+    lonely: float  # of a character that no word starts with
+    longest: int  # characters of the longest word
+    pairs: frozenset[str]  # neighbouring characters inside words
+    crossings: Crossings
+
+
+@lru_cache(maxsize=4)
+def read_dictionary(further: str = "", added: tuple[str, ...] = ()) -> Dictionary:
+    """jieba's own dictionary and words ``added`` with the frequency 1; ``further`` characters may be parts of words.
+
+    The file is read here and not by a ``jieba.Tokenizer``: that keeps a cache file in the shared temporary folder,
+    which may be stale, half written or another user's, and its module may have been patched by anyone.
+    """
+    import jieba
+
+    block = re.compile(f"([\u4e00-\u9fd5a-zA-Z0-9+#&._%\\-{re.escape(further)}]+)")
+    frequencies: dict[str, int] = {}
+    total = 0
+    with jieba.Tokenizer().get_dict_file() as file:
+        for line in file.read().decode("utf-8").splitlines():
+            word, frequency, _ = line.split(" ")
+            frequencies[word] = int(frequency)
+            total += int(frequency)
+    frequencies |= dict.fromkeys(added, 1)
+    log_total = log(total + len(added))
+    logs = {frequency: log(frequency) - log_total for frequency in {1, *frequencies.values()}}
+    return Dictionary(
+        block,
+        {word: logs[frequency] for word, frequency in frequencies.items()},
+        logs[1],
+        max(map(len, frequencies)),
+        frozenset(["\r\n", *filter(block.fullmatch, pairs_of(frequencies))]),
+        Crossings(frequencies, block),
+    )
+
+
+_Entry = tuple[str, "tuple[Any, ...] | None", str]
+"""What a piece adds: single characters before its first longer word, values, single characters after its last.
+
+The values are None where a piece has no longer word.
+"""
+_EMPTY: _Entry = ("", (), "")
+_UNTRUSTED: _Entry = ("", (), "untrusted")  # told by identity
+
+
+def _keep(table: dict[str, Any], key: str, value: Any, limit: int) -> Any:
+    if len(table) >= limit:
+        table.clear()
+    table[key] = value
+    return value
+
+
+class WordCutter:
+    """jieba's accurate mode (HMM on), exactly, with the work done once per distinct piece of text.
+
+    A text falls apart at every place that no word of the dictionary crosses. Inside such a piece the most probable
+    path does not depend on the rest of the text, so its words are looked up in a table of pieces already met. Runs
+    of single characters go to jieba's hidden Markov model, and their words are kept likewise.
+
+    One thing does depend on the rest: where two paths are equally probable, jieba's choice hangs on the rounding of
+    the sum over everything to the right. A piece whose best path is ahead by less than ``MARGIN`` is therefore not
+    trusted to the table; the block around it is computed in full, with jieba's own order of additions.
+
+    Args:
+        value: what a word or a separator becomes (its ids, say).
+        dictionary: what ``read_dictionary`` returns.
+    """
+
+    MARGIN = 1e-6  # log probability; for the two lengths below, rounding errors stay under 2e-7
+    LONGEST_PIECE = 64
+    LONGEST_TEXT = 1_000_000
+    TABLE_SIZE = 1 << 19  # entries; a full table is emptied
+
+    def __init__(self, value: Callable[[str], Sequence[Any]], dictionary: Dictionary) -> None:
+        self._value = value
+        self._dictionary = dictionary
+        self._words: dict[str, tuple[Any, ...]] = {}
+        self._runs: dict[str, tuple[Any, ...]] = {"": ()}
+        self._pieces: dict[str, _Entry] = {}
+
+    def __call__(self, text: str) -> list[Any]:
+        """The values of all words of a text, one after the other."""
+        if not text:
+            return []
+        if len(text) > _SHORT:
+            return self.many([text])[0]
+        if _MARK in text:
+            return self._in_full(text)
+        pairs = self._dictionary.pairs
+        marked = [left if left + right in pairs else left + _MARK for left, right in pairwise(text)]
+        marked.append(text[-1])
+        entries = []
+        for piece in "".join(marked).split(_MARK):
+            entry = self._pieces.get(piece) or self._learn(piece)
+            if entry is _UNTRUSTED:
+                return self._in_full(text)
+            entries.append(entry)
+        return self._joined(entries)
+
+    def many(self, texts: Sequence[str]) -> list[list[Any]]:
+        """The values of all words of each text. Faster than one by one; memory grows with the sum of the lengths."""
+        plain = [text if _MARK not in text and len(text) <= self.LONGEST_TEXT else "" for text in texts]
+        pieces, ends = self._dictionary.crossings.split(_MARK.join([*plain, ""]))
+        entries: list[Any] = list(map(self._pieces.get, pieces))
+        odd = [index for index, entry in enumerate(entries) if entry is None or entry is _UNTRUSTED]
+        for index in odd:
+            if entries[index] is None:
+                piece = pieces[index]
+                entries[index] = self._pieces.get(piece) or self._learn(piece)
+        for index in odd:
+            if entries[index] is _UNTRUSTED:
+                self._settle(pieces, entries, index)
+        results = []
+        start = 0
+        for text, stand_in, end in zip(texts, plain, ends, strict=True):
+            results.append(self._in_full(text) if text and not stand_in else self._joined(entries[start:end]))
+            start = end + 1
+        return results
+
+    def _settle(self, pieces: list[str], entries: list[Any], index: int) -> None:
+        """Put the values of a whole block in the place of the pieces it is made of."""
+        start, end = index, index + 1
+        while start and self._dictionary.block.match(pieces[start - 1]):
+            start -= 1
+        while end < len(pieces) and self._dictionary.block.match(pieces[end]):
+            end += 1
+        values = self._in_full("".join(pieces[start:end]))
+        entries[start:end] = [("", tuple(values), ""), *[_EMPTY] * (end - start - 1)]
+
+    def _joined(self, entries: Iterable[_Entry]) -> list[Any]:
+        """The values of pieces in a row."""
+        runs = self._runs
+        values: list[Any] = []
+        run = ""
+        for head, middle, tail in entries:
+            run += head
+            if middle is not None:
+                if run:
+                    values += runs[run] if run in runs else self._run(run)
+                values += middle
+                run = tail
+        if run:
+            values += runs[run] if run in runs else self._run(run)
+        return values
+
+    def _in_full(self, text: str) -> list[Any]:
+        """The values of a text without the table of pieces: block by block, as jieba does it."""
+        entries: list[_Entry] = []
+        for index, block in enumerate(self._dictionary.block.split(text)):
+            if index % 2:
+                entries.append(self._entry(self._route(block)[0]))
+            else:
+                entries += [("", self._word(separator), "") for separator in _SEPARATOR.findall(block)]
+        return self._joined(entries)
+
+    def _learn(self, piece: str) -> _Entry:
+        """A piece that was not in the table."""
+        if not self._dictionary.block.match(piece):
+            entry: _Entry = ("", self._word(piece), "")
+        elif len(piece) > self.LONGEST_PIECE:
+            return _UNTRUSTED
+        else:
+            words, margin = self._route(piece, whole=True)
+            entry = self._entry(words) if margin > self.MARGIN else _UNTRUSTED
+        return _keep(self._pieces, piece, entry, self.TABLE_SIZE)
+
+    def _entry(self, words: list[str]) -> _Entry:
+        head, run = "", ""
+        values: list[Any] | None = None
+        for word in words:
+            if len(word) == 1:
+                run += word
+                continue
+            if values is None:
+                head, values = run, []
+            elif run:
+                values += self._run(run)
+            values += self._word(word)
+            run = ""
+        return (run, None, "") if values is None else (head, tuple(values), run)
+
+    def _route(self, block: str, whole: bool = False) -> tuple[list[str], float]:
+        """The most probable words of a block, and by how much the closest decision on the way was made.
+
+        Sums run from the right and the longer word wins a tie, as in jieba. ``whole``: the block is a piece, so that
+        a word may reach from any place to its end.
+        """
+        size = len(block)
+        if size == 1:
+            return [block], inf
+        find, pairs, longest = self._dictionary.scores.get, self._dictionary.pairs, self._dictionary.longest
+        best_from = [0.0] * (size + 1)
+        steps: list[tuple[int, float]] = [(0, 0.0)] * size
+        reach = size
+        for start in range(size - 1, -1, -1):
+            if not whole and block[start : start + 2] not in pairs:
+                reach = start + 1
+            best, second, where = -inf, -inf, 0
+            for end in range(start + 1, (reach if reach - start <= longest else start + longest) + 1):
+                if (score := find(block[start:end])) is not None:
+                    score += best_from[end]
+                    if score >= best:
+                        best, second, where = score, best, end
+                    elif score > second:
+                        second = score
+            if not where:
+                best, where = self._dictionary.lonely + best_from[start + 1], start + 1
+            best_from[start] = best
+            steps[start] = where, best - second
+        words: list[str] = []
+        margin, start = inf, 0
+        while start < size:
+            end, ahead = steps[start]
+            words.append(block[start:end])
+            if ahead < margin:
+                margin = ahead
+            start = end
+        return words, margin
+
+    def _run(self, run: str) -> tuple[Any, ...]:
+        """The values of a run of single characters: words of the hidden Markov model, unless the run is a word."""
+        if run in self._runs:
+            return self._runs[run]
+        words = list(run) if len(run) == 1 or run in self._dictionary.scores else markov_words(run)
+        values = tuple([value for word in words for value in self._word(word)])
+        return _keep(self._runs, run, values, self.TABLE_SIZE) if len(run) <= self.LONGEST_PIECE else values
+
+    def _word(self, word: str) -> tuple[Any, ...]:
+        if word in self._words:
+            return self._words[word]
+        values = tuple(self._value(word))
+        return _keep(self._words, word, values, self.TABLE_SIZE) if len(word) <= self.LONGEST_PIECE else values
+
+
+def spread(
+    encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str], workers: int | None = None
+) -> list[list[int]]:
+    """``encode`` over parts of ``texts``, in several processes where that pays and the system can fork.
+
+    The processes are forked, so that they share what this one has read; they send back plain arrays of ids.
+    """
+    global _job
+    parts: list[tuple[int, int]] = []
+    start = characters = total = 0
+    for end, text in enumerate(texts, 1):
+        characters += len(text)
+        if characters >= _PART or end == len(texts):
+            parts.append((start, end))
+            total += characters
+            start, characters = end, 0
+    if workers is None:
+        workers = (os.cpu_count() or 1) if total >= _WORTH_A_PROCESS else 1
+    workers = min(workers, len(parts))
+    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        return [ids for start, end in parts for ids in encode(texts[start:end])]
+    results: list[list[int]] = []
+    _job = encode, texts
+    try:
+        with multiprocessing.get_context("fork").Pool(workers, gc.disable) as pool:
+            for lengths, flat in pool.imap(_encode_part, parts):
+                ids = flat.tolist()
+                ends = list(accumulate(lengths))
+                results += [ids[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+    finally:
+        _job = None
+    return results
+
+
+_PART = 1 << 17  # characters a process encodes at a time
+_WORTH_A_PROCESS = 1 << 20  # characters in all
+_job: tuple[Callable[[Sequence[str]], list[list[int]]], Sequence[str]] | None = None
+
+
+def _encode_part(part: tuple[int, int]) -> tuple[list[int], array[int]]:
+    """In a forked process: the ids of a range of texts, end to end, with their lengths."""
+    assert _job is not None
+    encode, texts = _job
+    ids = encode(texts[part[0] : part[1]])
+    return list(map(len, ids)), array("i", chain.from_iterable(ids))
+
+
+# What the pipeline adds to jieba's dictionary; "patched" lets words also contain < and >, so that <sep> is one.
+_ADDED = ("<s>", "</s>", "<eot>", "<unk>", "<sep>", "<pad>")
+_FURTHER = {"patched": "<>", "stock": ""}
+
+
+class PanguTokenizer(PreTrainedTokenizer):
+    """PanGu-α's tokenizer. A single text becomes ``<s>`` A ``<eot>``, a pair ``<s>`` A ``<sep>`` B ``<eot>``.
+
+    Args:
+        vocab_file: the sentencepiece model.
+        jieba_mode: "patched", as the RLHF pipeline assumes: a typed ``<sep>`` is the special token; or "stock",
+            where it is cut up like any other text. jieba itself is never changed.
+
+    Raises:
+        ValueError: an unknown mode, or a sentencepiece model without the special tokens.
+    """
+
+    vocab_files_names = {"vocab_file": "vocab.model"}
+    model_input_names = ["input_ids", "attention_mask"]
+    padding_side = "right"
+    truncation_side = "right"
+
+    def __init__(
+        self,
+        vocab_file: str,
+        bos_token: str = "<s>",
+        eos_token: str = "<eot>",
+        unk_token: str = "<unk>",
+        sep_token: str = "<sep>",
+        pad_token: str = "<pad>",
+        jieba_mode: str = "patched",
+        **kwargs: Any,
+    ) -> None:
+        if jieba_mode not in _FURTHER:
+            raise ValueError(f"jieba_mode is {jieba_mode!r}; expected one of: {', '.join(_FURTHER)}")
+        self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
+        specials = [str(token) for token in (bos_token, eos_token, unk_token, sep_token, pad_token)]
+        self._specials = {token: self._pieces.piece_to_id(token) for token in specials}
+        if missing := [token for token in specials if self._pieces.id_to_piece(self._specials[token]) != token]:
+            raise ValueError(f"{vocab_file}: not a PanGu vocabulary, it lacks {', '.join(missing)}")
+        self.jieba_mode = jieba_mode
+        self._cut: WordCutter | None = None
+        kwargs["split_special_tokens"] = True
+        super().__init__(
+            bos_token=bos_token,
+            eos_token=eos_token,
+            unk_token=unk_token,
+            sep_token=sep_token,
+            pad_token=pad_token,
+            jieba_mode=jieba_mode,
+            **kwargs,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cut": None}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of sentencepiece pieces."""
+        return int(self._pieces.vocab_size())
+
+    def get_vocab(self) -> dict[str, int]:
+        return {self._pieces.id_to_piece(index): index for index in range(self.vocab_size)} | self._added_tokens_encoder
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text and nothing else; empty for an empty text."""
+        return self._cutter()(text)
+
+    def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
+        """``encode_plain`` of many texts, much faster.
+
+        Args:
+            workers: processes; by default one per processor where there is enough text to keep them busy.
+        """
+        return spread(self._cutter().many, texts, workers)
+
+    def segments(self, text: str) -> list[str]:
+        """The words jieba cuts a text into, with spaces and newlines as sentencepiece gets them."""
+        cut = WordCutter(lambda word: (word.replace(" ", "\u2582").replace("\n", "\u2583"),), self._dictionary())
+        return cut(text)
+
+    def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
+        """As in transformers; a text without special tokens takes the short way."""
+        if not add_special_tokens and text_pair is None and not kwargs and isinstance(text, str):
+            return self.encode_plain(text)
+        return super().encode(text, text_pair, add_special_tokens=add_special_tokens, **kwargs)
+
+    def _dictionary(self) -> Dictionary:
+        return read_dictionary(_FURTHER[self.jieba_mode], _ADDED)
+
+    def _cutter(self) -> WordCutter:
+        if self._cut is None:
+            self._cut = WordCutter(self._word_ids, self._dictionary())
+        return self._cut
+
+    def _word_ids(self, word: str) -> list[int]:
+        """Ids of a word. The original encodes words joined by spaces: no piece reaches across one, so it is the same."""
+        if word in self._specials:
+            return [self._specials[word]]
+        return self._pieces.encode(word.replace(" ", "\u2582").replace("\n", "\u2583"))
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return [self._pieces.id_to_piece(index) for index in self.encode_plain(text)]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return int(self._pieces.piece_to_id(token))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return str(self._pieces.id_to_piece(index))
+
+    def _decode(
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Ids as text; what sentencepiece normalised away while encoding does not come back."""
+        ids = [token_ids] if isinstance(token_ids, int) else list(map(int, token_ids))
+        if skip_special_tokens:
+            ids = [index for index in ids if index not in self._specials.values()]
+        text = self._pieces.decode(ids)
+        return text.replace(" ", "").replace("\u2582", " ").replace("\u2583", "\n")
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        second = [] if token_ids_1 is None else [self.sep_token_id, *token_ids_1]
+        return [self.bos_token_id, *token_ids_0, *second, self.eos_token_id]
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        if already_has_special_tokens:
+            return super().get_special_tokens_mask(token_ids_0, token_ids_1, True)
+        second = [] if token_ids_1 is None else [1] + [0] * len(token_ids_1)
+        return [1] + [0] * len(token_ids_0) + second + [1]
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
+        name = (f"{filename_prefix}-" if filename_prefix else "") + self.vocab_files_names["vocab_file"]
+        target = Path(save_directory) / name
+        beside = target.with_name(f"{name}.{os.getpid()}.tmp")
+        beside.write_bytes(self._pieces.serialized_model_proto())
+        beside.replace(target)
+        return (str(target),)
