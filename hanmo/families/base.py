@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Protocol
@@ -203,6 +204,17 @@ class Family(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def export_hf(self, network: Any, folder: Path, dtype: torch.dtype) -> list[str]:
+        """Write a folder that plain transformers loads without hanmo; returns remarks for the user.
+
+        Raises:
+            UnsupportedError: transformers has no such architecture.
+        """
+        raise UnsupportedError(
+            f"transformers has no architecture that computes what {self.name} does; convert without --to hf: "
+            "after `import hanmo` transformers loads that folder too"
+        )
 
     def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
         """Score rules for ``settings`` (generation.settings.Settings) over unabridged contexts; none by default."""
