@@ -72,8 +72,8 @@ class Page:
         self._figure(table, caption, note)
 
     def facts(self, facts: Mapping[str, Any], caption: str = "", note: str = "") -> None:
-        """Names and their values."""
-        pairs = "".join(f"<dt>{escape(name)}</dt><dd>{show(value)}</dd>\n" for name, value in facts.items())
+        """Names and their values; numbers as they are, in up to 6 digits."""
+        pairs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_fact(value))}</dd>\n" for name, value in facts.items())
         self._figure(f"<dl>{pairs}</dl>", caption, note)
 
     def line_plot(
@@ -127,11 +127,14 @@ class Page:
     ) -> None:
         """What was said so far, the model's reply, and, if known, the reply a person gave.
 
+        The model's side is the right one; ``turns`` alternate and the last of them is the other side's.
+
         Args:
             labels: small print over the reply and over the expected one.
         """
         names = [*labels, "", ""]
-        bubbles = [f"<div class=turn>{escape(turn)}</div>" for turn in turns]
+        kinds = ["own" if place % 2 else "" for place in range(len(turns))][::-1]
+        bubbles = [_bubble(kind, "", turn) for kind, turn in zip(kinds, turns, strict=True)]
         bubbles.append(_bubble("reply", names[0], reply))
         if expected is not None:
             bubbles.append(_bubble("expected", names[1], expected))
@@ -263,6 +266,16 @@ def _bubble(kind: str, label: str, text: str) -> str:
 
 def _colour(number: int) -> str:
     return f"var(--c{number % COLOURS})"
+
+
+def _fact(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_fact, value)) or "none"
+    return f"{value:,}" if _is_number(value) else str(value)
 
 
 def _tick(value: float) -> str:

@@ -76,9 +76,7 @@ def dialogue(
 
     records = _read(data, first, skip_bad, output)
     opened = open_model(model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device)
-    if rules is None:
-        opened.family.assets.clear()
-    settings = _settings(opened.family.name, preset, sets or [])
+    settings = _settings(opened.family.name, preset, rules is not None, sets or [])
     published = published or settings.published
     with _progress("replies") as progress:
         result = evaluate(opened, records, settings, limit, response_limit, batch_size, published, progress)
@@ -144,7 +142,7 @@ def _read(path: Path, first: int | None, skip_bad: bool, output: Path | None, te
     return records
 
 
-def _settings(family: str, preset: str | None, sets: list[str]) -> Settings:
+def _settings(family: str, preset: str | None, rules: bool, sets: list[str]) -> Settings:
     """Seed 0 unless another is given, so that a result can be repeated."""
     from hanmo.config import load
     from hanmo.errors import ConfigError, unknown
@@ -156,7 +154,8 @@ def _settings(family: str, preset: str | None, sets: list[str]) -> Settings:
         raise ConfigError(
             unknown(f"decoding preset of {family}", preset, known) if known else f"{family} has no presets"
         )
-    return load(Settings, {"seed": 0, **known.get(preset or PRESET, {})}, overrides=sets)
+    values = {"seed": 0, **known.get(preset or PRESET, {}), "rule_files": rules}
+    return load(Settings, values, overrides=sets)
 
 
 @contextmanager

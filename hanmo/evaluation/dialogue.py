@@ -173,7 +173,7 @@ def evaluate(
         "batch_size": batch_size,
         "limit": limit,
         "response_limit": response_limit,
-        "rule files": sorted(opened.family.assets),
+        "rule files": sorted(opened.family.assets) if settings.rule_files else [],
         "settings": asdict(settings),
     }
     return DialogueResult(reading, _corrected(samples), samples, about, notes)

@@ -17,7 +17,7 @@ import numpy as np
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.scoring import Progress, records_hash, score_rows, weights_hash
-from hanmo.families.base import IGNORE, OpenedModel, Part, Row
+from hanmo.families.base import IGNORE, OpenedModel, Row
 from hanmo.files import write_text
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 
@@ -119,12 +119,12 @@ def evaluate(
     rows: list[Row] = []
     owners: list[int] = []
     for record in records:
-        found = opened.family.parts(record, limit, response_limit)
-        made = [opened.family.row(parts) for parts in found]
-        if any((row.labels != IGNORE).any() for row in made):
+        made = _rows(opened, record, limit, response_limit)
+        predicted = _predicted(made)
+        if predicted:
             rows += made
             owners += [len(kept)] * len(made)
-            kept.append((record, _scored(found)))
+            kept.append((record, predicted))
     if not kept:
         raise HanmoError(f"none of the {len(records)} records can be scored within {limit} tokens; raise limit")
     nll, tokens = [0.0] * len(kept), [0] * len(kept)
@@ -163,15 +163,22 @@ def bootstrap(nll: Sequence[float], tokens: Sequence[int], level: float = 0.95, 
     return _exp(float(low)), _exp(float(high))
 
 
-def _record_score(opened: OpenedModel, record: Record, scored: list[int], nll: float, tokens: int) -> RecordScore:
-    whole = _scored(opened.family.parts(record, WHOLE, WHOLE))
-    cut = scored != whole
-    text = opened.family.decode(scored) if cut else _text(record)
+def _record_score(opened: OpenedModel, record: Record, predicted: list[int], nll: float, tokens: int) -> RecordScore:
+    cut = predicted != _predicted(_rows(opened, record, WHOLE, WHOLE))
+    text = _text(record)
+    if cut:
+        stop_ids = opened.family.prompt(predicted).stop_ids
+        text = opened.family.decode([id_ for id_ in predicted if id_ not in stop_ids])
     return RecordScore(record.where, nll, tokens, len(text), len(text.encode("utf-8")), cut)
 
 
-def _scored(rows: Sequence[Sequence[Part]]) -> list[int]:
-    return [id_ for parts in rows for part in parts if part.scored for id_ in part.ids]
+def _rows(opened: OpenedModel, record: Record, limit: int, response_limit: int | None) -> list[Row]:
+    return [opened.family.row(parts) for parts in opened.family.parts(record, limit, response_limit)]
+
+
+def _predicted(rows: Sequence[Row]) -> list[int]:
+    """The tokens that are scored. Rows of one text may overlap in what is fed, not in what is predicted."""
+    return [int(label) for row in rows for label in row.labels if label != IGNORE]
 
 
 def _text(record: Record) -> str:

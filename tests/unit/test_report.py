@@ -104,6 +104,25 @@ def test_numbers_stand_on_the_right_and_rows_must_fit() -> None:
         page.table(["one"], [["a", "b"]])
 
 
+def test_facts_show_values_as_they_are() -> None:
+    page = Page("t")
+    page.facts({"a": 0.9, "b": 1e-5, "c": 30000, "d": (1, 2), "e": [], "f": None, "g": True, "h": "2024"})
+    values = re.findall(r"<dd>(.*?)</dd>", page.html())
+    assert values == ["0.9", "1e-05", "30,000", "1, 2", "none", "–", "True", "2024"]
+
+
+def test_the_sides_of_a_dialogue_alternate_back_from_the_reply() -> None:
+    page = Page("t")
+    page.dialogue(["一", "二", "三"], "四", expected="五")
+    assert re.findall(r"class='turn (\w*)'>(.)", page.html()) == [
+        ("", "一"),
+        ("own", "二"),
+        ("", "三"),
+        ("reply", "四"),
+        ("expected", "五"),
+    ]
+
+
 def test_write_replaces_the_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "report.html"
     page = Page("第一页")
