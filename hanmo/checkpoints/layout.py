@@ -28,10 +28,14 @@ def merge(pieces: Sequence[Tensor], parts: int, cut: int | None) -> list[Tensor]
     Fused tensors lie one after the other on dimension 0 and are cut each by itself. The result of a single
     piece is views: nothing is read.
     """
+    return [merge_part(pieces, parts, part, cut) for part in range(parts)]
+
+
+def merge_part(pieces: Sequence[Tensor], parts: int, part: int, cut: int | None) -> Tensor:
+    """One of the tensors of ours that ``merge`` gives; the others are not read."""
     if cut is None or len(pieces) == 1:
-        return list(pieces[0].chunk(parts, dim=0))
-    chunks = [piece.chunk(parts, dim=0) for piece in pieces]
-    return [torch.cat([chunk[part] for chunk in chunks], dim=cut) for part in range(parts)]
+        return pieces[0].chunk(parts, dim=0)[part]
+    return torch.cat([piece.chunk(parts, dim=0)[part] for piece in pieces], dim=cut)
 
 
 def split(parts: Sequence[Tensor], ranks: int, cut: int | None) -> list[Tensor]:
@@ -56,7 +60,8 @@ class Original:
 
     Attributes:
         prefix: that all names start with.
-        entries: the layout's table for as many layers as there are names for.
+        counts: layers by the attribute of the configuration that counts them, as many as there are names for.
+        entries: the layout's table for so many layers.
         missing: names that the layout has and the files lack.
         unexpected: names that the files have and the layout does not know.
         absent: optional names and copies that the files lack.
@@ -65,6 +70,7 @@ class Original:
     family: type[Family]
     layout: Layout
     prefix: str
+    counts: SimpleNamespace
     entries: list[Entry]
     weights: Weights
     missing: list[str]
@@ -97,18 +103,30 @@ class Original:
             result.update(zip(entry.ours, (tuple(part.shape) for part in _merged(entry, name, pieces)), strict=True))
         return result
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Our tensors by name, one at a time, in the files' dtype.
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The dtypes of our tensors, as the files have them."""
+        return {ours: self.pieces(name)[0].dtype for entry, name in self.present() for ours in entry.ours}
 
-        Raises:
-            CheckpointError: pieces that do not fit together, or copies of one tensor that differ.
-        """
+    def tensor(self, ours: str) -> Tensor:
+        """One of our tensors, whole, in the files' dtype."""
+        for entry, name in self.present():
+            if ours in entry.ours:
+                return merge_part(self.pieces(name), len(entry.ours), entry.ours.index(ours), entry.cut)
+        raise KeyError(ours)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Our tensors by name, one at a time, in the files' dtype."""
         for entry, name in self.present():
             pieces = self.pieces(name)
+            for part, ours in enumerate(entry.ours):
+                yield ours, merge_part(pieces, len(entry.ours), part, entry.cut)
+
+    def check_copies(self) -> None:
+        """CheckpointError if a tensor that is stored under several names is not the same under all of them."""
+        for entry, name in self.present():
             for copy in entry.copies:
                 if copy != name and self.prefix + copy in self.weights.ranks[0]:
-                    _check_copy(self.weights.path, name, pieces, copy, self.pieces(copy))
-            yield from zip(entry.ours, _merged(entry, name, pieces), strict=True)
+                    _check_copy(self.weights.path, name, self.pieces(name), copy, self.pieces(copy))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -193,7 +211,8 @@ def _known(container: str) -> list[str]:
 
 def _fit(family: type[Family], layout: Layout, prefix: str, weights: Weights) -> Original:
     names = {name.removeprefix(prefix) if name.startswith(prefix) else f" {name}" for name in weights.names}
-    entries = expand(layout.entries, SimpleNamespace(**layer_counts(layout.entries, names)))
+    counts = SimpleNamespace(**layer_counts(layout.entries, names))
+    entries = expand(layout.entries, counts)
     ignored = re.compile("|".join(layout.ignored) or r"(?!)")
     known: set[str] = set()
     missing, absent = [], []
@@ -206,7 +225,7 @@ def _fit(family: type[Family], layout: Layout, prefix: str, weights: Weights) ->
         else:
             absent += lacking
     unexpected = sorted(name.strip() for name in names - known if not ignored.fullmatch(name))
-    return Original(family, layout, prefix, entries, weights, missing, unexpected, absent)
+    return Original(family, layout, prefix, counts, entries, weights, missing, unexpected, absent)
 
 
 def layer_counts(entries: Sequence[Entry], names: set[str]) -> dict[str, int]:
@@ -224,19 +243,6 @@ def some(names: Sequence[str], limit: int = 8) -> str:
     """The first few of a list of names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def check_divides(original: Original, ranks: int, heads: int | None = None) -> None:
-    """CheckpointError naming the first tensor, dimension and number that ``ranks`` does not divide."""
-    if heads is not None and heads % ranks:
-        raise CheckpointError(f"{heads} attention heads cannot be split over {ranks} ranks: {heads} % {ranks} != 0")
-    shapes = original.shapes()
-    for entry, name in original.present():
-        for ours in entry.ours:
-            if entry.cut is not None and shapes[ours][entry.cut] % ranks:
-                raise CheckpointError(
-                    f"{name}: dimension {entry.cut} has {shapes[ours][entry.cut]}, which {ranks} ranks do not divide"
-                )
 
 
 def without_optional(entries: Sequence[Entry], absent: Sequence[str]) -> list[Entry]:

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from hanmo import families
 from hanmo.checkpoints.files import Weights, find_weights, read_json
 from hanmo.checkpoints.layout import Original, recognise, some
-from hanmo.checkpoints.sizes import settle_config
+from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_config
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, unknown
 from hanmo.families.base import Family, OpenedModel
 
@@ -129,15 +129,17 @@ def _open_original(
 def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtype) -> Any:
     """Our network with an original's weights. There is one copy of them in memory; of fp32 files, none but the file.
 
-    Optional tensors that the files lack keep their initial values.
+    Optional tensors that the files lack are zero, which is as if they were not there.
     """
+    original.check_copies()
+    expected = expected_shapes(original.family, config)
     state = {name: _own(tensor, dtype) for name, tensor in original.tensors()}
+    state.update({name: torch.zeros(expected[name], dtype=dtype) for name in absent_tensors(original, config)})
     with quiet():
         network, info = original.family.network_class.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
         )
-    optional = {ours for entry in original.entries if entry.optional for ours in entry.ours}
-    _require_loaded(original.weights.path, info, optional)
+    _require_loaded(original.weights.path, info)
     return network
 
 
@@ -145,7 +147,7 @@ def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _require_loaded(path: Path, info: dict[str, Any], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def _require_loaded(path: Path, info: dict[str, Any]) -> None:
     problems = [
         f"{what}: {some(sorted(map(str, info[key])))}"
         for key, what in (
@@ -153,7 +155,7 @@ def _require_loaded(path: Path, info: dict[str, Any], optional: set[str] = froze
             ("unexpected_keys", "unexpected"),
             ("mismatched_keys", "mis-shaped"),
         )
-        if set(info[key]) - optional
+        if info[key]
     ]
     if problems:
         raise CheckpointError(f"{path}: tensors {'; '.join(problems)}")

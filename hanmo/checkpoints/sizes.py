@@ -33,15 +33,15 @@ def settle_config(
     legacy = original.family.legacy
     candidates = [name for name in legacy.SIZES if _fits(original, name)]
     if config is not None:
-        said = legacy.read_config(read_json(Path(config)))
+        said = {**_dimensions(original), **legacy.read_config(read_json(Path(config)))}
     elif size is not None:
         said = legacy.SIZES[find_size(original.family, size)].config
     elif original.weights.config is not None:
         said = legacy.read_config(original.weights.config)
     elif len(candidates) == 1:
         said = legacy.SIZES[candidates[0]].config
-    elif not candidates and (shapes_say := _dimensions(original)):
-        said = shapes_say
+    elif not candidates and _deciding_keys(original) <= _dimensions(original).keys():
+        said = _dimensions(original)
     else:
         raise CheckpointError(_ask(original, candidates))
     settled = _build(original, said)
@@ -64,16 +64,19 @@ def _build(original: Original, said: dict[str, Any]) -> PretrainedConfig:
     return config
 
 
-def _dimensions(original: Original) -> dict[str, Any] | None:
-    """The configuration as far as the shapes say it; None if they do not say all in which released sizes differ."""
+def _dimensions(original: Original) -> dict[str, Any]:
+    """The configuration as far as the shapes of the files say it."""
     legacy = original.family.legacy
     if not hasattr(legacy, "dimensions"):
-        return None
+        return {}
     shapes = original.shapes()
-    found = legacy.dimensions({name: _fused(entry.ours, shapes) for entry, name in original.present()})
-    sizes = [size.config for size in legacy.SIZES.values()]
-    differing = {key for config in sizes for key in config if any(other.get(key) != config[key] for other in sizes)}
-    return found if differing <= found.keys() else None
+    return legacy.dimensions({entry.theirs: _fused(entry.ours, shapes) for entry, _ in original.present()})
+
+
+def _deciding_keys(original: Original) -> set[str]:
+    """The keys in which the released sizes differ: a configuration must say them all."""
+    sizes = [size.config for size in original.family.legacy.SIZES.values()]
+    return {key for config in sizes for key in config if any(other.get(key) != config[key] for other in sizes)}
 
 
 def _fits(original: Original, size: str) -> bool:
@@ -121,6 +124,12 @@ def expected_shapes(family: type[Family], config: PretrainedConfig) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in tied}
 
 
+def absent_tensors(original: Original, config: PretrainedConfig) -> list[str]:
+    """Our tensors for which the files have nothing: optional ones."""
+    found = original.shapes()
+    return [name for name in expected_shapes(original.family, config) if name not in found]
+
+
 def _differences(original: Original, config: PretrainedConfig) -> list[str]:
     """What of the files does not fit a configuration, as text; optional tensors may be absent."""
     expected, found = expected_shapes(original.family, config), original.shapes()
@@ -159,7 +168,9 @@ def _ask(original: Original, candidates: list[str]) -> str:
             f"say which it is: --size {' or --size '.join(candidates)}"
         )
     shape = next(iter(original.shapes().values()))
+    unsaid = sorted(_deciding_keys(original) - _dimensions(original).keys())
     return (
-        f"{where}: has no config.json and is of no released size (its embedding is {shape}); "
+        f"{where}: has no config.json and is of no released size (its embedding is {shape}), "
+        f"and shapes do not say {', '.join(unsaid)}; "
         f"give the original's configuration file: --config FILE (released: {', '.join(original.family.legacy.SIZES)})"
     )

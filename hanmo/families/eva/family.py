@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from random import Random
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -151,6 +152,12 @@ class EvaFamily(Family):
     def decode(self, ids: Sequence[int]) -> str:
         """Tokens joined, with spaces and newlines spelled out; special tokens appear as their names."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def export_hf(self, network: Any, folder: Path, dtype: torch.dtype) -> list[str]:
+        """EVA as T5."""
+        from hanmo.families.eva.export import export_t5
+
+        return export_t5(network, self.tokenizer, folder, dtype)
 
     def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
         """EVA's penalties and bans; antonyms are banned where the model has a file of them."""

@@ -1,0 +1,206 @@
+"""Our tensors written in an original layout: fused, split over ranks, under the original's names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from hanmo.checkpoints.files import TRACKER, Weights, rank_file, read_json
+from hanmo.checkpoints.layout import Original, split, without_optional
+from hanmo.checkpoints.reading import read_pickle
+from hanmo.errors import CheckpointError, UnsupportedError
+from hanmo.families.base import Family
+from hanmo.families.tables import Entry, Layout, expand
+
+ORIGIN, STATE = "origin.json", "original_state.pt"
+_TRACKERS = (TRACKER, "latest")
+
+Progress = Callable[[int], None]  # told the bytes of every tensor that is done
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What of an original checkpoint our own folder does not need, kept for the way back.
+
+    Attributes:
+        ranks: over how many it was split.
+        absent: names of the layout that the files lacked.
+        trackers: the tracker files' texts; none where the rank files lay in the folder itself.
+        folder: of the rank files, named by the tracker.
+        config: the original's config.json.
+        state: what the files held beside the weights, the optimizer left out.
+        strangers: tensors that carry no weights.
+    """
+
+    layout: str
+    ranks: int = 1
+    prefix: str = ""
+    absent: list[str] = field(default_factory=list)
+    trackers: dict[str, str] = field(default_factory=dict)
+    folder: str = ""
+    config: dict[str, Any] | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+    strangers: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, original: Original) -> Origin:
+        weights = original.weights
+        known = {original.prefix + name for entry in original.entries for name in (entry.theirs, *entry.copies)}
+        folder = weights.files[0].parent
+        tracked = weights.container == "megatron" and folder != weights.path
+        files = [weights.path / name for name in _TRACKERS] if tracked else []
+        return cls(
+            layout=original.layout.name,
+            ranks=len(weights.ranks),
+            prefix=original.prefix,
+            absent=original.absent,
+            trackers={file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()},
+            folder=folder.name if tracked else "",
+            config=weights.config,
+            state={**weights.state, "optimizer": None} if "optimizer" in weights.state else weights.state,
+            strangers=_shared({name: tensor for name, tensor in weights.ranks[0].items() if name not in known}),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Origin | None:
+        """What ``write`` left in a folder of ours, if it did."""
+        if not (folder / ORIGIN).is_file():
+            return None
+        try:
+            return cls(**read_json(folder / ORIGIN), **read_pickle(folder / STATE))
+        except TypeError as error:
+            raise CheckpointError(f"{folder / ORIGIN}: not as hanmo wrote it: {error}") from error
+
+    def write(self, folder: Path) -> None:
+        texts = {key: value for key, value in asdict(self).items() if key not in ("state", "strangers")}
+        (folder / ORIGIN).write_text(json.dumps(texts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        save_pickle({"state": self.state, "strangers": self.strangers}, folder / STATE)
+
+
+def _shared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, equal ones only once in memory (and so in a file): masks are the same in every layer."""
+    kept: list[Tensor] = []
+    result = {}
+    for name, tensor in tensors.items():
+        same = (one for one in kept if one.dtype == tensor.dtype and torch.equal(one, tensor))
+        result[name] = next(same, tensor)
+        if result[name] is tensor:
+            kept.append(tensor)
+    return result
+
+
+def default_origin(family: type[Family], ranks: int) -> Origin:
+    """The form in which a model without an origin goes to the family's original programs."""
+    layouts = [layout for layout in family.legacy.LAYOUTS if ranks == 1 or layout.container == "megatron"]
+    if not layouts:
+        raise UnsupportedError(f"{family.name} has no original layout for {ranks} tensor-parallel ranks")
+    layout = layouts[0]
+    prefix = layout.prefixes[0]
+    if layout.container == "bin":
+        return Origin(layout.name, prefix=prefix)
+    return Origin(layout.name, ranks, prefix, trackers={TRACKER: "1"}, folder="1", state={"iteration": 1})
+
+
+def layout_of(family: type[Family], name: str) -> Layout:
+    return next(layout for layout in family.legacy.LAYOUTS if layout.name == name)
+
+
+def written_entries(layout: Layout, origin: Origin, counts: Any) -> list[Entry]:
+    """The table of what is written: what the origin lacked is left out."""
+    return without_optional(expand(layout.entries, counts), origin.absent)
+
+
+def check_divides(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], ranks: int, heads: int | None) -> None:
+    """CheckpointError naming the first number that ``ranks`` does not divide.
+
+    Args:
+        heads: attention heads, of which a rank must hold whole ones; None if not known.
+    """
+    if heads is not None and heads % ranks:
+        raise CheckpointError(
+            f"{heads} attention heads cannot be split over {ranks} ranks: {ranks} does not divide {heads}"
+        )
+    for entry in entries:
+        for ours in entry.ours:
+            if entry.cut is not None and shapes[ours][entry.cut] % ranks:
+                size = shapes[ours][entry.cut]
+                raise CheckpointError(
+                    f"{entry.theirs}: dimension {entry.cut} has {size}, which cannot be split over {ranks} ranks: "
+                    f"{ranks} does not divide {size}"
+                )
+
+
+def write_original(
+    folder: Path,
+    layout: Layout,
+    entries: Iterable[Entry],
+    tensor_of: Callable[[str], Tensor],
+    origin: Origin,
+    ranks: int,
+    progress: Progress = lambda _: None,
+) -> list[Path]:
+    """Write an original layout into a folder.
+
+    Args:
+        tensor_of: our tensor of a name, in the dtype to write.
+        origin: names, tracker files and the state beside the weights.
+    """
+    shards: list[dict[str, Tensor]] = [{} for _ in range(ranks)]
+    for entry in entries:
+        pieces = split([tensor_of(name) for name in entry.ours], ranks, entry.cut)
+        for shard, piece in zip(shards, pieces, strict=True):
+            # One tensor under several names is one storage, as in the original's files.
+            shard.update({origin.prefix + name: piece for name in (entry.theirs, *entry.copies)})
+        progress(sum(piece.nbytes for piece in pieces))
+    for shard in shards:
+        shard.update(origin.strangers)
+    if layout.container == "bin":
+        save_pickle(shards[0], folder / "pytorch_model.bin")
+        return [folder / "pytorch_model.bin"]
+    inside = folder / origin.folder
+    inside.mkdir(exist_ok=True)
+    state = dict(origin.state)
+    before = state.get("mp_world_size", ranks)
+    if "mp_world_size" in state:
+        state["mp_world_size"] = ranks
+    if before != ranks and "csr_tensor_module_names" in state:
+        state["csr_tensor_module_names"] = None  # as the original's conversion script leaves it
+    files = []
+    for rank, shard in enumerate(shards):
+        files.append(inside / rank_file(rank))
+        save_pickle({"module": shard, **state}, files[-1])
+    for name, text in origin.trackers.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return files
+
+
+def write_bin_config(folder: Path, origin: Origin, config: PretrainedConfig) -> None:
+    """config.json beside pytorch_model.bin: the original's, or ours under the same keys."""
+    said = origin.config
+    if said is None:
+        ours = ("model_type", "architectures", "transformers_version", "dtype")
+        said = {key: value for key, value in config.to_dict().items() if key not in ours}
+    (folder / "config.json").write_text(json.dumps(said, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def save_pickle(content: Any, path: Path) -> None:
+    """``torch.save``, whose failures (a full disk) are OSErrors like those of other files."""
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:
+        raise OSError(f"{path.name}: {str(error).splitlines()[0]}") from error
+
+
+def origin_of_folder(weights: Weights, family: type[Family], ranks: int | None) -> Origin:
+    """The origin kept in a folder of ours, if it can be written over so many ranks, else the family's usual one."""
+    kept = Origin.read(weights.folder)
+    if kept and (ranks in (None, 1) or layout_of(family, kept.layout).container == "megatron"):
+        return kept
+    return default_origin(family, ranks or 1)
