@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 OFF = float("-inf")
@@ -26,14 +25,16 @@ def top_p(scores_RV: Tensor, p: float, cut: float = OFF) -> Tensor:
     """
     if p <= 0 or p >= 1:
         return scores_RV
-    total_R1 = scores_RV.logsumexp(-1, keepdim=True)
+    probs_RV = scores_RV.softmax(-1)
     width = min(CANDIDATES, scores_RV.shape[-1])
     best_Rc, order_Rc = scores_RV.topk(width, dim=-1)
-    sums_Rc = (best_Rc - total_R1).exp().cumsum(-1)
+    sums_Rc = probs_RV.gather(-1, order_Rc).cumsum(-1)
     if width < scores_RV.shape[-1] and not bool((sums_Rc[..., -1] > p).all()):
         best_Rc, order_Rc = scores_RV.sort(dim=-1, descending=True)
-        sums_Rc = (best_Rc - total_R1).exp().cumsum(-1)
-    kept_Rc = torch.ones_like(sums_Rc, dtype=torch.bool)
-    kept_Rc[..., 1:] = sums_Rc[..., :-1] <= p
-    kept_RV = torch.zeros_like(scores_RV, dtype=torch.bool).scatter(-1, order_Rc, kept_Rc)
+        sums_Rc = probs_RV.gather(-1, order_Rc).cumsum(-1)
+    count_R1 = 1 + (sums_Rc[..., :-1] <= p).sum(-1, keepdim=True)
+    # Of equal scores the first ones are kept, as a stable sort would have it; topk promises no order among them.
+    last_R1 = best_Rc.gather(-1, count_R1 - 1)
+    above_RV, equal_RV = scores_RV > last_R1, scores_RV == last_R1
+    kept_RV = above_RV | (equal_RV & (equal_RV.cumsum(-1) <= count_R1 - above_RV.sum(-1, keepdim=True)))
     return scores_RV.masked_fill(~kept_RV, cut)
