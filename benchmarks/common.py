@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[1]
-if str(_ROOT) not in sys.path:  # run as a script, from anywhere
-    sys.path.insert(0, str(_ROOT))
+# Scripts run from anywhere: the checkout comes first on the path, and never this folder, where tokenizers.py would
+# hide the package of that name from transformers. So import this before anything else, or run with -m.
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(_HERE.parent), *(place for place in sys.path if Path(place).resolve() != _HERE)]
 
 from tests.places import DATA, PARITY, VOCAB  # noqa: E402
 

@@ -14,12 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
-from common import PARITY, VOCAB, Figure, arguments, finish, real_texts
+# This file is named like a package that transformers imports: the folder of scripts must not come first.
+sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
 
-from hanmo.families.eva.tokenization import EvaTokenizer
-from hanmo.families.glm.tokenization import GlmTokenizer
-from hanmo.families.pangu.tokenization import PanguTokenizer
-from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
+from benchmarks.common import PARITY, VOCAB, Figure, arguments, finish, real_texts  # noqa: E402
+from hanmo.families.eva.tokenization import EvaTokenizer  # noqa: E402
+from hanmo.families.glm.tokenization import GlmTokenizer  # noqa: E402
+from hanmo.families.pangu.tokenization import PanguTokenizer  # noqa: E402
+from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer  # noqa: E402
 
 Encode = Callable[[str], list[int]]
 
@@ -134,11 +136,11 @@ def main() -> int:
     options = parser.parse_args()
     limit = int(options.size * 1e6)
     texts = options.data.read_text(encoding="utf-8").split("\n") if options.data else real_texts(limit)
-    small = {"eva": PARITY / "eva" / "vocab.txt", "pangu": VOCAB / "pangu" / "vocab.model"}
+    own = {"eva": PARITY / "eva" / "vocab.txt", "pangu": VOCAB / "pangu" / "vocab.model"}
     shared = VOCAB / "cog-pretrain.model"
     cases = {
-        "eva": (small["eva"], EvaTokenizer, eva_straightforward, 10.0),
-        "pangu": (small["pangu"], PanguTokenizer, pangu_straightforward, 5.0),
+        "eva": (own["eva"], EvaTokenizer, eva_straightforward, 10.0),
+        "pangu": (own["pangu"], PanguTokenizer, pangu_straightforward, 5.0),
         "glm": (shared, GlmTokenizer, sentencepiece_straightforward, 5.0),
         "transformer_xl": (shared, TransformerXLTokenizer, sentencepiece_straightforward, 5.0),
     }
