@@ -156,6 +156,11 @@ class Family(ABC):
     #: the ``rule_files`` that this model has, by role: paths
     assets: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def spare_ids(self) -> range:
+        """Rows of the embedding that stand for no token. The originals may draw them; we do so only as published."""
+        return range(len(self.tokenizer), self.config.vocab_size)
+
     @abstractmethod
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         """A record as token ids: one list of parts per row it makes; none if it cannot be made to fit.

@@ -178,6 +178,7 @@ class _Batch:
         self.rules: Rules | None = family.rules(settings, [context.unabridged for context in contexts])
         if self.rules is None and TokenRules.needed(settings):
             self.rules = TokenRules(settings, [_read(prompt).tolist() for prompt in prompts], self.stop_ids)
+        self._spare = range(0) if settings.published else family.spare_ids
         self.prompt_width = max(len(_read(prompt)) for prompt in prompts)
         self._network = network
         self._start_RP = torch.stack([prompt.start for prompt in prompts]).to(self.device)
@@ -192,6 +193,8 @@ class _Batch:
         scores_RV = self.logits_RV / self.settings.temperature
         if self.settings.num_beams > 1:
             scores_RV = scores_RV.log_softmax(-1)
+        if self._spare:
+            scores_RV[:, self._spare.start : self._spare.stop] = float("-inf")
         return scores_RV if self.rules is None else self.rules(said, samples, scores_RV)
 
     def filtered(self, scores_RV: Tensor) -> Tensor:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor
-
-from hanmo.families.base import Context, Family, Part, Prompt, Row, Rules, as_pair
+from hanmo.families.base import Context, Family, Part, Prompt, Row, as_pair
 from hanmo.families.causal import causal_prompt, causal_row
 from hanmo.families.transformer_xl import legacy
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
@@ -68,18 +66,6 @@ class TransformerXLFamily(Family):
             pair = as_pair(record)
             ids = [*self._ids(pair.prompt), *self._ids(pair.prefix)]
         return Context(tuple(_last(ids, limit)), tuple(ids))
-
-    def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
-        """The embedding's padding rows are no tokens; the original draws them all the same."""
-        tokens = len(self.tokenizer)
-        if settings.published or tokens >= self.config.vocab_size:
-            return None
-
-        def without_padding(generated: Sequence[Sequence[int]], sources: Sequence[int], scores_RV: Tensor) -> Tensor:
-            scores_RV[:, tokens:] = float("-inf")
-            return scores_RV
-
-        return without_padding
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
