@@ -1,0 +1,227 @@
+"""``hanmo chat``: talk to a model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hanmo.cli.common import ConfigFile, Device, Dtype, Published, RulesFolder, Sets, Size, Vocab, note
+from hanmo.errors import ConfigError, HanmoError, UnsupportedError, unknown
+
+if TYPE_CHECKING:
+    from hanmo.families.base import OpenedModel
+    from hanmo.generation.chat import ChatSession
+    from hanmo.generation.settings import Settings
+
+DEMO = Path("runs/demo")
+PRESET = "no-beam"  # the name families give to the settings of their interactive script
+USER, SYSTEM = "Usr >>> ", "Sys >>> "
+HELP = """\
+clear            begin a new conversation
+seed             ask for a number to draw from, and begin a new conversation
+/set KEY VALUE   change a decoding setting, e.g. /set temperature 0.7; /set alone shows them all
+/save FILE       write the conversations so far, one a line (.jsonl, or .txt with tabs)
+/help            this
+/quit            leave (as do Ctrl-D, and Ctrl-C while you are to speak); Ctrl-C stops a reply
+anything else    is said to the model"""
+
+Model = Annotated[
+    str | None,
+    typer.Argument(help="A model: folder or original checkpoint. Default: the demo's model.", show_default=False),
+]
+Preset = Annotated[str | None, typer.Option(help="Published settings of the family, by name.")]
+Seed = Annotated[int | None, typer.Option(help="Draw from this seed; default: a new one every time.")]
+Threads = Annotated[int | None, typer.Option(help="Processor threads to compute with.", min=1)]
+
+
+def chat(
+    model: Model = None,
+    preset: Preset = None,
+    sets: Sets = None,
+    seed: Seed = None,
+    published: Published = False,
+    system: Annotated[str, typer.Option(help="A text that goes before the conversation.")] = "",
+    limit: Annotated[int | None, typer.Option(help="Tokens of the conversation the model sees.", min=2)] = None,
+    system_info: Annotated[
+        bool, typer.Option("--system-info", help="Say what was loaded, and how it decodes.")
+    ] = False,
+    size: Size = None,
+    config: ConfigFile = None,
+    vocab: Vocab = None,
+    rules: RulesFolder = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Talk to a model. Works piped from a file, too: one line is one turn.
+
+    \b
+    Examples:
+      hanmo chat
+      hanmo chat EVA2.0-base --vocab vocab.txt --rules rules --preset beam
+      hanmo chat runs/demo --set temperature=0.7 --seed 1 < questions.txt
+    """
+    if model is None:
+        if not DEMO.is_dir():
+            raise UnsupportedError(
+                f"no model given, and there is none in {DEMO}: make one with `hanmo demo`, or name one: hanmo chat MODEL"
+            )
+        model = str(DEMO)
+    from hanmo.checkpoints import open_model
+    from hanmo.generation.chat import ChatSession
+
+    use_threads(threads)
+    opened = open_model(model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device)
+    settings = decoding_settings(opened, preset, sets, seed, published)
+    session = ChatSession(opened, settings, limit or opened.family.chat_limit, system)
+    if system_info:
+        note(describe(opened, settings))
+    if sys.stdin.isatty():
+        note("Say something. /help lists the commands, Ctrl-D leaves.")
+    try:
+        _Console(session).run()
+    except (EOFError, KeyboardInterrupt):
+        if sys.stdin.isatty():
+            print()
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads; as many as torch likes if None."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def decoding_settings(
+    opened: OpenedModel, preset: str | None, sets: list[str] | None, seed: int | None, published: bool
+) -> Settings:
+    """What a model decodes by: a preset of its family, and over it what was asked for.
+
+    Where no preset is named: the settings that the model brings along (``decoding`` in its config.json), else the
+    family's interactive ones, else the defaults.
+    """
+    from hanmo.config import load
+    from hanmo.families.presets import presets
+    from hanmo.generation.settings import Settings
+
+    family = opened.family.name
+    known = presets(family).get("generation", {})
+    if preset is not None and preset not in known:
+        raise ConfigError(unknown("preset", preset, known) if known else f"{family} has no presets to decode by")
+    base = known[preset] if preset else getattr(opened.family.config, "decoding", None) or known.get(PRESET)
+    asked = load(Settings, base, overrides=sets or ())
+    return asked.change(seed=asked.seed if seed is None else seed, published=published or asked.published)
+
+
+def describe(opened: OpenedModel, settings: Settings) -> str:
+    """What was loaded, on what, and how it decodes."""
+    import platform
+
+    import torch
+    import transformers
+
+    network, family = opened.network, opened.family
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    device = torch.cuda.get_device_name(network.device) if network.device.type == "cuda" else str(network.device)
+    facts = {
+        "model": opened.source,
+        "family": family.name,
+        "parameters": f"{parameters:,} in {str(network.dtype).removeprefix('torch.')}",
+        "vocabulary": f"{len(opened.tokenizer):,} tokens",
+        "rule files": ", ".join(family.assets.values()) or "none",
+        "device": f"{device}, {torch.get_num_threads()} threads",
+        "software": f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
+        "decoding": ", ".join(f"{key}={value}" for key, value in asdict(settings).items()),
+    }
+    return "\n".join(f"{key + ':':12}{value}" for key, value in facts.items())
+
+
+class _Console:
+    """Lines from the keyboard or a pipe, each a command or something to say."""
+
+    def __init__(self, session: ChatSession):
+        self._session = session
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/set": self._set,
+            "/save": self._save,
+            "/help": lambda _: print(HELP),
+        }
+
+    def run(self) -> None:
+        """Until /quit; EOFError or KeyboardInterrupt where the user leaves otherwise."""
+        while True:
+            line = self._ask(USER)
+            word, _, rest = line.strip().partition(" ")
+            try:
+                if word == "/quit":
+                    return
+                if line.strip() == "clear":
+                    self._session.clear()
+                elif line.strip() == "seed":
+                    self._seed()
+                elif word.startswith("/"):
+                    if word not in self._commands:
+                        raise ConfigError(unknown("command", word, [*self._commands, "/quit"]))
+                    self._commands[word](rest.strip())
+                else:
+                    self._reply(line)
+            except HanmoError as error:
+                note(f"hanmo: {error}")
+
+    def _ask(self, prompt: str) -> str:
+        """The next line. From a pipe it is shown once, as if it had been typed."""
+        if sys.stdin.isatty():
+            return input(prompt)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        line = line.rstrip("\r\n")
+        print(f"{prompt}{line}")
+        return line
+
+    def _reply(self, line: str) -> None:
+        def show(text: str) -> None:
+            print(text, end="", flush=True)
+
+        print(SYSTEM, end="", flush=True)
+        try:
+            reply = self._session.say(line, show if self._session.streams else None)
+        except KeyboardInterrupt:  # before the first token: nothing was said, and the line does not count
+            print()
+            return
+        print("" if self._session.streams else reply.text)
+
+    def _seed(self) -> None:
+        text = self._ask("Seed >>> ").strip()
+        try:
+            seed = int(text)
+        except ValueError:
+            raise ConfigError(f"{text!r} is not a whole number; say seed again") from None
+        self._session.reseed(seed)
+
+    def _set(self, text: str) -> None:
+        from hanmo.config import load
+        from hanmo.generation.settings import Settings
+
+        current: dict[str, Any] = asdict(self._session.settings)
+        if not text:
+            print("\n".join(f"{key} = {value}" for key, value in current.items()))
+            return
+        key, _, value = text.replace("=", " ", 1).partition(" ")
+        settings = load(Settings, current, overrides=[f"{key}={value.strip()}"])
+        if settings.seed != current["seed"]:
+            self._session.reseed(settings.seed)
+        self._session.settings = settings
+
+    def _save(self, text: str) -> None:
+        if not text:
+            raise ConfigError("/save needs a file name, e.g. /save talk.jsonl")
+        count = self._session.save(text)
+        note(f"{count} conversations in {text}")

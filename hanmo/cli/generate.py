@@ -1,0 +1,193 @@
+"""``hanmo generate``: let a model go on from prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hanmo.cli.chat import Preset, Seed, Threads, decoding_settings, use_threads
+from hanmo.cli.common import ConfigFile, Device, Dtype, Json, Model, Published, RulesFolder, Sets, Size, Vocab
+from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
+
+if TYPE_CHECKING:
+    from hanmo.families.base import Context, OpenedModel
+    from hanmo.generation.settings import Settings
+    from hanmo.records import Record
+
+STOP = "stop"  # the word that ends the interactive mode
+
+PromptText = Annotated[str | None, typer.Argument(help="What to go on from; without it, asks.", show_default=False)]
+
+
+def generate(
+    model: Model,
+    prompt: PromptText = None,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", help="Prompts, one a line: text, or JSON with prompt, text or turns.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the results of --input, as JSON lines.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts of --input that are decoded together.", min=1)] = 8,
+    max_length: Annotated[int | None, typer.Option(help="The most new tokens.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="The most tokens of a prompt that the model sees.", min=2)] = None,
+    preset: Preset = None,
+    sets: Sets = None,
+    seed: Seed = None,
+    published: Published = False,
+    as_json: Json = False,
+    size: Size = None,
+    config: ConfigFile = None,
+    vocab: Vocab = None,
+    rules: RulesFolder = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Let a model go on from one prompt, from a file of prompts, or from what you type (the word stop ends that).
+
+    \b
+    Examples:
+      hanmo generate runs/demo 你好
+      hanmo generate runs/demo --input prompts.txt --output replies.jsonl --set do_sample=false
+      hanmo generate runs/demo --max-length 200 --seed 1
+    """
+    if prompt is not None and input_file is not None:
+        raise ConfigError("give a prompt or --input, not both")
+    if output is not None and input_file is None:
+        raise ConfigError("--output is for the results of --input; a single result goes to the screen")
+    from hanmo.checkpoints import open_model
+
+    use_threads(threads)
+    prompts = None if input_file is None else list(read_prompts(input_file))
+    opened = open_model(model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device)
+    settings = decoding_settings(opened, preset, sets, seed, published)
+    if max_length is not None:
+        settings = settings.change(max_new_tokens=max_length)
+    limit = limit or opened.family.chat_limit
+    if prompts is not None:
+        _file(opened, settings, limit, prompts, output, batch_size)
+    elif prompt is not None:
+        _one(opened, settings, limit, prompt, as_json)
+    else:
+        _interactive(opened, settings, limit, as_json)
+
+
+def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
+    """Prompts of a file, one a line, as they stand there and as records.
+
+    A line of text is a prompt; a JSON object has ``prompt`` (with ``prefix`` and ``system`` if wanted), ``text`` to be
+    continued, or the ``turns`` of a dialogue, the user's last.
+
+    Raises:
+        RecordError: a line that is none of these, or no such file.
+    """
+    from hanmo.records import Dialogue, PromptResponse, Text
+
+    if not path.is_file():
+        raise RecordError(path, 0, "no such file")
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        where, line = f"{path}:{number}", line.strip("\r")
+        if not line.strip():
+            continue
+        if not line.lstrip().startswith("{"):
+            yield line, Text(line, where)
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RecordError(path, number, f"not JSON: {error.msg} at column {error.colno}") from None
+        fields = {key: value.get(key, "") for key in ("prompt", "text", "prefix", "system")}
+        turns = value.get("turns", [])
+        if not all(isinstance(text, str) for text in (*fields.values(), *turns)):
+            raise RecordError(path, number, "prompt, text, prefix, system and every one of turns must be text")
+        if turns:
+            yield line, Dialogue(tuple(turns), fields["system"], where)
+        elif "prompt" in value:
+            yield line, PromptResponse(fields["prompt"], "", fields["prefix"], fields["system"], where)
+        elif "text" in value:
+            yield line, Text(fields["text"], where)
+        else:
+            raise RecordError(path, number, "expected prompt, text or turns")
+
+
+def as_context(opened: OpenedModel, record: Record, limit: int) -> Context:
+    """What the model sees of a record; plain text is a user's turn where a model knows dialogues only."""
+    from hanmo.records import Dialogue, Text
+
+    try:
+        return opened.family.context(record, limit)
+    except UnsupportedError:
+        if not isinstance(record, Text):
+            raise
+        return opened.family.context(Dialogue((record.text,), where=record.where), limit)
+
+
+def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_json: bool) -> None:
+    from hanmo.generation.decode import generate as decode
+    from hanmo.generation.text import GrowingText
+    from hanmo.records import Text
+
+    def show(text: str) -> None:
+        print(text, end="", flush=True)
+
+    growing = GrowingText(opened.family.decode, None if as_json else show)
+    context = as_context(opened, Text(prompt), limit)
+    [said] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True)
+    text = growing.finish(said.ids)
+    print(json.dumps(_result(prompt, text, said), ensure_ascii=False) if as_json else "")
+
+
+def _interactive(opened: OpenedModel, settings: Settings, limit: int, as_json: bool) -> None:
+    while True:
+        try:
+            prompt = input(">>> ") if sys.stdin.isatty() else next(sys.stdin).rstrip("\r\n")
+        except (EOFError, StopIteration):
+            return
+        if prompt.strip() == STOP:
+            return
+        if not prompt.strip():
+            continue
+        try:
+            _one(opened, settings, limit, prompt, as_json)
+        except HanmoError as error:
+            print(f"hanmo: {error}", file=sys.stderr)
+
+
+def _file(
+    opened: OpenedModel,
+    settings: Settings,
+    limit: int,
+    prompts: list[tuple[str, Record]],
+    output: Path | None,
+    batch_size: int,
+) -> None:
+    from hanmo.files import replacing
+    from hanmo.generation.decode import generate as decode
+
+    with nullcontext() if output is None else replacing(output) as temporary:
+        file = sys.stdout if temporary is None else temporary.open("w", encoding="utf-8", newline="\n")
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            contexts = [as_context(opened, record, limit) for _, record in batch]
+            for (prompt, _), said in zip(batch, decode(opened, contexts, settings), strict=True):
+                file.write(json.dumps(_result(prompt, opened.family.decode(said.ids), said), ensure_ascii=False) + "\n")
+            file.flush()
+        if temporary is not None:
+            file.close()
+    if output is not None:
+        print(f"{len(prompts)} results in {output}", file=sys.stderr)
+
+
+def _result(prompt: str, text: str, said: Any) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "generation": text,
+        "tokens": len(said.ids),
+        "score": said.score,
+        "finished": said.finished,
+    }

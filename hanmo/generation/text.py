@@ -1,0 +1,46 @@
+"""Text that grows token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+OnText = Callable[[str], None]
+HALF_A_CHARACTER = "\ufffd"  # what a decoder makes of bytes whose rest is still to come
+
+
+class GrowingText:
+    """Tells the text of a reply, in pieces, while its tokens arrive.
+
+    Args:
+        decode: ids as text.
+        on_text: called with each piece once it is certain; None: nobody listens.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], on_text: OnText | None):
+        self._decode = decode
+        self._on_text = on_text
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def take(self, index: int, token: int) -> None:
+        """The next token; ``index`` (of the reply in its batch) does not matter here."""
+        self._ids.append(token)
+        if self._on_text is not None:
+            self._show(self._decode(self._ids), certain=False)
+
+    def finish(self, ids: Sequence[int]) -> str:
+        """All ids of the reply: tells what is left to tell; returns the whole text."""
+        text = self._decode(ids)
+        self._show(text, certain=True)
+        return text
+
+    def _show(self, text: str, certain: bool) -> None:
+        if self._on_text is None or (text.endswith(HALF_A_CHARACTER) and not certain):
+            return
+        if not text.startswith(self._shown):  # the decoder took something back: say it all again, once it is certain
+            if not certain:
+                return
+            self._on_text("\n")
+            self._shown = ""
+        self._on_text(text[len(self._shown) :])
+        self._shown = text
