@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from hanmo.config import load
 from hanmo.errors import UnsupportedError
 from hanmo.families import NAMES
 from hanmo.families.presets import presets
 from hanmo.generation.settings import Settings
+from hanmo.training.sft import SftConfig
 
 SHIPPED = [(family, name) for family in NAMES for name in presets(family).get("generation", {})]
 
@@ -29,3 +31,12 @@ def test_eva_as_published():
 def test_unknown_family():
     with pytest.raises(UnsupportedError, match="did you mean eva"):
         presets("evaa")
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family in NAMES for name in presets(family).get("sft", {})]
+)
+def test_fine_tuning_presets_are_settings(family, name):
+    preset = presets(family)["sft"][name]
+    config = load(SftConfig, preset, overrides=["model=m", "data=d"])
+    assert {key: getattr(config, key) for key in preset} == preset
