@@ -113,5 +113,18 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         if self.group > 1:
-            return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+            return iter(self._grouped(generator))
         return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
+
+    def _grouped(self, generator: torch.Generator) -> list[int]:
+        """Groups of rows of similar length: the one with the longest row first, the rest in random order.
+
+        transformers leaves them sorted from long to short over every fifty groups, so that the loss swings with the
+        length and a falling learning rate ends on the shortest rows.
+        """
+        order = get_length_grouped_indices(self.lengths, self.group, generator=generator)
+        groups = [order[start : start + self.group] for start in range(0, len(order), self.group)]
+        first, rest = groups[:1], groups[1:]
+        last = [rest.pop()] if rest and len(rest[-1]) < self.group else []
+        shuffled = [rest[place] for place in torch.randperm(len(rest), generator=generator).tolist()]
+        return [place for group in (*first, *shuffled, *last) for place in group]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,3 +94,12 @@ def test_epochs_and_seeds_differ_and_groups_are_alike() -> None:
     grouped = list(EpochSampler(lengths, 0, group=10))
     spread = [max(grouped[i : i + 10]) - min(grouped[i : i + 10]) for i in range(0, 200, 10)]
     assert sum(spread) / len(spread) < 60  # by chance about 160
+
+
+def test_groups_come_in_random_order_and_whole() -> None:
+    lengths = list(range(1005))
+    order = list(EpochSampler(lengths, 0, group=10))
+    assert sorted(order) == lengths and 1004 in order[:10]  # what needs most memory comes first
+    means = [sum(order[start : start + 10]) / 10 for start in range(0, 1000, 10)]
+    falls = sum(later < earlier for earlier, later in itertools.pairwise(means))
+    assert 35 < falls < 65  # sorted groups would fall nearly always
