@@ -21,6 +21,7 @@ from hanmo.checkpoints.opening import (
     dtype_name,
     family_of_ours,
     find_rules,
+    keeps_precision,
     most_common_dtype,
     open_model,
     open_tokenizer,
@@ -77,8 +78,11 @@ class _Source:
         return written
 
     def dtype_of(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
-        """As wanted; as stored for whole numbers and where nothing is wanted."""
-        return dtype if dtype is not None and self.dtypes[name].is_floating_point else self.dtypes[name]
+        """As wanted; as stored for whole numbers and where nothing is wanted. Some tensors are never rounded."""
+        stored = self.dtypes[name]
+        if dtype is None or not stored.is_floating_point:
+            return stored
+        return torch.promote_types(stored, dtype) if keeps_precision(self.family, name) else dtype
 
 
 def convert(
@@ -285,7 +289,7 @@ def _tokenizer(content: _Source, source: Path, vocab: str | Path | None) -> PreT
         return content.family.tokenizer_class.from_pretrained(source)
     tokenizer = open_tokenizer(content.original, vocab)
     if content.config is not None:
-        check_vocabulary(content.family, content.config, tokenizer, str(source))
+        check_vocabulary(content.family, content.config.vocab_size, tokenizer, str(source))
     return tokenizer
 
 

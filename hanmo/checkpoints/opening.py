@@ -133,7 +133,10 @@ def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtyp
     """
     original.check_copies()
     expected = expected_shapes(original.family, config)
-    state = {name: _own(tensor, dtype) for name, tensor in original.tensors()}
+    state = {
+        name: tensor if keeps_precision(original.family, name) else _own(tensor, dtype)
+        for name, tensor in original.tensors()
+    }
     state.update({name: torch.zeros(expected[name], dtype=dtype) for name in absent_tensors(original, config)})
     with quiet():
         network, info = original.family.network_class.from_pretrained(
@@ -141,6 +144,11 @@ def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtyp
         )
     _require_loaded(original.weights.path, info)
     return network
+
+
+def keeps_precision(family: type[Family], name: str) -> bool:
+    """Whether a tensor is never to be rounded to a narrower dtype (frequencies of sinusoids)."""
+    return any(part in name for part in family.network_class._keep_in_fp32_modules_strict or ())
 
 
 def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

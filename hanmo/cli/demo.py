@@ -1,0 +1,54 @@
+"""``hanmo demo``: train a small dialogue model on this machine and see what it can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hanmo.cli.common import Json, emit
+
+OUTPUT = Path("runs/demo")
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the model and its report.")] = OUTPUT,
+    seed: Annotated[int, typer.Option(help="Of the corpus, the first weights and the order of the data.", min=0)] = 0,
+    steps: Annotated[int | None, typer.Option(help="Training steps; default: about three minutes.", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a small EVA from nothing on built-in dialogues, measure it, and leave it ready to chat. Under 5 minutes.
+
+    \b
+    Examples:
+      hanmo demo
+      hanmo demo --output runs/other --seed 1
+      hanmo chat
+    """
+    from hanmo.demo.run import STEPS
+    from hanmo.demo.run import demo as run
+
+    result = run(output, seed, steps or STEPS)
+    emit(result.as_dict(), as_json, _show)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    openings = Table("opening", "reply", "fits", title=f"{result['openings_fitting']} of {result['openings']} openings")
+    for opening in result["after"]["openings"]:
+        openings.add_row(opening["said"], opening["reply"], "✓" if opening["fits"] else "✗")
+    console.print(openings)
+    table = Table("held-out dialogues", "exact %", "loss", "BLEU-4", "Dist-4", "F1", title="Before and after")
+    for name in ("before", "after"):
+        values = result[name]["corrected"]
+        shown = [result[name]["held_out"]["exact"], *(values[metric] for metric in ("loss", "bleu-4", "dist-4", "f1"))]
+        table.add_row(name, *(f"{value:.2f}" for value in shown))
+    console.print(table)
+    folder = "" if Path(result["model"]) == OUTPUT else f" {result['model']}"
+    console.print(f"Took {result['facts']['seconds, all']:.0f} s. Next:\n")
+    console.print(f"  hanmo chat{folder}    talk to it", soft_wrap=True)
+    console.print(f"  {result['report']}    what it can do, and what it cannot", soft_wrap=True)

@@ -1,0 +1,63 @@
+"""The demo's model: a vocabulary from the corpus and a small EVA with fresh weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hanmo.data import vocabulary
+from hanmo.families.base import OpenedModel
+from hanmo.records import Dialogue
+
+SIZE: dict[str, Any] = {
+    "d_model": 128,
+    "d_ff": 256,
+    "d_kv": 32,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+}
+DECODING: dict[str, Any] = {
+    "do_sample": False,
+    "max_new_tokens": 40,
+}  # saved with the model: what `hanmo chat` decodes with
+LIMIT = 128  # tokens of the context, as in chats
+WORDS = 900
+NUMERALS = "零一二三四五六七八九十百"  # read one by one, so that sums of numbers never seen can be worked out
+
+
+def new_model(dialogues: Sequence[Dialogue], folder: Path, seed: int) -> OpenedModel:
+    """A model that has learned nothing yet; its vocabulary file is written to ``folder``."""
+    import torch
+
+    from hanmo import families
+    from hanmo.files import write_text
+
+    family: Any = families.load("eva")
+    texts = (turn for dialogue in dialogues for turn in dialogue.turns)
+    tokens = vocabulary.build(texts, words=WORDS, min_count=30, apart=NUMERALS)
+    write_text(folder / "vocab.txt", "".join(f"{token}\n" for token in tokens))
+    tokenizer = family.tokenizer_class(vocab_file=str(folder / "vocab.txt"))
+    config = family.config_class(vocab_size=len(tokens), initializer_range=0.05, decoding=DECODING, **SIZE)
+    torch.manual_seed(seed)
+    network = family.network_class(config)
+    start_aligned(network)
+    return OpenedModel(network.eval(), family(config, tokenizer), "new")
+
+
+def start_aligned(network: Any) -> None:
+    """Fresh weights with which repeating a word of the context needs hardly to be learned.
+
+    The head begins in the directions of the embedding, and the decoder's cross-attention hands on what it looks at
+    unchanged (its output projection undoes its value projection). Nothing is tied: all of it parts in training. With
+    plain random weights the same number of steps leaves names, numbers and cities mixed up.
+    """
+    import torch
+
+    with torch.no_grad():
+        network.word_embeds.weight.normal_(std=0.3)
+        network.lm_head.weight.copy_(network.word_embeds.weight / 3)
+        for block in network.decoder.blocks:
+            torch.nn.init.orthogonal_(block.cross.v_proj.weight)
+            block.cross.o_proj.weight.copy_(block.cross.v_proj.weight.T)

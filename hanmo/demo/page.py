@@ -1,0 +1,105 @@
+"""The demo's report: one HTML page that tells what was trained, how well it answers, and what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hanmo.demo.examine import Examination, exact, f1
+from hanmo.demo.openings import OPENINGS
+from hanmo.evaluation.dialogue import PUBLISHED_TABLE, title
+from hanmo.report import Page, Point
+
+LIMITS = (
+    "This model has about a thousandth of the parameters of the released EVA models and has read a few minutes of "
+    "invented dialogue. It knows the patterns of its corpus and nothing of the world: it cannot look anything up, "
+    "reason beyond those patterns, translate, write at length or hold an opinion. What it says outside of its topics "
+    "is a mixture of phrases that it knows, said with full confidence. It answers in one way where people have many, "
+    "and a question in unfamiliar words is often taken for another one. Its facts are those of the corpus and may come "
+    "out wrong. It is a check that the whole path works, from text to a model that talks; it is not for use."
+)
+
+
+def build_page(before: Examination, after: Examination, loss: Sequence[Point], facts: Mapping[str, Any]) -> Page:
+    """The report of one run.
+
+    Args:
+        loss: (step, training loss).
+        facts: sizes, counts and times, by name.
+    """
+    page = Page("hanmo demo", subtitle="A small EVA, trained from nothing on this machine", language="zh-CN")
+    fitting, held_out = sum(after.fitting), len(after.result.samples)
+    page.paragraph(
+        f"{fitting} of {len(OPENINGS)} openings get a fitting reply (before training: {sum(before.fitting)}). "
+        f"Of {held_out} held-out dialogues, {after.exact:.1f} % are answered word for word "
+        f"(before: {before.exact:.1f} %)."
+    )
+    page.heading("Ten openings")
+    page.table(
+        ["opening", "reply before", "reply after", "fits", "what would fit"],
+        [
+            [opening.said, before_said, after_said, "✓" if fits else "✗", opening.means]
+            for opening, before_said, after_said, fits in zip(
+                OPENINGS, before.openings, after.openings, after.fitting, strict=True
+            )
+        ],
+        note="A reply fits if a hand-written rule finds the expected word in it and nothing that contradicts it.",
+    )
+    page.heading("Conversations")
+    _conversations(page, after.conversations)
+    _results(page, before, after)
+    page.heading("Training")
+    page.line_plot({"training loss": loss}, x="step", y="loss (nats per token)", from_zero=True)
+    page.facts(facts)
+    page.heading("What it cannot do")
+    page.paragraph(LIMITS)
+    page.paragraph("Questions that its corpus does not prepare it for, and what it says:")
+    _conversations(page, after.beyond)
+    _mistakes(page, after)
+    page.footer("Made by hanmo demo. Talk to the model with: hanmo chat")
+    return page
+
+
+def _results(page: Page, before: Examination, after: Examination) -> None:
+    page.heading("Results on held-out dialogues")
+    page.paragraph(
+        "Every dialogue below is a combination (of words, numbers, names, a way to ask …) that never occurs in "
+        "training, whatever the seed. A right answer is composed, not remembered."
+    )
+    for reading in ("corrected", "published"):
+        values = [getattr(examination.result, reading) for examination in (before, after)]
+        page.table(
+            ["", *map(title, PUBLISHED_TABLE)],
+            [
+                [name, *(value.get(metric) for metric in PUBLISHED_TABLE)]
+                for name, value in zip(("before", "after"), values, strict=True)
+            ],
+            caption=f"In the form of EVA's published table, {reading} reading",
+            note="These numbers are of the demo's own dialogues and cannot be compared with published ones.",
+        )
+    page.table(
+        ["topic", "dialogues", "exact before", "exact after", "F1 before", "F1 after"],
+        [
+            [topic, len(samples), exact(before.topics[topic]), exact(samples), f1(before.topics[topic]), f1(samples)]
+            for topic, samples in after.topics.items()
+        ],
+        caption="By topic, in percent",
+    )
+
+
+def _conversations(page: Page, conversations: Sequence[Sequence[str]]) -> None:
+    for turns in conversations:
+        page.dialogue(turns[:-1], turns[-1])
+
+
+def _mistakes(page: Page, after: Examination) -> None:
+    wrong = [
+        (topic, sample)
+        for topic, samples in after.topics.items()
+        for sample in [sample for sample in samples if sample.generation != sample.response][:2]
+    ]
+    with page.details("Held-out dialogues that it got wrong, up to two of each topic"):
+        page.table(
+            ["topic", "context", "reply", "expected"],
+            [[topic, sample.context, sample.generation, sample.response] for topic, sample in wrong],
+        )

@@ -1,0 +1,182 @@
+"""The main job: from nothing but installed packages to a small dialogue model and a report of what it can do.
+
+Everything is made in a folder beside the output, which takes its place when all is done: a run that is stopped, or
+that fails, leaves what was there before.
+
+OUT/                 the model, as open_model reads it
+OUT/report.html      the report
+OUT/results.json     its numbers
+OUT/corpus/          train.jsonl and held_out.jsonl, the dialogues
+OUT/metrics.jsonl    what was logged in training
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hanmo.checkpoints import open_model, save_model
+from hanmo.checkpoints.saving import new_folder
+from hanmo.data import corpus
+from hanmo.demo.display import Display, Update
+from hanmo.demo.examine import Examination, examine
+from hanmo.demo.model import DECODING, LIMIT, new_model
+from hanmo.demo.page import build_page
+from hanmo.files import write_text
+from hanmo.generation.settings import Settings
+from hanmo.records import write_records
+from hanmo.training.callbacks import read_metrics
+from hanmo.training.sft import SftConfig, sft
+
+STEPS = 3000
+BATCH = 32
+TRAINER: dict[str, Any] = {
+    "per_device_train_batch_size": BATCH,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 100,
+    "adam_beta2": 0.98,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "logging_steps": 20,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a run made and found."""
+
+    folder: str
+    before: Examination
+    after: Examination
+    facts: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "model": self.folder,
+            "report": str(Path(self.folder) / "report.html"),
+            "openings_fitting": sum(self.after.fitting),
+            "openings": len(self.after.fitting),
+            "before": self.before.as_dict(),
+            "after": self.after.as_dict(),
+            "facts": self.facts,
+        }
+
+
+class ShowTraining(TrainerCallback):
+    """Passes the step and the loss on to the display."""
+
+    def __init__(self, update: Update):
+        self._update, self._loss = update, ""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._update(state.global_step, state.max_steps, f"step {state.global_step} of {state.max_steps}{self._loss}")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self._loss = f", loss {logs['loss']:.3f}"
+
+
+def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -> DemoResult:
+    """Make the corpus, train, measure before and after, and leave a model folder with its report at ``output``.
+
+    Args:
+        per_topic: held-out dialogues of each topic.
+
+    Raises:
+        UnsupportedError: the collected dialogues are not installed.
+        CheckpointError: ``output`` cannot be written.
+        KeyboardInterrupt: stopped by the user; ``output`` is as it was.
+    """
+    start = time.monotonic()
+    with Display() as show, new_folder(output) as draft:
+        with show.stage("corpus") as update:
+            found = corpus.build(steps * BATCH, seed, per_topic)
+            write_records(draft / "corpus" / "train.jsonl", found.train)
+            held_out = [dialogue for dialogues in found.held_out.values() for dialogue in dialogues]
+            write_records(draft / "corpus" / "held_out.jsonl", held_out)
+            update(1, 1, f"{len(found.train):,} dialogues, {len(held_out)} held out")
+        with show.stage("new model") as update:
+            untrained = new_model(found.train, draft / "new", seed)
+            save_model(untrained, draft / "new")
+            parameters = sum(parameter.numel() for parameter in untrained.network.parameters())
+            update(1, 1, f"{parameters / 1e6:.1f} million parameters, {len(untrained.tokenizer):,} tokens")
+        settings = Settings(**DECODING)
+        with show.stage("before training") as update:
+            before = examine(untrained, found.held_out, settings, lambda done, total: update(done, total, ""))
+        with show.stage("training") as update:
+            losses = _train(draft, seed, steps, ShowTraining(update))
+        with show.stage("after training") as update:
+            trained = open_model(draft / "sft" / "model", device="cpu")
+            after = examine(trained, found.held_out, settings, lambda done, total: update(done, total, ""))
+            update(
+                1, 1, f"{sum(after.fitting)} of {len(after.fitting)} openings, {after.exact:.0f} % of held-out exact"
+            )
+        facts = {
+            "parameters": parameters,
+            "vocabulary": len(untrained.tokenizer),
+            "training dialogues": len(found.train),
+            "of which collected by people": len(found.collected),
+            "steps": steps,
+            "dialogues per step": BATCH,
+            "peak learning rate": TRAINER["learning_rate"],
+            "seed": seed,
+            "processor threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            **{f"seconds, {name}": round(seconds, 1) for name, seconds in show.seconds.items()},
+            "seconds, all": round(time.monotonic() - start, 1),
+        }
+        result = DemoResult(str(output), before, after, facts)
+        _leave(draft, trained, result, losses)
+    return result
+
+
+def _train(draft: Path, seed: int, steps: int, show: ShowTraining) -> list[tuple[float, float]]:
+    """Fine-tune the new model by the stage that users use; returns (step, loss)."""
+    config = SftConfig(
+        model=str(draft / "new"),
+        data=str(draft / "corpus" / "train.jsonl"),
+        out=str(draft / "sft"),
+        limit=LIMIT,
+        trainer={**TRAINER, "max_steps": steps, "seed": seed, "use_cpu": True},
+    )
+    outcome = sft(config, show=show)
+    if outcome.signal is not None:
+        if outcome.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), outcome.signal)
+    return [
+        (entry["step"], entry["loss"]) for entry in read_metrics(draft / "sft" / "metrics.jsonl") if "loss" in entry
+    ]
+
+
+def _leave(draft: Path, trained: Any, result: DemoResult, losses: Sequence[tuple[float, float]]) -> None:
+    """Put the model, the report and the numbers where they stay, and remove what was needed on the way."""
+    save_model(trained, draft)
+    shutil.move(draft / "sft" / "metrics.jsonl", draft / "metrics.jsonl")
+    for name in ("sft", "new"):
+        shutil.rmtree(draft / name)
+    write_text(draft / "results.json", json.dumps(result.as_dict(), ensure_ascii=False, indent=2) + "\n")
+    build_page(result.before, result.after, losses, result.facts).write(draft / "report.html")

@@ -1,0 +1,108 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hanmo.checkpoints import open_model
+from hanmo.demo import examine as examining
+from hanmo.demo.model import DECODING, new_model
+from hanmo.demo.openings import OPENINGS
+from hanmo.demo.page import build_page
+from hanmo.demo.run import demo
+from hanmo.records import Dialogue
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The whole of the demo, with a handful of steps."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    folder.mkdir()
+    (folder / "old.txt").write_text("of an earlier run")
+    return folder, demo(folder, seed=1, steps=3, per_topic=2)
+
+
+def test_it_leaves_a_model_and_nothing_of_the_way(made):
+    folder, _ = made
+    assert {path.name for path in folder.parent.iterdir()} == {"out"}
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "vocab.txt", "report.html", "results.json", "metrics.jsonl"} <= names
+    assert not {"new", "sft", "old.txt"} & names
+    opened = open_model(folder)
+    assert opened.network.config.decoding == DECODING
+    assert not torch.equal(opened.network.lm_head.weight, opened.network.word_embeds.weight)  # untied
+
+
+def test_its_numbers_are_those_of_its_replies(made):
+    folder, result = made
+    stored = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(result.as_dict(), ensure_ascii=False))
+    samples = [sample for found in result.after.topics.values() for sample in found]
+    assert stored["after"]["held_out"]["dialogues"] == len(samples) == len(result.after.result.samples)
+    assert stored["openings"] == len(OPENINGS)
+    assert stored["openings_fitting"] == sum(entry["fits"] for entry in stored["after"]["openings"])
+    assert stored["after"]["corrected"]["loss"] < stored["before"]["corrected"]["loss"]  # three steps do teach
+
+
+def test_the_report_holds_what_was_said(made):
+    folder, result = made
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for opening in OPENINGS:
+        assert opening.said in page
+    for needed in ("BLEU-4", "Dist-4", "F1", "What it cannot do", "<svg", *result.after.topics):
+        assert needed in page, needed
+
+
+def test_cross_attention_begins_as_a_copy_of_what_it_sees(tmp_path):
+    network = new_model([Dialogue(("你好", "你好"))], tmp_path, seed=0).network
+    for block in network.decoder.blocks:
+        product = block.cross.o_proj.weight @ block.cross.v_proj.weight
+        assert torch.allclose(product, torch.eye(len(product)), atol=1e-5)
+
+
+def test_the_head_begins_in_the_embedding_s_directions(tmp_path):
+    network = new_model([Dialogue(("你好", "你好"))], tmp_path, seed=0).network
+    cosine = torch.cosine_similarity(network.word_embeds.weight, network.lm_head.weight)
+    assert torch.allclose(cosine, torch.ones_like(cosine), atol=1e-5)
+    assert network.lm_head.weight is not network.word_embeds.weight
+
+
+def test_the_seed_decides_the_weights(tmp_path):
+    dialogues = [Dialogue(("你好", "你好"))]
+    one, same, other = (new_model(dialogues, tmp_path, seed).network.state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_exact_and_f1_by_hand():
+    samples = [
+        SimpleNamespace(generation=said, response=expected) for said, expected in (("八", "八"), ("是八", "是九"))
+    ]
+    assert examining.exact(samples) == 50.0
+    assert examining.f1(samples) == 75.0  # 1 and 1/2
+
+
+def test_a_page_of_a_model_that_is_always_right(made):
+    _, result = made
+    html = build_page(result.before, result.before, [(1, 2.0), (2, 1.0)], {"steps": 2}).html()
+    assert html.count("hanmo demo") >= 1 and "steps" in html
+
+
+def test_ctrl_c_leaves_what_was_there_before(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "old.txt").write_text("of an earlier run")
+    command = [sys.executable, "-m", "hanmo", "demo", "--output", str(folder), "--steps", "100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(path.name.startswith(".out") for path in tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in folder.iterdir()] == ["old.txt"]
