@@ -85,7 +85,12 @@ def read_original(
     try:
         original = recognise(weights)
     except CheckpointError as error:
-        raise CheckpointError(_not_ours(weights, str(error))) from error
+        if not is_transformers_model(weights):
+            raise
+        model_type = (weights.config or {})["model_type"]
+        raise CheckpointError(
+            f"{error}. Its config.json says {model_type!r}, a model of transformers, which this hanmo does not open"
+        ) from error
     original.require_complete()
     return original, *settle_config(original, size, config)
 
@@ -100,7 +105,7 @@ def _open_ours(path: Path, family: type[Family], dtype: str | None, device: torc
         )
         tokenizer = family.tokenizer_class.from_pretrained(path)
     _require_loaded(path, info)
-    check_vocabulary(family, network.config, tokenizer, str(path))
+    check_vocabulary(family, network.config.vocab_size, tokenizer, str(path))
     opened = family(network.config, tokenizer, find_rules(family, path / RULES, optional=True))
     return OpenedModel(network.to(device).eval(), opened, _described(str(path), stored, wanted))
 
@@ -115,7 +120,7 @@ def _open_original(
 ) -> OpenedModel:
     original, settled, size_name = read_original(path, size, config)
     tokenizer = open_tokenizer(original, vocab)
-    check_vocabulary(original.family, settled, tokenizer, str(path))
+    check_vocabulary(original.family, settled.vocab_size, tokenizer, str(path))
     wanted = choose_dtype(dtype, original.dtype, device)
     family = original.family(settled, tokenizer)  # settles what of the configuration the vocabulary decides
     network = load_network(original, settled, wanted)
@@ -192,11 +197,9 @@ def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTo
     raise VocabularyError(f"{original.weights.path}: no vocabulary: looked for {looked}; give it with --vocab FILE")
 
 
-def check_vocabulary(
-    family: type[Family], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, where: str
-) -> None:
+def check_vocabulary(family: type[Family], rows: int, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """VocabularyError if the embedding has not a row for every token, or more rows than padding explains."""
-    rows, tokens, multiple = config.vocab_size, len(tokenizer), family.vocab_padded_to
+    tokens, multiple = len(tokenizer), family.vocab_padded_to
     if not tokens <= rows <= -(-tokens // multiple) * multiple:
         raise VocabularyError(
             f"{where}: the vocabulary has {tokens:,} tokens, the embedding {rows:,} rows; "
@@ -241,16 +244,14 @@ def _described(what: str, stored: torch.dtype, used: torch.dtype) -> str:
     return f"{what}, {dtype_name(stored)}" + ("" if stored == used else f" computed in {dtype_name(used)}")
 
 
-def _not_ours(weights: Weights, reason: str) -> str:
-    """Why weights cannot be opened, when they are those of an ordinary Hugging Face model."""
+def is_transformers_model(weights: Weights) -> bool:
+    """Whether config.json beside the weights names a model type of transformers."""
     model_type = (weights.config or {}).get("model_type")
-    if isinstance(model_type, str):
-        try:
-            AutoConfig.for_model(model_type)
-        except ValueError:
-            return reason
-        return f"{reason}. Its config.json says {model_type!r}, a model of transformers, which this hanmo does not open"
-    return reason
+    try:
+        AutoConfig.for_model(str(model_type))
+    except ValueError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -104,9 +104,9 @@ def _size_names(family: type[Family]) -> dict[str, str]:
     return {alias.lower(): name for name, size in sizes.items() for alias in (name, *size.aliases)}
 
 
-def input_embedding(family: type[Family], config: PretrainedConfig) -> str:
-    """The name of the token embedding in our network."""
-    network = blank_network(family, config)
+def input_embedding(family: type[Family], config: PretrainedConfig | None = None) -> str:
+    """The name of the token embedding in our network; it does not depend on sizes."""
+    network = blank_network(family, config or family.config_class())
     weight = network.get_input_embeddings().weight
     return next(name for name, parameter in network.named_parameters() if parameter is weight)
 
@@ -169,8 +169,8 @@ def _ask(original: Original, candidates: list[str]) -> str:
         )
     shape = next(iter(original.shapes().values()))
     unsaid = sorted(_deciding_keys(original) - _dimensions(original).keys())
+    lack = f", and its shapes do not say {', '.join(unsaid)}" if _dimensions(original) else ""
     return (
-        f"{where}: has no config.json and is of no released size (its embedding is {shape}), "
-        f"and shapes do not say {', '.join(unsaid)}; "
+        f"{where}: has no config.json and is of no released size (its embedding is {shape}){lack}; "
         f"give the original's configuration file: --config FILE (released: {', '.join(original.family.legacy.SIZES)})"
     )
