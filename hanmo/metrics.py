@@ -22,7 +22,7 @@ from typing import NamedTuple
 from hanmo.errors import UnsupportedError
 
 Tokens = Sequence[str]
-BLEU_ORDERS = 4  # smoothing looks at orders 1..4, whatever order is asked for
+BLEU_ORDERS = 4
 
 
 class Overlap(NamedTuple):
@@ -37,29 +37,34 @@ def ngrams(tokens: Tokens, n: int) -> list[tuple[str, ...]]:
     return list(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
-def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], k: int = 4) -> float:
-    """Corpus BLEU of orders 1..k with equal weights (Papineni et al. 2002).
+def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], k: int = BLEU_ORDERS) -> float:
+    """Corpus BLEU of orders 1..k with equal weights (Papineni et al. 2002), k at most 4.
 
     Counts are clipped against all references of a sample; the brevity penalty uses the closest reference length, the
     shorter of two equally close ones. A hypothesis shorter than n still adds 1 to the denominator of order n. The
     j-th order without any match has precision 1 / (2^j x denominator) (Chen & Cherry 2014, method 3, base 2);
     no matching token at all gives 0.
     """
+    return bleu_orders(hypotheses, references)[k - 1]
+
+
+def bleu_orders(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    """BLEU-1 to BLEU-4, see ``bleu``."""
     _check(hypotheses, references)
-    precisions, unmatched = [], 0
+    logs, unmatched = [], 0
     for n in range(1, BLEU_ORDERS + 1):
         matches, total = _clipped(hypotheses, references, n)
         if n == 1 and matches == 0:
-            return 0.0
+            return [0.0] * BLEU_ORDERS
         unmatched += matches == 0
-        precisions.append(matches / total if matches else 1 / (2**unmatched * total))
+        logs.append(math.log(matches / total if matches else 1 / (2**unmatched * total)))
     length = sum(len(hypothesis) for hypothesis in hypotheses)
     expected = sum(
         min((len(option) for option in options), key=lambda size: (abs(size - len(hypothesis)), size))
         for hypothesis, options in zip(hypotheses, references, strict=True)
     )
     brevity = 1.0 if length > expected else math.exp(1 - expected / length)
-    return brevity * math.exp(math.fsum(math.log(precision) for precision in precisions[:k]) / k)
+    return [brevity * math.exp(math.fsum(logs[:k]) / k) for k in range(1, BLEU_ORDERS + 1)]
 
 
 def distinct(hypotheses: Sequence[Tokens], k: int, published: bool = False) -> float:

@@ -286,7 +286,7 @@ def _corrected(samples: Sequence[Sample]) -> Reading:
 
 
 def _bleus(said: Sequence[str], expected: Sequence[Sequence[str]]) -> Reading:
-    return {f"bleu-{k}": 100 * metrics.bleu(said, expected, k) for k in range(1, 5)}
+    return {f"bleu-{k}": 100 * value for k, value in enumerate(metrics.bleu_orders(said, expected), 1)}
 
 
 def _texts(samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
