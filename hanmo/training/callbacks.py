@@ -1,9 +1,10 @@
-"""What happens around a run's steps: metrics on disk, and stopping on a signal."""
+"""What happens around a run's steps: metrics on disk, a progress bar, and stopping on a signal."""
 
 from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hanmo.files import write_text
@@ -101,3 +103,49 @@ class StopOnSignal(TrainerCallback):
             torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
             self.signal = int(numbers) or None
         return self.signal is not None
+
+
+class Progress(TrainerCallback):
+    """A bar with the latest figures on standard error; where that is no terminal, a line for what is logged."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._shown: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            live = sys.stderr.isatty()
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=not live
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._bar is None or not logs:
+            return
+        names = ("loss", "eval_loss", "learning_rate")
+        new = {name: f"{logs[name]:.4g}" for name in names if name in logs}
+        self._shown.update(new)
+        if not self._bar.disable:
+            self._bar.set_postfix(self._shown)
+        elif new:
+            figures = ", ".join(f"{name} {value}" for name, value in new.items())
+            print(f"step {state.global_step}/{state.max_steps}: {figures}", file=sys.stderr)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from hanmo.checkpoints.opening import quiet
 from hanmo.data.rows import ROW_IDS, Collator, EpochSampler, RowDataset
 from hanmo.errors import CheckpointError, DivergedError
 
@@ -168,7 +169,8 @@ class RowTrainer(Trainer):
         final, draft = self.folder / name, self._drafts / name
         self._saving = True
         try:
-            super()._save_checkpoint(model, trial)
+            with quiet():
+                super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(self._drafts, ignore_errors=True)
             last = get_last_checkpoint(str(self.folder))

@@ -1,0 +1,118 @@
+"""hanmo train: train a model."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hanmo.cli.common import Json, emit, note
+
+Model = Annotated[str, typer.Argument(help="A model, or init:SIZE for random weights.", show_default=False)]
+Data = Annotated[str, typer.Argument(help="Folder with train.* and valid.*, or a training file.", show_default=False)]
+Rest = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[OUT] [KEY=VALUE]...", help="The run's folder, and settings to change.", show_default=False
+    ),
+]
+File = Annotated[Path | None, typer.Option("--config", help="Settings as YAML.")]
+Preset = Annotated[
+    str | None, typer.Option(help="Preset of the model's family; none for none. [default: published, if there is one]")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the settings and what a step needs on this machine, and stop.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+
+
+def sft(
+    model: Model,
+    data: Data,
+    rest: Rest = None,
+    config: File = None,
+    preset: Preset = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model on dialogues, or on prompts and responses.
+
+    Data is tab-separated turns, one dialogue a line (train.txt), or JSON lines: {"turns": [...]}, messages with roles,
+    {"prompt", "response"}, {"instruction", "input", "output"}. The run's folder holds the model at the end; Ctrl-C
+    saves and stops.
+
+    Example: hanmo train sft models/eva2.0-base data/kdconv runs/kdconv limit=256 trainer.num_train_epochs=5
+    """
+    from hanmo.config import load
+    from hanmo.training import sft as stage
+
+    out = [item for item in rest or () if not _OVERRIDE.match(item)]
+    if len(out) > 1:
+        raise typer.BadParameter(f"one folder for the run, not {', '.join(out)}; settings are key=value")
+    given = [f"model={json.dumps(model)}", f"data={json.dumps(data)}", *(f"out={json.dumps(item)}" for item in out)]
+    overrides = [item for item in rest or () if _OVERRIDE.match(item)]
+    settings = load(stage.SftConfig, _preset(model, "sft", preset), config, given + overrides)
+    if dry_run:
+        emit(stage.dry_run(settings), as_json, _show_dry_run)
+        return
+    outcome = stage.sft(settings, resume)
+    emit(outcome.__dict__, as_json, _show_outcome)
+    if outcome.signal is not None:
+        note(f"stopped after step {outcome.steps}; --resume goes on from there")
+        sys.exit(128 + outcome.signal)
+
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def _preset(model: str, stage: str, name: str | None) -> dict[str, Any]:
+    """The settings of a preset of the model's family; of "published" if none is named and the family has it."""
+    from hanmo.errors import ConfigError, unknown
+    from hanmo.families.presets import presets
+    from hanmo.training.run import family_name
+
+    if name == "none":
+        return {}
+    found = presets(family_name(model)).get(stage, {})
+    if name is None:
+        return found.get("published", {})
+    if name not in found:
+        raise ConfigError(unknown("preset", name, [*found, "none"]))
+    return found[name]
+
+
+def _show_dry_run(result: dict[str, Any]) -> None:
+    memory = result["memory"]
+    print(result["config"])
+    print(f"model        {result['model']}")
+    print(
+        f"rows         {result['rows']:,} to train on, {result['valid_rows']:,} to validate, {result['rejected']:,} not used"
+    )
+    print(f"parameters   {result['parameters']:,}, of which {result['trained_parameters']:,} are trained")
+    parts = " + ".join(f"{name} {_size(size)}" for name, size in memory.items() if name != "total")
+    print(f"memory       {_size(memory['total'])} = {parts}")
+    total = result["steps"] * result["seconds_per_step"]
+    print(
+        f"time         {result['seconds_per_step']:.3g} s a step at most, {result['steps']:,} steps: {total / 60:.1f} minutes"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+def _show_outcome(result: dict[str, Any]) -> None:
+    print(f"{result['steps']:,} steps on {result['rows']:,} rows in {result['seconds']:.0f} s")
+    if result["rejected"]:
+        print(f"{result['rejected']:,} records were not used: {result['run']}/rejects.jsonl")
+    if result["eval_loss"] is not None:
+        before = f"{result['eval_loss_before']:.4f} before, " if result["eval_loss_before"] is not None else ""
+        print(f"validation loss {before}{result['eval_loss']:.4f} at its best, after step {result['best_step']}")
+    if result["model"]:
+        print(f"report  {result['run']}/report.html")
+        print(f"talk to it: hanmo chat {result['model']}")

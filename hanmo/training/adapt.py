@@ -1,0 +1,53 @@
+"""Which parameters of a network are trained: all, LoRA adapters, or all but the first layers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from hanmo.errors import ConfigError
+
+
+def add_lora(network: Any, targets: Sequence[str], rank: int, alpha: int, dropout: float) -> Any:
+    """The network with LoRA adapters, which alone are trained, on the linear modules named ``targets``.
+
+    Raises:
+        ConfigError: no targets, or no module has such a name.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if not targets:
+        raise ConfigError("lora_targets: this family names none; give the names of linear modules, e.g. [q_proj]")
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an attribute's old name
+            adapted = get_peft_model(network, settings)
+    except ValueError as error:
+        names = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+        raise ConfigError(f"lora_targets: {error}; linear modules here: {', '.join(sorted(names))}") from None
+    # With a name, saving asks the hub for a model of that name.
+    adapted.peft_config["default"].base_model_name_or_path = ""
+    return adapted
+
+
+def freeze_layers(network: nn.Module, share: float) -> list[str]:
+    """Freeze the first ``share`` (0 … 1) of the layers of every stack; returns the frozen layers' names.
+
+    Of n layers int(share x n) are frozen; embeddings, last norms and the head stay trainable.
+    """
+    frozen = []
+    for name, stack in _stacks(network):
+        for place in range(int(share * len(stack))):
+            stack[place].requires_grad_(False)
+            frozen.append(f"{name}.{place}")
+    return frozen
+
+
+def _stacks(network: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """The lists of layers that are not themselves inside another list."""
+    lists = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
+    return [(name, module) for name, module in lists if not any(name.startswith(f"{outer}.") for outer, _ in lists)]

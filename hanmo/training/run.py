@@ -1,0 +1,292 @@
+"""What all stages do around their Trainer: a run folder, settings for transformers' Trainer, and what is left at the end.
+
+RUN/config.yaml      the resolved settings
+RUN/metrics.jsonl    what was logged
+RUN/tensorboard/     the same, if tensorboard is installed
+RUN/rejects.jsonl    records that were not used, and why
+RUN/checkpoints/     to resume from
+RUN/model/           the model, opened by open_model
+RUN/report.html
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from hanmo import config as settings
+from hanmo.checkpoints import open_model
+from hanmo.checkpoints.files import find_weights
+from hanmo.checkpoints.layout import all_families, recognise
+from hanmo.checkpoints.opening import family_of_ours
+from hanmo.data.rows import RowDataset
+from hanmo.errors import ConfigError, unknown
+from hanmo.families.base import Family, OpenedModel
+from hanmo.report import Page
+from hanmo.training.callbacks import MetricsFile, Progress, StopOnSignal, read_metrics
+from hanmo.training.schedules import Schedule, factor, published_warmup
+from hanmo.training.trainer import RowTrainer
+
+NEW = "init:"  # a model of random weights: init:SIZE
+TRAINER = settings.settings_of(
+    "transformers.TrainingArguments",
+    output_dir="the run's folder is OUT",
+    resume_from_checkpoint="say --resume",
+    remove_unused_columns="batches are made of rows, not columns",
+    label_names="rows have labels",
+    average_tokens_across_devices="always so: the loss is divided by the weights of the whole step",
+    label_smoothing_factor="the loss lives inside the network, which has no label smoothing",
+    logging_nan_inf_filter="a loss that is not finite stops the run",
+    push_to_hub="upload OUT/model when the run is over",
+)
+DEFAULTS: dict[str, Any] = {
+    "logging_steps": 10,
+    "save_total_limit": 2,
+    "train_sampling_strategy": "group_by_length",
+    "report_to": "none",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. ``signal`` stopped it before its end; there is then no model, and it can be resumed."""
+
+    run: str
+    steps: int
+    train_loss: float | None
+    eval_loss_before: float | None
+    eval_loss: float | None
+    best_step: int | None
+    rows: int
+    rejected: int
+    seconds: float
+    signal: int | None = None
+    model: str | None = None
+
+
+def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedModel:
+    """A network of random weights.
+
+    Args:
+        size: a released size of any family.
+        shape: what of the size's configuration is different, e.g. ``{"num_layers": 2}``.
+        vocab: the vocabulary file.
+    """
+    family, name = find_size(size)
+    if vocab is None:
+        raise ConfigError(f"{NEW}{size}: a new model needs a vocabulary: vocab=FILE")
+    if not Path(vocab).exists():
+        raise ConfigError(f"vocab: no such file: {vocab}")
+    tokenizer = family.tokenizer_class(vocab_file=vocab)
+    released = family.legacy.SIZES[name].config
+    for key in shape:
+        if key not in released or key == "vocab_size":
+            raise ConfigError(unknown("setting of shape", key, set(released) - {"vocab_size"}))
+    config = family.config_class(**{**released, "vocab_size": len(tokenizer), **shape})
+    opened = family(config, tokenizer)
+    return OpenedModel(family.network_class(opened.config), opened, f"{name}, random weights")
+
+
+def find_size(size: str) -> tuple[type[Family], str]:
+    """The family and the released size of a name or alias."""
+    names = {
+        alias.lower(): (family, name)
+        for family in all_families()
+        for name, released in family.legacy.SIZES.items()
+        for alias in (name, *released.aliases)
+    }
+    if size.lower() not in names:
+        raise ConfigError(unknown("size", size, names))
+    return names[size.lower()]
+
+
+def open_for_training(
+    model: str, size: str | None, original_config: str | None, vocab: str | None, rules: str | None,
+    shape: dict[str, Any],
+) -> OpenedModel:  # fmt: skip
+    """A model with fp32 weights, which the optimizer needs, whatever its files hold."""
+    if model.startswith(NEW):
+        if given := [n for n, v in (("size", size), ("config", original_config), ("rules", rules)) if v]:
+            raise ConfigError(f"{model}: {' and '.join(given)} cannot be given for a new model")
+        return new_model(model.removeprefix(NEW), shape, vocab)
+    if shape:
+        raise ConfigError(f"shape: only a new model ({NEW}SIZE) can be given one; {model} has its own")
+    return open_model(model, size=size, config=original_config, vocab=vocab, rules=rules, dtype="fp32", device="cpu")
+
+
+def data_files(data: str, valid: str | None) -> tuple[Path, Path | None]:
+    """Training and validation file of a folder with train.* and valid.* (or dev.*), or of two files."""
+    path = Path(data)
+    if not path.exists():
+        raise ConfigError(f"data: no such file or folder: {path}")
+    if path.is_file():
+        return path, Path(valid) if valid else None
+    train = _one(path, ("train",))
+    if train is None:
+        raise ConfigError(f"data: {path} has no train.txt or train.jsonl")
+    return train, Path(valid) if valid else _one(path, ("valid", "dev"))
+
+
+def _one(folder: Path, stems: tuple[str, ...]) -> Path | None:
+    suffixes = [end + zipped for end in (".txt", ".jsonl", ".json") for zipped in ("", ".gz")]
+    found = [
+        folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes if (folder / f"{stem}{suffix}").exists()
+    ]
+    if len(found) > 1:
+        raise ConfigError(f"data: {folder} has {' and '.join(path.name for path in found)}; name the file you mean")
+    return found[0] if found else None
+
+
+def tokenising(records: Iterable[Any], what: str) -> Iterator[Any]:
+    """The records, with a progress bar on a terminal."""
+    return iter(tqdm(records, desc=f"tokenising {what}", unit="record", disable=not sys.stderr.isatty()))
+
+
+def trainer_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
+    """The settings of transformers' Trainer with ours where none are given."""
+    evaluates = given.get("eval_strategy", "epoch" if has_valid else "no")
+    if evaluates != "no" and not has_valid:
+        raise ConfigError("trainer.eval_strategy: there is no validation file; give valid=FILE")
+    merged = {**DEFAULTS, "eval_strategy": evaluates, **given}
+    merged.setdefault("save_strategy", evaluates if evaluates != "no" else "epoch")
+    if "eval_steps" in merged and merged["save_strategy"] == "steps":
+        merged.setdefault("save_steps", merged["eval_steps"])
+    if evaluates != "no":
+        merged.setdefault("load_best_model_at_end", merged["save_strategy"] != "no")
+        merged.setdefault("metric_for_best_model", "eval_loss")
+    return merged
+
+
+def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:
+    """transformers' own settings object."""
+    try:
+        return TrainingArguments(
+            output_dir=str(folder / "checkpoints"),
+            remove_unused_columns=False,
+            label_names=["labels"],
+            average_tokens_across_devices=True,
+            logging_nan_inf_filter=False,
+            **{"dataloader_pin_memory": torch.cuda.is_available(), **merged},
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"trainer: {error}") from error
+
+
+def rate_factor(
+    schedule: Schedule | None, args: TrainingArguments, published: bool
+) -> Callable[[int, int], float] | None:
+    """The learning rate's factor for RowTrainer; None leaves it to transformers.
+
+    Published, "linear" and "cosine" fall over the run's batches before accumulation, so that with accumulation they
+    do not reach their end.
+    """
+    if schedule is None:
+        return None
+
+    def at(step: int, steps: int) -> float:
+        warmup = args.warmup_steps if args.warmup_steps >= 1 else published_warmup(args.warmup_steps, steps)
+        return factor(schedule, step, warmup, steps * args.gradient_accumulation_steps if published else steps)
+
+    return at
+
+
+def begin(folder: Path, config: Any, resume: bool) -> str | None:
+    """Make the run's folder and write its settings; returns the checkpoint to resume from.
+
+    Raises:
+        ConfigError: there is a run already, or its settings are not these.
+    """
+    checkpoints = folder / "checkpoints"
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if (folder / "model").exists():
+        raise ConfigError(f"{folder}: holds a run that is over; give another folder, or remove it")
+    if last and not resume:
+        raise ConfigError(
+            f"{folder}: holds a run that was stopped ({Path(last).name}); --resume it, or give another folder"
+        )
+    if resume and (folder / "config.yaml").is_file():
+        before = settings.load(type(config), None, folder / "config.yaml")
+        old, new = asdict(before), asdict(config)
+        changed = [f"{key} was {old[key]!r} and is now {new[key]!r}" for key in new if old[key] != new[key]]
+        if changed:
+            raise ConfigError(f"{folder}: cannot resume with other settings: {'; '.join(changed)}")
+    settings.save(config, folder / "config.yaml")
+    return last
+
+
+def callbacks(folder: Path) -> tuple[list[TrainerCallback], StopOnSignal]:
+    """The run's own callbacks, and among them the one that knows of a signal."""
+    stop = StopOnSignal()
+    found: list[TrainerCallback] = [MetricsFile(folder / "metrics.jsonl"), Progress(), stop]
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+    except ImportError:
+        return found, stop
+    return [*found, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))], stop
+
+
+def make_trainer(
+    network: Any, args: TrainingArguments, train: RowDataset, valid: RowDataset | None,
+    at: Callable[[int, int], float] | None, extra: list[TrainerCallback],
+) -> RowTrainer:  # fmt: skip
+    """A RowTrainer that prints nothing on standard output."""
+    trainer = RowTrainer(network, args, train, valid, at, extra)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def figures(folder: Path) -> dict[str, float | int | None]:
+    """First, best and last losses, from the metrics file."""
+    entries = read_metrics(folder / "metrics.jsonl")
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in entries if "eval_loss" in entry}
+    best = min(evaluated, key=lambda step: evaluated[step], default=None)
+    return {
+        "train_loss": losses[-1] if losses else None,
+        "eval_loss_before": evaluated.get(0),
+        "eval_loss": evaluated[best] if best is not None else None,
+        "best_step": best,
+    }
+
+
+def write_report(folder: Path, title: str, subtitle: str, facts: dict[str, Any]) -> None:
+    """RUN/report.html: what was trained, and its curves."""
+    entries = read_metrics(folder / "metrics.jsonl")
+
+    def curve(name: str) -> list[tuple[float, float]]:
+        return [(entry["step"], entry[name]) for entry in entries if name in entry]
+
+    page = Page(title, subtitle)
+    page.facts(facts)
+    page.heading("Loss")
+    page.line_plot({"training": curve("loss"), "validation": curve("eval_loss")}, x="step", y="loss")
+    page.heading("Learning rate and gradient")
+    page.line_plot({"learning rate": curve("learning_rate")}, x="step", y="learning rate", from_zero=True)
+    page.line_plot({"gradient norm": curve("grad_norm")}, x="step", y="norm before clipping", from_zero=True)
+    page.heading("Validation")
+    page.table(
+        ["step", "epoch", "loss"], [[e["step"], e.get("epoch"), e["eval_loss"]] for e in entries if "eval_loss" in e]
+    )
+    page.heading("Settings")
+    with page.details("config.yaml"):
+        page.paragraph((folder / "config.yaml").read_text(encoding="utf-8"))
+    page.write(folder / "report.html")
+
+
+def family_name(model: str) -> str:
+    """The family of a model, without opening it: that of its size, its folder, or its original files."""
+    if model.startswith(NEW):
+        return find_size(model.removeprefix(NEW))[0].name
+    family = family_of_ours(Path(model))
+    return family.name if family else recognise(find_weights(model)).family.name

@@ -1,0 +1,154 @@
+"""Run folders and the settings that transformers' Trainer gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hanmo.errors import ConfigError
+from hanmo.families import NAMES
+from hanmo.families.presets import presets
+from hanmo.training.run import (
+    TRAINER,
+    arguments,
+    begin,
+    data_files,
+    family_name,
+    find_size,
+    new_model,
+    open_for_training,
+    rate_factor,
+    trainer_settings,
+)
+from hanmo.training.sft import SftConfig
+
+
+def test_files_of_a_data_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no train\.txt or train\.jsonl"):
+        data_files(str(tmp_path), None)
+    train = tmp_path / "train.jsonl.gz"
+    train.touch()
+    assert data_files(str(tmp_path), None) == (train, None)
+    (tmp_path / "dev.txt").touch()
+    assert data_files(str(tmp_path), None) == (train, tmp_path / "dev.txt")
+    assert data_files(str(tmp_path), "else.txt") == (train, Path("else.txt"))
+    assert data_files(str(train), None) == (train, None)
+    (tmp_path / "valid.txt").touch()
+    with pytest.raises(ConfigError, match=r"valid\.txt and dev\.txt; name the file you mean"):
+        data_files(str(tmp_path), None)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        data_files(str(tmp_path / "none"), None)
+
+
+def test_trainer_settings_follow_the_validation_file() -> None:
+    assert trainer_settings({}, False)["eval_strategy"] == "no"
+    assert "load_best_model_at_end" not in trainer_settings({}, False)
+    by_epoch = trainer_settings({}, True)
+    assert (by_epoch["eval_strategy"], by_epoch["save_strategy"], by_epoch["load_best_model_at_end"]) == (
+        "epoch",
+        "epoch",
+        True,
+    )
+    by_steps = trainer_settings({"eval_strategy": "steps", "eval_steps": 7}, True)
+    assert (by_steps["save_strategy"], by_steps["save_steps"]) == ("steps", 7)
+    assert trainer_settings({"save_total_limit": 9}, True)["save_total_limit"] == 9
+    with pytest.raises(ConfigError, match="there is no validation file"):
+        trainer_settings({"eval_strategy": "steps"}, False)
+
+
+def test_what_transformers_refuses_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer: .*save"):
+        arguments(tmp_path, trainer_settings({"eval_strategy": "steps", "save_strategy": "epoch"}, True))
+
+
+@pytest.mark.parametrize(
+    "accumulation, published, last", [(1, False, 0.1), (1, True, 0.1), (4, False, 0.1), (4, True, 0.775)]
+)
+def test_the_schedule_counts_steps_unless_published(
+    tmp_path: Path, accumulation: int, published: bool, last: float
+) -> None:
+    args = arguments(tmp_path, {"gradient_accumulation_steps": accumulation, "warmup_steps": 0.09, "use_cpu": True})
+    at = rate_factor("linear", args, published)
+    assert at is not None
+    assert at(5, 100) == pytest.approx(0.5)  # a warm-up of int(0.09 x 100) + 1 = 10 steps
+    assert at(100, 100) == pytest.approx(last)
+    assert rate_factor(None, args, published) is None
+    fixed = rate_factor("linear", replace_warmup(args, 20), published)
+    assert fixed is not None
+    assert fixed(5, 100) == pytest.approx(0.25)
+
+
+def replace_warmup(args: Any, steps: int) -> Any:
+    args.warmup_steps = steps
+    return args
+
+
+@dataclass(frozen=True)
+class Stage:
+    limit: int = 1
+    trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
+
+
+def test_a_run_is_not_begun_twice(tmp_path: Path) -> None:
+    folder, stage = tmp_path / "run", Stage(3, {"learning_rate": 1e-4})
+    assert begin(folder, stage, resume=False) is None
+    assert begin(folder, stage, resume=True) is None  # killed before its first checkpoint
+    (folder / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    (folder / "checkpoints" / "checkpoint-12").mkdir()
+    with pytest.raises(ConfigError, match=r"stopped \(checkpoint-12\); --resume it"):
+        begin(folder, stage, resume=False)
+    assert begin(folder, stage, resume=True) == str(folder / "checkpoints" / "checkpoint-12")
+    with pytest.raises(ConfigError, match="other settings: limit was 3 and is now 4"):
+        begin(folder, replace(stage, limit=4), resume=True)
+    (folder / "model").mkdir()
+    with pytest.raises(ConfigError, match="a run that is over"):
+        begin(folder, stage, resume=True)
+
+
+def test_sizes_are_found_by_name_and_alias() -> None:
+    for name, family in (("eva2.0-base", "eva"), ("EVA2.0_Base", "eva")):
+        assert find_size(name)[0].name == family
+        assert find_size(name)[1] == "eva2.0-base"
+        assert family_name(f"init:{name}") == family
+    with pytest.raises(ConfigError, match=r"unknown size 'eva2\.0-bas': did you mean .*eva2\.0-base"):
+        find_size("eva2.0-bas")
+
+
+def test_a_new_model_asks_for_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a vocabulary: vocab=FILE"):
+        new_model("eva2.0-base", {}, None)
+    with pytest.raises(ConfigError, match="no such file"):
+        new_model("eva2.0-base", {}, str(tmp_path / "none.txt"))
+    for name in ("shape", "size"):
+        values: dict[str, Any] = {"size": None, "original_config": None, "vocab": None, "rules": None, "shape": {}}
+        model, values[name] = ("some/folder", {"d_model": 1}) if name == "shape" else ("init:eva2.0-base", "x")
+        with pytest.raises(ConfigError, match=name):
+            open_for_training(model, **values)
+
+
+SFT = [(family, name) for family in NAMES for name in presets(family).get("sft", {})]
+
+
+@pytest.mark.parametrize("family, name", SFT)
+def test_sft_presets_are_settings(family: str, name: str, tmp_path: Path) -> None:
+    from hanmo.config import load
+
+    config = load(SftConfig, {"model": "m", "data": "d", **presets(family)["sft"][name]})
+    arguments(tmp_path, trainer_settings(config.trainer, True))
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"limit": 1}, "limit=1: must be at least 2"),
+        ({"freeze": 1.0}, "freeze=1.0: must be from 0"),
+        ({"lora_rank": -1}, "lora_rank=-1"),
+        ({"freeze": 0.5, "lora_rank": 2}, "give one of them"),
+    ],
+)
+def test_impossible_settings(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SftConfig("m", "d", **wrong)
