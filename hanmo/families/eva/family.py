@@ -38,7 +38,7 @@ class EvaFamily(Family):
     network_class = EvaModel
     tokenizer_class = EvaTokenizer
     legacy: ClassVar[ModuleType] = legacy
-    # Looked at before each step's end: beams of equal score, no length for the stop token, at the edge of a tie.
+    # All beams start equal, so that the search meets ties which hang on rounding (specification, 7.4).
     published_decoding = DecodingForm(
         first_beam_only=False,
         length="words",
