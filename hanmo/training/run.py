@@ -146,9 +146,9 @@ def _one(folder: Path, stems: tuple[str, ...]) -> Path | None:
     return found[0] if found else None
 
 
-def tokenising(records: Iterable[Any], what: str) -> Iterator[Any]:
+def tokenising(records: Iterable[Any], what: str, bar: bool = True) -> Iterator[Any]:
     """The records, with a progress bar on a terminal."""
-    return iter(tqdm(records, desc=f"tokenising {what}", unit="record", disable=not sys.stderr.isatty()))
+    return iter(tqdm(records, desc=f"tokenising {what}", unit="record", disable=not (bar and sys.stderr.isatty())))
 
 
 def trainer_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
@@ -223,10 +223,10 @@ def begin(folder: Path, config: Any, resume: bool) -> str | None:
     return last
 
 
-def callbacks(folder: Path) -> tuple[list[TrainerCallback], StopOnSignal]:
-    """The run's own callbacks, and among them the one that knows of a signal."""
+def callbacks(folder: Path, show: TrainerCallback | None = None) -> tuple[list[TrainerCallback], StopOnSignal]:
+    """The run's own callbacks, and among them the one that knows of a signal; ``show`` takes the place of the bar."""
     stop = StopOnSignal()
-    found: list[TrainerCallback] = [MetricsFile(folder / "metrics.jsonl"), Progress(), stop]
+    found: list[TrainerCallback] = [MetricsFile(folder / "metrics.jsonl"), show or Progress(), stop]
     try:
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations import TensorBoardCallback

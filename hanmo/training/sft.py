@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from hanmo.checkpoints import save_model
 from hanmo.config import dump
@@ -94,21 +94,24 @@ class SftConfig:
             raise ConfigError("freeze and lora_rank: LoRA already leaves all layers as they are; give one of them")
 
 
-def sft(config: SftConfig, resume: bool = False) -> Outcome:
+def sft(config: SftConfig, resume: bool = False, show: TrainerCallback | None = None) -> Outcome:
     """Fine-tune a model; the run's folder is described in ``training/run.py``.
+
+    Args:
+        show: shows the progress, in place of bars on standard error.
 
     Raises:
         HanmoError: a setting, a file or a record is wrong, or training diverged.
     """
     start = time.monotonic()
-    config, opened, rows, valid, rejects = _prepare(config)
+    config, opened, rows, valid, rejects = _prepare(config, bars=show is None)
     folder = Path(config.out)
     checkpoint = begin(folder, config, resume)
     if rejects:
         rejects.write(folder / "rejects.jsonl")
     args = arguments(folder, {"eval_on_start": valid is not None and checkpoint is None, **_quiet(config.trainer)})
     network = _adapted(opened, config)
-    extra, stop = callbacks(folder)
+    extra, stop = callbacks(folder, show)
     trainer = make_trainer(network, args, rows, valid, rate_factor(config.schedule, args, config.published), extra)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -153,7 +156,9 @@ def dry_run(config: SftConfig) -> dict[str, Any]:
     }
 
 
-def _prepare(config: SftConfig) -> tuple[SftConfig, OpenedModel, RowDataset, RowDataset | None, Rejects]:
+def _prepare(
+    config: SftConfig, bars: bool = True
+) -> tuple[SftConfig, OpenedModel, RowDataset, RowDataset | None, Rejects]:
     """Everything that can be wrong, before anything is written."""
     train_file, valid_file = data_files(config.data, config.valid)
     config = replace(config, trainer=trainer_settings(config.trainer, valid_file is not None))
@@ -162,14 +167,14 @@ def _prepare(config: SftConfig) -> tuple[SftConfig, OpenedModel, RowDataset, Row
         config.model, config.size, config.original_config, config.vocab, config.rules, config.shape
     )
     rejects = Rejects()
-    rows = _rows(train_file, opened, config, rejects)
-    valid = _rows(valid_file, opened, config, rejects) if valid_file else None
+    rows = _rows(train_file, opened, config, rejects, bars)
+    valid = _rows(valid_file, opened, config, rejects, bars) if valid_file else None
     return config, opened, rows, valid, rejects
 
 
-def _rows(file: Path, opened: OpenedModel, config: SftConfig, rejects: Rejects) -> RowDataset:
+def _rows(file: Path, opened: OpenedModel, config: SftConfig, rejects: Rejects, bars: bool) -> RowDataset:
     records = iter_records(file, rejects if config.skip_bad else None)
-    rows = make_rows(tokenising(records, file.name), opened.family, config.limit, config.response_limit, rejects)
+    rows = make_rows(tokenising(records, file.name, bars), opened.family, config.limit, config.response_limit, rejects)
     if not len(rows):
         reasons = f"; the first: {rejects.errors[0]}" if rejects else ""
         raise ConfigError(f"{file}: nothing to learn from{reasons}")
