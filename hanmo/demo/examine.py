@@ -38,15 +38,11 @@ class Examination:
         result: the published evaluation over all held-out dialogues.
         topics: the samples by topic.
         openings: the replies to the ten openings, in order.
-        conversations: user and model in turn.
-        beyond: the same for questions that the corpus does not prepare for.
     """
 
     result: DialogueResult
     topics: dict[str, list[Sample]]
     openings: list[str]
-    conversations: list[list[str]]
-    beyond: list[list[str]]
 
     @property
     def exact(self) -> float:
@@ -78,7 +74,7 @@ def examine(
     settings: Settings,
     progress: Progress | None = None,
 ) -> Examination:
-    """Put everything to a model."""
+    """Put the held-out dialogues and the openings to a model."""
     records = [(topic, dialogue) for topic, dialogues in held_out.items() for dialogue in dialogues]
     result = evaluate(opened, [dialogue for _, dialogue in records], settings, LIMIT, LIMIT, 64, progress=progress)
     assert len(result.samples) == len(records), "a dialogue of the corpus is longer than the model reads"
@@ -86,19 +82,15 @@ def examine(
     for (topic, _), sample in zip(records, result.samples, strict=True):
         topics.setdefault(topic, []).append(sample)
 
-    def talk(said: Sequence[str]) -> list[str]:
-        session = ChatSession(opened, settings, LIMIT)
-        for text in said:
-            session.say(text)
-        return session.turns
+    return Examination(result, topics, [talk(opened, [opening.said], settings)[-1] for opening in OPENINGS])
 
-    return Examination(
-        result,
-        topics,
-        [talk([opening.said])[-1] for opening in OPENINGS],
-        [talk(said) for said in CONVERSATIONS],
-        [talk(said) for said in BEYOND],
-    )
+
+def talk(opened: OpenedModel, said: Sequence[str], settings: Settings) -> list[str]:
+    """A conversation in which the user says these things: user and model in turn."""
+    session = ChatSession(opened, settings, LIMIT)
+    for text in said:
+        session.say(text)
+    return session.turns
 
 
 def exact(samples: Sequence[Sample]) -> float:

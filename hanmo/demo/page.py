@@ -20,10 +20,19 @@ LIMITS = (
 )
 
 
-def build_page(before: Examination, after: Examination, loss: Sequence[Point], facts: Mapping[str, Any]) -> Page:
+def build_page(
+    before: Examination,
+    after: Examination,
+    conversations: Sequence[Sequence[str]],
+    beyond: Sequence[Sequence[str]],
+    loss: Sequence[Point],
+    facts: Mapping[str, Any],
+) -> Page:
     """The report of one run.
 
     Args:
+        conversations: user and trained model in turn.
+        beyond: the same, of what the corpus does not prepare for.
         loss: (step, training loss).
         facts: sizes, counts and times, by name.
     """
@@ -46,7 +55,7 @@ def build_page(before: Examination, after: Examination, loss: Sequence[Point], f
         note="A reply fits if a hand-written rule finds the expected word in it and nothing that contradicts it.",
     )
     page.heading("Conversations")
-    _conversations(page, after.conversations)
+    _conversations(page, conversations)
     _results(page, before, after)
     page.heading("Training")
     page.line_plot({"training loss": loss}, x="step", y="loss (nats per token)", from_zero=True)
@@ -54,7 +63,7 @@ def build_page(before: Examination, after: Examination, loss: Sequence[Point], f
     page.heading("What it cannot do")
     page.paragraph(LIMITS)
     page.paragraph("Questions that its corpus does not prepare it for, and what it says:")
-    _conversations(page, after.beyond)
+    _conversations(page, beyond)
     _mistakes(page, after)
     page.footer("Made by hanmo demo. Talk to the model with: hanmo chat")
     return page

@@ -30,7 +30,7 @@ from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.saving import new_folder
 from hanmo.data import corpus
 from hanmo.demo.display import Display, Update
-from hanmo.demo.examine import Examination, examine
+from hanmo.demo.examine import BEYOND, CONVERSATIONS, Examination, examine, talk
 from hanmo.demo.model import DECODING, LIMIT, new_model
 from hanmo.demo.page import build_page
 from hanmo.files import write_text
@@ -39,7 +39,8 @@ from hanmo.records import write_records
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.sft import SftConfig, sft
 
-STEPS = 3000
+STEPS = 2600
+VOCABULARY_SAMPLE = 20_000  # composed dialogues whose words are counted: more of them have no other words
 BATCH = 32
 TRAINER: dict[str, Any] = {
     "per_device_train_batch_size": BATCH,
@@ -49,7 +50,6 @@ TRAINER: dict[str, Any] = {
     "adam_beta2": 0.98,
     "weight_decay": 0.01,
     "max_grad_norm": 1.0,
-    "logging_steps": 20,
     "eval_strategy": "no",
     "save_strategy": "no",
 }
@@ -62,6 +62,8 @@ class DemoResult:
     folder: str
     before: Examination
     after: Examination
+    conversations: list[list[str]]
+    beyond: list[list[str]]
     facts: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,6 +75,8 @@ class DemoResult:
             "openings": len(self.after.fitting),
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
+            "conversations": self.conversations,
+            "beyond": self.beyond,
             "facts": self.facts,
         }
 
@@ -118,7 +122,7 @@ def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -
             write_records(draft / "corpus" / "held_out.jsonl", held_out)
             update(1, 1, f"{len(found.train):,} dialogues, {len(held_out)} held out")
         with show.stage("new model") as update:
-            untrained = new_model(found.train, draft / "new", seed)
+            untrained = new_model(found.train[:VOCABULARY_SAMPLE] + found.collected, draft / "new", seed)
             save_model(untrained, draft / "new")
             parameters = sum(parameter.numel() for parameter in untrained.network.parameters())
             update(1, 1, f"{parameters / 1e6:.1f} million parameters, {len(untrained.tokenizer):,} tokens")
@@ -130,6 +134,9 @@ def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -
         with show.stage("after training") as update:
             trained = open_model(draft / "sft" / "model", device="cpu")
             after = examine(trained, found.held_out, settings, lambda done, total: update(done, total, ""))
+            conversations, beyond = (
+                [talk(trained, said, settings) for said in talks] for talks in (CONVERSATIONS, BEYOND)
+            )
             update(
                 1, 1, f"{sum(after.fitting)} of {len(after.fitting)} openings, {after.exact:.0f} % of held-out exact"
             )
@@ -148,7 +155,7 @@ def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -
             **{f"seconds, {name}": round(seconds, 1) for name, seconds in show.seconds.items()},
             "seconds, all": round(time.monotonic() - start, 1),
         }
-        result = DemoResult(str(output), before, after, facts)
+        result = DemoResult(str(output), before, after, conversations, beyond, facts)
         _leave(draft, trained, result, losses)
     return result
 
@@ -160,7 +167,7 @@ def _train(draft: Path, seed: int, steps: int, show: ShowTraining) -> list[tuple
         data=str(draft / "corpus" / "train.jsonl"),
         out=str(draft / "sft"),
         limit=LIMIT,
-        trainer={**TRAINER, "max_steps": steps, "seed": seed, "use_cpu": True},
+        trainer={**TRAINER, "max_steps": steps, "logging_steps": max(1, steps // 100), "seed": seed, "use_cpu": True},
     )
     outcome = sft(config, show=show)
     if outcome.signal is not None:
@@ -179,4 +186,5 @@ def _leave(draft: Path, trained: Any, result: DemoResult, losses: Sequence[tuple
     for name in ("sft", "new"):
         shutil.rmtree(draft / name)
     write_text(draft / "results.json", json.dumps(result.as_dict(), ensure_ascii=False, indent=2) + "\n")
-    build_page(result.before, result.after, losses, result.facts).write(draft / "report.html")
+    page = build_page(result.before, result.after, result.conversations, result.beyond, losses, result.facts)
+    page.write(draft / "report.html")
