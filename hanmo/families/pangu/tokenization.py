@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, groupby, pairwise
 from math import inf, log
 from pathlib import Path
 from typing import Any
@@ -457,6 +457,10 @@ _ADDED = ("<s>", "</s>", "<eot>", "<unk>", "<sep>", "<pad>")
 _FURTHER = {"patched": "<>", "stock": ""}
 
 
+def _spelled(word: str) -> tuple[str]:
+    return (word.replace(" ", "\u2582").replace("\n", "\u2583"),)
+
+
 class PanguTokenizer(PreTrainedTokenizer):
     """PanGu-α's tokenizer. A single text becomes ``<s>`` A ``<eot>``, a pair ``<s>`` A ``<sep>`` B ``<eot>``.
 
@@ -518,7 +522,7 @@ class PanguTokenizer(PreTrainedTokenizer):
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text and nothing else; empty for an empty text."""
-        return self._cutter()(text)
+        return self._encode_words([self.segments(text)])[0]
 
     def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
         """``encode_plain`` of many texts, much faster.
@@ -526,12 +530,32 @@ class PanguTokenizer(PreTrainedTokenizer):
         Args:
             workers: processes; by default one per processor where there is enough text to keep them busy.
         """
-        return spread(self._cutter().many, texts, workers)
+        cutter = self._cutter()  # before the workers start, so that they share the dictionary
+        return spread(lambda part: self._encode_words(cutter.many(part)), texts, workers)
 
     def segments(self, text: str) -> list[str]:
         """The words jieba cuts a text into, with spaces and newlines as sentencepiece gets them."""
-        cut = WordCutter(lambda word: (word.replace(" ", "\u2582").replace("\n", "\u2583"),), self._dictionary())
-        return cut(text)
+        return self._cutter()(text)
+
+    def _encode_words(self, texts: Sequence[list[str]]) -> list[list[int]]:
+        """Ids of texts given as words: special words by themselves, the runs between them joined by spaces.
+
+        Words are not looked up in a table of their ids: how sentencepiece merges the pieces of a word may depend on
+        what stands around it (seen in 0.2.3), so it gets the same strings as from the original.
+        """
+        joined = [" ".join(words) for words in texts]
+        special = [
+            "<" in text and not self._specials.keys().isdisjoint(words)
+            for text, words in zip(joined, texts, strict=True)
+        ]
+        encoded = self._pieces.encode([text if not found else "" for text, found in zip(joined, special, strict=True)])
+        for index in (index for index, found in enumerate(special) if found):
+            ids: list[int] = []
+            for token, run in groupby(texts[index], key=self._specials.get):
+                words = list(run)
+                ids += self._pieces.encode(" ".join(words)) if token is None else [token] * len(words)
+            encoded[index] = ids
+        return encoded
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
         """As in transformers; a text without special tokens takes the short way."""
@@ -539,19 +563,10 @@ class PanguTokenizer(PreTrainedTokenizer):
             return self.encode_plain(text)
         return super().encode(text, text_pair, add_special_tokens=add_special_tokens, **kwargs)
 
-    def _dictionary(self) -> Dictionary:
-        return read_dictionary(_FURTHER[self.jieba_mode], _ADDED)
-
     def _cutter(self) -> WordCutter:
         if self._cut is None:
-            self._cut = WordCutter(self._word_ids, self._dictionary())
+            self._cut = WordCutter(_spelled, read_dictionary(_FURTHER[self.jieba_mode], _ADDED))
         return self._cut
-
-    def _word_ids(self, word: str) -> list[int]:
-        """Ids of a word. The original encodes words joined by spaces: no piece reaches across one, so it is the same."""
-        if word in self._specials:
-            return [self._specials[word]]
-        return self._pieces.encode(word.replace(" ", "\u2582").replace("\n", "\u2583"))
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return [self._pieces.id_to_piece(index) for index in self.encode_plain(text)]
