@@ -297,9 +297,11 @@ class TransformerXLModel(RowModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Embedding):
-            init.normal_(module.weight, std=std)
+            # What writes into the residual stream starts smaller. Only modules with tensors of their own come here.
+            blocks = (block for block in self.layers if isinstance(block, TransformerXLBlock))
+            residual = any(module in (block.attention.o_proj, block.down_proj) for block in blocks)
+            init.normal_(module.weight, std=self.config.initializer_range / (2 * len(self.layers)) ** (residual / 2))
             if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -310,10 +312,6 @@ class TransformerXLModel(RowModel):
         elif isinstance(module, TransformerXLModel) and module.config.relative:
             init.zeros_(module.r_w_bias)
             init.zeros_(module.r_r_bias)
-        # The projections that write into the residual stream start smaller, by 1 / sqrt(2 x blocks).
-        if isinstance(module, TransformerXLBlock):
-            for projection in (module.attention.o_proj, module.down_proj):
-                init.normal_(projection.weight, std=std / (2 * self.config.num_layers) ** 0.5)
 
     def backbone(
         self,
