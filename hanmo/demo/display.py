@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+LONG = 1000  # units of work above which a stage also tells how far it is
 Update = Callable[[int, int, str], None]  # done, of how many, what to say
 
 
 class Display:
-    """Stages one under the other. Where standard error is no terminal, a line for every stage that is over."""
+    """Stages one under the other. Where standard error is no terminal: a line for every stage, and for tenths of long ones."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -40,12 +41,16 @@ class Display:
     def stage(self, name: str) -> Iterator[Update]:
         """One stage; the function it gives takes progress."""
         start, task = time.monotonic(), self._progress.add_task(name, total=None, said="")
-        said = ""
+        said, tenths = "", 0
 
         def update(done: int, total: int, text: str = "") -> None:
-            nonlocal said
+            nonlocal said, tenths
             said = text or said
             self._progress.update(task, completed=done, total=total, said=said)
+            if not self.console.is_terminal and total > LONG and tenths < 10 * done // total < 10:
+                tenths = 10 * done // total
+                left = (time.monotonic() - start) * (total - done) / done
+                self.console.print(f"{name}: {said}, {left:.0f} s left", highlight=False)
 
         yield update
         self.seconds[name] = time.monotonic() - start

@@ -1,12 +1,18 @@
+import importlib.metadata
+import json
 from collections import Counter
 from random import Random
 
 import pytest
+from typer.testing import CliRunner
 
+from hanmo.cli import app
 from hanmo.data import corpus
 from hanmo.data.corpus_grammar import TEMPLATES
 from hanmo.data.corpus_reckoning import numeral
 from hanmo.data.corpus_template import HELD_OUT, Template
+from hanmo.errors import UnsupportedError
+from hanmo.records import read_records
 
 END_MARKS = str.maketrans("", "", "。？！")
 
@@ -81,26 +87,26 @@ def test_dialogues_are_well_formed(built):
 
 
 @pytest.mark.parametrize(
-    ("question", "answer"),
+    ("topic", "question", "answer"),
     [
-        ("三加五等于几？", "三加五等于八。"),
-        ("今天星期六，后天星期几？", "后天星期一。"),
-        ("现在十一点，三个小时以后几点？", "三个小时以后是二点。"),
-        ("三月是什么季节？", "三月是春天。"),
-        ("十二月是什么季节？", "十二月是冬天。"),
-        ("十二生肖里猪后面是什么？", "猪后面是鼠。"),
-        ("今天三月五号，明天几号？", "明天三月六号。"),
-        ("苹果五块钱一斤，买三斤多少钱？", "一共十五块钱。"),
-        ("大象比老鼠大吗？", "对，大象比老鼠大。"),
-        ("春风对什么？", "春风对秋雨。"),
+        ("arithmetic", "三加五等于几？", "三加五等于八。"),
+        ("dates", "今天星期六，后天星期几？", "后天星期一。"),
+        ("dates", "现在十一点，三个小时以后几点？", "三个小时以后是二点。"),
+        ("seasons", "三月是什么季节？", "三月是春天。"),
+        ("seasons", "十二月是什么季节？", "十二月是冬天。"),
+        ("seasons", "十二生肖里猪后面是什么？", "猪后面是鼠。"),
+        ("dates", "今天三月五号，明天几号？", "明天三月六号。"),
+        ("shopping", "苹果五块钱一斤，买三斤多少钱？", "一共十五块钱。"),
+        ("reasoning", "大象比老鼠大吗？", "对，大象比老鼠大。"),
+        ("couplets", "春风对什么？", "春风对秋雨。"),
     ],
 )
-def test_answers_worked_out_by_hand(question, answer):
+def test_answers_worked_out_by_hand(topic, question, answer):
     """The template that can say the question gives this answer, whichever set the combination falls into."""
     rng = Random(0)
-    topics = [template for template in TEMPLATES if template.derive]
-    for _ in range(400_000):
-        turns = rng.choice(topics).draw(rng).turns
+    templates = [template for template in TEMPLATES if template.topic.startswith(topic)]
+    for _ in range(100_000):
+        turns = rng.choice(templates).draw(rng).turns
         if turns[-2] == question:
             assert turns[-1] == answer
             return
@@ -117,3 +123,22 @@ def test_collected_dialogues_are_short_and_distinct():
     assert len(dialogues) > 100 and len(set(dialogues)) == len(dialogues)
     assert max(len(turn) for dialogue in dialogues for turn in dialogue.turns) <= 20
     assert any(dialogue.turns == ("你好", "嗨") for dialogue in dialogues)
+
+
+def test_the_command_writes_what_the_report_of_it_says(tmp_path):
+    run = CliRunner().invoke(app, ["data", "corpus", str(tmp_path), "--size", "50", "--per-topic", "2", "--json"])
+    assert run.exit_code == 0, run.output
+    said = json.loads(run.stdout)
+    train, valid = read_records(tmp_path / "train.jsonl"), read_records(tmp_path / "valid.jsonl")
+    assert (len(train), len(valid)) == (said["train_dialogues"], said["valid_dialogues"])
+    assert sum(said["topics"].values()) == len(valid) and set(said["topics"].values()) == {2}
+    assert train == corpus.build(50, 0, 2).train
+
+
+def test_without_the_collected_dialogues_the_message_says_what_to_install(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    with pytest.raises(UnsupportedError, match=r"chatterbot-corpus.*pip install"):
+        corpus.collected_dialogues()
