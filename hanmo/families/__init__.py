@@ -10,7 +10,7 @@ from hanmo.errors import UnsupportedError, unknown
 if TYPE_CHECKING:
     from hanmo.families.base import Family
 
-NAMES = ("eva", "transformer_xl")
+NAMES = ("eva", "transformer_xl", "pangu", "glm")
 
 
 def load(name: str) -> type[Family]:
