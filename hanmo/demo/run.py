@@ -13,7 +13,6 @@ OUT/metrics.jsonl    what was logged in training
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import time
@@ -33,6 +32,7 @@ from hanmo.demo.display import Display, Update
 from hanmo.demo.examine import BEYOND, CONVERSATIONS, Examination, examine, talk
 from hanmo.demo.model import DECODING, LIMIT, new_model
 from hanmo.demo.page import build_page
+from hanmo.errors import ConfigError
 from hanmo.files import write_text
 from hanmo.generation.settings import Settings
 from hanmo.records import write_records
@@ -110,9 +110,11 @@ def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -
 
     Raises:
         UnsupportedError: the collected dialogues are not installed.
+        ConfigError: ``output`` holds something else than an earlier demo.
         CheckpointError: ``output`` cannot be written.
         KeyboardInterrupt: stopped by the user; ``output`` is as it was.
     """
+    _require_free(output)
     start = time.monotonic()
     with Display() as show, new_folder(output) as draft:
         with show.stage("corpus") as update:
@@ -160,6 +162,14 @@ def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -
     return result
 
 
+def _require_free(output: Path) -> None:
+    """The output is replaced as a whole, so it must not hold anything but an earlier demo."""
+    if output.exists() and not (output / "results.json").is_file() and (output.is_file() or any(output.iterdir())):
+        raise ConfigError(
+            f"{output}: is there already and was not made by hanmo demo; give another folder with --output"
+        )
+
+
 def _train(draft: Path, seed: int, steps: int, show: ShowTraining) -> list[tuple[float, float]]:
     """Fine-tune the new model by the stage that users use; returns (step, loss)."""
     config = SftConfig(
@@ -173,7 +183,7 @@ def _train(draft: Path, seed: int, steps: int, show: ShowTraining) -> list[tuple
     if outcome.signal is not None:
         if outcome.signal == signal.SIGINT:
             raise KeyboardInterrupt
-        os.kill(os.getpid(), outcome.signal)
+        raise SystemExit(128 + outcome.signal)
     return [
         (entry["step"], entry["loss"]) for entry in read_metrics(draft / "sft" / "metrics.jsonl") if "loss" in entry
     ]

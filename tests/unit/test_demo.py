@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from html import escape
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from hanmo.demo import examine as examining
 from hanmo.demo.model import DECODING, new_model
 from hanmo.demo.openings import OPENINGS
 from hanmo.demo.run import demo
+from hanmo.errors import ConfigError
 from hanmo.records import Dialogue
 
 
@@ -22,6 +24,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
     folder.mkdir()
     (folder / "old.txt").write_text("of an earlier run")
+    (folder / "results.json").write_text("{}")
     return folder, demo(folder, seed=1, steps=3, per_topic=2)
 
 
@@ -52,7 +55,15 @@ def test_the_report_holds_what_was_said(made):
     page = (folder / "report.html").read_text(encoding="utf-8")
     for opening in OPENINGS:
         assert opening.said in page
-    for needed in ("BLEU-4", "Dist-4", "F1", "What it cannot do", "<svg", *result.after.topics, *result.beyond[0]):
+    for needed in (
+        "BLEU-4",
+        "Dist-4",
+        "F1",
+        "What it cannot do",
+        "<svg",
+        *result.after.topics,
+        *map(escape, result.beyond[0]),
+    ):
         assert needed in page, needed
 
 
@@ -88,7 +99,7 @@ def test_exact_and_f1_by_hand():
 def test_ctrl_c_leaves_what_was_there_before(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
-    (folder / "old.txt").write_text("of an earlier run")
+    (folder / "results.json").write_text("of an earlier run")
     command = [sys.executable, "-m", "hanmo", "demo", "--output", str(folder), "--steps", "100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -98,4 +109,12 @@ def test_ctrl_c_leaves_what_was_there_before(tmp_path):
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert [path.name for path in folder.iterdir()] == ["old.txt"]
+    assert [path.name for path in folder.iterdir()] == ["results.json"]
+    assert (folder / "results.json").read_text() == "of an earlier run"
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"not made by hanmo demo.*--output"):
+        demo(tmp_path, steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
