@@ -10,6 +10,7 @@ Shape suffixes: B batch, R decoding rows, T input tokens, A predicting axis, P p
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -150,6 +151,8 @@ class Family(ABC):
     chat_limit: ClassVar[int] = 512
     #: names of the linear modules that LoRA adapts
     lora_targets: ClassVar[tuple[str, ...]] = ()
+    #: how a gap in a text is written for networks that fill gaps; the others go on where a text ends
+    blank: ClassVar[str] = ""
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -189,6 +192,20 @@ class Family(ABC):
     @abstractmethod
     def context(self, record: Record, limit: int) -> Context:
         """The conversation so far (a record whose last turn is the user's) as context ids for ``prompt``."""
+
+    def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
+        """A text with a gap and what may stand in it: parts for each option, all with the same unscored context.
+
+        Here the whole text is encoded once for each option, since a boundary of texts need not be one of ids. The ids
+        with which all of them begin are the context; everything from the first difference on is scored. Families
+        that fill gaps, or read the context with an encoder, score the option (and what follows the gap) after it.
+        """
+        rows = [self.parts(Text(before + option + after), sys.maxsize)[0] for option in options]
+        return split_at_difference([[id_ for part in parts for id_ in part.ids] for parts in rows])
+
+    def published_length(self, text: str) -> int:
+        """How long a text is by the count of the published evaluation, which is not always one of ids."""
+        return len(self.tokenizer.tokenize(text))
 
     def pretrain(self, ids: Sequence[int], rng: Random) -> list[Row]:
         """A document as rows of the family's own pretraining objective; next-token prediction by default."""
@@ -237,6 +254,23 @@ class OpenedModel:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.family.tokenizer
+
+
+def split_at_difference(rows: Sequence[Sequence[int]]) -> list[list[Part]]:
+    """Ids that begin alike as a shared context and what each goes on with, at least one id each.
+
+    Raises:
+        UnsupportedError: they have nothing in common, so that the first id would be predicted from nothing.
+    """
+    shared, shortest = 0, min(map(len, rows))
+    while shared < shortest - 1 and all(row[shared] == rows[0][shared] for row in rows):
+        shared += 1
+    if not shared:
+        raise UnsupportedError(
+            "nothing stands before the options, so that their first token would be predicted from nothing; "
+            "let the text begin with something they share"
+        )
+    return [[Part(tuple(row[:shared]), False), Part(tuple(row[shared:]), True)] for row in rows]
 
 
 def as_pair(record: Record, waiting: bool = False) -> PromptResponse:

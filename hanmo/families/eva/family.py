@@ -145,6 +145,11 @@ class EvaFamily(Family):
         unabridged = [id_ for turn in turns for id_ in turn]
         return Context(self._given(seen, opening), (*unabridged, *opening))
 
+    def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
+        """What stands before the gap is a turn, the option and what follows it are the reply."""
+        context = Part((*self._encode(before), self.tokenizer.sep_token_id), False)
+        return [[context, Part(tuple(self._encode(option + after)), True)] for option in options]
+
     def pretrain(self, ids: Sequence[int], rng: Random) -> list[Row]:
         """EVA's pretraining is fine-tuning on more dialogues: there is no objective for running text."""
         raise UnsupportedError(_NO_TEXT)

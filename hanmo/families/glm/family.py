@@ -29,6 +29,7 @@ class GlmFamily(Family):
     vocab_padded_to = 128
     published_decoding = TRANSFORMERS_4_31
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+    blank = MASK
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         if isinstance(record, Text):
@@ -103,6 +104,11 @@ class GlmFamily(Family):
         if not self._masks(kept):
             raise UnsupportedError(f"{record.where or 'prompt'}: no mask token is left in the last {limit} tokens")
         return Context(tuple(kept), tuple(source))
+
+    def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
+        """``before [MASK] after`` is the context and the option its answer."""
+        context = Part(tuple(self._source("", before + MASK + after)), False)
+        return [[context, Part(tuple(self._ids(option)), True)] for option in options]
 
     def next_blank(self, context_ids: Sequence[int], answer: Sequence[int]) -> tuple[int, ...] | None:
         sop = self.config.sop_token_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
-from hanmo.families.base import IGNORE, Context, Family, Part, Prompt, Row, as_pair
+from hanmo.families.base import IGNORE, Context, Family, Part, Prompt, Row, as_pair, split_at_difference
 from hanmo.families.causal import causal_prompt, causal_row
 from hanmo.families.huggingface import legacy
 from hanmo.families.huggingface.modeling import TransformersModel
@@ -78,6 +79,14 @@ class HuggingfaceFamily(Family):
             record = replace(record, turns=(*record.turns, ""))  # the response is still to come
         ids, _ = self._prompt_and_answer(record, limit)
         return Context(tuple(ids), tuple(self._prompt_and_answer(record, None)[0]))
+
+    def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
+        """Plain text, without the chat template; encoder-decoders read what stands before the gap and go on from it."""
+        if self.config.is_encoder_decoder:
+            context = Part(self.context(Text(before), sys.maxsize).ids, False)
+            return [[context, Part(tuple(self._plain(option + after)), True)] for option in options]
+        texts = [self.context(Text(before + option + after), sys.maxsize).ids for option in options]
+        return split_at_difference(texts)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
