@@ -10,7 +10,9 @@ from hanmo.errors import UnsupportedError, unknown
 if TYPE_CHECKING:
     from hanmo.families.base import Family
 
-NAMES = ("eva", "transformer_xl", "pangu", "glm")
+#: families with networks of ours, then every model of transformers
+OURS = ("eva", "transformer_xl", "pangu", "glm")
+NAMES = (*OURS, "huggingface")
 
 
 def load(name: str) -> type[Family]:
@@ -22,3 +24,23 @@ def load(name: str) -> type[Family]:
     if name not in NAMES:
         raise UnsupportedError(unknown("family", name, NAMES))
     return import_module(f"hanmo.families.{name}.family").FAMILY
+
+
+def register_networks() -> None:
+    """Make transformers' AutoConfig and AutoModel classes know our networks."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    for family in map(load, OURS):
+        config_class, network_class = family.config_class, family.network_class
+        seq2seq = config_class().is_encoder_decoder
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for auto in (AutoModel, AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM):
+            auto.register(config_class, network_class, exist_ok=True)
+
+
+def register_tokenizers() -> None:
+    """Make transformers' AutoTokenizer know our tokenizers."""
+    from transformers import AutoTokenizer
+
+    for family in map(load, OURS):
+        AutoTokenizer.register(family.config_class, slow_tokenizer_class=family.tokenizer_class, exist_ok=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -343,8 +343,3 @@ class EvaModel(RowModel):
 
 def _positions(ids: Tensor, given: Tensor | None) -> Tensor:
     return torch.arange(ids.shape[1], device=ids.device)[None] if given is None else given
-
-
-AutoConfig.register("hanmo-eva", EvaConfig)
-AutoModel.register(EvaConfig, EvaModel)
-AutoModelForSeq2SeqLM.register(EvaConfig, EvaModel)

@@ -10,17 +10,20 @@ Shape suffixes: B batch, R decoding rows, H heads, K head width, D width, T and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+from torch.utils.checkpoint import checkpoint
+from transformers import PretrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import ConfigError, UnsupportedError
-from hanmo.families.cache import BLOCK, DecodeState
 from hanmo.families.heads import RowModel
+from hanmo.families.transformer_xl.relative import SinusoidTable, relative_scores, visible
+from hanmo.families.transformer_xl.state import MemoryState
 
 MASKED = -10000.0  # replaces a masked score, so that a query that may see nothing attends to everything alike
 
@@ -79,120 +82,6 @@ class TransformerXLConfig(PretrainedConfig):
         return self.segment_length + self.memory_length - 1
 
 
-class MemoryState(DecodeState):
-    """Keys and values of the last ``span`` tokens and the position keys of all distances so far."""
-
-    def __init__(self, layers: int, span: int):
-        super().__init__(layers)
-        self.span = span
-        self.position_keys: list[Tensor | None] = [None] * layers
-
-    def grow(self, valid_Rq: Tensor) -> None:
-        if self.length >= self.span + BLOCK:  # a block at a time, so that the copying happens seldom
-            self.keep_last(self.span)
-        super().grow(valid_Rq)
-
-    def columns(self, queries: int) -> int:
-        """How many columns ``queries`` new tokens (already grown) can see, their own included."""
-        return min(self.length, self.span + queries)
-
-    def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = super().extend(layer, key_RHqK, value_RHqK)
-        first = self.length - self.columns(key_RHqK.shape[2])
-        return keys[:, :, first:], values[:, :, first:]
-
-    def positions(self, layer: int, columns: int, project: Callable[[int], Tensor]) -> Tensor:
-        """Position keys (H, columns, K) of the distances columns - 1 … 0, projected once and kept."""
-        kept_HSK = self.position_keys[layer]
-        if kept_HSK is None or kept_HSK.shape[1] < columns:
-            kept_HSK = self.position_keys[layer] = project((columns + BLOCK - 1) // BLOCK * BLOCK)
-        return kept_HSK[:, kept_HSK.shape[1] - columns :]
-
-    def _empty(self) -> MemoryState:
-        other = MemoryState(len(self.keys), self.span)
-        other.position_keys = self.position_keys  # the same for all rows, never changed in place
-        return other
-
-
-class SinusoidTable(nn.Module):
-    """Rows of sines, then cosines, of distance x inverse frequency. The frequencies are part of a checkpoint."""
-
-    inv_freq: Tensor
-
-    def __init__(self, config: TransformerXLConfig):
-        super().__init__()
-        self.width = config.hidden_size
-        self.precision = torch.float16 if config.half_positions else torch.float32
-        self.register_buffer("inv_freq", self.initial())
-
-    def initial(self) -> Tensor:
-        return 1 / 10000 ** (torch.arange(0, self.width, 2).float() / self.width)
-
-    def forward(self, columns: int, dtype: torch.dtype) -> Tensor:
-        """(columns, D) for the distances columns - 1 … 0."""
-        distances_S = torch.arange(columns - 1, -1, -1, device=self.inv_freq.device)
-        angles = distances_S.to(self.precision)[:, None] * self.inv_freq.to(self.precision)
-        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidTable:
-        kept = self.inv_freq
-        super()._apply(fn, recurse)
-        if not kept.is_meta and self.inv_freq.dtype != kept.dtype:
-            self.inv_freq = kept.to(self.inv_freq.device)  # in bf16 the angles of far distances would be noise
-        return self
-
-
-def relative_scores(content_BHqK: Tensor, position_BHqK: Tensor, key_BHSK: Tensor, table_HSK: Tensor) -> Tensor:
-    """Scaled scores (B, H, q, S) of the queries with either bias added, against keys and position keys.
-
-    ``table_HSK`` runs from distance S - 1 to 0. Row i is moved left by q - 1 - i, so that its column j meets distance
-    S - q + i - j; one surplus column makes this a view. Columns after a row's own are left-overs, to be masked.
-    """
-    queries, columns = content_BHqK.shape[2], key_BHSK.shape[2]
-    surplus_HSK = nn.functional.pad(table_HSK, (0, 0, 0, 1))
-    raw_BHqS = position_BHqK @ surplus_HSK.transpose(1, 2)
-    moved_BHqS = raw_BHqS.flatten(2)[..., queries - 1 :][..., : queries * columns].unflatten(-1, (queries, columns))
-    scale = content_BHqK.shape[3] ** -0.5
-    scores_NqS = torch.baddbmm(
-        moved_BHqS.flatten(0, 1),
-        content_BHqK.flatten(0, 1),
-        key_BHSK.flatten(0, 1).transpose(1, 2),
-        beta=scale,
-        alpha=scale,
-    )
-    return scores_NqS.unflatten(0, content_BHqK.shape[:2])
-
-
-def visible(
-    queries: int,
-    columns: int,
-    span: int,
-    attention_mask: Tensor | None,
-    reach_BT: Tensor | None,
-    device: torch.device,
-) -> Tensor:
-    """The mask (B or 1, 1, q, S) bool: which of the last S tokens each of the last q sees.
-
-    Args:
-        span: tokens before its own that a query sees at most.
-        attention_mask: see ``TransformerXLModel.backbone``.
-        reach_BT: (B, q) a further limit of its own for each query.
-    """
-    if attention_mask is not None and attention_mask.dim() > 2:
-        mask = attention_mask[..., -columns:].bool()
-        return mask if mask.dim() == 4 else mask[:, None]
-    rows_q = torch.arange(columns - queries, columns, device=device)
-    distance_qS = rows_q[:, None] - torch.arange(columns, device=device)
-    mask = ((distance_qS >= 0) & (distance_qS <= span))[None, None]
-    if reach_BT is not None:
-        mask = mask & (distance_qS <= reach_BT[:, None, :, None])
-    if attention_mask is not None:
-        valid_BS = attention_mask[:, -columns:].bool()
-        valid_BS = nn.functional.pad(valid_BS, (columns - valid_BS.shape[1], 0), value=True)
-        mask = mask & valid_BS[:, None, None]
-    return mask
-
-
 class TransformerXLAttention(nn.Module):
     def __init__(self, config: TransformerXLConfig):
         super().__init__()
@@ -213,29 +102,47 @@ class TransformerXLAttention(nn.Module):
         state: MemoryState | None,
         layer: int,
     ) -> Tensor:
-        def split(x_BSD: Tensor) -> Tensor:
-            return x_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        q_BHqK = split(self.q_proj(hidden_BSD[:, -queries:]))
-        k_BHSK, v_BHSK = split(self.k_proj(hidden_BSD)), split(self.v_proj(hidden_BSD))
+        q_BHqK = self._split(self.q_proj(hidden_BSD[:, -queries:]))
+        k_BHSK, v_BHSK = self._split(self.k_proj(hidden_BSD)), self._split(self.v_proj(hidden_BSD))
         if state is not None:
             k_BHSK, v_BHSK = state.extend(layer, k_BHSK, v_BHSK)
-        columns = k_BHSK.shape[2]
-        if biases is None or table is None or self.r_proj is None:
-            scores = q_BHqK @ k_BHSK.transpose(2, 3) * q_BHqK.shape[3] ** -0.5
-        else:
-            r_proj, heads = self.r_proj, self.heads
-
-            def project(columns: int) -> Tensor:
-                return r_proj(table(columns)).unflatten(-1, (heads, -1)).transpose(0, 1)
-
+        content_BHqK, position_BHqK, r_HSK = q_BHqK, None, None
+        if biases is not None and table is not None:
+            content_BHqK, position_BHqK = (q_BHqK + bias_HK[:, None] for bias_HK in biases)
+            columns = k_BHSK.shape[2]
+            project = partial(self._position_keys, table)
             r_HSK = project(columns) if state is None else state.positions(layer, columns, project)
-            content_HK, position_HK = biases
-            scores = relative_scores(q_BHqK + content_HK[:, None], q_BHqK + position_HK[:, None], k_BHSK, r_HSK)
+        inputs = (content_BHqK, position_BHqK, k_BHSK, v_BHSK, r_HSK, mask)
+        if torch.is_grad_enabled():
+            # The scores are by far the largest tensors: computed again in the backward pass instead of being kept.
+            mixed_BHqK = checkpoint(self._mix, *inputs, use_reentrant=False)
+        else:
+            mixed_BHqK = self._mix(*inputs)
+        return self.o_proj(mixed_BHqK.transpose(1, 2).flatten(2))
+
+    def _split(self, x_BSD: Tensor) -> Tensor:
+        return x_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _position_keys(self, table: Callable[[int], Tensor], columns: int) -> Tensor:
+        assert self.r_proj is not None  # there is a table
+        return self.r_proj(table(columns)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+
+    def _mix(
+        self,
+        content_BHqK: Tensor,
+        position_BHqK: Tensor | None,
+        k_BHSK: Tensor,
+        v_BHSK: Tensor,
+        r_HSK: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        if position_BHqK is None or r_HSK is None:
+            scores = content_BHqK @ k_BHSK.transpose(2, 3) * content_BHqK.shape[3] ** -0.5
+        else:
+            scores = relative_scores(content_BHqK, position_BHqK, k_BHSK, r_HSK)
         if mask is not None:
             scores = scores.masked_fill_(~mask, MASKED)
-        mixed_BHqK = self.dropout(scores.softmax(-1)) @ v_BHSK
-        return self.o_proj(mixed_BHqK.transpose(1, 2).flatten(2))
+        return self.dropout(scores.softmax(-1)) @ v_BHSK
 
 
 class TransformerXLBlock(GradientCheckpointingLayer):
@@ -287,7 +194,7 @@ class TransformerXLModel(RowModel):
         if config.relative:
             self.r_w_bias = nn.Parameter(torch.empty(config.num_heads, width // config.num_heads))
             self.r_r_bias = nn.Parameter(torch.empty(config.num_heads, width // config.num_heads))
-            self.positions = SinusoidTable(config)
+            self.positions = SinusoidTable(width, config.half_positions)
         else:
             self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
         self.dropout = nn.Dropout(config.embedding_dropout)
@@ -410,8 +317,3 @@ class TransformerXLModel(RowModel):
         hidden_RqD = self.backbone(ids_Rq, position_ids=positions_Rq, state=state)
         assert isinstance(hidden_RqD, Tensor)  # a tuple only with ``memory``
         return hidden_RqD
-
-
-AutoConfig.register("hanmo-transformer-xl", TransformerXLConfig)
-AutoModel.register(TransformerXLConfig, TransformerXLModel)
-AutoModelForCausalLM.register(TransformerXLConfig, TransformerXLModel)
