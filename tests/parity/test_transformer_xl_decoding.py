@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hanmo.families.base import Context, DecodingForm, OpenedModel, collate
 from hanmo.families.transformer_xl.family import TransformerXLFamily
-from hanmo.families.transformer_xl.modeling import TransformerXLModel, visible
+from hanmo.families.transformer_xl.modeling import TransformerXLModel
+from hanmo.families.transformer_xl.relative import visible
 from hanmo.generation.beam import BeamSearch
 from hanmo.generation.decode import generate
 from hanmo.generation.filters import top_k, top_p

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hanmo.families.transformer_xl.modeling import SinusoidTable, TransformerXLConfig, relative_scores, visible
+from hanmo.families.transformer_xl.relative import SinusoidTable, relative_scores, visible
 from tests.parity.transformer_xl_models import FOLDER, decoder, network
 from tests.places import load, needs_parity
 
@@ -147,9 +147,7 @@ def test_sinusoids(name: str, places: str | tuple[int, ...], rows: str) -> None:
     frequencies, recorded = internals[f"{name}.inv_freq"], internals[rows]
     distances = [int(place) for place in (internals[places] if isinstance(places, str) else places)]
     half = frequencies.dtype == torch.float16
-    table = SinusoidTable(
-        TransformerXLConfig(hidden_size=2 * len(frequencies), num_heads=1, num_layers=1, half_positions=half)
-    )
+    table = SinusoidTable(2 * len(frequencies), half)
     close(table.inv_freq.to(frequencies.dtype), frequencies, 0)
     columns = max(distances) + 1
     ours = table(columns, recorded.dtype)[[columns - 1 - distance for distance in distances]]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hanmo.data.streams import stream_batches
 from hanmo.families.base import IGNORE, Part, Row, collate
-from hanmo.families.transformer_xl.modeling import TransformerXLConfig, visible
+from hanmo.families.transformer_xl.modeling import TransformerXLConfig
+from hanmo.families.transformer_xl.relative import visible
 from hanmo.families.transformer_xl.streams import stream_rows
 from hanmo.records import PromptResponse, read_records
 from tests.parity.transformer_xl_models import FOLDER, family, network

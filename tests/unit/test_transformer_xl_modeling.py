@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.tables import expand
 from hanmo.families.transformer_xl import legacy
-from hanmo.families.transformer_xl.modeling import MemoryState, TransformerXLConfig, TransformerXLModel, visible
+from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
+from hanmo.families.transformer_xl.relative import visible
+from hanmo.families.transformer_xl.state import MemoryState
 
 VOCABULARY = 40
 VARIANTS = [pytest.param(True, id="relative"), pytest.param(False, id="absolute")]

@@ -1,0 +1,90 @@
+"""Distances between tokens: the table of sinusoids, the scores of a query by content and distance, who sees whom.
+
+Shape suffixes: B batch, H heads, K head width, D width, T and q queries, S keys (the last q are the queries' own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class SinusoidTable(nn.Module):
+    """Rows of sines, then cosines, of distance x inverse frequency. The frequencies are part of a checkpoint."""
+
+    inv_freq: Tensor
+
+    def __init__(self, width: int, half: bool):
+        super().__init__()
+        self.width = width
+        self.precision = torch.float16 if half else torch.float32
+        self.register_buffer("inv_freq", self.initial())
+
+    def initial(self) -> Tensor:
+        return 1 / 10000 ** (torch.arange(0, self.width, 2).float() / self.width)
+
+    def forward(self, columns: int, dtype: torch.dtype) -> Tensor:
+        """(columns, D) for the distances columns - 1 … 0."""
+        distances_S = torch.arange(columns - 1, -1, -1, device=self.inv_freq.device)
+        angles = distances_S.to(self.precision)[:, None] * self.inv_freq.to(self.precision)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidTable:
+        kept = self.inv_freq
+        super()._apply(fn, recurse)
+        if not kept.is_meta and self.inv_freq.dtype != kept.dtype:
+            self.inv_freq = kept.to(self.inv_freq.device)  # in bf16 the angles of far distances would be noise
+        return self
+
+
+def relative_scores(content_BHqK: Tensor, position_BHqK: Tensor, key_BHSK: Tensor, table_HSK: Tensor) -> Tensor:
+    """Scaled scores (B, H, q, S) of the queries with either bias added, against keys and position keys.
+
+    ``table_HSK`` runs from distance S - 1 to 0. Row i is moved left by q - 1 - i, so that its column j meets distance
+    S - q + i - j; one surplus column makes this a view. Columns after a row's own are left-overs, to be masked.
+    """
+    queries, columns = content_BHqK.shape[2], key_BHSK.shape[2]
+    surplus_HSK = nn.functional.pad(table_HSK, (0, 0, 0, 1))
+    raw_BHqS = position_BHqK @ surplus_HSK.transpose(1, 2)
+    moved_BHqS = raw_BHqS.flatten(2)[..., queries - 1 :][..., : queries * columns].unflatten(-1, (queries, columns))
+    scale = content_BHqK.shape[3] ** -0.5
+    scores_NqS = torch.baddbmm(
+        moved_BHqS.flatten(0, 1),
+        content_BHqK.flatten(0, 1),
+        key_BHSK.flatten(0, 1).transpose(1, 2),
+        beta=scale,
+        alpha=scale,
+    )
+    return scores_NqS.unflatten(0, content_BHqK.shape[:2])
+
+
+def visible(
+    queries: int,
+    columns: int,
+    span: int,
+    attention_mask: Tensor | None,
+    reach_BT: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """The mask (B or 1, 1, q, S) bool: which of the last S tokens each of the last q sees.
+
+    Args:
+        span: tokens before its own that a query sees at most.
+        attention_mask: see ``TransformerXLModel.backbone``.
+        reach_BT: (B, q) a further limit of its own for each query.
+    """
+    if attention_mask is not None and attention_mask.dim() > 2:
+        mask = attention_mask[..., -columns:].bool()
+        return mask if mask.dim() == 4 else mask[:, None]
+    rows_q = torch.arange(columns - queries, columns, device=device)
+    distance_qS = rows_q[:, None] - torch.arange(columns, device=device)
+    mask = ((distance_qS >= 0) & (distance_qS <= span))[None, None]
+    if reach_BT is not None:
+        mask = mask & (distance_qS <= reach_BT[:, None, :, None])
+    if attention_mask is not None:
+        valid_BS = attention_mask[:, -columns:].bool()
+        valid_BS = nn.functional.pad(valid_BS, (columns - valid_BS.shape[1], 0), value=True)
+        mask = mask & valid_BS[:, None, None]
+    return mask
