@@ -19,6 +19,7 @@ from hanmo.checkpoints.opening import (
     RULES,
     check_vocabulary,
     dtype_name,
+    family_of_folder,
     family_of_ours,
     find_rules,
     keeps_precision,
@@ -39,7 +40,7 @@ from hanmo.checkpoints.writing import (
     write_original,
     written_entries,
 )
-from hanmo.errors import CheckpointError, ConfigError, unknown
+from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
 from hanmo.families.base import Family
 
 FORMS = ("hanmo", "hf", "original")
@@ -156,6 +157,8 @@ def _check_target(source: Path, target: Path, force: bool) -> None:
 def _source(path: Path, size: str | None, config: str | Path | None, needs_config: bool) -> _Source:
     if family := family_of_ours(path):
         return _our_source(path, family)
+    if family_of_folder(path):
+        raise UnsupportedError(f"{path}: is a transformers model as it is, and opens as it is: nothing to convert")
     original = recognise(find_weights(path))
     original.require_complete()
     original.check_copies()

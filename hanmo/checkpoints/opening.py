@@ -48,10 +48,10 @@ def open_model(
     """
     path = Path(path)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if family := family_of_ours(path):
-        opened = _open_ours(path, family, dtype, target)
+    if family := family_of_folder(path):
         if given := [name for name, value in (("size", size), ("config", config), ("vocab", vocab)) if value]:
-            raise ConfigError(f"{path} is a folder of hanmo's, complete in itself: leave out --{' and --'.join(given)}")
+            raise ConfigError(f"{path} is a model folder, complete in itself: leave out --{' and --'.join(given)}")
+        opened = _open_folder(path, family, dtype, target)
     else:
         opened = _open_original(path, size, config, vocab, dtype, target)
     if rules is not None:
@@ -74,6 +74,22 @@ def family_of_ours(path: Path) -> type[Family] | None:
     return None
 
 
+def family_of_folder(path: Path) -> type[Family] | None:
+    """The family of a folder that opens as it is: written by hanmo, or of a model that transformers knows."""
+    if family := family_of_ours(path):
+        return family
+    if not (path / "config.json").is_file():
+        return None
+    weights = find_weights(path)
+    if not is_transformers_model(weights):
+        return None
+    try:
+        recognise(weights)  # originals may carry a model type that transformers uses for another model
+    except CheckpointError:
+        return families.load(families.TRANSFORMERS)
+    return None
+
+
 def read_original(
     path: str | Path, size: str | None = None, config: str | Path | None = None
 ) -> tuple[Original, PretrainedConfig, str | None]:
@@ -81,31 +97,22 @@ def read_original(
 
     Reads no weights yet.
     """
-    weights = find_weights(path)
-    try:
-        original = recognise(weights)
-    except CheckpointError as error:
-        if not is_transformers_model(weights):
-            raise
-        model_type = (weights.config or {})["model_type"]
-        raise CheckpointError(
-            f"{error}. Its config.json says {model_type!r}, a model of transformers, which this hanmo does not open"
-        ) from error
+    original = recognise(find_weights(path))
     original.require_complete()
     return original, *settle_config(original, size, config)
 
 
-def _open_ours(path: Path, family: type[Family], dtype: str | None, device: torch.device) -> OpenedModel:
+def _open_folder(path: Path, family: type[Family], dtype: str | None, device: torch.device) -> OpenedModel:
     weights = find_weights(path)  # reads every index, so that a damaged file is named
     stored = most_common_dtype(weights)
     wanted = choose_dtype(dtype, stored, device)
     with quiet():
         network, info = family.network_class.from_pretrained(
-            path, dtype=wanted, output_loading_info=True, use_safetensors=True
+            path, dtype=wanted, output_loading_info=True, use_safetensors=weights.container == "safetensors"
         )
         tokenizer = family.tokenizer_class.from_pretrained(path)
     _require_loaded(path, info)
-    check_vocabulary(family, network.config.vocab_size, tokenizer, str(path))
+    check_vocabulary(family, network.config.get_text_config().vocab_size, tokenizer, str(path))
     opened = family(network.config, tokenizer, find_rules(family, path / RULES, optional=True))
     return OpenedModel(network.to(device).eval(), opened, _described(str(path), stored, wanted))
 
@@ -200,7 +207,7 @@ def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTo
 def check_vocabulary(family: type[Family], rows: int, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """VocabularyError if the embedding has not a row for every token, or more rows than padding explains."""
     tokens, multiple = len(tokenizer), family.vocab_padded_to
-    if not tokens <= rows <= -(-tokens // multiple) * multiple:
+    if rows < tokens or (multiple and rows > -(-tokens // multiple) * multiple):
         raise VocabularyError(
             f"{where}: the vocabulary has {tokens:,} tokens, the embedding {rows:,} rows; "
             "they do not belong together (its text would be garbage): give the model's own vocabulary with --vocab"

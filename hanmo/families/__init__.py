@@ -10,9 +10,9 @@ from hanmo.errors import UnsupportedError, unknown
 if TYPE_CHECKING:
     from hanmo.families.base import Family
 
-#: families with networks of ours, then every model of transformers
-OURS = ("eva", "transformer_xl", "pangu", "glm")
-NAMES = (*OURS, "huggingface")
+OURS = ("eva", "transformer_xl", "pangu", "glm")  # with networks of ours
+TRANSFORMERS = "huggingface"  # every model that transformers knows
+NAMES = (*OURS, TRANSFORMERS)
 
 
 def load(name: str) -> type[Family]:

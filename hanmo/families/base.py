@@ -141,7 +141,7 @@ class Family(ABC):
     packs: ClassVar[bool] = False
     #: rows of one stream follow each other and carry memory
     streams: ClassVar[bool] = False
-    #: embeddings may have more rows than the vocabulary has tokens, up to a multiple of this; 1: never
+    #: embeddings may have more rows than the vocabulary has tokens, up to a multiple of this; 1: never, 0: any number
     vocab_padded_to: ClassVar[int] = 1
     #: files of the checkpoint's owner that score rules read, by role: where they lie in the folder of rules
     rule_files: ClassVar[dict[str, str]] = {}
@@ -162,7 +162,7 @@ class Family(ABC):
     @property
     def spare_ids(self) -> range:
         """Rows of the embedding that stand for no token. The originals may draw them; we do so only as published."""
-        return range(len(self.tokenizer), self.config.vocab_size)
+        return range(len(self.tokenizer), self.config.get_text_config().vocab_size)
 
     @abstractmethod
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:

@@ -21,14 +21,15 @@ def add_lora(network: Any, targets: Sequence[str], rank: int, alpha: int, dropou
 
     if not targets:
         raise ConfigError("lora_targets: this family names none; give the names of linear modules, e.g. [q_proj]")
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+    names = "all-linear" if list(targets) == ["all-linear"] else list(targets)  # peft's word for all but the head
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an attribute's old name
             adapted = get_peft_model(network, settings)
     except ValueError as error:
-        names = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-        raise ConfigError(f"lora_targets: {error}; linear modules here: {', '.join(sorted(names))}") from None
+        known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+        raise ConfigError(f"lora_targets: {error}; linear modules here: {', '.join(sorted(known))}") from None
     # With a name, saving asks the hub for a model of that name.
     adapted.peft_config["default"].base_model_name_or_path = ""
     return adapted

@@ -27,7 +27,7 @@ from hanmo import config as settings
 from hanmo.checkpoints import open_model
 from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.layout import all_families, recognise
-from hanmo.checkpoints.opening import family_of_ours
+from hanmo.checkpoints.opening import family_of_folder
 from hanmo.data.rows import RowDataset
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.base import Family, OpenedModel
@@ -288,5 +288,5 @@ def family_name(model: str) -> str:
     """The family of a model, without opening it: that of its size, its folder, or its original files."""
     if model.startswith(NEW):
         return find_size(model.removeprefix(NEW))[0].name
-    family = family_of_ours(Path(model))
+    family = family_of_folder(Path(model))
     return family.name if family else recognise(find_weights(model)).family.name

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.families.base import IGNORE, Context, Family, Part, Prompt, Row, as_pair, split_at_difference
 from hanmo.families.causal import causal_prompt, causal_row
@@ -22,10 +22,11 @@ Message = dict[str, str]
 
 class HuggingfaceFamily(Family):
     name = "huggingface"
-    config_class: ClassVar[type[PretrainedConfig]] = AutoConfig  # type: ignore[assignment]
+    config_class = PretrainedConfig
     network_class = TransformersModel
     tokenizer_class: ClassVar[Any] = AutoTokenizer
     legacy: ClassVar[ModuleType] = legacy
+    vocab_padded_to = 0
     lora_targets = ("all-linear",)
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:

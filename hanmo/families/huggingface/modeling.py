@@ -172,8 +172,9 @@ class TransformersModel:
     """Loads a folder with the right auto class and adopts what comes."""
 
     @staticmethod
-    def from_pretrained(path: str, **kwargs: Any) -> Any:
-        """Weights and configuration from a folder or hub id; remote code never runs."""
+    def from_pretrained(path: str, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """The model of a folder, and with ``output_loading_info`` what was missing; remote code never runs."""
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return adopt(auto.from_pretrained(path, trust_remote_code=False, **kwargs))
+        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model, info = auto.from_pretrained(path, trust_remote_code=False, output_loading_info=True, **kwargs)
+        return (adopt(model), info) if output_loading_info else adopt(model)

@@ -1,0 +1,134 @@
+"""Any transformers model as a family: rows, losses, decoding, templates, saving."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from hanmo.checkpoints import open_model, save_model
+from hanmo.errors import ConfigError
+from hanmo.families.base import IGNORE, OpenedModel, Part, collate
+from hanmo.generation.decode import generate
+from hanmo.generation.settings import Settings
+from hanmo.records import Dialogue, PromptResponse, Text
+from tests.unit.transformers_models import CONFIGS, write_model
+
+PAIR = PromptResponse("今天天气怎么样?", "天气真不错。")
+
+
+def opened(name: str, folder: Path, chat: bool = True) -> OpenedModel:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return open_model(write_model(name, folder, chat), dtype="fp32", device="cpu")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scores_are_those_of_the_models_own_logits(name: str, tmp_path: Path) -> None:
+    model = opened(name, tmp_path)
+    rows = [
+        model.family.row(parts)
+        for record in (PAIR, PromptResponse("你好", "你好呀,谢谢你。"))
+        for parts in model.family.parts(record, 64)
+    ]
+    batch = collate(rows, model.family.padding)
+    labels = batch["labels"]
+    own = {key: value for key, value in batch.items() if key not in ("labels", "weights")}
+    auto = AutoModelForSeq2SeqLM if model.family.config.is_encoder_decoder else AutoModelForCausalLM
+    plain = auto.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        output = model.network(**batch, entropy=True)
+        logprobs = plain(**own).logits.log_softmax(-1)
+    scored = labels != IGNORE
+    expected = logprobs.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+    assert (output.logprob - expected)[scored].abs().max() < 1e-5
+    assert output.logprob[~scored].abs().max() == 0
+    entropies = -(logprobs.exp() * logprobs).sum(-1)
+    assert (output.entropy - entropies)[scored].abs().max() < 1e-5
+    assert output.loss.item() == pytest.approx(-expected[scored].mean().item(), abs=1e-5)
+
+
+def test_capped_logits_are_found_by_the_probe(tmp_path: Path) -> None:
+    write_model("gemma2", tmp_path)
+    with pytest.warns(UserWarning, match="changes its logits after the output head"):
+        model = open_model(tmp_path, dtype="fp32", device="cpu")
+    assert not model.network.head_is_exact
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_decoding_agrees_with_transformers(name: str, tmp_path: Path) -> None:
+    model = opened(name, tmp_path)
+    contexts = [model.family.context(record, 64) for record in (PAIR, PromptResponse("你好", ""))]
+    settings = Settings(do_sample=False, max_new_tokens=12)
+    beams = settings.change(num_beams=3)
+    auto = AutoModelForSeq2SeqLM if model.family.config.is_encoder_decoder else AutoModelForCausalLM
+    plain = auto.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    together = generate(model, contexts, settings)
+    for context, reply in zip(contexts, together, strict=True):
+        ids = torch.tensor([context.ids])
+        start = 1 if model.family.config.is_encoder_decoder else len(context.ids)
+        stops = list(model.family.stop_ids)
+        theirs = plain.generate(ids, do_sample=False, max_new_tokens=12, eos_token_id=stops, pad_token_id=1)[0, start:]
+        said = [token for token in theirs.tolist() if token not in stops]
+        assert list(reply.ids) == said
+        found = generate(model, [context], beams)[0]
+        theirs = plain.generate(
+            ids, do_sample=False, max_new_tokens=12, num_beams=3, eos_token_id=stops, pad_token_id=1
+        )[0, start:]
+        assert list(found.ids) == [token for token in theirs.tolist() if token not in (*stops, 1)]
+
+
+def test_chat_template_and_what_is_scored(tmp_path: Path) -> None:
+    family = opened("qwen3", tmp_path).family
+    tokens = family.tokenizer
+    assert family.stop_ids[0] == tokens.convert_tokens_to_ids("<|im_end|>")
+    talk = Dialogue(("你好", "好呀", "去哪里?", "火锅"), system="谢谢")
+    (parts,) = family.parts(talk, 200)
+    assert [part.scored for part in parts] == [False, True]
+    assert tokens.decode(parts[0].ids, skip_special_tokens=False).replace(" ", "") == (
+        "<|im_start|>system\n谢谢<|im_end|>\n<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n好呀<|im_end|>\n"
+        "<|im_start|>user\n去哪里?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokens.decode(parts[1].ids).replace(" ", "") == "火锅"
+    assert family.context(Dialogue(talk.turns[:3], talk.system), 200).ids == parts[0].ids
+    # Too long: the oldest exchange goes, the system message stays.
+    short = family.parts(talk, len(parts[0].ids) + 2)[0][0].ids
+    assert "你好" not in tokens.decode(short) and "谢谢" in tokens.decode(short).replace(" ", "")
+
+
+def test_rows_stop_and_close(tmp_path: Path) -> None:
+    family = opened("llama", tmp_path, chat=False).family
+    stop = family.stop_ids[0]
+    parts = [Part((10, 11), False), Part((12, 13), True)]
+    assert family.row(parts).labels.tolist() == [IGNORE, 12, 13, stop]
+    assert family.row(parts, stop=False).labels.tolist() == [IGNORE, 12, 13, IGNORE]
+    closed = family.row(parts, closed=True)
+    assert closed.inputs["input_ids"].tolist() == [10, 11, 12, 13, stop]
+    assert closed.end == 4 and closed.labels.tolist() == [IGNORE, 12, 13, stop, IGNORE]
+
+
+def test_running_text_scores_all_but_the_first_token(tmp_path: Path) -> None:
+    family = opened("llama", tmp_path, chat=False).family
+    (parts,) = family.parts(Text("今天天气真不错"), 64)
+    row = family.row(parts)
+    assert int((row.labels != IGNORE).sum()) == 7  # six of the text, as nothing comes before it, and the end
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mt5"])
+def test_saved_folders_open_in_plain_transformers(name: str, tmp_path: Path) -> None:
+    model = opened(name, tmp_path / "first")
+    save_model(model, tmp_path / "second")
+    again = open_model(tmp_path / "second", dtype="fp32", device="cpu")
+    for (key, one), other in zip(model.network.state_dict().items(), again.network.state_dict().values(), strict=True):
+        assert torch.equal(one, other), key
+    auto = AutoModelForSeq2SeqLM if model.family.config.is_encoder_decoder else AutoModelForCausalLM
+    assert type(auto.from_pretrained(tmp_path / "second")).__name__ == type(model.network).__name__
+
+
+def test_options_of_originals_are_refused(tmp_path: Path) -> None:
+    write_model("llama", tmp_path)
+    with pytest.raises(ConfigError, match="complete in itself: leave out --size"):
+        open_model(tmp_path, size="eva2.0-base")
