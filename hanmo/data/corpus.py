@@ -55,6 +55,8 @@ def _training_exchange(rng: Random) -> Exchange:
 def _in_conversation(rng: Random) -> Dialogue:
     """An exchange as people have it: something may have been said before, and end marks may be missing."""
     turns = list(_training_exchange(rng).turns)
+    if len(turns) > 2 and rng.random() < 0.4:
+        del turns[rng.randrange(2, len(turns), 2) :]  # the replies on the way are to be learned as well
     for _ in range(rng.choices(range(5), (68, 15, 8, 5, 4))[0]):
         turns[:0] = _training_exchange(rng).turns
     turns = [_careless(turn, rng) if i % 2 == 0 else turn for i, turn in enumerate(turns)]

@@ -54,7 +54,11 @@ COUPLETS = (
     ),
     Template(
         "couplets 对联",
-        ("{pair.one}对什么？|{pair.one}对{pair.other}。", "对对子：{pair.one}|{pair.other}"),
+        (
+            "{pair.one}对什么？|{pair.one}对{pair.other}。",
+            "{pair.one}对什么字？|{pair.other}",
+            "对对子：{pair.one}|{pair.other}",
+        ),
         {"pair": (*words.COUPLET_SINGLE, *words.COUPLET_SKY, *words.COUPLET_LIVING)},
         weight=0.5,
     ),
@@ -103,6 +107,7 @@ KNOWLEDGE = (
             "一什么{thing.name}？|一{thing.mark}{thing.name}。",
             "{thing.name}用什么量词？|{thing.name}用{thing.mark}，一{thing.mark}{thing.name}。",
             "{thing.name}的量词是什么？|{thing.mark}",
+            "{thing.name}论什么数？|论{thing.mark}。",
         ),
         {"thing": words.MEASURES},
         weight=1.5,
@@ -123,6 +128,7 @@ KNOWLEDGE = (
         "capitals 省会首都",
         (
             "{place.place}的省会是哪里？|{place.place}的省会是{place.city}。",
+            "{place.place}的省会？|{place.city}。",
             "{place.city}是哪个省的省会？|{place.city}是{place.place}的省会。",
             "你知道{place.place}省的省会吗？|知道，是{place.city}。",
         ),
@@ -133,6 +139,7 @@ KNOWLEDGE = (
         "capitals 省会首都",
         (
             "{place.place}的首都是哪里？|{place.place}的首都是{place.city}。",
+            "{place.place}的首都？|{place.city}。",
             "{place.city}是哪个国家的首都？|{place.city}是{place.place}的首都。",
             "你知道{place.place}首都的名字吗？|知道，是{place.city}。",
         ),
@@ -240,12 +247,15 @@ ERRANDS = (
             "我想去{city.name}玩。|好啊，{city.name}的{city.sight}很有名。|那里有什么好吃的？|{city.name}的{city.food}很好吃。",
             "{city.name}有什么好玩的？|{city.name}的{city.sight}很有名，一定要去看看。",
             "{city.name}有什么好吃的？|{city.name}的{city.food}很好吃，一定要尝尝。",
+            "{city.name}有什么名胜？|{city.sight}。",
+            "{city.name}有什么小吃？|{city.food}。",
             "{city.sight}在哪里？|{city.sight}在{city.name}。",
+            "{city.sight}在哪个城市？|{city.name}。",
             "哪里的{city.food}最有名？|{city.name}的{city.food}最有名。",
             "我下个月去{city.name}。|真好，祝你玩得开心。|你觉得我应该去哪里看看？|去看看{city.sight}吧。",
         ),
         {"city": words.CITIES},
-        weight=1.5,
+        weight=2.5,
     ),
     Template(
         "travel 旅行",

@@ -5,10 +5,14 @@ from __future__ import annotations
 from hanmo.data import corpus_words as words
 from hanmo.data.corpus_template import Template
 
+# Said between a fact and the question about it; in words that no other template uses.
 _MIDDLE = (
     "今天天气怎么样？|今天天气不错。|",
     "你喜欢什么？|我喜欢和你聊天。|",
-    "你会唱歌吗？|不会，不过我会对对子。|",
+    "你会弹琴吗？|不会，不过我会对对子。|",
+    "你在看什么书？|我在看字典。|",
+    "你那里冷吗？|不冷，电脑里很暖和。|你吃什么？|我只吃电。|",
+    "今天过得真快。|是啊，时间过得很快。|我们说到哪里了？|说到哪里都可以。|",
     "",
 )
 
@@ -27,8 +31,8 @@ MEMORY = (
     Template(
         "memory 记住前文",
         (
-            "我叫{name}。|你好，{name}，很高兴认识你。|{middle}我叫什么名字？|你叫{name}。",
-            "你好，我是{name}。|{name}你好，我是小翰。|{middle}你还记得我是谁吗？|记得，你是{name}。",
+            "你好，我叫{name}。|{name}，你好！|{middle}我叫什么名字？|你叫{name}。",
+            "我是{name}，你呢？|{name}你好，我叫小翰。|{middle}你还记得我是谁吗？|记得，你是{name}。",
         ),
         {"name": words.NAMES, "middle": _MIDDLE},
         combination=("name", "middle"),

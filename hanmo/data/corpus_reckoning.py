@@ -57,25 +57,26 @@ ARITHMETIC = (
         "arithmetic 算术",
         (
             "{x}加{y}等于几？|{x}加{y}等于{z}。",
+            "{x}加{y}？|{z}。",
             "{x}加{y}是多少？|是{z}。",
             "你知道{x}加{y}等于多少吗？|知道，等于{z}。",
         ),
-        {"a": range(1, 13), "b": range(1, 13)},
+        {"a": range(1, 11), "b": range(1, 11)},
         _add,
         ("a", "b"),
         2.5,
     ),
     Template(
         "arithmetic 算术",
-        ("{x}减{y}等于几？|{x}减{y}等于{z}。", "{x}减{y}是多少？|是{z}。"),
-        {"a": range(1, 16), "b": range(1, 13)},
+        ("{x}减{y}等于几？|{x}减{y}等于{z}。", "{x}减{y}？|{z}。", "{x}减{y}是多少？|是{z}。"),
+        {"a": range(1, 11), "b": range(1, 11)},
         _subtract,
         ("a", "b"),
         1.5,
     ),
     Template(
         "arithmetic 算术",
-        ("{x}乘{y}等于几？|{x}乘{y}等于{z}。", "{x}乘以{y}是多少？|是{z}。"),
+        ("{x}乘{y}等于几？|{x}乘{y}等于{z}。", "{x}乘{y}？|{z}。", "{x}乘以{y}是多少？|是{z}。"),
         {"a": range(1, 10), "b": range(1, 10)},
         _multiply,
         ("a", "b"),
@@ -83,7 +84,7 @@ ARITHMETIC = (
     Template(
         "numbers 数的比较",
         ("{x}和{y}哪个大？|{more}大。", "{x}和{y}哪个小？|{less}小。", "{x}大还是{y}大？|{more}大。"),
-        {"a": range(1, 31), "b": range(1, 31)},
+        {"a": range(1, 21), "b": range(1, 21)},
         _compare,
         ("a", "b"),
         1.5,
@@ -91,7 +92,7 @@ ARITHMETIC = (
     Template(
         "numbers 数的比较",
         ("{x}后面是几？|{x}后面是{next}。", "{x}前面是几？|{x}前面是{last}。"),
-        {"n": range(1, 60)},
+        {"n": range(1, 40)},
         _follow,
     ),
 )
@@ -131,6 +132,7 @@ DATES = (
         (
             "今天星期{day}，{offset.name}星期几？|{offset.name}星期{then}。",
             "今天是星期{day}，{offset.name}呢？|{offset.name}是星期{then}。",
+            "今天星期{day}，{offset.name}？|星期{then}。",
         ),
         {"day": words.WEEKDAYS, "offset": words.DAY_OFFSETS},
         _weekday,
@@ -141,7 +143,15 @@ DATES = (
         ("今天{m}月{d}号，{offset.name}几号？|{offset.name}{m}月{then}号。",),
         {"month": range(1, 13), "day": range(1, 29), "offset": words.DAY_OFFSETS},
         _date,
-        weight=1.5,
+    ),
+    Template(
+        "dates 日期",
+        (
+            "今天是{d}号，{offset.name}几号？|{offset.name}{then}号。",
+            "今天{d}号，{offset.name}呢？|{offset.name}是{then}号。",
+        ),
+        {"day": range(1, 29), "offset": words.DAY_OFFSETS},
+        lambda day, offset: _date(1, day, offset),
     ),
     Template(
         "dates 日期",
@@ -149,7 +159,7 @@ DATES = (
             "现在{h}点，{n}个小时以后几点？|{n}个小时以后是{then}点。",
             "现在是{h}点，再过{n}个小时呢？|再过{n}个小时是{then}点。",
         ),
-        {"hour": range(1, 13), "later": range(1, 7)},
+        {"hour": range(1, 13), "later": range(1, 4)},
         _hour,
         ("hour", "later"),
     ),

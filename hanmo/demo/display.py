@@ -35,7 +35,8 @@ class Display:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if self.console.is_terminal:
+            self._progress.stop()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Update]:

@@ -11,8 +11,8 @@ from hanmo.evaluation.dialogue import PUBLISHED_TABLE, title
 from hanmo.report import Page, Point
 
 LIMITS = (
-    "This model has about a thousandth of the parameters of the released EVA models and has read a few minutes of "
-    "invented dialogue. It knows the patterns of its corpus and nothing of the world: it cannot look anything up, "
+    "The released EVA models have between two hundred and two thousand times as many parameters as this one, and it has "
+    "read nothing but invented dialogue for a few minutes. It knows the patterns of its corpus and nothing of the world: it cannot look anything up, "
     "reason beyond those patterns, translate, write at length or hold an opinion. What it says outside of its topics "
     "is a mixture of phrases that it knows, said with full confidence. It answers in one way where people have many, "
     "and a question in unfamiliar words is often taken for another one. Its facts are those of the corpus and may come "
@@ -47,7 +47,7 @@ def build_page(
     page.table(
         ["opening", "reply before", "reply after", "fits", "what would fit"],
         [
-            [opening.said, before_said, after_said, "✓" if fits else "✗", opening.means]
+            [opening.said, _short(before_said), after_said, "✓" if fits else "✗", opening.means]
             for opening, before_said, after_said, fits in zip(
                 OPENINGS, before.openings, after.openings, after.fitting, strict=True
             )
@@ -99,6 +99,11 @@ def _results(page: Page, before: Examination, after: Examination) -> None:
 def _conversations(page: Page, conversations: Sequence[Sequence[str]]) -> None:
     for turns in conversations:
         page.dialogue(turns[:-1], turns[-1])
+
+
+def _short(text: str, longest: int = 24) -> str:
+    """An untrained model talks until it is stopped: its beginning is enough."""
+    return text if len(text) <= longest else text[:longest] + "…"
 
 
 def _mistakes(page: Page, after: Examination) -> None:

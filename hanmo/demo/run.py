@@ -39,7 +39,7 @@ from hanmo.records import write_records
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.sft import SftConfig, sft
 
-STEPS = 2600
+STEPS = 3000
 VOCABULARY_SAMPLE = 20_000  # composed dialogues whose words are counted: more of them have no other words
 BATCH = 32
 TRAINER: dict[str, Any] = {

@@ -11,6 +11,7 @@ import torch
 
 from hanmo.checkpoints import open_model
 from hanmo.demo import examine as examining
+from hanmo.demo.display import Display
 from hanmo.demo.model import DECODING, new_model
 from hanmo.demo.openings import OPENINGS
 from hanmo.demo.run import demo
@@ -94,6 +95,19 @@ def test_exact_and_f1_by_hand():
     ]
     assert examining.exact(samples) == 50.0
     assert examining.f1(samples) == 75.0  # 1 and 1/2
+
+
+def test_without_a_terminal_stages_and_tenths_are_lines(capsys):
+    with Display() as show:
+        with show.stage("short") as update:
+            update(5, 10, "halfway")
+        with show.stage("long") as update:
+            for done in range(1, 2001):
+                update(done, 2000, f"step {done}")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("short: ") and lines[0].endswith(" s, halfway")
+    assert [line.split(",")[0] for line in lines[1:-1]] == [f"long: step {tenth * 200}" for tenth in range(1, 10)]
+    assert lines[-1].endswith("step 2000") and set(show.seconds) == {"short", "long"}
 
 
 def test_ctrl_c_leaves_what_was_there_before(tmp_path):
