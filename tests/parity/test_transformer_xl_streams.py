@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hanmo.data.streams import stream_batches
+from hanmo.data.streams import crop_row, split_documents, stream_batches
 from hanmo.families.base import IGNORE, Part, Row, collate
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig
 from hanmo.families.transformer_xl.relative import visible
@@ -84,6 +84,28 @@ def test_batches(case: dict[str, Any]) -> None:
     )
     recorded = case["first_12_batches"]
     assert list(itertools.islice(batches, len(recorded))) == recorded
+
+
+@pytest.mark.parametrize(
+    "case", RECORDED.get("split", []), ids=lambda case: f"{case['n']}-{case['split']}-{case['shuffle']}"
+)
+def test_split(case: dict[str, Any]) -> None:
+    parts = split_documents(case["n"], case["split"], case["np_seed"] if case["shuffle"] else None)
+    assert parts == [part or [] for part in case["parts"]]
+
+
+@pytest.mark.parametrize("name", RECORDED.get("gpt2_dataset", {}))
+def test_crops(name: str) -> None:
+    """The data set of networks without memory: tokens, and what is scored of them in the end."""
+    facts, arrays = RECORDED["gpt2_dataset"][name], load_file(FOLDER / "loss" / "gpt2_dataset_items.safetensors")
+    length, across = facts["kwargs"]["max_seq_len"], facts["kwargs"].get("sample_across_doc", True)
+    documents = [document(recorded) for recorded in DOCUMENTS]
+    for place, number in enumerate(facts["indices_recorded"]):
+        row = crop_row(documents, length, number, STOP, across)
+        tokens = arrays[f"{name}.text"][place]
+        flags = arrays[f"{name}.loss_mask_final"][place].bool()
+        assert torch.equal(row.inputs["input_ids"], tokens[:-1])
+        assert torch.equal(row.labels, torch.where(flags, tokens[1:], IGNORE))
 
 
 def batches(case: dict[str, Any], items: list[Row]) -> Iterator[dict[str, Tensor]]:
