@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.families.cache import DecodeState
@@ -15,7 +16,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj, self.o_proj = nn.Linear(width, width), _residual(nn.Linear(width, width))
 
     def forward(
         self, queries_BTD: Tensor, hidden_BTD: Tensor, mask: Tensor | None, state: DecodeState | None, layer: int
@@ -62,7 +63,7 @@ class PreNormBlock(GradientCheckpointingLayer):
         self.mlp_norm = nn.LayerNorm(width, eps=epsilon)
         self.up_proj = nn.Linear(width, inner)
         self.activation = nn.GELU(approximate=gelu)
-        self.down_proj = nn.Linear(inner, width)
+        self.down_proj = _residual(nn.Linear(inner, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -81,15 +82,20 @@ class PreNormBlock(GradientCheckpointingLayer):
         return hidden_BTD + self.dropout(self.down_proj(inner_BTF))
 
 
+def _residual(linear: nn.Linear) -> nn.Linear:
+    """Mark a projection that writes into the residual stream."""
+    linear.writes_residual = True  # type: ignore[assignment]
+    return linear
+
+
 def init_prenorm(module: nn.Module, std: float, layers: int) -> None:
     """Fresh weights as in GPT-2: N(0, std); what writes into the residual stream N(0, std / sqrt(2 x layers))."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=std)
+        if hasattr(module, "writes_residual"):
+            std = std / (2 * layers) ** 0.5
+        init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+            init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, PreNormBlock):
-        for projection in (module.attention.o_proj, module.down_proj):
-            nn.init.normal_(projection.weight, std=std / (2 * layers) ** 0.5)
+        init.ones_(module.weight)
+        init.zeros_(module.bias)

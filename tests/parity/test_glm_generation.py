@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +28,7 @@ class Recorded(GlmFamily):
     """Prompts as the recording gives them; contexts are rows of the case. Padding inside the context is left out."""
 
     case: dict[str, Any]
-    padding: ClassVar[dict[str, int]] = {}  # the small vocabularies have no id 50000
-    spare_ids = range(0)  # and no tokenizer that could tell which ids are tokens
+    spare_ids = range(0)  # there is no tokenizer that could tell which ids are tokens
 
     def prompt(self, context_ids: Any) -> Prompt:
         inputs, row = self.case["inputs"], context_ids[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar
 
@@ -19,17 +20,33 @@ from hanmo.records import Record, Text
 MASK, GMASK = "[MASK]", "[gMASK]"
 
 
+@dataclass
 class GlmFamily(Family):
+    """GLM-chinese. A dialogue is one prompt, a line a turn; text with mask tokens is filled, text without continued."""
+
     name = "glm"
     config_class = GlmConfig
     network_class = GlmModel
     tokenizer_class = GlmTokenizer
     legacy: ClassVar[ModuleType] = legacy
-    padding = {"input_ids": 50000}
     vocab_padded_to = 128
     published_decoding = TRANSFORMERS_4_31
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
     blank = MASK
+
+    config: GlmConfig
+
+    def __post_init__(self) -> None:
+        # Command tokens follow the vocabulary's pieces, however many those are.
+        if self.tokenizer is not None:
+            shared = self.config.mask_token_ids[2] == self.config.eop_token_id  # the 10B original's [gMASK]
+            names = ("[MASK]", "[sMASK]", "<|endofpiece|>" if shared else GMASK)
+            self.config.mask_token_ids = [self._id(name) for name in names]
+            self.config.sop_token_id, self.config.eop_token_id = (
+                self._id("<|startofpiece|>"),
+                self._id("<|endofpiece|>"),
+            )
+            self.config.pad_token_id = self.config.eos_token_id = self._id("<|endoftext|>")
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         if isinstance(record, Text):
@@ -89,14 +106,14 @@ class GlmFamily(Family):
             },
             start=positions_PT[:, -1] + torch.tensor([0, 1]),
             step=torch.tensor([0, 1]),
-            stop_ids=(self.config.eop_token_id, self.config.eos_token_id),
+            stop_ids=tuple(i for i in (self.config.eop_token_id, self.config.eos_token_id) if i is not None),
         )
 
     def context(self, record: Record, limit: int) -> Context:
         """Text with mask tokens is filled, text without is continued after a [gMASK] at its end."""
         if isinstance(record, Text):
             masked = any(token in record.text for token in (MASK, GMASK, "[sMASK]"))
-            source = self.tokenizer.encode(record.text if masked else record.text + GMASK)
+            source = self._source("", record.text if masked else record.text + GMASK)
         else:
             pair = as_pair(record, waiting=True)
             source = self._source(pair.prompt, pair.prefix + MASK)
@@ -137,7 +154,12 @@ class GlmFamily(Family):
 
     def _source(self, prompt: str, rest: str) -> list[int]:
         """``[CLS] prompt [SEP] rest <eos>``; without a prompt ``[CLS] rest <eos>``."""
-        return self.tokenizer.encode(prompt, rest) if prompt else self.tokenizer.encode(rest)
+        ids = self.tokenizer.encode(prompt, rest) if prompt else self.tokenizer.encode(rest)
+        gmask = self._id(GMASK)
+        return [self.config.mask_token_ids[2] if token == gmask else token for token in ids]
+
+    def _id(self, token: str) -> int:
+        return int(str(self.tokenizer.convert_tokens_to_ids(token)))
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

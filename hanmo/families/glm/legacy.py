@@ -11,11 +11,12 @@ _LAYER = "layers.{i}."
 SIZES = {
     "glm-335m-chinese": Size(
         {"hidden_size": 1024, "num_layers": 24, "num_attention_heads": 16},
-        355_652_608,
+        355_659_776,
         ("glm-335m", "glm-350m-chinese", "glm-350m", "blocklm-large-chinese", "glm-large-chinese"),
     ),
     "glm-10b-chinese": Size(
-        {"hidden_size": 4096, "num_layers": 48, "num_attention_heads": 64},
+        # The original 10B shares [gMASK]'s id with the end of an answer.
+        {"hidden_size": 4096, "num_layers": 48, "num_attention_heads": 64, "mask_token_ids": (50003, 50008, 50007)},
         9_879_633_920,
         ("glm-10b", "blocklm-10b-chinese"),
     ),

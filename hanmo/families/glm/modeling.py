@@ -29,7 +29,8 @@ class GlmConfig(PretrainedConfig):
         block_position_encoding: positions have a second dimension, the place inside the answer.
         activation_function: "gelu_new" is the tanh form the released weights were trained with, "gelu" the exact (erf)
             form that a later port used.
-        mask_token_ids: [MASK], [sMASK], [gMASK], the tokens an answer may belong to.
+        mask_token_ids: [MASK], [sMASK], [gMASK], the tokens an answer may belong to. The original 10B model's [gMASK]
+            is ``eop_token_id``; its ports copied that row of the embedding to 50009.
         sop_token_id: starts an answer.
         eop_token_id: ends an answer.
     """

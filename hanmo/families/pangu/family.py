@@ -20,7 +20,6 @@ class PanguFamily(Family):
     network_class = PanguModel
     tokenizer_class = PanguTokenizer
     legacy: ClassVar[ModuleType] = legacy
-    padding = {"input_ids": 6}
     packs = True
     vocab_padded_to = 128
     published_decoding = TRANSFORMERS_4_31

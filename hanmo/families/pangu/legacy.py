@@ -15,9 +15,9 @@ def _size(width: int, layers: int, heads: int, vocabulary: int, parameters: int,
 
 
 SIZES = {
-    "pangu-350m": _size(1024, 24, 16, 40000, 345_378_816, "PanGu-350M"),
-    "pangu-2.6b": _size(2560, 32, 32, 40000, 2_625_308_160, "PanGu-2.6B"),
-    "pangu-13b": _size(5120, 40, 40, 40064, 12_800_972_800, "PanGu-13B"),
+    "pangu-350m": _size(1024, 24, 16, 40000, 345_368_576, "PanGu-350M"),
+    "pangu-2.6b": _size(2560, 32, 32, 40000, 2_625_295_360, "PanGu-2.6B"),
+    "pangu-13b": _size(5120, 40, 40, 40064, 12_801_198_080, "PanGu-13B"),
 }
 
 
