@@ -8,8 +8,10 @@ see ``FORMS``. Any file may be gzip-compressed.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -128,7 +130,7 @@ def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain) ->
     if read is _plain_values:
         as_record: Callable[[Any, str], Record] = _dialogue_line if plain == "dialogue" else _text_line
     else:
-        as_record = _json_record
+        as_record = json_record
     for line, value in read(path, file):
         try:
             if isinstance(value, RecordError):
@@ -235,7 +237,8 @@ ROLES = {
 }
 
 
-def _json_record(value: Any, where: str) -> Record:
+def json_record(value: Any, where: str) -> Record:
+    """The record that a JSON value stands for, see ``FORMS``; a ValueError says why it stands for none."""
     if isinstance(value, list):
         return _dialogue(value, "", where)
     if not isinstance(value, dict):
@@ -336,17 +339,44 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     Raises:
         RecordError: a record that tab-separated lines cannot hold without a change.
     """
+    count = 0
+    with record_writer(path) as write:
+        for count, record in enumerate(records, 1):  # noqa: B007
+            write(record)
+    return count
+
+
+@contextmanager
+def record_writer(path: str | Path) -> Iterator[Callable[[Record], None]]:
+    """``write_records`` for records that come one by one, e.g. to several files in turns."""
     path, count = Path(path), 0
     as_line = _as_tabs if ".txt" in path.suffixes else _as_json
-    with replacing(path) as temporary:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(temporary, "wt", encoding="utf-8", newline="\n") as file:
-            for count, record in enumerate(records, 1):
-                try:
-                    file.write(as_line(record) + "\n")
-                except ValueError as error:
-                    raise RecordError(path, count, str(error)) from None
-    return count
+    with replacing(path) as temporary, _created(temporary, path.suffix == ".gz") as file:
+
+        def write(record: Record) -> None:
+            nonlocal count
+            count += 1
+            try:
+                file.write(as_line(record) + "\n")
+            except ValueError as error:
+                raise RecordError(path, count, str(error)) from None
+
+        yield write
+
+
+@contextmanager
+def _created(path: Path, compressed: bool) -> Iterator[TextIO]:
+    if not compressed:
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        return
+    # Neither a name nor a time goes into the file, so that the same records make the same bytes.
+    with (
+        path.open("wb") as raw,
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file,
+    ):
+        yield file
 
 
 def _as_tabs(record: Record) -> str:
