@@ -173,7 +173,10 @@ def recognise(weights: Weights) -> Original:
     Raises:
         CheckpointError: no layout fits, or more than one does equally well.
     """
-    fits = [_fit(family, layout, prefix, weights) for family, layout, prefix in _layouts(weights)]
+    tried = [(signed, _fit(family, layout, prefix, weights)) for signed, family, layout, prefix in _layouts(weights)]
+    fits = [fit for signed, fit in tried if signed]
+    if not fits:  # the signature itself may be what is missing
+        fits = [fit for _, fit in tried if len(fit.unexpected) < len(weights.names) / 2]
     if not fits:
         raise CheckpointError(
             f"{weights.path}: its {len(weights.names)} tensors ({some(weights.names)}) fit no layout that hanmo "
@@ -191,7 +194,8 @@ def all_families() -> list[type[Family]]:
     return [families.load(name) for name in families.NAMES if families.load(name).legacy.LAYOUTS]
 
 
-def _layouts(weights: Weights) -> Iterator[tuple[type[Family], Layout, str]]:
+def _layouts(weights: Weights) -> Iterator[tuple[bool, type[Family], Layout, str]]:
+    """The layouts that can lie in this container, and whether the names show their signature."""
     container = "megatron" if weights.container == "megatron" else "bin"
     names = set(weights.names)
     for family in all_families():
@@ -199,8 +203,7 @@ def _layouts(weights: Weights) -> Iterator[tuple[type[Family], Layout, str]]:
             if layout.container != container or any(key not in (weights.config or {}) for key in layout.needs):
                 continue
             for prefix in layout.prefixes:
-                if all(prefix + name in names for name in layout.signature):
-                    yield family, layout, prefix
+                yield all(prefix + name in names for name in layout.signature), family, layout, prefix
 
 
 def _known(container: str) -> list[str]:

@@ -1,0 +1,184 @@
+"""The way from the original's tensors to ours and back: by hand on small tensors, and as properties."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hanmo.checkpoints.files import Weights, find_weights
+from hanmo.checkpoints.layout import layer_counts, merge, recognise, some, split
+from hanmo.checkpoints.writing import check_divides
+from hanmo.errors import CheckpointError
+from hanmo.families.tables import Entry
+from tests.unit.checkpoint_files import HUB, MEGATRON, original_tensors, write_hub, write_megatron
+from tests.unit.tiny import tiny_eva
+
+
+def test_fused_rows_are_cut_each_part_by_itself() -> None:
+    """Queries 0-3 and keys 10-13 on two ranks: rank 0 holds 0, 1, 10, 11 and rank 1 the rest."""
+    queries, keys = torch.arange(4)[:, None], torch.arange(10, 14)[:, None]
+    first, second = split([queries, keys], 2, cut=0)
+    assert first.flatten().tolist() == [0, 1, 10, 11]
+    assert second.flatten().tolist() == [2, 3, 12, 13]
+    assert [part.flatten().tolist() for part in merge([first, second], 2, cut=0)] == [[0, 1, 2, 3], [10, 11, 12, 13]]
+
+
+def test_columns_are_cut_and_whole_tensors_repeated() -> None:
+    matrix = torch.arange(6).reshape(2, 3, 1).squeeze(-1).repeat(1, 2)
+    left, right = split([matrix], 2, cut=1)
+    assert torch.equal(left, matrix[:, :3]) and torch.equal(right, matrix[:, 3:])
+    one, two = split([matrix], 2, cut=None)
+    assert torch.equal(one, matrix) and torch.equal(two, matrix)
+
+
+def test_pieces_own_their_bytes() -> None:
+    """A view saved to a file takes the whole tensor's bytes along."""
+    whole = torch.zeros(8, 6)
+    for cut in (0, 1, None):
+        for piece in split([whole], 2, cut):
+            assert piece.untyped_storage().nbytes() == piece.nbytes
+            assert piece.data_ptr() != whole.data_ptr()
+
+
+@st.composite
+def cuttable(draw: Any) -> tuple[list[torch.Tensor], int | None, int, int]:
+    """Parts of equal shape, where to cut, and two numbers of ranks that divide."""
+    first, second = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    common = first * second
+    cut = draw(st.sampled_from([0, 1, None]))
+    shape = [draw(st.integers(1, 3)) * (common if cut == dim else 1) for dim in (0, 1)]
+    parts = draw(st.integers(1, 3))
+    numbers = torch.randn(parts, *shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+    return list(numbers.half()), cut, first, second
+
+
+@given(cuttable())
+def test_merge_undoes_split(case: tuple[list[torch.Tensor], int | None, int, int]) -> None:
+    parts, cut, ranks, _ = case
+    for part, again in zip(parts, merge(split(parts, ranks, cut), len(parts), cut), strict=True):
+        assert torch.equal(part, again)
+
+
+@given(cuttable())
+def test_n_to_m_is_the_split_of_the_whole(case: tuple[list[torch.Tensor], int | None, int, int]) -> None:
+    parts, cut, first, second = case
+    direct = split(parts, second, cut)
+    through = split(merge(split(parts, first, cut), len(parts), cut), second, cut)
+    assert all(torch.equal(one, other) for one, other in zip(direct, through, strict=True))
+
+
+def test_what_does_not_divide_is_named_with_both_numbers() -> None:
+    entries, shapes = [Entry("wi.weight", ("wi",), 0)], {"wi": (10, 4)}
+    check_divides(entries, shapes, 5, heads=10)
+    with pytest.raises(CheckpointError, match=r"wi\.weight: dimension 0 has 10, .* 3 does not divide 10"):
+        check_divides(entries, shapes, 3, heads=None)
+    with pytest.raises(CheckpointError, match="4 attention heads cannot be split over 5 ranks: 5 does not divide 4"):
+        check_divides(entries, shapes, 5, heads=4)
+
+
+def test_layers_are_counted_by_their_names() -> None:
+    entries = [Entry("a.{i}.x", ("a",), over="depth"), Entry("b.{i}.y", ("b",), over="width"), Entry("c", ("c",))]
+    names = {"a.0.x", "a.12.x", "b.0.y", "c", "a.13.z"}
+    assert layer_counts(entries, names) == {"depth": 13, "width": 1}
+
+
+def test_original_tensors_become_ours(tmp_path: Path) -> None:
+    """Both layouts give the tensors that they were made of, bit for bit."""
+    state = {name: tensor.half() for name, tensor in tiny_eva().network.state_dict().items()}
+    for folder in (write_megatron(tmp_path / "megatron"), write_hub(tmp_path / "hub")):
+        original = recognise(find_weights(folder))
+        original.require_complete()
+        original.check_copies()
+        tensors = dict(original.tensors())
+        assert tensors.keys() == state.keys()
+        assert all(torch.equal(tensors[name], state[name]) for name in state)
+        assert original.shapes() == {name: tuple(tensor.shape) for name, tensor in state.items()}
+        assert all(torch.equal(original.tensor(name), tensors[name]) for name in state)
+
+
+def changed(tmp_path: Path, drop: str = "", add: str = "") -> Weights:
+    tensors = original_tensors(MEGATRON)
+    tensors.pop(drop, None)
+    if add:
+        tensors[add] = torch.zeros(1)
+    return find_weights(write_megatron(tmp_path / "m", tensors))
+
+
+def test_missing_and_unexpected_tensors_are_named(tmp_path: Path) -> None:
+    gone = "decoder.blocks.1.ff.dense_relu_dense.wo.weight"
+    original = recognise(changed(tmp_path, drop=gone, add="decoder.extra"))
+    assert (original.missing, original.unexpected) == ([gone], ["decoder.extra"])
+    with pytest.raises(
+        CheckpointError, match=rf"1 tensors are missing: {gone}; 1 tensors are not part .*decoder\.extra"
+    ):
+        original.require_complete()
+
+
+def test_a_file_that_lacks_the_very_names_it_is_known_by_is_still_recognised(tmp_path: Path) -> None:
+    name = "encoder.blocks.0.self_attn.self_attn.project.weight"
+    assert name in MEGATRON.signature
+    original = recognise(changed(tmp_path, drop=name))
+    assert (original.layout, original.missing) == (MEGATRON, [name])
+
+
+def test_names_of_nobody_are_refused(tmp_path: Path) -> None:
+    folder = write_megatron(tmp_path / "m", {"language_model.x": torch.zeros(1), "lm_head.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"its 2 tensors \(language_model\.x, .*fit no layout .*eva \(megatron\)"):
+        recognise(find_weights(folder))
+
+
+def test_optional_tensors_and_copies_may_be_absent(tmp_path: Path) -> None:
+    tensors = original_tensors(MEGATRON)
+    copies = [name for name in tensors if name.startswith("encoder.word") or name.endswith("role_embeds.weight")]
+    original = recognise(
+        find_weights(write_megatron(tmp_path / "m", {n: t for n, t in tensors.items() if n not in copies}))
+    )
+    original.require_complete()
+    assert sorted(original.absent) == sorted(copies)
+
+
+def test_a_tensor_is_read_from_its_copy_where_it_is_itself_missing(tmp_path: Path) -> None:
+    original = recognise(changed(tmp_path, drop="word_embeds.weight"))
+    original.require_complete()
+    assert torch.equal(original.tensor("word_embeds.weight"), original_tensors(MEGATRON)["word_embeds.weight"])
+
+
+def test_copies_that_differ_are_refused(tmp_path: Path) -> None:
+    tensors = original_tensors(HUB)
+    changed = tensors["shared.weight"].clone()
+    changed[3, 2] += 1
+    tensors["decoder.embed_tokens.weight"] = changed
+    original = recognise(find_weights(write_hub(tmp_path / "hub", tensors)))
+    with pytest.raises(CheckpointError, match=r"shared\.weight and decoder\.embed_tokens\.weight must be the same"):
+        original.check_copies()
+    tensors["decoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+    recognise(find_weights(write_hub(tmp_path / "equal", tensors))).check_copies()
+
+
+def test_pieces_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
+    folder = write_megatron(tmp_path / "m", mp_world_size=2)
+    tensors = original_tensors(MEGATRON)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:, :-1]
+    torch.save({"module": tensors, "iteration": 7}, folder / "7" / "mp_rank_01_model_states.pt")
+    with pytest.raises(
+        CheckpointError, match=r"lm_head\.weight: the ranks' pieces do not fit together: \(\d+, 16\), \(\d+, 15\)"
+    ):
+        recognise(find_weights(folder)).shapes()
+
+
+def test_t5s_own_folders_are_not_taken_for_eva(tmp_path: Path) -> None:
+    """T5 v1.1 has the very names of EVA's hub layout; the attention scale in config.json tells them apart."""
+    folder = write_hub(tmp_path / "t5")
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(CheckpointError, match="fit no layout that hanmo knows as bin"):
+        recognise(find_weights(folder))
+
+
+def test_long_lists_are_cut() -> None:
+    assert some(["a", "b"], 2) == "a, b"
+    assert some(["a", "b", "c"], 2) == "a, b and 1 more"

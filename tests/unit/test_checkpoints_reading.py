@@ -1,0 +1,151 @@
+"""Files are data: what asks for code is refused by name, and every kind of wrong file has its own message."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hanmo.checkpoints.reading import read_pickle, read_safetensors, sniff
+from hanmo.errors import CheckpointError
+
+
+class RunsOnLoad:
+    """An object whose pickle runs a shell command when it is loaded the ordinary way."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.marker}",)
+
+
+def save(content: Any, path: Path, form: str) -> Path:
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    return path
+
+
+@pytest.mark.parametrize("form", ["zip", "pre-2020", "pickle"])
+def test_a_file_that_runs_code_is_refused_by_the_name_of_the_code(tmp_path: Path, form: str) -> None:
+    marker = tmp_path / "executed"
+    content = {"module": {"a": 1}, "extra": RunsOnLoad(marker)}
+    path = save(content, tmp_path / "evil.pt", form)
+    with pytest.raises(CheckpointError, match=r"asks for (posix|nt)\.system.*never runs code"):
+        read_pickle(path)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(RunsOnLoad(marker)))
+    assert marker.exists(), "the attack itself works, so the refusal is what stopped it"
+
+
+def test_builtins_are_named_in_full(tmp_path: Path) -> None:
+    class Evaluates:
+        def __reduce__(self) -> Any:
+            return eval, ("1 + 1",)
+
+    path = save({"x": Evaluates()}, tmp_path / "evil.pt", "zip")
+    with pytest.raises(CheckpointError, match=r"asks for builtins\.eval, which is code; refused"):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize("form", ["zip", "pre-2020"])
+def test_what_old_trainers_stored_is_read(tmp_path: Path, form: str) -> None:
+    table = np.arange(6, dtype=np.int32).reshape(2, 3).T
+    content = {
+        "weights": {"a": torch.arange(6.0).reshape(2, 3)},
+        "args": argparse.Namespace(lr=0.1, layers=[1, 2]),
+        "counts": collections.defaultdict(int, seen=3),
+        "best": np.float64(1.5),
+        "rng": np.random.RandomState(1).get_state(),
+        "table": table,
+        "folder": Path("/data"),
+        "names": set(),
+    }
+    read = read_pickle(save(content, tmp_path / "old.pt", form))
+    assert torch.equal(read["weights"]["a"], content["weights"]["a"])  # type: ignore[index]
+    assert read["args"] == content["args"]
+    assert (read["counts"], read["best"], read["names"]) == ({"seen": 3}, 1.5, set())
+    assert str(read["folder"]) == "/data"
+    np.testing.assert_array_equal(read["table"].array, table)
+    np.testing.assert_array_equal(read["rng"][1].array, content["rng"][1])  # type: ignore[index]
+
+
+def test_numpy_arrays_are_ordinary_arrays_again_when_written(tmp_path: Path) -> None:
+    state = np.random.RandomState(1).get_state()
+    read = read_pickle(save(state, tmp_path / "a.pt", "zip"))
+    again = torch.load(save(read, tmp_path / "b.pt", "zip"), weights_only=False)
+    np.testing.assert_array_equal(again[1], state[1])
+
+
+def test_the_older_numpy_module_names_are_known(tmp_path: Path) -> None:
+    pickled = pickle.dumps({"rng": np.arange(3)}, protocol=2)
+    path = tmp_path / "old.pt"
+    torch.save({}, path, _use_new_zipfile_serialization=False)
+    head = path.read_bytes().split(pickle.dumps({}, protocol=2))[0]
+    for module in (b"numpy.core", b"numpy._core"):
+        path.write_bytes(head + pickled.replace(b"numpy._core", module) + pickle.dumps([], protocol=2))
+        assert module + b".multiarray" in path.read_bytes()
+        np.testing.assert_array_equal(read_pickle(path)["rng"].array, np.arange(3))
+
+
+def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
+    path = save({"a": np.array([print], dtype=object)}, tmp_path / "objects.pt", "zip")
+    with pytest.raises(CheckpointError, match="only plain numbers are read"):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize("form", ["zip", "pre-2020"])
+@pytest.mark.parametrize("keep", [0.05, 0.5, 0.999])
+def test_a_file_that_is_cut_short_says_so(tmp_path: Path, form: str, keep: float) -> None:
+    path = save({"a": torch.zeros(10_000)}, tmp_path / "a.pt", form)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(CheckpointError, match=r"a\.pt: cut short: it ends after [\d,]+ bytes"):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
+        (b'{"error": "not found"}', "JSON text"),
+        (b"plain words", "not a checkpoint that torch wrote: it starts with b'plain wo'"),
+    ],
+)
+def test_what_is_no_checkpoint_is_said(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_pickle(path)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        sniff(tmp_path / "nothing.pt")
+
+
+def test_a_damaged_safetensors_file_is_said(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(100)}, path)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match="damaged or cut short"):
+        read_safetensors(path)
+
+
+def test_the_allowlist_is_not_left_behind(tmp_path: Path) -> None:
+    before = torch.serialization.get_safe_globals()
+    read_pickle(save({"a": argparse.Namespace()}, tmp_path / "a.pt", "zip"))
+    assert torch.serialization.get_safe_globals() == before
