@@ -10,8 +10,10 @@ import gc
 import multiprocessing
 import os
 import re
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise
@@ -417,24 +419,28 @@ def spread(
             start, characters = end, 0
     if workers is None:
         workers = (os.cpu_count() or 1) if total >= _WORTH_A_PROCESS else 1
+    if sys.platform == "darwin" or "fork" not in multiprocessing.get_all_start_methods():
+        workers = 1  # nothing could be shared, or not safely
+    if multiprocessing.current_process().daemon:
+        workers = 1  # a data loader's worker may have no children
     workers = min(workers, len(parts))
-    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        return [ids for start, end in parts for ids in encode(texts[start:end])]
-    results: list[list[int]] = []
     _job = encode, texts
     collecting = gc.isenabled()
     gc.disable()  # nothing made here is part of a cycle, and there is much of it
     try:
-        with multiprocessing.get_context("fork").Pool(workers) as pool:
-            for lengths, flat in pool.imap(_encode_part, parts):
+        if workers < 2:
+            return [ids for start, end in parts for ids in encode(texts[start:end])]
+        results: list[list[int]] = []
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+            for lengths, flat in pool.map(_encode_part, parts):
                 ids = flat.tolist()
-                ends = list(accumulate(lengths))
-                results += [ids[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+                for length, end in zip(lengths, accumulate(lengths), strict=True):
+                    results.append(ids[end - length : end])
+        return results
     finally:
         _job = None
         if collecting:
             gc.enable()
-    return results
 
 
 _PART = 1 << 17  # characters a process encodes at a time

@@ -11,8 +11,10 @@ import gc
 import multiprocessing
 import os
 import re
+import sys
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, groupby, pairwise
@@ -132,25 +134,24 @@ class Crossings:
             elif len(word) > 4:
                 by_size[4] += [word[start : start + 4] for start in range(len(word) - 3)]
         for size, grams in by_size.items():
-            table[self._hashes(_codes("".join(grams)), size)[::size]] = True
+            *_, hashes = self._hashes(_codes("".join(grams)), size)
+            table[hashes[::size]] = True
         self._table = numpy.packbits(table, bitorder="little")
 
-    def _hashes(self, codes: Any, size: int) -> Any:
-        """The hash of the ``size`` characters from each place on."""
-        places = max(len(codes) - size + 1, 0)
-        hashes = codes[:places] * self._FACTOR
-        for offset in range(1, size):
-            hashes = (hashes + codes[offset : offset + places]) * self._FACTOR
-        return (hashes ^ numpy.uint32(size)) >> numpy.uint32(32 - self._BITS)
+    def _hashes(self, codes: Any, longest: int = 4) -> Iterator[Any]:
+        """For each size from 2 to ``longest``: the hash of that many characters from each place on."""
+        running = codes * self._FACTOR
+        for size in range(2, longest + 1):
+            running = (running[:-1] + codes[size - 1 :]) * self._FACTOR
+            yield running >> numpy.uint32(32 - self._BITS)
 
     def split(self, text: str) -> tuple[list[str], list[int]]:
         """The pieces of a text, and the indices of those that are ``_MARK``."""
         codes = _codes(text)
         crossed = numpy.zeros(len(codes), bool)  # between a place and the next
-        for size in (2, 3, 4):
-            hashes = self._hashes(codes, size)
+        for reach, hashes in enumerate(self._hashes(codes), 1):
             found = (self._table[hashes >> 3] >> (hashes & 7).astype(numpy.uint8) & 1).view(bool)
-            for offset in range(size - 1):
+            for offset in range(reach):
                 crossed[offset : offset + len(found)] |= found
         in_block = self._in_block[codes]
         crossed &= in_block
@@ -362,8 +363,7 @@ class WordCutter:
         if size == 1:
             return [block], inf
         find, pairs, longest = self._dictionary.scores.get, self._dictionary.pairs, self._dictionary.longest
-        best_from = [0.0] * (size + 1)
-        steps: list[tuple[int, float]] = [(0, 0.0)] * size
+        best_from, ends, leads = [0.0] * (size + 1), [0] * size, [inf] * size
         reach = size
         for start in range(size - 1, -1, -1):
             if not whole and block[start : start + 2] not in pairs:
@@ -378,16 +378,14 @@ class WordCutter:
                         second = score
             if not where:
                 best, where = self._dictionary.lonely + best_from[start + 1], start + 1
-            best_from[start] = best
-            steps[start] = where, best - second
+            best_from[start], ends[start], leads[start] = best, where, best - second
         words: list[str] = []
         margin, start = inf, 0
         while start < size:
-            end, ahead = steps[start]
-            words.append(block[start:end])
-            if ahead < margin:
-                margin = ahead
-            start = end
+            words.append(block[start : ends[start]])
+            if leads[start] < margin:
+                margin = leads[start]
+            start = ends[start]
         return words, margin
 
     def _run(self, run: str) -> tuple[Any, ...]:
@@ -423,20 +421,28 @@ def spread(
             start, characters = end, 0
     if workers is None:
         workers = (os.cpu_count() or 1) if total >= _WORTH_A_PROCESS else 1
+    if sys.platform == "darwin" or "fork" not in multiprocessing.get_all_start_methods():
+        workers = 1  # nothing could be shared, or not safely
+    if multiprocessing.current_process().daemon:
+        workers = 1  # a data loader's worker may have no children
     workers = min(workers, len(parts))
-    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        return [ids for start, end in parts for ids in encode(texts[start:end])]
-    results: list[list[int]] = []
     _job = encode, texts
+    collecting = gc.isenabled()
+    gc.disable()  # nothing made here is part of a cycle, and there is much of it
     try:
-        with multiprocessing.get_context("fork").Pool(workers, gc.disable) as pool:
-            for lengths, flat in pool.imap(_encode_part, parts):
+        if workers < 2:
+            return [ids for start, end in parts for ids in encode(texts[start:end])]
+        results: list[list[int]] = []
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+            for lengths, flat in pool.map(_encode_part, parts):
                 ids = flat.tolist()
-                ends = list(accumulate(lengths))
-                results += [ids[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+                for length, end in zip(lengths, accumulate(lengths), strict=True):
+                    results.append(ids[end - length : end])
+        return results
     finally:
         _job = None
-    return results
+        if collecting:
+            gc.enable()
 
 
 _PART = 1 << 17  # characters a process encodes at a time
