@@ -1,0 +1,1 @@
+"""The ten CLUE tasks in two protocols: as published, and corrected."""
