@@ -78,6 +78,10 @@ class _Source:
             )
         return written
 
+    def plan(self, dtype: torch.dtype | None) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of everything that is to be written."""
+        return {name: (shape, self.dtype_of(name, dtype)) for name, shape in self.shapes.items()}
+
     def dtype_of(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
         """As wanted; as stored for whole numbers and where nothing is wanted. Some tensors are never rounded."""
         stored = self.dtypes[name]
@@ -129,12 +133,8 @@ def convert(
         return _to_hf(source, target, size, config, vocab, rules, dtype)
     content = _source(source, size, config, needs_config=to == "hanmo")
     wanted = DTYPES[dtype] if dtype else None
-    start(
-        sum(
-            torch.Size(shape).numel() * content.dtype_of(name, wanted).itemsize
-            for name, shape in content.shapes.items()
-        )
-    )
+    plan = content.plan(wanted)
+    start(sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in plan.values()))
     if to == "hanmo":
         notes = _to_hanmo(content, source, target, vocab, rules, wanted, progress)
     else:
@@ -214,15 +214,15 @@ def _to_hanmo(
     assert content.config is not None, "our folder has a configuration"
     tokenizer = _tokenizer(content, source, vocab)
     family = content.family(content.config, tokenizer, _rules(content, source, rules))
-    plan = {name: (shape, content.dtype_of(name, dtype)) for name, shape in content.shapes.items()}
+    plan = content.plan(dtype)
     content.config.architectures = [content.family.network_class.__name__]
     content.config.dtype = dtype or (content.original.dtype if content.original else content.config.dtype)
 
     def tensors() -> Any:
         for name in plan:
             tensor = content.tensor(name, dtype)
-            yield name, tensor
             progress(tensor.nbytes)
+            yield name, tensor
 
     with new_folder(target, keep=True) as draft:
         write_sharded(draft, plan, tensors())

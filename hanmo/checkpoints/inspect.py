@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from hanmo import families
 from hanmo.checkpoints.files import Weights, find_weights
 from hanmo.checkpoints.layout import Original, recognise, some
 from hanmo.checkpoints.opening import (
@@ -143,7 +144,7 @@ def _look_at_original(report: Report, weights: Weights) -> Original | None:
     except CheckpointError as error:
         report.parameters = sum(tensor.numel() for tensor in weights.ranks[0].values())
         if is_transformers_model(weights):
-            report.family, report.layout = "huggingface", "transformers"
+            report.family, report.layout = families.TRANSFORMERS, "transformers"
             report.config = weights.config
             report.add("names", "skipped", "a model of transformers, which knows its own names")
         else:
@@ -216,7 +217,7 @@ def _check_tokens(
         report.add("vocabulary", "ok", f"{len(tokenizer):,} tokens for {rows:,} rows of the embedding")
     ids = tokenizer.encode(SAMPLE, add_special_tokens=False)
     unknown = sum(token == tokenizer.unk_token_id for token in ids)
-    if unknown > len(ids) / 4:
+    if unknown > len(ids) / 2:
         advice = "is this the vocabulary the model was trained with?"
         report.add(
             "tokenizer", "warning", f"{unknown} of {len(ids)} tokens of ordinary Chinese are unknown to it", advice

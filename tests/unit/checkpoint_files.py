@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hanmo.families.base import OpenedModel
 from hanmo.families.eva import legacy
 from hanmo.families.eva.family import EvaFamily
+from hanmo.families.eva.modeling import EvaConfig, EvaModel
+from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.tables import Layout, expand
-from tests.unit.tiny import tiny_eva
+from tests.unit import tiny
 
 MEGATRON = next(layout for layout in legacy.LAYOUTS if layout.container == "megatron")
 HUB = next(layout for layout in legacy.LAYOUTS if layout.container == "bin")
 SHAPE_KEYS = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "num_decoder_layers")
+
+
+@functools.cache
+def tiny_eva() -> OpenedModel:
+    """The tests' tiny EVA with a vocabulary, and so an embedding, whose size 4 divides: it can be split."""
+    tokens = list(tiny.tiny_eva().tokenizer.get_vocab())
+    tokens += [f"filler{number}" for number in range(-len(tokens) % 4)]
+    with tempfile.TemporaryDirectory() as folder:
+        vocab = Path(folder) / "vocab.txt"
+        vocab.write_text("\n".join(tokens), encoding="utf-8")
+        tokenizer = EvaTokenizer(vocab_file=str(vocab))
+    config = EvaConfig.from_dict({**tiny.tiny_eva().network.config.to_dict(), "vocab_size": len(tokens)})
+    torch.manual_seed(0)
+    return OpenedModel(EvaModel(config).eval(), EvaFamily(config, tokenizer), "a tiny EVA")
 
 
 def original_tensors(layout: Layout, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
@@ -65,6 +84,3 @@ def logits(network: Any) -> Tensor:
     ids = torch.arange(9).reshape(1, -1) % network.config.vocab_size
     with torch.no_grad():
         return network(input_ids=ids, decoder_input_ids=ids[:, :5]).logits
-
-
-FAMILY = EvaFamily

@@ -15,8 +15,7 @@ from hanmo.checkpoints.layout import layer_counts, merge, recognise, some, split
 from hanmo.checkpoints.writing import check_divides
 from hanmo.errors import CheckpointError
 from hanmo.families.tables import Entry
-from tests.unit.checkpoint_files import HUB, MEGATRON, original_tensors, write_hub, write_megatron
-from tests.unit.tiny import tiny_eva
+from tests.unit.checkpoint_files import HUB, MEGATRON, original_tensors, tiny_eva, write_hub, write_megatron
 
 
 def test_fused_rows_are_cut_each_part_by_itself() -> None:
@@ -177,6 +176,15 @@ def test_t5s_own_folders_are_not_taken_for_eva(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(CheckpointError, match="fit no layout that hanmo knows as bin"):
         recognise(find_weights(folder))
+
+
+def test_gpt2s_own_folders_are_not_taken_for_pangu(tmp_path: Path) -> None:
+    """They share about half of their names."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=3, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(CheckpointError, match="fit no layout"):
+        recognise(find_weights(tmp_path / "gpt2"))
 
 
 def test_long_lists_are_cut() -> None:

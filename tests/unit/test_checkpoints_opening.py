@@ -24,11 +24,11 @@ from tests.unit.checkpoint_files import (
     config_json,
     logits,
     original_tensors,
+    tiny_eva,
     write_hub,
     write_megatron,
     write_vocabulary,
 )
-from tests.unit.tiny import tiny_eva
 
 
 @pytest.fixture
