@@ -1,9 +1,22 @@
-"""Losses as pure functions of tensors. Shape suffixes: N scored tokens, V vocabulary, B batch, A predicting axis."""
+"""Losses as pure functions of tensors.
+
+Shape suffixes: N scored tokens, V vocabulary, B batch (rows or pairs), A predicting axis, G groups, K replies of a group.
+Masks are fp32 or bool, 1 on the tokens that count. Unless said otherwise a loss is one number per token or per pair,
+and whoever calls it divides the sum by the count of the whole optimizer step.
+
+Sources: Christiano et al. 2017 and Stiennon et al. 2020 (pairwise reward loss), Rafailov et al. 2023 (DPO), Azar et al. 2023
+(IPO), Schulman et al. 2016 and 2017 (GAE, PPO), Ziegler et al. 2019 (adaptive KL), Shao et al. 2024 (GRPO); the forms
+named "published" are those of the recorded specification (CLUE, section 4).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 def token_logprobs(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -30,3 +43,234 @@ def weighted_nll(logprob_BA: Tensor, weights_BA: Tensor, total: Tensor | float |
     if total is None:
         total = weights_BA.sum().clamp_min(torch.finfo(torch.float32).tiny)
     return -(weights_BA * logprob_BA).sum() / total
+
+
+# Reward models
+
+
+def pairwise_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """Bradley-Terry loss of each pair, -log sigmoid(chosen - rejected - margin), any one shape.
+
+    log sigmoid as one function: the published -log(sigmoid(x)) is infinite below -104.
+    """
+    return -logsigmoid(chosen - rejected - margin)
+
+
+def tokenwise_loss(chosen_BA: Tensor, rejected_BA: Tensor, start_B: Tensor, end_B: Tensor) -> Tensor:
+    """The published reward loss from 2023-05: the mean of the pairwise loss over places [start, end) of each pair, (B,).
+
+    Published, ``end`` is the end of the longer text, so that the shorter one takes part with the values of its padding
+    (corrected: the end of the shorter one). Where the range is empty the published mean is NaN; here it is 0.
+
+    Args:
+        start_B: int64, the first place where the ids of the two texts differ.
+        end_B: int64, one past the last place that counts.
+    """
+    place_A = torch.arange(chosen_BA.shape[1], device=chosen_BA.device)
+    counts_BA = (place_A >= start_B[:, None]) & (place_A < end_B[:, None])
+    losses_BA = pairwise_loss(chosen_BA, rejected_BA) * counts_BA
+    return losses_BA.sum(1) / counts_BA.sum(1).clamp_min(1)
+
+
+# Learning from preferences without a reward model
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What a preference loss says about pairs: losses and both implicit rewards, (B,) each."""
+
+    losses: Tensor
+    chosen_rewards: Tensor
+    rejected_rewards: Tensor
+
+
+def preference_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float,
+    kind: Literal["dpo", "ipo"] = "dpo",
+    label_smoothing: float = 0.0,
+) -> Preference:
+    """DPO or IPO from log-probabilities of whole responses, (B,) each.
+
+    dpo: -log sigmoid(beta x margin), margin = (policy - reference) of the chosen minus that of the rejected one; with
+    label smoothing a share of the labels counts as turned round. ipo: (margin - 1 / (2 beta))^2, for which the
+    log-probabilities are means over tokens.
+
+    Args:
+        reference_chosen, reference_rejected: zeros for a loss without a reference.
+    """
+    chosen, rejected = policy_chosen - reference_chosen, policy_rejected - reference_rejected
+    margin = chosen - rejected
+    if kind == "ipo":
+        losses = (margin - 1 / (2 * beta)).square()
+    else:
+        losses = -(1 - label_smoothing) * logsigmoid(beta * margin) - label_smoothing * logsigmoid(-beta * margin)
+    return Preference(losses, beta * chosen.detach(), beta * rejected.detach())
+
+
+# Rewards and advantages
+
+
+def kl_estimates(logprob: Tensor, reference: Tensor, kind: Literal["k1", "k2", "k3", "published"]) -> Tensor:
+    """Per token, an estimate of KL(policy || reference) from tokens that the policy drew; any one shape.
+
+    With x = log policy - log reference: k1 is x, unbiased, of either sign; k2 is x^2 / 2, never negative, biased; k3 is
+    exp(-x) - 1 + x, never negative and unbiased; "published" is exp(x) - 1 - x, never negative, which as it was used
+    on the policy's own tokens estimates neither direction.
+    """
+    x = logprob - reference
+    if kind == "k1":
+        return x
+    if kind == "k2":
+        return x.square() / 2
+    return torch.expm1(-x) + x if kind == "k3" else torch.expm1(x) - x
+
+
+def adapted_beta(beta: float, kl: float, target: float, horizon: float, count: int) -> float:
+    """The KL coefficient after ``count`` samples whose mean KL was ``kl``: beta (1 + clip(kl/target - 1, ±0.2) count/horizon)."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return beta * (1 + error * count / horizon)
+
+
+def token_rewards(
+    logprob_BA: Tensor, reference_BA: Tensor, mask_BA: Tensor, scores_B: Tensor, beta: float, published: bool = False
+) -> Tensor:
+    """Rewards of tokens, (B, A): -beta (log policy - log reference), and the reply's score on its last token.
+
+    Args:
+        published: the KL term stands at every place, padding included (the second published system); otherwise only
+            where the mask is 1.
+    """
+    penalty_BA = -beta * (logprob_BA - reference_BA)
+    rewards_BA = penalty_BA if published else penalty_BA * mask_BA
+    last_B = last_places(mask_BA)
+    return rewards_BA.scatter_add(1, last_B[:, None], scores_B[:, None].to(rewards_BA.dtype))
+
+
+def last_places(mask_BA: Tensor) -> Tensor:
+    """The last place of every row where the mask is not 0, (B,) int64; 0 in rows without one."""
+    places_A = torch.arange(mask_BA.shape[1], device=mask_BA.device)
+    return (places_A * (mask_BA != 0)).argmax(1)
+
+
+def gae(
+    rewards_BA: Tensor, values_BA: Tensor, mask_BA: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation: advantages and returns (advantages + values), (B, A) each, 0 off the mask.
+
+    The value after the last token of a row is 0. The published forms run over padding too: give them a mask of ones.
+    """
+    mask_BA = mask_BA.bool()
+    advantage_B = next_value_B = torch.zeros_like(values_BA[:, 0])
+    columns = []
+    for place in reversed(range(rewards_BA.shape[1])):
+        reward_B, value_B, counts_B = rewards_BA[:, place], values_BA[:, place], mask_BA[:, place]
+        found_B = reward_B + gamma * next_value_B - value_B + gamma * lam * advantage_B
+        advantage_B = torch.where(counts_B, found_B, advantage_B)
+        next_value_B = torch.where(counts_B, value_B, next_value_B)
+        columns.append(torch.where(counts_B, found_B, 0.0))
+    advantages_BA = torch.stack(columns[::-1], dim=1)
+    return advantages_BA, torch.where(mask_BA, advantages_BA + values_BA, 0.0)
+
+
+def whiten(x: Tensor, mask: Tensor | None = None, keep_mean: bool = False) -> Tensor:
+    """Shifted and scaled to mean 0 and (unbiased) variance 1 over the places where the mask is 1, and 0 elsewhere.
+
+    Published: over the whole tensor, padding included, which is ``mask=None``.
+    """
+    mask = torch.ones_like(x) if mask is None else mask.to(x.dtype)
+    mean, variance = masked_moments(x, mask)
+    white = (x - mean) * torch.rsqrt(variance + 1e-8)
+    return (white + mean if keep_mean else white) * mask
+
+
+def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance over the places where the mask is 1, two scalars."""
+    count = mask.sum()
+    mean = (x * mask).sum() / count.clamp_min(1)
+    return mean, ((x - mean).square() * mask).sum() / (count - 1).clamp_min(1)
+
+
+def group_advantages(rewards_GK: Tensor, scale: bool = True) -> Tensor:
+    """GRPO: each reply's reward less the mean of its group, over the group's standard deviation if ``scale``, (G, K)."""
+    centred_GK = rewards_GK - rewards_GK.mean(1, keepdim=True)
+    return centred_GK / (rewards_GK.std(1, keepdim=True) + 1e-4) if scale else centred_GK
+
+
+@dataclass
+class RunningMoments:
+    """Mean and spread of all rewards so far, by which rewards are scaled.
+
+    Attributes:
+        std: unbiased standard deviation; 1 before the first update.
+        var: biased variance.
+    """
+
+    mean: float = 0.0
+    var: float = 1.0
+    std: float = 1.0
+    count: float = 0.0
+
+    def update(self, x: Tensor) -> tuple[float, float]:
+        """Take in a batch of at least two rewards; returns its own mean and unbiased standard deviation."""
+        x = x.double().flatten()
+        count, mean, var = x.numel(), x.mean().item(), x.var(unbiased=False).item()
+        total, delta = self.count + count, mean - self.mean
+        spread = var * count + self.var * self.count + delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.var = spread / total
+        self.std = (spread / max(total - 1, 1)) ** 0.5
+        self.count = total
+        return mean, (var * count / max(count - 1, 1)) ** 0.5
+
+
+# Policy gradients
+
+
+def clipped_policy_loss(
+    logprob_BA: Tensor, old_BA: Tensor, advantages_BA: Tensor, mask_BA: Tensor, clip: float
+) -> Tensor:
+    """PPO's policy loss of each token, (B, A): max(-A ratio, -A clip(ratio, 1 ± clip)), 0 off the mask."""
+    ratio_BA = ((logprob_BA - old_BA) * mask_BA).exp()
+    losses_BA = torch.maximum(-advantages_BA * ratio_BA, -advantages_BA * ratio_BA.clamp(1 - clip, 1 + clip))
+    return losses_BA * mask_BA
+
+
+def clipped_value_loss(values_BA: Tensor, old_BA: Tensor, returns_BA: Tensor, mask_BA: Tensor, clip: float) -> Tensor:
+    """PPO's value loss of each token, (B, A): max of the squared errors of the value and of it clipped to old ± clip, halved."""
+    clipped_BA = torch.minimum(torch.maximum(values_BA, old_BA - clip), old_BA + clip)
+    errors_BA = torch.maximum((values_BA - returns_BA).square(), (clipped_BA - returns_BA).square())
+    return 0.5 * errors_BA * mask_BA
+
+
+@torch.no_grad()
+def policy_statistics(
+    logprob_BA: Tensor, old_BA: Tensor, advantages_BA: Tensor, mask_BA: Tensor, clip: float
+) -> dict[str, Tensor]:
+    """How far an update has moved the policy: sums over tokens of the step's KL (k3, old to new), clipping and ratio."""
+    log_ratio_BA = (logprob_BA - old_BA) * mask_BA
+    ratio_BA = log_ratio_BA.exp()
+    clipped_BA = -advantages_BA * ratio_BA.clamp(1 - clip, 1 + clip) > -advantages_BA * ratio_BA
+    return {
+        "approx_kl": (torch.expm1(log_ratio_BA) - log_ratio_BA).sum(),
+        "clip_fraction": (clipped_BA * mask_BA).sum(),
+        "ratio": (ratio_BA * mask_BA).sum(),
+    }
+
+
+@torch.no_grad()
+def value_clip_count(values_BA: Tensor, old_BA: Tensor, returns_BA: Tensor, mask_BA: Tensor, clip: float) -> Tensor:
+    """For how many tokens the clipped value has the larger error, a scalar."""
+    clipped_BA = torch.minimum(torch.maximum(values_BA, old_BA - clip), old_BA + clip)
+    return (((clipped_BA - returns_BA).square() > (values_BA - returns_BA).square()) * mask_BA).sum()
+
+
+@torch.no_grad()
+def explained_variance(values_BA: Tensor, returns_BA: Tensor, mask_BA: Tensor) -> Tensor:
+    """1 - var(returns - values) / var(returns) over the mask, a scalar: 1 is a perfect critic, below 0 a harmful one."""
+    _, left = masked_moments(returns_BA - values_BA, mask_BA)
+    _, whole = masked_moments(returns_BA, mask_BA)
+    return 1 - left / whole.clamp_min(1e-8)

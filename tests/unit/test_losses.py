@@ -1,0 +1,111 @@
+"""Losses on numbers worked out by hand, and what must hold for any numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hanmo import losses
+
+
+def test_pairwise_loss_with_margin_does_not_overflow() -> None:
+    found = losses.pairwise_loss(torch.tensor([2.0, -200.0]), torch.tensor([1.0, 200.0]), torch.tensor([1.0, 0.0]))
+    assert found.tolist() == pytest.approx([math.log(2), 400.0])
+
+
+def test_tokenwise_loss_counts_its_range_alone() -> None:
+    chosen, rejected = torch.tensor([[9.0, 1.0, 1.0, 9.0]]), torch.tensor([[0.0, 1.0, 1.0, 0.0]])
+    found = losses.tokenwise_loss(chosen, rejected, torch.tensor([1]), torch.tensor([3]))
+    assert found.item() == pytest.approx(math.log(2))
+
+
+def test_dpo_label_smoothing_and_ipo() -> None:
+    one, zero = torch.tensor([3.0]), torch.tensor([0.0])
+    plain = losses.preference_loss(one, zero, zero, zero, beta=0.5)
+    assert plain.losses.item() == pytest.approx(math.log1p(math.exp(-1.5)))
+    assert (plain.chosen_rewards.item(), plain.rejected_rewards.item()) == (1.5, 0.0)
+    smooth = losses.preference_loss(one, zero, zero, zero, beta=0.5, label_smoothing=0.25)
+    turned = math.log1p(math.exp(1.5))
+    assert smooth.losses.item() == pytest.approx(0.75 * plain.losses.item() + 0.25 * turned)
+    ipo = losses.preference_loss(one, zero, zero, one, beta=0.5, kind="ipo")  # margin 3 - (0 - 3) = 6
+    assert ipo.losses.item() == pytest.approx((6 - 1) ** 2)
+
+
+def test_kl_estimates() -> None:
+    logprob, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.0])
+    found = {kind: losses.kl_estimates(logprob, reference, kind).tolist() for kind in ("k1", "k2", "k3", "published")}  # type: ignore[arg-type]
+    assert found["k1"] == [1.0, -1.0]
+    assert found["k2"] == [0.5, 0.5]
+    assert found["k3"] == pytest.approx([math.exp(-1), math.e - 2])
+    assert found["published"] == pytest.approx([math.e - 2, math.exp(-1)])
+
+
+def test_estimators_agree_with_the_divergence_they_estimate() -> None:
+    """Averaged over the policy's own distribution, k1 and k3 give KL(policy || reference) and "published" does not."""
+    policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+    exact = (policy * (policy / reference).log()).sum().item()
+    means = {
+        kind: (policy * losses.kl_estimates(policy.log(), reference.log(), kind)).sum().item()  # type: ignore[arg-type]
+        for kind in ("k1", "k3", "published")
+    }
+    assert means["k1"] == pytest.approx(exact, rel=1e-5)
+    assert means["k3"] == pytest.approx(exact, rel=1e-5)
+    assert abs(means["published"] - exact) > 0.3
+
+
+def test_group_advantages() -> None:
+    rewards = torch.tensor([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0]])
+    assert losses.group_advantages(rewards, scale=False).tolist() == [[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    assert losses.group_advantages(rewards)[0].tolist() == pytest.approx([-1, 0, 1], rel=1e-3)
+    assert losses.group_advantages(rewards)[1].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_gae_by_hand() -> None:
+    rewards, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 1.5]])
+    advantages, returns = losses.gae(rewards, values, torch.ones(1, 2), gamma=0.9, lam=0.5)
+    last = 2.0 - 1.5
+    first = 1.0 + 0.9 * 1.5 - 0.5 + 0.9 * 0.5 * last
+    assert advantages[0].tolist() == pytest.approx([first, last])
+    assert returns[0].tolist() == pytest.approx([first + 0.5, 2.0])
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 6), st.integers(0, 3), st.integers(0, 3), st.integers(0, 10_000))
+def test_padding_changes_nothing(length: int, before: int, after: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rewards, values = torch.randn(2, 1, length, generator=generator)
+    alone = losses.gae(rewards, values, torch.ones(1, length))
+    wide = [torch.nn.functional.pad(x, (before, after), value=value) for x, value in ((rewards, 7.0), (values, -3.0))]
+    mask = torch.nn.functional.pad(torch.ones(1, length), (before, after))
+    padded = losses.gae(*wide, mask)
+    for short, long in zip(alone, padded, strict=True):
+        torch.testing.assert_close(long[:, before : before + length], short)
+        assert long[mask == 0].abs().sum() == 0
+    torch.testing.assert_close(
+        losses.whiten(wide[0], mask)[:, before : before + length], losses.whiten(rewards), rtol=1e-4, atol=1e-4
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=8), min_size=1, max_size=5))
+def test_running_moments_are_those_of_all_rewards(batches: list[list[float]]) -> None:
+    moments = losses.RunningMoments()
+    for batch in batches:
+        moments.update(torch.tensor(batch))
+    everything = torch.tensor([x for batch in batches for x in batch]).double()
+    assert moments.mean == pytest.approx(everything.mean().item(), abs=1e-6)
+    assert moments.std == pytest.approx(everything.std().item(), abs=1e-6)
+
+
+def test_the_first_update_has_the_gradient_of_the_advantage() -> None:
+    """At ratio 1 PPO's loss has the policy gradient; beyond the clip range a token that gained already has none."""
+    old = torch.tensor([[-1.0, -1.0, -1.0]])
+    new = torch.tensor([[-1.0, -0.5, -1.0]], requires_grad=True)
+    advantages, mask = torch.tensor([[2.0, 2.0, 2.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+    losses.clipped_policy_loss(new, old, advantages, mask, clip=0.2).sum().backward()
+    assert new.grad is not None
+    assert new.grad.tolist() == [[-2.0, 0.0, 0.0]]
