@@ -50,6 +50,7 @@ def sft(
     """
     from hanmo.config import load
     from hanmo.training import sft as stage
+    from hanmo.training.run import main_process
 
     out = [item for item in rest or () if not _OVERRIDE.match(item)]
     if len(out) > 1:
@@ -61,7 +62,8 @@ def sft(
         emit(stage.dry_run(settings), as_json, _show_dry_run)
         return
     outcome = stage.sft(settings, resume)
-    emit(outcome.__dict__, as_json, _show_outcome)
+    if main_process():
+        emit(outcome.__dict__, as_json, _show_outcome)
     if outcome.signal is not None:
         note(f"stopped after step {outcome.steps}; --resume goes on from there")
         sys.exit(128 + outcome.signal)

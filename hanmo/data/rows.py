@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,8 +18,14 @@ from hanmo.records import Record, Rejects
 ROW_IDS = "row_ids"  # a batch's places in its RowDataset, for messages; no input of any model
 
 
+FILLER = -1  # the place of a row that weighs nothing: it evens out the batches of several processes
+
+
 class RowDataset(Dataset[tuple[int, Row]]):
-    """Rows of one family, by place. Item i is (i, row): the place travels along for messages."""
+    """Rows of one family, by place. Item i is (i, row): the place travels along for messages.
+
+    Item ``FILLER`` is a row that weighs nothing.
+    """
 
     def __init__(self, family: Family):
         self.family = family
@@ -42,6 +48,9 @@ class RowDataset(Dataset[tuple[int, Row]]):
         return len(self._row_ends)
 
     def __getitem__(self, place: int) -> tuple[int, Row]:
+        if place == FILLER:
+            row = self[0][1]
+            return FILLER, replace(row, weights=torch.zeros_like(row.weights))
         return place, self.family.row(self.parts(place))
 
     def parts(self, place: int) -> list[Part]:
@@ -99,22 +108,26 @@ class EpochSampler(Sampler[int]):
         lengths: of the rows.
         seed: of the shuffle; each epoch is shuffled anew.
         group: rows that are processed together; those of similar length come together. 1 does not group.
+        multiple: ``FILLER`` is appended until the number of rows is a multiple of this.
     """
 
-    def __init__(self, lengths: list[int], seed: int, group: int = 1):
+    def __init__(self, lengths: list[int], seed: int, group: int = 1, multiple: int = 1):
         self.lengths, self.seed, self.group, self.epoch = lengths, seed, group, 0
+        self.fillers = -len(lengths) % multiple
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.fillers
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         if self.group > 1:
-            return iter(self._grouped(generator))
-        return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
+            order = self._grouped(generator)
+        else:
+            order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        return iter([*order, *[FILLER] * self.fillers])
 
     def _grouped(self, generator: torch.Generator) -> list[int]:
         """Groups of rows of similar length: the one with the longest row first, the rest in random order.

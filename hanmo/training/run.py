@@ -11,6 +11,7 @@ RUN/report.html
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -227,12 +228,19 @@ def callbacks(folder: Path, show: TrainerCallback | None = None) -> tuple[list[T
     """The run's own callbacks, and among them the one that knows of a signal; ``show`` takes the place of the bar."""
     stop = StopOnSignal()
     found: list[TrainerCallback] = [MetricsFile(folder / "metrics.jsonl"), show or Progress(), stop]
+    if not main_process():
+        return found, stop
     try:
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations import TensorBoardCallback
     except ImportError:
         return found, stop
     return [*found, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))], stop
+
+
+def main_process() -> bool:
+    """Whether this is the process of several (started by torchrun) that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def make_trainer(

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from hanmo.checkpoints.opening import quiet
-from hanmo.data.rows import ROW_IDS, Collator, EpochSampler, RowDataset
+from hanmo.data.rows import FILLER, ROW_IDS, Collator, EpochSampler, RowDataset
 from hanmo.errors import CheckpointError, DivergedError
 
 DRAFTS = ".saving"  # where a checkpoint grows until it is whole
@@ -51,6 +51,12 @@ class RowTrainer(Trainer):
         self._saving = False
         shutil.rmtree(self._drafts, ignore_errors=True)  # of a run that was killed while saving
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last checkpoint of a finished run
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     # The order of the data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -58,7 +64,10 @@ class RowTrainer(Trainer):
         assert isinstance(rows, RowDataset)
         grouped = args.train_sampling_strategy == "group_by_length"
         group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size if grouped else 1
-        return EpochSampler(rows.lengths, args.seed if args.data_seed is None else args.data_seed, group)
+        # Several processes take turns; left to accelerate, the last batches would repeat rows to come out even.
+        multiple = args.train_batch_size * args.world_size if args.world_size > 1 else 1
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return EpochSampler(rows.lengths, seed, group, multiple)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """By length, so that little is padding: the evaluation loss does not depend on the order."""
@@ -79,7 +88,7 @@ class RowTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             assert isinstance(self.train_dataset, RowDataset)
-            where = ", ".join(self.train_dataset.where(place) for place in places.tolist())
+            where = ", ".join(self.train_dataset.where(place) for place in places.tolist() if place != FILLER)
             raise DivergedError(f"{self._diverged(f'the loss is {loss.item()}')}; records of the batch: {where}")
         return loss
 

@@ -249,6 +249,27 @@ def test_killed_and_stopped_runs_resume_to_the_same_weights(data: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_are_as_good_as_one(data: Path, tmp_path: Path, accumulation: int) -> None:
+    """The same global batch on two processes (gloo): the same losses, gradients and weights."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run(command(data, one, "--json"), capture_output=True, text=True, check=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "hanmo"]
+    batch = [f"trainer.per_device_train_batch_size={4 // accumulation}"]
+    batch += [f"trainer.gradient_accumulation_steps={accumulation}"]
+    result = subprocess.run(
+        [*launcher, *command(data, two, "--json", *batch)[3:]], capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stdout)["steps"] == SAVING["max_steps"]  # printed by one process only
+    assert len(list((two / "tensorboard").iterdir())) == 1
+    for name in ("loss", "grad_norm", "eval_loss"):
+        alone, together = ([e[name] for e in read_metrics(run / "metrics.jsonl") if name in e] for run in (one, two))
+        assert together == pytest.approx(alone, rel=1e-4), name
+    # Adam divides small gradients by their own size, so rounding differences reach the weights enlarged.
+    assert largest_difference(state(one / "model"), state(two / "model")) < 1e-3
+
+
+@pytest.mark.slow
 def test_the_command_line(data: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "COLUMNS": "200"}
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.data.rows import ROW_IDS, Collator, EpochSampler, RowDataset, make_rows
+from hanmo.data.rows import FILLER, ROW_IDS, Collator, EpochSampler, RowDataset, make_rows
 from hanmo.families.base import IGNORE, Family, Part, Row
 from hanmo.records import Dialogue, Record, Rejects
 
@@ -81,6 +81,20 @@ def test_an_order_is_a_permutation_that_repeats(lengths: list[int], seed: int, g
     torch.manual_seed(2)  # the global generator has no say
     assert first == list(sampler)
     assert sorted(first) == list(range(len(lengths)))
+
+
+def test_fillers_even_out_and_weigh_nothing() -> None:
+    sampler = EpochSampler([1] * 5, seed=0, multiple=4)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 8
+    assert order[:5] == list(EpochSampler([1] * 5, seed=0))
+    assert order[5:] == [FILLER] * 3
+    assert len(EpochSampler([1] * 8, seed=0, multiple=4)) == 8
+    rows = make_rows([Dialogue(("ab", "c"))], FAMILY, 9, None, Rejects())
+    place, row = rows[FILLER]
+    assert place == FILLER
+    assert row.weights.tolist() == [0, 0, 0]
+    assert row.labels.tolist() == rows[0][1].labels.tolist()
 
 
 def test_epochs_and_seeds_differ_and_groups_are_alike() -> None:

@@ -157,6 +157,16 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, step: int, sam
             resumed.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize("steps", [10, 12])  # within an epoch, and at the end of one
+def test_a_run_killed_after_its_last_checkpoint_has_nothing_left_to_do(tmp_path: Path, steps: int) -> None:
+    model, again = toy_model(), toy_model(seed=3)
+    trainer(tmp_path, model, max_steps=steps, **SAVING).train()
+    resumed = trainer(tmp_path, again, max_steps=steps, **SAVING)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == steps
+    assert differences(weights(model), weights(again)) == 0.0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(tmp_path: Path, number: int) -> None:
     model = toy_model(dropout=0.3)
