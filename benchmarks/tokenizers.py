@@ -15,7 +15,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 # This file is named like a package that transformers imports: the folder of scripts must not come first.
-sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(_HERE.parent), *(place for place in sys.path if Path(place).resolve() != _HERE)]
 
 from benchmarks.common import PARITY, VOCAB, Figure, arguments, finish, real_texts  # noqa: E402
 from hanmo.families.eva.tokenization import EvaTokenizer  # noqa: E402

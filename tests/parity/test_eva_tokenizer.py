@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hanmo.families.eva.tokenization import EvaTokenizer
-from tests.places import PARITY, load, needs_parity
+from tests.places import PARITY, load, needs_data, needs_parity
 
 pytestmark = needs_parity("eva")
 FOLDER = PARITY / "eva"
@@ -67,3 +67,17 @@ def test_a_batch_is_its_texts(vocab: str, workers: int) -> None:
 
 def test_there_are_cases() -> None:
     assert CASES and DECODED and SPECIAL
+
+
+@needs_data
+@pytest.mark.slow
+def test_a_megabyte_of_real_text_as_the_straightforward_way() -> None:
+    from benchmarks.common import real_texts
+    from benchmarks.tokenizers import eva_straightforward
+
+    texts = real_texts(1_000_000)
+    straightforward = eva_straightforward(FOLDER / "vocab.txt")
+    encoded = tokenizer("vocab.txt").encode_batch(texts)
+    assert [text for text, ids in zip(texts, encoded, strict=True) if ids != straightforward(text)] == []
+    short = [text for text in texts if len(text) < 200]
+    assert [text for text in short if tokenizer("vocab.txt").encode_plain(text) != straightforward(text)] == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hanmo.families.pangu.tokenization import PanguTokenizer
-from tests.places import PARITY, VOCAB, load, needs_parity
+from tests.places import PARITY, VOCAB, load, needs_data, needs_parity
 
 pytestmark = needs_parity("pangu")
 RECORDED = load(PARITY / "pangu" / "tokenizer_cases.json", {})
@@ -61,3 +61,17 @@ def test_roles() -> None:
 def test_a_batch_is_its_texts(mode: str, workers: int) -> None:
     texts, ids = zip(*((case["text"], case[mode]["ids"]) for case in RECORDED["cases"]), strict=True)
     assert tokenizer(mode).encode_batch(texts, workers) == list(ids)
+
+
+@needs_data
+@pytest.mark.slow
+def test_a_megabyte_of_real_text_as_the_straightforward_way() -> None:
+    from benchmarks.common import real_texts
+    from benchmarks.tokenizers import pangu_straightforward
+
+    texts = real_texts(1_000_000)
+    straightforward = pangu_straightforward(VOCAB / "pangu" / "vocab.model")
+    encoded = tokenizer("patched").encode_batch(texts)
+    assert [text for text, ids in zip(texts, encoded, strict=True) if ids != straightforward(text)] == []
+    short = [text for text in texts if len(text) < 200]
+    assert [text for text in short if tokenizer("patched").encode_plain(text) != straightforward(text)] == []
