@@ -1,0 +1,61 @@
+"""The readers of the pretraining corpus against the recorded prompts, texts and ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hanmo.data.prepare import read_source
+from hanmo.data.sources.reading import Reading
+from hanmo.records import Text, read_records
+from tests.places import PARITY, VOCAB, load, needs_parity
+
+pytestmark = needs_parity("transformer_xl")
+RECORDED = load(PARITY / "transformer_xl" / "tokenizer" / "corpus_readers.json", {})
+NAMES = {
+    "zhihu": "zhihu",
+    "zhidao": "zhidao-threads",
+    "baike": "encyclopedia",
+    "wikipedia": "wikipedia",
+    "xinhua": "news",
+}
+CASES = [
+    pytest.param(NAMES[reader], case, id=f"{reader}-{number}")
+    for reader in RECORDED
+    if reader in NAMES
+    for number, case in enumerate(RECORDED[reader])
+]
+
+
+@pytest.mark.parametrize(("source", "case"), CASES)
+def test_prompts_and_texts(source: str, case: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "raw.jsonl"
+    path.write_text(json.dumps(case["input"], ensure_ascii=False) + "\n", encoding="utf-8")
+    reading = Reading()
+    records = [item.record for item in read_source(source, path, reading)]
+    found = [("", r.text) if isinstance(r, Text) else (r.prompt, r.response) for r in records]
+    assert found == list(zip(case["prompts"], case["texts"], strict=True))
+    assert reading.dropped.total() == (not found)
+
+
+@pytest.mark.parametrize("case", RECORDED.get("finetune", []))
+def test_finetuning_records_are_read_as_they_are(case: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "raw.jsonl"
+    path.write_text(json.dumps(case["input"], ensure_ascii=False) + "\n", encoding="utf-8")
+    (record,) = read_records(path)
+    assert ([record.prompt], [record.response]) == (case["prompts"], case["texts"])
+
+
+@pytest.mark.parametrize(("source", "case"), CASES)
+def test_ids(source: str, case: dict[str, Any]) -> None:
+    from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
+
+    vocabulary = VOCAB / "cog-pretrain.model"
+    if not vocabulary.is_file():
+        pytest.skip("no vocabulary")
+    tokenizer = TransformerXLTokenizer(str(vocabulary))
+    assert tokenizer.encode_batch(case["prompts"]) == case["prompt_ids"]
+    assert tokenizer.encode_batch(case["texts"]) == case["text_ids"]
