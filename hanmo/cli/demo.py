@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,8 @@ def demo(
       hanmo demo --output runs/other --seed 1
       hanmo chat
     """
+    # Threads that spin while they wait make such small steps ten times slower as soon as anything else is running.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from hanmo.demo.run import STEPS
     from hanmo.demo.run import demo as run
 
