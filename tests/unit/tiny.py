@@ -20,7 +20,7 @@ from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
 from tests.unit.transformers_models import write_model
 
-TEXT = "你好吗我很好今天天气真不错明天去哪里玩火锅怎么样谢谢再见"
+TEXT = "你好吗我很好今天天气真不错明天去哪里玩火锅怎么样谢谢再见啊"  # an even vocabulary, which splits
 SENTENCES = [
     TEXT,
     "你好，今天天气怎么样？今天天气真不错。",

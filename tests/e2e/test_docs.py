@@ -1,0 +1,123 @@
+"""Every command that the documents show is run, in a folder with small stand-ins under the names they use."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hanmo.checkpoints import save_model
+from hanmo.checkpoints.convert import convert
+from hanmo.cli import app
+from tests.unit.tiny import tiny
+from tests.unit.transformers_models import write_model
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+DIALOGUES = "你好\t你好，谢谢你\n今天天气怎么样？\t今天天气真不错。\t明天去哪里玩？\t我们去吃火锅\n"
+# Run by tests of their own, as they take minutes, or by whoever runs these tests.
+ELSEWHERE = re.compile(r"make (demo|test|test-slow|env|check|bench)|(\.venv/bin/)?hanmo demo( .*)?|git clone .*|cd .*")
+
+
+def commands(document: Path) -> list[str]:
+    """The lines that start with ``$`` in console blocks, and the commands in tables, without remarks."""
+    text = document.read_text(encoding="utf-8")
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    typed = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    in_tables = [
+        code for line in text.splitlines() if line.startswith("|") for code in re.findall(r"`(hanmo .*?)`", line)
+    ]
+    return [re.sub(r"\s+#.*", "", command) for command in [*typed, *in_tables]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Original checkpoints, data and rules under the names that the documents use."""
+    place = tmp_path_factory.mktemp("docs")
+    for name, target in (
+        ("eva", "eva2.0-base"),
+        ("transformer_xl", "txl-2.9b"),
+        ("pangu", "pangu-2.6b"),
+        ("glm", "glm-10b-chinese"),
+    ):
+        opened = tiny(name, place / "vocabulary" / name)
+        save_model(opened, place / "saved" / name)
+        convert(place / "saved" / name, place / target, to="original")
+        if name != "transformer_xl":  # of which the shapes tell everything
+            config = {key: value for key, value in opened.network.config.to_dict().items() if key != "model_type"}
+            (place / target / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        vocabulary = opened.tokenizer.vocab_files_names["vocab_file"]
+        (place / target / vocabulary).write_bytes((place / "saved" / name / vocabulary).read_bytes())
+    write_model("qwen3", place / "Qwen3-0.6B")
+    (place / "runs").mkdir()
+    save_model(tiny("eva", place), place / "runs" / "demo")
+    rules = place / "rules" / "antonym"
+    rules.mkdir(parents=True)
+    (rules / "antonym.txt").write_text("('今天', '明天')\n", encoding="utf-8")
+    data = place / "data"
+    (data / "kdconv").mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        (data / "kdconv" / f"{split}.txt").write_text(DIALOGUES * 3, encoding="utf-8")
+    alpaca = [{"instruction": "你好吗", "input": "", "output": "我很好"}] * 4
+    (data / "alpaca.json").write_text(json.dumps(alpaca, ensure_ascii=False), encoding="utf-8")
+    corpus = "".join(
+        json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in ("今天天气真不错。", "我们去吃火锅。")
+    )
+    (data / "corpus.jsonl").write_text(corpus, encoding="utf-8")
+    stories = json.dumps({"prompt": "今天天气怎么样？", "text": "今天天气真不错。"}, ensure_ascii=False) + "\n"
+    (data / "stories.jsonl").write_text(stories * 8, encoding="utf-8")
+    (place / "questions.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
+    (place / "prompts.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
+    return place
+
+
+def run(command: str) -> None:
+    words = shlex.split(command)
+    typed = "你好\n/quit\n"
+    if "<" in words:
+        at = words.index("<")
+        typed = Path(words[at + 1]).read_text(encoding="utf-8")
+        words = words[:at]
+    assert Path(words[0]).name == "hanmo", f"no test knows how to run: {command}"
+    result = CliRunner().invoke(app, words[1:], input=typed)
+    assert result.exit_code == 0, f"{command}\n{result.output}\n{result.exception!r}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_a_document_shows_runs(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands in their order, then its programs, which may use what the commands have made."""
+    monkeypatch.chdir(folder)
+    for command in commands(document):
+        if not ELSEWHERE.fullmatch(command):
+            run(command)
+    for program in re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(program, document.name, "exec"), {})
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    shown = {
+        command.split()[1] for document in DOCUMENTS for command in commands(document) if command.startswith("make ")
+    }
+    assert shown
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in shown)
+
+
+def test_the_readmes_are_in_step() -> None:
+    english, chinese = (commands(ROOT / name) for name in ("README.md", "README.zh-CN.md"))
+    assert english == chinese
+    headings = [
+        len(re.findall(r"^## ", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE))
+        for name in ("README.md", "README.zh-CN.md")
+    ]
+    assert headings[0] == headings[1]
+
+
+def test_files_that_the_documents_link_to_exist() -> None:
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / link).exists(), f"{document.name} links to {link}"
