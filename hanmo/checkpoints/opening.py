@@ -65,7 +65,7 @@ def family_of_ours(path: Path) -> type[Family] | None:
     if not file.is_file():
         return None
     model_type = read_json(file).get("model_type")
-    for name in families.NAMES:
+    for name in families.OURS:
         family = families.load(name)
         if family.config_class.model_type == model_type:
             return family
