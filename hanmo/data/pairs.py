@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 Answers = Sequence[tuple[str, float]]
 Pair = tuple[str, str]  # chosen, rejected
@@ -27,11 +27,7 @@ def neighbour_pairs(prompt: str, answers: Answers) -> list[Pair]:
     ranked = sorted((pair for pair in answers if pair[0].strip()), key=lambda pair: -pair[1])
     levels = [[text for text, _ in level] for _, level in groupby(ranked, key=lambda pair: pair[1])]
     return [
-        (better, worse)
-        for above, below in zip(levels, levels[1:], strict=False)
-        for better in above
-        for worse in below
-        if better != worse
+        (better, worse) for above, below in pairwise(levels) for better in above for worse in below if better != worse
     ]
 
 
@@ -52,7 +48,7 @@ def published_pairs(prompt: str, answers: Answers) -> tuple[list[Pair], int]:
 
 def _walk(answers: Answers) -> Iterator[tuple[str, str]]:
     chosen = ""
-    for (text, score), (below, lower) in zip(answers, answers[1:], strict=False):
+    for (text, score), (below, lower) in pairwise(answers):
         if score > lower:
             chosen = text
         yield chosen, below

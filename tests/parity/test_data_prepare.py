@@ -100,7 +100,7 @@ def test_default_is_the_intended_behaviour(path: Path, tmp_path: Path) -> None:
     elif case["source"] == "poetry":
         forgotten = sum(len(content) for name, content in case["raw"].items() if "huajianji" in name)
         known = Counter((r["prompt"], r["answers"][0]["answer"]) for r in ours)
-        wanted = set((r["prompt"], r["answers"][0]["answer"]) for r in theirs)
+        wanted = {(r["prompt"], r["answers"][0]["answer"]) for r in theirs}
         assert max(known.values()) == 1  # nothing repeats
         assert wanted <= known.keys()
         assert len(known) == len(wanted) + forgotten

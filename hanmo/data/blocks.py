@@ -1,0 +1,109 @@
+"""Work on a large input, block by block, in several processes; what is done stays done when it is interrupted.
+
+Every block's result is one file with the block's number, written under a temporary name and renamed. A block whose
+file is there is not done again, and results are read in order of the blocks: neither the number of processes nor an
+interruption changes a byte of what comes out.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hanmo.records import Plain, Record, Rejects, iter_records
+
+B = TypeVar("B")
+Work = Callable[[B, Path], None]  # a block, and the file to write its result to
+AHEAD = 2  # blocks in memory for each process
+
+
+def record_blocks(
+    paths: Sequence[Path], size: int, plain: Plain = "dialogue", rejects: Rejects | None = None
+) -> Iterator[list[Record]]:
+    """The records of files, ``size`` at a time."""
+    records = (record for path in paths for record in iter_records(path, rejects, plain))
+    while block := list(islice(records, size)):
+        yield block
+
+
+def job_folder(place: Path, job: dict[str, Any], inputs: Iterable[Path]) -> Path:
+    """The folder beside ``place`` for the results of one job: another for every change of settings or inputs."""
+    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs if path.is_file()]
+    text = json.dumps([job, states], sort_keys=True, default=str)
+    return place.with_name(f".{place.name}.{blake2b(text.encode(), digest_size=6).hexdigest()}.blocks")
+
+
+def run_blocks(
+    blocks: Iterable[B], work: Work[B], folder: Path, workers: int = 1, progress: Callable[[int], None] | None = None
+) -> list[Path]:
+    """Do the work on every block; the result files, in order.
+
+    Args:
+        work: can be pickled, if there are several workers; writes the file it is given, which is then renamed.
+        folder: of the results, kept over interruptions; ``forget`` removes it.
+        progress: told how many blocks are done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results: list[Path] = []
+    for stale in folder.glob("*.tmp"):
+        stale.unlink()
+    if workers <= 1:
+        for number, block in enumerate(blocks):
+            results.append(_result(folder, number))
+            if not results[-1].exists():
+                _do(work, block, results[-1])
+            if progress:
+                progress(len(results))
+        return results
+    # spawn: a fork of a process that runs threads (torch, tokenizers) may hang
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (work,)) as pool:
+        waiting: set[Future[None]] = set()
+        for number, block in enumerate(blocks):
+            results.append(_result(folder, number))
+            if results[-1].exists():
+                continue
+            waiting.add(pool.submit(_do_sent, block, results[-1]))
+            if len(waiting) >= AHEAD * workers:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                if progress:
+                    progress(len(results) - len(waiting))
+        for future in waiting:
+            future.result()
+    if progress:
+        progress(len(results))
+    return results
+
+
+def forget(folder: Path) -> None:
+    """Remove the results of a finished job."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _result(folder: Path, number: int) -> Path:
+    return folder / f"{number:08d}"
+
+
+def _do(work: Work[B], block: B, result: Path) -> None:
+    temporary = result.with_suffix(".tmp")
+    work(block, temporary)
+    temporary.replace(result)
+
+
+_sent: list[Work[Any]] = []  # in a worker process: the work, sent once and not with every block
+
+
+def _start(work: Work[Any]) -> None:
+    _sent[:] = [work]
+
+
+def _do_sent(block: Any, result: Path) -> None:
+    _do(_sent[0], block, result)

@@ -1,0 +1,210 @@
+"""Run a recipe over files: clean records, rejects with their reasons, and what every step did."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks
+from hanmo.data.cleaning.recipe import Recipe
+from hanmo.data.cleaning.views import rebuilt, views, whole
+from hanmo.data.splits import fingerprint
+from hanmo.errors import ConfigError
+from hanmo.files import replacing
+from hanmo.records import Plain, Record, Rejects, record_writer
+
+BLOCK = 2000  # records of one unit of work
+EXAMPLES = 3
+FIT = 200_000  # records that statistics are learnt from
+
+
+@dataclass
+class StepReport:
+    """What a step did: views (see ``views``) changed and removed, and a few examples that anyone would draw again."""
+
+    changed: int = 0
+    removed: int = 0
+    examples: list[tuple[int, str, str]] = field(default_factory=list)  # rank, text, reason or text afterwards
+
+    def example(self, text: str, reason: str) -> None:
+        self.examples = sorted({*self.examples, (fingerprint(text), text, reason)})[:EXAMPLES]
+
+    def add(self, other: StepReport) -> None:
+        self.changed += other.changed
+        self.removed += other.removed
+        self.examples = sorted({*self.examples, *other.examples})[:EXAMPLES]
+
+
+@dataclass
+class Cleaned:
+    """The result: records read and kept, and what each step did. ``bad``: lines that were no records."""
+
+    read: int
+    kept: int
+    bad: int
+    steps: dict[str, StepReport]
+
+    def rows(self) -> list[list[Any]]:
+        """Step, changed, removed, examples."""
+        return [
+            [name, step.changed, step.removed, *_examples(step), *[""] * (EXAMPLES - len(step.examples))]
+            for name, step in self.steps.items()
+        ]
+
+
+def _examples(step: StepReport) -> list[str]:
+    return [f"{_short(text)} ({_short(reason)})" for _, text, reason in step.examples]
+
+
+def _short(text: str, limit: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+Reject = tuple[str, str, str, str]  # step, reason, text, where
+Judged = tuple[Record | None, list[Reject]]
+
+
+def clean(
+    recipe: Recipe,
+    paths: Sequence[Path],
+    out: Path,
+    plain: Plain = "dialogue",
+    workers: int = 1,
+    rejects: Path | None = None,
+    bad: Rejects | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Cleaned:
+    """Clean files into one.
+
+    Args:
+        rejects: file for what was removed, one JSON object a line: step, reason, text, where.
+        bad: takes lines that are no records; without it the first one stops the work.
+        progress: told how many records have been looked at.
+    """
+    targets = {path.resolve() for path in (out, rejects) if path}
+    if targets & {path.resolve() for path in paths}:
+        raise ConfigError(f"{out}: would be written over its own input")
+    _fit(recipe, paths, plain)
+    job = {"recipe": recipe.settings(), "plain": plain, "block": BLOCK}
+    folder = job_folder(out, job, paths)
+    blocks = record_blocks(paths, BLOCK, plain, bad)
+    told = (lambda done: progress(done * BLOCK)) if progress else None
+    results = run_blocks(blocks, partial(_judge_block, recipe), folder, workers, told)
+    cleaned = _write(recipe, results, out, rejects)
+    cleaned.bad = len(bad) if bad is not None else 0
+    forget(folder)
+    return cleaned
+
+
+def _fit(recipe: Recipe, paths: Sequence[Path], plain: Plain) -> None:
+    learning = [step for _, step in recipe.steps if step.needs_fit]
+    if not learning:
+        return
+    blocks = record_blocks(paths, BLOCK, plain, Rejects())
+    for _ in range(FIT // BLOCK):
+        for record in next(blocks, []):
+            for turns in views(record):
+                for step in learning:
+                    step.fit(turns)
+
+
+def _judge_block(recipe: Recipe, block: list[Record], path: Path) -> None:
+    """The result of a block: for each record what is left and what was removed, and what the steps did."""
+    reports = {name: StepReport() for name, _ in recipe.steps}
+    judged = [judge(recipe, record, reports) for record in block]
+    with path.open("wb") as file:
+        pickle.dump((judged, reports), file)
+
+
+def judge(recipe: Recipe, record: Record, reports: dict[str, StepReport]) -> Judged:
+    """Run the steps that need no other record."""
+    kept: list[list[str] | None] = []
+    rejected: list[Reject] = []
+    for turns in views(record):
+        left: list[str] | None = turns
+        for name, step in recipe.steps:
+            edited = step.edit(turns)
+            if edited != turns:
+                reports[name].changed += 1
+                before, after = next(pair for pair in zip(turns, edited, strict=True) if pair[0] != pair[1])
+                reports[name].example(before, f"→ {after}")
+                turns = left = edited
+            if reason := step.fault(turns):
+                text = "\t".join(turns)
+                reports[name].removed += 1
+                reports[name].example(text, reason)
+                rejected.append((name, reason, text, record.where))
+                left = None
+                break
+        kept.append(left)
+    return rebuilt(record, kept), rejected
+
+
+def _judged(results: Sequence[Path]) -> Iterator[Judged]:
+    for path in results:
+        yield from _loaded(path)[0]
+
+
+def _loaded(path: Path) -> tuple[list[Judged], dict[str, StepReport]]:
+    with path.open("rb") as file:
+        found: tuple[list[Judged], dict[str, StepReport]] = pickle.load(file)  # our own file, see _judge_block
+    return found
+
+
+def _duplicates(recipe: Recipe, results: Sequence[Path]) -> dict[int, tuple[str, str]]:
+    """Step and reason for each record, by number, that is a duplicate among those that are left."""
+    removed: dict[int, tuple[str, str]] = {}
+    for name, step in recipe.duplicates:
+        passed = []
+        for number, (record, _) in enumerate(_judged(results)):
+            if record is None or number in removed:
+                continue
+            if reason := step.fault(record):
+                removed[number] = (name, reason)
+            else:
+                passed.append(number)
+        late = zip(passed, step.late_faults(), strict=False)
+        removed.update((number, (name, reason)) for number, reason in late if reason)
+    return removed
+
+
+def _write(recipe: Recipe, results: Sequence[Path], out: Path, rejects: Path | None) -> Cleaned:
+    cleaned = Cleaned(0, 0, 0, {name: StepReport() for name in recipe.names})
+    for path in results:
+        for name, report in _loaded(path)[1].items():
+            cleaned.steps[name].add(report)
+    duplicates = _duplicates(recipe, results)
+    with ExitStack() as stack:
+        write = stack.enter_context(record_writer(out))
+        reject = _reject_writer(stack, rejects)
+        for number, (record, rejected) in enumerate(_judged(results)):
+            cleaned.read += 1
+            for entry in rejected:
+                reject(entry)
+            if record is None:
+                continue
+            if number not in duplicates:
+                write(record)
+                cleaned.kept += 1
+                continue
+            name, reason = duplicates[number]
+            text = whole(record)
+            cleaned.steps[name].removed += 1
+            cleaned.steps[name].example(text, reason)
+            reject((name, reason, text, record.where))
+    return cleaned
+
+
+def _reject_writer(stack: ExitStack, path: Path | None) -> Callable[[Reject], None]:
+    if path is None:
+        return lambda reject: None
+    file = stack.enter_context(stack.enter_context(replacing(path)).open("w", encoding="utf-8", newline="\n"))
+    keys = ("step", "reason", "text", "where")
+    return lambda reject: print(json.dumps(dict(zip(keys, reject, strict=True)), ensure_ascii=False), file=file)
