@@ -56,7 +56,7 @@ def settle_config(
 
 def _build(original: Original, said: dict[str, Any]) -> PretrainedConfig:
     """A configuration with what these files imply: their number of embedding rows, and half precision."""
-    implied = original.layout.in_half if original.dtype == torch.float16 else {}
+    implied = {**original.layout.implies, **(original.layout.in_half if original.dtype == torch.float16 else {})}
     config = original.family.config_class(**{**said, **implied})
     shape = original.shapes().get(input_embedding(original.family, config))
     if shape:

@@ -1,4 +1,4 @@
-"""What every network of ours has on top: the output head with the loss inside the forward, and the decoding protocol.
+"""What every network of ours has on top: output and value head, the loss inside the forward, the decoding protocol.
 
 The loss lives inside the forward of the module that Trainer wraps. Outside it, gradients are wrong under DDP,
 FSDP2 fails and LoRA on the head is ignored. The head is always called as a module, on chunks of the scored
@@ -8,7 +8,7 @@ positions only, so that logits for [all tokens, vocabulary] never exist.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from hanmo.errors import ConfigError, unknown
 from hanmo.families.base import IGNORE
 from hanmo.families.cache import DecodeState
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
 CHUNK = 1024  # scored positions whose logits exist at the same time
+ValueKind = Literal["linear", "mlp"]
+VALUE_KINDS = ("linear", "mlp")
 
 
 @dataclass
@@ -32,6 +35,7 @@ class RowOutput(ModelOutput):
         logits: (B, A, V), only when no labels were given.
         logprob: (B, A) fp32, log p(label) where scored and 0 elsewhere, when labels were given.
         entropy: (B, A) fp32 in nats where scored, when asked for.
+        value: (B, A) fp32 at every place, from networks with a value head.
         memory: what the next segment of each row is to be given, from networks that were given a memory.
     """
 
@@ -39,18 +43,59 @@ class RowOutput(ModelOutput):
     logits: Tensor | None = None
     logprob: Tensor | None = None
     entropy: Tensor | None = None
+    value: Tensor | None = None
     memory: tuple[Tensor, ...] | None = None
+
+
+class ValueHead(nn.Module):
+    """A number for every place: rewards of a reward model, values of a critic.
+
+    "linear" is one layer without bias, as in the published reward models; "mlp" is Linear(D, 2D), ReLU, Linear(2D, 1),
+    as in the published critics.
+    """
+
+    def __init__(self, width: int, kind: str):
+        super().__init__()
+        if kind not in VALUE_KINDS:
+            raise ConfigError(unknown("value_head", kind, VALUE_KINDS))
+        self.inner = nn.Linear(width, 2 * width) if kind == "mlp" else None
+        self.output = nn.Linear(width if self.inner is None else 2 * width, 1, bias=kind == "mlp")
+
+    def forward(self, hidden_BAD: Tensor) -> Tensor:
+        """Values (B, A) fp32."""
+        if self.inner is not None:
+            hidden_BAD = self.inner(hidden_BAD).relu()
+        return self.output(hidden_BAD).squeeze(-1).float()
+
+
+def configured_value_head(config: Any) -> ValueHead | None:
+    """The head that a configuration names under ``value_head``; None for models that only speak."""
+    kind = getattr(config, "value_head", None)
+    return ValueHead(config.get_text_config().hidden_size, kind) if kind else None
+
+
+def attach_value_head(network: Any, kind: ValueKind) -> None:
+    """Give a network a fresh value head, which is saved and opened with it from then on."""
+    network.config.value_head = kind
+    head = configured_value_head(network.config)
+    assert head is not None
+    network.value_head = head.to(network.device, network.dtype)
 
 
 class RowModel(PreTrainedModel):
     """A network that scores rows and decodes. Subclasses give ``backbone``, ``lm_head``, ``prefill`` and ``step``."""
 
     lm_head: nn.Module
+    value_head: ValueHead | None
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     # Trainer otherwise divides the loss again, and drops position 0 of "causal" models' labels.
     accepts_loss_kwargs = True
     loss_type = "hanmo_rows"
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.value_head = configured_value_head(config)
 
     def backbone(self, *args: Any, **inputs: Any) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """The input of the output head at every place of the predicting axis, (B, A, D).
@@ -58,6 +103,12 @@ class RowModel(PreTrainedModel):
         A network that is given the ``memory`` of its last segment returns the new memory as well.
         """
         raise NotImplementedError
+
+    def features(self, **inputs: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:
+        """What the output head reads and what the value head reads, (B, A, D) each, and the memory of ``backbone``."""
+        hidden = self.backbone(**inputs)
+        hidden_BAD, memory = hidden if isinstance(hidden, tuple) else (hidden, None)
+        return hidden_BAD, hidden_BAD, memory
 
     def forward(
         self,
@@ -74,15 +125,15 @@ class RowModel(PreTrainedModel):
             weights: (B, A) fp32; 1 wherever scored if None.
             num_items_in_batch: sum of the weights of the whole optimizer step; of this batch if None.
         """
-        hidden = self.backbone(**inputs)
-        hidden_BAD, memory = hidden if isinstance(hidden, tuple) else (hidden, None)
+        hidden_BAD, valued_BAD, memory = self.features(**inputs)
+        value_BA = None if self.value_head is None else self.value_head(valued_BAD)
         if labels is None:
-            return RowOutput(logits=self.lm_head(hidden_BAD), memory=memory)
+            return RowOutput(logits=self.lm_head(hidden_BAD), value=value_BA, memory=memory)
         logprob_BA, entropy_BA = score_tokens(self.lm_head, hidden_BAD, labels, entropy)
         if weights is None:
             weights = (labels != IGNORE).float()
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
-        return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, memory=memory)
+        return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA, memory=memory)
 
     def prefill(self, *args: Any, **inputs: Any) -> tuple[Tensor, DecodeState]:
         """Read left-filled prompts: logits after the last token, (R, 1, V), and the state to go on from."""

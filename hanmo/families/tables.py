@@ -45,6 +45,7 @@ class Layout:
             "bin" is a folder with config.json and pytorch_model.bin.
         prefixes: the names may all start with one of these.
         ignored: patterns of names that carry no weights (masks stored as buffers).
+        implies: keyword arguments of our configuration that these tensors stand for (a reward model's head).
         in_half: keyword arguments of our configuration that a checkpoint stored in fp16 implies.
         needs: keys of config.json without which these names belong to somebody else's model.
         signature: names whose presence tells this layout from all others.
@@ -57,6 +58,7 @@ class Layout:
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    implies: dict[str, Any] = field(default_factory=dict)
     in_half: dict[str, Any] = field(default_factory=dict)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hanmo.families.tables import Entry, Layout, Size
@@ -64,7 +65,19 @@ MEGATRON = Layout(
     # Transformer-XL with absolute positions has all the other names too.
     signature=(*_SIGNATURE, "transformer.block_position_embeddings.weight"),
 )
-LAYOUTS = (HF_BIN, MEGATRON)
+# The published reward models: a value head on the last block's output before the final norm.
+REWARD_BIN = replace(
+    HF_BIN,
+    name="glm-reward-bin",
+    entries=(
+        *(replace(entry, theirs=f"transformer.{entry.theirs}") for entry in _ENTRIES),
+        Entry("v_head.weight", ("value_head.output.weight",)),
+    ),
+    signature=(*(f"transformer.{name}" for name in _SIGNATURE), "v_head.weight"),
+    prefixes=("",),
+    implies={"value_head": "linear"},
+)
+LAYOUTS = (HF_BIN, MEGATRON, REWARD_BIN)
 
 _KEYS = [
     "vocab_size",

@@ -98,7 +98,16 @@ class GlmModel(RowModel):
     def _init_weights(self, module: nn.Module) -> None:
         init_prenorm(module, self.config.initializer_range, self.config.num_layers)
 
-    def backbone(
+    def backbone(self, *args: Any, **inputs: Any) -> Tensor:
+        """Output of the last block after the final norm, (B, T, D); see ``trunk`` for the arguments."""
+        return self.final_norm(self.trunk(*args, **inputs))
+
+    def features(self, **inputs: Any) -> tuple[Tensor, Tensor, None]:
+        """The value head of the published reward models reads what the final norm has not yet touched."""
+        hidden_BTD = self.trunk(**inputs)
+        return self.final_norm(hidden_BTD), hidden_BTD, None
+
+    def trunk(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -106,7 +115,7 @@ class GlmModel(RowModel):
         prefix: Tensor | None = None,
         state: DecodeState | None = None,
     ) -> Tensor:
-        """Output of the last block after the final norm, (B, T, D).
+        """Output of the last block before the final norm, (B, T, D).
 
         Args:
             input_ids: (B, T) int64.
@@ -131,7 +140,7 @@ class GlmModel(RowModel):
         mask = prefix_mask(attention_mask, prefix, hidden_BTD, state)
         for layer, block in enumerate(self.layers):
             hidden_BTD = block(hidden_BTD, mask, state=state, layer=layer)
-        return self.final_norm(hidden_BTD)
+        return hidden_BTD
 
     def prefill(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, prefix: Tensor

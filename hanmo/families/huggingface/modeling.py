@@ -11,17 +11,20 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.cache_utils import EncoderDecoderCache
 
 from hanmo.families.base import IGNORE
-from hanmo.families.heads import RowOutput, score_tokens
+from hanmo.families.heads import RowOutput, ValueHead, configured_value_head, score_tokens
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
+VALUE_HEAD = "value_head"  # the name of its tensors in the files
 PROBE_TOLERANCE = 1e-3  # relative to the largest logit; scaled or capped logits are off by whole units
 
 
@@ -62,6 +65,7 @@ class TransformersRows:
     loss_type = "hanmo_rows"
     #: the output head alone gives the model's logits
     head_is_exact = True
+    value_head: ValueHead | None
 
     def forward(
         self,
@@ -83,11 +87,13 @@ class TransformersRows:
             head = self.get_output_embeddings()  # type: ignore[attr-defined]
             logprob_BA, entropy_BA = score_tokens(head, hidden_BAD, labels, entropy)
         else:
-            logits_BAV = super().forward(*args, **inputs).logits  # type: ignore[misc]
-            logprob_BA, entropy_BA = _score_logits(logits_BAV, labels, entropy)
-        return RowOutput(
-            loss=weighted_nll(logprob_BA, weights, num_items_in_batch), logprob=logprob_BA, entropy=entropy_BA
-        )
+            output = super().forward(*args, **inputs, output_hidden_states=self.value_head is not None)  # type: ignore[misc]
+            logprob_BA, entropy_BA = _score_logits(output.logits, labels, entropy)
+            states = "decoder_hidden_states" if self.config.is_encoder_decoder else "hidden_states"  # type: ignore[attr-defined]
+            hidden_BAD = None if self.value_head is None else output[states][-1]
+        value_BA = None if self.value_head is None else self.value_head(hidden_BAD)
+        loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
+        return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA)
 
     def prefill(self, **inputs: Tensor) -> tuple[Tensor, TransformersState]:
         """Read left-filled prompts: logits after the last token (R, 1, V) and the state to go on from."""
@@ -137,6 +143,7 @@ def adopt(model: Any) -> Any:
     """Give a transformers model our protocol. Its class keeps its name, so that it saves as what it is."""
     cls = type(model)
     model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
+    model.value_head = None
     model.head_is_exact = _head_is_exact(model)
     if not model.head_is_exact:
         warnings.warn(
@@ -177,4 +184,20 @@ class TransformersModel:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model, info = auto.from_pretrained(path, trust_remote_code=False, output_loading_info=True, **kwargs)
-        return (adopt(model), info) if output_loading_info else adopt(model)
+        model = adopt(model)
+        if head := configured_value_head(config):
+            _load_value_head(head, Path(path), info)
+            model.value_head = head.to(model.dtype)
+        return (model, info) if output_loading_info else model
+
+
+def _load_value_head(head: ValueHead, folder: Path, info: dict[str, Any]) -> None:
+    """Fill the head from the folder's files; transformers, which does not know of it, has named its tensors unexpected."""
+    wanted = {f"{VALUE_HEAD}.{name}": tensor for name, tensor in head.state_dict().items()}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in wanted.keys() & set(tensors.keys()):
+                wanted[name].copy_(tensors.get_tensor(name))
+    kept = [name for name in info["unexpected_keys"] if name not in wanted]
+    info["missing_keys"] = [*info["missing_keys"], *sorted(wanted.keys() - set(info["unexpected_keys"]))]
+    info["unexpected_keys"] = kept

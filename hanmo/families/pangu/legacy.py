@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hanmo.families.tables import Entry, Layout, Size
@@ -51,8 +52,19 @@ HF_BIN = Layout(
     signature=("transformer.wqe.weight", "transformer.h.0.attn.q_proj.weight"),
     ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
 )
+# The published reward models: no output head, and a value head on the query layer's output.
+REWARD_BIN = replace(
+    HF_BIN,
+    name="pangu-reward-bin",
+    entries=(
+        *(replace(entry, copies=()) for entry in HF_BIN.entries),
+        Entry("v_head.weight", ("value_head.output.weight",)),
+    ),
+    signature=(*HF_BIN.signature, "v_head.weight"),
+    implies={"value_head": "linear"},
+)
 
-LAYOUTS = (HF_BIN,)
+LAYOUTS = (HF_BIN, REWARD_BIN)
 
 _KEYS = [
     "vocab_size",
