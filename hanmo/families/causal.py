@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE, Part, Prompt, Row
 from hanmo.families.cache import DecodeState
 
@@ -30,7 +31,13 @@ def causal_row(parts: Sequence[Part], stop_id: int, stop: bool = True, closed: b
 
 
 def causal_prompt(context_ids: Sequence[int], stop_ids: tuple[int, ...]) -> Prompt:
-    """A prompt whose positions count on from the context, one position dimension."""
+    """A prompt whose positions count on from the context, one position dimension.
+
+    Raises:
+        UnsupportedError: the context is empty.
+    """
+    if not context_ids:
+        raise UnsupportedError("the prompt is empty: this model needs something to go on from")
     length = len(context_ids)
     return Prompt(
         inputs={

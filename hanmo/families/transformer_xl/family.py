@@ -63,7 +63,7 @@ class TransformerXLFamily(Family):
         if isinstance(record, Text):
             ids = self._ids(record.text)
         else:
-            pair = as_pair(record)
+            pair = as_pair(record, waiting=True)
             ids = [*self._ids(pair.prompt), *self._ids(pair.prefix)]
         return Context(tuple(_last(ids, limit)), tuple(ids))
 
