@@ -31,6 +31,8 @@ COMMANDS = (
     ("train", "train", "sft"),
     ("eval", "eval", "dialogue"),
     ("eval", "eval", "perplexity"),
+    ("eval", "clue", "clue"),
+    ("eval", "clue", "compare"),
     ("data", "data", "corpus"),
 )
 GROUPS = {

@@ -78,7 +78,8 @@ def dialogue(
     opened = open_model(model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device)
     settings = _settings(opened.family.name, preset, rules is not None, sets or [])
     published = published or settings.published
-    with _progress("replies") as progress:
+    with progress_bar() as watch:
+        progress = watch("replies")
         result = evaluate(opened, records, settings, limit, response_limit, batch_size, published, progress)
     if output is not None:
         result.write(output)
@@ -115,8 +116,8 @@ def perplexity(
 
     records = _read(data, first, skip_bad, output, text)
     opened = open_model(model, size=size, config=config, vocab=vocab, dtype=dtype, device=device)
-    with _progress("rows") as progress:
-        result = evaluate(opened, records, limit, response_limit, batch_size, progress)
+    with progress_bar() as watch:
+        result = evaluate(opened, records, limit, response_limit, batch_size, watch("rows"))
     if output is not None:
         result.write(output)
         note(f"written to {output}: results.json, records.jsonl")
@@ -159,8 +160,8 @@ def _settings(family: str, preset: str | None, rules: bool, sets: list[str]) -> 
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, where that is a terminal."""
+def progress_bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """A bar on standard error, where that is a terminal, for each thing that is named; it is told (done, of how many)."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -171,8 +172,12 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         console=Console(stderr=True),
         transient=True,
     ) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def watch(what: str) -> Callable[[int, int], None]:
+            task = bar.add_task(what, total=None)
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        yield watch
 
 
 def _show_dialogue(result: dict[str, Any]) -> None:
@@ -180,7 +185,7 @@ def _show_dialogue(result: dict[str, Any]) -> None:
 
     about, published, corrected = result["about"], result["published"], result["corrected"]
     print(f"{about['model']}\n{about['samples']} of {about['records']} records, {about['protocol']} protocol\n")
-    _print_table(
+    print_table(
         ["", *map(title, PUBLISHED_TABLE)],
         [
             [name, *(reading.get(metric) for metric in PUBLISHED_TABLE)]
@@ -188,7 +193,7 @@ def _show_dialogue(result: dict[str, Any]) -> None:
         ],
     )
     print()
-    _print_table(
+    print_table(
         ["", "published", "corrected"], [[title(name), published.get(name), value] for name, value in corrected.items()]
     )
     for remark in result["notes"]:
@@ -208,7 +213,8 @@ def _show_perplexity(result: dict[str, Any]) -> None:
         print(f"{name:<20}{value}")
 
 
-def _print_table(header: list[str], rows: list[list[Any]]) -> None:
+def print_table(header: list[str], rows: list[list[Any]]) -> None:
+    """Columns of text; all but the first stand on the right."""
     cells = [header, *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:

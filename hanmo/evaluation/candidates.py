@@ -30,6 +30,7 @@ OnScored = Callable[[int, list[RowScore]], None]  # index of the question, score
 
 BUDGET_CPU = 8192
 BUDGET = 65536  # tokens that are in memory at the same time
+LOGITS = 1 << 26  # logits that are in memory at the same time
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _score(opened: OpenedModel, batch: Sequence[_Question], budget: int) -> list
         (row for row, (_, answer) in enumerate(rows) if len(answer) > 1),
         key=lambda row: (-len(rows[row][1]), rows[row][0]),
     )
-    for chunk in _chunks(longer, rows, batch[0].width, budget):
+    for chunk in _chunks(longer, rows, batch[0].width, budget, LOGITS // logits_S1V.shape[-1]):
         for row, values in zip(chunk, _continue(network, state, batch, [rows[row] for row in chunk]), strict=True):
             logprobs[row] += values
     scores: list[list[RowScore]] = [[] for _ in batch]
@@ -179,12 +180,13 @@ def _score(opened: OpenedModel, batch: Sequence[_Question], budget: int) -> list
 
 
 def _chunks(
-    longer: Sequence[int], rows: Sequence[tuple[int, tuple[int, ...]]], width: int, budget: int
+    longer: Sequence[int], rows: Sequence[tuple[int, tuple[int, ...]]], width: int, budget: int, places: int
 ) -> Iterator[list[int]]:
     """Candidates to be continued together, the longest first; grouped by question, so that sources stay shared."""
     start = 0
     while start < len(longer):
-        fits = max(budget // (width + len(rows[longer[start]][1])), 1)
+        length = len(rows[longer[start]][1])
+        fits = max(min(budget // (width + length), places // length), 1)
         yield sorted(longer[start : start + fits], key=lambda row: rows[row][0])
         start += fits
 

@@ -218,12 +218,15 @@ def judge(logits_TV: Tensor, ids_T: Tensor, pad_id: int | None) -> Score:
     kept_T = torch.ones_like(ids_T, dtype=torch.bool) if pad_id is None else ids_T != pad_id
     twice, nll = [], []
     for start in range(0, length, CHUNK):
-        logprobs_cV = logits_TV[start : min(start + CHUNK, length)].double().log_softmax(-1)
-        places = torch.arange(start, start + len(logprobs_cV), device=ids_T.device)
-        probs_cV = logprobs_cV.exp()
-        twice.append(probs_cV.logsumexp(-1) - probs_cV.gather(-1, ids_T[places][:, None])[:, 0])
-        ahead = places[places + 1 < length]
-        nll.append(-logprobs_cV[: len(ahead)].gather(-1, ids_T[ahead + 1][:, None])[:, 0])
+        logits_cV = logits_TV[start : min(start + CHUNK, length)].float()
+        total_c1 = logits_cV.double().logsumexp(-1, keepdim=True)
+        places_c = torch.arange(start, start + len(logits_cV), device=ids_T.device)
+        prob_c = (logits_cV.gather(-1, ids_T[places_c][:, None]) - total_c1).exp()[:, 0]
+        # log of the sum of exp(p): what exceeds 1 in each term is small and summed by itself, so that fp32 is enough.
+        surplus_c = (logits_cV - total_c1.float()).exp().expm1().sum(-1, dtype=torch.float64)
+        twice.append((logits_cV.shape[-1] + surplus_c).log() - prob_c)
+        ahead_n = places_c[places_c + 1 < length]
+        nll.append((total_c1[: len(ahead_n)] - logits_cV[: len(ahead_n)].gather(-1, ids_T[ahead_n + 1][:, None]))[:, 0])
     mean = torch.cat(twice)[kept_T].mean().item()
     return Score(math.exp(mean), torch.cat(nll).mean().item())
 

@@ -1,0 +1,134 @@
+"""``hanmo eval clue`` and ``hanmo eval compare``: the ten CLUE tasks, and two results question by question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hanmo.cli.common import ConfigFile, Device, Dtype, Json, Model, Published, Size, Vocab, emit, note
+from hanmo.cli.eval import First, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from hanmo.evaluation.clue.results import ClueResult
+
+Data = Annotated[Path, typer.Option(help="Folder of CLUE's files: one folder per task, as CLUE publishes them.")]
+Tasks = Annotated[str, typer.Option(help="Names of tasks, separated by commas; default: all ten.")]
+Shots = Annotated[int, typer.Option(help="Examples in the prompt, from the training split.", min=0)]
+Limit = Annotated[
+    int | None, typer.Option(help="Most tokens of a question; default 1024, or 512 as published.", min=64)
+]
+Choices = Annotated[
+    int | None, typer.Option(help="Offer so many candidates where there are more (the original: 4).", min=2)
+]
+Candidates = Annotated[
+    Path | None, typer.Option(help="With --published: JSON file of the original's wrong labels for IFLYTEK and TNEWS.")
+]
+Budget = Annotated[
+    int | None, typer.Option(help="Tokens in memory at the same time; halved when memory runs out.", min=1)
+]
+Result = Annotated[Path, typer.Argument(help="results.json of hanmo eval clue, or its folder.", show_default=False)]
+
+
+def clue(
+    model: Model,
+    data: Data = Path("clue"),
+    tasks: Tasks = "",
+    shots: Shots = 0,
+    published: Published = False,
+    candidates: Candidates = None,
+    choices: Choices = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for results, the report, and the answers so far.")] = None,
+    as_json: Json = False,
+    first: First = None,
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of the examples.")] = 0,
+    budget: Budget = None,
+    size: Size = None,
+    config: ConfigFile = None,
+    vocab: Vocab = None,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Accuracy (F1 for CMRC2018) on CLUE, by the corrected protocol or the published one.
+
+    Answers are kept as they come, in the output folder or the user's cache: an interrupted run goes on where it was.
+
+    \b
+    Example:
+      hanmo eval clue PanGu-350M --data clue --tasks tnews,c3 --output results
+      hanmo eval clue GLM-335M --data clue --shots 5
+      hanmo eval clue PanGu-350M --data clue --published --shots 15
+    """
+    from hanmo.checkpoints import open_model
+    from hanmo.evaluation.clue.run import Setup, cache_folder, evaluate
+    from hanmo.evaluation.clue.tasks import chosen_tasks
+
+    chosen = chosen_tasks([name.strip() for name in tasks.split(",") if name.strip()])
+    setup = Setup(shots, published, limit, seed, choices, first, budget, candidates)
+    opened = open_model(model, size=size, config=config, vocab=vocab, dtype=dtype, device=device)
+    with progress_bar() as watch:
+        result = evaluate(opened, chosen, data, setup, output / "answers" if output else cache_folder(), watch)
+    if output is not None:
+        result.write(output)
+        note(f"written to {output}: results.json, results.md, items.jsonl, report.html")
+    emit(result.as_dict(), as_json, lambda _: _show(result))
+
+
+def compare(first: Result, second: Result, as_json: Json = False) -> None:
+    """Whether two results of hanmo eval clue differ by more than chance, task by task on the same questions.
+
+    \b
+    Example:
+      hanmo eval compare before/results.json after/results.json
+    """
+    from dataclasses import asdict
+
+    from hanmo.evaluation.clue.results import compare_results, read_result
+
+    one, other = read_result(first), read_result(second)
+    found = compare_results(one, other)
+    about = {"first": one["about"], "second": other["about"]}
+    emit({"about": about, "tasks": {name: asdict(value) for name, value in found.items()}}, as_json, _show_comparison)
+
+
+def _show(result: ClueResult) -> None:
+    from hanmo.evaluation.statistics import interval
+
+    about = result.about
+    print(
+        f"{about['model']}\n{about['protocol']} protocol, {about['shots']} shots, at most {about['limit']} tokens, "
+        f"weights {about['weights']}, hanmo {about['hanmo']}\n"
+    )
+    rows = []
+    for task in result.tasks:
+        low, high = interval(task.right[task.reading])
+        chance = "–" if task.chance is None else f"{task.chance:.4f}"
+        values = (
+            f"{task.value:.4f}",
+            f"{low:.4f} to {high:.4f}",
+            chance,
+            len(task.right[task.reading]),
+            task.about["data"],
+        )
+        rows.append([task.title, f"{task.metric} ({task.reading})", *values])
+    print_table(["", "metric", "result", "95 % interval", "chance", "questions", "data"], rows)
+    for task in result.tasks:
+        for remark in task.notes:
+            print(f"\n{task.title}: {remark}")
+
+
+def _show_comparison(result: dict[str, Any]) -> None:
+    for which in ("first", "second"):
+        about = result["about"][which]
+        print(
+            f"{which}: {about['model']}, {about['protocol']} protocol, {about['shots']} shots, weights {about['weights']}"
+        )
+    print()
+    rows = []
+    for name, found in result["tasks"].items():
+        low, high = found["interval"]
+        values = f"{found['difference']:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{found['p']:.4g}"
+        rows.append([name, *values, found["better"], found["worse"]])
+    print_table(["", "difference", "95 % interval", "p", "better", "worse"], rows)

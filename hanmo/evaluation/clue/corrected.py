@@ -1,0 +1,176 @@
+"""The corrected CLUE protocol: what each task asks a model, and how its answers are read.
+
+A candidate's score is log p of its tokens (and of what follows the gap), given everything before. Three readings stand side
+by side: the sum over the tokens, the mean, and the sum less that of the same prompt without the record's text (so that a
+word which is likely anywhere does not win by that). Examples in the prompt come from the training split, one for
+each right answer in turn, the same ones for all questions; they take at most half of the room in ids, and what is
+cut is only ever the text a question is about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from hanmo.errors import HanmoError
+from hanmo.evaluation.clue.tasks import Example, Reading, Task
+from hanmo.families.base import Context, Family, Part
+
+Candidates = list[list[Part]]
+SEPARATOR = "\n\n"
+NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything one task asks.
+
+    Attributes:
+        examples: what is evaluated, with the candidates that are offered.
+        questions: their candidates as parts.
+        priors: the candidates without the records' text, and ``prior_of`` which of them belongs to each question.
+        contexts: where the answer is generated, what it goes on from.
+        lead: the examples in front of every question, as text.
+    """
+
+    examples: list[Example]
+    questions: list[Candidates]
+    priors: list[Candidates]
+    prior_of: list[int]
+    contexts: list[Context]
+    lead: str
+
+
+def plan(family: Family, task: Task, examples: Sequence[Example], lead: str, limit: int) -> Plan:
+    """Ask a task's questions of at most ``limit`` tokens each.
+
+    Raises:
+        HanmoError: a question does not fit even without the text it is about.
+    """
+    asked = Plan(list(examples), [], [], [], [], lead)
+    known: dict[tuple[tuple[str, ...], str, str], int] = {}
+    for example in examples:
+        if task.generates:
+            asked.contexts.append(_context(family, task, example, lead, limit - NEW_TOKENS))
+            continue
+        fields = shortened(family, task, example, lead, limit)
+        before, after = task.template.around(fields)
+        asked.questions.append(family.cloze(lead + before, example.options, after))
+        bare = task.template.without_text(fields)
+        key = (example.options, *bare)
+        if key not in known:
+            known[key] = len(asked.priors)
+            asked.priors.append(family.cloze(lead + bare[0], example.options, bare[1]))
+        asked.prior_of.append(known[key])
+    return asked
+
+
+def shortened(family: Family, task: Task, example: Example, lead: str, limit: int) -> dict[str, str]:
+    """The record's fields, cut where the task allows so that the longest candidate's text fits."""
+    fields = dict(example.fields)
+    longest = max(example.options, key=len, default="")
+    places = list(task.shorten.items())
+    while True:
+        before, after = task.template.around(fields)
+        parts = family.cloze(lead + before, [longest], after)[0]
+        length = sum(len(part.ids) for part in parts) + 2  # a start and a stop token
+        if length <= limit:
+            return fields
+        while places and not fields[places[0][0]]:
+            places.pop(0)
+        if not places:
+            raise HanmoError(
+                f"{example.where}: the question has {length} tokens even without the text that may be cut; raise the "
+                f"limit of {limit}, or ask with fewer examples"
+            )
+        name, side = places[0]
+        text = fields[name]
+        tokens = max(len(family.tokenizer.encode(text, add_special_tokens=False)), 1)
+        surplus = min(math.ceil((length - limit) * len(text) / tokens), len(text))
+        fields[name] = text[surplus:] if side == "start" else text[: len(text) - surplus]
+
+
+def _context(family: Family, task: Task, example: Example, lead: str, limit: int) -> Context:
+    before, _ = task.template.around(shortened(family, task, example, lead, limit))
+    ids = tuple(id_ for part in family.cloze(lead + before, [""])[0] for id_ in part.ids)
+    return Context(ids, ids)
+
+
+def draw_shots(
+    family: Family, task: Task, train: Sequence[Example], shots: int, limit: int, seed: int
+) -> list[Example]:
+    """Examples for the prompt: each right answer in turn, at random within it, all together within half the limit.
+
+    An example that takes more than its share is passed over; where all do, the text of one is cut.
+    """
+    rng = Random(seed)
+    by_answer: dict[int, list[Example]] = {}
+    for example in train:
+        by_answer.setdefault(example.gold, []).append(example)
+    pools = [rng.sample(found, len(found)) for _, found in sorted(by_answer.items())]
+    rng.shuffle(pools)
+    share = limit // 2 // max(shots, 1)
+    drawn: list[Example] = []
+    for place in range(min(shots, len(train))):
+        pools = [pool for pool in pools if pool]
+        pool = pools[place % len(pools)]
+        fitting = (
+            number
+            for number, one in enumerate(pool)
+            if len(_text(task, one)) <= 4 * share and _fits(family, task, one, share)
+        )
+        number = next(fitting, None)
+        example = pool.pop(number if number is not None else 0)
+        drawn.append(example if number is not None else replace(example, fields=_cut(family, task, example, share)))
+    rng.shuffle(drawn)
+    return drawn
+
+
+def lead_of(task: Task, shots: Sequence[Example]) -> str:
+    """The examples as text in front of a question; "" for none."""
+    return "".join(_text(task, shot) + SEPARATOR for shot in shots)
+
+
+def fewer_options(examples: Sequence[Example], count: int, seed: int) -> Iterator[Example]:
+    """The right candidate and ``count - 1`` wrong ones, drawn and ordered at random by the number of the record."""
+    for number, example in enumerate(examples):
+        if len(example.options) <= count:
+            yield example
+            continue
+        rng = Random(f"{seed} {number}")
+        gold = example.options[example.gold]
+        options = [gold, *rng.sample([one for one in example.options if one != gold], count - 1)]
+        rng.shuffle(options)
+        yield replace(example, options=tuple(options), gold=options.index(gold))
+
+
+def read_scores(sums: Sequence[float], tokens: Sequence[int], priors: Sequence[float]) -> dict[Reading, list[float]]:
+    """The candidates' scores by reading; the highest wins, the first of equal ones."""
+    return {
+        "sum": list(sums),
+        "mean": [total / count for total, count in zip(sums, tokens, strict=True)],
+        "prior": [total - prior for total, prior in zip(sums, priors, strict=True)],
+    }
+
+
+def answer_of(text: str) -> str:
+    """A generated answer: its first line that says something."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _text(task: Task, example: Example) -> str:
+    return task.template.fill(example.fields, _right(example))
+
+
+def _right(example: Example) -> str:
+    return example.options[example.gold] if example.options else example.answers[0]
+
+
+def _fits(family: Family, task: Task, example: Example, share: int) -> bool:
+    return len(family.tokenizer.encode(_text(task, example), add_special_tokens=False)) <= share
+
+
+def _cut(family: Family, task: Task, example: Example, share: int) -> dict[str, str]:
+    return shortened(family, task, replace(example, options=(_right(example),), gold=0), "", share)

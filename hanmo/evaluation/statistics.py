@@ -1,0 +1,72 @@
+"""Intervals of means and paired comparisons of two models on the same items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same items.
+
+    Attributes:
+        difference: mean of the second less that of the first, with its 95 % bootstrap ``interval`` over items.
+        p: two-sided; exact McNemar for right-or-wrong values, random sign flips for others.
+        better, worse: items on which the second is better, or worse.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    better: int
+    worse: int
+
+
+def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over items."""
+    data = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    if len(np.unique(data)) <= 2:  # right or wrong: a resampled count is binomial
+        low, high = data.min(), data.max()
+        share = (data == high).mean()
+        means = low + (high - low) * rng.binomial(len(data), share, DRAWS) / len(data)
+    else:
+        means = np.array([data[rng.integers(0, len(data), len(data))].mean() for _ in range(DRAWS)])
+    lower, upper = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(lower), float(upper)
+
+
+def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Comparison:
+    """Compare item by item; both in the same order."""
+    assert len(first) == len(second) and first, "the same items, at least one"
+    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
+    whole = {0.0, 1.0} >= {*map(float, first), *map(float, second)}
+    p = mcnemar(better, worse) if whole else _sign_flips(differences, seed)
+    return Comparison(float(differences.mean()), interval(differences.tolist(), seed=seed), p, better, worse)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Two-sided exact probability that as uneven a split of the items that differ comes about by chance.
+
+    >>> mcnemar(0, 0), mcnemar(5, 0)
+    (1.0, 0.0625)
+    """
+    count, fewer = better + worse, min(better, worse)
+    logs = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(fewer + 1)]
+    tail = math.fsum(math.exp(value - count * math.log(2)) for value in logs)
+    return min(1.0, 2 * tail)
+
+
+def _sign_flips(differences: np.ndarray, seed: int) -> float:
+    """Share of random sign flips whose mean is as far from zero, the observed one counted in."""
+    rng = np.random.default_rng(seed)
+    observed = abs(differences.mean()) - 1e-12
+    hits = sum(abs((differences * rng.choice((-1.0, 1.0), len(differences))).mean()) >= observed for _ in range(DRAWS))
+    return (hits + 1) / (DRAWS + 1)
