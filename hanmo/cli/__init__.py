@@ -34,6 +34,12 @@ COMMANDS = (
     ("eval", "clue", "clue"),
     ("eval", "clue", "compare"),
     ("data", "data", "corpus"),
+    ("data", "data", "prepare"),
+    ("data", "data", "leaks"),
+    ("data", "data", "clean"),
+    ("data", "data", "recipe"),
+    ("data", "data", "tokenize"),
+    ("data", "data", "inspect"),
 )
 GROUPS = {
     "train": "Train a model.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Json, emit
+from hanmo.cli.common import Json, Published, emit
 
 
 def corpus(
@@ -43,3 +43,250 @@ def corpus(
 def _show(result: dict[str, Any]) -> None:
     print(f"{result['train']}: {result['train_dialogues']:,} dialogues")
     print(f"{result['valid']}: {result['valid_dialogues']:,} held-out dialogues of {len(result['topics'])} topics")
+
+
+Inputs = Annotated[list[Path], typer.Argument(help="Files of records; .gz as well.", show_default=False)]
+PlainLines = Annotated[str, typer.Option("--plain", help="What a line of a plain file is: dialogue or text.")]
+Workers = Annotated[int, typer.Option(help="Processes. Their number never changes the result.", min=1)]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Set bad records aside and count them.")]
+
+
+def prepare(
+    source: Annotated[str, typer.Argument(help="One of those below.", show_default=False)],
+    place: Annotated[Path, typer.Argument(metavar="IN", help="File or folder as downloaded.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder, or one file (.jsonl, .txt, with .gz).", show_default=False)],
+    dev: Annotated[float, typer.Option(help="Share for development; needs a folder.", min=0, max=1)] = 0.0,
+    test: Annotated[float, typer.Option(help="Share for the test; needs a folder.", min=0, max=1)] = 0.0,
+    suffix: Annotated[
+        str, typer.Option(help="Of the files in a folder: .jsonl, .txt (tabs), each with .gz.")
+    ] = ".jsonl",
+    every_reply: Annotated[
+        bool, typer.Option("--every-reply", help="One record for each reply of a dialogue.")
+    ] = False,
+    sep: Annotated[bool, typer.Option("--sep", help="Prompts of before 2023-03-20, with <sep>.")] = False,
+    seed: Annotated[int, typer.Option(help="Of wrong answers and directions.")] = 42,
+    published: Published = False,
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Make records of a published data set: dialogues, prompts and responses, scored answers, running text.
+
+    \b
+    Sources:
+      weibo baike zhidao couplets classical poetry   prompts with scored answers (SFT and reward)
+      kdconv lccc crosswoz sharegpt                  dialogues
+      alpaca dpo                                     instructions, preferences
+      zhihu zhidao-threads encyclopedia wikipedia news   prompts and texts for pretraining
+
+    \b
+    Examples:
+      hanmo data prepare couplets couplet/ data/couplets --dev 0.01 --test 0.01
+      hanmo data prepare kdconv KdConv/data/film data/film --suffix .txt --every-reply
+    """
+    from dataclasses import asdict
+
+    from hanmo.data.prepare import prepare as run
+    from hanmo.data.sources.reading import Reading
+    from hanmo.data.splits import Shares
+    from hanmo.records import Rejects
+
+    reading = Reading(published, sep, seed, Shares(dev, test), Rejects() if skip_bad else None)
+    emit(asdict(run(source, place, out, reading, suffix, every_reply)), as_json, _show_prepared)
+
+
+def _show_prepared(result: dict[str, Any]) -> None:
+    if result["published"]:
+        print("as published, flaws included")
+    for split, path in result["files"].items():
+        print(f"{path}: {result['records'][split]:,} records")
+    for reason, count in result["dropped"].items():
+        print(f"left out: {count:,} x {reason}")
+    if result["bad"]:
+        print(f"bad records set aside: {result['bad']:,}")
+
+
+def leaks(
+    train: Annotated[Path, typer.Argument(help="What the model learns from.", show_default=False)],
+    held_out: Annotated[list[Path], typer.Argument(help="What it is tested on.", show_default=False)],
+    near: Annotated[float, typer.Option(help="Similarity of whole records that counts; 1: only the same.")] = 0.8,
+    long: Annotated[int, typer.Option(help="Characters from which the same answer counts.", min=1)] = 12,
+    as_json: Json = False,
+) -> None:
+    """Check that nothing of a test or development file lies in the training file; exit code 1 if something does.
+
+    \b
+    Example:
+      hanmo data leaks data/couplets/train.jsonl data/couplets/dev.jsonl data/couplets/test.jsonl
+    """
+    from dataclasses import asdict
+
+    from hanmo.data.leaks import find_leaks
+
+    found = find_leaks([train], held_out, near if near < 1 else None, long)
+    emit({**asdict(found), "records_with_leaks": found.records}, as_json, _show_leaks)
+    if found.found:
+        raise typer.Exit(1)
+
+
+def _show_leaks(result: dict[str, Any]) -> None:
+    print(f"{result['held_out']:,} held-out records against {result['learned']:,} to learn from")
+    for leak in result["found"][:20]:
+        print(
+            f"{leak['where']}: {leak['kind']} as in {leak['learned']} ({leak['similarity']:.2f}): {leak['text'][:60]!r}"
+        )
+    count = result["records_with_leaks"]
+    print(f"{count:,} records leak" if count else "no leaks")
+
+
+def clean(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for what is kept.", show_default=False)],
+    recipe: Annotated[str, typer.Option(help="eva, assistant, text, or a YAML file.")] = "eva",
+    rejects: Annotated[Path | None, typer.Option(help="File for what was removed, with reasons.")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML page of what every step did.")] = None,
+    plain: PlainLines = "dialogue",
+    workers: Workers = 1,
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Clean dialogues or text: every step named, with its own threshold, counts and examples of what it removed.
+
+    An interrupted run goes on where it was when started again in the same way.
+
+    \b
+    Examples:
+      hanmo data clean lccc.jsonl --out clean.jsonl --rejects rejects.jsonl --page clean.html
+      hanmo data clean wiki.jsonl.gz --recipe text --out clean.jsonl.gz --workers 8
+      hanmo data recipe eva > mine.yaml   # then change it and give --recipe mine.yaml
+    """
+    from hanmo.data.cleaning.clean import clean as run
+    from hanmo.data.cleaning.clean import report
+    from hanmo.data.cleaning.recipe import load
+    from hanmo.records import Rejects
+
+    cleaned = run(load(recipe), inputs, out, _plain(plain), workers, rejects, Rejects() if skip_bad else None)
+    if page is not None:
+        report(cleaned, recipe, [str(path) for path in inputs]).write(page)
+    emit({**cleaned.as_dict(), "out": str(out)}, as_json, _show_cleaned)
+
+
+def recipe(name: Annotated[str, typer.Argument(help="eva, assistant, text, or a YAML file.")] = "eva") -> None:
+    """Print a cleaning recipe with all its settings, to be changed.
+
+    \b
+    Example:
+      hanmo data recipe eva > mine.yaml
+    """
+    import yaml
+
+    from hanmo.data.cleaning.recipe import load
+
+    print(yaml.safe_dump(load(name).settings(), allow_unicode=True, sort_keys=False), end="")
+
+
+def _plain(name: str) -> Any:
+    from hanmo.errors import ConfigError, unknown
+
+    if name not in ("dialogue", "text"):
+        raise ConfigError(unknown("form of plain lines", name, ("dialogue", "text")))
+    return name
+
+
+def _show_cleaned(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("step", "changed", "removed", "examples")
+    for step in result["steps"]:
+        table.add_row(step["step"], f"{step['changed']:,}", f"{step['removed']:,}", "\n".join(step["examples"]))
+    Console().print(table)
+    print(f"{result['out']}: {result['kept']:,} of {result['read']:,} records kept, {result['bad']:,} bad")
+
+
+def tokenize(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the store.", show_default=False)],
+    tokenizer: Annotated[str, typer.Option(help="Model folder, or vocabulary file with --family.", show_default=False)],
+    family: Annotated[str, typer.Option(help="Whose vocabulary file it is.")] = "",
+    plain: PlainLines = "text",
+    workers: Workers = 1,
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Write the store of token ids that pretraining reads: memory-mapped, documents kept apart, vocabulary recorded.
+
+    An interrupted run goes on where it was when started again in the same way.
+
+    \b
+    Example:
+      hanmo data tokenize wiki.jsonl.gz news.jsonl.gz --tokenizer models/wenhui --out store --workers 8
+    """
+    from dataclasses import asdict
+
+    from hanmo.data.tokenize import TokenizerPlace
+    from hanmo.data.tokenize import tokenize as run
+    from hanmo.records import Rejects
+
+    bad = Rejects() if skip_bad else None
+    about = run(TokenizerPlace(tokenizer, family), inputs, out, _plain(plain), workers, bad)
+    result = {"out": str(out), **asdict(about), "bad": len(bad) if bad is not None else 0}
+    emit(
+        result, as_json, lambda r: print(f"{out}: {r['documents']:,} documents, {r['tokens']:,} tokens, {r['bad']} bad")
+    )
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="File of records; .gz as well.", show_default=False)],
+    page: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="Count its tokens: model folder, or file with --family.")] = "",
+    family: Annotated[str, typer.Option(help="Whose vocabulary file it is.")] = "",
+    plain: PlainLines = "dialogue",
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a file: form, counts, lengths, language, duplicates, first problems, ten random samples.
+
+    \b
+    Example:
+      hanmo data inspect train.jsonl --page inspect.html
+    """
+    from hanmo.data.inspection import inspect_file
+    from hanmo.data.inspection import page as as_page
+
+    lengths = None
+    if tokenizer:
+        from hanmo.data.store import encode
+        from hanmo.data.tokenize import TokenizerPlace
+
+        opened = TokenizerPlace(tokenizer, family).open()
+
+        def lengths(texts: Any) -> list[int]:
+            return [len(ids) for ids in encode(opened, texts, 1)]
+
+    found = inspect_file(file, _plain(plain), lengths, seed)
+    if page is not None:
+        as_page(found).write(page)
+    result = {
+        "facts": found.facts(),
+        "lengths": dict(found.histogram()),
+        "problems": found.problems,
+        "samples": found.samples,
+    }
+    emit(result, as_json, _show_inspection)
+
+
+def _show_inspection(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, facts = Console(), Table(show_header=False)
+    for name, value in result["facts"].items():
+        facts.add_row(name, value)
+    console.print(facts)
+    most = max(result["lengths"].values(), default=1)
+    for name, count in result["lengths"].items():
+        print(f"{name:>20} {count:>9,} {'█' * round(40 * count / most)}")
+    for problem in result["problems"]:
+        print(f"problem: {problem}")
+    for number, texts in enumerate(result["samples"], 1):
+        print(f"{number:>3}. {' ⇥ '.join(texts)[:200]}")

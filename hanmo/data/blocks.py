@@ -13,23 +13,31 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hanmo.records import Plain, Record, Rejects, iter_records
+from hanmo.records import Plain, Record, Rejects, Text, iter_records
 
 B = TypeVar("B")
 Work = Callable[[B, Path], None]  # a block, and the file to write its result to
+CHARACTERS = 500_000  # of running text in a block
 AHEAD = 2  # blocks in memory for each process
 
 
 def record_blocks(
     paths: Sequence[Path], size: int, plain: Plain = "dialogue", rejects: Rejects | None = None
 ) -> Iterator[list[Record]]:
-    """The records of files, ``size`` at a time."""
-    records = (record for path in paths for record in iter_records(path, rejects, plain))
-    while block := list(islice(records, size)):
+    """The records of files, ``size`` at a time, or fewer where they are long."""
+    block: list[Record] = []
+    characters = 0
+    for path in paths:
+        for record in iter_records(path, rejects, plain):
+            block.append(record)
+            characters += len(record.text) if isinstance(record, Text) else 100
+            if len(block) == size or characters >= CHARACTERS:
+                yield block
+                block, characters = [], 0
+    if block:
         yield block
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from hanmo.data.pairs import published_pairs
+from hanmo.data.pairs import preferences
 from hanmo.data.prepare import read_source
 from hanmo.data.sources.reading import Reading
+from hanmo.records import ScoredAnswers
 from tests.places import PARITY, load, needs_parity
 
 pytestmark = needs_parity("clue")
@@ -175,11 +176,17 @@ def _kind(prompt: str) -> tuple[str, str]:
 PAIRS = load(FOLDER / "pairs.json", {"hand_cases": [], "sources": {}})
 
 
+def _pairs(record: dict[str, Any]) -> tuple[list[tuple[str, str]], int]:
+    """Chosen and rejected answers as published, and how many steps of the walk gave none."""
+    answers = tuple((str(answer["answer"]), answer["score"]) for answer in record["answers"])
+    found = preferences(ScoredAnswers(record["prompt"], answers), published=True)
+    return [(pair.chosen.response, pair.rejected.response) for pair in found], max(len(answers) - 1, 0) - len(found)
+
+
 @pytest.mark.parametrize("case", PAIRS["hand_cases"], ids=lambda case: str(case["record"]["prompt"]))
 def test_reward_pairs(case: dict[str, Any]) -> None:
     record = case["record"]
-    answers = [(str(answer["answer"]), answer["score"]) for answer in record["answers"]]
-    pairs, discarded = published_pairs(str(record["prompt"]), answers)
+    pairs, discarded = _pairs({**record, "prompt": str(record["prompt"])})
     assert pairs == [(pair["chosen_answer"], pair["rejected_answer"]) for pair in case["reward_pairs"]]
     assert case["reward_log"] == f"# pairs: {len(pairs)}, # discarded: {discarded}"
 
@@ -191,8 +198,7 @@ def test_reward_pairs_of_sources(source: str) -> None:
     case = load(FOLDER / f"{source}.json")
     found, discarded = [], 0
     for record in _expected(case, "head"):
-        answers = [(answer["answer"], answer["score"]) for answer in record["answers"]]
-        pairs, lost = published_pairs(record["prompt"], answers)
+        pairs, lost = _pairs(record)
         found += [(record["prompt"], *pair) for pair in pairs]
         discarded += lost
     assert len(found) == expected["n_pairs"]

@@ -18,6 +18,7 @@ from hanmo.data.splits import fingerprint
 from hanmo.errors import ConfigError
 from hanmo.files import replacing
 from hanmo.records import Plain, Record, Rejects, record_writer
+from hanmo.report import Page
 
 BLOCK = 2000  # records of one unit of work
 EXAMPLES = 3
@@ -56,6 +57,14 @@ class Cleaned:
             [name, step.changed, step.removed, *_examples(step), *[""] * (EXAMPLES - len(step.examples))]
             for name, step in self.steps.items()
         ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        steps = [
+            {"step": name, "changed": step.changed, "removed": step.removed, "examples": _examples(step)}
+            for name, step in self.steps.items()
+        ]
+        return {"read": self.read, "kept": self.kept, "bad": self.bad, "steps": steps}
 
 
 def _examples(step: StepReport) -> list[str]:
@@ -208,3 +217,15 @@ def _reject_writer(stack: ExitStack, path: Path | None) -> Callable[[Reject], No
     file = stack.enter_context(stack.enter_context(replacing(path)).open("w", encoding="utf-8", newline="\n"))
     keys = ("step", "reason", "text", "where")
     return lambda reject: print(json.dumps(dict(zip(keys, reject, strict=True)), ensure_ascii=False), file=file)
+
+
+def report(cleaned: Cleaned, recipe: str, inputs: Sequence[str]) -> Page:
+    """What was done, as an HTML page."""
+    page = Page(f"Cleaning: {recipe}", subtitle=", ".join(inputs), language="zh-CN")
+    page.facts({"records read": cleaned.read, "records kept": cleaned.kept, "bad lines": cleaned.bad})
+    page.heading("Steps")
+    header = ["step", "changed", "removed", *(f"example {number}" for number in range(1, EXAMPLES + 1))]
+    page.table(header, cleaned.rows())
+    page.heading("Removed")
+    page.bar_plot({name: {"removed": float(step.removed)} for name, step in cleaned.steps.items()})
+    return page

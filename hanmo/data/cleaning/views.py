@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hanmo.records import Dialogue, PromptResponse, Record, Text
+from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 
 
 def views(record: Record) -> list[list[str]]:
@@ -38,4 +38,4 @@ def rebuilt(record: Record, kept: Sequence[list[str] | None]) -> Record | None:
 
 def whole(record: Record) -> str:
     """What two records must share to be the same: of scored answers the prompt and the best answer."""
-    return "\n".join(views(record.best() if not isinstance(record, (Text, Dialogue, PromptResponse)) else record)[0])
+    return "\n".join(views(record.best() if isinstance(record, ScoredAnswers) else record)[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,41 +31,43 @@ def alpaca(place: Path, reading: Reading) -> Iterator[Item]:
 def preferences(place: Path, reading: Reading) -> Iterator[Item]:
     """Answers from the best to the worst: "chosen" and "rejected", or a list under "output".
 
-    The prompt stands under "prompt", "instruction" (and "input", "history") or as a conversation, whose turns are
-    joined by line breaks, because a scored record has one prompt.
+    The prompt stands under "prompt", "instruction" (and "input", "history") or as a conversation, whose earlier turns
+    become the history.
     """
     for path in files(place, "*.json*"):
         for line, value in objects(path, reading):
             try:
-                prompt, system = _asked(value)
+                asked, system = _asked(value)
                 answers = _ranked(value)
             except ValueError as error:
                 reading.bad(path, line, str(error))
                 continue
-            if not prompt.strip() or not all(answer.strip() for answer in answers):
-                reading.drop("no prompt" if not prompt.strip() else "an empty answer")
+            if not asked[-1].strip() or not all(answer.strip() for answer in answers):
+                reading.drop("no prompt" if not asked[-1].strip() else "an empty answer")
             elif len(set(answers)) < len(answers):
                 reading.drop("answers that are the same")
             else:
-                scored = tuple((answer, float(len(answers) - 1 - place)) for place, answer in enumerate(answers))
-                yield Item(ScoredAnswers(prompt, scored, system=system, where=f"{path}:{line}"), prompt)
+                scored = tuple((answer, float(len(answers) - 1 - rank)) for rank, answer in enumerate(answers))
+                where = f"{path}:{line}"
+                record = ScoredAnswers(asked[-1], scored, system=system, where=where, history=tuple(asked[:-1]))
+                yield Item(record, asked[0])
 
 
-def _asked(value: dict[str, Any]) -> tuple[str, str]:
-    """Prompt and system text."""
-    turns: list[str] = []
+def _asked(value: dict[str, Any]) -> tuple[Sequence[str], str]:
+    """The turns up to the prompt, and the system text."""
     for key in TURNS:
         if isinstance(value.get(key), list):
             # A turn is added that says nothing, because a dialogue ends with the assistant.
             record = json_record({key: [*value[key], {"role": "assistant", "content": ""}]}, "")
             assert isinstance(record, Dialogue)
-            return "\n".join(record.turns[:-1]), record.system or text_of(value, "system")
+            return record.turns[:-1], record.system or text_of(value, "system")
     if "instruction" in value:
-        record = json_record({**value, "output": ""}, "")
-        turns = [*record.turns[:-1]] if isinstance(record, Dialogue) else [split_key(record)]
-        return "\n".join(turns), text_of(value, "system")
+        asked = {key: value[key] for key in ("instruction", "input", "history") if key in value}
+        record = json_record({**asked, "output": ""}, "")
+        turns = record.turns[:-1] if isinstance(record, Dialogue) else (split_key(record),)
+        return turns, text_of(value, "system")
     if "prompt" in value or "question" in value:
-        return text_of(value, "prompt") or text_of(value, "question"), text_of(value, "system")
+        return (text_of(value, "prompt") or text_of(value, "question"),), text_of(value, "system")
     raise ValueError(f"no prompt; expected 'prompt', 'instruction' or 'conversations', found {', '.join(value)}")
 
 

@@ -1,0 +1,182 @@
+"""Tokenised documents in memory-mapped files, which pretraining reads from any position.
+
+A document is a sequence of parts that were tokenised apart: one for running text, prompt and response for a pair, one
+for each turn of a dialogue. No special tokens are in the store; the family adds them when it makes rows.
+
+    store.json      format, counts, tokenizer and its vocabulary hash; written last: without it the store is unfinished
+    ids.bin         token ids of all documents, uint16 or uint32
+    parts.bin       int64: where in ids.bin each part ends
+    documents.bin   int64: which part each document ends before
+    kinds.bin       uint8: index in ``KINDS``
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hanmo.errors import RecordError, VocabularyError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+KINDS = ("text", "dialogue", "pair")
+ABOUT, IDS, PARTS, DOCUMENTS, KIND = "store.json", "ids.bin", "parts.bin", "documents.bin", "kinds.bin"
+_PROBE = "你好，世界！Hello, World 2024\n　全角ＡＢＣ１２３ “引号” ①②③ 繁體字 😀 #标签# @某人"
+
+
+@dataclass(frozen=True)
+class About:
+    """What store.json says: the counts, and which tokenizer made the ids."""
+
+    format: int
+    documents: int
+    parts: int
+    tokens: int
+    dtype: str
+    vocabulary: str
+    tokenizer: str
+    sources: list[str]
+
+
+class Store:
+    """A store, opened for reading. Arrays are memory-mapped: opening costs nothing, whatever the size.
+
+    Args:
+        folder: of the store.
+        tokenizer: that the ids are to be of; None does not check.
+
+    Raises:
+        RecordError: no store, an unfinished or a damaged one.
+        VocabularyError: made with another tokenizer.
+
+    >>> store = Store("runs/corpus-store", tokenizer)
+    >>> store.document(0)
+    array([ 412,   27, 9051], dtype=uint16)
+    """
+
+    def __init__(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None):
+        self.folder = Path(folder)
+        self.about = _read_about(self.folder)
+        if tokenizer is not None and (own := vocabulary_hash(tokenizer)) != self.about.vocabulary:
+            raise VocabularyError(
+                f"{self.folder}: made with {self.about.tokenizer} (vocabulary {self.about.vocabulary}), not with this "
+                f"tokenizer (vocabulary {own}); tokenise the data again: hanmo data tokenize --tokenizer MODEL"
+            )
+        self.ids = self._map(IDS, self.about.dtype, self.about.tokens)
+        self._parts = self._map(PARTS, "int64", self.about.parts)
+        self._documents = self._map(DOCUMENTS, "int64", self.about.documents)
+        self._kinds = self._map(KIND, "uint8", self.about.documents)
+
+    def _map(self, name: str, dtype: str, count: int) -> np.ndarray:
+        path = self.folder / name
+        expected = count * np.dtype(dtype).itemsize
+        found = path.stat().st_size if path.is_file() else -1
+        if found != expected:
+            state = "missing" if found < 0 else f"{found:,} bytes"
+            raise RecordError(path, 0, f"damaged store: {state}, expected {expected:,} bytes; tokenise the data again")
+        return np.memmap(path, dtype, "r") if count else np.zeros(0, dtype)
+
+    def __len__(self) -> int:
+        """The number of documents."""
+        return self.about.documents
+
+    @property
+    def tokens(self) -> int:
+        """Token ids of all documents together."""
+        return self.about.tokens
+
+    @property
+    def vocabulary(self) -> str:
+        """The hash of the tokenizer that made the ids, see ``vocabulary_hash``."""
+        return self.about.vocabulary
+
+    def kind(self, number: int) -> str:
+        """What a document is, see ``KINDS``."""
+        return KINDS[self._kinds[number]]
+
+    def parts(self, number: int) -> list[np.ndarray]:
+        """The ids of each part of a document."""
+        first, last = self._part_range(number)
+        ends = self._parts[first:last].tolist()
+        starts = [int(self._parts[first - 1]) if first else 0, *ends[:-1]]
+        return [self.ids[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    def document(self, number: int) -> np.ndarray:
+        """(tokens,) all ids of a document."""
+        start, end = self.bounds(number)
+        return self.ids[start:end]
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Where a document begins and ends in ``ids``."""
+        first, last = self._part_range(number)
+        start = int(self._parts[first - 1]) if first else 0
+        return start, int(self._parts[last - 1]) if last > first else start
+
+    def iterate(self, start: int = 0, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and ids of documents from ``start`` on, every ``step``-th: an interrupted reader goes on where it was."""
+        for number in range(start, len(self), step):
+            yield number, self.document(number)
+
+    def locate(self, token: int) -> tuple[int, int]:
+        """The document that the id at a place of ``ids`` belongs to, and the place within the document."""
+        if not 0 <= token < self.tokens:
+            raise IndexError(f"token {token} of {self.tokens}")
+        part = int(np.searchsorted(self._parts, token, side="right"))
+        number = int(np.searchsorted(self._documents, part, side="right"))
+        return number, token - self.bounds(number)[0]
+
+    def lengths(self) -> np.ndarray:
+        """(documents,) tokens of each document."""
+        if not len(self):
+            return np.zeros(0, np.int64)
+        ends = np.concatenate([[0], np.asarray(self._parts)])[np.asarray(self._documents)]
+        return np.diff(ends, prepend=0)
+
+    def _part_range(self, number: int) -> tuple[int, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"document {number} of {len(self)}")
+        return int(self._documents[number - 1]) if number else 0, int(self._documents[number])
+
+
+def _read_about(folder: Path) -> About:
+    path = folder / ABOUT
+    if not path.is_file():
+        parts = any((folder / name).exists() for name in (IDS, PARTS, DOCUMENTS))
+        raise RecordError(path, 0, "the store is unfinished; run the same command again" if parts else "no store here")
+    try:
+        about = About(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise RecordError(path, 0, f"damaged store: {error}") from None
+    if about.format != FORMAT:
+        raise RecordError(path, 0, f"store format {about.format}; this hanmo reads {FORMAT}")
+    return about
+
+
+def about_text(about: About) -> str:
+    """The content of store.json."""
+    return json.dumps(asdict(about), ensure_ascii=False, indent=2) + "\n"
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what decides ids: every token with its id, and how a difficult text is cut."""
+    state = [sorted(tokenizer.get_vocab().items()), encode(tokenizer, [_PROBE], 1)]
+    return blake2b(json.dumps(state, ensure_ascii=False).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
+    """Ids of texts without special tokens; by the tokenizer's own fast way where it has one."""
+    fast: Any = getattr(tokenizer, "encode_batch", None)
+    if fast is not None:
+        return [list(ids) for ids in fast(list(texts), workers=workers)]
+    if not texts:
+        return []
+    found = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return [list(ids) for ids in found["input_ids"]]

@@ -1,0 +1,170 @@
+"""Records to a store of token ids, in blocks and several processes; see store.py for what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hanmo import families
+from hanmo.checkpoints.opening import family_of_folder
+from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks
+from hanmo.data.store import (
+    ABOUT,
+    DOCUMENTS,
+    FORMAT,
+    IDS,
+    KIND,
+    KINDS,
+    PARTS,
+    About,
+    about_text,
+    encode,
+    vocabulary_hash,
+)
+from hanmo.errors import ConfigError, VocabularyError
+from hanmo.files import replacing, write_text
+from hanmo.records import Dialogue, Plain, Record, Rejects, ScoredAnswers, Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BLOCK = 1000  # documents of one unit of work
+
+
+@dataclass(frozen=True)
+class TokenizerPlace:
+    """Where a tokenizer is: a model's folder, or a vocabulary file and the family it is of."""
+
+    path: str
+    family: str = ""
+
+    def open(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; each process opens it once.
+
+        Raises:
+            VocabularyError: there is none.
+        """
+        return _open(self)
+
+    @property
+    def name(self) -> str:
+        return f"{self.family or 'the tokenizer'} of {Path(self.path).name}"
+
+
+@cache
+def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
+    path = Path(place.path)
+    family = families.load(place.family) if place.family else family_of_folder(path)
+    if family is None and path.is_dir() and (path / "tokenizer_config.json").is_file():
+        family = families.load(families.TRANSFORMERS)
+    if family is None:
+        raise VocabularyError(
+            f"{path}: no model or tokenizer in it; for a vocabulary file say whose it is with --family"
+        )
+    try:
+        if path.is_file():
+            return family.tokenizer_class(vocab_file=str(path))
+        return family.tokenizer_class.from_pretrained(str(path))
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise VocabularyError(f"{path}: no tokenizer of {family.name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Tokenises a block of records into one .npz file."""
+
+    tokenizer: TokenizerPlace
+
+    def __call__(self, block: list[Record], path: Path) -> None:
+        documents = [_texts(record) for record in block]
+        # One process here: the blocks themselves are spread over processes.
+        ids = encode(self.tokenizer.open(), [text for _, texts in documents for text in texts], 1)
+        flat = np.fromiter((id_ for part in ids for id_ in part), np.uint32, sum(map(len, ids)))
+        with path.open("wb") as file:
+            np.savez(
+                file,
+                ids=flat,
+                parts=np.array([len(part) for part in ids], np.int64),
+                documents=np.array([len(texts) for _, texts in documents], np.int64),
+                kinds=np.array([kind for kind, _ in documents], np.uint8),
+            )
+
+
+def _texts(record: Record) -> tuple[int, list[str]]:
+    if isinstance(record, Text):
+        return KINDS.index("text"), [record.text]
+    if isinstance(record, Dialogue):
+        return KINDS.index("dialogue"), [record.system, *record.turns] if record.system else list(record.turns)
+    best = record.best() if isinstance(record, ScoredAnswers) else record
+    prompt = f"{best.system}\n{best.prompt}" if best.system else best.prompt
+    return KINDS.index("pair"), [prompt, best.prefix + best.response]
+
+
+def tokenize(
+    tokenizer: TokenizerPlace,
+    paths: Sequence[Path],
+    out: Path,
+    plain: Plain = "text",
+    workers: int = 1,
+    bad: Rejects | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> About:
+    """Write the store of some files.
+
+    Args:
+        plain: what a line of a plain file is.
+        bad: takes lines that are no records; without it the first one stops the work.
+        progress: told how many documents are done.
+
+    Raises:
+        ConfigError: ``out`` holds something else.
+        VocabularyError: no such tokenizer.
+    """
+    others = {path.name for path in out.iterdir()} - {IDS, PARTS, DOCUMENTS, KIND, ABOUT} if out.is_dir() else set()
+    if others:
+        raise ConfigError(f"{out}: holds {', '.join(sorted(others)[:3])}; a store needs a folder of its own")
+    opened = tokenizer.open()
+    vocabulary = vocabulary_hash(opened)
+    folder = job_folder(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths)
+    told = (lambda done: progress(done * BLOCK)) if progress else None
+    results = run_blocks(record_blocks(paths, BLOCK, plain, bad), _Work(tokenizer), folder, workers, told)
+    dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"
+    (out / ABOUT).unlink(missing_ok=True)
+    counts = _merge(results, out, dtype)
+    about = About(FORMAT, *counts, dtype, vocabulary, tokenizer.name, [path.name for path in paths])
+    write_text(out / ABOUT, about_text(about))
+    forget(folder)
+    return about
+
+
+def _merge(results: Sequence[Path], out: Path, dtype: str) -> tuple[int, int, int]:
+    """Documents, parts, tokens. The lengths of blocks become ends in the whole."""
+    documents = parts = tokens = 0
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        replacing(out / IDS) as ids_path,
+        replacing(out / PARTS) as parts_path,
+        replacing(out / DOCUMENTS) as documents_path,
+        replacing(out / KIND) as kinds_path,
+        ids_path.open("wb") as ids_file,
+        parts_path.open("wb") as parts_file,
+        documents_path.open("wb") as documents_file,
+        kinds_path.open("wb") as kinds_file,
+    ):
+        for path in results:
+            with np.load(path) as block:
+                if len(block["ids"]) and int(block["ids"].max()) > np.iinfo(dtype).max:
+                    raise VocabularyError(f"token id {int(block['ids'].max())} does not fit into {dtype}")
+                ids_file.write(block["ids"].astype(dtype).tobytes())
+                parts_file.write((tokens + np.cumsum(block["parts"])).tobytes())
+                documents_file.write((parts + np.cumsum(block["documents"])).tobytes())
+                kinds_file.write(block["kinds"].tobytes())
+                documents += len(block["documents"])
+                parts += len(block["parts"])
+                tokens += len(block["ids"])
+    return documents, parts, tokens
