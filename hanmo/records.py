@@ -56,18 +56,30 @@ class PromptResponse:
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """One prompt and several (answer, score) pairs, a higher score being the better answer."""
+    """One prompt and several (answer, score) pairs, a higher score being the better answer.
+
+    ``history``: the turns before the prompt, where the answers end a dialogue. A chosen and a rejected answer have the
+    scores 1 and 0.
+    """
 
     prompt: str
     answers: tuple[tuple[str, float], ...]
     prefix: str = ""
     system: str = ""
     where: str = field(default="", compare=False)
+    history: tuple[str, ...] = ()
 
     def best(self) -> PromptResponse:
-        """The best answer (the first of equals) as the response to learn."""
+        """The best answer (the first of equals) as the response to learn; the history stands before it, a line a turn."""
         answer = max(self.answers, key=lambda pair: pair[1])[0]
-        return PromptResponse(self.prompt, answer, self.prefix, self.system, self.where)
+        prompt = "\n".join((*self.history, self.prompt))
+        return PromptResponse(prompt, answer, self.prefix, self.system, self.where)
+
+    def ending(self, answer: str) -> Dialogue | PromptResponse:
+        """The record that ends in this answer: a dialogue if there is a history."""
+        if self.history and not self.prefix:
+            return Dialogue((*self.history, self.prompt, answer), self.system, self.where)
+        return PromptResponse("\n".join((*self.history, self.prompt)), answer, self.prefix, self.system, self.where)
 
 
 Record = Text | Dialogue | PromptResponse | ScoredAnswers
@@ -228,6 +240,7 @@ FORMS = """one of
   {"instruction", "input", "output"}
   {"prompt", "response"}, {"prompt", "text"}, each with "prefix" and "system" if wanted
   {"prompt", "answers": [{"answer", "score"}, ...]}
+  {"chosen", "rejected"} and "prompt", {"instruction", "input"} or {"conversations"}; answers as text or messages
   {"text"}"""
 TURNS = ("turns", "dialog", "dialogue", "messages", "conversations", "conversation")
 ROLES = {
@@ -243,6 +256,8 @@ def json_record(value: Any, where: str) -> Record:
         return _dialogue(value, "", where)
     if not isinstance(value, dict):
         raise ValueError(f"found {type(value).__name__}, expected {FORMS}")
+    if "chosen" in value and "rejected" in value:
+        return _preference(value, where)
     for key in TURNS:
         if isinstance(value.get(key), list):
             return _dialogue(value[key], _text(value, "system", ""), where)
@@ -314,11 +329,47 @@ def _instruction(value: dict[str, Any], where: str) -> Record:
 def _prompt(value: dict[str, Any], where: str) -> Record:
     prompt, prefix, system = _text(value, "prompt"), _text(value, "prefix", ""), _text(value, "system", "")
     if "answers" in value:
-        return ScoredAnswers(prompt, _answers(value["answers"]), prefix, system, where)
+        return ScoredAnswers(prompt, _answers(value["answers"]), prefix, system, where, _history(value))
     for key in ("response", "text", "completion"):
         if key in value:
             return PromptResponse(prompt, _text(value, key), prefix, system, where)
     raise ValueError("'prompt' without 'response', 'text' or 'answers'")
+
+
+def _preference(value: dict[str, Any], where: str) -> ScoredAnswers:
+    said: list[Any] = []
+    asked = value.get("prompt", value.get("question"))
+    if isinstance(asked, list):
+        said = asked
+    elif asked is not None:
+        said = [_text({"prompt": asked}, "prompt")]
+    elif "instruction" in value:
+        said = ["\n".join(filter(None, (_text(value, "instruction"), _text(value, "input", ""))))]
+    else:
+        said = next((value[key] for key in TURNS if isinstance(value.get(key), list)), [])
+    sides = []
+    for side in ("chosen", "rejected"):
+        answer = value[side]
+        if isinstance(answer, list):  # whole conversations that end in the answer
+            *before, answer = answer or [""]
+            said = said or before
+        sides.append(_turn(answer, len(said) + 1)[1])
+    turns = [_turn(turn, number) for number, turn in enumerate(said, 1)]
+    system = _text(value, "system", "")
+    if turns and turns[0][0] == "system":
+        system = turns.pop(0)[1]
+    if not turns:
+        raise ValueError("'chosen' and 'rejected' without what they answer: expected 'prompt', 'instruction' or turns")
+    *history, prompt = (text for _, text in turns)
+    answers = ((sides[0], 1.0), (sides[1], 0.0))
+    return ScoredAnswers(prompt, answers, _text(value, "prefix", ""), system, where, tuple(history))
+
+
+def _history(value: dict[str, Any]) -> tuple[str, ...]:
+    history = value.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(turn, str) for turn in history):
+        raise ValueError("'history' must be a list of the turns before the prompt")
+    return tuple(history)
 
 
 def _answers(answers: Any) -> tuple[tuple[str, float], ...]:
@@ -400,5 +451,6 @@ def _as_json(record: Record) -> str:
     else:
         answers = [{"answer": answer, "score": score} for answer, score in record.answers]
         value = {"prompt": record.prompt, "answers": answers, "prefix": record.prefix, "system": record.system}
-    optional = ("prefix", "system")
+        value["history"] = list(record.history)
+    optional = ("prefix", "system", "history")
     return json.dumps({k: v for k, v in value.items() if v or k not in optional}, ensure_ascii=False)
