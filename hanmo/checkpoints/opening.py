@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from hanmo import families
 from hanmo.checkpoints.files import Weights, find_weights, read_json
+from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.layout import Original, recognise, some
 from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_config
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, unknown
@@ -32,7 +33,7 @@ def open_model(
     dtype: str | None = None,
     device: str | torch.device | None = None,
 ) -> OpenedModel:
-    """A model from a folder of ours, an original checkpoint or a hub folder. Weights are never random.
+    """A model from a folder of ours, an original checkpoint, a hub folder or a hub id. Weights are never random.
 
     Args:
         size: released size of an original checkpoint, where the files do not decide.
@@ -46,7 +47,7 @@ def open_model(
         CheckpointError: nothing there, damaged, incomplete, or of no known family; says what was found.
         VocabularyError: no vocabulary, or one that disagrees with the embedding.
     """
-    path = Path(path)
+    path = local_folder(path)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if family := family_of_folder(path):
         if given := [name for name, value in (("size", size), ("config", config), ("vocab", vocab)) if value]:
