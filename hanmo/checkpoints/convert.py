@@ -163,7 +163,7 @@ def _source(path: Path, size: str | None, config: str | Path | None, needs_confi
     original.require_complete()
     original.check_copies()
     settled, size_name = _settled(original, size, config, needs_config)
-    shapes, dtypes = original.shapes(), original.dtypes()
+    shapes, dtypes = dict(original.shapes), original.dtypes()
     absent: list[str] = []
     if settled is not None:
         absent = absent_tensors(original, settled)

@@ -107,7 +107,7 @@ def inspect_model(
         family = original.family
         settled = _settle(report, original, size, config)
         tokenizer = _original_tokenizer(report, original, vocab)
-        rows = original.shapes().get(input_embedding(family), (None,))[0]
+        rows = original.shapes.get(input_embedding(family), (None,))[0]
     _check_tokens(report, family, rows, tokenizer)
     _check_numbers(report, weights, original)
     if report.deep:
@@ -152,7 +152,7 @@ def _look_at_original(report: Report, weights: Weights) -> Original | None:
         return None
     report.family, report.layout = original.family.name, original.layout.name
     _names_verdict(report, len(weights.names), original.missing, original.unexpected, [])
-    report.parameters = sum(torch.Size(shape).numel() for shape in original.shapes().values())
+    report.parameters = sum(torch.Size(shape).numel() for shape in original.shapes.values())
     if original.absent:
         report.add("optional", "ok", f"not in the files, and not needed: {some(original.absent)}")
     return original
@@ -290,7 +290,7 @@ def _check_head(
     if network._tied_weights_keys or config.tie_word_embeddings:
         return
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    embedding, head_name = input_embedding(family, config), names[id(head.weight)]
+    embedding, head_name = input_embedding(family), names[id(head.weight)]
 
     def whole(name: str) -> Tensor:
         return original.tensor(name) if original is not None else weights.ranks[0][name]

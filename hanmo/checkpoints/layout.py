@@ -7,6 +7,7 @@ touched is not read. A tensor of the original may be cut over ranks and may fuse
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,11 +44,14 @@ def split(parts: Sequence[Tensor], ranks: int, cut: int | None) -> list[Tensor]:
 
     Every piece owns its bytes: a view saved to a file would take the whole tensor along.
     """
+    return [split_piece(parts, ranks, rank, cut) for rank in range(ranks)]
+
+
+def split_piece(parts: Sequence[Tensor], ranks: int, rank: int, cut: int | None) -> Tensor:
+    """The piece of one rank that ``split`` gives; of the others nothing is read."""
     if cut is None:
-        whole = _joined(parts)
-        return [whole] + [whole.clone() for _ in range(ranks - 1)]
-    cuts = [part.chunk(ranks, dim=cut) for part in parts]
-    return [_joined([pieces[rank] for pieces in cuts]) for rank in range(ranks)]
+        return _joined(parts)
+    return _joined([part.chunk(ranks, dim=cut)[rank] for part in parts])
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -95,6 +99,7 @@ class Original:
                     yield entry, name
                     break
 
+    @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of our tensors, as the files have them."""
         result: dict[str, tuple[int, ...]] = {}

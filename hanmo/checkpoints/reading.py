@@ -161,11 +161,19 @@ def _reason(error: Exception, path: Path, is_zip: bool) -> str:
         start = file.read(8)
     if not start.startswith((b"PK", b"\x80")):
         return f"not a checkpoint that torch wrote: it starts with {start!r}"
-    if isinstance(error, EOFError) or "unexpected EOF" in message or (is_zip and not zipfile.is_zipfile(path)):
+    if isinstance(error, EOFError) or "unexpected EOF" in message or (is_zip and not _has_zip_index(path)):
         return f"cut short: it ends after {path.stat().st_size:,} bytes; copy or download it again"
     # torch wraps the reason in advice to switch the protection off, which we do not pass on
     said = message.split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
     return f"damaged, or not a checkpoint that torch wrote: {said.splitlines()[0]}"
+
+
+def _has_zip_index(path: Path) -> bool:
+    """Whether a zip archive's list of contents, which stands at its end, is there."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True  # there, but damaged
 
 
 def _first_global(path: Path) -> str:

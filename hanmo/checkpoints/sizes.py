@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,34 +32,40 @@ def settle_config(
     if config is not None and size is not None:
         raise ConfigError("give a size or a configuration file, not both")
     legacy = original.family.legacy
-    candidates = [name for name in legacy.SIZES if _fits(original, name)]
     if config is not None:
         said = {**_dimensions(original), **legacy.read_config(read_json(Path(config)))}
     elif size is not None:
         said = legacy.SIZES[find_size(original.family, size)].config
     elif original.weights.config is not None:
         said = legacy.read_config(original.weights.config)
-    elif len(candidates) == 1:
-        said = legacy.SIZES[candidates[0]].config
-    elif not candidates and _deciding_keys(original) <= _dimensions(original).keys():
-        said = _dimensions(original)
     else:
-        raise CheckpointError(_ask(original, candidates))
+        said = _by_shapes(original)
     settled = _build(original, said)
     if differences := _differences(original, settled):
         raise CheckpointError(
             f"{original.weights.path}: {len(differences)} tensors do not have the shapes of this configuration: "
             f"{some(differences, 4)}; give the model's own configuration (--config) or size (--size)"
         )
-    named = [name for name in candidates if _same(legacy.SIZES[name].config, settled)]
-    return settled, named[0] if named else None
+    named = (name for name, released in legacy.SIZES.items() if _same(released.config, settled))
+    return settled, next(named, None)
+
+
+def _by_shapes(original: Original) -> dict[str, Any]:
+    """The one released configuration that has these shapes, or what the shapes say if that is all."""
+    sizes = original.family.legacy.SIZES
+    candidates = [name for name in sizes if _fits(original, name)]
+    if len(candidates) == 1:
+        return sizes[candidates[0]].config
+    if not candidates and _deciding_keys(original) <= _dimensions(original).keys():
+        return _dimensions(original)
+    raise CheckpointError(_ask(original, candidates))
 
 
 def _build(original: Original, said: dict[str, Any]) -> PretrainedConfig:
     """A configuration with what these files imply: their number of embedding rows, and half precision."""
     implied = {**original.layout.implies, **(original.layout.in_half if original.dtype == torch.float16 else {})}
     config = original.family.config_class(**{**said, **implied})
-    shape = original.shapes().get(input_embedding(original.family, config))
+    shape = original.shapes.get(input_embedding(original.family))
     if shape:
         config.vocab_size = shape[0]
     return config
@@ -69,7 +76,7 @@ def _dimensions(original: Original) -> dict[str, Any]:
     legacy = original.family.legacy
     if not hasattr(legacy, "dimensions"):
         return {}
-    shapes = original.shapes()
+    shapes = original.shapes
     return legacy.dimensions({entry.theirs: _fused(entry.ours, shapes) for entry, _ in original.present()})
 
 
@@ -80,7 +87,11 @@ def _deciding_keys(original: Original) -> set[str]:
 
 
 def _fits(original: Original, size: str) -> bool:
-    return not _differences(original, _build(original, original.family.legacy.SIZES[size].config))
+    said = original.family.legacy.SIZES[size].config
+    config = original.family.config_class(**said)
+    if any(getattr(config, over) != count for over, count in vars(original.counts).items()):
+        return False  # another depth: known without building the network
+    return not _differences(original, _build(original, said))
 
 
 def find_size(family: type[Family], name: str) -> str:
@@ -104,9 +115,10 @@ def _size_names(family: type[Family]) -> dict[str, str]:
     return {alias.lower(): name for name, size in sizes.items() for alias in (name, *size.aliases)}
 
 
-def input_embedding(family: type[Family], config: PretrainedConfig | None = None) -> str:
+@functools.cache
+def input_embedding(family: type[Family]) -> str:
     """The name of the token embedding in our network; it does not depend on sizes."""
-    network = blank_network(family, config or family.config_class())
+    network = blank_network(family, family.config_class())
     weight = network.get_input_embeddings().weight
     return next(name for name, parameter in network.named_parameters() if parameter is weight)
 
@@ -126,13 +138,13 @@ def expected_shapes(family: type[Family], config: PretrainedConfig) -> Shapes:
 
 def absent_tensors(original: Original, config: PretrainedConfig) -> list[str]:
     """Our tensors for which the files have nothing: optional ones."""
-    found = original.shapes()
+    found = original.shapes
     return [name for name in expected_shapes(original.family, config) if name not in found]
 
 
 def _differences(original: Original, config: PretrainedConfig) -> list[str]:
     """What of the files does not fit a configuration, as text; optional tensors may be absent."""
-    expected, found = expected_shapes(original.family, config), original.shapes()
+    expected, found = expected_shapes(original.family, config), original.shapes
     result: list[str] = []
     known: set[str] = set()
     for entry, name in original.present():
@@ -167,7 +179,7 @@ def _ask(original: Original, candidates: list[str]) -> str:
             f"{where}: the shapes are those of {' and '.join(candidates)}, which compute differently; "
             f"say which it is: --size {' or --size '.join(candidates)}"
         )
-    shape = next(iter(original.shapes().values()))
+    shape = next(iter(original.shapes.values()))
     unsaid = sorted(_deciding_keys(original) - _dimensions(original).keys())
     lack = f", and its shapes do not say {', '.join(unsaid)}" if _dimensions(original) else ""
     return (

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from hanmo.checkpoints.files import TRACKER, Weights, rank_file, read_json
-from hanmo.checkpoints.layout import Original, split, without_optional
+from hanmo.checkpoints.layout import Original, split_piece, without_optional
 from hanmo.checkpoints.reading import read_pickle
 from hanmo.errors import CheckpointError, UnsupportedError
 from hanmo.families.base import Family
@@ -145,40 +145,43 @@ def write_original(
     origin: Origin,
     ranks: int,
     progress: Progress = lambda _: None,
-) -> list[Path]:
+) -> None:
     """Write an original layout into a folder.
 
     Args:
         tensor_of: our tensor of a name, in the dtype to write.
         origin: names, tracker files and the state beside the weights.
     """
-    shards: list[dict[str, Tensor]] = [{} for _ in range(ranks)]
-    for entry in entries:
-        pieces = split([tensor_of(name) for name in entry.ours], ranks, entry.cut)
-        for shard, piece in zip(shards, pieces, strict=True):
+    entries = list(entries)
+
+    def shard(rank: int) -> dict[str, Tensor]:
+        tensors = {}
+        for entry in entries:
+            piece = split_piece([tensor_of(name) for name in entry.ours], ranks, rank, entry.cut)
             # One tensor under several names is one storage, as in the original's files.
-            shard.update({origin.prefix + name: piece for name in (entry.theirs, *entry.copies)})
-        progress(sum(piece.nbytes for piece in pieces))
-    for shard in shards:
-        shard.update(origin.strangers)
+            tensors.update({origin.prefix + name: piece for name in (entry.theirs, *entry.copies)})
+            progress(piece.nbytes)
+        return {**tensors, **origin.strangers}
+
     if layout.container == "bin":
-        save_pickle(shards[0], folder / "pytorch_model.bin")
-        return [folder / "pytorch_model.bin"]
+        save_pickle(shard(0), folder / "pytorch_model.bin")
+        return
     inside = folder / origin.folder
     inside.mkdir(exist_ok=True)
-    state = dict(origin.state)
-    before = state.get("mp_world_size", ranks)
-    if "mp_world_size" in state:
-        state["mp_world_size"] = ranks
-    if before != ranks and "csr_tensor_module_names" in state:
-        state["csr_tensor_module_names"] = None  # as the original's conversion script leaves it
-    files = []
-    for rank, shard in enumerate(shards):
-        files.append(inside / rank_file(rank))
-        save_pickle({"module": shard, **state}, files[-1])
+    for rank in range(ranks):  # one after the other: only one rank's share is in memory
+        save_pickle({"module": shard(rank), **_state_of_ranks(origin.state, ranks)}, inside / rank_file(rank))
     for name, text in origin.trackers.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return files
+
+
+def _state_of_ranks(state: dict[str, Any], ranks: int) -> dict[str, Any]:
+    """What lies beside the weights, for another number of ranks as the original's conversion script leaves it."""
+    changed = dict(state)
+    if "mp_world_size" in state:
+        changed["mp_world_size"] = ranks
+    if state.get("mp_world_size", ranks) != ranks and "csr_tensor_module_names" in state:
+        changed["csr_tensor_module_names"] = None
+    return changed
 
 
 def write_bin_config(folder: Path, origin: Origin, config: PretrainedConfig) -> None:

@@ -6,6 +6,8 @@ import argparse
 import collections
 import os
 import pickle
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +151,36 @@ def test_the_allowlist_is_not_left_behind(tmp_path: Path) -> None:
     before = torch.serialization.get_safe_globals()
     read_pickle(save({"a": argparse.Namespace()}, tmp_path / "a.pt", "zip"))
     assert torch.serialization.get_safe_globals() == before
+
+
+def mutated(content: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(content)
+    for _ in range(rng.randint(1, 6)):
+        place, kind = rng.randrange(len(changed) + 1), rng.random()
+        if kind < 0.6:
+            changed[place : place + 1] = rng.randbytes(1)
+        elif kind < 0.9:
+            changed[place : place + rng.randint(0, 8)] = rng.randbytes(rng.randint(0, 8))
+        else:
+            del changed[place:]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("form", ["zip", "pre-2020"])
+def test_mutated_files_are_read_or_refused_and_never_anything_else(tmp_path: Path, form: str) -> None:
+    """Executing would leave the marker; any error but CheckpointError fails; so does taking long."""
+    marker, rng = tmp_path / "executed", random.Random(0)
+    content = {"w": torch.randn(5, 7), "rng": np.random.RandomState(1).get_state(), "args": argparse.Namespace(x=1)}
+    seeds = [save(content, tmp_path / "good.pt", form).read_bytes()]
+    seeds.append(save({**content, "evil": RunsOnLoad(marker)}, tmp_path / "evil.pt", form).read_bytes())
+    path, refused = tmp_path / "mutated.pt", 0
+    for _ in range(300):
+        path.write_bytes(mutated(rng.choice(seeds), rng))
+        start = time.monotonic()
+        try:
+            read_pickle(path)
+        except CheckpointError:
+            refused += 1
+        assert time.monotonic() - start < 5
+    assert refused > 100
+    assert not marker.exists()
