@@ -167,7 +167,7 @@ def test_pieces_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"lm_head\.weight: the ranks' pieces do not fit together: \(\d+, 16\), \(\d+, 15\)"
     ):
-        recognise(find_weights(folder)).shapes
+        assert recognise(find_weights(folder)).shapes
 
 
 def test_t5s_own_folders_are_not_taken_for_eva(tmp_path: Path) -> None:
