@@ -42,5 +42,6 @@ class GrowingText:
                 return
             self._on_text("\n")
             self._shown = ""
-        self._on_text(text[len(self._shown) :])
-        self._shown = text
+        piece, self._shown = text[len(self._shown) :], text
+        if piece:
+            self._on_text(piece)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import ast
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -192,12 +194,13 @@ class _Said:
         return set().union(*(antonyms[index] for index in ids if index in antonyms))
 
 
-def _rescore(scores_RV: Tensor, ids: Sequence[Iterable[int]], change: Callable[[Tensor], Tensor]) -> None:
+def _rescore(scores_RV: Tensor, ids: Sequence[Collection[int]], change: Callable[[Tensor], Tensor]) -> None:
     """Change, in place, the scores of each row's ids."""
-    pairs = [(row, index) for row, row_ids in enumerate(ids) for index in row_ids]
-    if pairs:
-        rows, columns = torch.tensor(pairs, device=scores_RV.device).unbind(1)
-        scores_RV[rows, columns] = change(scores_RV[rows, columns])
+    columns = np.fromiter(chain.from_iterable(ids), np.int64)
+    if len(columns):
+        rows = np.repeat(np.arange(len(ids)), [len(row_ids) for row_ids in ids])
+        place = tuple(torch.from_numpy(axis).to(scores_RV.device) for axis in (rows, columns))
+        scores_RV[place] = change(scores_RV[place])
 
 
 def _penalty(penalty: float) -> Callable[[Tensor], Tensor]:
