@@ -215,6 +215,17 @@ _EMPTY: _Entry = ("", (), "")
 _UNTRUSTED: _Entry = ("", (), "untrusted")  # told by identity
 
 
+class _Pieces(dict[str, _Entry]):
+    """The table of pieces; one that is not there is asked for."""
+
+    def __init__(self, learn: Callable[[str], _Entry]) -> None:
+        super().__init__()
+        self._learn = learn
+
+    def __missing__(self, piece: str) -> _Entry:
+        return self._learn(piece)
+
+
 def _keep(table: dict[str, Any], key: str, value: Any, limit: int) -> Any:
     if len(table) >= limit:
         table.clear()
@@ -248,7 +259,8 @@ class WordCutter:
         self._dictionary = dictionary
         self._words: dict[str, tuple[Any, ...]] = {}
         self._runs: dict[str, tuple[Any, ...]] = {"": ()}
-        self._pieces: dict[str, _Entry] = {}
+        self._pieces = _Pieces(self._learn)
+        self._doubts = 0  # how often a piece was not to be trusted
 
     def __call__(self, text: str) -> list[Any]:
         """The values of all words of a text, one after the other."""
@@ -263,7 +275,7 @@ class WordCutter:
         marked.append(text[-1])
         entries = []
         for piece in "".join(marked).split(_MARK):
-            entry = self._pieces.get(piece) or self._learn(piece)
+            entry = self._pieces[piece]
             if entry is _UNTRUSTED:
                 return self._in_full(text)
             entries.append(entry)
@@ -273,15 +285,12 @@ class WordCutter:
         """The values of all words of each text. Faster than one by one; memory grows with the sum of the lengths."""
         plain = [text if _MARK not in text and len(text) <= self.LONGEST_TEXT else "" for text in texts]
         pieces, ends = self._dictionary.crossings.split(_MARK.join([*plain, ""]))
-        entries: list[Any] = list(map(self._pieces.get, pieces))
-        odd = [index for index, entry in enumerate(entries) if entry is None or entry is _UNTRUSTED]
-        for index in odd:
-            if entries[index] is None:
-                piece = pieces[index]
-                entries[index] = self._pieces.get(piece) or self._learn(piece)
-        for index in odd:
-            if entries[index] is _UNTRUSTED:
-                self._settle(pieces, entries, index)
+        doubts = self._doubts
+        entries = list(map(self._pieces.__getitem__, pieces))
+        if self._doubts > doubts:
+            for index in [index for index, entry in enumerate(entries) if entry is _UNTRUSTED]:
+                if entries[index] is _UNTRUSTED:
+                    self._settle(pieces, entries, index)
         results = []
         start = 0
         for text, stand_in, end in zip(texts, plain, ends, strict=True):
@@ -326,14 +335,18 @@ class WordCutter:
         return self._joined(entries)
 
     def _learn(self, piece: str) -> _Entry:
-        """A piece that was not in the table."""
+        """A piece that is not in the table."""
         if not self._dictionary.block.match(piece):
             entry: _Entry = ("", self._word(piece), "")
-        elif len(piece) > self.LONGEST_PIECE:
-            return _UNTRUSTED
         else:
-            words, margin = self._route(piece, whole=True)
-            entry = self._entry(words) if margin > self.MARGIN else _UNTRUSTED
+            entry = _UNTRUSTED
+            if len(piece) <= self.LONGEST_PIECE:
+                words, margin = self._route(piece, whole=True)
+                if margin > self.MARGIN:
+                    entry = self._entry(words)
+            if entry is _UNTRUSTED:
+                self._doubts += 1
+                return entry
         return _keep(self._pieces, piece, entry, self.TABLE_SIZE)
 
     def _entry(self, words: list[str]) -> _Entry:
@@ -360,22 +373,29 @@ class WordCutter:
         size = len(block)
         if size == 1:
             return [block], inf
-        find, pairs, longest = self._dictionary.scores.get, self._dictionary.pairs, self._dictionary.longest
+        find, longest, lonely = self._dictionary.scores.get, self._dictionary.longest, self._dictionary.lonely
+        pairs = self._dictionary.pairs
         best_from, ends, leads = [0.0] * (size + 1), [0] * size, [inf] * size
         reach = size
         for start in range(size - 1, -1, -1):
             if not whole and block[start : start + 2] not in pairs:
                 reach = start + 1
-            best, second, where = -inf, -inf, 0
-            for end in range(start + 1, (reach if reach - start <= longest else start + longest) + 1):
-                if (score := find(block[start:end])) is not None:
-                    score += best_from[end]
-                    if score >= best:
-                        best, second, where = score, best, end
-                    elif score > second:
-                        second = score
-            if not where:
-                best, where = self._dictionary.lonely + best_from[start + 1], start + 1
+            score = find(block[start])
+            where = start + 1
+            best = (lonely if score is None else score) + best_from[where]
+            second = -inf
+            for end in range(start + 2, (reach if reach - start <= longest else start + longest) + 1):
+                longer = find(block[start:end])
+                if longer is None:
+                    continue
+                longer += best_from[end]
+                if score is None or longer >= best:  # a single character that is no word is the last resort
+                    if score is not None:
+                        second = best
+                    score = best = longer
+                    where = end
+                elif longer > second:
+                    second = longer
             best_from[start], ends[start], leads[start] = best, where, best - second
         words: list[str] = []
         margin, start = inf, 0
@@ -390,9 +410,11 @@ class WordCutter:
         """The values of a run of single characters: words of the hidden Markov model, unless the run is a word."""
         if run in self._runs:
             return self._runs[run]
-        words = list(run) if len(run) == 1 or run in self._dictionary.scores else markov_words(run)
-        values = tuple([value for word in words for value in self._word(word)])
-        return _keep(self._runs, run, values, self.TABLE_SIZE) if len(run) <= self.LONGEST_PIECE else values
+        values: list[Any] = []
+        for word in run if len(run) == 1 or run in self._dictionary.scores else markov_words(run):
+            values += self._words[word] if word in self._words else self._word(word)
+        kept = tuple(values)
+        return _keep(self._runs, run, kept, self.TABLE_SIZE) if len(run) <= self.LONGEST_PIECE else kept
 
     def _word(self, word: str) -> tuple[Any, ...]:
         if word in self._words:
