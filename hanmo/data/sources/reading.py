@@ -236,9 +236,9 @@ class _Scan:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.place)
             except json.JSONDecodeError as error:
+                line = self.line + self.text.count("\n", self.place, error.pos)
                 if self._more():
                     continue
-                line = self.line + self.text.count("\n", self.place, error.pos)
                 raise RecordError(self.path, line, f"not JSON: {error.msg}") from None
             if end < len(self.text) or not self._more():  # a number may go on in the next chunk
                 self.line += self.text.count("\n", self.place, end)
