@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hanmo.generation.settings import Settings
 
 DEMO = Path("runs/demo")
-PRESET = "no-beam"  # the name families give to the settings of their interactive script
+PRESETS = ("no-beam", "published")  # the names families give to the settings of their interactive script
 USER, SYSTEM = "Usr >>> ", "Sys >>> "
 HELP = """\
 clear            begin a new conversation
@@ -114,7 +114,11 @@ def decoding_settings(
     known = presets(family).get("generation", {})
     if preset is not None and preset not in known:
         raise ConfigError(unknown("preset", preset, known) if known else f"{family} has no presets to decode by")
-    base = known[preset] if preset else getattr(opened.family.config, "decoding", None) or known.get(PRESET)
+    if preset is not None:
+        base = known[preset]
+    else:
+        own = getattr(opened.family.config, "decoding", None)
+        base = own or next((known[name] for name in PRESETS if name in known), None)
     asked = load(Settings, base, overrides=sets or ())
     return asked.change(seed=asked.seed if seed is None else seed, published=published or asked.published)
 
