@@ -182,9 +182,10 @@ def test_scores_and_accuracies(name: str, model: str, examples: Any, models: dic
     prompts = [item.prompt for item in items]
     found = dict(published.score_prompts(models[model], prompts, case["run_max_length"]))
     scores = [found[index] for index in range(len(items))]
-    ppls = [score.ppl for score in scores]
-    assert ppls == pytest.approx(case["same_formula_float64"], abs=1e-3)
-    assert ppls == pytest.approx(case["original_ppl_float32"], abs={"pangu": 0.2, "glm": 2}[model])
+    assert [score.exact for score in scores] == pytest.approx(case["same_formula_float64"], abs=1e-3)
+    assert [score.ppl for score in scores] == pytest.approx(
+        case["original_ppl_float32"], abs={"pangu": 0.2, "glm": 2}[model]
+    )
     right, _ = published.accuracy(case["original_ppl_float32"], items)
     assert f"ppl={sum(right) / len(right)}" == case["printed"]
     nll = [score.nll for score in scores]
@@ -208,6 +209,7 @@ def test_scores_of_small_logits(case: dict[str, Any]) -> None:
         logits_TV, ids_T = torch.tensor(logits)[: len(labels)], torch.tensor(labels)
         score = published.judge(logits_TV, ids_T, case["pad_id"])
         assert score.ppl == pytest.approx(expected, rel=1e-5)
+        assert score.exact == pytest.approx(expected, rel=1e-5)
         assert score.nll == pytest.approx(corrected["sum_nll"] / corrected["n"], rel=1e-5)
         assert math.exp(score.nll) == pytest.approx(corrected["ppl"], rel=1e-5)
         once = token_logprobs(logits_TV, ids_T)

@@ -36,8 +36,15 @@ from hanmo.families.transformer_xl.modeling import TransformerXLConfig, Transfor
 from tests.unit.tiny import tiny_eva
 
 LETTERS = 60  # ids from 10 on are text
+COMMANDS = {"[MASK]": 50003, "[sMASK]": 50008, "[gMASK]": 50009, "<|startofpiece|>": 50006, "<|endofpiece|>": 50007}
 SPECIALS: Any = SimpleNamespace(
-    bos_token_id=1, eos_token_id=2, pad_token_id=0, sep_token_id=3, chat_template=None, all_special_ids=[0, 1, 2, 3]
+    convert_tokens_to_ids=COMMANDS.__getitem__,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+    sep_token_id=3,
+    chat_template=None,
+    all_special_ids=[0, 1, 2, 3],
 )
 
 

@@ -13,7 +13,6 @@ before it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +56,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Score:
-    """``ppl`` as published, and the mean of -log p in nats of all tokens but the first."""
+    """What one prompt gets.
+
+    Attributes:
+        ppl: as published, in fp32, whose rounding decides between candidates that hardly differ.
+        exact: the same without rounding.
+        nll: the mean of -log p in nats of all tokens but the first.
+    """
 
     ppl: float
+    exact: float
     nll: float
 
 
@@ -210,25 +216,28 @@ def score_prompts(
 
 
 def judge(logits_TV: Tensor, ids_T: Tensor, pad_id: int | None) -> Score:
-    """Score a prompt from its logits; surplus logits on the right are padding. In fp64.
+    """Score a prompt from its logits; surplus logits on the right are padding.
 
     Where the pad token also ends texts (GLM), their end is left out of the perplexity, as published.
     """
     length = len(ids_T)
     kept_T = torch.ones_like(ids_T, dtype=torch.bool) if pad_id is None else ids_T != pad_id
-    twice, nll = [], []
+    rounded, twice, nll = [], [], []
     for start in range(0, length, CHUNK):
         logits_cV = logits_TV[start : min(start + CHUNK, length)].float()
+        labels_c1 = ids_T[start : start + CHUNK, None]
+        rounded.append(logits_cV.softmax(-1).softmax(-1).gather(-1, labels_c1)[:, 0].log())
         total_c1 = logits_cV.double().logsumexp(-1, keepdim=True)
         places_c = torch.arange(start, start + len(logits_cV), device=ids_T.device)
-        prob_c = (logits_cV.gather(-1, ids_T[places_c][:, None]) - total_c1).exp()[:, 0]
+        prob_c = (logits_cV.gather(-1, labels_c1) - total_c1).exp()[:, 0]
         # log of the sum of exp(p): what exceeds 1 in each term is small and summed by itself, so that fp32 is enough.
         surplus_c = (logits_cV - total_c1.float()).exp().expm1().sum(-1, dtype=torch.float64)
         twice.append((logits_cV.shape[-1] + surplus_c).log() - prob_c)
         ahead_n = places_c[places_c + 1 < length]
         nll.append((total_c1[: len(ahead_n)] - logits_cV[: len(ahead_n)].gather(-1, ids_T[ahead_n + 1][:, None]))[:, 0])
-    mean = torch.cat(twice)[kept_T].mean().item()
-    return Score(math.exp(mean), torch.cat(nll).mean().item())
+    ppl = torch.exp(-torch.cat(rounded)[kept_T].sum() / kept_T.sum()).item()
+    exact = torch.cat(twice)[kept_T].mean().exp().item()
+    return Score(ppl, exact, torch.cat(nll).mean().item())
 
 
 def accuracy(ppls: Sequence[float], items: Sequence[Item]) -> tuple[list[bool], int]:
