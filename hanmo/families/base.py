@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -137,7 +137,7 @@ class Family(ABC):
     legacy: ClassVar[ModuleType]  # SIZES, LAYOUTS, read_config: see families/tables.py
     #: value that fills a shorter row up, by name of the input; 0 for every name not listed
     padding: ClassVar[dict[str, int]] = {}
-    #: several examples may share one row without seeing each other
+    #: several examples may share one row without seeing each other: see ``pack``
     packs: ClassVar[bool] = False
     #: rows of one stream follow each other and carry memory
     streams: ClassVar[bool] = False
@@ -153,6 +153,8 @@ class Family(ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ()
     #: how a gap in a text is written for networks that fill gaps; the others go on where a text ends
     blank: ClassVar[str] = ""
+    #: ways in which ``pretrain`` draws what is learned of a text, and how often each; empty where nothing is drawn
+    objectives: ClassVar[dict[str, float]] = {}
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -207,9 +209,20 @@ class Family(ABC):
         """How long a text is by the count of the published evaluation, which is not always one of ids."""
         return len(self.tokenizer.tokenize(text))
 
-    def pretrain(self, ids: Sequence[int], rng: Random) -> list[Row]:
-        """A document as rows of the family's own pretraining objective; next-token prediction by default."""
-        return [self.row([Part(tuple(ids), True)])]
+    def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
+        """A piece of a document as a row of the family's own pretraining objective; next-token prediction by default.
+
+        Args:
+            parts: as ``parts`` makes them of running text; an empty part that is not scored ends a piece after which
+                the document goes on.
+            rng: for what is drawn.
+            objectives: how often each of the family's ``objectives`` is drawn; those of the family if None.
+        """
+        return self.row(parts)
+
+    def pack(self, rows: Sequence[Row]) -> Row:
+        """Several rows as one, in which each is scored as it is alone; for families with ``packs``."""
+        raise UnsupportedError(f"{self.name} cannot keep examples apart that share a row; train without packing")
 
     def segments(self, documents: Iterable[Sequence[Part]], length: int) -> list[Row]:
         """Documents laid end to end as rows of ``length`` tokens, in order; for families with ``streams``.

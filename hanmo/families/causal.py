@@ -30,6 +30,32 @@ def causal_row(parts: Sequence[Part], stop_id: int, stop: bool = True, closed: b
     )
 
 
+def causal_pack(rows: Sequence[Row]) -> Row:
+    """Rows end to end: positions start again with each, and the mask holds the number of the row, from 1 on."""
+    pieces = [row.inputs["input_ids"] for row in rows]
+    return Row(
+        inputs={
+            "input_ids": torch.cat(pieces),
+            "attention_mask": example_numbers(pieces),
+            "position_ids": torch.cat([torch.arange(len(piece)) for piece in pieces]),
+        },
+        labels=torch.cat([row.labels for row in rows]),
+        weights=torch.cat([row.weights for row in rows]),
+        end=sum(map(len, pieces)) - 1,
+    )
+
+
+def example_numbers(pieces: Sequence[Tensor]) -> Tensor:
+    """1 for every token of the first piece, 2 for the second, and so on, int64."""
+    lengths = torch.tensor([len(piece) for piece in pieces])
+    return torch.arange(1, len(pieces) + 1).repeat_interleave(lengths)
+
+
+def same_example(queries_Bq: Tensor, keys_Bk: Tensor) -> Tensor:
+    """Which keys a query may see by their examples' numbers, bool (B, q, k); number 0, padding, sees every example."""
+    return (keys_Bk != 0)[:, None] & ((queries_Bq[:, :, None] == keys_Bk[:, None]) | (queries_Bq == 0)[:, :, None])
+
+
 def causal_prompt(context_ids: Sequence[int], stop_ids: tuple[int, ...]) -> Prompt:
     """A prompt whose positions count on from the context, one position dimension.
 
@@ -55,7 +81,8 @@ def causal_mask(attention_mask: Tensor | None, hidden_BTD: Tensor, state: Decode
     """The ``attn_mask`` of scaled_dot_product_attention, broadcastable to (B, H, T, S); None: plain causal.
 
     Args:
-        attention_mask: (B, T) bool or integer, 1 on real tokens; (B, T) floating, added to the scores as it is;
+        attention_mask: (B, T) bool or integer, 1 on real tokens, or in packed rows the number of the example a token
+            belongs to; (B, T) floating, added to the scores as it is;
             (B, 1, T, T) or (B, T, T) bool or integer, used as it is (packed rows). Ignored when decoding.
         state: decoding: its columns are the keys, the last T of them the queries.
 
@@ -77,6 +104,6 @@ def causal_mask(attention_mask: Tensor | None, hidden_BTD: Tensor, state: Decode
     if attention_mask.is_floating_point():
         blocked = torch.zeros(queries, queries, device=hidden_BTD.device).masked_fill(~causal, float("-inf"))
         return (blocked + attention_mask[:, None, None, :]).to(hidden_BTD.dtype)
-    if bool(attention_mask.all()):
+    if bool((attention_mask == 1).all()):
         return None
-    return (causal & attention_mask[:, None, None, :].bool()) | (columns == columns[:, None])
+    return (causal & same_example(attention_mask, attention_mask)[:, None]) | (columns == columns[:, None])

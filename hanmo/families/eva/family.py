@@ -6,7 +6,7 @@ In ids that stand for both, ``<s_0>`` divides them: what follows it opens the re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE, Context, DecodingForm, Family, Part, Prompt, Row, Rules
+from hanmo.families.causal import example_numbers
 from hanmo.families.eva import legacy
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
@@ -52,6 +53,7 @@ class EvaFamily(Family):
     chat_limit = 128
     rule_files: ClassVar[dict[str, str]] = {"antonyms": "antonym/antonym.txt"}
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "wi_0", "wi_1", "wo")
+    packs = True
 
     config: EvaConfig
     tokenizer: EvaTokenizer
@@ -150,9 +152,24 @@ class EvaFamily(Family):
         context = Part((*self._encode(before), self.tokenizer.sep_token_id), False)
         return [[context, Part(tuple(self._encode(option + after)), True)] for option in options]
 
-    def pretrain(self, ids: Sequence[int], rng: Random) -> list[Row]:
+    def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
         """EVA's pretraining is fine-tuning on more dialogues: there is no objective for running text."""
         raise UnsupportedError(_NO_TEXT)
+
+    def pack(self, rows: Sequence[Row]) -> Row:
+        """Contexts end to end and replies end to end; in both masks stands the number of the example, from 1 on."""
+        contexts, replies = ([row.inputs[name] for row in rows] for name in ("input_ids", "decoder_input_ids"))
+        return Row(
+            inputs={
+                "input_ids": torch.cat(contexts),
+                "attention_mask": example_numbers(contexts),
+                "decoder_input_ids": torch.cat(replies),
+                "decoder_attention_mask": example_numbers(replies),
+            },
+            labels=torch.cat([row.labels for row in rows]),
+            weights=torch.cat([row.weights for row in rows]),
+            end=sum(map(len, replies)) - 1,
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Tokens joined, with spaces and newlines spelled out; special tokens appear as their names."""

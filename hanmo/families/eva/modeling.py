@@ -17,6 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.families.cache import DecodeState
+from hanmo.families.causal import same_example
 from hanmo.families.eva.biases import blind_queries, masked_bias, per_query, relative_buckets
 from hanmo.families.eva.state import EvaState
 from hanmo.families.heads import RowModel
@@ -240,8 +241,9 @@ class EvaModel(RowModel):
     ) -> Tensor:
         """The decoder's output after its last norm, (B, A, D).
 
-        Masks are 1 or True where a key may be seen. For packed rows they may be given per query, (B, q, k) or
-        (B, H or 1, q, k); they are then taken as they are, and the decoder's mask must itself be causal.
+        Masks are 1 or True where a key may be seen. In packed rows both (B, T) and (B, A) hold the number of the
+        example that a token belongs to. Given per query, (B, q, k) or (B, H or 1, q, k), they are taken as they are,
+        and the decoder's mask must itself be causal.
 
         Args:
             input_ids: (B, T) int64.
@@ -256,6 +258,13 @@ class EvaModel(RowModel):
         """
         if attention_mask is not None and attention_mask.dim() > 2 and cross_attention_mask is None:
             raise ValueError("an attention_mask per query says nothing about the decoder: give cross_attention_mask")
+        masks = (attention_mask, decoder_attention_mask)
+        if cross_attention_mask is None and all(mask is not None and mask.dim() == 2 for mask in masks):
+            assert attention_mask is not None and decoder_attention_mask is not None
+            cross_attention_mask = same_example(decoder_attention_mask, attention_mask)
+            attention_mask = same_example(attention_mask, attention_mask)
+            causal = torch.ones(2 * decoder_input_ids.shape[1:], dtype=torch.bool, device=input_ids.device).tril()
+            decoder_attention_mask = same_example(decoder_attention_mask, decoder_attention_mask) & causal
         encoded_BTD = self._encode(input_ids, attention_mask, position_ids, role_ids)
         queries = decoder_input_ids.shape[1]
         if decoder_attention_mask is None or decoder_attention_mask.dim() == 2:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from types import ModuleType
 from typing import ClassVar
 
@@ -14,9 +15,11 @@ from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE, TRANSFORMERS_4_31, Context, Family, Part, Prompt, Row, as_pair
 from hanmo.families.glm import legacy
 from hanmo.families.glm.modeling import GlmConfig, GlmModel
+from hanmo.families.glm.pretraining import draw_document, draw_objective, draw_sentences, draw_spans
 from hanmo.families.glm.tokenization import GlmTokenizer
 from hanmo.records import Record, Text
 
+SENTENCE_MARKS = tuple("。！？；!?;")
 MASK, GMASK = "[MASK]", "[gMASK]"
 
 
@@ -33,6 +36,7 @@ class GlmFamily(Family):
     published_decoding = TRANSFORMERS_4_31
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
     blank = MASK
+    objectives: ClassVar[dict[str, float]] = {"spans": 0.5, "sentences": 0.2, "document": 0.3}
 
     config: GlmConfig
 
@@ -92,6 +96,63 @@ class GlmFamily(Family):
             weights=(labels_A != IGNORE).float(),
             end=len(ids) - 1,
         )
+
+    def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
+        """Blank filling on the scored ids: ``[CLS] … <eos>`` with mask tokens, then every span after ``<sop>``.
+
+        The mask token says what is hidden: [MASK] spans, [sMASK] sentences, [gMASK] the rest of the document.
+        """
+        ids = [id_ for part in parts if part.scored for id_ in part.ids]
+        drawn = draw_objective(objectives or self.objectives, rng)
+        ends = self._sentence_ends(ids) if drawn == "sentences" else []
+        if drawn == "document":
+            spans, token = draw_document(len(ids), rng), 2
+        elif len(ends) > 1:
+            spans, token = draw_sentences(ends, rng), 1
+        else:  # a piece that is one sentence is learned by spans
+            spans, token = draw_spans(len(ids), rng), 0
+        context, places, kept = [self._id("[CLS]")], [], 0
+        for first, last in spans:
+            context += ids[kept:first]
+            places.append(len(context))
+            context.append(self.config.mask_token_ids[token])
+            kept = last
+        context += [*ids[kept:], self._id("<|endoftext|>")]
+        highest = self.config.max_sequence_length
+        if max(len(context), *(last - first + 1 for first, last in spans)) > highest + 1:
+            raise UnsupportedError(
+                f"a piece of {len(ids)} tokens and its markers need more than the {highest} positions of this model; "
+                f"cut documents shorter: limit={highest - 1}"
+            )
+        order = rng.sample(range(len(spans)), len(spans))
+        return self._filled(context, [(places[number], ids[slice(*spans[number])]) for number in order])
+
+    def _filled(self, context: list[int], answers: Sequence[tuple[int, list[int]]]) -> Row:
+        """A row from answers and the places of their mask tokens, in the order in which they are predicted."""
+        ids, labels = list(context), [IGNORE] * len(context)
+        first, second = list(range(len(context))), [0] * len(context)
+        for place, answer in answers:
+            ids += [self.config.sop_token_id, *answer]
+            labels += [*answer, self.config.eop_token_id]
+            first += [place] * (len(answer) + 1)
+            second += range(1, len(answer) + 2)
+        labels_A = torch.tensor(labels)
+        inputs = {
+            "input_ids": torch.tensor(ids),
+            "attention_mask": torch.ones(len(ids), dtype=torch.long),
+            "position_ids": torch.tensor([first, second]),
+            "prefix": torch.tensor(len(context)),
+        }
+        return Row(inputs, labels_A, (labels_A != IGNORE).float(), end=len(ids) - 1)
+
+    def _sentence_ends(self, ids: Sequence[int]) -> list[int]:
+        """One past the last token of every sentence; a piece ends a sentence if it ends with the mark of one."""
+        ends = [
+            place
+            for place, piece in enumerate(self.tokenizer.convert_ids_to_tokens(list(ids)), 1)
+            if piece.endswith(SENTENCE_MARKS)
+        ]
+        return ends if ends and ends[-1] == len(ids) else [*ends, len(ids)]
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
         """Answers already given stand in ``context_ids`` as ``<sop> answer``; the next mask token is answered now."""

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import ClassVar
 
 from hanmo.families.base import TRANSFORMERS_4_31, Context, Family, Part, Prompt, Row, as_pair
-from hanmo.families.causal import causal_prompt, causal_row
+from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.pangu import legacy
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
 from hanmo.families.pangu.tokenization import PanguTokenizer
@@ -43,6 +43,9 @@ class PanguFamily(Family):
 
     def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
         return causal_row(parts, self.config.eos_token_id, stop, closed)
+
+    def pack(self, rows: Sequence[Row]) -> Row:
+        return causal_pack(rows)
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
         return causal_prompt(context_ids, (self.config.eos_token_id,))

@@ -6,11 +6,14 @@ The stop token is only ever predicted, never fed, except at the end of a closed 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import ClassVar
 
+import torch
+
 from hanmo.families.base import Context, Family, Part, Prompt, Row, as_pair
-from hanmo.families.causal import causal_prompt, causal_row
+from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.transformer_xl import legacy
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
 from hanmo.families.transformer_xl.streams import stream_rows
@@ -51,6 +54,13 @@ class TransformerXLFamily(Family):
 
     def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
         return causal_row(parts, self.tokenizer.eos_token_id, stop, closed)
+
+    def pack(self, rows: Sequence[Row]) -> Row:
+        """No token sees further back than to the beginning of its example."""
+        packed = causal_pack(rows)
+        ages_T = packed.inputs["position_ids"]
+        ones_T = torch.ones_like(ages_T)
+        return replace(packed, inputs={**packed.inputs, "attention_mask": ones_T, "reach": ages_T})
 
     def segments(self, documents: Iterable[Sequence[Part]], length: int) -> list[Row]:
         return stream_rows(documents, length, self.tokenizer.eos_token_id)
