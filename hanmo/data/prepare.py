@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hanmo.data.sources import SOURCES
+from hanmo.data.sources import SOURCES, Source
 from hanmo.data.sources.dialogues import replies
 from hanmo.data.sources.reading import Item, Reading
 from hanmo.data.splits import SPLITS
@@ -42,13 +42,17 @@ def read_source(source: str, place: Path, reading: Reading, every_reply: bool = 
         ConfigError: an unknown source.
         RecordError: a bad record, unless ``reading.rejects`` takes it.
     """
-    if source not in SOURCES:
-        raise ConfigError(unknown("source", source, SOURCES))
-    for item in SOURCES[source].read(place, reading):
+    for item in _source(source).read(place, reading):
         if every_reply and isinstance(item.record, Dialogue):
             yield from (Item(record, item.key) for record in replies(item.record))
         else:
             yield item
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise ConfigError(unknown("source", name, SOURCES))
+    return SOURCES[name]
 
 
 def prepare(
@@ -58,6 +62,7 @@ def prepare(
 
     In a folder, prepared.json keeps the counts, and rejects.jsonl the bad records if ``reading`` collects them.
     """
+    _source(source)  # a mistyped name leaves no folder behind
     single = any(out.name.endswith(end) for end in SUFFIXES)
     if single and (reading.shares.dev or reading.shares.test):
         raise ConfigError(f"{out}: shares for dev and test need a folder to write to, not one file")

@@ -1,0 +1,182 @@
+"""The store of token ids: what comes out is what went in, whoever wrote it and however often it was interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hanmo.data import tokenize as tokenize_module
+from hanmo.data.store import Store, encode, vocabulary_hash
+from hanmo.data.tokenize import TokenizerPlace, tokenize
+from hanmo.data.vocabulary import build
+from hanmo.errors import ConfigError, RecordError, VocabularyError
+from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text, write_records
+
+RECORDS: list[Record] = [
+    Text("春天来了"),
+    Text(""),
+    Dialogue(("你好", "您好吗", "好")),
+    Dialogue(("你好", "好"), system="春天"),
+    PromptResponse("天", "来", prefix="好"),
+    ScoredAnswers("天", (("坏", 0.0), ("好", 1.0))),
+] * 40
+
+
+def _vocabulary(path: Path, extra: str = "") -> TokenizerPlace:
+    """An EVA-style vocabulary of a few characters."""
+    path.write_text("\n".join(build(["春天来了你您好吗坏" + extra], words=0)), encoding="utf-8")
+    return TokenizerPlace(str(path), "eva")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> TokenizerPlace:
+    return _vocabulary(tmp_path / "vocab.txt")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_records(tmp_path / "in.jsonl", RECORDS)
+    return tmp_path / "in.jsonl"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _expected(record: Record) -> tuple[str, list[str]]:
+    if isinstance(record, Text):
+        return "text", [record.text]
+    if isinstance(record, Dialogue):
+        return "dialogue", [record.system, *record.turns] if record.system else list(record.turns)
+    best = record.best() if isinstance(record, ScoredAnswers) else record
+    return "pair", [best.prompt, best.prefix + best.response]
+
+
+def test_documents_come_back_as_the_tokenizer_cuts_them(place: TokenizerPlace, source: Path, tmp_path: Path) -> None:
+    about = tokenize(place, [source], tmp_path / "store")
+    tokenizer = place.open()
+    store = Store(tmp_path / "store", tokenizer)
+    assert len(store) == about.documents == len(RECORDS)
+    total = 0
+    for number, record in enumerate(RECORDS):
+        kind, texts = _expected(record)
+        ids = [tokenizer.encode_plain(text) for text in texts]
+        assert store.kind(number) == kind
+        assert [part.tolist() for part in store.parts(number)] == ids
+        assert store.document(number).tolist() == [id_ for part in ids for id_ in part]
+        assert store.lengths()[number] == sum(map(len, ids))
+        total += sum(map(len, ids))
+    assert store.tokens == total == len(store.ids)
+    assert store.ids.dtype == np.uint16
+
+
+def test_iteration_from_any_position(place: TokenizerPlace, source: Path, tmp_path: Path) -> None:
+    tokenize(place, [source], tmp_path / "store")
+    store = Store(tmp_path / "store")
+    whole = [(number, ids.tolist()) for number, ids in store.iterate()]
+    assert [(n, ids.tolist()) for n, ids in store.iterate(100)] == whole[100:]
+    assert [(n, ids.tolist()) for n, ids in store.iterate(1, 3)] == whole[1::3]
+    for token in (0, 1, 17, store.tokens - 1):
+        number, offset = store.locate(token)
+        assert store.document(number)[offset] == store.ids[token]
+        assert store.bounds(number)[0] + offset == token
+    for beyond in (store.tokens, -1):
+        with pytest.raises(IndexError):
+            store.locate(beyond)
+    with pytest.raises(IndexError):
+        store.document(len(store))
+
+
+def test_one_worker_two_workers_and_an_interruption_write_the_same(
+    place: TokenizerPlace, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenize_module, "BLOCK", 30)
+    tokenize(place, [source], tmp_path / "one")
+    tokenize(place, [source], tmp_path / "two", workers=2)
+
+    def stop(done: int) -> None:
+        if done >= 90:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(place, [source], tmp_path / "cut", progress=stop)
+    with pytest.raises(RecordError, match="no store here"):
+        Store(tmp_path / "cut")
+    (kept,) = tmp_path.glob(".cut*blocks")
+    assert len(list(kept.iterdir())) == 3
+    (kept / "00000001.tmp").write_bytes(b"half a block")
+    tokenize(place, [source], tmp_path / "cut")
+    assert _files(tmp_path / "one") == _files(tmp_path / "two") == _files(tmp_path / "cut")
+    assert not list(tmp_path.glob(".*blocks"))
+
+
+def test_another_tokenizer_is_refused(place: TokenizerPlace, source: Path, tmp_path: Path) -> None:
+    tokenize(place, [source], tmp_path / "store")
+    other = _vocabulary(tmp_path / "other.txt", "山").open()
+    with pytest.raises(VocabularyError, match="tokenise the data again"):
+        Store(tmp_path / "store", other)
+    assert vocabulary_hash(place.open()) == vocabulary_hash(TokenizerPlace(place.path, "eva").open())
+
+
+def test_damage_is_named(place: TokenizerPlace, source: Path, tmp_path: Path) -> None:
+    tokenize(place, [source], tmp_path / "store")
+    ids = tmp_path / "store" / "ids.bin"
+    whole = ids.read_bytes()
+    ids.write_bytes(whole[:-2])
+    with pytest.raises(RecordError, match=r"ids\.bin.*expected"):
+        Store(tmp_path / "store")
+    ids.unlink()
+    with pytest.raises(RecordError, match=r"ids\.bin.*missing"):
+        Store(tmp_path / "store")
+    ids.write_bytes(whole)
+    about = tmp_path / "store" / "store.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "format": 99}))
+    with pytest.raises(RecordError, match="format 99"):
+        Store(tmp_path / "store")
+    about.unlink()
+    with pytest.raises(RecordError, match="unfinished"):
+        Store(tmp_path / "store")
+
+
+def test_a_folder_with_other_files_is_not_written_to(place: TokenizerPlace, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(ConfigError, match=r"notes\.txt"):
+        tokenize(place, [source], tmp_path / "mine")
+
+
+def test_no_documents(place: TokenizerPlace, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("", encoding="utf-8")
+    tokenize(place, [tmp_path / "empty.txt"], tmp_path / "store")
+    store = Store(tmp_path / "store")
+    assert (len(store), store.tokens, list(store.iterate()), store.lengths().tolist()) == (0, 0, [], [])
+
+
+def test_bad_records_are_counted(place: TokenizerPlace, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "春"}\n{"text": 1}\n{"text": "天"}\n', encoding="utf-8")
+    bad = Rejects()
+    assert tokenize(place, [tmp_path / "in.jsonl"], tmp_path / "store", bad=bad).documents == 2
+    assert len(bad) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "family", "message"), [("nowhere", "", "say whose it is"), ("in.jsonl", "eva", "no tokenizer of eva")]
+)
+def test_no_tokenizer(path: str, family: str, message: str, source: Path) -> None:
+    with pytest.raises(VocabularyError, match=message):
+        TokenizerPlace(str(source.parent / path), family).open()
+
+
+def test_tokenizers_of_transformers() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({"春": 0, "天": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]")
+    assert encode(tokenizer, ["春天", "", "天"]) == [[0, 1], [], [1]]
+    assert encode(tokenizer, []) == []
