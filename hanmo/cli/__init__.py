@@ -28,11 +28,14 @@ COMMANDS = (
     ("", "generate", "generate"),
     ("", "convert", "convert"),
     ("", "inspect", "inspect"),
+    ("train", "train", "pretrain"),
     ("train", "train", "sft"),
     ("eval", "eval", "dialogue"),
     ("eval", "eval", "perplexity"),
     ("eval", "clue", "clue"),
     ("eval", "clue", "compare"),
+    ("eval", "human", "human_prepare"),
+    ("eval", "human", "human_score"),
     ("data", "data", "corpus"),
     ("data", "data", "prepare"),
     ("data", "data", "leaks"),
@@ -59,7 +62,7 @@ def _register() -> None:
             continue
         command = getattr(importlib.import_module(f"hanmo.cli.{module}"), function, None)
         if command is not None:
-            groups.get(group_name, app).command(function)(command)
+            groups.get(group_name, app).command(function.replace("_", "-"))(command)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,100 @@
+"""Blind sheets: nothing in them says whose an answer is, and what comes back is counted by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hanmo.cli import app
+from hanmo.errors import HanmoError, RecordError
+from hanmo.evaluation.human import KEY, RATINGS, krippendorff, prepare, score
+
+ANSWERS = {
+    "ours": {"天气？": "很好", "吃什么？": "火锅</script>"},
+    "person": {"天气？": "不错", "吃什么？": "面条"},
+}
+
+
+def fill(sheet: Path, ratings: dict[str, int]) -> None:
+    """Give each answer its rating, the overall one twice as much."""
+    rows = list(csv.DictReader(io.StringIO(sheet.read_text(encoding="utf-8-sig"), newline="")))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    for row in rows:
+        value = ratings[row["answer"]]
+        row |= {name: str(value * 2 if name == "overall" else value) for name in RATINGS}
+        writer.writerow(row)
+    sheet.write_text(text.getvalue(), encoding="utf-8")
+
+
+def test_sheets_are_blind_shuffled_and_whole(tmp_path: Path) -> None:
+    written = prepare(ANSWERS, tmp_path, raters=3)
+    assert [path.name for path in written] == [f"rater{n}.{kind}" for n in (1, 2, 3) for kind in ("csv", "html")]
+    orders = []
+    for path in written:
+        text = path.read_text(encoding="utf-8-sig")
+        assert "ours" not in text and "person" not in text
+        assert all(answer.split("<")[0] in text for answers in ANSWERS.values() for answer in answers.values())
+        if path.suffix == ".csv":
+            orders.append([row["item"] for row in csv.DictReader(io.StringIO(text, newline=""))])
+    assert len(set(map(tuple, orders))) > 1 and all(sorted(order) == sorted(orders[0]) for order in orders)
+    page = written[1].read_text(encoding="utf-8")
+    assert page.count("</script>") == 1  # an answer cannot end the script
+    with pytest.raises(HanmoError, match="may be with raters already"):
+        prepare(ANSWERS, tmp_path)
+
+
+def test_means_by_hand(tmp_path: Path) -> None:
+    prepare(ANSWERS, tmp_path, raters=2)
+    fill(tmp_path / "rater1.csv", {"很好": 1, "火锅</script>": 3, "不错": 5, "面条": 4})
+    fill(tmp_path / "rater2.csv", {"很好": 3, "火锅</script>": 3, "不错": 5, "面条": 4})
+    result = score([tmp_path / "rater1.csv", tmp_path / "rater2.csv"], tmp_path / KEY)
+    assert result.systems["ours"]["fluency"].mean == 2.5 and result.systems["ours"]["overall"].mean == 5.0
+    assert result.systems["person"]["relevance"].mean == 4.5
+    assert (result.answers, result.raters) == (4, ["rater1", "rater2"])
+    assert result.agreement["fluency"] == pytest.approx(krippendorff([[1, 3], [3, 3], [5, 5], [4, 4]]))
+
+
+def test_krippendorff_by_hand() -> None:
+    # Observed: 2 ordered pairs off by 1, of 4 values: 2 / 4. Expected: pairs of 1, 1, 1, 2: 6 of 12 off by 1.
+    assert krippendorff([[1, 1], [1, 2]]) == pytest.approx(1 - (2 / 4) / (6 / 12))
+    assert krippendorff([[1], [2]]) is None and krippendorff([[3, 3]]) is None
+
+
+def test_bad_sheets_say_where(tmp_path: Path) -> None:
+    prepare(ANSWERS, tmp_path, raters=1)
+    sheet = tmp_path / "rater1.csv"
+    with pytest.raises(HanmoError, match="no rating in"):
+        score([sheet], tmp_path / KEY)
+    fill(sheet, {"很好": 6, "火锅</script>": 6, "不错": 6, "面条": 6})
+    with pytest.raises(RecordError, match=r"rater1.csv:2: fluency is '6'; expected a number from 1 to 5"):
+        score([sheet], tmp_path / KEY)
+    sheet.write_text("item,fluency\n", encoding="utf-8")
+    with pytest.raises(RecordError, match="no column informativeness, relevance, overall"):
+        score([sheet], tmp_path / KEY)
+    with pytest.raises(HanmoError, match=r"expected the key\.json"):
+        score([sheet], tmp_path / "none")
+    with pytest.raises(HanmoError, match="do not answer the same questions"):
+        prepare({"a": {"x": "1"}, "b": {"y": "1"}}, tmp_path / "other")
+
+
+def test_command_line(tmp_path: Path) -> None:
+    arguments = []
+    for name, answers in ANSWERS.items():
+        path = tmp_path / f"{name}.jsonl"
+        lines = [json.dumps({"prompt": asked, "response": said}, ensure_ascii=False) for asked, said in answers.items()]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        arguments.append(f"{name}={path}")
+    runner = CliRunner()
+    folder = tmp_path / "sheets"
+    result = runner.invoke(app, ["eval", "human-prepare", *arguments, "--output", str(folder), "--raters", "1"])
+    assert result.exit_code == 0, result.output
+    fill(folder / "rater1.csv", {"很好": 1, "火锅</script>": 3, "不错": 5, "面条": 4})
+    result = runner.invoke(app, ["eval", "human-score", str(folder / "rater1.csv")])
+    assert result.exit_code == 0 and "2.00" in result.output and "4.50" in result.output
