@@ -15,7 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import hanmo.families.eva.tokenization as eva
+import hanmo.families.glm.tokenization as glm
 import hanmo.families.pangu.tokenization as pangu
+import hanmo.families.transformer_xl.tokenization as transformer_xl
 from hanmo.families.eva.tokenization import WordCutter, markov_words, read_dictionary, spread
 
 logging.getLogger("jieba").setLevel(logging.CRITICAL)
@@ -139,7 +141,10 @@ def test_jieba_is_left_as_it_was() -> None:
 def test_the_two_copies_are_alike() -> None:
     """Each tokenization.py travels alone, so the cutting is written down twice: this keeps it one."""
     shared = ("pairs_of", "read_markov", "markov_words", "_viterbi", "Crossings", "Dictionary", "read_dictionary")
-    for name in (*shared, "_Pieces", "_keep", "_codes", "WordCutter", "spread", "_encode_part"):
+    for other in (pangu, glm, transformer_xl):
+        for name in ("spread", "_encode_part"):
+            assert inspect.getsource(getattr(eva, name)) == inspect.getsource(getattr(other, name)), (other, name)
+    for name in (*shared, "_Pieces", "_keep", "_codes", "WordCutter"):
         assert inspect.getsource(getattr(eva, name)) == inspect.getsource(getattr(pangu, name)), name
 
 

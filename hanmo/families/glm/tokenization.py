@@ -9,15 +9,76 @@ Source: the recorded specification of GLM, section "Tokenizer (port)".
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import re
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+import sys
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import accumulate, chain, groupby
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 from transformers import BatchEncoding, PreTrainedTokenizer
+
+
+def spread(
+    encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str], workers: int | None = None
+) -> list[list[int]]:
+    """``encode`` over parts of ``texts``, in several processes where that pays and the system can fork.
+
+    The processes are forked, so that they share what this one has read; they send back plain arrays of ids.
+    """
+    global _job
+    parts: list[tuple[int, int]] = []
+    start = characters = total = 0
+    for end, text in enumerate(texts, 1):
+        characters += len(text)
+        if characters >= _PART or end == len(texts):
+            parts.append((start, end))
+            total += characters
+            start, characters = end, 0
+    if workers is None:
+        workers = (os.cpu_count() or 1) if total >= _WORTH_A_PROCESS else 1
+    if sys.platform == "darwin" or "fork" not in multiprocessing.get_all_start_methods():
+        workers = 1  # nothing could be shared, or not safely
+    if multiprocessing.current_process().daemon:
+        workers = 1  # a data loader's worker may have no children
+    workers = min(workers, len(parts))
+    _job = encode, texts
+    collecting = gc.isenabled()
+    gc.disable()  # nothing made here is part of a cycle, and there is much of it
+    try:
+        if workers < 2:
+            return [ids for start, end in parts for ids in encode(texts[start:end])]
+        results: list[list[int]] = []
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+            for lengths, flat in pool.map(_encode_part, parts):
+                ids = flat.tolist()
+                for length, end in zip(lengths, accumulate(lengths), strict=True):
+                    results.append(ids[end - length : end])
+        return results
+    finally:
+        _job = None
+        if collecting:
+            gc.enable()
+
+
+_PART = 1 << 17  # characters a process encodes at a time
+_WORTH_A_PROCESS = 1 << 20  # characters in all
+_job: tuple[Callable[[Sequence[str]], list[list[int]]], Sequence[str]] | None = None
+
+
+def _encode_part(part: tuple[int, int]) -> tuple[list[int], array[int]]:
+    """In a forked process: the ids of a range of texts, end to end, with their lengths."""
+    assert _job is not None
+    encode, texts = _job
+    ids = encode(texts[part[0] : part[1]])
+    return list(map(len, ids)), array("i", chain.from_iterable(ids))
+
 
 _COMMANDS = (
     "<|endoftext|>",
@@ -150,20 +211,18 @@ class GlmTokenizer(PreTrainedTokenizer):
         """The ids of a text and nothing else; command tokens in it are themselves."""
         if "[" not in text and "<|" not in text:
             return self._pieces.encode(text)
-        return [self._convert_token_to_id_with_added_voc(token) for token in self._tokenize(text)]
+        ids: list[int] = []
+        for part, command in self._parts(text):
+            ids += [self._commands[part]] if command else self._pieces.encode(part)
+        return ids
 
     def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
         """``encode_plain`` of many texts.
 
         Args:
-            workers: threads; by default one per processor.
+            workers: processes; by default one per processor where there is enough text to keep them busy.
         """
-        plain = ["" if "[" in text or "<|" in text else text for text in texts]
-        encoded = self._pieces.encode(plain, num_threads=workers or os.cpu_count() or 1)
-        return [
-            ids if text == given else self.encode_plain(given)
-            for ids, text, given in zip(encoded, plain, texts, strict=True)
-        ]
+        return spread(lambda part: [self.encode_plain(text) for text in part], texts, workers)
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
         """As in transformers; a text without special tokens takes the short way."""
@@ -171,19 +230,25 @@ class GlmTokenizer(PreTrainedTokenizer):
             return self.encode_plain(text)
         return super().encode(text, text_pair, add_special_tokens=add_special_tokens, **kwargs)
 
-    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        tokens: list[str] = []
+    def _parts(self, text: str) -> Iterator[tuple[str, bool]]:
+        """What stands between command tokens, and those (True), without the white space that they swallow."""
         parts = self._split.split(text)
         for index, part in enumerate(parts):
             if index % 2:
-                tokens.append(part)
+                yield part, True
                 continue
-            before, after = parts[index - 1] if index else "", parts[index + 1] if index + 1 < len(parts) else ""
-            if before and self.flavour == "port":
+            if index and self.flavour == "port":
                 part = part.lstrip()
+            after = parts[index + 1] if index + 1 < len(parts) else ""
             if after and (self.flavour == "port" or after in _MASKS):
                 part = part.rstrip()
-            tokens += self._pieces.encode(part, out_type=str)
+            if part:
+                yield part, False
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        tokens: list[str] = []
+        for part, command in self._parts(text):
+            tokens += [part] if command else self._pieces.encode(part, out_type=str)
         return tokens
 
     def _convert_token_to_id(self, token: str) -> int:
