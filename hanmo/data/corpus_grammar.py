@@ -21,7 +21,7 @@ def _couplet(**pairs: words.Pair) -> dict[str, Any]:
 _COUPLET_FORMS = (
     "上联：{upper}|下联：{lower}",
     "上联是{upper}，下联是什么？|{lower}",
-    "{upper}对什么？|{upper}对{lower}。",
+    "{upper}对什么？|{lower}。",
 )
 
 COUPLETS = (
@@ -55,12 +55,11 @@ COUPLETS = (
     Template(
         "couplets 对联",
         (
-            "{pair.one}对什么？|{pair.one}对{pair.other}。",
+            "{pair.one}对什么？|对{pair.other}。",
             "{pair.one}对什么字？|{pair.other}",
             "对对子：{pair.one}|{pair.other}",
         ),
         {"pair": (*words.COUPLET_SINGLE, *words.COUPLET_SKY, *words.COUPLET_LIVING)},
-        weight=0.5,
     ),
     Template(
         "poems 诗句",
@@ -73,7 +72,7 @@ COUPLETS = (
             "{pair.other}，上一句呢？|{pair.one}。",
         ),
         {"pair": words.POEMS},
-        weight=0.7,
+        weight=1.2,
     ),
 )
 
@@ -94,28 +93,29 @@ KNOWLEDGE = (
     Template(
         "opposites 反义词",
         (
-            "{pair.one}的反义词是什么？|{pair.one}的反义词是{pair.other}。",
-            "{pair.one}的反义词？|{pair.other}",
+            "{pair.one}的反义词是什么？|是{pair.other}。",
+            "{pair.one}的反义词？|{pair.other}。",
             "请说出{pair.one}的反义词。|{pair.other}。",
+            "和{pair.one}相反的词是什么？|是{pair.other}。",
         ),
         {"pair": words.OPPOSITES},
-        weight=1.5,
+        weight=3,
     ),
     Template(
         "measure words 量词",
         (
             "一什么{thing.name}？|一{thing.mark}{thing.name}。",
-            "{thing.name}用什么量词？|{thing.name}用{thing.mark}，一{thing.mark}{thing.name}。",
-            "{thing.name}的量词是什么？|{thing.mark}",
+            "{thing.name}用什么量词？|用{thing.mark}。",
+            "{thing.name}的量词是什么？|是{thing.mark}。",
             "{thing.name}论什么数？|论{thing.mark}。",
         ),
         {"thing": words.MEASURES},
-        weight=1.5,
+        weight=2.5,
     ),
     Template(
         "colours 颜色",
         (
-            "{thing.name}是什么颜色的？|{thing.name}是{thing.mark}的。",
+            "{thing.name}是什么颜色的？|是{thing.mark}的。",
             "什么颜色的{thing.name}最常见？|{thing.mark}的{thing.name}。",
             "你知道{thing.name}的颜色吗？|知道，是{thing.mark}。",
             "{thing.name}的颜色是什么？|是{thing.mark}。",
@@ -127,24 +127,24 @@ KNOWLEDGE = (
     Template(
         "capitals 省会首都",
         (
-            "{place.place}的省会是哪里？|{place.place}的省会是{place.city}。",
+            "{place.place}的省会是哪里？|是{place.city}。",
             "{place.place}的省会？|{place.city}。",
-            "{place.city}是哪个省的省会？|{place.city}是{place.place}的省会。",
+            "{place.city}是哪个省的省会？|是{place.place}的省会。",
             "你知道{place.place}省的省会吗？|知道，是{place.city}。",
         ),
         {"place": words.PROVINCES},
-        weight=0.8,
+        weight=1.3,
     ),
     Template(
         "capitals 省会首都",
         (
-            "{place.place}的首都是哪里？|{place.place}的首都是{place.city}。",
+            "{place.place}的首都是哪里？|是{place.city}。",
             "{place.place}的首都？|{place.city}。",
-            "{place.city}是哪个国家的首都？|{place.city}是{place.place}的首都。",
+            "{place.city}是哪个国家的首都？|是{place.place}的首都。",
             "你知道{place.place}首都的名字吗？|知道，是{place.city}。",
         ),
         {"place": words.COUNTRIES},
-        weight=0.8,
+        weight=1.2,
     ),
     Template(
         "reasoning 推理",
@@ -192,7 +192,7 @@ ERRANDS = (
             "{good.name}多少钱一{good.mark}？|{good.name}{p}块钱一{good.mark}。|买{n}{good.mark}。|好的，{n}{good.mark}{good.name}。",
             "{good.name}{p}块钱一{good.mark}，买{n}{good.mark}多少钱？|一共{total}块钱。",
         ),
-        {"good": words.GOODS, "price": range(1, 10), "count": range(1, 10)},
+        {"good": words.GOODS, "price": range(1, 6), "count": range(1, 6)},
         _bill,
         weight=2,
     ),
@@ -245,17 +245,17 @@ ERRANDS = (
         "travel 旅行",
         (
             "我想去{city.name}玩。|好啊，{city.name}的{city.sight}很有名。|那里有什么好吃的？|{city.name}的{city.food}很好吃。",
-            "{city.name}有什么好玩的？|{city.name}的{city.sight}很有名，一定要去看看。",
-            "{city.name}有什么好吃的？|{city.name}的{city.food}很好吃，一定要尝尝。",
+            "{city.name}有什么好玩的？|{city.sight}很有名，一定要去看看。",
+            "{city.name}有什么好吃的？|{city.food}很好吃，一定要尝尝。",
             "{city.name}有什么名胜？|{city.sight}。",
             "{city.name}有什么小吃？|{city.food}。",
-            "{city.sight}在哪里？|{city.sight}在{city.name}。",
+            "{city.sight}在哪里？|在{city.name}。",
             "{city.sight}在哪个城市？|{city.name}。",
             "哪里的{city.food}最有名？|{city.name}的{city.food}最有名。",
             "我下个月去{city.name}。|真好，祝你玩得开心。|你觉得我应该去哪里看看？|去看看{city.sight}吧。",
         ),
         {"city": words.CITIES},
-        weight=2.5,
+        weight=3,
     ),
     Template(
         "travel 旅行",

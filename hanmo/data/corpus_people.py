@@ -32,6 +32,7 @@ MEMORY = (
         "memory 记住前文",
         (
             "你好，我叫{name}。|{name}，你好！|{middle}我叫什么名字？|你叫{name}。",
+            "大家叫我{name}。|{name}，你好！|{middle}我叫什么名字？|你叫{name}。",
             "我是{name}，你呢？|{name}你好，我叫小翰。|{middle}你还记得我是谁吗？|记得，你是{name}。",
         ),
         {"name": words.NAMES, "middle": _MIDDLE},

@@ -56,28 +56,29 @@ ARITHMETIC = (
     Template(
         "arithmetic 算术",
         (
-            "{x}加{y}等于几？|{x}加{y}等于{z}。",
-            "{x}加{y}？|{z}。",
+            "{x}加{y}等于几？|等于{z}。",
+            "{x}加{y}等于多少？|等于{z}。",
             "{x}加{y}是多少？|是{z}。",
-            "你知道{x}加{y}等于多少吗？|知道，等于{z}。",
+            "{x}加{y}？|{z}。",
+            "你知道{x}加{y}等于几吗？|等于{z}。",
         ),
         {"a": range(1, 11), "b": range(1, 11)},
         _add,
+        ("a", "b"),
+        4,
+    ),
+    Template(
+        "arithmetic 算术",
+        ("{x}减{y}等于几？|等于{z}。", "{x}减{y}？|{z}。", "{x}减{y}是多少？|是{z}。"),
+        {"a": range(1, 11), "b": range(1, 11)},
+        _subtract,
         ("a", "b"),
         2.5,
     ),
     Template(
         "arithmetic 算术",
-        ("{x}减{y}等于几？|{x}减{y}等于{z}。", "{x}减{y}？|{z}。", "{x}减{y}是多少？|是{z}。"),
-        {"a": range(1, 11), "b": range(1, 11)},
-        _subtract,
-        ("a", "b"),
-        1.5,
-    ),
-    Template(
-        "arithmetic 算术",
-        ("{x}乘{y}等于几？|{x}乘{y}等于{z}。", "{x}乘{y}？|{z}。", "{x}乘以{y}是多少？|是{z}。"),
-        {"a": range(1, 10), "b": range(1, 10)},
+        ("{x}乘{y}等于几？|等于{z}。", "{x}乘{y}？|{z}。", "{x}乘以{y}是多少？|是{z}。"),
+        {"a": range(1, 6), "b": range(1, 6)},
         _multiply,
         ("a", "b"),
     ),
@@ -91,7 +92,12 @@ ARITHMETIC = (
     ),
     Template(
         "numbers 数的比较",
-        ("{x}后面是几？|{x}后面是{next}。", "{x}前面是几？|{x}前面是{last}。"),
+        (
+            "{x}后面是几？|是{next}。",
+            "{x}前面是几？|是{last}。",
+            "比{x}多一是几？|是{next}。",
+            "比{x}少一是几？|是{last}。",
+        ),
         {"n": range(1, 40)},
         _follow,
     ),
@@ -130,13 +136,13 @@ DATES = (
     Template(
         "dates 日期",
         (
-            "今天星期{day}，{offset.name}星期几？|{offset.name}星期{then}。",
-            "今天是星期{day}，{offset.name}呢？|{offset.name}是星期{then}。",
+            "今天星期{day}，{offset.name}星期几？|星期{then}。",
+            "今天是星期{day}，{offset.name}呢？|是星期{then}。",
             "今天星期{day}，{offset.name}？|星期{then}。",
         ),
         {"day": words.WEEKDAYS, "offset": words.DAY_OFFSETS},
         _weekday,
-        weight=1.5,
+        weight=2.5,
     ),
     Template(
         "dates 日期",
@@ -147,8 +153,8 @@ DATES = (
     Template(
         "dates 日期",
         (
-            "今天是{d}号，{offset.name}几号？|{offset.name}{then}号。",
-            "今天{d}号，{offset.name}呢？|{offset.name}是{then}号。",
+            "今天是{d}号，{offset.name}几号？|{then}号。",
+            "今天{d}号，{offset.name}呢？|是{then}号。",
         ),
         {"day": range(1, 29), "offset": words.DAY_OFFSETS},
         lambda day, offset: _date(1, day, offset),
@@ -156,8 +162,8 @@ DATES = (
     Template(
         "dates 日期",
         (
-            "现在{h}点，{n}个小时以后几点？|{n}个小时以后是{then}点。",
-            "现在是{h}点，再过{n}个小时呢？|再过{n}个小时是{then}点。",
+            "现在{h}点，{n}个小时以后几点？|{then}点。",
+            "现在是{h}点，再过{n}个小时呢？|是{then}点。",
         ),
         {"hour": range(1, 13), "later": range(1, 4)},
         _hour,
@@ -165,15 +171,15 @@ DATES = (
     ),
     Template(
         "dates 日期",
-        ("现在是{month}月，{step.name}是几月？|{step.name}是{then}月。", "{month}月的{step.name}是几月？|是{then}月。"),
+        ("现在是{month}月，{step.name}是几月？|是{then}月。", "{month}月的{step.name}是几月？|是{then}月。"),
         {"month": words.MONTHS, "step": (words.Thing("下个月", "1"), words.Thing("上个月", "-1"))},
         _month,
     ),
     Template(
         "seasons 时令",
         (
-            "{month}月是什么季节？|{month}月是{season}。",
-            "{month}月是春天还是秋天？|{month}月是{season}。",
+            "{month}月是什么季节？|是{season}。",
+            "{month}月是春天还是秋天？|是{season}。",
             "现在是{month}月，是什么季节？|是{season}。",
         ),
         {"month": words.MONTHS},
@@ -181,7 +187,7 @@ DATES = (
     ),
     Template(
         "seasons 时令",
-        ("十二生肖里{animal}后面是什么？|{animal}后面是{next}。", "生肖{animal}的前面是什么？|{animal}前面是{last}。"),
+        ("十二生肖里{animal}后面是什么？|是{next}。", "生肖{animal}的前面是什么？|是{last}。"),
         {"animal": words.ZODIAC},
         _zodiac,
         weight=0.5,

@@ -87,7 +87,7 @@ TALK: tuple[Template, ...] = tuple(
         topic,
         tuple("{opener}" + question + "|" + answer for question in questions.split()),
         {"opener": _OPENERS if topic != "courtesy 礼貌" else ("", "", "小翰，", "好，", "嗯，", "哦，")},
-        weight=len(questions.split()) * (0.08 if topic != "courtesy 礼貌" else 0.15),
+        weight=len(questions.split()) * (0.05 if topic != "courtesy 礼貌" else 0.08),
     )
     for topic, entries in _TALK.items()
     for questions, answer in entries

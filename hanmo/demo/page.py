@@ -52,7 +52,8 @@ def build_page(
                 OPENINGS, before.openings, after.openings, after.fitting, strict=True
             )
         ],
-        note="A reply fits if a hand-written rule finds the expected word in it and nothing that contradicts it.",
+        note="A reply fits if a hand-written rule finds the expected word in it and nothing that contradicts it. "
+        "All ten are said in training too; what was never trained on is measured below.",
     )
     page.heading("Conversations")
     _conversations(page, conversations)

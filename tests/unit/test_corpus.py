@@ -89,16 +89,16 @@ def test_dialogues_are_well_formed(built):
 @pytest.mark.parametrize(
     ("topic", "question", "answer"),
     [
-        ("arithmetic", "三加五等于几？", "三加五等于八。"),
-        ("dates", "今天星期六，后天星期几？", "后天星期一。"),
-        ("dates", "现在十一点，三个小时以后几点？", "三个小时以后是二点。"),
-        ("seasons", "三月是什么季节？", "三月是春天。"),
-        ("seasons", "十二月是什么季节？", "十二月是冬天。"),
-        ("seasons", "十二生肖里猪后面是什么？", "猪后面是鼠。"),
+        ("arithmetic", "三加五等于几？", "等于八。"),
+        ("dates", "今天星期六，后天星期几？", "星期一。"),
+        ("dates", "现在十一点，三个小时以后几点？", "二点。"),
+        ("seasons", "三月是什么季节？", "是春天。"),
+        ("seasons", "十二月是什么季节？", "是冬天。"),
+        ("seasons", "十二生肖里猪后面是什么？", "是鼠。"),
         ("dates", "今天三月五号，明天几号？", "明天三月六号。"),
         ("shopping", "苹果五块钱一斤，买三斤多少钱？", "一共十五块钱。"),
         ("reasoning", "大象比老鼠大吗？", "对，大象比老鼠大。"),
-        ("couplets", "春风对什么？", "春风对秋雨。"),
+        ("couplets", "春风对什么？", "秋雨。"),
     ],
 )
 def test_answers_worked_out_by_hand(topic, question, answer):

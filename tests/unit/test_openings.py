@@ -1,5 +1,6 @@
 import pytest
 
+from hanmo.data import corpus
 from hanmo.demo.openings import OPENINGS
 
 REPLIES = {
@@ -9,7 +10,10 @@ REPLIES = {
     "我叫小明。": (["你好,小明,很高兴认识你。", "小明你好,我是小翰。"], ["你好,小红。", "你好,小明,小红。", "你好!"]),
     "今天星期三，明天星期几？": (["明天星期四。", "星期四"], ["明天星期五。", "星期四还是星期五"]),
     "三加五等于几？": (["三加五等于八。", "八", "是八。"], ["三加五等于十八。", "等于八十。", "九"]),
-    "大的反义词是什么？": (["大的反义词是小。", "小"], ["大的反义词是大。", "小红", "反义词是矮小的人"]),
+    "大的反义词是什么？": (
+        ["大的反义词是小。", "小"],
+        ["大的反义词是大。", "小的反义词是小。", "小红", "反义词是矮小的人"],
+    ),
     "北京有什么好玩的？": (["北京的故宫很有名,一定要去看看。"], ["北京的西湖很有名。", "北京很好。"]),
     "谢谢你！": (["不客气!"], ["谢谢。", "再见"]),
     "再见！": (["再见,欢迎再来聊天!"], ["你好!", "不客气"]),
@@ -26,6 +30,13 @@ def test_fitting_and_unfitting_replies(opening):
     fitting, unfitting = REPLIES[opening.said]
     assert [reply for reply in fitting if not opening.fits(reply)] == []
     assert [reply for reply in unfitting if opening.fits(reply)] == []
+
+
+def test_all_are_said_in_training():
+    """What the corpus holds out is measured apart; the report says that the openings are not."""
+    dialogues = corpus.build(size=40_000).train
+    first = {dialogue.turns[0].rstrip("。？！") for dialogue in dialogues if len(dialogue.turns) == 2}
+    assert {opening.said.rstrip("。？！") for opening in OPENINGS} <= first
 
 
 def test_a_rambling_reply_does_not_fit():
