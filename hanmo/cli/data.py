@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +50,8 @@ def _show(result: dict[str, Any]) -> None:
 Inputs = Annotated[list[Path], typer.Argument(help="Files of records; .gz as well.", show_default=False)]
 PlainLines = Annotated[str, typer.Option("--plain", help="What a line of a plain file is: dialogue or text.")]
 Workers = Annotated[int, typer.Option(help="Processes. Their number never changes the result.", min=1)]
+Tasks = Annotated[int, typer.Option(help="Share the work out in so many tasks with datatrove.", min=0)]
+SlurmPartition = Annotated[str | None, typer.Option(help="Submit the tasks to this Slurm partition.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Set bad records aside and count them.")]
 
 
@@ -146,6 +150,8 @@ def clean(
     page: Annotated[Path | None, typer.Option(help="HTML page of what every step did.")] = None,
     plain: PlainLines = "dialogue",
     workers: Workers = 1,
+    tasks: Tasks = 0,
+    slurm: SlurmPartition = None,
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
@@ -164,10 +170,38 @@ def clean(
     from hanmo.data.cleaning.recipe import load
     from hanmo.records import Rejects
 
-    cleaned = run(load(recipe), inputs, out, _plain(plain), workers, rejects, Rejects() if skip_bad else None)
+    inputs, out, bad = [path.absolute() for path in inputs], out.absolute(), Rejects() if skip_bad else None
+    job = partial(run, load(recipe), inputs, out, _plain(plain), rejects=rejects and rejects.absolute())
+    if _spread(partial(job, bad=bad), out, tasks, slurm, workers):
+        return
+    cleaned = job(workers=workers, bad=bad)
+    assert cleaned is not None
     if page is not None:
         report(cleaned, recipe, [str(path) for path in inputs]).write(page)
     emit({**cleaned.as_dict(), "out": str(out)}, as_json, _show_cleaned)
+
+
+def _spread(job: Callable[..., Any], out: Path, tasks: int, slurm: str | None, workers: int) -> bool:
+    """Share a job out with datatrove, if wanted; whether it now waits in Slurm's queue."""
+    from hanmo.errors import ConfigError, HanmoError
+
+    if not tasks:
+        if slurm:
+            raise ConfigError("--slurm needs --tasks: the number of shares, e.g. --tasks 200")
+        return False
+    try:
+        from hanmo.data.cluster import Slurm, run_local, run_slurm
+    except ImportError:
+        raise HanmoError("--tasks needs the package datatrove: pip install 'hanmo[data]'") from None
+    logs = out.with_name(f"{out.name}.logs")
+    if slurm is None:
+        run_local(job, tasks, workers, logs)
+        return False
+    try:
+        print(f"submitted; job {run_slurm(job, tasks, logs, Slurm(slurm))} writes {out}; scripts and logs: {logs}")
+    except FileNotFoundError as error:
+        raise HanmoError(f"{error.filename}: no such command; run this where Slurm is installed") from None
+    return True
 
 
 def recipe(name: Annotated[str, typer.Argument(help="eva, assistant, text, or a YAML file.")] = "eva") -> None:
@@ -210,6 +244,8 @@ def tokenize(
     family: Annotated[str, typer.Option(help="Whose vocabulary file it is.")] = "",
     plain: PlainLines = "text",
     workers: Workers = 1,
+    tasks: Tasks = 0,
+    slurm: SlurmPartition = None,
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
@@ -228,7 +264,12 @@ def tokenize(
     from hanmo.records import Rejects
 
     bad = Rejects() if skip_bad else None
-    about = run(TokenizerPlace(tokenizer, family), inputs, out, _plain(plain), workers, bad)
+    inputs, place = [path.absolute() for path in inputs], str(Path(tokenizer).absolute())
+    job = partial(run, TokenizerPlace(place, family), inputs, out.absolute(), _plain(plain), bad=bad)
+    if _spread(job, out.absolute(), tasks, slurm, workers):
+        return
+    about = job(workers=workers)
+    assert about is not None
     result = {"out": str(out), **asdict(about), "bad": len(bad) if bad is not None else 0}
     emit(
         result, as_json, lambda r: print(f"{out}: {r['documents']:,} documents, {r['tokens']:,} tokens, {r['bad']} bad")

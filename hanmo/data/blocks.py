@@ -16,6 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hanmo.files import replacing
 from hanmo.records import Plain, Record, Rejects, Text, iter_records
 
 B = TypeVar("B")
@@ -49,7 +50,12 @@ def job_folder(place: Path, job: dict[str, Any], inputs: Iterable[Path]) -> Path
 
 
 def run_blocks(
-    blocks: Iterable[B], work: Work[B], folder: Path, workers: int = 1, progress: Callable[[int], None] | None = None
+    blocks: Iterable[B],
+    work: Work[B],
+    folder: Path,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> list[Path]:
     """Do the work on every block; the result files, in order.
 
@@ -57,14 +63,15 @@ def run_blocks(
         work: can be pickled, if there are several workers; writes the file it is given, which is then renamed.
         folder: of the results, kept over interruptions; ``forget`` removes it.
         progress: told how many blocks are done.
+        share: (rank, world): do every ``world``-th block only, from ``rank`` on, where several machines share a disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results: list[Path] = []
-    for stale in folder.glob("*.tmp"):
-        stale.unlink()
+    rank, world = share
+    blocks = (block for number, block in enumerate(blocks) if number % world == rank)
     if workers <= 1:
         for number, block in enumerate(blocks):
-            results.append(_result(folder, number))
+            results.append(_result(folder, rank + world * number))
             if not results[-1].exists():
                 _do(work, block, results[-1])
             if progress:
@@ -74,7 +81,7 @@ def run_blocks(
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (work,)) as pool:
         waiting: set[Future[None]] = set()
         for number, block in enumerate(blocks):
-            results.append(_result(folder, number))
+            results.append(_result(folder, rank + world * number))
             if results[-1].exists():
                 continue
             waiting.add(pool.submit(_do_sent, block, results[-1]))
@@ -101,9 +108,8 @@ def _result(folder: Path, number: int) -> Path:
 
 
 def _do(work: Work[B], block: B, result: Path) -> None:
-    temporary = result.with_suffix(".tmp")
-    work(block, temporary)
-    temporary.replace(result)
+    with replacing(result) as temporary:
+        work(block, temporary)
 
 
 _sent: list[Work[Any]] = []  # in a worker process: the work, sent once and not with every block

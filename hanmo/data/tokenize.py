@@ -113,13 +113,15 @@ def tokenize(
     workers: int = 1,
     bad: Rejects | None = None,
     progress: Callable[[int], None] | None = None,
-) -> About:
+    share: tuple[int, int] | None = None,
+) -> About | None:
     """Write the store of some files.
 
     Args:
         plain: what a line of a plain file is.
         bad: takes lines that are no records; without it the first one stops the work.
         progress: told how many documents are done.
+        share: (rank, world): only tokenise this share, for a later call without it to finish; returns None.
 
     Raises:
         ConfigError: ``out`` holds something else.
@@ -132,7 +134,10 @@ def tokenize(
     vocabulary = vocabulary_hash(opened)
     folder = job_folder(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths)
     told = (lambda done: progress(done * BLOCK)) if progress else None
-    results = run_blocks(record_blocks(paths, BLOCK, plain, bad), _Work(tokenizer), folder, workers, told)
+    blocks = record_blocks(paths, BLOCK, plain, bad)
+    results = run_blocks(blocks, _Work(tokenizer), folder, workers, told, share or (0, 1))
+    if share is not None:
+        return None
     dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"
     (out / ABOUT).unlink(missing_ok=True)
     counts = _merge(results, out, dtype)

@@ -89,13 +89,16 @@ def clean(
     rejects: Path | None = None,
     bad: Rejects | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Cleaned:
+    share: tuple[int, int] | None = None,
+) -> Cleaned | None:
     """Clean files into one.
 
     Args:
         rejects: file for what was removed, one JSON object a line: step, reason, text, where.
         bad: takes lines that are no records; without it the first one stops the work.
         progress: told how many records have been looked at.
+        share: (rank, world): only look at this share of the records, for a later call without it that then only has
+            to finish; returns None.
     """
     targets = {path.resolve() for path in (out, rejects) if path}
     if targets & {path.resolve() for path in paths}:
@@ -105,7 +108,9 @@ def clean(
     folder = job_folder(out, job, paths)
     blocks = record_blocks(paths, BLOCK, plain, bad)
     told = (lambda done: progress(done * BLOCK)) if progress else None
-    results = run_blocks(blocks, partial(_judge_block, recipe), folder, workers, told)
+    results = run_blocks(blocks, partial(_judge_block, recipe), folder, workers, told, share or (0, 1))
+    if share is not None:
+        return None
     cleaned = _write(recipe, results, out, rejects)
     cleaned.bad = len(bad) if bad is not None else 0
     forget(folder)
