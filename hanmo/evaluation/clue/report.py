@@ -23,10 +23,10 @@ def page(result: ClueResult) -> Page:
     for task in result.tasks:
         low, high = interval(task.right[task.reading])
         rows.append(
-            [task.title, task.metric, task.value, f"{low:.4f} – {high:.4f}", task.chance, len(task.right[task.reading])]
+            [task.title, task.value, task.chance, f"{low:.4f} – {high:.4f}", task.metric, len(task.right[task.reading])]
         )
     made.table(
-        ["task", "metric", shots, "95 % interval", "chance", "questions"],
+        ["task", shots, "chance", "95 % interval", "metric", "questions"],
         rows,
         caption="Results",
         note="The interval is a bootstrap over questions; chance is the accuracy of guessing.",
