@@ -1,4 +1,4 @@
-"""The cutting of words: equal to jieba itself, whatever the text, and the same code in both families that use it."""
+"""The cutting of words: equal to jieba itself, whatever the text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 import logging
 import re
 import unicodedata
+from pathlib import Path
 from unittest.mock import patch
 
 import jieba
@@ -14,11 +15,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import hanmo.families.eva.tokenization as eva
-import hanmo.families.glm.tokenization as glm
-import hanmo.families.pangu.tokenization as pangu
-import hanmo.families.transformer_xl.tokenization as transformer_xl
-from hanmo.families.eva.tokenization import WordCutter, markov_words, read_dictionary, spread
+import hanmo.families.spread as spreading
+from hanmo.families import OURS, load
+from hanmo.families.eva.export import standalone
+from hanmo.families.spread import spread
+from hanmo.families.words import WordCutter, markov_words, read_dictionary
 
 logging.getLogger("jieba").setLevel(logging.CRITICAL)
 ADDED = ("<s>", "</s>", "<eot>", "<unk>", "<sep>", "<pad>")
@@ -138,14 +139,12 @@ def test_jieba_is_left_as_it_was() -> None:
     assert "<sep>" not in jieba.dt.FREQ
 
 
-def test_the_two_copies_are_alike() -> None:
-    """Each tokenization.py travels alone, so the cutting is written down twice: this keeps it one."""
-    shared = ("pairs_of", "read_markov", "markov_words", "_viterbi", "Crossings", "Dictionary", "read_dictionary")
-    for other in (pangu, glm, transformer_xl):
-        for name in ("spread", "_encode_part"):
-            assert inspect.getsource(getattr(eva, name)) == inspect.getsource(getattr(other, name)), (other, name)
-    for name in (*shared, "_Pieces", "_keep", "_codes", "WordCutter"):
-        assert inspect.getsource(getattr(eva, name)) == inspect.getsource(getattr(pangu, name)), name
+def test_exported_tokenizers_import_nothing_of_hanmo() -> None:
+    for name in OURS:
+        path = Path(inspect.getfile(load(name).tokenizer_class))
+        text = standalone(path)
+        assert "hanmo" not in re.sub(r'""".*?"""|#.*', "", text, flags=re.DOTALL | re.MULTILINE)
+        compile(text, str(path), "exec")
 
 
 def lengths(texts: list[str]) -> list[list[int]]:
@@ -154,15 +153,15 @@ def lengths(texts: list[str]) -> list[list[int]]:
 
 @pytest.mark.parametrize("workers", [None, 1, 2, 5])
 def test_spread_keeps_the_order(workers: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eva, "_PART", 10)
-    monkeypatch.setattr(eva, "_WORTH_A_PROCESS", 20)
+    monkeypatch.setattr(spreading, "_PART", 10)
+    monkeypatch.setattr(spreading, "_WORTH_A_PROCESS", 20)
     given = ["a" * size for size in (3, 0, 12, 1, 0, 9, 30)]
     assert spread(lengths, given, workers) == lengths(given)
     assert spread(lengths, [], workers) == []
 
 
 def test_an_error_in_a_worker_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eva, "_PART", 1)
+    monkeypatch.setattr(spreading, "_PART", 1)
 
     def fail(texts: list[str]) -> list[list[int]]:
         raise ValueError("no")

@@ -7,7 +7,7 @@ Source: the recorded specification of thu-coai/EVA, section 13.
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +36,16 @@ Of several turns, each ends with `<sep>` and the last with `<sep><s_0>`. EVA's s
 """
 
 
+def standalone(path: Path) -> str:
+    """The text of a module with the texts of the modules of hanmo it imports in place of the imports."""
+
+    def inlined(match: re.Match[str]) -> str:
+        text = path.parent.parent.joinpath(f"{match[1]}.py").read_text(encoding="utf-8")
+        return text.replace("from __future__ import annotations\n", "")
+
+    return re.sub(r"from hanmo\.families\.(\w+) import .*\n", inlined, path.read_text(encoding="utf-8"))
+
+
 def export_t5(network: EvaModel, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:
     """Write T5ForConditionalGeneration with EVA's weights, and the tokenizer with its code.
 
@@ -51,7 +61,7 @@ def export_t5(network: EvaModel, tokenizer: EvaTokenizer, folder: Path, dtype: t
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     _write_config(network.config, folder, dtype)
     tokenizer.save_pretrained(folder)
-    shutil.copyfile(tokenization.__file__, folder / "tokenization.py")
+    (folder / "tokenization.py").write_text(standalone(Path(tokenization.__file__)), encoding="utf-8")
     settings = folder / "tokenizer_config.json"
     said = json.loads(settings.read_text(encoding="utf-8"))
     said["auto_map"] = {"AutoTokenizer": ["tokenization.EvaTokenizer", None]}
