@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import common  # first: it puts the checkout on the path
@@ -69,9 +70,12 @@ def eva(folder: Path) -> tuple[OpenedModel, T5ForConditionalGeneration, Context]
 
 
 def measure_eva(quick: bool) -> list[Figure]:
+    with TemporaryDirectory() as folder:  # the rules are read from it when they are first needed
+        return _eva_figures(*eva(Path(folder)), quick)
+
+
+def _eva_figures(opened: OpenedModel, peer: T5ForConditionalGeneration, context: Context, quick: bool) -> list[Figure]:
     figures = []
-    with TemporaryDirectory() as folder:
-        opened, peer, context = eva(Path(folder))
     beam = Settings(**presets("eva")["generation"]["beam"]).change(
         max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
     )
@@ -163,8 +167,8 @@ def measure_transformer_xl(quick: bool) -> list[Figure]:
     """12 layers x 768, 64 + 64 tokens, as the original was recorded."""
     family_class = load("transformer_xl")
     config = family_class.config_class(hidden_size=768, num_layers=12, num_heads=12, vocab_size=50_048)
-    family = family_class(config, None)
-    type(family).spare_ids = range(0)
+    family = family_class(config, SimpleNamespace(eos_token_id=50_000))
+    type(family).spare_ids = range(0)  # there is no tokenizer here
     opened = OpenedModel(fill(family_class.network_class(config)), family, "transformer_xl")
     ids = tuple(torch.randint(100, 30_000, (64,)).tolist())
     settings, best = Settings(do_sample=False, max_new_tokens=64), float("inf")
