@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hanmo.checkpoints.files import find_weights
+from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.layout import Original, recognise
 from hanmo.checkpoints.opening import (
     DTYPES,
@@ -121,7 +122,7 @@ def convert(
     Raises:
         CheckpointError: the source cannot be read, or the target must not or cannot be written.
     """
-    source, target = Path(source), Path(target)
+    source, target = local_folder(source), Path(target)
     if to not in FORMS:
         raise ConfigError(unknown("form", to, FORMS))
     if dtype is not None and dtype not in DTYPES:
@@ -248,14 +249,14 @@ def _to_original(
         ranks = ranks or origin.ranks
     else:
         origin, ranks = Origin.of(content.original), ranks or 1
-        if ranks > 1 and content.original.layout.container != "megatron":
+        if ranks > 1 and not content.original.layout.splits:
             origin = default_origin(content.family, ranks)
     layout = layout_of(content.family, origin.layout)
     entries = written_entries(layout, origin, content.counts)
     check_divides(entries, content.shapes, ranks, getattr(content.config, "num_attention_heads", None))
     with new_folder(target, keep=True) as draft:
         write_original(draft, layout, entries, lambda name: content.tensor(name, dtype), origin, ranks, progress)
-        if layout.container == "bin":
+        if not layout.splits:
             assert content.config is not None, "a bin folder has its config.json"
             write_bin_config(draft, origin, content.config)
         _copy_vocabulary(content, source, vocab, draft)

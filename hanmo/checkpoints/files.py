@@ -1,6 +1,7 @@
 """Which files make up a checkpoint, and their tensors by name, whatever the container.
 
     megatron      a tracker file and ITERATION/mp_rank_RR_model_states.pt, one file per tensor-parallel rank
+    megatron-lm   a tracker file and iter_ITERATION/mp_rank_RR/model_optim_rng.pt, likewise; tensors in nested dicts
     bin           pytorch_model.bin, or its shards with an index
     safetensors   model.safetensors, or its shards with an index
 
@@ -17,17 +18,21 @@ from typing import Any
 
 from torch import Tensor
 
-from hanmo.checkpoints.reading import read_pickle, read_safetensors
+from hanmo.checkpoints.reading import read_pickle, read_safetensors, sniff
 from hanmo.errors import CheckpointError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _TRACKERS = (TRACKER, "latest")  # the second is DeepSpeed's, and counts where the first is missing
 _RANK_FILE = re.compile(r"mp_rank_(\d{2,})_model_states\.pt")
+_RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})")
+_NESTED_FILE = "model_optim_rng.pt"
+NESTED = "megatron-lm"
+RANK_ARGUMENTS = ("tensor_model_parallel_size", "model_parallel_size")  # of Megatron-LM's command line
 
 
-def rank_file(rank: int) -> str:
-    """The name of a rank's file: two digits, as the original loaders look for."""
-    return f"mp_rank_{rank:02d}_model_states.pt"
+def rank_file(rank: int, container: str = "megatron") -> str:
+    """The name of a rank's file below the iteration's folder: two digits, as the original loaders look for."""
+    return f"mp_rank_{rank:02d}/{_NESTED_FILE}" if container == NESTED else f"mp_rank_{rank:02d}_model_states.pt"
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,13 @@ class Weights:
 
     Attributes:
         path: the folder (or single file) that was asked for.
-        container: "megatron", "bin" or "safetensors".
+        container: "megatron", "megatron-lm", "bin" or "safetensors".
         files: the files of weights, in rank or shard order.
         ranks: tensors by name: one dict per tensor-parallel rank, one in all for other containers.
         state: what a megatron file of rank 0 holds beside its tensors.
         iteration: of a megatron checkpoint, else None.
         config: the content of config.json beside the weights, else None.
+        inside: the folder of the iteration, of a megatron checkpoint; else the folder of the files.
     """
 
     path: Path
@@ -55,6 +61,11 @@ class Weights:
     @property
     def names(self) -> list[str]:
         return list(self.ranks[0])
+
+    @property
+    def inside(self) -> Path:
+        folder = self.files[0].parent
+        return folder.parent if self.container == NESTED else folder
 
     @property
     def folder(self) -> Path:
@@ -75,6 +86,10 @@ def find_weights(path: str | Path) -> Weights:
             return find_weights(path.parent)
         if path.suffix == ".safetensors":
             return Weights(path, "safetensors", [path], [read_safetensors(path)], config=_config(path.parent))
+        if path.name == _NESTED_FILE and _RANK_FOLDER.fullmatch(path.parent.name):
+            return find_weights(path.parent.parent)
+        if path.suffix == ".ckpt" and not sniff(path).startswith((b"PK", b"\x80")):
+            raise CheckpointError(_mindspore(path))
         return Weights(path, "bin", [path], [_tensors(path, read_pickle(path))], config=_config(path.parent))
     if folder := _iteration_folder(path):
         return _megatron(path, folder)
@@ -94,58 +109,95 @@ def _iteration_folder(path: Path) -> Path | None:
         if said != "release" and not (said.isascii() and said.isdigit() and int(said) > 0):
             raise CheckpointError(f"{tracker}: says {said[:40]!r}, expected an iteration above 0 or 'release'")
         folder = path / said
+        if said != "release" and not folder.is_dir():
+            folder = path / f"iter_{int(said):07d}"
         if not folder.is_dir():
             others = [item.name for item in sorted(path.iterdir()) if item.is_dir()]
             raise CheckpointError(
-                f"{tracker}: names {said}, but there is no folder {folder}; folders here: {', '.join(others) or 'none'}"
+                f"{tracker}: names {said}, but there is no folder {path / said}; folders here: {', '.join(others) or 'none'}"
             )
         return folder
-    return path if any(_RANK_FILE.fullmatch(item.name) for item in path.iterdir()) else None
+    return path if _rank_files(path)[1] else None
+
+
+def _rank_files(folder: Path) -> tuple[str, dict[int, Path]]:
+    """The container and its files by rank; none if there are none."""
+    nested = {
+        int(match[1]): item / _NESTED_FILE
+        for item in folder.iterdir()
+        if (match := _RANK_FOLDER.fullmatch(item.name)) and (item / _NESTED_FILE).is_file()
+    }
+    if nested:
+        return NESTED, nested
+    return "megatron", {int(match[1]): item for item in folder.iterdir() if (match := _RANK_FILE.fullmatch(item.name))}
 
 
 def _megatron(path: Path, folder: Path) -> Weights:
-    found = {int(match[1]): item for item in folder.iterdir() if (match := _RANK_FILE.fullmatch(item.name))}
+    container, found = _rank_files(folder)
     if not found:
-        raise CheckpointError(f"{folder}: holds no {rank_file(0)}; {_listing(folder)}")
-    states = {}
+        wanted = " or ".join(rank_file(0, kind) for kind in ("megatron", NESTED))
+        raise CheckpointError(f"{folder}: holds no {wanted}; {_listing(folder)}")
+    states, tensors = {}, {}
     for rank in sorted(found):
-        states[rank] = state = read_pickle(found[rank])
-        if not isinstance(state, dict) or not isinstance(state.get("module"), dict):
-            keys = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
-            raise CheckpointError(f"{found[rank]}: has no 'module' with the weights; it holds: {keys}")
+        states[rank], tensors[rank] = _parted(found[rank], read_pickle(found[rank]), container)
     first = states[min(states)]
-    claimed = first.get("mp_world_size")
-    count = max([len(found), max(found) + 1, claimed if isinstance(claimed, int) else 1])
+    claimed = _claimed_ranks(first)
+    count = max([len(found), max(found) + 1, claimed or 1])
     for rank in range(count):
         if rank not in found:
-            raise CheckpointError(
-                f"{folder}: rank {rank} of {count} is missing ({rank_file(rank)}); found {_ranks(found)}"
-            )
-    if isinstance(claimed, int) and claimed != count:
+            name, others = rank_file(rank, container), ", ".join(str(found[r].relative_to(folder)) for r in found)
+            raise CheckpointError(f"{folder}: rank {rank} of {count} is missing ({name}); found {others}")
+    if claimed and claimed != count:
         raise CheckpointError(f"{folder}: {count} rank files, but they were written for {claimed} ranks")
     iterations = {rank: _iteration(state) for rank, state in states.items()}
     if len(set(iterations.values())) > 1:
         said = ", ".join(f"rank {rank}: {iteration}" for rank, iteration in iterations.items())
         raise CheckpointError(f"{folder}: the ranks are of different iterations ({said})")
     iteration = iterations[0]
-    if folder != path and folder.name != "release" and iteration is not None and int(folder.name) != iteration:
+    said = folder.name.removeprefix("iter_")
+    if folder != path and said != "release" and iteration is not None and int(said) != iteration:
         raise CheckpointError(
-            f"{folder}: the tracker file says iteration {folder.name}, the weights say {iteration}; "
+            f"{folder}: the tracker file says iteration {int(said)}, the weights say {iteration}; "
             f"give {folder} itself to open it all the same"
         )
-    state = {key: value for key, value in states[0].items() if key != "module"}
-    ranks = [_tensors(found[rank], states[rank]["module"]) for rank in range(count)]
+    ranks = [tensors[rank] for rank in range(count)]
     files = [found[rank] for rank in range(count)]
-    return Weights(path, "megatron", files, ranks, state, iteration, _config(folder) or _config(path))
+    return Weights(path, container, files, ranks, states[0], iteration, _config(folder) or _config(path))
+
+
+def _parted(path: Path, content: Any, container: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a rank's file holds beside its tensors, and its tensors by name."""
+    keys = ["module"] if container == "megatron" else ["model", "language_model"]
+    inner, state = content, dict(content) if isinstance(content, dict) else {}
+    for key in keys:
+        if not isinstance(inner, dict) or not isinstance(inner.get(key), dict):
+            held = ", ".join(map(str, inner)) if isinstance(inner, dict) else type(inner).__name__
+            raise CheckpointError(f"{path}: has no {'.'.join(keys)!r} with the weights; it holds: {held}")
+        inner = inner[key]
+    del state[keys[0]]
+    if len(keys) > 1 and (beside := {k: v for k, v in content[keys[0]].items() if k != keys[1]}):
+        state[keys[0]] = beside
+    return state, _tensors(path, _flat(inner))
+
+
+def _flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, the keys joined by dots; a few levels deep, for a file may hold a dict that holds itself."""
+    result: dict[str, Any] = {}
+    for key, value in nested.items():
+        nests = isinstance(value, dict) and value and prefix.count(".") < 4
+        result |= _flat(value, f"{prefix}{key}.") if nests else {f"{prefix}{key}": value}
+    return result
+
+
+def _claimed_ranks(state: dict[str, Any]) -> int | None:
+    """Over how many ranks the file says that the model is split."""
+    said = [state.get("mp_world_size")] + [getattr(state.get("args"), name, None) for name in RANK_ARGUMENTS]
+    return next((value for value in said if isinstance(value, int)), None)
 
 
 def _iteration(state: dict[str, Any]) -> int | None:
     value = state.get("iteration", state.get("total_iters"))
     return value if isinstance(value, int) else None
-
-
-def _ranks(found: dict[int, Path]) -> str:
-    return ", ".join(found[rank].name for rank in sorted(found))
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
@@ -215,13 +267,18 @@ def _nothing_here(path: Path) -> str:
     inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and _iteration_folder(folder) == folder]
     if inside:
         return f"{path}: has no {TRACKER}; give one of its folders of weights: {', '.join(map(str, inside[:8]))}"
-    if any(path.glob("*.ckpt")):
-        return (
-            f"{path}: holds .ckpt files (MindSpore?), which hanmo does not read; "
-            "look for the converted form of this model (pytorch_model.bin or mp_rank_00_model_states.pt)"
-        )
-    expected = f"model.safetensors, pytorch_model.bin, or {TRACKER} with {rank_file(0)}"
+    if found := sorted(path.glob("*.ckpt*")):
+        return _mindspore(found[0])
+    expected = f"model.safetensors, pytorch_model.bin, or {TRACKER} with {rank_file(0)} or {rank_file(0, NESTED)}"
     return f"{path}: no weights here; {_listing(path)}; expected {expected}"
+
+
+def _mindspore(path: Path) -> str:
+    forms = f"pytorch_model.bin with config.json, or {rank_file(0, NESTED)}"
+    return (
+        f"{path}: a MindSpore checkpoint, which hanmo does not read; take the converted form of this model ({forms}); "
+        "docs/models.md says where they are"
+    )
 
 
 def _listing(folder: Path) -> str:

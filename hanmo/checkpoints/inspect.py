@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hanmo import families
 from hanmo.checkpoints.files import Weights, find_weights
+from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.layout import Original, recognise, some
 from hanmo.checkpoints.opening import (
     check_vocabulary,
@@ -84,9 +85,9 @@ def inspect_model(
         size, config, vocab: as in ``open_model``.
         deep: read every weight too; default: if they are small.
     """
-    path = Path(path)
     report = Report(str(path))
     try:
+        path = local_folder(path)
         weights = find_weights(path)
     except CheckpointError as error:
         report.add("files", "fault", str(error))
@@ -128,7 +129,7 @@ def _describe_files(report: Report, weights: Weights) -> None:
 
 
 def _look_at_ours(report: Report, weights: Weights, family: type[Family]) -> PretrainedConfig:
-    config = family.config_class.from_pretrained(report.path)
+    config = family.config_class.from_pretrained(weights.path)
     report.family, report.layout, report.config = family.name, "hanmo", _plain(config)
     expected, found = expected_shapes(family, config), {k: tuple(v.shape) for k, v in weights.ranks[0].items()}
     report.parameters = sum(torch.Size(shape).numel() for shape in expected.values())

@@ -202,7 +202,7 @@ def all_families() -> list[type[Family]]:
 
 def _layouts(weights: Weights) -> Iterator[tuple[bool, type[Family], Layout, str]]:
     """The layouts that can lie in this container, and whether the names show their signature."""
-    container = "megatron" if weights.container == "megatron" else "bin"
+    container = _layout_container(weights.container)
     names = set(weights.names)
     for family in all_families():
         for layout in family.legacy.LAYOUTS:
@@ -212,8 +212,13 @@ def _layouts(weights: Weights) -> Iterator[tuple[bool, type[Family], Layout, str
                 yield all(prefix + name in names for name in layout.signature), family, layout, prefix
 
 
+def _layout_container(container: str) -> str:
+    """safetensors hold what a bin file may hold."""
+    return "bin" if container == "safetensors" else container
+
+
 def _known(container: str) -> list[str]:
-    wanted = "megatron" if container == "megatron" else "bin"
+    wanted = _layout_container(container)
     pairs = [(family, layout) for family in all_families() for layout in family.legacy.LAYOUTS]
     return [f"{family.name} ({layout.name})" for family, layout in pairs if layout.container == wanted]
 
@@ -243,7 +248,11 @@ def layer_counts(entries: Sequence[Entry], names: set[str]) -> dict[str, int]:
     for entry in entries:
         if entry.over:
             pattern = re.compile(re.escape(entry.theirs).replace(r"\{i\}", r"(\d{1,4})"))
-            found = [int(match[1]) + 1 for name in names if (match := pattern.fullmatch(name))]
+            if entry.only == "last":  # has a name of its own: one more than the numbered ones
+                found = [int(entry.theirs in names)]
+            else:
+                more = 2 if entry.only == "others" else 1
+                found = [int(match[1]) + more for name in names if (match := pattern.fullmatch(name))]
             counts[entry.over] = max([counts.get(entry.over, 0), *found])
     return counts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hanmo.checkpoints.files import TRACKER, Weights, rank_file, read_json
+from hanmo.checkpoints.files import NESTED, RANK_ARGUMENTS, TRACKER, Weights, rank_file, read_json
 from hanmo.checkpoints.layout import Original, split_piece, without_optional
 from hanmo.checkpoints.reading import read_pickle
 from hanmo.errors import CheckpointError, UnsupportedError
@@ -53,8 +54,8 @@ class Origin:
     def of(cls, original: Original) -> Origin:
         weights = original.weights
         known = {original.prefix + name for entry in original.entries for name in (entry.theirs, *entry.copies)}
-        folder = weights.files[0].parent
-        tracked = weights.container == "megatron" and folder != weights.path
+        folder = weights.inside
+        tracked = original.layout.splits and folder != weights.path
         files = [weights.path / name for name in _TRACKERS] if tracked else []
         return cls(
             layout=original.layout.name,
@@ -98,14 +99,15 @@ def _shared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def default_origin(family: type[Family], ranks: int) -> Origin:
     """The form in which a model without an origin goes to the family's original programs."""
-    layouts = [layout for layout in family.legacy.LAYOUTS if ranks == 1 or layout.container == "megatron"]
+    layouts = [layout for layout in family.legacy.LAYOUTS if ranks == 1 or layout.splits]
     if not layouts:
         raise UnsupportedError(f"{family.name} has no original layout for {ranks} tensor-parallel ranks")
     layout = layouts[0]
     prefix = layout.prefixes[0]
-    if layout.container == "bin":
+    if not layout.splits:
         return Origin(layout.name, prefix=prefix)
-    return Origin(layout.name, ranks, prefix, trackers={TRACKER: "1"}, folder="1", state={"iteration": 1})
+    folder = "iter_0000001" if layout.container == NESTED else "1"
+    return Origin(layout.name, ranks, prefix, trackers={TRACKER: "1"}, folder=folder, state={"iteration": 1})
 
 
 def layout_of(family: type[Family], name: str) -> Layout:
@@ -163,15 +165,29 @@ def write_original(
             progress(piece.nbytes)
         return {**tensors, **origin.strangers}
 
-    if layout.container == "bin":
+    if not layout.splits:
         save_pickle(shard(0), folder / "pytorch_model.bin")
         return
-    inside = folder / origin.folder
-    inside.mkdir(exist_ok=True)
     for rank in range(ranks):  # one after the other: only one rank's share is in memory
-        save_pickle({"module": shard(rank), **_state_of_ranks(origin.state, ranks)}, inside / rank_file(rank))
+        path = folder / origin.folder / rank_file(rank, layout.container)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_pickle(_content(layout, shard(rank), _state_of_ranks(origin.state, ranks)), path)
     for name, text in origin.trackers.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def _content(layout: Layout, tensors: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """A rank's file: its tensors where the original's programs look for them, and what lies beside."""
+    if layout.container != NESTED:
+        return {"module": tensors, **state}
+    nested: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        module = next((nest for nest in layout.nests if name.startswith(f"{nest}.")), "")
+        inner = nested
+        for key in module.split(".") if module else ():
+            inner = inner.setdefault(key, {})
+        inner[name.removeprefix(f"{module}.")] = tensor
+    return {**state, "model": {"language_model": nested, **state.get("model", {})}}
 
 
 def _state_of_ranks(state: dict[str, Any], ranks: int) -> dict[str, Any]:
@@ -181,6 +197,9 @@ def _state_of_ranks(state: dict[str, Any], ranks: int) -> dict[str, Any]:
         changed["mp_world_size"] = ranks
     if state.get("mp_world_size", ranks) != ranks and "csr_tensor_module_names" in state:
         changed["csr_tensor_module_names"] = None
+    if "args" in state:
+        said = vars(state["args"])
+        changed["args"] = argparse.Namespace(**{**said, **{name: ranks for name in RANK_ARGUMENTS if name in said}})
     return changed
 
 
@@ -204,6 +223,6 @@ def save_pickle(content: Any, path: Path) -> None:
 def origin_of_folder(weights: Weights, family: type[Family], ranks: int | None) -> Origin:
     """The origin kept in a folder of ours, if it can be written over so many ranks, else the family's usual one."""
     kept = Origin.read(weights.folder)
-    if kept and (ranks in (None, 1) or layout_of(family, kept.layout).container == "megatron"):
+    if kept and (ranks in (None, 1) or layout_of(family, kept.layout).splits):
         return kept
     return default_origin(family, ranks or 1)

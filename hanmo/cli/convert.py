@@ -12,7 +12,7 @@ from hanmo.cli.common import ConfigFile, Dtype, Json, RulesFolder, Size, Vocab, 
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="What to convert: a model folder or an original checkpoint.")],
+    source: Annotated[str, typer.Argument(help="What to convert: a model folder, original checkpoint, or hub id.")],
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
     to: Annotated[
         str,

@@ -26,6 +26,7 @@ class Entry:
         copies: further names under which the original stores the very same tensor.
         optional: the file may lack it; ours is then zero.
         over: attribute of our configuration that counts the layers ``{i}`` runs over; empty for a single tensor.
+        only: of those layers, "last": the last one, whose own name has no ``{i}``; "others": all but the last.
     """
 
     theirs: str
@@ -34,6 +35,7 @@ class Entry:
     copies: tuple[str, ...] = ()
     optional: bool = False
     over: str = ""
+    only: Literal["", "last", "others"] = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Layout:
 
     Attributes:
         container: "megatron" is a folder with a tracker file and mp_rank_XX files whose dict has ``module``;
+            "megatron-lm" one with mp_rank_XX folders whose file has ``model`` and in it ``language_model``;
             "bin" is a folder with config.json and pytorch_model.bin.
+        nests: of "megatron-lm": the modules that are dictionaries of their own inside ``language_model``.
         prefixes: the names may all start with one of these.
         ignored: patterns of names that carry no weights (masks stored as buffers).
         implies: keyword arguments of our configuration that these tensors stand for (a reward model's head).
@@ -52,7 +56,7 @@ class Layout:
     """
 
     name: str
-    container: Literal["megatron", "bin"]
+    container: Literal["megatron", "megatron-lm", "bin"]
     entries: tuple[Entry, ...]
     signature: tuple[str, ...]
     prefixes: tuple[str, ...] = ("",)
@@ -60,6 +64,12 @@ class Layout:
     needs: tuple[str, ...] = ()
     implies: dict[str, Any] = field(default_factory=dict)
     in_half: dict[str, Any] = field(default_factory=dict)
+    nests: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> bool:
+        """Whether the weights may be split over tensor-parallel ranks."""
+        return self.container != "bin"
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,15 @@ def expand(entries: Iterable[Entry], config: Any) -> list[Entry]:
     """The entries with ``{i}`` filled in for every layer that ``config`` counts."""
     result: list[Entry] = []
     for entry in entries:
-        layers = range(getattr(config, entry.over)) if entry.over else (None,)
-        result.extend(_fill(entry, layer) for layer in layers)
+        result.extend(_fill(entry, layer) for layer in _layers(entry, config))
     return result
+
+
+def _layers(entry: Entry, config: Any) -> Iterable[int | None]:
+    if not entry.over:
+        return (None,)
+    layers = range(getattr(config, entry.over))
+    return {"": layers, "last": layers[-1:], "others": layers[:-1]}[entry.only]
 
 
 def _fill(entry: Entry, layer: int | None) -> Entry:

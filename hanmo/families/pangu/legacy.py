@@ -64,7 +64,45 @@ REWARD_BIN = replace(
     implies={"value_head": "linear"},
 )
 
-LAYOUTS = (HF_BIN, REWARD_BIN)
+
+def _megatron(theirs: str, ours: str, cut: int | None, cut_bias: bool = False) -> list[Entry]:
+    """Weight and bias of one module of every block; the query layer is the last, under a name of its own."""
+    blocks = _both(f"transformer.layers.{{i}}.{theirs}", ours, cut, cut_bias)
+    query_layer = _both(f"transformer.topQueryLayer.{theirs}", ours, cut, cut_bias)
+    return [replace(entry, only="others") for entry in blocks] + [replace(entry, only="last") for entry in query_layer]
+
+
+# The Megatron port's training files.
+MEGATRON = Layout(
+    name="pangu-megatron",
+    container="megatron-lm",
+    entries=(
+        Entry("embedding.word_embeddings.weight", ("embed_tokens.weight",), 0),
+        Entry("embedding.position_embeddings.weight", ("embed_positions.weight",)),
+        Entry("topQueryEmbedding.top_query_embeddings.weight", ("embed_queries.weight",)),
+        *_megatron("input_layernorm", "attention_norm", None),
+        *_megatron("attention.query", "attention.q_proj", 0, cut_bias=True),
+        *_megatron("attention.key", "attention.k_proj", 0, cut_bias=True),
+        *_megatron("attention.value", "attention.v_proj", 0, cut_bias=True),
+        *_megatron("attention.dense", "attention.o_proj", 1),
+        *_megatron("post_attention_layernorm", "mlp_norm", None),
+        *_megatron("mlp.dense_h_to_4h", "up_proj", 0, cut_bias=True),
+        *_megatron("mlp.dense_4h_to_h", "down_proj", 1),
+        Entry("transformer.final_layernorm.weight", ("final_norm.weight",)),
+        Entry("transformer.final_layernorm.bias", ("final_norm.bias",)),
+    ),
+    signature=(
+        "topQueryEmbedding.top_query_embeddings.weight",
+        "transformer.topQueryLayer.attention.query.weight",
+    ),
+    nests=(
+        "embedding.word_embeddings",
+        "embedding.position_embeddings",
+        "topQueryEmbedding.top_query_embeddings",
+        "transformer",
+    ),
+)
+LAYOUTS = (HF_BIN, REWARD_BIN, MEGATRON)
 
 _KEYS = [
     "vocab_size",
