@@ -30,7 +30,7 @@ test-slow: env
 	$(TESTENV) $(BIN)/python -m pytest -m "slow and not gpu"
 
 bench: env
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python -m benchmarks.run_all
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,6 +1,6 @@
 """Decoding speed: EVA against transformers' T5, PanGu-α and GLM against GPT-2 and against recomputing, Transformer-XL.
 
-    python benchmarks/decode.py [--quick] [--check]
+    python -m benchmarks.decode [--quick] [--check]
 
 Random weights in the released sizes; two threads. EVA runs with every rule on, the peer without any: the same network as T5
 in transformers' own generate. Figures of the originals were recorded once on a machine of this kind and are orientation only.
@@ -17,11 +17,11 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-import common  # first: it puts the checkout on the path
 import torch
-from common import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, T5ForConditionalGeneration
 
+from benchmarks import common
+from benchmarks.common import Figure
 from hanmo.data.vocabulary import build
 from hanmo.families import load
 from hanmo.families.base import Context, OpenedModel

@@ -1,6 +1,6 @@
 """Run every benchmark and rewrite RESULTS.md: date, machine, versions, and a table of figures.
 
-python benchmarks/run_all.py [NAME …]
+python -m benchmarks.run_all [NAME …]
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def processor() -> str:
 def run(script: Path) -> list[dict[str, object]]:
     """The figures a benchmark prints; what else it prints goes to standard error, as it comes."""
     print(f"{script.stem} …", file=sys.stderr, flush=True)
-    process = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{script.stem}"], stdout=subprocess.PIPE, text=True, cwd=HERE.parent
+    )
     if process.returncode:
         sys.exit(f"{script.name} failed with {process.returncode}")
     lines = process.stdout.splitlines()
