@@ -32,6 +32,7 @@ COMMANDS = (
     ("train", "train", "sft"),
     ("eval", "eval", "dialogue"),
     ("eval", "eval", "perplexity"),
+    ("eval", "eval", "rouge"),
     ("eval", "clue", "clue"),
     ("eval", "clue", "compare"),
     ("eval", "human", "human_prepare"),

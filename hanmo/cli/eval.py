@@ -124,6 +124,28 @@ def perplexity(
     emit(result.as_dict(), as_json, _show_perplexity)
 
 
+def rouge(
+    hypotheses: Annotated[Path, typer.Argument(help="What was said: a text a line.", show_default=False)],
+    references: Annotated[
+        Path,
+        typer.Argument(
+            help="What was expected: a line for each, several texts of it separated by tabs.", show_default=False
+        ),
+    ],
+    words: Annotated[bool, typer.Option("--words", help="Compare jieba's words instead of characters.")] = False,
+    as_json: Json = False,
+) -> None:
+    """BLEU, ROUGE, F1 and Dist-n of texts against references, by characters or words.
+
+    \b
+    Example:
+      hanmo eval rouge replies.txt references.txt
+    """
+    from hanmo.evaluation.texts import measure, read_pairs
+
+    emit(measure(*read_pairs(hypotheses, references), words), as_json, _show_texts)
+
+
 def _read(path: Path, first: int | None, skip_bad: bool, output: Path | None, text: bool = False) -> list[Record]:
     from itertools import islice
 
@@ -211,6 +233,13 @@ def _show_perplexity(result: dict[str, Any]) -> None:
         ("records", f"{result['records']} ({result['cut']} cut, {result['left_out']} left out)"),
     ):
         print(f"{name:<20}{value}")
+
+
+def _show_texts(result: dict[str, Any]) -> None:
+    from hanmo.evaluation.dialogue import title
+
+    print(f"{result['texts']} texts, by {result['tokens']}\n")
+    print_table(["", "value"], [[title(name), f"{value:.4f}"] for name, value in list(result.items())[2:]])
 
 
 def print_table(header: list[str], rows: list[list[Any]]) -> None:

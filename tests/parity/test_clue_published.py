@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from hanmo.errors import HanmoError
 from hanmo.evaluation.clue import cmrc, published
 from hanmo.evaluation.clue.published import Draws, Item
 from hanmo.evaluation.clue.reading import read_split
+from hanmo.evaluation.clue.run import Setup, evaluate
 from hanmo.evaluation.clue.tasks import Example, all_tasks
 from hanmo.families.base import OpenedModel
 from hanmo.families.glm.family import GlmFamily
@@ -44,7 +46,10 @@ VOCABULARY = {"pangu": 40000, "glm": 50048}
 class Formula:
     """The recorded runs had a formula in place of the model: logits of id, token and position."""
 
-    training, device = False, torch.device("cpu")
+    training, device, dtype = False, torch.device("cpu"), torch.float32
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"vocabulary": torch.tensor(self.vocabulary)}
 
     def __init__(self, vocabulary: int):
         self.vocabulary = vocabulary
@@ -264,3 +269,43 @@ def test_cmrc_reads_the_answer_out_of_the_output(model: str, examples: Any, mode
         exact.append(same)
     printed = f"em={sum(exact) / len(exact)}, f1={sum(values) / len(values)}"
     assert [printed] == run["printed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "model"), [pair for pair in SCORES if pair[0] in ("tnews", "afqmc", "cluewsc2020")])
+def test_a_whole_run_prints_the_recorded_accuracy(
+    name: str, model: str, examples: Any, models: dict[str, OpenedModel], tmp_path: Path
+) -> None:
+    """From files and a file of candidates to the accuracy. Scores closer than fp32 can tell may fall either way."""
+    found, case = examples(name), FOUND[name]["scores"][model]
+    draws = recorded_draws(name, found)
+    wrong = None
+    if draws is not None:
+        wrong = tmp_path / "candidates.json"
+        wrong.write_text(json.dumps({name: {"candidates": draws.candidates}}, ensure_ascii=False), encoding="utf-8")
+    setup = Setup(published=True, limit=case["run_max_length"], candidates=wrong)
+    data = Path(found[0].where).parent.parent
+    result = evaluate(models[model], [all_tasks()[name]], data, setup, tmp_path, lambda what: lambda done, total: None)
+    (task,) = result.tasks
+    expected = float(case["printed"].removeprefix("ppl="))
+    unsure = 0
+    size = len(items_of(name, found)[0].candidates)
+    for start in range(0, len(case["original_ppl_float32"]) - size + 1, size):
+        best = sorted(case["original_ppl_float32"][start : start + size])
+        unsure += best[1] - best[0] < 0.2
+    assert abs(task.value - expected) <= unsure / len(task.right["published"])
+    assert "own draw" not in " ".join(task.notes)
+    assert result.about["protocol"] == "published"
+
+
+def test_candidates_that_do_not_fit_are_refused(examples: Any, tmp_path: Path) -> None:
+    found, task, path = examples("tnews"), all_tasks()["tnews"], tmp_path / "candidates.json"
+    for content, message in (
+        ("{", "expected a JSON file"),
+        ("{}", "no lists of candidates for tnews"),
+        (json.dumps({"tnews": {"candidates": []}}), "0 lists of candidates"),
+        (json.dumps({"tnews": {"candidates": [["什么"]] * len(found)}}), "first, then other names of labels"),
+    ):
+        path.write_text(content)
+        with pytest.raises(HanmoError, match=message):
+            published.read_candidates(path, task, found)

@@ -104,9 +104,9 @@ def cache_folder() -> Path:
 
 
 def _limit(opened: OpenedModel, setup: Setup) -> int:
-    positions = getattr(opened.network.config, "max_position_embeddings", None)
     if setup.published:
         return setup.limit or published.MAX_LENGTH
+    positions = getattr(opened.network.config, "max_position_embeddings", None)
     if setup.limit is not None and positions is not None and setup.limit > positions:
         raise ConfigError(f"--limit {setup.limit}: this model has {positions} positions; give at most that")
     return setup.limit or min(LIMIT, positions or LIMIT)
