@@ -48,6 +48,31 @@ def freeze_layers(network: nn.Module, share: float) -> list[str]:
     return frozen
 
 
+def keep_top_layers(network: nn.Module, trained: float) -> list[str]:
+    """Freeze all but the last layers of every stack, as the published reward models and PPO runs did; names of the frozen.
+
+    Args:
+        trained: layers to train: below 1 a share of the stack's, of which whole ones count; less than one trains all.
+    """
+    frozen = []
+    for name, stack in _stacks(network):
+        top = int(trained * len(stack) if trained < 1 else trained)
+        for place in range(len(stack) - top if top else 0):
+            stack[place].requires_grad_(False)
+            frozen.append(f"{name}.{place}")
+    return frozen
+
+
+def switch_dropout_off(network: nn.Module) -> None:
+    """Set every dropout rate of a network to 0, so that it computes the same while it is trained."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def _stacks(network: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     """The lists of layers that are not themselves inside another list."""
     lists = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]

@@ -76,6 +76,7 @@ class GlmFamily(Family):
         context = [token for part in parts if not part.scored for token in part.ids]
         answers = [list(part.ids) for part in parts if part.scored]
         ids, labels = list(context), [IGNORE] * len(context)
+        outline = list(context)  # without the answers' own ids: a policy may say <sop> in the middle of one
         for number, answer in enumerate(answers):
             ends = stop or number + 1 < len(answers)
             fed = [self.config.sop_token_id, *answer]
@@ -84,12 +85,13 @@ class GlmFamily(Family):
                 fed.append(self.config.eop_token_id)
                 labels.append(IGNORE)
             ids += fed
+            outline += [fed[0], *[-1] * (len(fed) - 1)]
         labels_A = torch.tensor(labels)
         return Row(
             inputs={
                 "input_ids": torch.tensor(ids),
                 "attention_mask": torch.ones(len(ids), dtype=torch.long),
-                "position_ids": self._positions(ids),
+                "position_ids": self._positions(outline),
                 "prefix": torch.tensor(len(context)),
             },
             labels=labels_A,

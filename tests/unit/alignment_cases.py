@@ -1,0 +1,33 @@
+"""What the tests of the alignment stages share: a tiny model on disk, prompts, and a reward that anyone can check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hanmo.checkpoints import save_model
+from tests.unit.tiny import tiny
+
+WANTED = "好"  # what a reply is to contain
+QUESTIONS = ("你好吗", "今天天气怎么样", "明天去哪里玩", "火锅怎么样")
+REWARD = "tests.unit.alignment_cases:contains"
+
+
+def contains(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
+    """1 for replies that contain the wanted character."""
+    return [float(WANTED in reply) for reply in replies]
+
+
+def starts(folder: Path, name: str) -> Path:
+    """A tiny model and prompts in a folder; returns the model's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(tiny(name, folder / "vocabulary"), folder / "start")
+    lines = [json.dumps({"prompt": text, "response": ""}, ensure_ascii=False) for text in QUESTIONS]
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "start"
+
+
+def trainer(**settings: Any) -> dict[str, Any]:
+    return {"use_cpu": True, "seed": 1, "lr_scheduler_type": "constant", **settings}
