@@ -48,20 +48,56 @@ def sft(
 
     Example: hanmo train sft models/eva2.0-base data/kdconv runs/kdconv limit=256 trainer.num_train_epochs=5
     """
+    _run("sft", model, data, rest or [], config, preset, dry_run, resume, as_json)
+
+
+def pretrain(
+    model: Model,
+    data: Data,
+    rest: Rest = None,
+    config: File = None,
+    preset: Preset = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Pretrain a model on running text, or EVA on dialogues.
+
+    Data is text, a document a line, or JSON lines {"text": ...}; or a token store. Each family has its own objective:
+    the next token (PanGu, transformers models), streams with memory (Transformer-XL), blank filling (GLM), every reply
+    of a dialogue (EVA).
+
+    Example: hanmo train pretrain init:glm-335m-chinese data/corpus.jsonl runs/glm vocab=cog-pretrain.model
+    """
+    _run("pretrain", model, data, rest or [], config, preset, dry_run, resume, as_json)
+
+
+def _run(
+    name: str, model: str, data: str, rest: list[str], file: Path | None, preset: str | None, dry: bool, resume: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     from hanmo.config import load
-    from hanmo.training import sft as stage
     from hanmo.training.run import main_process
 
-    out = [item for item in rest or () if not _OVERRIDE.match(item)]
+    stage: Any
+    if name == "sft":
+        from hanmo.training import sft as stage
+
+        kind, train = stage.SftConfig, stage.sft
+    else:
+        from hanmo.training import pretrain as stage
+
+        kind, train = stage.PretrainConfig, stage.pretrain
+    out = [item for item in rest if not _OVERRIDE.match(item)]
     if len(out) > 1:
         raise typer.BadParameter(f"one folder for the run, not {', '.join(out)}; settings are key=value")
     given = [f"model={json.dumps(model)}", f"data={json.dumps(data)}", *(f"out={json.dumps(item)}" for item in out)]
-    overrides = [item for item in rest or () if _OVERRIDE.match(item)]
-    settings = load(stage.SftConfig, _preset(model, "sft", preset), config, given + overrides)
-    if dry_run:
+    overrides = [item for item in rest if _OVERRIDE.match(item)]
+    settings = load(kind, _preset(model, name, preset), file, given + overrides)
+    if dry:
         emit(stage.dry_run(settings), as_json, _show_dry_run)
         return
-    outcome = stage.sft(settings, resume)
+    outcome = train(settings, resume)
     if main_process():
         emit(outcome.__dict__, as_json, _show_outcome)
     if outcome.signal is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor
@@ -21,11 +22,43 @@ ROW_IDS = "row_ids"  # a batch's places in its RowDataset, for messages; no inpu
 FILLER = -1  # the place of a row that weighs nothing: it evens out the batches of several processes
 
 
-class RowDataset(Dataset[tuple[int, Row]]):
+class Rows(Dataset[tuple[int, Row]]):
     """Rows of one family, by place. Item i is (i, row): the place travels along for messages.
 
-    Item ``FILLER`` is a row that weighs nothing.
+    Item ``FILLER`` is a row that weighs nothing. Subclasses give ``row``, ``where`` and ``lengths``.
+
+    Attributes:
+        drawn: what is learned of a row is drawn anew in every epoch, whose number is then part of an item:
+            epoch x number of rows + place.
     """
+
+    family: Family
+    drawn = False
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, item: int) -> tuple[int, Row]:
+        if item == FILLER:
+            row = self.row(0)
+            return FILLER, replace(row, weights=torch.zeros_like(row.weights))
+        return item, self.row(item)
+
+    def row(self, item: int) -> Row:
+        raise NotImplementedError
+
+    def where(self, item: int) -> str:
+        """Where a row comes from, for messages."""
+        raise NotImplementedError
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """The ids of every row, all parts together."""
+        raise NotImplementedError
+
+
+class RowDataset(Rows):
+    """Rows kept as the parts they are made of."""
 
     def __init__(self, family: Family):
         self.family = family
@@ -47,11 +80,8 @@ class RowDataset(Dataset[tuple[int, Row]]):
     def __len__(self) -> int:
         return len(self._row_ends)
 
-    def __getitem__(self, place: int) -> tuple[int, Row]:
-        if place == FILLER:
-            row = self[0][1]
-            return FILLER, replace(row, weights=torch.zeros_like(row.weights))
-        return place, self.family.row(self.parts(place))
+    def row(self, item: int) -> Row:
+        return self.family.row(self.parts(item))
 
     def parts(self, place: int) -> list[Part]:
         """The parts that a row is made of."""
@@ -63,13 +93,11 @@ class RowDataset(Dataset[tuple[int, Row]]):
             for start, end, is_scored in zip(starts, ends, scored, strict=True)
         ]
 
-    def where(self, place: int) -> str:
-        """Where a row comes from, for messages."""
-        return self._where[place] or f"row {place}"
+    def where(self, item: int) -> str:
+        return self._where[item] or f"row {item}"
 
     @property
     def lengths(self) -> list[int]:
-        """The ids of every row, all parts together."""
         ends = [self._part_ends[end - 1] for end in self._row_ends]
         return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -109,10 +137,11 @@ class EpochSampler(Sampler[int]):
         seed: of the shuffle; each epoch is shuffled anew.
         group: rows that are processed together; those of similar length come together. 1 does not group.
         multiple: ``FILLER`` is appended until the number of rows is a multiple of this.
+        drawn: see ``Rows.drawn``.
     """
 
-    def __init__(self, lengths: list[int], seed: int, group: int = 1, multiple: int = 1):
-        self.lengths, self.seed, self.group, self.epoch = lengths, seed, group, 0
+    def __init__(self, lengths: Sequence[int], seed: int, group: int = 1, multiple: int = 1, drawn: bool = False):
+        self.lengths, self.seed, self.group, self.drawn, self.epoch = lengths, seed, group, drawn, 0
         self.fillers = -len(lengths) % multiple
 
     def set_epoch(self, epoch: int) -> None:
@@ -127,7 +156,8 @@ class EpochSampler(Sampler[int]):
             order = self._grouped(generator)
         else:
             order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        return iter([*order, *[FILLER] * self.fillers])
+        first = self.epoch * len(self.lengths) if self.drawn else 0
+        return chain((first + place for place in order), repeat(FILLER, self.fillers))
 
     def _grouped(self, generator: torch.Generator) -> list[int]:
         """Groups of rows of similar length: the one with the longest row first, the rest in random order.

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hanmo import config as settings
@@ -29,13 +28,11 @@ from hanmo.checkpoints import open_model
 from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.layout import all_families, recognise
 from hanmo.checkpoints.opening import family_of_folder
-from hanmo.data.rows import RowDataset
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.base import Family, OpenedModel
 from hanmo.report import Page
 from hanmo.training.callbacks import MetricsFile, Progress, StopOnSignal, read_metrics
 from hanmo.training.schedules import Schedule, factor, published_warmup
-from hanmo.training.trainer import RowTrainer
 
 NEW = "init:"  # a model of random weights: init:SIZE
 TRAINER = settings.settings_of(
@@ -241,17 +238,6 @@ def callbacks(folder: Path, show: TrainerCallback | None = None) -> tuple[list[T
 def main_process() -> bool:
     """Whether this is the process of several (started by torchrun) that writes and prints."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def make_trainer(
-    network: Any, args: TrainingArguments, train: RowDataset, valid: RowDataset | None,
-    at: Callable[[int, int], float] | None, extra: list[TrainerCallback],
-) -> RowTrainer:  # fmt: skip
-    """A RowTrainer that prints nothing on standard output."""
-    trainer = RowTrainer(network, args, train, valid, at, extra)
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    return trainer
 
 
 def figures(folder: Path) -> dict[str, float | int | None]:

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
-from hanmo.checkpoints import save_model
-from hanmo.config import dump
-from hanmo.data.rows import RowDataset, make_rows
+from hanmo.data.documents import StreamRows
+from hanmo.data.packing import PackedRows
+from hanmo.data.rows import Rows, make_rows
 from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
 from hanmo.records import Rejects, iter_records
+from hanmo.training import stage
 from hanmo.training.adapt import add_lora, freeze_layers
-from hanmo.training.estimate import estimate
-from hanmo.training.run import (
-    TRAINER,
-    Outcome,
-    arguments,
-    begin,
-    callbacks,
-    data_files,
-    figures,
-    make_trainer,
-    open_for_training,
-    rate_factor,
-    tokenising,
-    trainer_settings,
-    write_report,
-)
+from hanmo.training.run import TRAINER, Outcome, data_files, open_for_training, tokenising, trainer_settings
 from hanmo.training.schedules import Schedule
+from hanmo.training.streams import StreamTrainer
+from hanmo.training.trainer import RowTrainer
 
 
 @dataclass(frozen=True)
@@ -50,6 +38,9 @@ class SftConfig:
         shape: what of the size's configuration is different, for a new model.
         limit: tokens of a row; for encoder-decoders, of the encoder's input. What does not fit is left out and named.
         response_limit: tokens of the decoder's input where that is an axis of its own; ``limit`` if null.
+        packing: let short examples share a row without seeing each other.
+        streams: lay the examples end to end as streams that carry memory, as published for Transformer-XL; ``limit`` is
+            then a segment's length.
         schedule: learning-rate schedule of the originals; null: trainer.lr_scheduler_type.
         published: the schedule as published, which with accumulation does not reach its end.
         skip_bad: pass over bad records instead of stopping; they are named in rejects.jsonl.
@@ -71,6 +62,8 @@ class SftConfig:
     shape: dict[str, Any] = field(default_factory=dict)
     limit: int = 512
     response_limit: int | None = None
+    packing: bool = False
+    streams: bool = False
     schedule: Schedule | None = None
     published: bool = False
     skip_bad: bool = False
@@ -90,6 +83,8 @@ class SftConfig:
         ):
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")
+        if self.packing and self.streams:
+            raise ConfigError("packing and streams: in streams nothing is padding; give one of them")
         if self.freeze and self.lora_rank:
             raise ConfigError("freeze and lora_rank: LoRA already leaves all layers as they are; give one of them")
 
@@ -104,61 +99,16 @@ def sft(config: SftConfig, resume: bool = False, show: TrainerCallback | None = 
         HanmoError: a setting, a file or a record is wrong, or training diverged.
     """
     start = time.monotonic()
-    config, opened, rows, valid, rejects = _prepare(config, bars=show is None)
-    folder = Path(config.out)
-    checkpoint = begin(folder, config, resume)
-    if rejects:
-        rejects.write(folder / "rejects.jsonl")
-    args = arguments(folder, {"eval_on_start": valid is not None and checkpoint is None, **_quiet(config.trainer)})
-    network = _adapted(opened, config)
-    extra, stop = callbacks(folder, show)
-    trainer = make_trainer(network, args, rows, valid, rate_factor(config.schedule, args, config.published), extra)
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        stop.restore()
-    outcome = Outcome(
-        run=str(folder),
-        steps=trainer.state.global_step,
-        rows=len(rows),
-        rejected=len(rejects),
-        seconds=round(time.monotonic() - start, 1),
-        signal=stop.signal,
-        **figures(folder),  # type: ignore[arg-type]
-    )
-    if stop.signal is not None:
-        return outcome
-    if trainer.is_world_process_zero():
-        trained = network.merge_and_unload() if config.lora_rank else network
-        save_model(replace(opened, network=trained), folder / "model")
-        facts = {
-            "model": opened.source,
-            "data": config.data,
-            **{k: v for k, v in asdict(outcome).items() if v is not None},
-        }
-        write_report(folder, "Supervised fine-tuning", opened.source, facts)
-    return replace(outcome, model=str(folder / "model"))
+    config, ready = _prepare(config, bars=show is None)
+    return stage.train(config, ready, resume, show, start)
 
 
 def dry_run(config: SftConfig) -> dict[str, Any]:
     """The resolved settings, what was read, and what a step needs on this machine; nothing is written."""
-    config, opened, rows, valid, rejects = _prepare(config)
-    with TemporaryDirectory() as folder:  # transformers' Trainer makes its folder at once
-        args = arguments(Path(folder), {**_quiet(config.trainer), "report_to": "none"})
-        needs = estimate(make_trainer(_adapted(opened, config), args, rows, valid, None, []))
-    return {
-        "config": dump(config),
-        "model": opened.source,
-        "rows": len(rows),
-        "valid_rows": len(valid) if valid is not None else 0,
-        "rejected": len(rejects),
-        **needs,
-    }
+    return stage.dry_run(*_prepare(config))
 
 
-def _prepare(
-    config: SftConfig, bars: bool = True
-) -> tuple[SftConfig, OpenedModel, RowDataset, RowDataset | None, Rejects]:
+def _prepare(config: SftConfig, bars: bool = True) -> tuple[SftConfig, stage.Prepared]:
     """Everything that can be wrong, before anything is written."""
     train_file, valid_file = data_files(config.data, config.valid)
     config = replace(config, trainer=trainer_settings(config.trainer, valid_file is not None))
@@ -169,16 +119,24 @@ def _prepare(
     rejects = Rejects()
     rows = _rows(train_file, opened, config, rejects, bars)
     valid = _rows(valid_file, opened, config, rejects, bars) if valid_file else None
-    return config, opened, rows, valid, rejects
+    trainer = StreamTrainer if config.streams else RowTrainer
+    title = "Supervised fine-tuning"
+    return config, stage.Prepared(opened, _adapted(opened, config), rows, valid, rejects, trainer, title)
 
 
-def _rows(file: Path, opened: OpenedModel, config: SftConfig, rejects: Rejects, bars: bool) -> RowDataset:
-    records = iter_records(file, rejects if config.skip_bad else None)
-    rows = make_rows(tokenising(records, file.name, bars), opened.family, config.limit, config.response_limit, rejects)
+def _rows(file: Path, opened: OpenedModel, config: SftConfig, rejects: Rejects, bars: bool) -> Rows:
+    records = tokenising(iter_records(file, rejects if config.skip_bad else None), file.name, bars)
+    if config.streams and not opened.family.streams:
+        raise ConfigError(f"streams: {opened.family.name} carries no memory from row to row; streams=false")
+    limits = (sys.maxsize, None) if config.streams else (config.limit, config.response_limit)
+    rows = make_rows(records, opened.family, *limits, rejects)
     if not len(rows):
         reasons = f"; the first: {rejects.errors[0]}" if rejects else ""
         raise ConfigError(f"{file}: nothing to learn from{reasons}")
-    return rows
+    seed = config.trainer.get("seed", 42)
+    if config.streams:
+        return StreamRows(rows, opened.family, config.limit, seed)
+    return PackedRows(rows, config.limit, config.response_limit, seed) if config.packing else rows
 
 
 def _adapted(opened: OpenedModel, config: SftConfig) -> Any:
@@ -189,7 +147,3 @@ def _adapted(opened: OpenedModel, config: SftConfig) -> Any:
         targets = config.lora_targets or opened.family.lora_targets
         network = add_lora(network, targets, config.lora_rank, config.lora_alpha, config.lora_dropout)
     return network
-
-
-def _quiet(trainer: dict[str, Any]) -> dict[str, Any]:
-    return {"disable_tqdm": True, **trainer}

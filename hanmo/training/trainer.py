@@ -18,14 +18,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from hanmo.checkpoints.opening import quiet
-from hanmo.data.rows import FILLER, ROW_IDS, Collator, EpochSampler, RowDataset
+from hanmo.data.rows import FILLER, ROW_IDS, Collator, EpochSampler, Rows
 from hanmo.errors import CheckpointError, DivergedError
 
 DRAFTS = ".saving"  # where a checkpoint grows until it is whole
 
 
 class RowTrainer(Trainer):
-    """Trains a network that gives ``RowOutput`` on a ``RowDataset``.
+    """Trains a network that gives ``RowOutput`` on ``Rows``.
 
     Args:
         factor: the learning rate at an optimizer step as a factor of the peak, (step, steps) -> factor; default:
@@ -36,8 +36,8 @@ class RowTrainer(Trainer):
         self,
         model: nn.Module,
         args: TrainingArguments,
-        train: RowDataset | None = None,
-        valid: RowDataset | None = None,
+        train: Rows | None = None,
+        valid: Rows | None = None,
         factor: Callable[[int, int], float] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
@@ -59,15 +59,15 @@ class RowTrainer(Trainer):
 
     # The order of the data
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args, rows = self.args, train_dataset or self.train_dataset
-        assert isinstance(rows, RowDataset)
+        assert isinstance(rows, Rows)
         grouped = args.train_sampling_strategy == "group_by_length"
         group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size if grouped else 1
         # Several processes take turns; left to accelerate, the last batches would repeat rows to come out even.
         multiple = args.train_batch_size * args.world_size if args.world_size > 1 else 1
         seed = args.seed if args.data_seed is None else args.data_seed
-        return EpochSampler(rows.lengths, seed, group, multiple)
+        return EpochSampler(rows.lengths, seed, group, multiple, rows.drawn)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """By length, so that little is padding: the evaluation loss does not depend on the order."""
@@ -87,7 +87,7 @@ class RowTrainer(Trainer):
         places = inputs.pop(ROW_IDS)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            assert isinstance(self.train_dataset, RowDataset)
+            assert isinstance(self.train_dataset, Rows)
             where = ", ".join(self.train_dataset.where(place) for place in places.tolist() if place != FILLER)
             raise DivergedError(f"{self._diverged(f'the loss is {loss.item()}')}; records of the batch: {where}")
         return loss
@@ -117,12 +117,15 @@ class RowTrainer(Trainer):
         """The loss of one batch; keeps every row's weighted log-likelihood and weight for the whole."""
         inputs = self._prepare_inputs({name: value for name, value in inputs.items() if name != ROW_IDS})
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = model(**inputs)
+            output = self._evaluated_output(model, inputs)
         weights_BA = inputs["weights"]
         sums_B2 = torch.stack([-(weights_BA * output.logprob).sum(1), weights_BA.sum(1)], dim=1)
         # Leaves out the rows that other processes got twice to fill up the last batch.
         self._evaluated.append(self.accelerator.gather_for_metrics(sums_B2).double().cpu())
         return output.loss.detach(), None, None
+
+    def _evaluated_output(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
+        return model(**inputs)
 
     def evaluation_loop(
         self,

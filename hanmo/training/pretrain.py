@@ -1,0 +1,150 @@
+"""Pretraining: a family's own objective on running text, or on every reply of dialogues."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, set_seed
+
+from hanmo.data.documents import Documents, Pieces, StoreDocuments, StreamRows, read_documents
+from hanmo.data.packing import PackedRows
+from hanmo.data.rows import Rows
+from hanmo.data.store import ABOUT, Store
+from hanmo.errors import ConfigError, unknown
+from hanmo.families.base import Family, OpenedModel
+from hanmo.records import Plain, Rejects, iter_records
+from hanmo.training import stage
+from hanmo.training.run import TRAINER, Outcome, data_files, open_for_training, tokenising, trainer_settings
+from hanmo.training.schedules import Schedule
+from hanmo.training.streams import StreamTrainer
+from hanmo.training.trainer import RowTrainer
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of pretraining.
+
+    Attributes:
+        model: ``init:SIZE`` for random weights in a released size's shape, or a model to go on with.
+        data: a folder with train.* and, if there is one, valid.* or dev.*; the training file; or a token store.
+        out: the run's folder.
+        valid: the validation file or store, where it is not in the data folder.
+        size, original_config, vocab: of an original checkpoint, where its files do not say; ``vocab`` also of a new model.
+        shape: what of the size's configuration is different, for a new model.
+        limit: tokens of a row; of a segment, for networks with memory; of the encoder's input, for encoder-decoders.
+        response_limit: tokens of the decoder's input where that is an axis of its own; ``limit`` if null.
+        plain: what a line of a plain file is.
+        packing: let short documents share a row without seeing each other; null: where the network can.
+        objectives: how often each of the family's objectives is drawn, where it has several; all that are not named are 0.
+        schedule: learning-rate schedule of the originals; null: trainer.lr_scheduler_type.
+        published: the schedule as published, which with accumulation does not reach its end.
+        skip_bad: pass over bad records instead of stopping; they are named in rejects.jsonl.
+        trainer: every setting of transformers.TrainingArguments.
+    """
+
+    model: str
+    data: str
+    out: str = "runs/pretrain"
+    valid: str | None = None
+    size: str | None = None
+    original_config: str | None = None
+    vocab: str | None = None
+    shape: dict[str, Any] = field(default_factory=dict)
+    limit: int = 512
+    response_limit: int | None = None
+    plain: Plain = "text"
+    packing: bool | None = None
+    objectives: dict[str, float] = field(default_factory=dict)
+    schedule: Schedule | None = None
+    published: bool = False
+    skip_bad: bool = False
+    trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("limit", self.limit >= 2, "at least 2"),
+            ("response_limit", self.response_limit is None or self.response_limit >= 2, "at least 2"),
+            ("objectives", all(share >= 0 for share in self.objectives.values()), "shares of 0 or more"),
+        ):
+            if not good:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")
+
+
+def pretrain(config: PretrainConfig, resume: bool = False, show: TrainerCallback | None = None) -> Outcome:
+    """Pretrain a model; the run's folder is described in ``training/run.py``.
+
+    Args:
+        show: shows the progress, in place of bars on standard error.
+
+    Raises:
+        HanmoError: a setting, a file or a record is wrong, or training diverged.
+    """
+    start = time.monotonic()
+    config, ready = _prepare(config, bars=show is None)
+    return stage.train(config, ready, resume, show, start)
+
+
+def dry_run(config: PretrainConfig) -> dict[str, Any]:
+    """The resolved settings, what was read, and what a step needs on this machine; nothing is written."""
+    return stage.dry_run(*_prepare(config))
+
+
+def _prepare(config: PretrainConfig, bars: bool = True) -> tuple[PretrainConfig, stage.Prepared]:
+    """Everything that can be wrong, before anything is written."""
+    if (Path(config.data) / ABOUT).is_file():
+        train_file, valid_file = Path(config.data), Path(config.valid) if config.valid else None
+    else:
+        train_file, valid_file = data_files(config.data, config.valid)
+    seed = config.trainer.get("seed", 42)
+    config = replace(config, trainer=trainer_settings(config.trainer, valid_file is not None))
+    set_seed(seed)
+    opened = open_for_training(config.model, config.size, config.original_config, config.vocab, None, config.shape)
+    _check_objectives(config, opened.family)
+    rejects = Rejects()
+    rows = _rows(train_file, opened, config, seed, rejects, bars)
+    valid = _rows(valid_file, opened, config, seed, rejects, bars) if valid_file else None
+    if valid is not None and type(valid) is not type(rows):
+        raise ConfigError(f"{valid_file}: not the kind of data that {train_file} holds")
+    trainer = StreamTrainer if isinstance(rows, StreamRows) else RowTrainer
+    return config, stage.Prepared(opened, opened.network, rows, valid, rejects, trainer, "Pretraining")
+
+
+def _check_objectives(config: PretrainConfig, family: Family) -> None:
+    for name in config.objectives:
+        if not family.objectives:
+            raise ConfigError(f"objectives: {family.name} has a single one; leave them out")
+        if name not in family.objectives:
+            raise ConfigError(unknown("objective", name, family.objectives))
+    if config.objectives and not sum(config.objectives.values()):
+        raise ConfigError("objectives: all shares are 0")
+
+
+def _rows(path: Path, opened: OpenedModel, config: PretrainConfig, seed: int, rejects: Rejects, bars: bool) -> Rows:
+    family = opened.family
+    documents: Documents
+    if (path / ABOUT).is_file():
+        documents = StoreDocuments(Store(path, opened.tokenizer), family)
+    else:
+        records = tokenising(iter_records(path, rejects if config.skip_bad else None, config.plain), path.name, bars)
+        rows, running = read_documents(records, family, config.limit, config.response_limit, rejects)
+        if not running and len(rows):
+            return _packed(rows, config, seed)
+        documents = rows
+    if not len(documents.lengths):
+        reasons = f"; the first: {rejects.errors[0]}" if rejects else ""
+        raise ConfigError(f"{path}: nothing to learn from{reasons}")
+    if family.streams:
+        if config.packing:
+            raise ConfigError(f"packing: {family.name} is pretrained on streams, in which nothing is padding")
+        return StreamRows(documents, family, config.limit, seed)
+    pieces = Pieces(documents, family, config.limit, config.objectives or family.objectives, seed)
+    pieces.row(max(range(len(pieces)), key=pieces.lengths.__getitem__))  # what a family cannot do shows now
+    return _packed(pieces, config, seed)
+
+
+def _packed(rows: Rows, config: PretrainConfig, seed: int) -> Rows:
+    packing = rows.family.packs if config.packing is None else config.packing
+    return PackedRows(rows, config.limit, config.response_limit, seed) if packing else rows

@@ -1,0 +1,63 @@
+"""Training on streams: the memory of one batch is given to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hanmo.data.documents import StreamSampler
+from hanmo.training.trainer import RowTrainer
+
+Memory = tuple[Tensor, ...]
+
+
+class StreamTrainer(RowTrainer):
+    """Trains a network with memory on ``StreamRows``: place p of every batch is the next segment of stream p.
+
+    Memory is carried from batch to batch, over the batches of an accumulated step and from epoch to epoch too; each
+    process keeps that of its own places, saves it in checkpoints and goes on with it when resumed. Every evaluation
+    starts without memory and has its own.
+    """
+
+    _memory: Memory = ()
+    _memory_of_evaluation: Memory = ()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StreamSampler:
+        rows: Any = train_dataset or self.train_dataset
+        return StreamSampler(len(rows), self.args.train_batch_size * self.args.world_size)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> StreamSampler:
+        batch = min(self.args.eval_batch_size * self.args.world_size, len(eval_dataset))
+        return StreamSampler(len(eval_dataset), batch, once=True)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, output = super().compute_loss(model, {**inputs, "memory": self._memory}, True, num_items_in_batch)
+        self._memory = output.memory
+        return (loss, output) if return_outputs else loss
+
+    def _evaluated_output(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
+        output = model(**inputs, memory=self._memory_of_evaluation)
+        self._memory_of_evaluation = output.memory
+        return output
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._memory_of_evaluation = ()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _memory_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"memory_{self.args.process_index}.pt"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        torch.save([tensor.cpu() for tensor in self._memory], self._memory_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            kept = torch.load(self._memory_file(checkpoint), map_location=self.args.device, weights_only=True)
+            self._memory = tuple(kept)

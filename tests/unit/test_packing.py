@@ -1,0 +1,93 @@
+"""Packed rows: every example is scored as it is alone, and so are the gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hanmo.data.packing import PackedRows, fill_bins
+from hanmo.data.rows import RowDataset, make_rows
+from hanmo.errors import UnsupportedError
+from hanmo.families.base import OpenedModel, collate
+from hanmo.records import PromptResponse, Rejects
+from tests.unit.tiny import NAMES, SENTENCES, tiny
+
+PACKING = ("eva", "pangu", "transformer_xl")
+sizes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), max_size=80)
+
+
+@given(sizes)
+def test_bins_hold_everything_once_and_never_too_much(sizes: list[tuple[int, int]]) -> None:
+    bins = fill_bins(sizes, range(len(sizes)), (10, 11))
+    assert sorted(place for places in bins for place in places) == list(range(len(sizes)))
+    for places in bins:
+        if len(places) > 1:
+            assert sum(sizes[place][0] for place in places) <= 10
+            assert sum(sizes[place][1] for place in places) <= 11
+
+
+def test_bins_are_filled() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(1, 50, (2000,), generator=generator).tolist()
+    bins = fill_bins([(size, size) for size in drawn], range(2000), (100, 100))
+    assert sum(drawn) / (100 * len(bins)) > 0.97
+
+
+def examples(opened: OpenedModel) -> RowDataset:
+    records = [PromptResponse(text[:5], text[5 : 7 + 2 * place]) for place, text in enumerate(SENTENCES)]
+    return make_rows(records, opened.family, 64, None, Rejects())
+
+
+def outcome(opened: OpenedModel, rows: list[Any]) -> tuple[float, dict[str, torch.Tensor], torch.Tensor]:
+    """Loss, gradients, and the log-probabilities of the scored tokens in order."""
+    batch = collate(rows, opened.family.padding)
+    opened.network.zero_grad()
+    output = opened.network(**batch)
+    output.loss.backward()
+    gradients = {n: p.grad.clone() for n, p in opened.network.named_parameters() if p.grad is not None}
+    return output.loss.item(), gradients, output.logprob[batch["labels"] != -100]
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_packed_rows_are_scored_as_they_are_alone(name: str, tmp_path: Path) -> None:
+    opened = tiny(name, tmp_path)
+    rows = [examples(opened).row(place) for place in range(len(SENTENCES))]
+    alone = outcome(opened, rows)
+    packed = outcome(opened, [opened.family.pack(rows[:3]), opened.family.pack(rows[3:])])  # the second is filled up
+    torch.testing.assert_close(packed[2], alone[2], atol=1e-5, rtol=1e-5)
+    assert packed[0] == pytest.approx(alone[0], rel=1e-5)
+    assert packed[1].keys() == alone[1].keys()
+    for parameter, gradient in alone[1].items():
+        torch.testing.assert_close(packed[1][parameter], gradient, atol=1e-5, rtol=1e-4, msg=parameter)
+    # Without the marks of the examples they would see each other.
+    blind = opened.family.pack(rows[:3])
+    for mask in ("attention_mask", "decoder_attention_mask", "reach"):
+        if mask in blind.inputs:
+            mixed = torch.arange(len(blind.labels)) if mask == "reach" else torch.ones_like(blind.inputs[mask])
+            blind.inputs[mask] = mixed
+    assert (outcome(opened, [blind])[2] - alone[2][: len(outcome(opened, [blind])[2])]).abs().max() > 1e-3
+
+
+def test_a_data_set_of_packed_rows(tmp_path: Path) -> None:
+    opened = tiny("pangu", tmp_path)
+    rows = examples(opened)
+    packed = PackedRows(rows, 64, seed=1)
+    assert len(packed) < len(rows)
+    assert sum(packed.lengths) == sum(rows.lengths)
+    assert all(len(packed.row(place).labels) == length for place, length in enumerate(packed.lengths))
+    assert sorted(name for place in range(len(packed)) for name in packed.where(place).split(", ")) == [
+        f"row {place}" for place in range(len(rows))
+    ]
+    assert PackedRows(rows, 64, seed=1).bins == packed.bins
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in PACKING])
+def test_families_that_cannot_pack_say_so(name: str, tmp_path: Path) -> None:
+    opened = tiny(name, tmp_path)
+    with pytest.raises(UnsupportedError, match="packing=false"):
+        PackedRows(examples(opened), 64)
