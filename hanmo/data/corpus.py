@@ -14,7 +14,7 @@ from itertools import accumulate
 from random import Random
 
 from hanmo.data.corpus_grammar import TEMPLATES
-from hanmo.data.corpus_template import HELD_OUT, Exchange, Template
+from hanmo.data.corpus_template import HELD_OUT, Exchange, Template, without_marks
 from hanmo.errors import UnsupportedError
 from hanmo.records import Dialogue
 
@@ -39,10 +39,16 @@ def build(size: int, seed: int = 0, per_topic: int = 24, repeats: int = 4) -> Co
         per_topic: held-out dialogues of each topic (fewer where a topic has fewer).
     """
     rng = Random(f"train {seed}")
-    collected = collected_dialogues()
+    held_out = _held_out(Random(f"held out {seed}"), per_topic)
+    apart = {_last_exchange(dialogue) for dialogues in held_out.values() for dialogue in dialogues}
+    collected = [dialogue for dialogue in collected_dialogues() if _last_exchange(dialogue) not in apart]
     train = [_in_conversation(rng) for _ in range(size)] + collected * repeats
     rng.shuffle(train)
-    return Corpus(train, _held_out(Random(f"held out {seed}"), per_topic), collected)
+    return Corpus(train, held_out, collected)
+
+
+def _last_exchange(dialogue: Dialogue) -> str:
+    return without_marks("|".join(dialogue.turns[-2:]))
 
 
 def _training_exchange(rng: Random) -> Exchange:
