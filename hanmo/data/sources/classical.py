@@ -82,23 +82,29 @@ def classical(place: Path, reading: Reading) -> Iterator[Item]:
     Wrong answers: two sentences of the wanted side from the same file (0) and one from each of two other files (-1).
     All sentences are held in memory.
     """
-    found = [(path, *pair) for path in files(place, "*.txt*") for pair in _bitext(path, reading)]
+    found = [
+        (path, *_directed(old, new, reading.seed), where)
+        for path in files(place, "*.txt*")
+        for old, new, where in _bitext(path, reading)
+    ]
     pools: Pools[tuple[str, str], Path] = Pools()  # by split and side, and by file
-    for path, old, new, _ in found:
-        split = reading.shares.split(old)
-        pools.add((split, CLASSICAL), path, old)
-        pools.add((split, MODERN), path, new)
-    for path, old, new, where in found:
-        split, rng = reading.shares.split(old), Random(f"{reading.seed}:{old}")
-        sides = [(CLASSICAL, old), (MODERN, new)]
-        if rng.random() < 0.5:
-            sides.reverse()
-        (given, prompt), (wanted, answer) = sides
-        near = pools.draw(rng, (split, wanted), path, 2, {answer})
-        far = pools.draw_others(rng, (split, wanted), path, 2, {answer, *near})
+    for path, (given, prompt), (wanted, answer), _ in found:
+        split = reading.shares.split(prompt)
+        pools.add((split, given), path, prompt)
+        pools.add((split, wanted), path, answer)
+    for path, (given, prompt), (wanted, answer), where in found:
+        realm, rng = (reading.shares.split(prompt), wanted), Random(f"{reading.seed}:{prompt}:{answer}")
+        near = pools.draw(rng, realm, path, 2, {answer})
+        far = pools.draw_others(rng, realm, path, 2, {answer, *near})
         answers = ((answer, 1.0), *((text, 0.0) for text in near), *((text, -1.0) for text in far))
         asked = reading.prompt(f"{given}{prompt}", opening=wanted)
-        yield Item(ScoredAnswers(asked, answers, "" if reading.sep else wanted, where=where), old)
+        yield Item(ScoredAnswers(asked, answers, "" if reading.sep else wanted, where=where), prompt)
+
+
+def _directed(old: str, new: str, seed: int) -> tuple[tuple[str, str], tuple[str, str]]:
+    """What is given and what is wanted, each with its side; the classical sentence decides, so that it always is one."""
+    sides = (CLASSICAL, old), (MODERN, new)
+    return sides if Random(f"{seed}:{old}").random() < 0.5 else (sides[1], sides[0])
 
 
 def _bitext(path: Path, reading: Reading) -> Iterator[tuple[str, str, str]]:
