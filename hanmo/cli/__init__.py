@@ -30,6 +30,11 @@ COMMANDS = (
     ("", "inspect", "inspect"),
     ("train", "train", "pretrain"),
     ("train", "train", "sft"),
+    ("train", "align", "reward"),
+    ("train", "align", "dpo"),
+    ("train", "align", "grpo"),
+    ("train", "align", "ppo"),
+    ("reward", "reward", "score"),
     ("eval", "eval", "dialogue"),
     ("eval", "eval", "perplexity"),
     ("eval", "eval", "rouge"),
@@ -47,6 +52,7 @@ COMMANDS = (
 )
 GROUPS = {
     "train": "Train a model.",
+    "reward": "Use a reward model.",
     "eval": "Measure a model.",
     "data": "Make and look at data.",
 }

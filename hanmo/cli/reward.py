@@ -1,0 +1,48 @@
+"""hanmo reward: use a reward model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hanmo.cli.common import Device, Dtype, Model
+
+Limit = Annotated[int, typer.Option(help="Tokens of a row.")]
+Batch = Annotated[int, typer.Option(help="Answers scored at a time.")]
+Out = Annotated[Path | None, typer.Option(help="File for the results; default: standard output.")]
+
+
+def score(
+    model: Model,
+    file: Annotated[Path, typer.Argument(help="Records with responses, or with several answers.", show_default=False)],
+    out: Out = None,
+    limit: Limit = 512,
+    batch_size: Batch = 8,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Score every answer of a file: one JSON object a line with the answer, its reward, and where it came from.
+
+    An answer that does not fit has the reward null.
+
+    Example: hanmo reward score runs/reward/model data/replies.jsonl --out scores.jsonl
+    """
+    from hanmo.checkpoints import open_model
+    from hanmo.files import write_text
+    from hanmo.records import Dialogue, iter_records
+    from hanmo.training.reward_scores import score_records, with_answers
+
+    opened = open_model(model, dtype=dtype, device=device)
+    answers = [answer for record in iter_records(file) for answer in with_answers(record)]
+    lines = []
+    for answer, reward in zip(answers, score_records(opened, answers, limit, None, batch_size), strict=True):
+        text = answer.turns[-1] if isinstance(answer, Dialogue) else answer.response
+        lines.append(json.dumps({"answer": text, "reward": reward, "where": answer.where}, ensure_ascii=False) + "\n")
+    if out is None:
+        sys.stdout.write("".join(lines))
+    else:
+        write_text(out, "".join(lines))
