@@ -91,6 +91,7 @@ def test_iteration_from_any_position(place: TokenizerPlace, source: Path, tmp_pa
         store.document(len(store))
 
 
+@pytest.mark.slow
 def test_one_worker_two_workers_and_an_interruption_write_the_same(
     place: TokenizerPlace, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
