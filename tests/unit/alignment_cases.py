@@ -10,14 +10,14 @@ from typing import Any
 from hanmo.checkpoints import save_model
 from tests.unit.tiny import tiny
 
-WANTED = "好"  # what a reply is to contain
+WANTED = "好天吃"  # a reply is to contain one of these
 QUESTIONS = ("你好吗", "今天天气怎么样", "明天去哪里玩", "火锅怎么样")
 REWARD = "tests.unit.alignment_cases:contains"
 
 
 def contains(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
-    """1 for replies that contain the wanted character."""
-    return [float(WANTED in reply) for reply in replies]
+    """1 for replies that contain a wanted character."""
+    return [float(any(character in reply for character in WANTED)) for reply in replies]
 
 
 def starts(folder: Path, name: str) -> Path:

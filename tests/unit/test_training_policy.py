@@ -1,0 +1,222 @@
+"""Rollouts, the reference and rounds: what each promises, on small models of every family."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+import torch
+
+from hanmo.checkpoints import open_model
+from hanmo.errors import ConfigError
+from hanmo.families.base import Context, collate
+from hanmo.families.heads import attach_value_head
+from hanmo.generation.decode import Generation
+from hanmo.generation.settings import Settings
+from hanmo.records import Dialogue, PromptResponse, ScoredAnswers
+from hanmo.training.adapt import switch_dropout_off
+from hanmo.training.callbacks import read_metrics
+from hanmo.training.grpo import GrpoConfig, grpo
+from hanmo.training.ppo import PpoConfig, ppo
+from hanmo.training.reward_scores import score_rows
+from hanmo.training.rollout import OwnEngine, Reference, load_reward, prompt_order, question, scored
+from tests.unit.alignment_cases import REWARD, starts, trainer
+from tests.unit.tiny import NAMES, tiny
+
+
+def small(config: Any, folder: Path, **settings: Any) -> Any:
+    given = {
+        "model": str(folder / "start"),
+        "data": str(folder / "prompts.jsonl"),
+        "out": str(folder / "run"),
+        "rewards": (REWARD,),
+        "rounds": 2,
+        "samples": 16,
+        "limit": 32,
+        "generation": {"max_new_tokens": 4},
+        "trainer": trainer(per_device_train_batch_size=8, learning_rate=1e-3),
+    }
+    return config(**{**given, **settings})
+
+
+def test_prompts_come_round() -> None:
+    first, second = prompt_order(5, 5, 0, 7), prompt_order(5, 5, 5, 7)
+    assert sorted(first) == sorted(second) == [0, 1, 2, 3, 4]
+    assert prompt_order(5, 7, 3, 7) == [*first[3:], *second]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rollouts_carry_the_policys_own_logprobs(name: str, tmp_path: Path) -> None:
+    """What generation says about its tokens is what the rows of the same ids give, stop token included."""
+    opened = tiny(name, tmp_path)
+    asked = [question(PromptResponse(text, ""), opened, 32) for text in ("你好吗", "明天去哪里玩", "谢谢")]
+    others = opened.family.prompt(asked[0].context.ids).stop_ids[1:]
+    settings = Settings(max_new_tokens=12, seed=3, top_p=0.9, banned_ids=others)
+    replies = OwnEngine(opened, 2)([one.context for one in asked], settings)
+    from hanmo.training.rollout import Sample
+
+    samples = [Sample(one.record, one.context, reply, one.text, "") for one, reply in zip(asked, replies, strict=True)]
+    rows = [opened.family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
+    batch = collate(rows, opened.family.padding)
+    with torch.no_grad():
+        logprobs = scored(opened.network(**batch).logprob, batch["labels"])
+    for sample, found in zip(samples, logprobs, strict=True):
+        torch.testing.assert_close(found, torch.tensor(sample.generation.logprobs), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dropout_off_is_off(name: str, tmp_path: Path) -> None:
+    opened = tiny(name, tmp_path)
+    (parts,) = opened.family.parts(PromptResponse("你好吗", "我很好"), 32)
+    batch = collate([opened.family.row(parts)], opened.family.padding)
+    network = opened.network
+    switch_dropout_off(network)
+    with torch.no_grad():
+        still = network(**batch).logprob
+        moving = network.train()(**batch).logprob
+    network.eval()
+    assert torch.equal(still, moving)
+
+
+@pytest.mark.parametrize("kind", ["swap", "copy"])
+def test_the_reference_stays_where_the_policy_was(kind: Any, tmp_path: Path) -> None:
+    opened = tiny("pangu", tmp_path)
+    network = opened.network
+    network.layers[0].requires_grad_(False)
+    (parts,) = opened.family.parts(PromptResponse("你好吗", "我很好"), 32)
+    batch = collate([opened.family.row(parts)], opened.family.padding)
+    with torch.no_grad():
+        before = network(**batch).logprob
+        reference = Reference(network, kind)
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        after = network(**batch).logprob
+        for _ in range(2):
+            with reference.asked() as asked:
+                assert torch.equal(asked(**batch).logprob, before)
+            assert torch.equal(network(**batch).logprob, after)
+    assert not torch.allclose(before, after)
+    if kind == "swap":
+        assert not any(name.startswith("layers.0.") for name in reference._kept)
+
+
+def test_questions() -> None:
+    class Opened:
+        class family:  # noqa: N801
+            @staticmethod
+            def context(record: Any, limit: int) -> Context:
+                return Context((1,), (1,))
+
+    opened: Any = Opened
+    assert question(Dialogue(("甲", "乙", "丙", "丁")), opened, 8).record == Dialogue(("甲", "乙", "丙"))
+    assert question(Dialogue(("甲",)), opened, 8).record == Dialogue(("甲",))
+    answers = ScoredAnswers("问", (("好", 1.0), ("坏", 0.0)), "答：")
+    assert question(answers, opened, 8).record == PromptResponse("问", "", "答：")
+
+
+def test_rewards_that_are_none(tmp_path: Path) -> None:
+    opened = tiny("eva", tmp_path)
+    with pytest.raises(ConfigError, match="must name a function"):
+        load_reward("tests.unit.alignment_cases:nothing", opened, 32, None, 8)
+    folder = starts(tmp_path / "plain", "eva")
+    with pytest.raises(ConfigError, match="has no value head"):
+        load_reward(str(folder), opened, 32, None, 8)
+    with pytest.raises(ConfigError, match="multiple of the 16 replies"):
+        grpo(small(GrpoConfig, tmp_path / "plain", samples=24, trainer=trainer(per_device_train_batch_size=16)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reward_does_not_hang_on_the_batch(name: str, tmp_path: Path) -> None:
+    import copy
+    from dataclasses import replace
+
+    opened = tiny(name, tmp_path)
+    opened = replace(opened, network=copy.deepcopy(opened.network))
+    attach_value_head(opened.network, "linear")
+    texts = [("你好吗", "我很好"), ("明天去哪里玩", "我们去吃火锅。"), ("谢谢", "再见")]
+    rows = [opened.family.parts(PromptResponse(*text), 48)[0] for text in texts]
+    finished = [True, False, True]
+    together = score_rows(opened, rows, finished, 3)
+    alone = [score_rows(opened, [row], [end], 1)[0] for row, end in zip(rows, finished, strict=True)]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert len(set(together)) == 3
+
+
+class Server(BaseHTTPRequestHandler):
+    """A stand-in for an inference server: ids in, ids out."""
+
+    engine: Any = None
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        contexts = [Context(tuple(ids), tuple(ids)) for ids in asked["contexts"]]
+        replies = type(self).engine(contexts, Settings(**asked["settings"]))
+        body = json.dumps([{"ids": one.ids, "finished": one.finished} for one in replies]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+class HttpEngine:
+    """An engine that knows ids alone: log-probabilities are computed here."""
+
+    exact = False
+
+    def __init__(self, address: str):
+        self.address, self.calls = address, 0
+
+    def __call__(self, contexts: Sequence[Context], settings: Settings) -> list[Generation]:
+        self.calls += 1
+        chosen = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed, "banned_ids": settings.banned_ids}
+        asked = json.dumps({"contexts": [one.ids for one in contexts], "settings": chosen}).encode()
+        with urlopen(Request(self.address, asked), timeout=60) as answer:
+            return [Generation(tuple(one["ids"]), (), 0.0, one["finished"]) for one in json.load(answer)]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    Server.engine = OwnEngine(open_model(starts(tmp_path, "pangu"), device="cpu"), 16)
+    running = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}/"
+    running.shutdown()
+
+
+def test_an_inference_server_can_make_the_replies(server: str, tmp_path: Path) -> None:
+    engine = HttpEngine(server)
+    outcome = grpo(small(GrpoConfig, tmp_path, rounds=1), engine=engine)
+    assert (engine.calls, outcome.steps) == (1, 2)
+    by_http = next(entry for entry in read_metrics(tmp_path / "run" / "metrics.jsonl") if "reward" in entry)
+    grpo(small(GrpoConfig, tmp_path, rounds=1, out=str(tmp_path / "own")))
+    own = next(entry for entry in read_metrics(tmp_path / "own" / "metrics.jsonl") if "reward" in entry)
+    for name in ("reward", "entropy", "kl_k1", "length"):
+        assert by_http[name] == pytest.approx(own[name], abs=1e-4)
+
+
+@pytest.mark.parametrize(("config", "train"), [(PpoConfig, ppo), (GrpoConfig, grpo)])
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(config: Any, train: Any, tmp_path: Path) -> None:
+    """Policy, critic, optimizer, KL controller, reward scale and prompts go on where the checkpoint stood."""
+    starts(tmp_path, "pangu")
+    further = {"kl_target": 1.0, "scale_reward": "running"} if config is PpoConfig else {}
+    whole = small(config, tmp_path, rounds=3, save_rounds=1, out=str(tmp_path / "whole"), **further)
+    train(whole)
+    again = tmp_path / "again"
+    again.mkdir()
+    (tmp_path / "whole" / "checkpoints" / "checkpoint-2").rename(again / "kept")
+    (again / "checkpoints").mkdir()
+    (again / "kept").rename(again / "checkpoints" / "checkpoint-2")
+    train(small(config, tmp_path, rounds=3, save_rounds=1, out=str(again), **further), resume=True)
+    one, other = (open_model(tmp_path / run / "model", device="cpu").network for run in ("whole", "again"))
+    for (name, ours), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
