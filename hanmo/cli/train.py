@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +29,11 @@ Preset = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the settings and what a step needs on this machine, and stop.")
 ]
+Processes = Annotated[int, typer.Option("--nproc", help="Processes on this machine, e.g. one for each GPU.", min=1)]
+Hosts = Annotated[
+    Path | None,
+    typer.Option("--hostfile", help="Print the command for each machine of a DeepSpeed hostfile, and stop."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 
 
@@ -38,6 +45,8 @@ def sft(
     preset: Preset = None,
     dry_run: DryRun = False,
     resume: Resume = False,
+    nproc: Processes = 1,
+    hostfile: Hosts = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model on dialogues, or on prompts and responses.
@@ -48,6 +57,8 @@ def sft(
 
     Example: hanmo train sft models/eva2.0-base data/kdconv runs/kdconv limit=256 trainer.num_train_epochs=5
     """
+    if _several(nproc, hostfile):
+        return
     _run("sft", model, data, rest or [], config, preset, dry_run, resume, as_json)
 
 
@@ -59,6 +70,8 @@ def pretrain(
     preset: Preset = None,
     dry_run: DryRun = False,
     resume: Resume = False,
+    nproc: Processes = 1,
+    hostfile: Hosts = None,
     as_json: Json = False,
 ) -> None:
     """Pretrain a model on running text, or EVA on dialogues.
@@ -69,7 +82,39 @@ def pretrain(
 
     Example: hanmo train pretrain init:glm-335m-chinese data/corpus.jsonl runs/glm vocab=cog-pretrain.model
     """
+    if _several(nproc, hostfile):
+        return
     _run("pretrain", model, data, rest or [], config, preset, dry_run, resume, as_json)
+
+
+def _several(processes: int, hostfile: Path | None) -> bool:
+    """Start this command in several processes, or print how; False where this is the process that is to train."""
+    if processes == 1 and hostfile is None:
+        return False
+    from hanmo.training.parallel import launch_lines, read_hostfile, torchrun
+
+    arguments = _without(sys.argv[1:], "--nproc", "--hostfile")
+    if hostfile is not None:
+        for host, line in launch_lines(read_hostfile(hostfile), arguments).items():
+            print(f"{host}: {shlex.join(line)}")
+        return True
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
+    command = torchrun(processes, arguments)
+    os.execv(command[0], command)
+
+
+def _without(arguments: list[str], *options: str) -> list[str]:
+    """Arguments less some options and their values."""
+    kept, skip = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if skip:
+            skip = False
+        elif name in options:
+            skip = not equals
+        else:
+            kept.append(argument)
+    return kept
 
 
 def _run(

@@ -17,6 +17,7 @@ from hanmo.errors import ConfigError, unknown
 from hanmo.families.base import Family, OpenedModel
 from hanmo.records import Plain, Rejects, iter_records
 from hanmo.training import stage
+from hanmo.training.parallel import read_once
 from hanmo.training.run import TRAINER, Outcome, data_files, open_for_training, tokenising, trainer_settings
 from hanmo.training.schedules import Schedule
 from hanmo.training.streams import StreamTrainer
@@ -103,13 +104,19 @@ def _prepare(config: PretrainConfig, bars: bool = True) -> tuple[PretrainConfig,
     set_seed(seed)
     opened = open_for_training(config.model, config.size, config.original_config, config.vocab, None, config.shape)
     _check_objectives(config, opened.family)
-    rejects = Rejects()
-    rows = _rows(train_file, opened, config, seed, rejects, bars)
-    valid = _rows(valid_file, opened, config, seed, rejects, bars) if valid_file else None
+    rows, valid, rejects = read_once("rows", lambda: _read(train_file, valid_file, opened, config, seed, bars))
     if valid is not None and type(valid) is not type(rows):
         raise ConfigError(f"{valid_file}: not the kind of data that {train_file} holds")
     trainer = StreamTrainer if isinstance(rows, StreamRows) else RowTrainer
     return config, stage.Prepared(opened, opened.network, rows, valid, rejects, trainer, "Pretraining")
+
+
+def _read(
+    train: Path, valid: Path | None, opened: OpenedModel, config: PretrainConfig, seed: int, bars: bool
+) -> tuple[Rows, Rows | None, Rejects]:
+    rejects = Rejects()
+    rows = _rows(train, opened, config, seed, rejects, bars)
+    return rows, _rows(valid, opened, config, seed, rejects, bars) if valid else None, rejects
 
 
 def _check_objectives(config: PretrainConfig, family: Family) -> None:

@@ -11,6 +11,7 @@ RUN/report.html
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,7 @@ from hanmo.errors import ConfigError, unknown
 from hanmo.families.base import Family, OpenedModel
 from hanmo.report import Page
 from hanmo.training.callbacks import MetricsFile, Progress, StopOnSignal, read_metrics
+from hanmo.training.parallel import translate_deepspeed
 from hanmo.training.schedules import Schedule, factor, published_warmup
 
 NEW = "init:"  # a model of random weights: init:SIZE
@@ -154,7 +156,7 @@ def trainer_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
     evaluates = given.get("eval_strategy", "epoch" if has_valid else "no")
     if evaluates != "no" and not has_valid:
         raise ConfigError("trainer.eval_strategy: there is no validation file; give valid=FILE")
-    merged = {**DEFAULTS, "eval_strategy": evaluates, **given}
+    merged = {**DEFAULTS, "eval_strategy": evaluates, **_with_deepspeed(given)}
     merged.setdefault("save_strategy", evaluates if evaluates != "no" else "epoch")
     if "eval_steps" in merged and merged["save_strategy"] == "steps":
         merged.setdefault("save_steps", merged["eval_steps"])
@@ -162,6 +164,21 @@ def trainer_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
         merged.setdefault("load_best_model_at_end", merged["save_strategy"] != "no")
         merged.setdefault("metric_for_best_model", "eval_loss")
     return merged
+
+
+def _with_deepspeed(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings with a DeepSpeed file read, brought up to date, and what it decides where nothing else is given."""
+    file = given.get("deepspeed")
+    if not isinstance(file, str):
+        return given
+    try:
+        config, settings_of_file, notices = translate_deepspeed(json.loads(Path(file).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"trainer.deepspeed: {file}: {error}") from None
+    if main_process():
+        for notice in notices:
+            print(f"hanmo: {file}: {notice}", file=sys.stderr)
+    return {**settings_of_file, **given, "deepspeed": config}
 
 
 def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:

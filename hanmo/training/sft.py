@@ -18,6 +18,7 @@ from hanmo.families.base import OpenedModel
 from hanmo.records import Rejects, iter_records
 from hanmo.training import stage
 from hanmo.training.adapt import add_lora, freeze_layers
+from hanmo.training.parallel import read_once
 from hanmo.training.run import TRAINER, Outcome, data_files, open_for_training, tokenising, trainer_settings
 from hanmo.training.schedules import Schedule
 from hanmo.training.streams import StreamTrainer
@@ -116,12 +117,18 @@ def _prepare(config: SftConfig, bars: bool = True) -> tuple[SftConfig, stage.Pre
     opened = open_for_training(
         config.model, config.size, config.original_config, config.vocab, config.rules, config.shape
     )
-    rejects = Rejects()
-    rows = _rows(train_file, opened, config, rejects, bars)
-    valid = _rows(valid_file, opened, config, rejects, bars) if valid_file else None
+    rows, valid, rejects = read_once("rows", lambda: _read(train_file, valid_file, opened, config, bars))
     trainer = StreamTrainer if config.streams else RowTrainer
     title = "Supervised fine-tuning"
     return config, stage.Prepared(opened, _adapted(opened, config), rows, valid, rejects, trainer, title)
+
+
+def _read(
+    train: Path, valid: Path | None, opened: OpenedModel, config: SftConfig, bars: bool
+) -> tuple[Rows, Rows | None, Rejects]:
+    rejects = Rejects()
+    rows = _rows(train, opened, config, rejects, bars)
+    return rows, _rows(valid, opened, config, rejects, bars) if valid else None, rejects
 
 
 def _rows(file: Path, opened: OpenedModel, config: SftConfig, rejects: Rejects, bars: bool) -> Rows:

@@ -1,0 +1,159 @@
+"""Launch lines, hostfiles, old DeepSpeed files, and one process reading for the others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hanmo.cli.train import _without
+from hanmo.errors import ConfigError
+from hanmo.training.parallel import launch_lines, read_hostfile, torchrun, translate_deepspeed
+
+
+def test_processes_of_this_machine() -> None:
+    command = torchrun(4, ["train", "sft", "model", "data"])
+    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert command[3:] == ["--standalone", "--nproc_per_node=4", "-m", "hanmo", "train", "sft", "model", "data"]
+    assert _without(["a", "--nproc", "2", "b", "--nproc=2", "c"], "--nproc") == ["a", "b", "c"]
+
+
+def test_a_hostfile(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("# ours\nnode-a slots=8\n\nnode-b  slots=8  # the second\n")
+    hosts = read_hostfile(file)
+    assert hosts == {"node-a": 8, "node-b": 8}
+    lines = launch_lines(hosts, ["train", "sft", "m", "d"])
+    assert lines["node-b"] == [
+        "torchrun",
+        "--nnodes=2",
+        "--node_rank=1",
+        "--nproc_per_node=8",
+        "--master_addr=node-a",
+        "--master_port=29500",
+        "-m",
+        "hanmo",
+        "train",
+        "sft",
+        "m",
+        "d",
+    ]
+    for text, message in (
+        ("node-a slots=8\nnode-a slots=8", "hosts:2: node-a is named twice"),
+        ("node-a", "hosts:1: expected 'name slots=8'"),
+        ("node-a slots=0", "hosts:1: expected"),
+        ("# none", "names no machine"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_hostfile(file)
+    with pytest.raises(ConfigError, match="a 8, b 4"):
+        launch_lines({"a": 8, "b": 4}, [])
+
+
+@pytest.mark.parametrize(
+    "old, new, settings, notices",
+    [
+        (
+            {"zero_optimization": {"stage": 2, "cpu_offload": True, "allgather_size": 5}},
+            {
+                "zero_optimization": {
+                    "stage": 2,
+                    "offload_optimizer": {"device": "cpu", "pin_memory": False},
+                    "allgather_bucket_size": 5,
+                }
+            },
+            {},
+            2,
+        ),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": False}}, {"zero_optimization": {"stage": 2}}, {}, 1),
+        ({"zero_optimization": True}, {"zero_optimization": {"stage": 1}}, {}, 1),
+        (
+            {
+                "zero_optimization": {
+                    "stage": 3,
+                    "cpu_offload_params": True,
+                    "cpu_offload_use_pin_memory": True,
+                    "stage3_gather_fp16_weights_on_model_save": True,
+                }
+            },
+            {
+                "zero_optimization": {
+                    "stage": 3,
+                    "offload_param": {"device": "cpu", "pin_memory": True},
+                    "stage3_gather_16bit_weights_on_model_save": True,
+                }
+            },
+            {},
+            2,
+        ),
+        (
+            {
+                "train_batch_size": 64,
+                "train_micro_batch_size_per_gpu": 8,
+                "gradient_accumulation_steps": 4,
+                "gradient_clipping": 1.0,
+                "fp16": {"enabled": True, "loss_scale": 0},
+            },
+            {
+                "train_batch_size": "auto",
+                "train_micro_batch_size_per_gpu": "auto",
+                "gradient_accumulation_steps": "auto",
+                "gradient_clipping": "auto",
+                "fp16": {"enabled": True, "loss_scale": 0},
+            },
+            {
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 4,
+                "max_grad_norm": 1.0,
+                "fp16": True,
+            },
+            4,
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "disable_allgather": True}},
+            {"zero_optimization": {"stage": 1}},
+            {},
+            1,
+        ),
+    ],
+)
+def test_old_deepspeed_files(old: dict[str, Any], new: dict[str, Any], settings: dict[str, Any], notices: int) -> None:
+    before = repr(old)
+    config, decided, told = translate_deepspeed(old)
+    assert (config, decided, len(told)) == (new, settings, notices)
+    assert repr(old) == before
+    again = translate_deepspeed(config)
+    assert again[0] == config and not again[2]
+
+
+READER = """
+import os, sys, time
+from hanmo.training.parallel import read_once
+def read():
+    assert os.environ["LOCAL_RANK"] == "0"
+    time.sleep(1.5)
+    return [1, 2, 3]
+print(sum(read_once("numbers", read)), flush=True)
+if os.environ["LOCAL_RANK"] == "0":
+    time.sleep(2)  # the others take it before it goes
+"""
+
+
+def test_one_process_reads_for_the_others(tmp_path: Path) -> None:
+    environment = {"LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "29511", "TMPDIR": str(tmp_path)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER], stdout=subprocess.PIPE, text=True, env={**environment, "LOCAL_RANK": rank},
+            cwd=Path(__file__).resolve().parents[2],
+        )
+        for rank in ("1", "0")
+    ]  # fmt: skip
+    start = time.monotonic()
+    assert [process.communicate(timeout=60)[0] for process in started] == ["6\n", "6\n"]
+    assert time.monotonic() - start > 1.5
+    assert not list(tmp_path.iterdir())
