@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hanmo import families
+from hanmo.checkpoints.drafts import verify_index
 from hanmo.checkpoints.files import Weights, find_weights
 from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.layout import Original, recognise, some
@@ -249,6 +250,11 @@ def _check_numbers(report: Report, weights: Weights, original: Original | None) 
         report.add("zeros", "warning", f"nothing but zeros: {some(empty)}", advice)
     if not broken and not empty:
         report.add("numbers", "ok", "all weights are finite, none is blank")
+    try:
+        if count := verify_index(weights):
+            report.add("hashes", "ok", f"{count} tensors are as they were written")
+    except CheckpointError as error:
+        report.add("hashes", "fault", str(error))
     if original is not None and len(weights.ranks) > 1:
         _check_replicas(report, original)
 

@@ -1,8 +1,7 @@
 """Which layout of which family a set of tensors is, and the way from its tensors to ours and back.
 
 Everything is driven by the families' tables (families/tables.py). Tensors are handled one at a time: what is not
-touched is not read. A tensor of the original may be cut over ranks and may fuse several of ours; ``merge`` and
-``split`` undo and do both.
+touched is not read. A tensor of the original may be cut over ranks and may fuse several of ours.
 """
 
 from __future__ import annotations
@@ -39,23 +38,22 @@ def merge_part(pieces: Sequence[Tensor], parts: int, part: int, cut: int | None)
     return torch.cat([piece.chunk(parts, dim=0)[part] for piece in pieces], dim=cut)
 
 
-def split(parts: Sequence[Tensor], ranks: int, cut: int | None) -> list[Tensor]:
-    """Tensors of ours to the pieces of the original's tensor that fuses them, one per rank; the inverse of ``merge``.
-
-    Every piece owns its bytes: a view saved to a file would take the whole tensor along.
-    """
-    return [split_piece(parts, ranks, rank, cut) for rank in range(ranks)]
+def rank_view(whole: Tensor, cut: int | None, rank: int, ranks: int) -> Tensor:
+    """The piece of one rank, as a view of the whole tensor."""
+    return whole if cut is None else whole.chunk(ranks, dim=cut)[rank]
 
 
-def split_piece(parts: Sequence[Tensor], ranks: int, rank: int, cut: int | None) -> Tensor:
-    """The piece of one rank that ``split`` gives; of the others nothing is read."""
-    if cut is None:
-        return _joined(parts)
-    return _joined([part.chunk(ranks, dim=cut)[rank] for part in parts])
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0].contiguous().clone() if len(parts) == 1 else torch.cat(list(parts), dim=0)
+def overlapping(pieces: Sequence[Tensor], cut: int, rank: int, ranks: int) -> list[Tensor]:
+    """What of these pieces of a tensor belongs to one rank of another number of ranks, as views in their order."""
+    length = sum(piece.shape[cut] for piece in pieces) // ranks
+    start, end = rank * length, (rank + 1) * length
+    views, offset = [], 0
+    for piece in pieces:
+        low, high = max(start - offset, 0), min(end - offset, piece.shape[cut])
+        if low < high:
+            views.append(piece.narrow(cut, low, high - low))
+        offset += piece.shape[cut]
+    return views
 
 
 @dataclass(frozen=True)
@@ -112,12 +110,28 @@ class Original:
         """The dtypes of our tensors, as the files have them."""
         return {ours: self.pieces(name)[0].dtype for entry, name in self.present() for ours in entry.ours}
 
+    @functools.cached_property
+    def _sources(self) -> dict[str, tuple[Entry, int, str]]:
+        """For each of our tensors its entry, which part of it it is, and the name to read."""
+        return {ours: (entry, part, name) for entry, name in self.present() for part, ours in enumerate(entry.ours)}
+
     def tensor(self, ours: str) -> Tensor:
         """One of our tensors, whole, in the files' dtype."""
-        for entry, name in self.present():
-            if ours in entry.ours:
-                return merge_part(self.pieces(name), len(entry.ours), entry.ours.index(ours), entry.cut)
-        raise KeyError(ours)
+        entry, part, name = self._sources[ours]
+        return merge_part(self.pieces(name), len(entry.ours), part, entry.cut)
+
+    def views(self, ours: str, cut: int | None, rank: int, ranks: int) -> tuple[list[Tensor], int]:
+        """One rank's piece of one of our tensors, as views of the files and the dimension to join them on.
+
+        From ranks to ranks directly: only those files are touched that hold something of the piece.
+        """
+        entry, part, name = self._sources[ours]
+        held = self.pieces(name)[: 1 if entry.cut is None else None]
+        pieces = [piece.chunk(len(entry.ours), dim=0)[part] for piece in held]
+        if len(pieces) == 1:
+            return [rank_view(pieces[0], cut, rank, ranks)], 0
+        assert entry.cut is not None and (ranks == 1 or cut == entry.cut), "ranks to ranks is within one layout"
+        return overlapping(pieces, entry.cut, rank, ranks), entry.cut
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Our tensors by name, one at a time, in the files' dtype."""

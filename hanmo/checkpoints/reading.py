@@ -74,7 +74,10 @@ def _plain_dict(*_: Any) -> dict[Any, Any]:
 
 
 class _LossScaler:
-    """Stands in for the loss scalers that old trainers pickled whole."""
+    """Stands in for the loss scalers that old trainers pickled whole; written again, it is a dict of its values."""
+
+    def __reduce__(self) -> Any:
+        return dict, (), None, None, iter(vars(self).items())
 
 
 def _allowed() -> list[Any]:

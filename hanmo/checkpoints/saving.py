@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from hanmo.checkpoints.opening import RULES, quiet
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family, OpenedModel
 
 SHARD_BYTES = 5_000_000_000
-_WEIGHT_FILE = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)(\.index\.json)?")
-_SAFETENSORS_DTYPES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+INDEX = "tensors.json"  # a content hash per tensor, of folders that a conversion wrote
+_WEIGHT_FILE = re.compile(rf"(model|pytorch_model).*\.(safetensors|bin)(\.index\.json)?|{re.escape(INDEX)}")
 
 
 def save_model(opened: OpenedModel, folder: str | Path) -> Path:
@@ -70,13 +55,18 @@ def new_folder(folder: str | Path, keep: bool = False) -> Iterator[Path]:
     try:
         draft.mkdir(parents=True)
         yield draft
-        for file in draft.rglob("*"):
-            _flush(file)
-        _replace(folder, draft, keep)
+        finish_folder(folder, draft, keep)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written: {error}; nothing has been changed") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def finish_folder(folder: Path, draft: Path, keep: bool) -> None:
+    """Give a draft, once all of it is on the disk, its real name; ``keep`` as for ``new_folder``."""
+    for file in draft.rglob("*"):
+        _flush(file)
+    _replace(folder, draft, keep)
 
 
 def _flush(path: Path) -> None:
@@ -99,61 +89,3 @@ def _replace(folder: Path, draft: Path, keep: bool) -> None:
             if not (folder / item.name).exists() and not _WEIGHT_FILE.fullmatch(item.name):
                 item.rename(folder / item.name)
     shutil.rmtree(old)
-
-
-Plan = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-
-
-def write_sharded(folder: Path, plan: Plan, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write tensors, one at a time, as model.safetensors or as shards with an index.
-
-    Args:
-        plan: shape and dtype of every tensor in the order in which ``tensors`` yields them.
-    """
-    shards: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{}]
-    filled = 0
-    for name, (shape, dtype) in plan.items():
-        size = _bytes(shape, dtype)
-        if filled and filled + size > SHARD_BYTES:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = (shape, dtype)
-        filled += size
-    source = iter(tensors)
-    if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", shards[0], source)
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, shard, source)
-        weight_map.update(dict.fromkeys(shard, file))
-    total = sum(_bytes(shape, dtype) for shape, dtype in plan.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def write_safetensors(path: Path, plan: Plan, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """Write the next ``len(plan)`` tensors to one file; at any time one of them is in memory.
-
-    The safetensors library wants all of a file's tensors at once, which for conversions to another dtype is a
-    second copy of the model.
-    """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, (shape, dtype) in plan.items():
-        end = offset + _bytes(shape, dtype)
-        header[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for expected, (shape, dtype) in plan.items():
-            name, tensor = next(tensors)
-            assert (name, tuple(tensor.shape), tensor.dtype) == (expected, shape, dtype), f"{name} is not as planned"
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return torch.Size(shape).numel() * dtype.itemsize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,15 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from hanmo.checkpoints.files import NESTED, RANK_ARGUMENTS, TRACKER, Weights, rank_file, read_json
-from hanmo.checkpoints.layout import Original, split_piece, without_optional
+from hanmo.checkpoints.layout import Original, without_optional
 from hanmo.checkpoints.reading import read_pickle
+from hanmo.checkpoints.streams import Stored, write_torch
 from hanmo.errors import CheckpointError, UnsupportedError
 from hanmo.families.base import Family
 from hanmo.families.tables import Entry, Layout, expand
 
 ORIGIN, STATE = "origin.json", "original_state.pt"
 _TRACKERS = (TRACKER, "latest")
-
-Progress = Callable[[int], None]  # told the bytes of every tensor that is done
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Origin:
     def write(self, folder: Path) -> None:
         texts = {key: value for key, value in asdict(self).items() if key not in ("state", "strangers")}
         (folder / ORIGIN).write_text(json.dumps(texts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        save_pickle({"state": self.state, "strangers": self.strangers}, folder / STATE)
+        write_torch({"state": self.state, "strangers": self.strangers}, folder / STATE)
 
 
 def _shared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -139,41 +138,40 @@ def check_divides(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], 
                 )
 
 
-def write_original(
-    folder: Path,
-    layout: Layout,
-    entries: Iterable[Entry],
-    tensor_of: Callable[[str], Tensor],
-    origin: Origin,
-    ranks: int,
-    progress: Progress = lambda _: None,
-) -> None:
-    """Write an original layout into a folder.
+@dataclass(frozen=True)
+class RankFile:
+    """A file of an original layout: its name in the folder, its tensors by name, and all that it holds."""
+
+    name: str
+    tensors: dict[str, Stored]
+    content: dict[str, Any]
+
+
+def rank_files(
+    layout: Layout, entries: Sequence[Entry], piece: Callable[[Entry, int, int], Stored], origin: Origin, ranks: int
+) -> list[RankFile]:
+    """The files of an original layout, ready to be written.
 
     Args:
-        tensor_of: our tensor of a name, in the dtype to write.
-        origin: names, tracker files and the state beside the weights.
+        piece: of an entry, a rank and the number of ranks.
+        origin: names, and the state beside the weights.
     """
-    entries = list(entries)
-
-    def shard(rank: int) -> dict[str, Tensor]:
+    files = []
+    for rank in range(ranks):
         tensors = {}
         for entry in entries:
-            piece = split_piece([tensor_of(name) for name in entry.ours], ranks, rank, entry.cut)
-            # One tensor under several names is one storage, as in the original's files.
-            tensors.update({origin.prefix + name: piece for name in (entry.theirs, *entry.copies)})
-            progress(piece.nbytes)
-        return {**tensors, **origin.strangers}
-
-    if not layout.splits:
-        save_pickle(shard(0), folder / "pytorch_model.bin")
-        return
-    for rank in range(ranks):  # one after the other: only one rank's share is in memory
-        path = folder / origin.folder / rank_file(rank, layout.container)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_pickle(_content(layout, shard(rank), _state_of_ranks(origin.state, ranks)), path)
-    for name, text in origin.trackers.items():
-        (folder / name).write_text(text, encoding="utf-8")
+            # One tensor under several names is stored once, as in the original's files.
+            names = [origin.prefix + name for name in (entry.theirs, *entry.copies)]
+            tensors.update(dict.fromkeys(names, piece(entry, rank, ranks)))
+        kept = {id(tensor): Stored.of(tensor) for tensor in origin.strangers.values()}
+        tensors.update({name: kept[id(tensor)] for name, tensor in origin.strangers.items()})
+        if not layout.splits:
+            files.append(RankFile("pytorch_model.bin", tensors, tensors))
+            continue
+        content = _content(layout, tensors, _state_of_ranks(origin.state, ranks))
+        name = rank_file(rank, layout.container)
+        files.append(RankFile(f"{origin.folder}/{name}" if origin.folder else name, tensors, content))
+    return files
 
 
 def _content(layout: Layout, tensors: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
@@ -210,14 +208,6 @@ def write_bin_config(folder: Path, origin: Origin, config: PretrainedConfig) -> 
         ours = ("model_type", "architectures", "transformers_version", "dtype")
         said = {key: value for key, value in config.to_dict().items() if key not in ours}
     (folder / "config.json").write_text(json.dumps(said, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def save_pickle(content: Any, path: Path) -> None:
-    """``torch.save``, whose failures (a full disk) are OSErrors like those of other files."""
-    try:
-        torch.save(content, path)
-    except RuntimeError as error:
-        raise OSError(f"{path.name}: {str(error).splitlines()[0]}") from error
 
 
 def origin_of_folder(weights: Weights, family: type[Family], ranks: int | None) -> Origin:

@@ -31,6 +31,12 @@ def convert(
     rules: RulesFolder = None,
     dtype: Dtype = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the weights again from the disk and compare every tensor.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted conversion; keep what is finished if it stops.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Convert a model. The source is never changed; the target is written whole or not at all.
@@ -56,6 +62,8 @@ def convert(
             dtype=dtype,
             ranks=tensor_parallel,
             force=force,
+            verify=verify,
+            resume=resume,
             start=lambda total: bar.update(task, total=total),
             progress=lambda done: bar.advance(task, done),
         )

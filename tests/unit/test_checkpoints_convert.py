@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,15 +183,24 @@ def test_the_source_is_never_the_target(tmp_path: Path, place: str) -> None:
         convert(hub, hub / place, force=True)
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, megatron: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise RuntimeError("PytorchStreamWriter failed writing file data/1: file write failed")
+@contextlib.contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """The system refuses to write more: what a full disk does, in the middle of a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match=r"cannot be written: .*file write failed; nothing has been changed"):
-        convert(megatron, tmp_path / "two", to="original", ranks=2)
-    with pytest.raises(CheckpointError, match="cannot be written"):
-        to_hanmo(megatron, tmp_path / "ours")
+
+@pytest.mark.parametrize("size", [100, 10_000, 20_000])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, megatron: Path, size: int) -> None:
+    with no_file_above(size):
+        with pytest.raises(CheckpointError, match=r"cannot be written: .*File too large; nothing has been changed$"):
+            convert(megatron, tmp_path / "two", to="original", ranks=2)
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            to_hanmo(megatron, tmp_path / "ours")
     assert [item.name for item in tmp_path.iterdir()] == ["megatron"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hanmo.checkpoints import open_model, save_model, saving
+from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.opening import check_vocabulary, choose_dtype
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError
 from hanmo.families.eva import legacy
@@ -255,15 +255,3 @@ def test_a_full_disk_leaves_the_previous_model(tmp_path: Path, monkeypatch: pyte
         ours(tmp_path / "new")
     assert {item.name: item.read_bytes() for item in folder.iterdir()} == before
     assert [item.name for item in tmp_path.iterdir()] == ["run"]
-
-
-def test_large_models_are_written_as_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "SHARD_BYTES", 4000)
-    plan = dict.fromkeys("abcd", ((10, 50), torch.float32)) | {"e": ((3,), torch.bfloat16)}
-    tensors = {name: torch.randn(shape).to(dtype) for name, (shape, dtype) in plan.items()}
-    saving.write_sharded(tmp_path, plan, tensors.items())
-    from hanmo.checkpoints.files import find_weights
-
-    weights = find_weights(tmp_path)
-    assert [file.name for file in weights.files] == [f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)]
-    assert all(torch.equal(weights.ranks[0][name], tensor) for name, tensor in tensors.items())

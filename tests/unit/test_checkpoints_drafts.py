@@ -1,0 +1,204 @@
+"""Conversions that stop in the middle, continue, and are compared with what was written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hanmo.checkpoints import drafts, source
+from hanmo.checkpoints.convert import convert
+from hanmo.checkpoints.files import find_weights
+from hanmo.checkpoints.inspect import inspect_model
+from hanmo.checkpoints.streams import content_hash
+from hanmo.errors import CheckpointError, ConfigError
+from tests.unit.checkpoint_files import write_hub, write_megatron
+
+LAST = "7/mp_rank_01_model_states.pt"
+
+
+@pytest.fixture
+def megatron(tmp_path: Path) -> Path:
+    return write_megatron(tmp_path / "megatron")
+
+
+def split(megatron: Path, target: Path, **more: Any) -> dict[str, Any]:
+    return convert(megatron, target, to="original", ranks=2, **more)
+
+
+def stopped_at_the_second_file(megatron: Path, target: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
+    """A conversion whose second file cannot be read to its end."""
+    piece = source.Source.piece
+
+    def stop() -> Any:
+        raise OSError(28, "No space left on device")
+        yield
+
+    def breaks(self: Any, entry: Any, rank: int, *rest: Any, **named: Any) -> Any:
+        stored = piece(self, entry, rank, *rest, **named)
+        if rank == 1 and entry.theirs.startswith("lm_head"):
+            stored.blocks = stop
+        return stored
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source.Source, "piece", breaks)
+        with pytest.raises(CheckpointError, match="No space left on device; nothing has been changed"):
+            split(megatron, target, **more)
+
+
+def test_the_index_has_every_tensors_hash(tmp_path: Path, megatron: Path) -> None:
+    split(megatron, tmp_path / "two", verify=True)
+    index = json.loads((tmp_path / "two" / "tensors.json").read_text())
+    weights = find_weights(tmp_path / "two")
+    assert index["hash"] == "xxh3_64"
+    for file, tensors in zip(weights.files, weights.ranks, strict=True):
+        facts = index["files"][str(file.relative_to(tmp_path / "two"))]
+        assert facts["bytes"] == file.stat().st_size
+        assert {name: fact["hash"] for name, fact in facts["tensors"].items()} == {
+            name: content_hash(tensor) for name, tensor in tensors.items()
+        }
+
+
+def damage(file: Path) -> None:
+    """Change one bit in the middle, which is in a tensor."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("to", ["hanmo", "original"])
+def test_verifying_finds_what_the_disk_changed(tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = write_hub(tmp_path / "hub")
+    convert(hub, tmp_path / "sound", to=to, verify=True)
+    assert inspect_model(tmp_path / "sound").healthy
+    verify = drafts.verify_index
+
+    def damaged(weights: Any, **options: Any) -> Any:
+        damage(weights.files[0])
+        return verify(find_weights(weights.path), **options)
+
+    monkeypatch.setattr(drafts, "verify_index", damaged)
+    with pytest.raises(CheckpointError, match=r"is not as it was written: its content hash is .*, tensors\.json says"):
+        convert(hub, tmp_path / "new", to=to, verify=True)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["hub", "sound"]
+
+
+def test_inspect_compares_with_the_index(tmp_path: Path, megatron: Path) -> None:
+    split(megatron, tmp_path / "two")
+    report = inspect_model(tmp_path / "two")
+    assert next(check for check in report.checks if check.name == "hashes").verdict == "ok"
+    damage(tmp_path / "two" / LAST)
+    report = inspect_model(tmp_path / "two")
+    check = next(check for check in report.checks if check.name == "hashes")
+    assert check.verdict == "fault" and "mp_rank_01" in check.detail and not report.healthy
+
+
+def test_a_model_saved_over_a_conversion_drops_its_index(tmp_path: Path) -> None:
+    from hanmo.checkpoints import open_model, save_model
+
+    convert(write_hub(tmp_path / "hub"), tmp_path / "ours")
+    assert (tmp_path / "ours" / "tensors.json").is_file()
+    save_model(open_model(tmp_path / "ours", device="cpu"), tmp_path / "ours")
+    assert not (tmp_path / "ours" / "tensors.json").exists()
+
+
+def test_what_is_finished_is_kept_and_not_written_again(
+    tmp_path: Path, megatron: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_at_the_second_file(megatron, tmp_path / "two", monkeypatch, resume=True)
+    draft = tmp_path / ".two.partial"
+    first = draft / "7" / "mp_rank_00_model_states.pt"
+    assert not (tmp_path / "two").exists()
+    assert sorted(item.name for item in first.parent.iterdir()) == [first.name]
+    written = first.stat().st_ino
+    totals: list[int] = []
+    done: list[int] = []
+    split(megatron, tmp_path / "two", resume=True, verify=True, start=totals.append, progress=done.append)
+    assert totals == [sum(done)]
+    assert (tmp_path / "two" / "7" / first.name).stat().st_ino == written
+    assert not draft.exists() and not (tmp_path / "two" / "job.json").exists()
+    split(megatron, tmp_path / "direct")
+    for file in ("tensors.json", "7/mp_rank_00_model_states.pt", LAST):
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "direct" / file).read_bytes()
+
+
+def test_without_resume_nothing_is_kept(tmp_path: Path, megatron: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped_at_the_second_file(megatron, tmp_path / "two", monkeypatch)
+    assert [item.name for item in tmp_path.iterdir()] == ["megatron"]
+
+
+def test_another_conversion_is_not_continued(tmp_path: Path, megatron: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped_at_the_second_file(megatron, tmp_path / "two", monkeypatch, resume=True)
+    with pytest.raises(CheckpointError, match=r"was another one: different are dtype \(None then\); repeat it"):
+        split(megatron, tmp_path / "two", resume=True, dtype="bf16")
+    os.utime(megatron / "7" / "mp_rank_00_model_states.pt", (1, 1))
+    with pytest.raises(CheckpointError, match="was another one: different are files"):
+        split(megatron, tmp_path / "two", resume=True)
+    split(megatron, tmp_path / "two")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["megatron", "two"]
+
+
+def test_a_killed_conversion_continues(tmp_path: Path, megatron: Path) -> None:
+    """SIGKILL at the second file, without --resume: what was finished is there all the same."""
+    program = f"""
+        import os, signal
+        from hanmo.checkpoints import streams
+        from hanmo.checkpoints.convert import convert
+        write = streams.Stored.write
+        def kill(self, file, progress):
+            if "mp_rank_01" in file._fileobj.name:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(self, file, progress)
+        streams.Stored.write = kill
+        convert({str(megatron)!r}, {str(tmp_path / "two")!r}, to="original", ranks=2)
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    draft = tmp_path / ".two.partial"
+    assert len(list((draft / "7").iterdir())) == 2, "the finished file and half of the second"
+    report = split(megatron, tmp_path / "two", resume=True, verify=True)
+    assert len(report["files"]) == 2
+    assert [item.name for item in (tmp_path / "two").rglob("*.tmp")] == []
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["megatron", "two"]
+
+
+def test_two_at_once_are_kept_apart(tmp_path: Path, megatron: Path) -> None:
+    draft = tmp_path / ".two.partial"
+    draft.mkdir()
+    (draft / "job.json").write_text(json.dumps({"job": {}, "process": os.getppid()}))
+    with pytest.raises(CheckpointError, match=f"process {os.getppid()} is writing it"):
+        split(megatron, tmp_path / "two")
+    assert draft.is_dir()
+
+
+def test_plain_transformers_folders_are_made_in_one_go(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--resume and --verify: not with --to hf"):
+        convert(write_hub(tmp_path / "hub"), tmp_path / "hf", to="hf", verify=True)
+
+
+def test_loss_scalers_survive_the_way_back(tmp_path: Path) -> None:
+    """Old trainers pickled an object of a class of their own; kept in our folder it must be readable again."""
+    import types
+
+    module = types.ModuleType("fp16.loss_scaler")
+    module.LossScaler = type("LossScaler", (), {"__module__": "fp16.loss_scaler"})  # type: ignore[attr-defined]
+    scaler = module.LossScaler()  # type: ignore[attr-defined]
+    scaler.cur_scale = 1024
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "fp16", types.ModuleType("fp16"))
+        patch.setitem(sys.modules, "fp16.loss_scaler", module)
+        folder = write_megatron(tmp_path / "m", scaler=scaler)
+    convert(folder, tmp_path / "ours", config=folder / "model_config.json")
+    convert(tmp_path / "ours", tmp_path / "back", to="original")
+    assert find_weights(tmp_path / "back").state["scaler"] == {"cur_scale": 1024}
+    assert torch.equal(
+        find_weights(tmp_path / "back").ranks[0]["lm_head.weight"], find_weights(folder).ranks[0]["lm_head.weight"]
+    )
