@@ -30,8 +30,10 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
     parser.add_argument("--extras", default="dev")
     options = parser.parse_args()
-    if sys.version_info < (3, 10):
-        sys.exit(f"hanmo needs Python 3.10 or newer; this is {platform.python_version()}. Try PYTHON=python3.11 make env")
+    if sys.version_info < (3, 10):  # noqa: UP036  an older Python may run this file
+        sys.exit(
+            f"hanmo needs Python 3.10 or newer; this is {platform.python_version()}. Try PYTHON=python3.11 make env"
+        )
 
     python = options.venv / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not python.exists():

@@ -17,9 +17,7 @@ from tests.places import PARITY
 from tests.places import load as load_json
 
 STAGES: dict[str, Any] = {"reward": RewardConfig, "dpo": DpoConfig, "grpo": GrpoConfig, "ppo": PpoConfig}
-SHIPPED = [
-    (family, stage, name) for family in NAMES for stage in STAGES for name in presets(family).get(stage, {})
-]
+SHIPPED = [(family, stage, name) for family in NAMES for stage in STAGES for name in presets(family).get(stage, {})]
 RECORDED = load_json(PARITY / "clue" / "rl" / "configs.json", {})
 OURS = {"pangu-2.6B": ("pangu", "published"), "pangu-350M": ("pangu", "350m"), "glm-350M-chinese": ("glm", "published")}
 
