@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
 
 from hanmo.checkpoints.opening import load_network, read_original
 from hanmo.families.transformer_xl.family import TransformerXLFamily
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
+from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
 from tests.places import PARITY, VOCAB, load
 
 FOLDER = PARITY / "transformer_xl"
