@@ -253,3 +253,6 @@ def test_the_command_splits_and_prints(tmp_path: Path, megatron: Path) -> None:
     assert printed["files"] == ["7/mp_rank_00_model_states.pt", "7/mp_rank_01_model_states.pt"]
     again = runner.invoke(app, ["convert", str(megatron), str(tmp_path / "two"), "--tensor-parallel", "2"])
     assert isinstance(again.exception, CheckpointError)
+    wishes = ["--to", "original", "--verify", "--resume", "--dtype", "bf16"]
+    result = runner.invoke(app, ["convert", str(megatron), str(tmp_path / "one"), *wishes])
+    assert result.exit_code == 0 and "fp16 to bf16 rounds" in result.output, result.output

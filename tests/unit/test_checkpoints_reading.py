@@ -7,6 +7,7 @@ import collections
 import os
 import pickle
 import random
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from hanmo.checkpoints.files import find_weights
+from hanmo.checkpoints.layout import recognise
 from hanmo.checkpoints.reading import read_pickle, read_safetensors, sniff
 from hanmo.errors import CheckpointError
+from tests.unit.checkpoint_files import MEGATRON, original_tensors
 
 
 class RunsOnLoad:
@@ -184,3 +188,31 @@ def test_mutated_files_are_read_or_refused_and_never_anything_else(tmp_path: Pat
         assert time.monotonic() - start < 5
     assert refused > 100
     assert not marker.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_many_mutated_checkpoints_are_opened_or_refused(tmp_path: Path, seed: int) -> None:
+    """1,000 each, by the whole way from a folder to shapes, in little memory."""
+    marker, rng = tmp_path / "executed", random.Random(seed + 1)
+    content = {"module": original_tensors(MEGATRON), "iteration": 7, "rng": np.random.RandomState(1).get_state()}
+    seeds = []
+    for form in ("zip", "pre-2020"):
+        seeds.append(save(content, tmp_path / "good.pt", form).read_bytes())
+        seeds.append(save({**content, "evil": RunsOnLoad(marker)}, tmp_path / "evil.pt", form).read_bytes())
+    folder = tmp_path / "m"
+    folder.mkdir()
+    before, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+    for _ in range(1000):
+        (folder / "mp_rank_00_model_states.pt").write_bytes(mutated(rng.choice(seeds), rng))
+        start = time.monotonic()
+        try:
+            original = recognise(find_weights(folder))
+            original.require_complete()
+            assert original.shapes
+        except CheckpointError:
+            refused += 1
+        assert time.monotonic() - start < 10
+    assert 300 < refused < 1000
+    assert not marker.exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kilobytes"
