@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (data / "corpus.jsonl").write_text(corpus, encoding="utf-8")
     stories = json.dumps({"prompt": "今天天气怎么样？", "text": "今天天气真不错。"}, ensure_ascii=False) + "\n"
-    (data / "stories.jsonl").write_text(stories * 8, encoding="utf-8")
+    (data / "stories.jsonl").write_text(stories * 64, encoding="utf-8")
     (place / "questions.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
     (place / "prompts.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
     return place

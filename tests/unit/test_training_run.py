@@ -11,6 +11,7 @@ import pytest
 from hanmo.errors import ConfigError
 from hanmo.families import NAMES
 from hanmo.families.presets import presets
+from hanmo.training.pretrain import PretrainConfig
 from hanmo.training.run import (
     TRAINER,
     arguments,
@@ -137,6 +138,17 @@ def test_sft_presets_are_settings(family: str, name: str, tmp_path: Path) -> Non
     from hanmo.config import load
 
     config = load(SftConfig, {"model": "m", "data": "d", **presets(family)["sft"][name]})
+    arguments(tmp_path, trainer_settings(config.trainer, True))
+
+
+PRETRAIN = [(family, name) for family in NAMES for name in presets(family).get("pretrain", {})]
+
+
+@pytest.mark.parametrize("family, name", PRETRAIN)
+def test_pretraining_presets_are_settings(family: str, name: str, tmp_path: Path) -> None:
+    from hanmo.config import load
+
+    config = load(PretrainConfig, {"model": "m", "data": "d", **presets(family)["pretrain"][name]})
     arguments(tmp_path, trainer_settings(config.trainer, True))
 
 
