@@ -53,7 +53,7 @@ class Draft:
         if name in self.files and path.is_file() and path.stat().st_size == self.files[name]["bytes"]:
             progress(bytes_of(tensors))
             return
-        with replacing(path) as temporary:
+        with replacing(path) as temporary, _one_thread():
             write(temporary, progress)
         facts = {
             key: {"dtype": str(stored.dtype).removeprefix("torch."), "shape": stored.shape, "hash": stored.digest}
@@ -61,6 +61,17 @@ class Draft:
         }
         self.files[name] = {"bytes": path.stat().st_size, "tensors": facts}
         write_text(self.folder / INDEX, json.dumps({"hash": HASH, "files": self.files}, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Copying is bound by memory: a second thread took twice the processor time, and longer on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def bytes_of(tensors: dict[str, Stored]) -> int:
