@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,7 @@ from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
 
 if TYPE_CHECKING:
     from hanmo.families.base import Context, OpenedModel
+    from hanmo.generation.decode import Generation
     from hanmo.generation.settings import Settings
     from hanmo.records import Record
 
@@ -128,6 +129,7 @@ def as_context(opened: OpenedModel, record: Record, limit: int) -> Context:
 
 
 def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_json: bool) -> None:
+    from hanmo.generation.blanks import next_context
     from hanmo.generation.decode import generate as decode
     from hanmo.generation.text import GrowingText
     from hanmo.records import Text
@@ -135,11 +137,18 @@ def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_js
     def show(text: str) -> None:
         print(text, end="", flush=True)
 
-    growing = GrowingText(opened.family.decode, None if as_json else show)
-    context = as_context(opened, Text(prompt), limit)
-    [said] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True)
-    text = growing.finish(said.ids)
-    print(json.dumps(_result(prompt, text, said), ensure_ascii=False) if as_json else "")
+    context: Context | None = as_context(opened, Text(prompt), limit)
+    answers: list[Generation] = []
+    while context is not None:
+        growing = GrowingText(opened.family.decode, None if as_json else show)
+        [said] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True)
+        growing.finish(said.ids)
+        answers.append(said)
+        if not as_json:
+            print()
+        context = next_context(opened, context, said)
+    if as_json:
+        print(json.dumps(_result(opened, prompt, answers), ensure_ascii=False))
 
 
 def _interactive(opened: OpenedModel, settings: Settings, limit: int, as_json: bool) -> None:
@@ -167,15 +176,15 @@ def _file(
     batch_size: int,
 ) -> None:
     from hanmo.files import replacing
-    from hanmo.generation.decode import generate as decode
+    from hanmo.generation.blanks import fill
 
     with nullcontext() if output is None else replacing(output) as temporary:
         file = sys.stdout if temporary is None else temporary.open("w", encoding="utf-8", newline="\n")
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             contexts = [as_context(opened, record, limit) for _, record in batch]
-            for (prompt, _), said in zip(batch, decode(opened, contexts, settings), strict=True):
-                file.write(json.dumps(_result(prompt, opened.family.decode(said.ids), said), ensure_ascii=False) + "\n")
+            for (prompt, _), answers in zip(batch, fill(opened, contexts, settings), strict=True):
+                file.write(json.dumps(_result(opened, prompt, answers), ensure_ascii=False) + "\n")
             file.flush()
         if temporary is not None:
             file.close()
@@ -183,11 +192,12 @@ def _file(
         print(f"{len(prompts)} results in {output}", file=sys.stderr)
 
 
-def _result(prompt: str, text: str, said: Any) -> dict[str, Any]:
+def _result(opened: OpenedModel, prompt: str, answers: Sequence[Generation]) -> dict[str, Any]:
+    """One answer, or one for every blank; then the text is the answers, a line each."""
     return {
         "prompt": prompt,
-        "generation": text,
-        "tokens": len(said.ids),
-        "score": said.score,
-        "finished": said.finished,
+        "generation": "\n".join(opened.family.decode(said.ids) for said in answers),
+        "tokens": sum(len(said.ids) for said in answers),
+        "score": sum(said.score for said in answers),
+        "finished": all(said.finished for said in answers),
     }

@@ -209,6 +209,10 @@ class Family(ABC):
         """How long a text is by the count of the published evaluation, which is not always one of ids."""
         return len(self.tokenizer.tokenize(text))
 
+    def next_blank(self, context_ids: Sequence[int], answer: Sequence[int]) -> tuple[int, ...] | None:
+        """The context for the next blank once this one is answered; None if there is none, as for most families."""
+        return None
+
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
         """A piece of a document as a row of the family's own pretraining objective; next-token prediction by default.
 

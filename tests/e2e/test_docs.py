@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (data / "corpus.jsonl").write_text(corpus, encoding="utf-8")
     stories = json.dumps({"prompt": "今天天气怎么样？", "text": "今天天气真不错。"}, ensure_ascii=False) + "\n"
-    (data / "stories.jsonl").write_text(stories * 64, encoding="utf-8")
+    (data / "stories.jsonl").write_text(stories * 128, encoding="utf-8")
     (place / "questions.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
     (place / "prompts.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
     return place
@@ -88,9 +89,12 @@ def run(command: str) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_what_a_document_shows_runs(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_document_shows_runs(
+    document: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its commands in their order, then its programs, which may use what the commands have made."""
-    monkeypatch.chdir(folder)
+    shutil.copytree(folder, tmp_path / "scratch")  # no document finds what another has written
+    monkeypatch.chdir(tmp_path / "scratch")
     for command in commands(document):
         if not ELSEWHERE.fullmatch(command):
             run(command)

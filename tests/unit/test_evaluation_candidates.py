@@ -37,6 +37,7 @@ from tests.unit.tiny import tiny_eva
 
 LETTERS = 60  # ids from 10 on are text
 COMMANDS = {"[MASK]": 50003, "[sMASK]": 50008, "[gMASK]": 50009, "<|startofpiece|>": 50006, "<|endofpiece|>": 50007}
+COMMANDS["<|endoftext|>"] = 50000
 SPECIALS: Any = SimpleNamespace(
     convert_tokens_to_ids=COMMANDS.__getitem__,
     bos_token_id=1,

@@ -58,8 +58,12 @@ def train(name: str, folder: Path, rank: int = 0, world: int = 1) -> dict[str, A
         losses.append(float(whole))
         optimizer.step()
         optimizer.zero_grad()
-    weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in network.parameters()]
-    return {"losses": losses, "norms": norms, "sums": [float(weight.double().square().sum()) for weight in weights]}
+    weights = [p.full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in network.parameters()]
+    return {
+        "losses": losses,
+        "norms": norms,
+        "sums": [float(weight.detach().double().square().sum()) for weight in weights],
+    }
 
 
 @pytest.mark.slow

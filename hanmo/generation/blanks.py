@@ -1,0 +1,36 @@
+"""Answers in several places of one text, for families that fill blanks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hanmo.families.base import Context, OpenedModel
+from hanmo.generation.decode import Generation, generate
+from hanmo.generation.settings import Settings
+
+
+def fill(
+    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, **options: Any
+) -> list[list[Generation]]:
+    """One generation for every blank of each context, from left to right; each sees the answers before it.
+
+    A context without blanks, or of a family that knows none, has one generation. ``options`` are ``generate``'s.
+    """
+    answers: list[list[Generation]] = [[] for _ in contexts]
+    waiting = dict(enumerate(contexts))
+    while waiting:
+        replies = generate(opened, list(waiting.values()), settings, **options)
+        following = {}
+        for (index, context), reply in zip(waiting.items(), replies, strict=True):
+            answers[index].append(reply)
+            if (further := next_context(opened, context, reply)) is not None:
+                following[index] = further
+        waiting = following
+    return answers
+
+
+def next_context(opened: OpenedModel, context: Context, reply: Generation) -> Context | None:
+    """What the next blank of a context is answered from; None if that was the last."""
+    ids = opened.family.next_blank(context.ids, reply.ids)
+    return None if ids is None else Context(ids, ids)

@@ -1,0 +1,35 @@
+"""Several blanks of one text are filled from left to right, each seeing the answers before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hanmo.families.base import Context
+from hanmo.generation.blanks import fill
+from hanmo.generation.decode import generate
+from hanmo.generation.settings import Settings
+from hanmo.records import Text
+from tests.unit.tiny import tiny, tiny_eva
+
+GREEDY = Settings(do_sample=False, max_new_tokens=4)
+
+
+def test_blanks_of_several_texts(tmp_path: Path) -> None:
+    opened = tiny("glm", tmp_path)
+    texts = ("今天[MASK]明天[MASK]再见", "你好[gMASK]", "[sMASK]三加五[MASK]等于[MASK]")
+    contexts = [opened.family.context(Text(text), 64) for text in texts]
+    together = fill(opened, contexts, GREEDY)
+    assert [len(answers) for answers in together] == [2, 1, 3]
+    sop = opened.family.config.sop_token_id
+    for context, answers in zip(contexts, together, strict=True):
+        ids = context.ids
+        for answer in answers:
+            (alone,) = generate(opened, [Context(ids, ids)], GREEDY)
+            assert alone.ids == answer.ids
+            ids = (*ids, sop, *answer.ids)
+
+
+def test_families_without_blanks_answer_once() -> None:
+    opened = tiny_eva()
+    context = Context((20, 21), (20, 21))
+    assert fill(opened, [context], GREEDY) == [generate(opened, [context], GREEDY)]
