@@ -45,7 +45,7 @@ def train(name: str, folder: Path, rank: int = 0, world: int = 1) -> dict[str, A
     rows = [examples(opened).row(place) for place in range(4)]
     total = sum(float(row.weights.sum()) for row in rows)
     batch = collate(rows[rank * 4 // world : (rank + 1) * 4 // world], opened.family.padding)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     losses, norms = [], []
     for _ in range(STEPS):
         loss = network(**batch, num_items_in_batch=total).loss

@@ -1,0 +1,206 @@
+"""Training: our Trainer against a bare PyTorch loop and TRL on the same rows, and steps of two originals against records.
+
+A small Qwen3-shaped model of random weights learns rows of random ids of uneven lengths; each way of training takes the same
+batches in the same order. TRL takes part where it can be imported (PYTHONPATH). The recorded times of the originals,
+10.3 s and 13.6 GB (EVA-base, 8 x 128/128), 24.6 s and 12.9 GB (Transformer-XL 12 x 768, 4 x 512, memory 256), are
+of two threads of a machine like this one, fp32; memory is the peak of a process of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(_HERE.parent), *(place for place in sys.path if Path(place).resolve() != _HERE)]
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import resource  # noqa: E402
+import subprocess  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from typing import Any  # noqa: E402
+
+import torch  # noqa: E402
+from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments  # noqa: E402
+
+from benchmarks.common import Figure, arguments, finish  # noqa: E402
+from hanmo.data.rows import Collator, EpochSampler, RowDataset  # noqa: E402
+from hanmo.families.base import Part  # noqa: E402
+from hanmo.families.eva.modeling import EvaConfig, EvaModel  # noqa: E402
+from hanmo.families.huggingface.family import HuggingfaceFamily  # noqa: E402
+from hanmo.families.huggingface.modeling import adopt  # noqa: E402
+from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel  # noqa: E402
+from hanmo.training.trainer import RowTrainer  # noqa: E402
+
+VOCABULARY, BATCH = 8192, 8
+RECORDED = {"eva-base": (10.3, 13.6), "transformer-xl": (24.6, 12.9)}  # seconds, GB
+
+
+class Rows(HuggingfaceFamily):
+    """Ids without a tokenizer."""
+
+    def __init__(self, config: Any):
+        self.config, self._stop_ids = config, (1,)
+
+
+def qwen() -> Any:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=32,
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config)
+
+
+def examples(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(16, 256, (count,), generator=generator).tolist()
+    return [torch.randint(2, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+
+
+def settings(folder: str, steps: int) -> dict[str, Any]:
+    return {
+        "output_dir": folder, "per_device_train_batch_size": BATCH, "max_steps": steps, "learning_rate": 1e-4,
+        "logging_steps": 1000, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True,
+        "max_grad_norm": 1.0, "lr_scheduler_type": "constant",
+    }  # fmt: skip
+
+
+def data_set(model: Any, texts: list[list[int]]) -> RowDataset:
+    rows = RowDataset(Rows(model.config))
+    for ids in texts:
+        rows.append([Part(tuple(ids), True)])
+    return rows
+
+
+def ours(texts: list[list[int]], steps: int, folder: str) -> float:
+    model = adopt(qwen())
+    args = TrainingArguments(**settings(folder, steps), remove_unused_columns=False, label_names=["labels"])
+    trainer = RowTrainer(model, args, data_set(model, texts))
+    return seconds(trainer.train)
+
+
+def bare(texts: list[list[int]], steps: int, folder: str) -> float:
+    """The same network, rows, batches and optimizer in a loop of a few lines."""
+    model = adopt(qwen()).train()
+    rows = data_set(model, texts)
+    order, collator = list(EpochSampler(rows.lengths, 42)), Collator()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, weight_decay=0.0)
+
+    def loop() -> None:
+        for step in range(steps):
+            items = order[step * BATCH % len(order) :][:BATCH]
+            batch = collator([rows[item] for item in items])
+            batch.pop("row_ids")
+            model(**batch).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return seconds(loop)
+
+
+def trl(texts: list[list[int]], steps: int, folder: str) -> float:
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    order = list(EpochSampler([len(ids) for ids in texts], 42))
+    data = Dataset.from_list([{"input_ids": [*texts[item]], "labels": [*texts[item]]} for item in order])
+    args = SFTConfig(
+        **settings(folder, steps), max_length=None, train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True}, packing=False, gradient_checkpointing=False, bf16=False,
+    )  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a")), eos_token="b", pad_token="a"
+    )
+    return seconds(SFTTrainer(qwen(), args, train_dataset=data, processing_class=tokenizer).train)
+
+
+def seconds(work: Any) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def original_step(name: str, checkpointing: bool, steps: int = 2) -> dict[str, float]:
+    """The best seconds of a whole training step, and the peak memory of this process in GB."""
+    torch.manual_seed(0)
+    ids = torch.randint(5, 29000, (8, 128))
+    model: Any
+    if name == "eva-base":
+        model = EvaModel(EvaConfig())
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids, "labels": ids}
+    else:
+        model = TransformerXLModel(TransformerXLConfig(hidden_size=768, num_layers=12, num_heads=12))
+        ids = torch.randint(5, 29000, (4, 512))
+        batch = {"input_ids": ids, "labels": ids, "memory": tuple(torch.randn(4, 256, 768) for _ in range(13))}
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5, fused=True)
+
+    def step() -> None:
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    best = min(seconds(step) for _ in range(steps))
+    return {"seconds": best, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+
+
+def main() -> int:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--steps", type=int, default=30, help="steps of the small model (default: 30)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["small", *RECORDED], help="one part alone")
+    parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing in the two originals")
+    parser.add_argument("--original", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    if options.original:
+        print(json.dumps(original_step(options.original, options.checkpointing)))
+        return 0
+    figures = []
+    if options.only in (None, "small"):
+        figures += small(options.steps, options.rounds)
+    for name, (recorded, memory) in RECORDED.items():
+        if options.only in (None, name):
+            command = [sys.executable, __file__, "--original", name, *["--checkpointing"] * options.checkpointing]
+            output = subprocess.run(command, check=True, capture_output=True, text=True)
+            found = json.loads(output.stdout.splitlines()[-1])
+            figures.append(Figure.cost(f"{name} step", found["seconds"], recorded, "s", 3.0))
+            figures.append(Figure.cost(f"{name} memory", found["memory"], memory, "GB", 2.0))
+    return finish(figures, options.check)
+
+
+def small(steps: int, rounds: int) -> list[Figure]:
+    """By turns, so that whatever else the machine does hits all; the best of each."""
+    texts = examples(steps * BATCH)
+    tokens = sum(map(len, texts))
+    ways = {"ours": ours, "bare": bare}
+    try:
+        import trl as _  # noqa: F401
+
+        ways["trl"] = trl
+    except ImportError:
+        print("# trl is not installed here: no comparison with it", file=sys.stderr)
+    best = dict.fromkeys(ways, float("inf"))
+    with tempfile.TemporaryDirectory() as folder:
+        for _round in range(rounds):
+            for name, way in ways.items():
+                best[name] = min(best[name], way(texts, steps, folder))
+    goals = {"bare": 0.95, "trl": 1.0}
+    return [
+        Figure.rate(f"padded rows against {peer}", tokens / best["ours"], tokens / best[peer], "tokens/s", goals[peer])
+        for peer in ways
+        if peer != "ours"
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
