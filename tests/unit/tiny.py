@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import tempfile
 import warnings
 from pathlib import Path
@@ -72,16 +73,15 @@ def tiny(name: str, folder: Path) -> OpenedModel:
 def train_pieces(path: Path, pangu: bool) -> Path:
     """A sentencepiece model of the few sentences above, with the special pieces where the original has them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = path.with_suffix(".txt")
-    text.write_text("\n".join(SENTENCES * 4), encoding="utf-8")
+    model = io.BytesIO()  # from and to memory: a trained file would name the files it was made of
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text),
-        model_prefix=str(path.with_suffix("")),
+        sentence_iterator=iter(SENTENCES * 4),
+        model_writer=model,
         model_type="bpe",
         vocab_size=120,
         character_coverage=1.0,
         user_defined_symbols=PANGU_PIECES if pangu else ["<n>"],
         minloglevel=2,
     )
-    text.unlink()
+    path.write_bytes(model.getvalue())
     return path
