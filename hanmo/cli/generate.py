@@ -13,6 +13,7 @@ import typer
 
 from hanmo.cli.chat import Preset, Seed, Threads, decoding_settings, use_threads
 from hanmo.cli.common import ConfigFile, Device, Dtype, Json, Model, Published, RulesFolder, Sets, Size, Vocab
+from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def generate(
     dtype: Dtype = None,
     device: Device = None,
     threads: Threads = None,
+    tensor_parallel: TensorParallel = None,
 ) -> None:
     """Let a model go on from one prompt, from a file of prompts, or from what you type (the word stop ends that).
 
@@ -56,22 +58,27 @@ def generate(
       hanmo generate runs/demo 你好
       hanmo generate runs/demo --input prompts.txt --output replies.jsonl --set do_sample=false
       hanmo generate runs/demo --max-length 200 --seed 1
+      hanmo generate models/glm-10b-chinese 北京是[MASK]的首都。 --tensor-parallel 2
     """
     if prompt is not None and input_file is not None:
         raise ConfigError("give a prompt or --input, not both")
     if output is not None and input_file is None:
         raise ConfigError("--output is for the results of --input; a single result goes to the screen")
+    ranks = ranks_of_this_run(tensor_parallel)
     from hanmo.checkpoints import open_model
 
     use_threads(threads)
     prompts = None if input_file is None else list(read_prompts(input_file))
-    opened = open_model(model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device)
-    settings = decoding_settings(opened, preset, sets, seed, published)
+    opened = open_model(
+        model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device, tensor_parallel=ranks
+    )
+    follow()
+    settings = agreed(decoding_settings(opened, preset, sets, seed, published))
     if max_length is not None:
         settings = settings.change(max_new_tokens=max_length)
     limit = limit or opened.family.chat_limit
     if prompts is not None:
-        _file(opened, settings, limit, prompts, output, batch_size)
+        _file(opened, settings, limit, prompts, output if leads() else None, batch_size)
     elif prompt is not None:
         _one(opened, settings, limit, prompt, as_json)
     else:
