@@ -6,6 +6,7 @@ import os
 import sys
 from datetime import timedelta
 from io import TextIOBase
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +34,7 @@ def ranks_of_this_run(asked: int | None) -> int:
     if asked is not None and processes and asked != processes:
         raise ConfigError(f"{OPTION} {asked}: torchrun has started {processes} processes; both must be the same")
     if not leads():
-        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, for as long as the process lives
+        nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, for as long as the process lives
         sys.stdout = sys.stderr = nowhere
         sys.excepthook = _report
     return processes or 1
