@@ -108,9 +108,7 @@ def read_original(
     return original, *settle_config(original, size, config)
 
 
-def _open_folder(
-    path: Path, family: type[Family], dtype: str | None, device: torch.device, ranks: int
-) -> OpenedModel:
+def _open_folder(path: Path, family: type[Family], dtype: str | None, device: torch.device, ranks: int) -> OpenedModel:
     weights = find_weights(path)  # reads every index, so that a damaged file is named
     stored = most_common_dtype(weights)
     wanted = choose_dtype(dtype, stored, device)

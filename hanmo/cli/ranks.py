@@ -93,12 +93,9 @@ def _launch(ranks: int) -> None:
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from hanmo.cli.train import without
-
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // ranks, 1)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say themselves what failed
-    arguments = without(sys.argv[1:], OPTION)
-    parsed = run.parse_args(["--standalone", f"--nproc-per-node={ranks}", "-m", "hanmo", *arguments])
+    parsed = run.parse_args(["--standalone", f"--nproc-per-node={ranks}", "-m", "hanmo", *sys.argv[1:]])
     try:
         run.run(parsed)
     except ChildFailedError as error:

@@ -111,16 +111,22 @@ def find_size(size: str) -> tuple[type[Family], str]:
 
 def open_for_training(
     model: str, size: str | None, original_config: str | None, vocab: str | None, rules: str | None,
-    shape: dict[str, Any],
+    shape: dict[str, Any], tensor_parallel: int = 1,
 ) -> OpenedModel:  # fmt: skip
     """A model with fp32 weights, which the optimizer needs, whatever its files hold."""
     if model.startswith(NEW):
+        if tensor_parallel > 1:
+            raise ConfigError(f"tensor_parallel: {model} has no files to cut; train it for a step in one process first")
         if given := [n for n, v in (("size", size), ("config", original_config), ("rules", rules)) if v]:
             raise ConfigError(f"{model}: {' and '.join(given)} cannot be given for a new model")
         return new_model(model.removeprefix(NEW), shape, vocab)
     if shape:
         raise ConfigError(f"shape: only a new model ({NEW}SIZE) can be given one; {model} has its own")
-    return open_model(model, size=size, config=original_config, vocab=vocab, rules=rules, dtype="fp32", device="cpu")
+    # A model in parts goes where its parts are computed; a whole one waits on the CPU for the Trainer.
+    return open_model(
+        model, size=size, config=original_config, vocab=vocab, rules=rules, dtype="fp32",
+        device=None if tensor_parallel > 1 else "cpu", tensor_parallel=tensor_parallel,
+    )  # fmt: skip
 
 
 def data_files(data: str, valid: str | None) -> tuple[Path, Path | None]:

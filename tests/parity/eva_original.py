@@ -19,7 +19,9 @@ def network(name: str, layout: str = "megatron", dtype: str = "fp32") -> EvaMode
     model, path = MODELS[name], EVA / MODELS[name]["checkpoint"]
     if layout == "hub":
         return open_model(path.with_name(f"{path.name}_hub"), dtype=dtype, device="cpu", tensor_parallel=RANKS).network
-    return open_model(path, config=EVA / model["config"], vocab=EVA / model["vocab"], dtype=dtype, device="cpu", tensor_parallel=RANKS).network
+    return open_model(
+        path, config=EVA / model["config"], vocab=EVA / model["vocab"], dtype=dtype, device="cpu", tensor_parallel=RANKS
+    ).network
 
 
 def entries(config: EvaConfig, layout: str) -> list[Entry]:
