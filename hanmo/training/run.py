@@ -172,6 +172,17 @@ def trainer_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
     return merged
 
 
+def without_checkpoints(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings for a model that is cut over ranks, whose optimizer transformers cannot save: such a run cannot be resumed."""
+    fixed: dict[str, Any] = {"save_strategy": "no", "save_only_model": True, "load_best_model_at_end": False}
+    for key, value in fixed.items():
+        if given.get(key, value) != value:
+            raise ConfigError(
+                f"trainer.{key}={given[key]}: with tensor_parallel only {value}, as no optimizer is saved"
+            )
+    return {**given, **fixed}
+
+
 def _with_deepspeed(given: dict[str, Any]) -> dict[str, Any]:
     """The settings with a DeepSpeed file read, brought up to date, and what it decides where nothing else is given."""
     file = given.get("deepspeed")
@@ -196,10 +207,15 @@ def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:
             label_names=["labels"],
             average_tokens_across_devices=True,
             logging_nan_inf_filter=False,
-            **{"dataloader_pin_memory": torch.cuda.is_available(), **merged},
+            **{"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": _only_cpu(), **merged},
         )
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _only_cpu() -> bool:
+    """Several processes without a device: unless told so, accelerate takes them for one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
 
 
 def rate_factor(

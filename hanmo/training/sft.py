@@ -19,7 +19,15 @@ from hanmo.records import Rejects, iter_records
 from hanmo.training import stage
 from hanmo.training.adapt import add_lora, freeze_layers
 from hanmo.training.parallel import read_once
-from hanmo.training.run import TRAINER, Outcome, data_files, open_for_training, tokenising, trainer_settings
+from hanmo.training.run import (
+    TRAINER,
+    Outcome,
+    data_files,
+    open_for_training,
+    tokenising,
+    trainer_settings,
+    without_checkpoints,
+)
 from hanmo.training.schedules import Schedule
 from hanmo.training.streams import StreamTrainer
 from hanmo.training.trainer import RowTrainer
@@ -117,6 +125,8 @@ def dry_run(config: SftConfig) -> dict[str, Any]:
 def _prepare(config: SftConfig, bars: bool = True) -> tuple[SftConfig, stage.Prepared]:
     """Everything that can be wrong, before anything is written."""
     train_file, valid_file = data_files(config.data, config.valid)
+    if config.tensor_parallel > 1:
+        config = replace(config, trainer=without_checkpoints(config.trainer))
     config = replace(config, trainer=trainer_settings(config.trainer, valid_file is not None))
     set_seed(config.trainer.get("seed", 42))
     opened = open_for_training(
