@@ -18,6 +18,7 @@ from tests.golden.make import FOLDER
 from tests.ranks import ROOT, on_ranks
 from tests.unit.checkpoint_files import write_megatron
 from tests.unit.tiny import NAMES
+from tests.unit.transformers_models import write_model
 
 pytestmark = pytest.mark.slow
 TALK = "你好\n今天天气怎么样？\nclear\n/set num_beams 2\n明天去哪里玩？\n"
@@ -42,6 +43,12 @@ def test_chat_over_two_ranks_says_the_same(name: str) -> None:
     alone = chat(FOLDER / name, "--dtype", "fp32")
     assert alone.count("Sys >>> ") == 3
     assert chat(FOLDER / name, "--dtype", "fp32", "--tensor-parallel", "2") == alone
+
+
+def test_t5_by_our_plan(tmp_path: Path) -> None:
+    """Transformers has no plan for T5's form; its position bias has a column for each head."""
+    model = write_model("mt5", tmp_path / "mt5")
+    assert chat(model, "--tensor-parallel", "2") == chat(model)
 
 
 def test_chat_with_a_checkpoint_split_in_two(tmp_path: Path) -> None:
