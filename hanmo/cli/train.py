@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from hanmo.cli.common import Json, emit, note
+from hanmo.cli.ranks import TensorParallel, ranks_of_this_run
 
 Model = Annotated[str, typer.Argument(help="A model, or init:SIZE for random weights.", show_default=False)]
 Data = Annotated[str, typer.Argument(help="Folder with train.* and valid.*, or a training file.", show_default=False)]
@@ -47,6 +48,7 @@ def sft(
     resume: Resume = False,
     nproc: Processes = 1,
     hostfile: Hosts = None,
+    tensor_parallel: TensorParallel = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model on dialogues, or on prompts and responses.
@@ -59,7 +61,10 @@ def sft(
     """
     if _several(nproc, hostfile):
         return
-    _run("sft", model, data, rest or [], config, preset, dry_run, resume, as_json)
+    rest = [*(rest or []), *(() if tensor_parallel is None else (f"tensor_parallel={tensor_parallel}",))]
+    if tensor_parallel is not None:
+        ranks_of_this_run(tensor_parallel)
+    _run("sft", model, data, rest, config, preset, dry_run, resume, as_json)
 
 
 def pretrain(
@@ -93,7 +98,7 @@ def _several(processes: int, hostfile: Path | None) -> bool:
         return False
     from hanmo.training.parallel import launch_lines, read_hostfile, torchrun
 
-    arguments = without(sys.argv[1:], "--nproc", "--hostfile")
+    arguments = _without(sys.argv[1:], "--nproc", "--hostfile")
     if hostfile is not None:
         for host, line in launch_lines(read_hostfile(hostfile), arguments).items():
             print(f"{host}: {shlex.join(line)}")
@@ -103,7 +108,7 @@ def _several(processes: int, hostfile: Path | None) -> bool:
     os.execv(command[0], command)
 
 
-def without(arguments: list[str], *options: str) -> list[str]:
+def _without(arguments: list[str], *options: str) -> list[str]:
     """Arguments less some options and their values."""
     kept, skip = [], False
     for argument in arguments:
