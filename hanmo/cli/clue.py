@@ -1,4 +1,4 @@
-"""``hanmo eval clue`` and ``hanmo eval compare``: the ten CLUE tasks, and two results question by question."""
+"""``hanmo eval clue``, ``compare`` and ``table``: the ten CLUE tasks, and what several runs found."""
 
 from __future__ import annotations
 
@@ -112,6 +112,27 @@ def compare(first: Result, second: Result, as_json: Json = False) -> None:
     found = compare_results(one, other)
     about = {"first": one["about"], "second": other["about"]}
     emit({"about": about, "tasks": {name: asdict(value) for name, value in found.items()}}, as_json, _show_comparison)
+
+
+def table(
+    results: Annotated[list[Path], typer.Argument(help="results.json of each run, or its folder.", show_default=False)],
+    output: Annotated[Path | None, typer.Option(help="File to write: a page where it ends in .html.")] = None,
+) -> None:
+    """Several results of hanmo eval clue side by side, as the published table: zero-shot | few-shot x models.
+
+    \b
+    Example:
+      hanmo eval table pangu/results.json glm/results.json glm-5-shot/results.json --output table.html
+    """
+    from hanmo.evaluation.clue.results import read_result
+    from hanmo.evaluation.clue.table import Table
+
+    made = Table([read_result(path) for path in results])
+    if output is None:
+        print(made.markdown(), end="")
+    else:
+        made.write(output)
+        note(f"written to {output}")
 
 
 def _show(result: ClueResult) -> None:
