@@ -29,22 +29,20 @@ def run(model: str, shots: int = 0, protocol: str = "corrected", tasks: str = "t
 
 def test_zero_shot_comes_first_and_tasks_stand_in_the_published_order() -> None:
     made = Table([run("B", shots=5), run("A", tasks="tnews"), run("B")])
-    assert made.header == ["task", "metric", "chance", "zero-shot: A", "zero-shot: B", "5-shot: B"]
+    assert made.header == ["task", "metric", "chance", "zero-shot: A", "zero-shot: B", "5-shot: B", "data"]
     value = "0.5000 (0.2500 – 0.7500)"
     assert made.rows == [
-        ["OCNLI", "accuracy (prior)", 0.25, None, value, value],
-        ["TNEWS", "accuracy (prior)", 0.25, value, value, value],
+        ["OCNLI", "accuracy (prior)", 0.25, None, value, value, "d1"],
+        ["TNEWS", "accuracy (prior)", 0.25, value, value, value, "d1"],
     ]
     text = made.markdown()
-    assert f"| OCNLI | accuracy (prior) | 0.2500 | – | {value} | {value} |" in text
-    assert (
-        "- 5-shot: B: corrected protocol; at most 512 tokens; weights w-B; hanmo 9 of commit c0; data tnews d1" in text
-    )
+    assert f"| OCNLI | accuracy (prior) | 0.2500 | – | {value} | {value} | d1 |" in text
+    assert "- 5-shot: B: corrected protocol; at most 512 tokens; weights w-B; hanmo 9 of commit c0\n" in text
 
 
 def test_columns_say_in_what_runs_differ() -> None:
     made = Table([run("A"), run("A", protocol="published"), run("A", weights="0123456789")])
-    assert made.header[3:] == [
+    assert made.header[3:-1] == [
         "zero-shot, corrected: A w-A",
         "zero-shot, published: A w-A",
         "zero-shot, corrected: A 01234567",
@@ -67,7 +65,7 @@ def test_command_line(tmp_path: Path) -> None:
         (tmp_path / model / "results.json").write_text(json.dumps(run(model)))
         files.append(str(tmp_path / model))
     shown = CliRunner().invoke(app, ["eval", "table", *files])
-    assert shown.exit_code == 0 and "| task | metric | chance | zero-shot: A | zero-shot: B |" in shown.stdout
+    assert shown.exit_code == 0 and "| task | metric | chance | zero-shot: A | zero-shot: B | data |" in shown.stdout
     for name, expected in (("t.html", "<td>0.5000 (0.2500 – 0.7500)</td>"), ("t.md", "| OCNLI |")):
         CliRunner().invoke(app, ["eval", "table", *files, "--output", str(tmp_path / name)])
         assert expected in (tmp_path / name).read_text()

@@ -18,10 +18,10 @@ class Table:
     """Runs as columns, zero-shot ones first, tasks as rows in the published order.
 
     Attributes:
-        header: what a column is: task, metric, chance, then shots and model of each run.
-        rows: the task's title, metric, chance, and for each run the value with its 95 % interval; None where it did not
-            run the task.
-        facts: what each column's numbers hang on: protocol, weights, data, software.
+        header: what a column is: task, metric, chance, then shots and model of each run, and the data's hash.
+        rows: the task's title, metric, chance, for each run the value with its 95 % interval (None where it did not
+            run the task), and the data's hash.
+        facts: what each run's numbers hang on: protocol, limit, weights, software.
 
     Raises:
         HanmoError: two runs have other questions of the same task, or are the same run.
@@ -32,7 +32,7 @@ class Table:
         names = [_name(run, runs) for run in runs]
         if twice := {name for name in names if names.count(name) > 1}:
             raise HanmoError(f"{', '.join(sorted(twice))}: given twice; every run makes one column")
-        self.header = ["task", "metric", "chance", *names]
+        self.header = ["task", "metric", "chance", *names, "data"]
         self.rows: list[list[str | float | None]] = []
         for task in all_tasks():
             found = [run["tasks"].get(task) for run in runs]
@@ -48,7 +48,9 @@ class Table:
                     )
             metric = ", ".join(dict.fromkeys(f"{one['metric']} ({one['reading']})" for one in having))
             chance = min((one["chance"] for one in having if one["chance"] is not None), default=None)
-            self.rows.append([first["title"], metric, chance, *(one and _cell(one) for one in found)])
+            self.rows.append(
+                [first["title"], metric, chance, *(one and _cell(one) for one in found), first["about"]["data"]]
+            )
         self.facts = {name: _origin(run) for name, run in zip(names, runs, strict=True)}
 
     def markdown(self) -> str:
@@ -92,5 +94,4 @@ def _origin(run: Result) -> str:
     about = run["about"]
     parts = [f"{about['protocol']} protocol", f"at most {about['limit']} tokens", f"weights {about['weights']}"]
     parts.append(f"hanmo {about['hanmo']}" + (f" of commit {about['commit']}" if "commit" in about else ""))
-    parts.append("data " + ", ".join(f"{name} {task['about']['data']}" for name, task in run["tasks"].items()))
     return "; ".join(parts)
