@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.cache_utils import EncoderDecoderCache
 
 from hanmo.families.base import IGNORE
-from hanmo.families.heads import RowOutput, ValueHead, configured_value_head, score_tokens
+from hanmo.families.heads import RowOutput, ValueHead, configured_value_head, score_tokens, values_of
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
@@ -66,6 +66,7 @@ class TransformersRows:
     #: the output head alone gives the model's logits
     head_is_exact = True
     value_head: ValueHead | None
+    critic: Any
 
     def forward(
         self,
@@ -81,6 +82,7 @@ class TransformersRows:
             if labels is not None:
                 inputs["labels"] = labels
             return super().forward(*args, **inputs)  # type: ignore[misc]
+        known = dict(inputs)
         inputs["use_cache"] = False
         if self.head_is_exact:
             hidden_BAD = self.base_model(*args, **inputs).last_hidden_state  # type: ignore[attr-defined]
@@ -91,7 +93,7 @@ class TransformersRows:
             logprob_BA, entropy_BA = _score_logits(output.logits, labels, entropy)
             states = "decoder_hidden_states" if self.config.is_encoder_decoder else "hidden_states"  # type: ignore[attr-defined]
             hidden_BAD = None if self.value_head is None else output[states][-1]
-        value_BA = None if self.value_head is None else self.value_head(hidden_BAD)
+        value_BA = values_of(self, hidden_BAD, labels, known)
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
         return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA)
 
@@ -143,7 +145,7 @@ def adopt(model: Any) -> Any:
     """Give a transformers model our protocol. Its class keeps its name, so that it saves as what it is."""
     cls = type(model)
     model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
-    model.value_head = None
+    model.value_head = model.critic = None
     model.head_is_exact = _head_is_exact(model)
     if not model.head_is_exact:
         warnings.warn(
