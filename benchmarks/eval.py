@@ -82,7 +82,7 @@ def gpt2(vocabulary: str, layers: int) -> Any:
 
 
 def families(layers: int) -> dict[str, Any]:
-    """A network of each family, 512 wide, random weights."""
+    """A network of each family, random weights: 512 wide, and for transformers models a GPT-2 of the small size's width."""
     import tempfile
 
     import torch
@@ -93,7 +93,7 @@ def families(layers: int) -> dict[str, Any]:
 
     shape: dict[str, Any] = {"hidden_size": 512, "num_layers": layers, "num_attention_heads": 8}
     pieces = VOCAB / "cog-pretrain.model"
-    found = {}
+    found = {"huggingface": gpt2("pieces", layers)}
     with tempfile.TemporaryDirectory() as folder:
         words = Path(folder) / "vocab.txt"
         words.write_text("\n".join(build(texts(), words=20000)), encoding="utf-8")
