@@ -204,6 +204,7 @@ def small(steps: int, rounds: int) -> list[Figure]:
                 command = [sys.executable, __file__, "--way", way, "--steps", str(steps), *["--packing"] * packing]
                 output = subprocess.run(command, check=True, capture_output=True, text=True)
                 found[way].append(json.loads(output.stdout.splitlines()[-1]))
+                print(f"# {'packed' if packing else 'padded'}, {way}: {found[way][-1]}", file=sys.stderr, flush=True)
         best = {way: min(run["seconds"] for run in runs) for way, runs in found.items()}
         memory = {way: min(run["memory"] for run in runs) for way, runs in found.items()}
         name = "packed rows" if packing else "padded rows"
