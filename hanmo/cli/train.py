@@ -93,7 +93,7 @@ def _several(processes: int, hostfile: Path | None) -> bool:
         return False
     from hanmo.training.parallel import launch_lines, read_hostfile, torchrun
 
-    arguments = _without(sys.argv[1:], "--nproc", "--hostfile")
+    arguments = without(sys.argv[1:], "--nproc", "--hostfile")
     if hostfile is not None:
         for host, line in launch_lines(read_hostfile(hostfile), arguments).items():
             print(f"{host}: {shlex.join(line)}")
@@ -103,7 +103,7 @@ def _several(processes: int, hostfile: Path | None) -> bool:
     os.execv(command[0], command)
 
 
-def _without(arguments: list[str], *options: str) -> list[str]:
+def without(arguments: list[str], *options: str) -> list[str]:
     """Arguments less some options and their values."""
     kept, skip = [], False
     for argument in arguments:

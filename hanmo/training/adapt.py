@@ -16,8 +16,13 @@ from hanmo.errors import ConfigError
 Checkpointing = Literal["none", "selective", "full"]
 
 
-def add_lora(network: Any, targets: Sequence[str], rank: int, alpha: int, dropout: float) -> Any:
+def add_lora(
+    network: Any, targets: Sequence[str], rank: int, alpha: int, dropout: float, whole: Sequence[str] = ()
+) -> Any:
     """The network with LoRA adapters, which alone are trained, on the linear modules named ``targets``.
+
+    Args:
+        whole: modules that are trained as they are, and kept in checkpoints.
 
     Raises:
         ConfigError: no targets, or no module has such a name.
@@ -27,7 +32,9 @@ def add_lora(network: Any, targets: Sequence[str], rank: int, alpha: int, dropou
     if not targets:
         raise ConfigError("lora_targets: this family names none; give the names of linear modules, e.g. [q_proj]")
     names = "all-linear" if list(targets) == ["all-linear"] else list(targets)  # peft's word for all but the head
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
+    settings = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, modules_to_save=list(whole) or None
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an attribute's old name

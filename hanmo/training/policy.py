@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -29,7 +30,7 @@ from hanmo.generation.settings import Settings
 from hanmo.losses import RunningMoments, kl_estimates
 from hanmo.training.adapt import switch_dropout_off
 from hanmo.training.alignment import AlignmentConfig
-from hanmo.training.rollout import Engine, Question, Reference, Reward, Sample, prompt_order, scored
+from hanmo.training.rollout import Engine, Question, Reference, Reward, Sample, prompt_order, scored, without_critic
 from hanmo.training.trainer import RowTrainer
 
 GENERATION = settings.settings_of(
@@ -39,6 +40,7 @@ GENERATION = settings.settings_of(
     published="a policy is trained as it is",
 )
 STATE = "rounds.json"  # in a checkpoint
+CRITIC = "critic.safetensors"
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class PolicyTrainer(RowTrainer):
         self.remove_callback(ProgressCallback)
         self.config, self.opened, self.engine, self.rewards, self.questions = config, opened, engine, rewards, questions
         self.settings = rollout_settings(config, opened, questions)
+        self.critic = opened.network.critic
         self.reference = Reference(model, config.reference)
         self.round, self.beta, self.moments = 0, config.beta, RunningMoments()
         self.left = 0  # batches of this round that are still to come
@@ -331,6 +334,18 @@ class PolicyTrainer(RowTrainer):
 
     # Checkpoints
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with without_critic(self.model):
+            super()._save(output_dir, state_dict)
+        if self.critic is not None and self.args.should_save:
+            save_model(self.critic, str(Path(output_dir or self.folder) / CRITIC))  # its tensors may be tied
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with without_critic(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.critic is not None:
+            load_model(self.critic, str(Path(resume_from_checkpoint) / CRITIC))
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self.args.should_save:
@@ -387,7 +402,12 @@ class BetweenRounds(TrainerCallback):
         if not trainer.between_rounds:
             control.should_save = False
             control.should_training_stop = state.global_step >= state.max_steps
-        elif trainer.config.save_rounds and trainer.round % trainer.config.save_rounds == 0:
+            return
+        if trainer.round >= trainer.config.rounds:  # rounds that ended early leave steps over
+            control.should_training_stop = True
+        if trainer.config.max_kl is not None:  # rounds are of different lengths, and each is logged
+            control.should_log = True
+        if trainer.config.save_rounds and trainer.round % trainer.config.save_rounds == 0:
             control.should_save = True
 
 

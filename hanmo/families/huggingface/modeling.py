@@ -22,7 +22,7 @@ from transformers.cache_utils import EncoderDecoderCache
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE
-from hanmo.families.heads import RowOutput, ValueHead, configured_value_head, score_tokens
+from hanmo.families.heads import RowOutput, ValueHead, configured_value_head, score_tokens, values_of
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
@@ -69,6 +69,7 @@ class TransformersRows:
     #: examples that share a row do not see each other; None: nobody has asked yet
     packing_is_exact: bool | None = None
     value_head: ValueHead | None
+    critic: Any
 
     def forward(
         self,
@@ -84,6 +85,7 @@ class TransformersRows:
             if labels is not None:
                 inputs["labels"] = labels
             return super().forward(*args, **inputs)  # type: ignore[misc]
+        known = dict(inputs)
         inputs["use_cache"] = False
         if "position_ids" in inputs:  # packed rows, see HuggingfaceFamily.pack
             self._check_packing()
@@ -97,7 +99,7 @@ class TransformersRows:
             logprob_BA, entropy_BA = _score_logits(output.logits, labels, entropy)
             states = "decoder_hidden_states" if self.config.is_encoder_decoder else "hidden_states"  # type: ignore[attr-defined]
             hidden_BAD = None if self.value_head is None else output[states][-1]
-        value_BA = None if self.value_head is None else self.value_head(hidden_BAD)
+        value_BA = values_of(self, hidden_BAD, labels, known)
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
         return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA)
 
@@ -157,7 +159,7 @@ def adopt(model: Any) -> Any:
     """Give a transformers model our protocol. Its class keeps its name, so that it saves as what it is."""
     cls = type(model)
     model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
-    model.value_head = None
+    model.value_head = model.critic = None
     model.head_is_exact = _head_is_exact(model)
     if not model.head_is_exact:
         warnings.warn(
