@@ -7,6 +7,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.families.cache import DecodeState
+from hanmo.families.linear import Linear
 from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
 
 TP_PLAN = {
@@ -27,8 +28,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
         self.head_width, self.dropout = width // heads, dropout
-        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.v_proj, self.o_proj = nn.Linear(width, width), _residual(nn.Linear(width, width))
+        self.q_proj, self.k_proj = Linear(width, width), Linear(width, width)
+        self.v_proj, self.o_proj = Linear(width, width), _residual(Linear(width, width))
 
     def forward(
         self, queries_BTD: Tensor, hidden_BTD: Tensor, mask: Tensor | None, state: DecodeState | None, layer: int
@@ -73,9 +74,9 @@ class PreNormBlock(GradientCheckpointingLayer):
         self.attention_norm = nn.LayerNorm(width, eps=epsilon)
         self.attention = Attention(width, heads, attention_dropout)
         self.mlp_norm = nn.LayerNorm(width, eps=epsilon)
-        self.up_proj = nn.Linear(width, inner)
+        self.up_proj = Linear(width, inner)
         self.activation = nn.GELU(approximate=gelu)
-        self.down_proj = _residual(nn.Linear(inner, width))
+        self.down_proj = _residual(Linear(inner, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(

@@ -21,6 +21,7 @@ from hanmo.families.causal import same_example
 from hanmo.families.eva.biases import blind_queries, masked_bias, per_query, relative_buckets
 from hanmo.families.eva.state import EvaState
 from hanmo.families.heads import RowModel
+from hanmo.families.linear import Linear
 from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, local
 
 _ATTENTION = {"q_proj": OUT_HEADS, "k_proj": OUT_HEADS, "v_proj": OUT_HEADS, "o_proj": IN_HEADS}
@@ -97,10 +98,10 @@ class EvaAttention(nn.Module):
     def __init__(self, config: EvaConfig):
         super().__init__()
         inner = config.num_heads * config.d_kv
-        self.q_proj = nn.Linear(config.d_model, inner, bias=False)
-        self.k_proj = nn.Linear(config.d_model, inner, bias=False)
-        self.v_proj = nn.Linear(config.d_model, inner, bias=False)
-        self.o_proj = nn.Linear(inner, config.d_model, bias=False)
+        self.q_proj = Linear(config.d_model, inner, bias=False)
+        self.k_proj = Linear(config.d_model, inner, bias=False)
+        self.v_proj = Linear(config.d_model, inner, bias=False)
+        self.o_proj = Linear(inner, config.d_model, bias=False)
         self.d_kv = config.d_kv
         self.scale = config.d_kv**-0.5 if config.attn_scale else 1.0
         self.dropout_rate = config.dropout_rate
@@ -132,9 +133,9 @@ class EvaFeedForward(nn.Module):
 
     def __init__(self, config: EvaConfig):
         super().__init__()
-        self.wi_0 = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.wi_1 = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.wi_0 = Linear(config.d_model, config.d_ff, bias=False)
+        self.wi_1 = Linear(config.d_model, config.d_ff, bias=False)
+        self.wo = Linear(config.d_ff, config.d_model, bias=False)
         self.dropout_rate = config.dropout_rate
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ class EvaModel(RowModel):
         self.role_embeds = nn.Embedding(2, config.d_model)
         self.encoder = EvaStack(config, config.num_layers, decoder=False)
         self.decoder = EvaStack(config, config.num_decoder_layers, decoder=True)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.cache import DecodeState
 from hanmo.families.heads import RowModel
+from hanmo.families.linear import Linear
 from hanmo.families.prenorm import TP_PLAN, PreNormBlock, init_prenorm
 
 ACTIVATIONS = {"gelu_new": "tanh", "gelu": "none"}  # torch's name of the approximation
@@ -93,7 +94,7 @@ class GlmModel(RowModel):
             for _ in range(config.num_layers)
         )
         self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
+        self.lm_head = Linear(width, config.vocab_size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from hanmo.errors import ConfigError, unknown
 from hanmo.families.cache import DecodeState
 from hanmo.families.causal import causal_mask
 from hanmo.families.heads import RowModel
+from hanmo.families.linear import Linear
 from hanmo.families.prenorm import TP_PLAN, PreNormBlock, init_prenorm
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh"}  # torch's name of the approximation
@@ -85,7 +86,7 @@ class PanguModel(RowModel):
             for _ in range(config.num_layers)
         )
         self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
+        self.lm_head = Linear(width, config.vocab_size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

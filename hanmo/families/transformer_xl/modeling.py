@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.heads import RowModel
+from hanmo.families.linear import Linear
 from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, local
 from hanmo.families.transformer_xl.relative import SinusoidTable, relative_scores, visible
 from hanmo.families.transformer_xl.state import MemoryState
@@ -99,9 +100,9 @@ class TransformerXLAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.head_width = width // config.num_heads
-        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.r_proj = nn.Linear(width, width) if config.relative else None
+        self.q_proj, self.k_proj = Linear(width, width), Linear(width, width)
+        self.v_proj, self.o_proj = Linear(width, width), Linear(width, width)
+        self.r_proj = Linear(width, width) if config.relative else None
         self.dropout = nn.Dropout(config.attention_dropout)
 
     def forward(
@@ -166,9 +167,9 @@ class TransformerXLBlock(GradientCheckpointingLayer):
         self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
         self.attention = TransformerXLAttention(config)
         self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.up_proj = nn.Linear(width, 4 * width)
+        self.up_proj = Linear(width, 4 * width)
         self.activation = nn.GELU(approximate="tanh")
-        self.down_proj = nn.Linear(4 * width, width)
+        self.down_proj = Linear(4 * width, width)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
@@ -213,7 +214,7 @@ class TransformerXLModel(RowModel):
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(TransformerXLBlock(config) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
+        self.lm_head = Linear(width, config.vocab_size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,0 +1,42 @@
+"""Our linear layer is torch's, whatever the number of rows, the type and the mode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hanmo.families.linear import FEW, Linear, quicken
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (4, 1), (2, 3), (FEW,), (FEW + 1, 1), (0, 2), ()], ids=str)
+def test_same_as_torch(shape: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs = Linear(24, 7, bias=bias, dtype=dtype), nn.Linear(24, 7, bias=bias, dtype=dtype)
+    theirs.load_state_dict(ours.state_dict())
+    inputs = torch.randn(*shape, 24, dtype=dtype)
+    with torch.no_grad():
+        found, expected = ours(inputs), theirs(inputs)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert found.is_contiguous()
+
+
+def test_gradients_flow() -> None:
+    layer = Linear(24, 7)
+    layer(torch.randn(4, 24)).sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
+
+
+def test_few_rows_are_computed_with_the_weight_on_the_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 7))
+    quicken(network)
+    products: list[torch.Size] = []
+    original = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda left, right: products.append(right.shape) or original(left, right))
+    with torch.no_grad():
+        network(torch.randn(4, 24))
+        network(torch.randn(1, 24))
+        network(torch.randn(FEW + 1, 24))
+    assert products == [(24, 4), (24, 4)]
