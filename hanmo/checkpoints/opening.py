@@ -18,6 +18,7 @@ from hanmo.checkpoints.layout import Original, recognise, some
 from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_config
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, unknown
 from hanmo.families.base import Family, OpenedModel
+from hanmo.families.parallel import distributed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RULES = "rules"  # the folder inside ours in which a model's score rules lie
@@ -32,6 +33,7 @@ def open_model(
     rules: str | Path | None = None,
     dtype: str | None = None,
     device: str | torch.device | None = None,
+    tensor_parallel: int = 1,
 ) -> OpenedModel:
     """A model from a folder of ours, an original checkpoint, a hub folder or a hub id. Weights are never random.
 
@@ -42,8 +44,11 @@ def open_model(
         rules: folder of score rules; default: the one inside a folder of ours.
         dtype: fp32, bf16 or fp16; default: the files', except that the CPU, which is slow in fp16, gets fp32.
         device: default: CUDA if there is one, else the CPU.
+        tensor_parallel: ranks over which the model is cut; each is a process of its own, started by torchrun, and all
+            call this.
 
     Raises:
+        UnsupportedError: the model cannot be cut into so many parts.
         CheckpointError: nothing there, damaged, incomplete, or of no known family; says what was found.
         VocabularyError: no vocabulary, or one that disagrees with the embedding.
     """
@@ -52,9 +57,9 @@ def open_model(
     if family := family_of_folder(path):
         if given := [name for name, value in (("size", size), ("config", config), ("vocab", vocab)) if value]:
             raise ConfigError(f"{path} is a model folder, complete in itself: leave out --{' and --'.join(given)}")
-        opened = _open_folder(path, family, dtype, target)
+        opened = _open_folder(path, family, dtype, target, tensor_parallel)
     else:
-        opened = _open_original(path, size, config, vocab, dtype, target)
+        opened = _open_original(path, size, config, vocab, dtype, target, tensor_parallel)
     if rules is not None:
         opened.family.assets.update(find_rules(type(opened.family), Path(rules)))
     return opened
@@ -103,13 +108,14 @@ def read_original(
     return original, *settle_config(original, size, config)
 
 
-def _open_folder(path: Path, family: type[Family], dtype: str | None, device: torch.device) -> OpenedModel:
+def _open_folder(path: Path, family: type[Family], dtype: str | None, device: torch.device, ranks: int) -> OpenedModel:
     weights = find_weights(path)  # reads every index, so that a damaged file is named
     stored = most_common_dtype(weights)
     wanted = choose_dtype(dtype, stored, device)
+    cut = distributed(AutoConfig.from_pretrained(path, trust_remote_code=False), ranks, device)
     with quiet():
         network, info = family.network_class.from_pretrained(
-            path, dtype=wanted, output_loading_info=True, use_safetensors=weights.container == "safetensors"
+            path, dtype=wanted, output_loading_info=True, use_safetensors=weights.container == "safetensors", **cut
         )
         tokenizer = family.tokenizer_class.from_pretrained(path)
     _require_loaded(path, info)
@@ -125,13 +131,14 @@ def _open_original(
     vocab: str | Path | None,
     dtype: str | None,
     device: torch.device,
+    ranks: int,
 ) -> OpenedModel:
     original, settled, size_name = read_original(path, size, config)
     tokenizer = open_tokenizer(original, vocab)
     check_vocabulary(original.family, settled.vocab_size, tokenizer, str(path))
     wanted = choose_dtype(dtype, original.dtype, device)
     family = original.family(settled, tokenizer)  # settles what of the configuration the vocabulary decides
-    network = load_network(original, settled, wanted)
+    network = load_network(original, settled, wanted, distributed(settled, ranks, device))
     family.config = network.config
     what = f"{size_name or original.family.name} from {path} ({original.layout.name} layout"
     what += f", {len(original.weights.ranks)} ranks" if len(original.weights.ranks) > 1 else ""
@@ -139,7 +146,9 @@ def _open_original(
     return OpenedModel(network.to(device).eval(), family, _described(what, original.dtype, wanted))
 
 
-def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtype) -> Any:
+def load_network(
+    original: Original, config: PretrainedConfig, dtype: torch.dtype, cut: dict[str, Any] | None = None
+) -> Any:
     """Our network with an original's weights. There is one copy of them in memory; of fp32 files, none but the file.
 
     Optional tensors that the files lack are zero, which is as if they were not there.
@@ -153,7 +162,7 @@ def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtyp
     state.update({name: torch.zeros(expected[name], dtype=dtype) for name in absent_tensors(original, config)})
     with quiet():
         network, info = original.family.network_class.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **(cut or {})
         )
     _require_loaded(original.weights.path, info)
     return network

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hanmo.cli.common import ConfigFile, Device, Dtype, Published, RulesFolder, Sets, Size, Vocab, note
+from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, unknown
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def chat(
     dtype: Dtype = None,
     device: Device = None,
     threads: Threads = None,
+    tensor_parallel: TensorParallel = None,
 ) -> None:
     """Talk to a model. Works piped from a file, too: one line is one turn.
 
@@ -65,6 +67,7 @@ def chat(
       hanmo chat
       hanmo chat EVA2.0-base --vocab vocab.txt --rules rules --preset beam
       hanmo chat runs/demo --set temperature=0.7 --seed 1 < questions.txt
+      hanmo chat models/pangu-13b --tensor-parallel 2
     """
     if model is None:
         if not DEMO.is_dir():
@@ -72,12 +75,16 @@ def chat(
                 f"no model given, and there is none in {DEMO}: make one with `hanmo demo`, or name one: hanmo chat MODEL"
             )
         model = str(DEMO)
+    ranks = ranks_of_this_run(tensor_parallel)
     from hanmo.checkpoints import open_model
     from hanmo.generation.chat import ChatSession
 
     use_threads(threads)
-    opened = open_model(model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device)
-    settings = decoding_settings(opened, preset, sets, seed, published)
+    opened = open_model(
+        model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device, tensor_parallel=ranks
+    )
+    follow()
+    settings = agreed(decoding_settings(opened, preset, sets, seed, published))
     session = ChatSession(opened, settings, limit or opened.family.chat_limit, system)
     if system_info:
         note(describe(opened, settings))
@@ -219,7 +226,7 @@ class _Console:
             print("\n".join(f"{key} = {value}" for key, value in current.items()))
             return
         key, _, value = text.replace("=", " ", 1).partition(" ")
-        settings = load(Settings, current, overrides=[f"{key}={value.strip()}"])
+        settings = agreed(load(Settings, current, overrides=[f"{key}={value.strip()}"]))
         if settings.seed != current["seed"]:
             self._session.reseed(settings.seed)
         self._session.settings = settings
@@ -227,5 +234,5 @@ class _Console:
     def _save(self, text: str) -> None:
         if not text:
             raise ConfigError("/save needs a file name, e.g. /save talk.jsonl")
-        count = self._session.save(text)
+        count = self._session.save(text) if leads() else 0
         note(f"{count} conversations in {text}")

@@ -13,6 +13,7 @@ import typer
 
 from hanmo.cli.chat import Preset, Seed, Threads, decoding_settings, use_threads
 from hanmo.cli.common import ConfigFile, Device, Dtype, Json, Model, Published, RulesFolder, Sets, Size, Vocab
+from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -32,10 +33,19 @@ def generate(
     input_file: Annotated[
         Path | None, typer.Option("--input", help="Prompts, one a line: text, or JSON with prompt, text or turns.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="File for the results of --input, as JSON lines.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File for the results of --input: JSON lines, or what one reads if its name ends in .txt."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts of --input that are decoded together.", min=1)] = 8,
     max_length: Annotated[int | None, typer.Option(help="The most new tokens.", min=1)] = None,
     limit: Annotated[int | None, typer.Option(help="The most tokens of a prompt that the model sees.", min=2)] = None,
+    seq_length: Annotated[
+        int | None, typer.Option(help="Of models with memory: tokens of a segment; a longer prompt is several.", min=1)
+    ] = None,
+    mem_length: Annotated[
+        int | None, typer.Option(help="Of models with memory: tokens remembered before a segment.", min=0)
+    ] = None,
     preset: Preset = None,
     sets: Sets = None,
     seed: Seed = None,
@@ -48,6 +58,7 @@ def generate(
     dtype: Dtype = None,
     device: Device = None,
     threads: Threads = None,
+    tensor_parallel: TensorParallel = None,
 ) -> None:
     """Let a model go on from one prompt, from a file of prompts, or from what you type (the word stop ends that).
 
@@ -55,27 +66,54 @@ def generate(
     Examples:
       hanmo generate runs/demo 你好
       hanmo generate runs/demo --input prompts.txt --output replies.jsonl --set do_sample=false
-      hanmo generate runs/demo --max-length 200 --seed 1
+      hanmo generate models/txl-2.9b 从前有座山， --seq-length 512 --mem-length 256 --max-length 200 --seed 1
+      hanmo generate models/glm-10b-chinese 北京是[MASK]的首都。 --tensor-parallel 2
     """
     if prompt is not None and input_file is not None:
         raise ConfigError("give a prompt or --input, not both")
     if output is not None and input_file is None:
         raise ConfigError("--output is for the results of --input; a single result goes to the screen")
+    ranks = ranks_of_this_run(tensor_parallel)
     from hanmo.checkpoints import open_model
 
     use_threads(threads)
     prompts = None if input_file is None else list(read_prompts(input_file))
-    opened = open_model(model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device)
-    settings = decoding_settings(opened, preset, sets, seed, published)
+    opened = open_model(
+        model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device, tensor_parallel=ranks
+    )
+    follow()
+    use_memory(opened, {"--seq-length": seq_length, "--mem-length": mem_length})
+    settings = agreed(decoding_settings(opened, preset, sets, seed, published))
     if max_length is not None:
         settings = settings.change(max_new_tokens=max_length)
     limit = limit or opened.family.chat_limit
     if prompts is not None:
-        _file(opened, settings, limit, prompts, output, batch_size)
+        _file(opened, settings, limit, prompts, output if leads() else None, batch_size)
     elif prompt is not None:
         _one(opened, settings, limit, prompt, as_json)
     else:
         _interactive(opened, settings, limit, as_json)
+
+
+MEMORY = {"--seq-length": "segment_length", "--mem-length": "memory_length"}  # options and what they change
+
+
+def use_memory(opened: OpenedModel, wanted: dict[str, int | None]) -> None:
+    """Let a model read and remember by other lengths than its configuration says.
+
+    Raises:
+        UnsupportedError: the model has no memory of segments.
+    """
+    config = opened.network.config
+    for option, value in wanted.items():
+        if value is None:
+            continue
+        if not hasattr(config, MEMORY[option]):
+            raise UnsupportedError(
+                f"{option}: {opened.family.name} reads a prompt whole and has no memory of segments; --limit says how "
+                "much of a prompt it sees"
+            )
+        setattr(config, MEMORY[option], value)
 
 
 def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
@@ -178,13 +216,16 @@ def _file(
     from hanmo.files import replacing
     from hanmo.generation.blanks import fill
 
+    as_text = output is not None and output.suffix == ".txt"
     with nullcontext() if output is None else replacing(output) as temporary:
         file = sys.stdout if temporary is None else temporary.open("w", encoding="utf-8", newline="\n")
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             contexts = [as_context(opened, record, limit) for _, record in batch]
             for (prompt, _), answers in zip(batch, fill(opened, contexts, settings), strict=True):
-                file.write(json.dumps(_result(opened, prompt, answers), ensure_ascii=False) + "\n")
+                result = _result(opened, prompt, answers)
+                line = prompt + result["generation"] if as_text else json.dumps(result, ensure_ascii=False)
+                file.write(line + "\n")
             file.flush()
         if temporary is not None:
             file.close()

@@ -2,19 +2,19 @@
 
 A question is a list of candidates, each a list of parts as ``Family.cloze`` makes them. What is not scored at the
 beginning is its context. Where all candidates of a question have the same one, it is prefilled once, the first token
-of every candidate is scored from that, and longer candidates are continued in one step from the expanded state. This
-uses nothing but ``Family.prompt``, ``prefill``, ``step`` and ``state.take``, and so holds for every family: the encoder
-of an encoder-decoder runs once, and the two-dimensional positions of a gap filler go on as in generation.
-Any other question is scored row by row.
+of every candidate is scored from that, and longer candidates are continued in one step from the expanded state; what
+several candidates begin with is fed once. This uses nothing but ``Family.prompt``, ``prefill``, ``step`` and
+``state.take``, and so holds for every family: the encoder of an encoder-decoder runs once, and the two-dimensional
+positions of a gap filler go on as in generation. Any other question is scored row by row.
 
-Shape suffixes: S questions, R candidates that are continued, q fed tokens, P position dimensions, V vocabulary.
+Shape suffixes: S questions, R branches that are continued, q fed tokens, P position dimensions, V vocabulary, N labels.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,14 +23,16 @@ from torch import Tensor
 from hanmo.errors import HanmoError
 from hanmo.evaluation.scoring import Progress, RowScore, evaluating, score_rows
 from hanmo.families.base import OpenedModel, Part, Prompt, stack
-from hanmo.losses import token_logprobs
 
 Candidate = Sequence[Part]
 OnScored = Callable[[int, list[RowScore]], None]  # index of the question, scores of its candidates
 
 BUDGET_CPU = 8192
 BUDGET = 65536  # tokens that are in memory at the same time
+FED_CPU = 768  # tokens fed at the same time: enough for the matrix products, few enough for the cache
+FILLED_CPU = 0.85  # the narrowest context of a batch, by the widest
 LOGITS = 1 << 26  # logits that are in memory at the same time
+SUMMED = 256  # places whose logits are summed up in fp32 at the same time
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,20 @@ class _Question:
     @property
     def longest(self) -> int:
         return max(map(len, self.answers))
+
+
+@dataclass
+class _Branch:
+    """What is fed after the context of question ``source`` of a batch, and who reads predictions from it.
+
+    Attributes:
+        ids: fed tokens.
+        answers: number in the batch, and ids, of each candidate whose tokens but the last are the first of ``ids``.
+    """
+
+    source: int
+    ids: tuple[int, ...]
+    answers: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
 
 
 def score_candidates(
@@ -96,7 +112,7 @@ def score_candidates(
     budget = budget or (BUDGET_CPU if opened.network.device.type == "cpu" else BUDGET)
     with evaluating(opened.network):
         while shared:
-            batch = _batch(shared, budget)
+            batch = _batch(opened, shared, budget)
             scores = _or_none_if_full(opened, batch, budget)
             if scores is None:
                 budget = _halved(budget)
@@ -129,10 +145,21 @@ def _shared(opened: OpenedModel, index: int, candidates: Sequence[Candidate], st
     return _Question(index, prompt, [(*ids, prompt.stop_ids[0]) if stop else ids for ids in answers])
 
 
-def _batch(questions: Sequence[_Question], budget: int) -> list[_Question]:
-    """The first questions, as many as fit: their contexts are read as one batch, the first being the widest."""
-    fits = max(budget // questions[0].width, 1)
+def _batch(opened: OpenedModel, questions: Sequence[_Question], budget: int) -> list[_Question]:
+    """The first questions, as many as fit: their contexts are read as one batch, the first being the widest.
+
+    On a CPU, filled up tokens cost what others cost, so that there the next batch starts where widths have fallen.
+    """
+    fits = max(_fed(opened, budget) // questions[0].width, 1)
+    if opened.network.device.type == "cpu":
+        lowest = questions[0].width * FILLED_CPU
+        fits = next((place for place, question in enumerate(questions[:fits]) if question.width < lowest), fits)
     return list(questions[:fits])
+
+
+def _fed(opened: OpenedModel, budget: int) -> int:
+    """Tokens of one pass through the network: a CPU gains nothing from more, and unlike rows would be filled up."""
+    return min(budget, FED_CPU) if opened.network.device.type == "cpu" else budget
 
 
 def _halved(budget: int) -> int:
@@ -161,57 +188,86 @@ def _score(opened: OpenedModel, batch: Sequence[_Question], budget: int) -> list
     network, device = opened.network, opened.network.device
     inputs = stack([question.prompt.inputs for question in batch], opened.family.padding, left=True)
     logits_S1V, state = network.prefill(**{name: value.to(device) for name, value in inputs.items()})
-    rows = [(source, answer) for source, question in enumerate(batch) for answer in question.answers]
-    sources = torch.tensor([source for source, _ in rows], device=device)
-    firsts = torch.tensor([answer[0] for _, answer in rows], device=device)
-    first_logprobs = (logits_S1V[:, -1].float().log_softmax(-1))[sources, firsts].tolist()
-    logprobs = [[value] for value in first_logprobs]
-    longer = sorted(
-        (row for row, (_, answer) in enumerate(rows) if len(answer) > 1),
-        key=lambda row: (-len(rows[row][1]), rows[row][0]),
-    )
-    for chunk in _chunks(longer, rows, batch[0].width, budget, LOGITS // logits_S1V.shape[-1]):
-        for row, values in zip(chunk, _continue(network, state, batch, [rows[row] for row in chunk]), strict=True):
-            logprobs[row] += values
+    answers = [(source, answer) for source, question in enumerate(batch) for answer in question.answers]
+    logprobs = [[value] for value in _pick(logits_S1V, [(source, 0, answer[0]) for source, answer in answers])]
+    places = min(LOGITS // logits_S1V.shape[-1], _fed(opened, budget))
+    for chunk in _chunks(_branches(answers), batch[0].width, budget, places):
+        found = iter(_continue(network, state, batch, chunk))
+        for branch in chunk:
+            for number, answer in branch.answers:
+                logprobs[number] += [next(found) for _ in answer[1:]]
     scores: list[list[RowScore]] = [[] for _ in batch]
-    for (source, _), values in zip(rows, logprobs, strict=True):
+    for (source, _), values in zip(answers, logprobs, strict=True):
         scores[source].append(RowScore(tuple(values)))
     return scores
 
 
-def _chunks(
-    longer: Sequence[int], rows: Sequence[tuple[int, tuple[int, ...]]], width: int, budget: int, places: int
-) -> Iterator[list[int]]:
-    """Candidates to be continued together, the longest first; grouped by question, so that sources stay shared."""
+def _branches(answers: Sequence[tuple[int, tuple[int, ...]]]) -> list[_Branch]:
+    """What must be fed to score all but the first token of each answer (question, ids), the longest first.
+
+    The last token of an answer is never fed, and what is the beginning of something else is not fed by itself.
+    """
+    fed = sorted({(source, answer[:-1]) for source, answer in answers if len(answer) > 1})
+    branches: list[_Branch] = []
+    branch_of: dict[tuple[int, tuple[int, ...]], _Branch] = {}
+    for place, (source, ids) in enumerate(fed):  # sorted: whoever begins with ids comes right after it
+        if place + 1 < len(fed) and fed[place + 1][0] == source and fed[place + 1][1][: len(ids)] == ids:
+            continue
+        branch = _Branch(source, ids)
+        branches.append(branch)
+        for length in range(len(ids), 0, -1):
+            branch_of.setdefault((source, ids[:length]), branch)
+    for number, (source, answer) in enumerate(answers):
+        if len(answer) > 1:
+            branch_of[source, answer[:-1]].answers.append((number, answer))
+    return sorted(branches, key=lambda branch: (-len(branch.ids), branch.source))
+
+
+def _chunks(branches: Sequence[_Branch], width: int, budget: int, places: int) -> Iterator[list[_Branch]]:
+    """Branches to be continued together: of similar length, in the order of their questions.
+
+    Args:
+        places: most tokens that are fed at once, filled up ones included.
+    """
     start = 0
-    while start < len(longer):
-        length = len(rows[longer[start]][1])
+    while start < len(branches):
+        length = len(branches[start].ids)
         fits = max(min(budget // (width + length), places // length), 1)
-        yield sorted(longer[start : start + fits], key=lambda row: rows[row][0])
+        yield sorted(branches[start : start + fits], key=lambda branch: branch.source)
         start += fits
 
 
-def _continue(
-    network: Any, state: Any, batch: Sequence[_Question], rows: Sequence[tuple[int, tuple[int, ...]]]
-) -> list[list[float]]:
-    """log p of all but the first token of each candidate: all fed in one step.
+def _continue(network: Any, state: Any, batch: Sequence[_Question], branches: Sequence[_Branch]) -> list[float]:
+    """log p of all but the first token of each answer, branch by branch: all fed in one step.
 
-    Shorter ones are filled up behind their end, where nothing that counts can see it.
+    Shorter branches are filled up behind their end, where nothing that counts can see it.
     """
     device = network.device
-    sources = torch.tensor([source for source, _ in rows], device=device)
-    fed = [torch.tensor(answer[:-1]) for _, answer in rows]
+    sources = torch.tensor([branch.source for branch in branches], device=device)
+    fed = [torch.tensor(branch.ids) for branch in branches]
     ids_Rq = torch.nn.utils.rnn.pad_sequence(fed, batch_first=True).to(device)
-    logits_RqV = network.step(ids_Rq, _positions(batch, rows, ids_Rq.shape[1]).to(device), state.take(sources))
-    labels = torch.cat([torch.tensor(answer[1:]) for _, answer in rows]).to(device)
-    real_Rq = torch.arange(ids_Rq.shape[1]) < torch.tensor([len(ids) for ids in fed])[:, None]
-    found = token_logprobs(logits_RqV[real_Rq.to(device)], labels).cpu()
-    return [values.tolist() for values in found.split([len(ids) for ids in fed])]
+    logits_RqV = network.step(ids_Rq, _positions(batch, branches, ids_Rq.shape[1]).to(device), state.take(sources))
+    labels = [
+        (row, place, label)
+        for row, branch in enumerate(branches)
+        for _, answer in branch.answers
+        for place, label in enumerate(answer[1:])
+    ]
+    return _pick(logits_RqV, labels)
 
 
-def _positions(batch: Sequence[_Question], rows: Sequence[tuple[int, tuple[int, ...]]], queries: int) -> Tensor:
+def _pick(logits_RqV: Tensor, labels: Sequence[tuple[int, int, int]]) -> list[float]:
+    """log p in fp32 of labels (row, place, id), from logits of any floating dtype."""
+    places_NV = logits_RqV.flatten(0, 1)
+    total_N = torch.cat([chunk_nV.float().logsumexp(-1) for chunk_nV in places_NV.split(SUMMED)])
+    rows_N, queries_N, labels_N = torch.tensor(labels, device=logits_RqV.device).unbind(1)
+    places_N = rows_N * logits_RqV.shape[1] + queries_N
+    return (places_NV[places_N, labels_N].float() - total_N[places_N]).tolist()
+
+
+def _positions(batch: Sequence[_Question], branches: Sequence[_Branch], queries: int) -> Tensor:
     """(R, P, q), see ``Prompt``."""
-    prompts = [batch[source].prompt for source, _ in rows]
+    prompts = [batch[branch.source].prompt for branch in branches]
     start_RP1 = torch.stack([prompt.start for prompt in prompts])[:, :, None]
     step_RP1 = torch.stack([prompt.step for prompt in prompts])[:, :, None]
     return start_RP1 + step_RP1 * torch.arange(queries)

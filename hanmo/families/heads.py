@@ -82,6 +82,14 @@ def attach_value_head(network: Any, kind: ValueKind) -> None:
     network.value_head = head.to(network.device, network.dtype)
 
 
+def values_of(network: Any, hidden_BAD: Tensor, labels: Tensor | None, inputs: dict[str, Any]) -> Tensor | None:
+    """Values (B, A) of rows: by the network's critic where it has one and rows are scored, else by its value head."""
+    if network.critic is not None and labels is not None:
+        nothing = torch.full_like(labels, IGNORE)
+        return network.critic(labels=nothing, weights=nothing.float() * 0, **inputs).value
+    return None if network.value_head is None else network.value_head(hidden_BAD)
+
+
 class RowModel(PreTrainedModel):
     """A network that scores rows and decodes. Subclasses give ``backbone``, ``lm_head``, ``prefill`` and ``step``."""
 
@@ -96,6 +104,7 @@ class RowModel(PreTrainedModel):
     def __init__(self, config: Any):
         super().__init__(config)
         self.value_head = configured_value_head(config)
+        self.critic: nn.Module | None = None  # a network of its own that values what this one says, while it is trained
 
     def backbone(self, *args: Any, **inputs: Any) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """The input of the output head at every place of the predicting axis, (B, A, D).
@@ -126,7 +135,7 @@ class RowModel(PreTrainedModel):
             num_items_in_batch: sum of the weights of the whole optimizer step; of this batch if None.
         """
         hidden_BAD, valued_BAD, memory = self.features(**inputs)
-        value_BA = None if self.value_head is None else self.value_head(valued_BAD)
+        value_BA = values_of(self, valued_BAD, labels, inputs)
         if labels is None:
             return RowOutput(logits=self.lm_head(hidden_BAD), value=value_BA, memory=memory)
         logprob_BA, entropy_BA = score_tokens(self.lm_head, hidden_BAD, labels, entropy)

@@ -7,6 +7,18 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.families.cache import DecodeState
+from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
+
+TP_PLAN = {
+    "embed_tokens": VOCABULARY_ROWS,
+    "layers.*.attention.q_proj": OUT_HEADS,
+    "layers.*.attention.k_proj": OUT_HEADS,
+    "layers.*.attention.v_proj": OUT_HEADS,
+    "layers.*.attention.o_proj": IN_HEADS,
+    "layers.*.up_proj": OUT_HEADS,
+    "layers.*.down_proj": IN_HEADS,
+    "lm_head": WHOLE_LOGITS,
+}
 
 
 class Attention(nn.Module):
@@ -14,7 +26,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.head_width, self.dropout = width // heads, dropout
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.v_proj, self.o_proj = nn.Linear(width, width), _residual(nn.Linear(width, width))
 
@@ -37,7 +49,7 @@ class Attention(nn.Module):
         return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
 
     def _split(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x_BTD.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
 
 class PreNormBlock(GradientCheckpointingLayer):

@@ -1,18 +1,28 @@
-"""Which parameters of a network are trained: all, LoRA adapters, or all but the first layers."""
+"""What of a network is trained (all, LoRA adapters, all but the first layers) and what is kept for the backward pass."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
+import torch
 from torch import nn
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from hanmo.errors import ConfigError
 
+Checkpointing = Literal["none", "selective", "full"]
 
-def add_lora(network: Any, targets: Sequence[str], rank: int, alpha: int, dropout: float) -> Any:
+
+def add_lora(
+    network: Any, targets: Sequence[str], rank: int, alpha: int, dropout: float, whole: Sequence[str] = ()
+) -> Any:
     """The network with LoRA adapters, which alone are trained, on the linear modules named ``targets``.
+
+    Args:
+        whole: modules that are trained as they are, and kept in checkpoints.
 
     Raises:
         ConfigError: no targets, or no module has such a name.
@@ -22,7 +32,9 @@ def add_lora(network: Any, targets: Sequence[str], rank: int, alpha: int, dropou
     if not targets:
         raise ConfigError("lora_targets: this family names none; give the names of linear modules, e.g. [q_proj]")
     names = "all-linear" if list(targets) == ["all-linear"] else list(targets)  # peft's word for all but the head
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
+    settings = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, modules_to_save=list(whole) or None
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an attribute's old name
@@ -33,6 +45,33 @@ def add_lora(network: Any, targets: Sequence[str], rank: int, alpha: int, dropou
     # With a name, saving asks the hub for a model of that name.
     adapted.peft_config["default"].base_model_name_or_path = ""
     return adapted
+
+
+def checkpoint_layers(network: Any, kind: Checkpointing) -> None:
+    """Keep less of every layer for the backward pass and compute it again there; gradients stay the same.
+
+    "full" keeps a layer's input; "selective" also what its matrix products and attention gave, so that only cheap
+    operations (norms, activations, dropout) are computed again.
+
+    Source: Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models".
+    """
+    if kind == "none":
+        return
+    selected = {"context_fn": partial(create_selective_checkpoint_contexts, _dear_operations())}
+    network.gradient_checkpointing_enable({"use_reentrant": False, **(selected if kind == "selective" else {})})
+
+
+def _dear_operations() -> list[Any]:
+    aten = torch.ops.aten
+    return [
+        aten.mm.default,
+        aten.addmm.default,
+        aten.bmm.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+    ]
 
 
 def freeze_layers(network: nn.Module, share: float) -> list[str]:

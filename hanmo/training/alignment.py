@@ -99,21 +99,26 @@ def open_policy(config: AlignmentConfig) -> OpenedModel:
     return open_for_training(config.model, config.size, config.original_config, config.vocab, config.rules, {})
 
 
-def adapted(opened: OpenedModel, config: AlignmentConfig, value_head: ValueKind | None = None) -> Any:
+def adapted(
+    opened: OpenedModel, config: AlignmentConfig, value_head: ValueKind | None = None, critic: Any = None
+) -> Any:
     """The network to train: with adapters or frozen layers as the settings say, and a value head, trained whole.
 
     A network that has a value head keeps it.
+
+    Args:
+        critic: a network of its own that has the value head; its layers are frozen or adapted alike.
     """
     network = opened.network
+    if value_head and (critic or network).value_head is None:
+        attach_value_head(critic or network, value_head)
+    network.critic = critic
     if config.trained_layers is not None:
         keep_top_layers(network, config.trained_layers)
     if config.lora_rank:
         targets = config.lora_targets or opened.family.lora_targets
-        network = add_lora(network, targets, config.lora_rank, config.lora_alpha, config.lora_dropout)
-    if value_head:
-        if opened.network.value_head is None:
-            attach_value_head(opened.network, value_head)
-        opened.network.value_head.requires_grad_(True)
+        whole = ("value_head",) if value_head else ()
+        network = add_lora(network, targets, config.lora_rank, config.lora_alpha, config.lora_dropout, whole)
     return network
 
 

@@ -76,4 +76,4 @@ def grpo(
     config: GrpoConfig, resume: bool = False, show: TrainerCallback | None = None, engine: Engine | None = None
 ) -> PolicyOutcome:
     """Train by GRPO; see ``run_policy``."""
-    return run_policy("GRPO", config, GrpoTrainer, None, resume, show, engine)
+    return run_policy("GRPO", config, GrpoTrainer, None, None, resume, show, engine)

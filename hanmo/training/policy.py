@@ -17,8 +17,9 @@ from statistics import fmean
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hanmo import config as settings
@@ -29,7 +30,8 @@ from hanmo.generation.settings import Settings
 from hanmo.losses import RunningMoments, kl_estimates
 from hanmo.training.adapt import switch_dropout_off
 from hanmo.training.alignment import AlignmentConfig
-from hanmo.training.rollout import Engine, Question, Reference, Reward, Sample, prompt_order, scored
+from hanmo.training.rollout import Engine, Question, Reference, Reward, Sample, prompt_order, scored, without_critic
+from hanmo.training.rounds import BetweenRounds, Rounds
 from hanmo.training.trainer import RowTrainer
 
 GENERATION = settings.settings_of(
@@ -39,6 +41,7 @@ GENERATION = settings.settings_of(
     published="a policy is trained as it is",
 )
 STATE = "rounds.json"  # in a checkpoint
+CRITIC = "critic.safetensors"
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class PolicyTrainer(RowTrainer):
         self.remove_callback(ProgressCallback)
         self.config, self.opened, self.engine, self.rewards, self.questions = config, opened, engine, rewards, questions
         self.settings = rollout_settings(config, opened, questions)
+        self.critic = opened.network.critic
         self.reference = Reference(model, config.reference)
         self.round, self.beta, self.moments = 0, config.beta, RunningMoments()
         self.left = 0  # batches of this round that are still to come
@@ -331,6 +335,18 @@ class PolicyTrainer(RowTrainer):
 
     # Checkpoints
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with without_critic(self.model):
+            super()._save(output_dir, state_dict)
+        if self.critic is not None and self.args.should_save:
+            save_model(self.critic, str(Path(output_dir or self.folder) / CRITIC))  # its tensors may be tied
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with without_critic(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.critic is not None:
+            load_model(self.critic, str(Path(resume_from_checkpoint) / CRITIC))
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self.args.should_save:
@@ -345,50 +361,6 @@ class PolicyTrainer(RowTrainer):
     def restore_rounds(self, checkpoint: Path) -> None:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         self.round, self.beta, self.moments = state["round"], state["beta"], RunningMoments(**state["moments"])
-
-
-class Rounds:
-    """What the Trainer takes for its data: minibatches, round after round."""
-
-    def __init__(self, trainer: PolicyTrainer):
-        self.trainer = trainer
-
-    def __len__(self) -> int:
-        args = self.trainer.args
-        return args.max_steps * args.gradient_accumulation_steps
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        trainer = self.trainer
-        size, accumulated = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
-        while True:
-            batch = trainer.collect()
-            batches = []
-            for epoch in range(trainer.config.epochs):
-                seed = (trainer.args.seed * 1_000_003 + trainer.round) * 101 + epoch
-                order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed)).tolist()
-                batches += [order[first : first + size] for first in range(0, len(order), size)]
-            trainer.left = len(batches)
-            trainer.round += 1
-            for number, places in enumerate(batches):
-                if number % accumulated == 0 and number and trainer.moved_too_far():
-                    break
-                trainer.left -= 1
-                yield trainer.minibatch([batch[place] for place in places])
-
-
-class BetweenRounds(TrainerCallback):
-    """Lets the run be saved and stopped between rounds only, and saved as often as asked for."""
-
-    def __init__(self, trainer: PolicyTrainer):
-        self.trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        trainer = self.trainer
-        if not trainer.between_rounds:
-            control.should_save = False
-            control.should_training_stop = state.global_step >= state.max_steps
-        elif trainer.config.save_rounds and trainer.round % trainer.config.save_rounds == 0:
-            control.should_save = True
 
 
 def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:

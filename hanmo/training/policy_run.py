@@ -12,8 +12,9 @@ from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
-from hanmo.checkpoints import save_model
+from hanmo.checkpoints import open_model, save_model
 from hanmo.errors import ConfigError
+from hanmo.families.base import OpenedModel
 from hanmo.families.heads import ValueKind
 from hanmo.records import Rejects, iter_records
 from hanmo.report import Page
@@ -48,6 +49,7 @@ def run_policy(
     config: PolicyConfig,
     trainer_class: Callable[..., PolicyTrainer],
     value_head: ValueKind | None = None,
+    critic: str | None = None,
     resume: bool = False,
     show: TrainerCallback | None = None,
     engine: Engine | None = None,
@@ -56,6 +58,7 @@ def run_policy(
     """Train a policy; the run's folder is described in ``training/run.py``.
 
     Args:
+        critic: a model whose network learns the values; None: a value head on the policy, if ``value_head`` says so.
         engine: makes the replies; ours if None.
         prepare: what the stage does to its trainer before the first round.
 
@@ -80,7 +83,7 @@ def run_policy(
     checkpoint = begin(folder, config, resume)
     fixed = {"max_steps": steps * config.rounds, "save_strategy": "no", "eval_strategy": "no", "ignore_data_skip": True}
     args = arguments(folder, {"logging_steps": steps, "disable_tqdm": True, **given, **fixed})
-    network = adapted(opened, config, value_head)
+    network = adapted(opened, config, value_head, _critic(critic, opened) if critic else None)
     rewards = {
         name: load_reward(name, opened, config.limit, config.response_limit, args.per_device_eval_batch_size)
         for name in config.rewards
@@ -113,12 +116,19 @@ def run_policy(
         return outcome
     if trainer.is_world_process_zero():
         trained = merged(network, config)
-        trained.value_head, trained.config.value_head = None, None  # the critic's; what is saved speaks
+        trained.value_head = trained.config.value_head = trained.critic = None  # what is saved speaks
         save_model(replace(opened, network=trained), folder / "model")
         facts = {"model": opened.source, "data": config.data, "rewards": ", ".join(config.rewards)}
         facts |= {name: value for name, value in asdict(outcome).items() if value is not None}
         write_policy_report(folder, title, opened.source, facts)
     return replace(outcome, model=str(folder / "model"))
+
+
+def _critic(model: str, policy: OpenedModel) -> Any:
+    opened = open_model(model, dtype="fp32", device="cpu")
+    if type(opened.family) is not type(policy.family) or opened.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ConfigError(f"critic: {model} must be of the policy's family and have its vocabulary")
+    return opened.network
 
 
 def _mean(values: list[float]) -> float | None:

@@ -40,6 +40,8 @@ class PpoConfig(PolicyConfig):
         clip_value: how far a value may move in a round before its error counts as if it had not.
         value_weight: of the value loss.
         value_head: the critic's form: "mlp" as published, or "linear".
+        critic: a model of the policy's family and vocabulary, such as the reward model, that learns the values in the
+            place of a value head on the policy; it keeps the value head it has. null: the policy's own.
         whiten: advantages have mean 0 and variance 1 over the real tokens of a round.
         clip_reward: rewards are cut off at ± this; 0 never.
         scale_reward: divide rewards by the standard deviation of all so far ("running") or of the first round
@@ -57,6 +59,7 @@ class PpoConfig(PolicyConfig):
     clip_value: float = 0.2
     value_weight: float = 0.2
     value_head: ValueKind = "mlp"
+    critic: str | None = None
     whiten: bool = True
     clip_reward: float = 10.0
     scale_reward: Literal["running", "first"] | None = None
@@ -78,11 +81,12 @@ class PpoConfig(PolicyConfig):
 
 
 class PpoTrainer(PolicyTrainer):
-    """The value head of the policy is the critic."""
+    """The critic is a value head on the policy, or a network beside it."""
 
     config: PpoConfig
     needs_values = True
     ptx_rows: RowDataset | None = None
+    _mixed = (-1, 0)  # the optimizer step, and how many batches of the mix it has had
 
     def weigh(self, batch: list[Experience], scores: Tensor) -> dict[str, float]:
         scores = self._scaled(scores)
@@ -157,8 +161,10 @@ class PpoTrainer(PolicyTrainer):
     def _learn_text(self, model: nn.Module, rows: RowDataset) -> Tensor:
         """One batch of the pretraining mix; its gradients are added to those of the rewards."""
         args = self.args
+        step, had = self.state.global_step, self._mixed[1] if self._mixed[0] == self.state.global_step else 0
+        self._mixed = (step, had + 1)
         size = args.per_device_train_batch_size * args.world_size
-        place = (self.state.global_step * args.gradient_accumulation_steps + self.left) * size
+        place = (step * args.gradient_accumulation_steps + had) * size
         places = prompt_order(len(rows), size, place, args.seed)[args.process_index :: args.world_size]
         batch = Collator(rows.family.padding)([rows[one] for one in places])
         batch.pop(ROW_IDS)
@@ -182,8 +188,9 @@ def ppo(
             iter_records(Path(config.ptx)), trainer.opened.family, config.limit, config.response_limit, dropped
         )
         if not len(rows):
-            raise ConfigError(f"ptx: {config.ptx}: nothing to learn from; the first: {dropped.errors[0]}")
+            reasons = f"; the first: {dropped.errors[0]}" if dropped else ""
+            raise ConfigError(f"ptx: {config.ptx}: nothing to learn from{reasons}")
         assert isinstance(trainer, PpoTrainer)
         trainer.ptx_rows = rows
 
-    return run_policy("PPO", config, PpoTrainer, config.value_head, resume, show, engine, mix)
+    return run_policy("PPO", config, PpoTrainer, config.value_head, config.critic, resume, show, engine, mix)

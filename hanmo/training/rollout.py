@@ -170,6 +170,17 @@ def prompt_order(count: int, wanted: int, start: int, seed: int) -> list[int]:
 # The reference
 
 
+@contextmanager
+def without_critic(network: Any) -> Iterator[None]:
+    """The network as it is without the critic that learns beside it, until the block ends."""
+    base = network.get_base_model() if hasattr(network, "get_base_model") else network
+    critic, base.critic = base.critic, None
+    try:
+        yield
+    finally:
+        base.critic = critic
+
+
 class Reference:
     """The policy as it was at the start.
 
@@ -178,18 +189,22 @@ class Reference:
     """
 
     def __init__(self, network: Any, kind: Literal["swap", "copy"]):
-        self._network = network if kind == "swap" else deepcopy(network).requires_grad_(False).eval()
-        trained = {name: p for name, p in network.named_parameters() if p.requires_grad and "value_head" not in name}
+        with without_critic(network):
+            self._network = network if kind == "swap" else deepcopy(network).requires_grad_(False).eval()
+            trained = {
+                name: p for name, p in network.named_parameters() if p.requires_grad and "value_head" not in name
+            }
         self._kept = {name: p.detach().clone() for name, p in trained.items()} if kind == "swap" else {}
 
     @contextmanager
     def asked(self) -> Iterator[Any]:
         """The reference network, until the block ends."""
-        self._exchange()
-        try:
-            yield self._network
-        finally:
+        with without_critic(self._network):
             self._exchange()
+            try:
+                yield self._network
+            finally:
+                self._exchange()
 
     def _exchange(self) -> None:
         parameters = dict(self._network.named_parameters()) if self._kept else {}

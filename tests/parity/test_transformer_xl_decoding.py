@@ -20,7 +20,7 @@ from hanmo.generation.beam import BeamSearch
 from hanmo.generation.decode import generate
 from hanmo.generation.filters import top_k, top_p
 from hanmo.generation.settings import Settings
-from hanmo.records import PromptResponse
+from hanmo.records import PromptResponse, Text
 from tests.parity.transformer_xl_models import FOLDER, decoder, family, network
 from tests.places import load, needs_parity
 
@@ -30,6 +30,7 @@ STOP = 50000
 GREEDY = load(DECODE / "greedy.json")
 ONE_TURN = [case for case in GREEDY if "turn1" not in case]
 TWO_TURNS = [case for case in GREEDY if "turn1" in case]
+FILE_RUN = load(DECODE / "cli_file_run.json")
 PROBABILITY = 1e-5
 
 
@@ -87,6 +88,21 @@ def test_greedy_together() -> None:
                 assert list(said.ids[: len(generated)]) == generated
                 compared += 1
     assert compared
+
+
+def test_a_file_of_prompts() -> None:
+    """What the original wrote for a file: a line's prompt as typed, then the decoded whole from that many characters on."""
+    options, lines = FILE_RUN["options"], FILE_RUN["input_lines"]
+    model = decoder(FILE_RUN["checkpoint"].split()[0], options["effective_memory"])
+    ours = OpenedModel(model, family(model.config), "recorded")
+    settings = Settings(temperature=options["temperature"], top_k=options["top_k"], top_p=0.0, published=True)
+    written = ""
+    for line in lines[: lines.index("")]:  # the original stops reading at a blank line
+        prompt = ours.family.context(Text(line), options["seq_length"])
+        room = options["out_seq_length"] - len(prompt.ids)
+        [said] = generate(ours, [prompt], settings.change(max_new_tokens=room))
+        written += line + ours.family.decode([*prompt.ids, *said.ids])[len(line) :] + "\n"
+    assert written == FILE_RUN["output_file_text"]
 
 
 @pytest.mark.parametrize("case", TWO_TURNS, ids=lambda case: case["kind"])

@@ -13,11 +13,17 @@ from tests.unit.tiny import tiny
 WANTED = "好天吃"  # a reply is to contain one of these
 QUESTIONS = ("你好吗", "今天天气怎么样", "明天去哪里玩", "火锅怎么样")
 REWARD = "tests.unit.alignment_cases:contains"
+PAYS = "tests.unit.alignment_cases:pays"
 
 
 def contains(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
     """1 for replies that contain a wanted character."""
     return [float(any(character in reply for character in WANTED)) for reply in replies]
+
+
+def pays(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
+    """1 whatever is said: all that a critic can learn."""
+    return [1.0] * len(replies)
 
 
 def starts(folder: Path, name: str) -> Path:

@@ -18,6 +18,7 @@ from hanmo.generation.settings import Settings
 from hanmo.generation.text import GrowingText
 from hanmo.records import Dialogue, PromptResponse, Text, read_records
 from tests.unit.decoding_peers import eva
+from tests.unit.tiny import tiny
 
 SETTINGS = Settings(max_new_tokens=6, seed=1)
 
@@ -203,9 +204,29 @@ def test_generate_files(opened, monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().out == lines[0]["generation"] + "\n"
     generate_cli.generate("model", "今天", sets=sets, max_length=3, as_json=True)
     assert json.loads(capsys.readouterr().out) == pytest.approx(lines[0], abs=1e-4)
+    told = [f"{line['prompt']}{line['generation']}\n" for line in lines]
+    generate_cli.generate("model", input_file=prompts, output=tmp_path / "out.txt", sets=sets, max_length=3)
+    assert (tmp_path / "out.txt").read_text(encoding="utf-8") == "".join(told)
     monkeypatch.setattr(sys, "stdin", io.StringIO("今天\n\nstop\n明天\n"))
     generate_cli.generate("model", sets=sets, max_length=3)
     assert capsys.readouterr().out == lines[0]["generation"] + "\n"
+
+
+def test_generate_with_a_memory(opened, monkeypatch, capsys, tmp_path):
+    """A segment and a memory of one token make the past invisible, so only the last words count."""
+    with pytest.raises(UnsupportedError, match="--mem-length: eva"):
+        generate_cli.use_memory(opened, {"--seq-length": None, "--mem-length": 3})
+    remembers = tiny("transformer_xl", tmp_path)
+    monkeypatch.setattr(hanmo.checkpoints, "open_model", lambda *args, **kwargs: remembers)
+
+    def said(prompt, **lengths):
+        generate_cli.generate("model", prompt, sets=["do_sample=false"], max_length=4, as_json=True, **lengths)
+        return json.loads(capsys.readouterr().out)["score"]
+
+    prompts = ("今天天气很好", "明天天气很好")
+    assert said(prompts[0]) != pytest.approx(said(prompts[1]), abs=1e-6)
+    short = [said(prompt, seq_length=1, mem_length=0) for prompt in prompts]
+    assert short[0] == pytest.approx(short[1], abs=1e-6)
 
 
 def test_prompts_of_a_file(tmp_path):

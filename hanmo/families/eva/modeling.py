@@ -21,6 +21,20 @@ from hanmo.families.causal import same_example
 from hanmo.families.eva.biases import blind_queries, masked_bias, per_query, relative_buckets
 from hanmo.families.eva.state import EvaState
 from hanmo.families.heads import RowModel
+from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, local
+
+_ATTENTION = {"q_proj": OUT_HEADS, "k_proj": OUT_HEADS, "v_proj": OUT_HEADS, "o_proj": IN_HEADS}
+_BLOCK = {
+    **{f"attn.{name}": cut for name, cut in _ATTENTION.items()},
+    **{f"ff.{name}": cut for name, cut in (("wi_0", OUT_HEADS), ("wi_1", OUT_HEADS), ("wo", IN_HEADS))},
+}
+TP_PLAN = {
+    "word_embeds": VOCABULARY_ROWS,
+    **{f"{stack}.blocks.*.{name}": cut for stack in ("encoder", "decoder") for name, cut in _BLOCK.items()},
+    **{f"decoder.blocks.*.cross.{name}": cut for name, cut in _ATTENTION.items()},
+    **{f"{stack}.relative_bias.weight": IN_HEADS for stack in ("encoder", "decoder")},  # a column for each head
+    "lm_head": WHOLE_LOGITS,
+}
 
 
 class EvaConfig(PretrainedConfig):
@@ -191,7 +205,7 @@ class EvaStack(nn.Module):
         """The bias of every head by the distance between positions, (B, H, q, k)."""
         relative_Bqk = key_positions_Bk[:, None, :] - query_positions_Bq[:, :, None]
         buckets_Bqk = relative_buckets(relative_Bqk, self.relative_bias.num_embeddings, not self.decoder)
-        return self.relative_bias(buckets_Bqk).permute(0, 3, 1, 2)
+        return F.embedding(buckets_Bqk, local(self.relative_bias.weight)).permute(0, 3, 1, 2)
 
     def forward(self, hidden_BqD: Tensor, *inputs: Tensor | None, state: EvaState | None = None) -> Tensor:
         """Embedded tokens through all blocks; ``inputs`` and ``state`` as in ``EvaBlock.forward``."""
@@ -208,6 +222,7 @@ class EvaModel(RowModel):
     config: EvaConfig
     _no_split_modules = ["EvaBlock"]
     _input_embed_layer = "word_embeds"
+    _tp_plan = TP_PLAN
 
     def __init__(self, config: EvaConfig):
         super().__init__(config)

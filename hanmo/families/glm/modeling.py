@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.cache import DecodeState
 from hanmo.families.heads import RowModel
-from hanmo.families.prenorm import PreNormBlock, init_prenorm
+from hanmo.families.prenorm import TP_PLAN, PreNormBlock, init_prenorm
 
 ACTIVATIONS = {"gelu_new": "tanh", "gelu": "none"}  # torch's name of the approximation
 
@@ -70,6 +70,7 @@ class GlmModel(RowModel):
     base_model_prefix = ""
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
     _no_split_modules = ["PreNormBlock"]
+    _tp_plan = TP_PLAN
 
     def __init__(self, config: GlmConfig):
         super().__init__(config)

@@ -22,10 +22,22 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.heads import RowModel
+from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, local
 from hanmo.families.transformer_xl.relative import SinusoidTable, relative_scores, visible
 from hanmo.families.transformer_xl.state import MemoryState
 
 MASKED = -10000.0  # replaces a masked score, so that a query that may see nothing attends to everything alike
+
+TP_PLAN = {
+    "embed_tokens": VOCABULARY_ROWS,
+    "r_w_bias": OUT_HEADS,
+    "r_r_bias": OUT_HEADS,
+    **{f"layers.*.attention.{name}_proj": OUT_HEADS for name in "qkvr"},
+    "layers.*.attention.o_proj": IN_HEADS,
+    "layers.*.up_proj": OUT_HEADS,
+    "layers.*.down_proj": IN_HEADS,
+    "lm_head": WHOLE_LOGITS,
+}
 
 Memory = Sequence[Tensor]  # L + 1 tensors (B, m, D): the embeddings and every layer's output; empty at the start
 
@@ -86,7 +98,7 @@ class TransformerXLAttention(nn.Module):
     def __init__(self, config: TransformerXLConfig):
         super().__init__()
         width = config.hidden_size
-        self.heads = config.num_heads
+        self.head_width = width // config.num_heads
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.r_proj = nn.Linear(width, width) if config.relative else None
@@ -121,11 +133,11 @@ class TransformerXLAttention(nn.Module):
         return self.o_proj(mixed_BHqK.transpose(1, 2).flatten(2))
 
     def _split(self, x_BSD: Tensor) -> Tensor:
-        return x_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x_BSD.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
     def _position_keys(self, table: Callable[[int], Tensor], columns: int) -> Tensor:
         assert self.r_proj is not None  # there is a table
-        return self.r_proj(table(columns)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        return self.r_proj(table(columns)).unflatten(-1, (-1, self.head_width)).transpose(0, 1)
 
     def _mix(
         self,
@@ -184,6 +196,7 @@ class TransformerXLModel(RowModel):
     base_model_prefix = ""
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
     _no_split_modules = ["TransformerXLBlock"]
+    _tp_plan = TP_PLAN
     _supports_sdpa = False
     _keep_in_fp32_modules_strict = ["inv_freq"]
 
@@ -274,7 +287,7 @@ class TransformerXLModel(RowModel):
         """
         if not self.config.relative:
             return None, None
-        biases = (self.r_w_bias, self.r_r_bias)
+        biases = (local(self.r_w_bias), local(self.r_r_bias))
         if lazily:
             return biases, lambda wanted: self.positions(wanted, dtype)
         table_SD = self.dropout(self.positions(columns, dtype))

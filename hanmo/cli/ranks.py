@@ -1,0 +1,110 @@
+"""Commands that run in several processes, one for each part of a model: rank 0 talks, the others follow it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from io import TextIOBase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hanmo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hanmo.generation.settings import Settings
+
+TensorParallel = Annotated[
+    int | None,
+    typer.Option(help="Cut the model into so many parts, each computed by a process on a device of its own.", min=1),
+]
+OPTION = "--tensor-parallel"
+
+
+def ranks_of_this_run(asked: int | None) -> int:
+    """How many parts the model is cut into. Outside torchrun, this command is started once for each, and never returns.
+
+    On the other ranks than the first nothing is printed from here on but a failure's traceback.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "0"))
+    if asked is not None and asked > 1 and not processes:
+        _launch(asked)
+    if asked is not None and processes and asked != processes:
+        raise ConfigError(f"{OPTION} {asked}: torchrun has started {processes} processes; both must be the same")
+    if not leads():
+        nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, for as long as the process lives
+        sys.stdout = sys.stderr = nowhere
+        sys.excepthook = _report
+    return processes or 1
+
+
+def leads() -> bool:
+    """Whether this is the process that talks and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def follow() -> None:
+    """Let all ranks read what rank 0 reads from standard input; to be called when the model is open."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        # A person may think for long: no timeout, and a group of its own, as devices' groups have theirs.
+        sys.stdin = _SharedInput(sys.stdin, dist.new_group(backend="gloo", timeout=timedelta(days=365)))
+
+
+def agreed(settings: Settings) -> Settings:
+    """The settings with a seed that all ranks have, where there are several."""
+    if settings.seed is not None or not isinstance(sys.stdin, _SharedInput):
+        return settings
+    import secrets
+
+    return settings.change(seed=sys.stdin.share(secrets.randbits(63)))
+
+
+class _SharedInput(TextIOBase):
+    """Standard input of rank 0, on every rank."""
+
+    def __init__(self, own: Any, group: Any):
+        super().__init__()
+        self._own, self._group = own, group
+        self._terminal = self.share(own.isatty())
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value."""
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def isatty(self) -> bool:
+        return bool(self._terminal)
+
+    def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
+        return str(self.share(self._own.readline() if leads() else None))
+
+
+def _launch(ranks: int) -> None:
+    """Run this command in so many processes, and end as they end."""
+    import logging
+
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // ranks, 1)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say themselves what failed
+    parsed = run.parse_args(["--standalone", f"--nproc-per-node={ranks}", "-m", "hanmo", *sys.argv[1:]])
+    try:
+        run.run(parsed)
+    except ChildFailedError as error:
+        sys.exit(max(failure.exitcode for failure in error.failures.values()))
+    sys.exit(0)
+
+
+def _report(kind: Any, error: Any, trace: Any) -> None:
+    import traceback
+
+    print(f"rank {os.environ['RANK']}:", file=sys.__stderr__)
+    traceback.print_exception(kind, error, trace, file=sys.__stderr__)

@@ -1,0 +1,69 @@
+"""Tensor parallelism: which of our modules every rank has a slice of, and what transformers' plans cannot express.
+
+A network's ``_tp_plan`` names modules and how they are cut; transformers loads only a rank's slices, runs the cut modules,
+and gathers them on saving. Attention derives its number of heads from the width of what it projected, so that a rank's
+share of heads needs nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers.distributed import DistributedConfig
+
+from hanmo.errors import ConfigError, UnsupportedError
+
+VOCABULARY_ROWS = "embedding_rowwise"
+OUT_HEADS = "colwise"  # outputs are cut: what follows sees the rank's heads or its part of the inner width
+IN_HEADS = "rowwise"  # inputs are cut: the ranks' results are summed, and the bias added once
+WHOLE_LOGITS = "colwise_gather_output"  # vocabulary rows are cut, and every rank gets all logits
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rank's slice of a parameter that is cut but belongs to no module with a cut forward; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def distributed(config: Any, ranks: int, device: torch.device) -> dict[str, Any]:
+    """Keyword arguments with which ``from_pretrained`` gives this rank its slices; none for one rank.
+
+    Raises:
+        ConfigError: there are not as many processes, or transformers would compute elsewhere.
+        UnsupportedError: see ``check_divides``; or transformers does not know how to cut this architecture.
+    """
+    if ranks == 1:
+        return {}
+    check_divides(config, ranks)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes != ranks:
+        raise ConfigError(f"tensor parallelism over {ranks} ranks needs {ranks} processes, and there are {processes}")
+    if (place := torch.accelerator.current_accelerator()) is not None and place.type != device.type:
+        raise ConfigError(f"tensor parallelism computes on {place.type} where there is one; leave out --device")
+    return {"distributed_config": DistributedConfig(tp_size=ranks)}
+
+
+def is_cut(network: Any) -> bool:
+    """Whether this process holds slices of the network only."""
+    return (getattr(network, "tp_size", None) or 1) > 1
+
+
+def writes(network: Any) -> bool:
+    """Whether this is the process that writes the network's files: any process for a whole one, else rank 0."""
+    return not is_cut(network) or torch.distributed.get_rank() == 0
+
+
+def check_divides(config: Any, ranks: int) -> None:
+    """UnsupportedError, with the dimension and both numbers, unless every rank gets whole heads."""
+    text = config.get_text_config()
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(text, name, None)
+        if heads is not None and heads % ranks:
+            named = getattr(text, "attribute_map", {}).get(name, name)
+            raise UnsupportedError(
+                f"tensor parallelism over {ranks} ranks: {named}={heads} does not divide by {ranks}; "
+                "every rank holds whole heads"
+            )
