@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from hashlib import blake2b
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +70,9 @@ def run_blocks(
     results: list[Path] = []
     rank, world = share
     blocks = (block for number, block in enumerate(blocks) if number % world == rank)
+    first = list(islice(blocks, max(workers, 1)))
+    blocks = chain(first, blocks)
+    workers = min(workers, len(first))  # to start a process costs more than most single blocks
     if workers <= 1:
         for number, block in enumerate(blocks):
             results.append(_result(folder, rank + world * number))

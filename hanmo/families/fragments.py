@@ -86,7 +86,7 @@ class Joined:
         self._packed = padded[: len(self.codes)].copy()
         for place in range(1, _PACKED):
             self._packed |= padded[place : len(self.codes) + place] << numpy.uint64(16 * place)
-        wide = self.codes > 0xFFFF
+        wide = (self.codes > 0xFFFF) | (self.codes == 0)  # 0 fills up the keys of fewer characters
         self._wide_before = numpy.append(0, numpy.cumsum(wide)) if wide.any() else None
 
     def keys(self, starts: Any, ends: Any) -> Any:

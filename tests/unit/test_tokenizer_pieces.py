@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from hanmo.families.glm.tokenization import GlmTokenizer
 from hanmo.families.pangu.tokenization import PanguTokenizer
@@ -104,3 +106,53 @@ def test_batches(model: str, workers: int | None) -> None:
     for make in (PanguTokenizer, GlmTokenizer, TransformerXLTokenizer):
         tokenizer = make(model)
         assert tokenizer.encode_batch(texts, workers) == [tokenizer.encode_plain(text) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def unigram(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose pieces of two digits are all equally probable, so that rounding decides how a number is cut."""
+    folder = tmp_path_factory.mktemp("unigram")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*SENTENCES, *(f"{number % 100:02}" for number in range(400))] * 20),
+        model_prefix=str(folder / "small"),
+        model_type="unigram",
+        vocab_size=150,
+        user_defined_symbols=["▃", "▂", "<sep>", "<pad>", "<eot>"],
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return str(folder / "small.model")
+
+
+@settings(max_examples=60, deadline=None)
+@example(["1001 111 2222 " * 300, "今天天气 999"])
+@example(["未知①…ﾞ\u3000\u0301 a\u2581b \u200b", "", "😀😀好"])
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from(
+                [
+                    "今天",
+                    "天气",
+                    "100111",
+                    "2223",
+                    "①",
+                    "…",
+                    "\u3000",
+                    "\u0301",
+                    "\u2581",
+                    " ",
+                    "\n",
+                    "é",
+                    "<sep>",
+                    "😀",
+                    "a",
+                ]
+            )
+        ).map("".join),
+        max_size=4,
+    )
+)
+def test_pangus_batches_are_what_sentencepiece_makes_of_whole_texts(unigram: str, texts: list[str]) -> None:
+    tokenizer = PanguTokenizer(unigram)
+    assert tokenizer.encode_batch(texts, 1) == [tokenizer.encode_plain(text) for text in texts]
