@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers.distributed import DistributedConfig
 
 from hanmo.errors import ConfigError, UnsupportedError
 
 VOCABULARY_ROWS = "embedding_rowwise"
 OUT_HEADS = "colwise"  # outputs are cut: what follows sees the rank's heads or its part of the inner width
 IN_HEADS = "rowwise"  # inputs are cut: the ranks' results are summed, and the bias added once
+AS_CUT = "local_params"  # the module computes with the rank's slice of its weight, which has an entry of its own
 WHOLE_LOGITS = "colwise_gather_output"  # vocabulary rows are cut, and every rank gets all logits
 
 
@@ -43,6 +43,8 @@ def distributed(config: Any, ranks: int, device: torch.device) -> dict[str, Any]
         raise ConfigError(f"tensor parallelism over {ranks} ranks needs {ranks} processes, and there are {processes}")
     if (place := torch.accelerator.current_accelerator()) is not None and place.type != device.type:
         raise ConfigError(f"tensor parallelism computes on {place.type} where there is one; leave out --device")
+    from transformers.distributed import DistributedConfig
+
     return {"distributed_config": DistributedConfig(tp_size=ranks)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,16 @@ def test_heads_that_do_not_divide_are_named_with_both_numbers() -> None:
     )
 
 
+def without_dropout(name: str, folder: Path) -> Path:
+    """The model as it is, but that no rank draws what another does not."""
+    shutil.copytree(FOLDER / name, folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config |= {key: 0.0 for key in config if "dropout" in key or key.endswith("_pdrop")}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
 def train(name: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
     data = folder / "train.jsonl"
     pairs = [("今天天气怎么样？", "今天天气真不错。"), ("明天去哪里玩？", "我们去吃火锅。"), ("你好", "谢谢你。")] * 2
@@ -95,10 +106,20 @@ def train(name: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
     settings = [
         "limit=64", "valid=" + str(data), "trainer.num_train_epochs=2", "trainer.per_device_train_batch_size=2",
         "trainer.gradient_accumulation_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
-        "trainer.per_device_eval_batch_size=4", "trainer.max_grad_norm=0.5",
+        "trainer.per_device_eval_batch_size=4", "trainer.max_grad_norm=0.5", "trainer.save_strategy='no'",
     ]  # fmt: skip
     cut = ["--tensor-parallel", str(ranks)] if ranks > 1 else []
-    done = hanmo("train", "sft", FOLDER / name, data, folder / "run", "--preset", "none", *cut, *settings)
+    done = hanmo(
+        "train",
+        "sft",
+        without_dropout(name, folder / "start"),
+        data,
+        folder / "run",
+        "--preset",
+        "none",
+        *cut,
+        *settings,
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 

@@ -22,7 +22,7 @@ from hanmo.families.eva.biases import blind_queries, masked_bias, per_query, rel
 from hanmo.families.eva.state import EvaState
 from hanmo.families.heads import RowModel
 from hanmo.families.linear import Linear
-from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, local
+from hanmo.families.parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
 
 _ATTENTION = {"q_proj": OUT_HEADS, "k_proj": OUT_HEADS, "v_proj": OUT_HEADS, "o_proj": IN_HEADS}
 _BLOCK = {
@@ -33,6 +33,7 @@ TP_PLAN = {
     "word_embeds": VOCABULARY_ROWS,
     **{f"{stack}.blocks.*.{name}": cut for stack in ("encoder", "decoder") for name, cut in _BLOCK.items()},
     **{f"decoder.blocks.*.cross.{name}": cut for name, cut in _ATTENTION.items()},
+    **{f"{stack}.relative_bias": AS_CUT for stack in ("encoder", "decoder")},
     **{f"{stack}.relative_bias.weight": IN_HEADS for stack in ("encoder", "decoder")},  # a column for each head
     "lm_head": WHOLE_LOGITS,
 }
@@ -206,7 +207,7 @@ class EvaStack(nn.Module):
         """The bias of every head by the distance between positions, (B, H, q, k)."""
         relative_Bqk = key_positions_Bk[:, None, :] - query_positions_Bq[:, :, None]
         buckets_Bqk = relative_buckets(relative_Bqk, self.relative_bias.num_embeddings, not self.decoder)
-        return F.embedding(buckets_Bqk, local(self.relative_bias.weight)).permute(0, 3, 1, 2)
+        return self.relative_bias(buckets_Bqk).permute(0, 3, 1, 2)
 
     def forward(self, hidden_BqD: Tensor, *inputs: Tensor | None, state: EvaState | None = None) -> Tensor:
         """Embedded tokens through all blocks; ``inputs`` and ``state`` as in ``EvaBlock.forward``."""

@@ -6,10 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
+from hanmo.families.parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
 
 T5_FORM = ("t5", "mt5")
-LOCAL = "local_params"  # the module computes with the rank's slice of its weight
 
 
 def with_plan(wanted: Any, config: Any) -> Any:
@@ -47,6 +46,6 @@ def _t5_plan(config: Any) -> dict[str, str]:
         for attention in ("SelfAttention", "EncDecAttention")[: 1 + (stack == "decoder")]:
             plan |= {f"{layer}.{attention}.{name}": OUT_HEADS for name in "qkv"}
             plan[f"{layer}.{attention}.o"] = IN_HEADS
-        plan[f"{layer}.SelfAttention.relative_attention_bias"] = LOCAL
+        plan[f"{layer}.SelfAttention.relative_attention_bias"] = AS_CUT
         plan[f"{layer}.SelfAttention.relative_attention_bias.weight"] = IN_HEADS  # a column for each head
     return plan
