@@ -30,7 +30,7 @@ from hanmo.training.ppo import PpoConfig, ppo
 from hanmo.training.reward import RewardConfig, train_reward
 from hanmo.training.reward_scores import score_records
 
-ROUNDS = 20  # of PPO
+ROUNDS = 40  # of PPO
 PAIRS = 8000
 SAMPLES, BATCH = 64, 32
 TALK: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0}  # replies are drawn, in learning as in measuring
@@ -76,7 +76,7 @@ def align(draft: Path, found: Corpus, seed: int, rounds: int, show: Callable[[],
     judged = train_reward(
         RewardConfig(
             tuned, pairs, str(draft / "reward"), valid=valid, limit=LIMIT,
-            trainer={**settings, "eval_strategy": "no", "max_steps": 10 * rounds, "learning_rate": 5e-4},
+            trainer={**settings, "eval_strategy": "no", "max_steps": 5 * rounds, "learning_rate": 5e-4},
         ),
         show=show(),
     )  # fmt: skip
@@ -84,7 +84,8 @@ def align(draft: Path, found: Corpus, seed: int, rounds: int, show: Callable[[],
     outcome = ppo(
         PpoConfig(
             tuned, asked, str(draft / "ppo"), rewards=(str(judged.model),), rounds=rounds, samples=SAMPLES, epochs=2,
-            limit=LIMIT, beta=0.05, value_weight=0.1, generation=TALK, trainer={**settings, "learning_rate": 2e-4},
+            limit=LIMIT, beta=0.02, value_weight=0.1, generation=TALK,
+            trainer={**settings, "learning_rate": 5e-4, "lr_scheduler_type": "constant"},
         ),
         show=show(),
     )  # fmt: skip

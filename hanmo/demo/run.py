@@ -42,7 +42,7 @@ from hanmo.training.callbacks import read_metrics
 from hanmo.training.sft import SftConfig, sft
 
 STEPS = 3000
-QUICK_STEPS, QUICK_ROUNDS = 1200, 10
+QUICK_STEPS, QUICK_ROUNDS = 1200, 20
 VOCABULARY_SAMPLE = 20_000  # composed dialogues whose words are counted: more of them have no other words
 BATCH = 32
 TRAINER: dict[str, Any] = {
