@@ -99,22 +99,20 @@ def test_a_reward_model_of_couplets_makes_a_better_poet(tmp_path: Path) -> None:
     settings = trainer(700, 3e-3, eval_strategy="no", lr_scheduler_type="linear")
     tuned = sft(SftConfig(str(tmp_path / "new"), data, str(tmp_path / "sft"), limit=LIMIT, trainer=settings))
 
-    pairs = write(tmp_path / "pairs.jsonl", scored(train[:9600]))
+    pairs = write(tmp_path / "pairs.jsonl", scored(train[:4800]))
     valid = write(tmp_path / "valid.jsonl", scored(held_out))
-    settings = trainer(500, 5e-4, eval_strategy="no")
+    settings = trainer(250, 1e-3, eval_strategy="no")
     config = RewardConfig(str(tuned.model), pairs, str(tmp_path / "reward"), valid=valid, limit=LIMIT, trainer=settings)
     judged = train_reward(config)
     print(f"\nreward model: {judged.accuracy:.1%} of held-out pairs right (baseline {BASELINE:.0%})")
     assert judged.accuracy is not None and judged.accuracy > BASELINE + 0.1
 
-    prompts = write(
-        tmp_path / "prompts.jsonl", [{"prompt": asked(one), "response": ""} for one, _ in train[9600:12800]]
-    )
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": asked(one), "response": ""} for one, _ in train[4800:6800]])
     outcome = ppo(
         PpoConfig(
-            str(tuned.model), prompts, str(tmp_path / "ppo"), rewards=(str(judged.model),), rounds=50, samples=64,
+            str(tuned.model), prompts, str(tmp_path / "ppo"), rewards=(str(judged.model),), rounds=20, samples=64,
             epochs=2, limit=LIMIT, beta=0.02, generation=NEW, value_weight=0.1, show_rounds=5,
-            trainer=trainer(-1, 5e-4),
+            trainer=trainer(1, 3e-4, max_steps=-1),
         )
     )  # fmt: skip
 
