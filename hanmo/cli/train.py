@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hanmo.cli.common import Json, Processes, emit, note, start_processes, without
+from hanmo.cli.ranks import TensorParallel, ranks_of_this_run
 
 Model = Annotated[str, typer.Argument(help="A model, or init:SIZE for random weights.", show_default=False)]
 Data = Annotated[str, typer.Argument(help="Folder with train.* and valid.*, or a training file.", show_default=False)]
@@ -45,6 +46,7 @@ def sft(
     resume: Resume = False,
     nproc: Processes = 1,
     hostfile: Hosts = None,
+    tensor_parallel: TensorParallel = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model on dialogues, or on prompts and responses.
@@ -57,7 +59,10 @@ def sft(
     """
     if _several(nproc, hostfile):
         return
-    _run("sft", model, data, rest or [], config, preset, dry_run, resume, as_json)
+    rest = [*(rest or []), *(() if tensor_parallel is None else (f"tensor_parallel={tensor_parallel}",))]
+    if tensor_parallel is not None:
+        ranks_of_this_run(tensor_parallel)
+    _run("sft", model, data, rest, config, preset, dry_run, resume, as_json)
 
 
 def pretrain(
