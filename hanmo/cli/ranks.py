@@ -51,7 +51,7 @@ def follow() -> None:
 
     if dist.is_initialized():
         # A person may think for long: no timeout, and a group of its own, as devices' groups have theirs.
-        sys.stdin = _SharedInput(sys.stdin, dist.new_group(backend="gloo", timeout=timedelta(days=365)))  # type: ignore[assignment]
+        sys.stdin = _SharedInput(sys.stdin, dist.new_group(backend="gloo", timeout=timedelta(days=365)))
 
 
 def agreed(settings: Settings) -> Settings:

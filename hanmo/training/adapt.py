@@ -1,14 +1,19 @@
-"""Which parameters of a network are trained: all, LoRA adapters, or all but the first layers."""
+"""What of a network is trained (all, LoRA adapters, all but the first layers) and what is kept for the backward pass."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
+import torch
 from torch import nn
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from hanmo.errors import ConfigError
+
+Checkpointing = Literal["none", "selective", "full"]
 
 
 def add_lora(
@@ -40,6 +45,33 @@ def add_lora(
     # With a name, saving asks the hub for a model of that name.
     adapted.peft_config["default"].base_model_name_or_path = ""
     return adapted
+
+
+def checkpoint_layers(network: Any, kind: Checkpointing) -> None:
+    """Keep less of every layer for the backward pass and compute it again there; gradients stay the same.
+
+    "full" keeps a layer's input; "selective" also what its matrix products and attention gave, so that only cheap
+    operations (norms, activations, dropout) are computed again.
+
+    Source: Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models".
+    """
+    if kind == "none":
+        return
+    selected = {"context_fn": partial(create_selective_checkpoint_contexts, _dear_operations())}
+    network.gradient_checkpointing_enable({"use_reentrant": False, **(selected if kind == "selective" else {})})
+
+
+def _dear_operations() -> list[Any]:
+    aten = torch.ops.aten
+    return [
+        aten.mm.default,
+        aten.addmm.default,
+        aten.bmm.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+    ]
 
 
 def freeze_layers(network: nn.Module, share: float) -> list[str]:

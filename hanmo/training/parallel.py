@@ -86,7 +86,9 @@ def read_once(name: str, read: Callable[[], T]) -> T:
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
         return read()
     run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    place = f"hanmo-{os.getuid()}-{run}-{os.environ['MASTER_PORT']}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    group = os.environ.get("GROUP_RANK", "0")  # two of a run's machines may be this one
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    place = f"hanmo-{os.getuid()}-{run}-{os.environ['MASTER_PORT']}-{group}-{attempt}"
     folder = Path(tempfile.gettempdir()) / place
     path = folder / f"{name}.pickle"
     if os.environ["LOCAL_RANK"] == "0":

@@ -17,6 +17,7 @@ from hanmo.errors import ConfigError, unknown
 from hanmo.families.base import Family, OpenedModel
 from hanmo.records import Plain, Rejects, iter_records
 from hanmo.training import stage
+from hanmo.training.adapt import Checkpointing, checkpoint_layers
 from hanmo.training.parallel import read_once
 from hanmo.training.run import TRAINER, Outcome, data_files, open_for_training, tokenising, trainer_settings
 from hanmo.training.schedules import Schedule
@@ -43,6 +44,8 @@ class PretrainConfig:
         schedule: learning-rate schedule of the originals; null: trainer.lr_scheduler_type.
         published: the schedule as published, which with accumulation does not reach its end.
         skip_bad: pass over bad records instead of stopping; they are named in rejects.jsonl.
+        checkpointing: keep less for the backward pass and compute it again there: "full" every layer, "selective" only
+            its cheap operations.
         trainer: every setting of transformers.TrainingArguments.
     """
 
@@ -62,6 +65,7 @@ class PretrainConfig:
     schedule: Schedule | None = None
     published: bool = False
     skip_bad: bool = False
+    checkpointing: Checkpointing = "none"
     trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
 
     def __post_init__(self) -> None:
@@ -104,6 +108,7 @@ def _prepare(config: PretrainConfig, bars: bool = True) -> tuple[PretrainConfig,
     set_seed(seed)
     opened = open_for_training(config.model, config.size, config.original_config, config.vocab, None, config.shape)
     _check_objectives(config, opened.family)
+    checkpoint_layers(opened.network, config.checkpointing)
     rows, valid, rejects = read_once("rows", lambda: _read(train_file, valid_file, opened, config, seed, bars))
     if valid is not None and type(valid) is not type(rows):
         raise ConfigError(f"{valid_file}: not the kind of data that {train_file} holds")

@@ -17,7 +17,7 @@ from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
 from hanmo.records import Rejects, iter_records
 from hanmo.training import stage
-from hanmo.training.adapt import add_lora, freeze_layers
+from hanmo.training.adapt import Checkpointing, add_lora, checkpoint_layers, freeze_layers
 from hanmo.training.parallel import read_once
 from hanmo.training.run import (
     TRAINER,
@@ -58,6 +58,8 @@ class SftConfig:
         lora_alpha, lora_dropout: of the adapters.
         lora_targets: names of the linear modules to adapt; the family's own if empty.
         tensor_parallel: parts that the model is cut into, each in a process of its own (--tensor-parallel starts them).
+        checkpointing: keep less for the backward pass and compute it again there: "full" every layer, "selective" only
+            its cheap operations.
         trainer: every setting of transformers.TrainingArguments.
     """
 
@@ -83,6 +85,7 @@ class SftConfig:
     lora_dropout: float = 0.0
     lora_targets: tuple[str, ...] = ()
     tensor_parallel: int = 1
+    checkpointing: Checkpointing = "none"
     trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
 
     def __post_init__(self) -> None:
@@ -164,6 +167,7 @@ def _rows(file: Path, opened: OpenedModel, config: SftConfig, rejects: Rejects, 
 
 def _adapted(opened: OpenedModel, config: SftConfig) -> Any:
     network = opened.network
+    checkpoint_layers(network, config.checkpointing)
     if config.freeze:
         freeze_layers(network, config.freeze)
     if config.lora_rank:

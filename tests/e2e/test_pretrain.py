@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -111,15 +113,16 @@ def test_wrong_settings(places: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["transformer_xl", "pangu"])
-def test_two_processes_are_as_good_as_one(name: str, places: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name, launched", [("transformer_xl", "nproc"), ("pangu", "nproc"), ("pangu", "hostfile")])
+def test_two_processes_are_as_good_as_one(name: str, launched: str, places: Path, tmp_path: Path) -> None:
+    """Two processes of one group, and two groups of one process as on two machines, by the lines of a hostfile."""
     model = tmp_path / "model"
     opened = tiny(name, tmp_path / "vocabulary")
     for key in list(opened.network.config.to_dict()):
         if key.endswith("dropout") or key.endswith("pdrop"):
             setattr(opened.network.config, key, 0.0)
     save_model(opened, model)
-    runs = {}
+    runs = []
     for processes in (1, 2):
         batch = 4 // processes
         given = {
@@ -127,15 +130,40 @@ def test_two_processes_are_as_good_as_one(name: str, places: Path, tmp_path: Pat
             "per_device_train_batch_size": batch,
             "per_device_eval_batch_size": batch,
             "logging_steps": 1,
+            "use_cpu": "true",
         }
-        arguments = [f"trainer.{key}={value}" for key, value in {**given, "use_cpu": "true"}.items()]
         out = tmp_path / str(processes)
-        subprocess.run(
-            [sys.executable, "-m", "hanmo", "train", "pretrain", str(model), str(places / "text"), str(out), "limit=40",
-             "--preset", "none", *arguments, "--nproc", str(processes)],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        runs[processes] = read_metrics(out / "metrics.jsonl")
+        arguments = ["train", "pretrain", str(model), str(places / "text"), str(out), "limit=40", "--preset", "none"]
+        arguments += [f"trainer.{key}={value}" for key, value in given.items()]
+        if processes == 2 and launched == "hostfile":
+            run_lines(arguments, tmp_path / "hosts")
+        else:
+            command = [sys.executable, "-m", "hanmo", *arguments, "--nproc", str(processes)]
+            subprocess.run(command, check=True, capture_output=True)
+        runs.append(read_metrics(out / "metrics.jsonl"))
     for figure in ("loss", "grad_norm", "eval_loss"):
-        one, two = ([entry[figure] for entry in run if figure in entry] for run in runs.values())
+        one, two = ([entry[figure] for entry in run if figure in entry] for run in runs)
         assert len(one) > 3 and two == pytest.approx(one, rel=1e-4), figure
+
+
+def run_lines(arguments: list[str], hosts: Path) -> None:
+    """What ``--hostfile`` prints for two names of this machine, each line run as it stands."""
+    hosts.write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    command = [sys.executable, "-m", "hanmo", *arguments, "--hostfile", str(hosts)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [line.partition(": ")[0] for line in printed] == ["localhost", "127.0.0.1"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = f"--master_port={free.getsockname()[1]}"
+    started = []
+    for line in printed:
+        program, *rest = shlex.split(line.partition(": ")[2])
+        assert program == "torchrun" and "--nnodes=2" in rest
+        rest = [port if word.startswith("--master_port=") else word for word in rest]
+        launcher = [sys.executable, "-m", "torch.distributed.run"]  # the same, found without a PATH
+        started.append(
+            subprocess.Popen([*launcher, *rest], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    for process in started:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output[-3000:]

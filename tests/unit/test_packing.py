@@ -17,7 +17,7 @@ from hanmo.families.base import OpenedModel, collate
 from hanmo.records import PromptResponse, Rejects
 from tests.unit.tiny import NAMES, SENTENCES, tiny
 
-PACKING = ("eva", "pangu", "transformer_xl")
+PACKING = ("eva", "pangu", "transformer_xl", "huggingface")
 sizes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), max_size=80)
 
 
@@ -66,6 +66,8 @@ def test_packed_rows_are_scored_as_they_are_alone(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(packed[1][parameter], gradient, atol=1e-5, rtol=1e-4, msg=parameter)
     # Without the marks of the examples they would see each other.
     blind = opened.family.pack(rows[:3])
+    if name == "huggingface":  # tells examples apart by positions
+        blind.inputs["position_ids"] = torch.arange(len(blind.labels))
     for mask in ("attention_mask", "decoder_attention_mask", "reach"):
         if mask in blind.inputs:
             mixed = torch.arange(len(blind.labels)) if mask == "reach" else torch.ones_like(blind.inputs[mask])
@@ -91,3 +93,21 @@ def test_families_that_cannot_pack_say_so(name: str, tmp_path: Path) -> None:
     opened = tiny(name, tmp_path)
     with pytest.raises(UnsupportedError, match="packing=false"):
         PackedRows(examples(opened), 64)
+
+
+def test_transformers_models_that_mix_examples_are_found(tmp_path: Path) -> None:
+    """A recurrent network carries what it has read into the next example."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    from hanmo.families.huggingface.modeling import adopt
+
+    opened = tiny("huggingface", tmp_path)
+    rows = [examples(opened).row(place) for place in range(2)]
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=opened.network.config.vocab_size, hidden_size=16, state_size=4, num_hidden_layers=1)
+    mamba = adopt(MambaForCausalLM(config))
+    mamba(**collate(rows, {}))
+    with pytest.raises(
+        UnsupportedError, match="MambaForCausalLM lets examples that share a row see each other: packing=false"
+    ):
+        mamba(**collate([opened.family.pack(rows)], {}))

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hanmo.errors import ConfigError
-from hanmo.training.adapt import add_lora, freeze_layers
+from hanmo.families.base import collate
+from hanmo.training.adapt import add_lora, checkpoint_layers, freeze_layers
 from tests.toy import ToyFamily, toy_model
+from tests.unit.test_packing import examples
+from tests.unit.tiny import NAMES, tiny
 
 
 def test_only_adapters_are_trained() -> None:
@@ -42,3 +52,40 @@ def test_the_first_layers_of_every_stack_are_frozen() -> None:
 def test_nothing_is_frozen_below_one_layer() -> None:
     assert freeze_layers(toy_model(), 0.4) == []
     assert freeze_layers(toy_model(), 0.5) == ["layers.0"]
+
+
+class Counted(TorchDispatchMode):
+    """How often each operation runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[function.name().partition(".")[0]] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_are_computed_again_and_gradients_stay(name: str, tmp_path: Path) -> None:
+    """Full: matrix products run again too; selective: only what is cheap."""
+    opened = tiny(name, tmp_path)
+    rows = [examples(opened).row(place) for place in range(2)]
+    batch = collate(rows, opened.family.padding)
+    products, others, gradients = {}, {}, {}
+    for kind in ("none", "selective", "full"):
+        network = copy.deepcopy(opened.network).train()
+        checkpoint_layers(network, kind)
+        torch.manual_seed(5)  # dropout draws the same again
+        with Counted() as counted:
+            network(**batch).loss.backward()
+        products[kind] = sum(counted.counts[f"aten::{operation}"] for operation in ("mm", "addmm", "bmm"))
+        others[kind] = sum(counted.counts.values()) - products[kind]
+        gradients[kind] = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert products["none"] == products["selective"] < products["full"]
+    assert others["none"] < others["selective"]
+    for kind in ("selective", "full"):
+        assert len(gradients[kind]) == len(gradients["none"]) > 0
+        for ours, theirs in zip(gradients[kind], gradients["none"], strict=True):
+            assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
+            assert torch.equal(ours, theirs)

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +259,39 @@ def test_what_a_kill_left_half_saved_is_not_resumed(tmp_path: Path) -> None:
     run.train(resume_from_checkpoint=True)
     assert run.state.global_step == 12
     assert not list((tmp_path / DRAFTS).glob("*"))
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from tests.toy import toy_model
+from tests.unit.test_training_trainer import SAVING, trainer
+
+saved = torch.save
+def half(value, file, *args, **kwargs):
+    saved(value, file, *args, **kwargs)
+    if sys.argv[2] in str(file) and "checkpoint-4" in str(file):
+        os.truncate(file, os.path.getsize(file) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = half
+trainer(Path(sys.argv[1]), toy_model(dropout=0.3), **SAVING).train()
+"""
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth"])
+def test_a_run_killed_while_it_saves_resumes_to_the_same_weights(tmp_path: Path, file: str) -> None:
+    """kill -9 in the middle of a file of the second checkpoint: the first one is whole and is gone on from."""
+    program = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path / "cut"), file]
+    killed = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / "cut" / DRAFTS / "checkpoint-4" / file).exists()
+    assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-2"]
+    whole, resumed = toy_model(dropout=0.3), toy_model(dropout=0.3, seed=3)
+    trainer(tmp_path / "whole", whole, **SAVING).train()
+    torch.manual_seed(99)
+    trainer(tmp_path / "cut", resumed, **SAVING).train(resume_from_checkpoint=True)
+    assert differences(weights(whole), weights(resumed)) == 0.0
 
 
 def test_metrics_continue_where_the_checkpoint_stood(tmp_path: Path) -> None:

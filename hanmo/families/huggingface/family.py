@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.families.base import IGNORE, Context, Family, Part, Prompt, Row, as_pair, split_at_difference
-from hanmo.families.causal import causal_prompt, causal_row
+from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.huggingface import legacy
 from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
@@ -28,6 +28,11 @@ class HuggingfaceFamily(Family):
     legacy: ClassVar[ModuleType] = legacy
     vocab_padded_to = 0
     lora_targets = ("all-linear",)
+
+    @property
+    def packs(self) -> bool:  # type: ignore[override]
+        """Decoders; the network looks for itself when it meets the first packed row."""
+        return not self.config.is_encoder_decoder
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         if isinstance(record, Text):
@@ -61,6 +66,9 @@ class HuggingfaceFamily(Family):
             weights=(labels_A != IGNORE).float(),
             end=len(fed) - 1,
         )
+
+    def pack(self, rows: Sequence[Row]) -> Row:
+        return causal_pack(rows)
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
         prompt = causal_prompt(context_ids, self.stop_ids)

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.cache_utils import EncoderDecoderCache
 
+from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE
 from hanmo.families.heads import RowOutput, ValueHead, configured_value_head, score_tokens, values_of
 from hanmo.families.huggingface.ranks import settle_heads, with_plan
@@ -66,6 +67,8 @@ class TransformersRows:
     loss_type = "hanmo_rows"
     #: the output head alone gives the model's logits
     head_is_exact = True
+    #: examples that share a row do not see each other; None: nobody has asked yet
+    packing_is_exact: bool | None = None
     value_head: ValueHead | None
     critic: Any
 
@@ -85,6 +88,9 @@ class TransformersRows:
             return super().forward(*args, **inputs)  # type: ignore[misc]
         known = dict(inputs)
         inputs["use_cache"] = False
+        if "position_ids" in inputs:  # packed rows, see HuggingfaceFamily.pack
+            self._check_packing()
+            del inputs["attention_mask"]  # examples are told apart by positions that start again
         if self.head_is_exact:
             hidden_BAD = self.base_model(*args, **inputs).last_hidden_state  # type: ignore[attr-defined]
             head = self.get_output_embeddings()  # type: ignore[attr-defined]
@@ -97,6 +103,14 @@ class TransformersRows:
         value_BA = values_of(self, hidden_BAD, labels, known)
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
         return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA)
+
+    def _check_packing(self) -> None:
+        if self.packing_is_exact is None:
+            self.packing_is_exact = _packing_is_exact(self)
+        if not self.packing_is_exact:
+            raise UnsupportedError(
+                f"{type(self).__name__} lets examples that share a row see each other: packing=false"
+            )
 
     def prefill(self, **inputs: Tensor) -> tuple[Tensor, TransformersState]:
         """Read left-filled prompts: logits after the last token (R, 1, V) and the state to go on from."""
@@ -176,6 +190,33 @@ def _head_is_exact(model: Any) -> bool:
     finally:
         model.train(training)
     return bool(difference <= PROBE_TOLERANCE * own.abs().max())
+
+
+@torch.no_grad()
+def _packing_is_exact(model: Any) -> bool:
+    """Compare the hidden states of three short examples that share a row, beside a padded one, with those of each alone.
+
+    transformers keeps such examples apart by their positions, but not in every architecture and with every attention.
+    """
+    training = model.training
+    model.eval()
+    device, size = model.get_input_embeddings().weight.device, model.config.get_text_config().vocab_size
+    drawn = torch.randint(size, (2, 15), generator=torch.Generator().manual_seed(0)).to(device)
+    lengths = (4, 6, 5)
+    places = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    padded = torch.where(torch.arange(15, device=device) < 10, places, 0)
+    try:
+        together = model.base_model(input_ids=drawn, position_ids=torch.stack([places, padded]), use_cache=False)
+        pieces = [*drawn[0].split(lengths), *drawn[1].split(lengths)[:2]]
+        alone = [model.base_model(input_ids=piece[None], use_cache=False).last_hidden_state[0] for piece in pieces]
+    except (AttributeError, TypeError, RuntimeError):
+        return False  # built differently, e.g. without positions
+    finally:
+        model.train(training)
+    expected = torch.cat(alone).float()
+    found = together.last_hidden_state.flatten(0, 1)[: len(expected)].float()
+    tolerance = PROBE_TOLERANCE if model.dtype == torch.float32 else 30 * PROBE_TOLERANCE
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 class TransformersModel:
