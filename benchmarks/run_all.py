@@ -41,6 +41,8 @@ def run(script: Path) -> list[dict[str, object]]:
 
 
 def table(figures: list[dict[str, object]]) -> list[str]:
+    if not figures:
+        return ["Not run: the peer is not installed here."]
     rows = ["| figure | ours | peer | unit | ratio | goal | met |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for figure in figures:
         cells = [figure[key] for key in ("name", "ours", "peer", "unit", "ratio", "goal")]

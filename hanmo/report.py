@@ -25,6 +25,7 @@ from hanmo.files import write_text
 
 Point = tuple[float, float]
 COLOURS = 6  # --c0 … --c5 of the style sheet
+LONG = 30  # characters of a cell from which on it is not squeezed; a phone scrolls instead
 DOTS = 40  # lines with at most so many points show them
 
 
@@ -61,7 +62,8 @@ class Page:
         ]
 
         def cell(tag: str, value: Any, right: bool) -> str:
-            return f"<{tag} class=number>{show(value)}</{tag}>" if right else f"<{tag}>{show(value)}</{tag}>"
+            kind = " class=number" * right or " class=long" * (isinstance(value, str) and len(value) > LONG)
+            return f"<{tag}{kind}>{show(value)}</{tag}>"
 
         head = "".join(cell("th", name, right) for name, right in zip(header, numeric, strict=True))
         body = "".join(

@@ -6,12 +6,14 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from hanmo.checkpoints.opening import RULES, quiet
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family, OpenedModel
+from hanmo.families.parallel import writes
 
 SHARD_BYTES = 5_000_000_000
 INDEX = "tensors.json"  # a content hash per tensor, of folders that a conversion wrote
@@ -21,11 +23,16 @@ _WEIGHT_FILE = re.compile(rf"(model|pytorch_model).*\.(safetensors|bin)(\.index\
 def save_model(opened: OpenedModel, folder: str | Path) -> Path:
     """Write a model as a folder of ours: weights, configuration, tokenizer and rule files.
 
-    What else lies in an existing folder stays there. Until everything is written the old content is untouched.
+    What else lies in an existing folder stays there. Until everything is written the old content is untouched. Of a
+    network that is cut over several ranks, all ranks call this and the first one writes it whole.
 
     Raises:
         CheckpointError: the folder cannot be written (a full disk), and nothing has changed.
     """
+    if not writes(opened.network):
+        with tempfile.TemporaryDirectory() as nowhere, quiet():
+            opened.network.save_pretrained(nowhere)  # gives its slices to the rank that writes
+        return Path(folder)
     with new_folder(folder, keep=True) as draft:
         with quiet():
             opened.network.save_pretrained(draft, max_shard_size=SHARD_BYTES)

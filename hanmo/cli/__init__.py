@@ -40,6 +40,7 @@ COMMANDS = (
     ("eval", "eval", "rouge"),
     ("eval", "clue", "clue"),
     ("eval", "clue", "compare"),
+    ("eval", "clue", "table"),
     ("eval", "human", "human_prepare"),
     ("eval", "human", "human_score"),
     ("data", "data", "corpus"),

@@ -1,4 +1,4 @@
-"""``hanmo eval clue`` and ``hanmo eval compare``: the ten CLUE tasks, and two results question by question."""
+"""``hanmo eval clue``, ``compare`` and ``table``: the ten CLUE tasks, and what several runs found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import ConfigFile, Device, Dtype, Json, Model, Published, Size, Vocab, emit, note
+from hanmo.cli.common import (
+    ConfigFile,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Processes,
+    Published,
+    Size,
+    Vocab,
+    emit,
+    note,
+    start_processes,
+)
 from hanmo.cli.eval import First, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -50,10 +63,12 @@ def clue(
     vocab: Vocab = None,
     dtype: Dtype = None,
     device: Device = None,
+    nproc: Processes = 1,
 ) -> None:
     """Accuracy (F1 for CMRC2018) on CLUE, by the corrected protocol or the published one.
 
     Answers are kept as they come, in the output folder or the user's cache: an interrupted run goes on where it was.
+    With --nproc, or under torchrun, processes share the questions, each on a GPU of its own where there are any.
 
     \b
     Example:
@@ -61,15 +76,21 @@ def clue(
       hanmo eval clue GLM-335M --data clue --shots 5
       hanmo eval clue PanGu-350M --data clue --published --shots 15
     """
+    if nproc > 1:
+        start_processes(nproc)
     from hanmo.checkpoints import open_model
     from hanmo.evaluation.clue.run import Setup, cache_folder, evaluate
     from hanmo.evaluation.clue.tasks import chosen_tasks
+    from hanmo.evaluation.processes import joined, main_process, own_device
 
     chosen = chosen_tasks([name.strip() for name in tasks.split(",") if name.strip()])
     setup = Setup(shots, published, limit, seed, choices, first, budget, candidates)
-    opened = open_model(model, size=size, config=config, vocab=vocab, dtype=dtype, device=device)
-    with progress_bar() as watch:
-        result = evaluate(opened, chosen, data, setup, output / "answers" if output else cache_folder(), watch)
+    opened = open_model(model, size=size, config=config, vocab=vocab, dtype=dtype, device=own_device(device))
+    with joined():
+        with progress_bar() as watch:
+            result = evaluate(opened, chosen, data, setup, output / "answers" if output else cache_folder(), watch)
+        if not main_process():
+            return
     if output is not None:
         result.write(output)
         note(f"written to {output}: results.json, results.md, items.jsonl, report.html")
@@ -93,13 +114,34 @@ def compare(first: Result, second: Result, as_json: Json = False) -> None:
     emit({"about": about, "tasks": {name: asdict(value) for name, value in found.items()}}, as_json, _show_comparison)
 
 
+def table(
+    results: Annotated[list[Path], typer.Argument(help="results.json of each run, or its folder.", show_default=False)],
+    output: Annotated[Path | None, typer.Option(help="File to write: a page where it ends in .html.")] = None,
+) -> None:
+    """Several results of hanmo eval clue side by side, as the published table: zero-shot | few-shot x models.
+
+    \b
+    Example:
+      hanmo eval table pangu/results.json glm/results.json glm-5-shot/results.json --output table.html
+    """
+    from hanmo.evaluation.clue.results import read_result
+    from hanmo.evaluation.clue.table import Table
+
+    made = Table([read_result(path) for path in results])
+    if output is None:
+        print(made.markdown(), end="")
+    else:
+        made.write(output)
+        note(f"written to {output}")
+
+
 def _show(result: ClueResult) -> None:
     from hanmo.evaluation.statistics import interval
 
     about = result.about
     print(
         f"{about['model']}\n{about['protocol']} protocol, {about['shots']} shots, at most {about['limit']} tokens, "
-        f"weights {about['weights']}, hanmo {about['hanmo']}\n"
+        f"weights {about['weights']}, hanmo {about['hanmo']}{' of commit ' + about['commit'] if 'commit' in about else ''}\n"
     )
     rows = []
     for task in result.tasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,31 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; defaul
 Published = Annotated[bool, typer.Option("--published", help="Reproduce the published behaviour, flaws included.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one decoding setting.")]
+
+Processes = Annotated[int, typer.Option("--nproc", help="Processes on this machine, e.g. one for each GPU.", min=1)]
+
+
+def start_processes(count: int) -> None:
+    """Run this command once more in ``count`` processes instead of this one."""
+    from hanmo.training.parallel import torchrun
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    command = torchrun(count, without(sys.argv[1:], "--nproc"))
+    os.execv(command[0], command)
+
+
+def without(arguments: list[str], *options: str) -> list[str]:
+    """Arguments less some options and their values."""
+    kept, skip = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if skip:
+            skip = False
+        elif name in options:
+            skip = not equals
+        else:
+            kept.append(argument)
+    return kept
 
 
 def emit(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:

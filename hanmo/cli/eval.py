@@ -15,6 +15,7 @@ from hanmo.cli.common import (
     Dtype,
     Json,
     Model,
+    Processes,
     Published,
     RulesFolder,
     Sets,
@@ -22,6 +23,7 @@ from hanmo.cli.common import (
     Vocab,
     emit,
     note,
+    start_processes,
 )
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ def perplexity(
     vocab: Vocab = None,
     dtype: Dtype = None,
     device: Device = None,
+    nproc: Processes = 1,
 ) -> None:
     """Perplexity of texts, or of responses after their prompts, and bits per character and byte.
 
@@ -111,13 +114,19 @@ def perplexity(
       hanmo eval perplexity runs/demo test.txt
       hanmo eval perplexity PanGu-350M pages.jsonl --limit 1024 --json
     """
+    if nproc > 1:
+        start_processes(nproc)
     from hanmo.checkpoints import open_model
     from hanmo.evaluation.perplexity import evaluate
+    from hanmo.evaluation.processes import joined, main_process, own_device
 
     records = _read(data, first, skip_bad, output, text)
-    opened = open_model(model, size=size, config=config, vocab=vocab, dtype=dtype, device=device)
-    with progress_bar() as watch:
-        result = evaluate(opened, records, limit, response_limit, batch_size, watch("rows"))
+    opened = open_model(model, size=size, config=config, vocab=vocab, dtype=dtype, device=own_device(device))
+    with joined():
+        with progress_bar() as watch:
+            result = evaluate(opened, records, limit, response_limit, batch_size, watch("rows"))
+        if not main_process():
+            return
     if output is not None:
         result.write(output)
         note(f"written to {output}: results.json, records.jsonl")
@@ -187,12 +196,15 @@ def progress_bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from hanmo.evaluation.processes import main_process
+
     with Progress(
         *Progress.get_default_columns()[:2],
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        disable=not main_process(),
     ) as bar:
 
         def watch(what: str) -> Callable[[int, int], None]:

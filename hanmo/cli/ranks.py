@@ -6,6 +6,7 @@ import os
 import sys
 from datetime import timedelta
 from io import TextIOBase
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +34,7 @@ def ranks_of_this_run(asked: int | None) -> int:
     if asked is not None and processes and asked != processes:
         raise ConfigError(f"{OPTION} {asked}: torchrun has started {processes} processes; both must be the same")
     if not leads():
-        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, for as long as the process lives
+        nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, for as long as the process lives
         sys.stdout = sys.stderr = nowhere
         sys.excepthook = _report
     return processes or 1
@@ -50,7 +51,7 @@ def follow() -> None:
 
     if dist.is_initialized():
         # A person may think for long: no timeout, and a group of its own, as devices' groups have theirs.
-        sys.stdin = _SharedInput(sys.stdin, dist.new_group(backend="gloo", timeout=timedelta(days=365)))  # type: ignore[assignment]
+        sys.stdin = _SharedInput(sys.stdin, dist.new_group(backend="gloo", timeout=timedelta(days=365)))
 
 
 def agreed(settings: Settings) -> Settings:
@@ -92,12 +93,9 @@ def _launch(ranks: int) -> None:
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from hanmo.cli.train import without
-
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // ranks, 1)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say themselves what failed
-    arguments = without(sys.argv[1:], OPTION)
-    parsed = run.parse_args(["--standalone", f"--nproc-per-node={ranks}", "-m", "hanmo", *arguments])
+    parsed = run.parse_args(["--standalone", f"--nproc-per-node={ranks}", "-m", "hanmo", *sys.argv[1:]])
     try:
         run.run(parsed)
     except ChildFailedError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import sys
@@ -12,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Json, emit, note
+from hanmo.cli.common import Json, Processes, emit, note, start_processes, without
+from hanmo.cli.ranks import TensorParallel, ranks_of_this_run
 
 Model = Annotated[str, typer.Argument(help="A model, or init:SIZE for random weights.", show_default=False)]
 Data = Annotated[str, typer.Argument(help="Folder with train.* and valid.*, or a training file.", show_default=False)]
@@ -29,7 +29,6 @@ Preset = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the settings and what a step needs on this machine, and stop.")
 ]
-Processes = Annotated[int, typer.Option("--nproc", help="Processes on this machine, e.g. one for each GPU.", min=1)]
 Hosts = Annotated[
     Path | None,
     typer.Option("--hostfile", help="Print the command for each machine of a DeepSpeed hostfile, and stop."),
@@ -47,6 +46,7 @@ def sft(
     resume: Resume = False,
     nproc: Processes = 1,
     hostfile: Hosts = None,
+    tensor_parallel: TensorParallel = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model on dialogues, or on prompts and responses.
@@ -59,7 +59,10 @@ def sft(
     """
     if _several(nproc, hostfile):
         return
-    _run("sft", model, data, rest or [], config, preset, dry_run, resume, as_json)
+    rest = [*(rest or []), *(() if tensor_parallel is None else (f"tensor_parallel={tensor_parallel}",))]
+    if tensor_parallel is not None:
+        ranks_of_this_run(tensor_parallel)
+    _run("sft", model, data, rest, config, preset, dry_run, resume, as_json)
 
 
 def pretrain(
@@ -91,30 +94,15 @@ def _several(processes: int, hostfile: Path | None) -> bool:
     """Start this command in several processes, or print how; False where this is the process that is to train."""
     if processes == 1 and hostfile is None:
         return False
-    from hanmo.training.parallel import launch_lines, read_hostfile, torchrun
+    if hostfile is None:
+        start_processes(processes)
+    else:
+        from hanmo.training.parallel import launch_lines, read_hostfile
 
-    arguments = without(sys.argv[1:], "--nproc", "--hostfile")
-    if hostfile is not None:
+        arguments = without(sys.argv[1:], "--nproc", "--hostfile")
         for host, line in launch_lines(read_hostfile(hostfile), arguments).items():
             print(f"{host}: {shlex.join(line)}")
-        return True
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
-    command = torchrun(processes, arguments)
-    os.execv(command[0], command)
-
-
-def without(arguments: list[str], *options: str) -> list[str]:
-    """Arguments less some options and their values."""
-    kept, skip = [], False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        if skip:
-            skip = False
-        elif name in options:
-            skip = not equals
-        else:
-            kept.append(argument)
-    return kept
+    return True
 
 
 def _run(

@@ -22,6 +22,7 @@ _FACTORS = _rng.integers(1, 2**63, BANDS * ROWS, dtype=np.uint64) | np.uint64(1)
 _OFFSETS = _rng.integers(0, 2**63, BANDS * ROWS, dtype=np.uint64)
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
+_COMPARED = 1 << 14  # pairs compared at once
 _BLOCK = 2048  # n-grams hashed at once: bounds memory for long texts
 
 
@@ -106,28 +107,28 @@ class NearDuplicates:
         lows, bands = np.concatenate(self._blocks), np.concatenate(self._bands)
         self._blocks, self._bands = [lows], [bands]
         for band in range(BANDS):
-            for first, second in _agreeing(bands[:, band]):
-                one, two = _root(parent, first), _root(parent, second)
-                if one != two and similarity(lows[first], lows[second]) >= self.threshold:
+            pairs = _agreeing(bands[:, band])
+            pairs = pairs[parent[pairs[:, 0]] != parent[pairs[:, 1]]]
+            for start in range(0, len(pairs), _COMPARED):
+                block = pairs[start : start + _COMPARED]
+                alike = (lows[block[:, 0]] == lows[block[:, 1]]).mean(1) >= self.threshold
+                for first, second in block[alike].tolist():
+                    one, two = _root(parent, first), _root(parent, second)
                     parent[max(one, two)] = min(one, two)
-        for number in range(self._count):  # in rising order, so that the parent is settled already
-            parent[number] = parent[parent[number]]
+        while (parent != parent[parent]).any():
+            parent = parent[parent]
         return parent
 
 
-def _agreeing(hashes: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs of places with the same hash: each with the first and with the one before it."""
+def _agreeing(hashes: np.ndarray) -> np.ndarray:
+    """(pairs, 2) int64: places with the same hash, each with the first of them and with the one before it."""
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
-    same = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
-    first, last = -1, -2
-    for place in same.tolist():
-        if place != last + 1:
-            first = place - 1
-        last = place
-        yield int(order[first]), int(order[place])
-        if place - 1 != first:
-            yield int(order[place - 1]), int(order[place])
+    same = np.append(False, ordered[1:] == ordered[:-1])
+    firsts = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
+    places = np.flatnonzero(same)
+    further = places[places - 1 > firsts[places]]
+    return order[np.stack([np.append(firsts[places], further - 1), np.append(places, further)], 1)]
 
 
 def _root(parent: np.ndarray, number: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hanmo.demo.align import Alignment, show_alignment
 from hanmo.demo.examine import Examination, exact, f1
 from hanmo.demo.openings import OPENINGS
 from hanmo.evaluation.dialogue import PUBLISHED_TABLE, title
@@ -25,6 +26,7 @@ def build_page(
     after: Examination,
     conversations: Sequence[Sequence[str]],
     beyond: Sequence[Sequence[str]],
+    alignment: Alignment,
     loss: Sequence[Point],
     facts: Mapping[str, Any],
 ) -> Page:
@@ -33,6 +35,7 @@ def build_page(
     Args:
         conversations: user and trained model in turn.
         beyond: the same, of what the corpus does not prepare for.
+        alignment: what the second part came to.
         loss: (step, training loss).
         facts: sizes, counts and times, by name.
     """
@@ -58,6 +61,7 @@ def build_page(
     page.heading("Conversations")
     _conversations(page, conversations)
     _results(page, before, after)
+    show_alignment(page, alignment)
     page.heading("Training")
     page.line_plot({"training loss": loss}, x="step", y="loss (nats per token)", from_zero=True)
     page.facts(facts)

@@ -8,6 +8,7 @@ OUT/report.html      the report
 OUT/results.json     its numbers
 OUT/corpus/          train.jsonl and held_out.jsonl, the dialogues
 OUT/metrics.jsonl    what was logged in training
+OUT/aligned/         the model after the second part, which learned from a reward
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.saving import new_folder
 from hanmo.data import corpus
+from hanmo.demo.align import ROUNDS, Alignment, align
 from hanmo.demo.display import Display, Update
 from hanmo.demo.examine import BEYOND, CONVERSATIONS, Examination, examine, talk
 from hanmo.demo.model import DECODING, LIMIT, new_model
@@ -40,6 +42,7 @@ from hanmo.training.callbacks import read_metrics
 from hanmo.training.sft import SftConfig, sft
 
 STEPS = 3000
+QUICK_STEPS, QUICK_ROUNDS = 1200, 10
 VOCABULARY_SAMPLE = 20_000  # composed dialogues whose words are counted: more of them have no other words
 BATCH = 32
 TRAINER: dict[str, Any] = {
@@ -64,6 +67,7 @@ class DemoResult:
     after: Examination
     conversations: list[list[str]]
     beyond: list[list[str]]
+    alignment: Alignment
     facts: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,6 +81,7 @@ class DemoResult:
             "after": self.after.as_dict(),
             "conversations": self.conversations,
             "beyond": self.beyond,
+            "alignment": self.alignment.as_dict(),
             "facts": self.facts,
         }
 
@@ -102,11 +107,12 @@ class ShowTraining(TrainerCallback):
             self._loss = f", loss {logs['loss']:.3f}"
 
 
-def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -> DemoResult:
+def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24, rounds: int = ROUNDS) -> DemoResult:
     """Make the corpus, train, measure before and after, and leave a model folder with its report at ``output``.
 
     Args:
         per_topic: held-out dialogues of each topic.
+        rounds: of learning from a reward.
 
     Raises:
         UnsupportedError: the collected dialogues are not installed.
@@ -142,6 +148,9 @@ def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -
             update(
                 1, 1, f"{sum(after.fitting)} of {len(after.fitting)} openings, {after.exact:.0f} % of held-out exact"
             )
+        with show.stage("learning from a reward") as update:
+            alignment = align(draft, found, seed, rounds, lambda: ShowTraining(update))
+            update(1, 1, f"reward {alignment.reward_before:.2f} before, {alignment.reward_after:.2f} after")
         facts = {
             "parameters": parameters,
             "vocabulary": len(untrained.tokenizer),
@@ -157,7 +166,7 @@ def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -
             **{f"seconds, {name}": round(seconds, 1) for name, seconds in show.seconds.items()},
             "seconds, all": round(time.monotonic() - start, 1),
         }
-        result = DemoResult(str(output), before, after, conversations, beyond, facts)
+        result = DemoResult(str(output), before, after, conversations, beyond, alignment, facts)
         _leave(draft, trained, result, losses)
     return result
 
@@ -193,8 +202,13 @@ def _leave(draft: Path, trained: Any, result: DemoResult, losses: Sequence[tuple
     """Put the model, the report and the numbers where they stay, and remove what was needed on the way."""
     save_model(trained, draft)
     shutil.move(draft / "sft" / "metrics.jsonl", draft / "metrics.jsonl")
-    for name in ("sft", "new"):
+    shutil.move(draft / "ppo" / "model", draft / "aligned")
+    for name in ("sft", "new", "reward", "ppo"):
         shutil.rmtree(draft / name)
+    for name in ("pairs", "valid", "prompts"):
+        (draft / f"{name}.jsonl").unlink()
     write_text(draft / "results.json", json.dumps(result.as_dict(), ensure_ascii=False, indent=2) + "\n")
-    page = build_page(result.before, result.after, result.conversations, result.beyond, losses, result.facts)
+    page = build_page(
+        result.before, result.after, result.conversations, result.beyond, result.alignment, losses, result.facts
+    )
     page.write(draft / "report.html")

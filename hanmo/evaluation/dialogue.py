@@ -21,7 +21,16 @@ from typing import Any
 
 from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
-from hanmo.evaluation.scoring import Progress, RowScore, batches, evaluating, records_hash, score_rows, weights_hash
+from hanmo.evaluation.scoring import (
+    Progress,
+    RowScore,
+    batches,
+    evaluating,
+    records_hash,
+    score_rows,
+    software,
+    weights_hash,
+)
 from hanmo.families.base import Context, OpenedModel, Part
 from hanmo.files import write_text
 from hanmo.generation.decode import generate, seeded_sampler
@@ -175,6 +184,7 @@ def evaluate(
         "response_limit": response_limit,
         "rule files": sorted(opened.family.assets) if settings.rule_files else [],
         "settings": asdict(settings),
+        **software(),
     }
     return DialogueResult(reading, _corrected(samples), samples, about, notes)
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation.scoring import Progress, records_hash, score_rows, weights_hash
+from hanmo.evaluation.processes import gathered, mine
+from hanmo.evaluation.scoring import Progress, records_hash, score_rows, software, weights_hash
 from hanmo.families.base import IGNORE, OpenedModel, Row
 from hanmo.files import write_text
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
@@ -128,14 +129,18 @@ def evaluate(
     if not kept:
         raise HanmoError(f"none of the {len(records)} records can be scored within {limit} tokens; raise limit")
     nll, tokens = [0.0] * len(kept), [0] * len(kept)
-    for owner, score in zip(owners, score_rows(opened, rows, batch_size, progress), strict=True):
-        nll[owner] += score.nll
-        tokens[owner] += score.tokens
+    numbers = mine(range(len(rows)))
+    found = score_rows(opened, [rows[number] for number in numbers], batch_size, progress)
+    by_number = gathered(dict(zip(numbers, found, strict=True)))
+    for number, owner in enumerate(owners):
+        nll[owner] += by_number[number].nll
+        tokens[owner] += by_number[number].tokens
     scores = [_record_score(opened, *kept[index], nll[index], tokens[index]) for index in range(len(kept))]
     about = {
         "model": opened.source,
         "weights": weights_hash(opened.network),
         "data": records_hash(records),
+        **software(),
         "limit": limit,
         "response_limit": response_limit,
     }

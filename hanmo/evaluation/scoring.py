@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import hanmo
 from hanmo.errors import ConfigError
 from hanmo.families.base import IGNORE, OpenedModel, Row, collate
 from hanmo.records import Record
@@ -93,3 +97,38 @@ def weights_hash(network: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def software() -> dict[str, str]:
+    """Which hanmo found a result: its version, and the commit where it runs from a checkout or was installed from one.
+
+    "+" after the commit: files of the checkout were changed since.
+    """
+    found = {"hanmo": hanmo.__version__}
+    if commit := _checkout() or _installed():
+        found["commit"] = commit
+    return found
+
+
+def _checkout() -> str:
+    """The commit of the checkout this file lies in; "" where it lies in none, or git is not there."""
+    root = Path(hanmo.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip()[:12] + "+" * bool(git("status", "--porcelain", "--", "hanmo"))
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _installed() -> str:
+    """The commit that pip installed, which it notes where it took the package from a repository."""
+    try:
+        noted = metadata.distribution("hanmo").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return ""
+    return str(json.loads(noted or "{}").get("vcs_info", {}).get("commit_id", ""))[:12]

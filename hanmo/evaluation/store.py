@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from hanmo.evaluation.processes import agreed, gathered, main_process, rank_and_count
 from hanmo.files import write_text
 
 
@@ -15,18 +16,18 @@ class Store:
     """Results by number in a file of JSON lines that is only ever appended to.
 
     The name of the file says what was asked of which weights: another question is another file. A last line that was
-    cut off by a crash is dropped.
+    cut off by a crash is dropped. Of several processes each has a file of its own; ``complete`` joins them, and so
+    does the next run if they are stopped before.
     """
 
     def __init__(self, folder: str | Path, name: str, asked: Sequence[Any]):
         key = sha256(json.dumps(asked, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+        rank, _ = rank_and_count()
         self.path = Path(folder) / f"{name}-{key}.jsonl"
-        self.values: dict[int, Any] = {}
-        if self.path.is_file():
-            self._read()
-        else:
-            write_text(self.path, "")
-        self._file = self.path.open("a", encoding="utf-8")
+        self._own = self.path.with_suffix(f".{rank}.jsonl") if rank else self.path
+        self.values: dict[int, Any] = agreed(self._take_in() if main_process() else {})
+        self._own.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._own.open("a", encoding="utf-8")
 
     def __contains__(self, number: int) -> bool:
         return number in self.values
@@ -41,14 +42,29 @@ class Store:
         """The numbers below ``count`` that have no result yet."""
         return [number for number in range(count) if number not in self.values]
 
+    def complete(self) -> None:
+        """All processes' results in each of them, and in one file."""
+        known = self.values
+        self.values = gathered(known)
+        if main_process():
+            for number in self.values.keys() - known.keys():
+                self.add(number, self.values[number])
+            for part in self._parts():
+                part.unlink()
+
     def close(self) -> None:
         self._file.close()
 
-    def _read(self) -> None:
-        whole = self.path.read_text(encoding="utf-8")
-        lines = whole.split("\n")
-        for line in lines[:-1]:
-            number, value = json.loads(line)
-            self.values[number] = value
-        if lines[-1]:
-            write_text(self.path, whole[: len(whole) - len(lines[-1])])
+    def _parts(self) -> list[Path]:
+        """Files of other processes."""
+        return sorted(self.path.parent.glob(f"{self.path.stem}.*.jsonl"))
+
+    def _take_in(self) -> dict[int, Any]:
+        """What the files hold, all of it in the main one afterwards."""
+        parts = self._parts()
+        files = [path for path in (self.path, *parts) if path.is_file()]
+        lines = [line for path in files for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        write_text(self.path, "".join(f"{line}\n" for line in lines))
+        for part in parts:
+            part.unlink()
+        return dict(json.loads(line) for line in lines)

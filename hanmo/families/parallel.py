@@ -46,6 +46,16 @@ def distributed(config: Any, ranks: int, device: torch.device) -> dict[str, Any]
     return {"distributed_config": DistributedConfig(tp_size=ranks)}
 
 
+def is_cut(network: Any) -> bool:
+    """Whether this process holds slices of the network only."""
+    return (getattr(network, "tp_size", None) or 1) > 1
+
+
+def writes(network: Any) -> bool:
+    """Whether this is the process that writes the network's files: any process for a whole one, else rank 0."""
+    return not is_cut(network) or torch.distributed.get_rank() == 0
+
+
 def check_divides(config: Any, ranks: int) -> None:
     """UnsupportedError, with the dimension and both numbers, unless every rank gets whole heads."""
     text = config.get_text_config()

@@ -1,22 +1,22 @@
 """jieba's cutting of words (accurate mode, default dictionary), exactly, rearranged around a table of pieces.
 
-Imports nothing of hanmo: its text is put into the tokenization.py that travels with exported models.
+Imports nothing of hanmo but fragments.py: its text is put into the tokenization.py that travels with exported models.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from math import inf, log
 from typing import Any
 
 import numpy
 
-_MARK = "\0"  # stands between pieces; a text that contains it is cut without the table of pieces
-_SHORT = 200  # characters; longer texts are split by numpy
+from hanmo.families.fragments import MARK, Crossings, Joined, Table, Values, codes_of, packed, unpacked
+
+_SHORT = 200  # characters; for longer texts numpy is worth calling
 _SEPARATOR = re.compile(r"\r\n|.", re.DOTALL)
 _HAN = re.compile("([\u4e00-\u9fd5]+)")
 _LATIN = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
@@ -102,57 +102,55 @@ def _viterbi(run: str) -> list[str]:
     return words[::-1]
 
 
-class Crossings:
-    """Where a text falls apart: between two neighbouring characters that no word of the dictionary runs across.
-
-    Every run of 2, 3 or 4 characters that is a word (or 4 characters inside a longer one) has a bit in a table, by
-    its hash. Two runs with one hash make pieces longer than they need be, which is harmless.
-    """
-
-    _BITS = 26  # of the hash: a table of 8 MB
-    _FACTOR = numpy.uint32(0x9E3779B1)  # 2**32 divided by the golden ratio, as usual for hashing by multiplication
-
-    def __init__(self, words: Iterable[str], block: re.Pattern[str]) -> None:
-        self._in_block = numpy.zeros(0x110000, bool)
-        self._in_block[[code for code in range(0x10000) if block.match(chr(code))]] = True
-        table = numpy.zeros(1 << self._BITS, bool)
-        by_size: dict[int, list[str]] = {2: [], 3: [], 4: []}
-        for word in words:
-            if len(word) in by_size:
-                by_size[len(word)].append(word)
-            elif len(word) > 4:
-                by_size[4] += [word[start : start + 4] for start in range(len(word) - 3)]
-        for size, grams in by_size.items():
-            *_, hashes = self._hashes(_codes("".join(grams)), size)
-            table[hashes[::size]] = True
-        self._table = numpy.packbits(table, bitorder="little")
-
-    def _hashes(self, codes: Any, longest: int = 4) -> Iterator[Any]:
-        """For each size from 2 to ``longest``: the hash of that many characters from each place on."""
-        running = codes * self._FACTOR
-        for size in range(2, longest + 1):
-            running = (running[:-1] + codes[size - 1 :]) * self._FACTOR
-            yield running >> numpy.uint32(32 - self._BITS)
-
-    def split(self, text: str) -> tuple[list[str], list[int]]:
-        """The pieces of a text, and the indices of those that are ``_MARK``."""
-        codes = _codes(text)
-        crossed = numpy.zeros(len(codes), bool)  # between a place and the next
-        for reach, hashes in enumerate(self._hashes(codes), 1):
-            found = (self._table[hashes >> 3] >> (hashes & 7).astype(numpy.uint8) & 1).view(bool)
-            for offset in range(reach):
-                crossed[offset : offset + len(found)] |= found
-        in_block = self._in_block[codes]
-        crossed &= in_block
-        crossed[:-1] &= in_block[1:]
-        crossed[:-1] |= (codes[:-1] == ord("\r")) & (codes[1:] == ord("\n"))  # jieba takes them as one separator
-        ends = numpy.flatnonzero(~crossed) + 1
-        pieces = [text[start:end] for start, end in pairwise([0, *ends.tolist()])]
-        return pieces, numpy.flatnonzero(codes[ends - 1] == ord(_MARK)).tolist()
+def markov_words_of(runs: Sequence[str]) -> list[list[str]]:
+    """``markov_words`` of many runs of Chinese characters at once: the same additions, for runs of one length by numpy."""
+    first, then, _ = read_markov()
+    emissions = _emissions()
+    words: list[list[str]] = [[] for _ in runs]
+    by_size: dict[int, list[int]] = {}
+    for index, run in enumerate(runs):
+        by_size.setdefault(len(run), []).append(index)
+    for size, indices in by_size.items():
+        codes_NT = codes_of("".join([runs[index] for index in indices])).reshape(-1, size)
+        at_TSN = emissions[codes_NT.T].transpose(0, 2, 1)  # states: B, E, M, S
+        b, e, m, s = (first[state] + at for state, at in zip("BEMS", at_TSN[0], strict=True))
+        from_later_TSN = numpy.zeros((size, 4, len(indices)), bool)  # S rather than E, M rather than B
+        for place in range(1, size):
+            at_b, at_e, at_m, at_s = at_TSN[place]
+            paths = (
+                (e + then["E"]["B"] + at_b, s + then["S"]["B"] + at_b),
+                (b + then["B"]["E"] + at_e, m + then["M"]["E"] + at_e),
+                (b + then["B"]["M"] + at_m, m + then["M"]["M"] + at_m),
+                (e + then["E"]["S"] + at_s, s + then["S"]["S"] + at_s),
+            )
+            for state, (earlier, later) in enumerate(paths):
+                from_later_TSN[place, state] = later >= earlier
+            b, e, m, s = (numpy.maximum(earlier, later) for earlier, later in paths)
+        states = numpy.where(s >= e, 3, 1)
+        is_end_TN = numpy.empty((size, len(indices)), bool)
+        for place in range(size - 1, -1, -1):
+            is_end_TN[place] = states & 1  # E and S end a word
+            later = from_later_TSN[place, states, numpy.arange(len(indices))]
+            before_first, before_rest = numpy.where(later, 3, 1), numpy.where(later, 2, 0)
+            states = numpy.where((states == 0) | (states == 3), before_first, before_rest)
+        is_end_TN[-1] = True
+        for index, is_end in zip(indices, is_end_TN.T.tolist(), strict=True):
+            run, start = runs[index], 0
+            for end, ends in enumerate(is_end, 1):
+                if ends:
+                    words[index].append(run[start:end])
+                    start = end
+    return words
 
 
-def _codes(text: str) -> Any:
-    return numpy.frombuffer(text.encode("utf-32-le", "surrogatepass"), numpy.uint32)
+@lru_cache(maxsize=1)
+def _emissions() -> Any:
+    """(code points up to the last Chinese one, 4): P(character | state) as ``read_markov`` gives it."""
+    table = numpy.full((0x9FD6, 4), _IMPOSSIBLE)
+    for character, row in read_markov()[2].items():
+        if ord(character) < len(table):
+            table[ord(character)] = row
+    return table
 
 
 @dataclass(frozen=True)
@@ -165,6 +163,7 @@ class Dictionary:
     longest: int  # characters of the longest word
     pairs: frozenset[str]  # neighbouring characters inside words
     crossings: Crossings
+    in_block: Any  # (code points,) bool: characters of blocks
 
 
 @lru_cache(maxsize=4)
@@ -185,6 +184,8 @@ def read_dictionary(further: str = "", added: tuple[str, ...] = ()) -> Dictionar
             frequencies[word] = int(frequency)
             total += int(frequency)
     frequencies |= dict.fromkeys(added, 1)
+    in_block = numpy.zeros(0x110000, bool)
+    in_block[[code for code in range(0x10000) if block.match(chr(code))]] = True
     log_total = log(total + len(added))
     logs = {frequency: log(frequency) - log_total for frequency in {1, *frequencies.values()}}
     return Dictionary(
@@ -192,29 +193,13 @@ def read_dictionary(further: str = "", added: tuple[str, ...] = ()) -> Dictionar
         {word: logs[frequency] for word, frequency in frequencies.items()},
         logs[1],
         max(map(len, frequencies)),
-        frozenset(["\r\n", *filter(block.fullmatch, pairs_of(frequencies))]),
-        Crossings(frequencies, block),
+        frozenset(filter(block.fullmatch, pairs_of(frequencies))),
+        Crossings(frequencies),
+        in_block,
     )
 
 
-_Entry = tuple[str, "tuple[Any, ...] | None", str]
-"""What a piece adds: single characters before its first longer word, values, single characters after its last.
-
-The values are None where a piece has no longer word.
-"""
-_EMPTY: _Entry = ("", (), "")
-_UNTRUSTED: _Entry = ("", (), "untrusted")  # told by identity
-
-
-class _Pieces(dict[str, _Entry]):
-    """The table of pieces; one that is not there is asked for."""
-
-    def __init__(self, learn: Callable[[str], _Entry]) -> None:
-        super().__init__()
-        self._learn = learn
-
-    def __missing__(self, piece: str) -> _Entry:
-        return self._learn(piece)
+_ALONE, _WORDS, _DOUBTFUL = range(3)  # what a piece is: single characters only, with values of its own, not trusted
 
 
 def _keep(table: dict[str, Any], key: str, value: Any, limit: int) -> Any:
@@ -233,11 +218,12 @@ class WordCutter:
 
     One thing does depend on the rest: where two paths are equally probable, jieba's choice hangs on the rounding of
     the sum over everything to the right. A piece whose best path is ahead by less than ``MARGIN`` is therefore not
-    trusted to the table; the block around it is computed in full, with jieba's own order of additions.
+    trusted to the table; the text around it is computed in full, with jieba's own order of additions.
 
     Args:
         value: what a word or a separator becomes (its ids, say).
         dictionary: what ``read_dictionary`` returns.
+        dtype: of values, as numpy calls it.
     """
 
     MARGIN = 1e-6  # log probability; for the two lengths below, rounding errors stay under 2e-7
@@ -245,115 +231,119 @@ class WordCutter:
     LONGEST_TEXT = 1_000_000
     TABLE_SIZE = 1 << 19  # entries; a full table is emptied
 
-    def __init__(self, value: Callable[[str], Sequence[Any]], dictionary: Dictionary) -> None:
+    def __init__(self, value: Callable[[str], Sequence[Any]], dictionary: Dictionary, dtype: Any = numpy.int32) -> None:
         self._value = value
-        self._dictionary = dictionary
+        self.dictionary = dictionary
+        self._dtype = dtype
         self._words: dict[str, tuple[Any, ...]] = {}
-        self._runs: dict[str, tuple[Any, ...]] = {"": ()}
-        self._pieces = _Pieces(self._learn)
-        self._doubts = 0  # how often a piece was not to be trusted
+        self._empty()
+
+    def _empty(self) -> None:
+        self._values = Values(self._dtype)
+        # Of a piece: its row of values, how many single characters before and behind them, and what it is.
+        self._entries = Values(numpy.int32, (0, 0, 0, _WORDS))
+        self._pieces = Table(self._learn_pieces, self._entries)
+        self._runs = Table(self._learn_runs, self._values)
 
     def __call__(self, text: str) -> list[Any]:
         """The values of all words of a text, one after the other."""
-        if not text:
-            return []
-        if len(text) > _SHORT:
-            return self.many([text])[0]
-        if _MARK in text:
-            return self._in_full(text)
-        pairs = self._dictionary.pairs
-        marked = [left if left + right in pairs else left + _MARK for left, right in pairwise(text)]
-        marked.append(text[-1])
-        entries = []
-        for piece in "".join(marked).split(_MARK):
-            entry = self._pieces[piece]
-            if entry is _UNTRUSTED:
-                return self._in_full(text)
-            entries.append(entry)
-        return self._joined(entries)
+        return self._in_full(text) if len(text) < _SHORT else self.many([text])[0]
 
     def many(self, texts: Sequence[str]) -> list[list[Any]]:
         """The values of all words of each text. Faster than one by one; memory grows with the sum of the lengths."""
-        plain = [text if _MARK not in text and len(text) <= self.LONGEST_TEXT else "" for text in texts]
-        pieces, ends = self._dictionary.crossings.split(_MARK.join([*plain, ""]))
-        doubts = self._doubts
-        entries = list(map(self._pieces.__getitem__, pieces))
-        if self._doubts > doubts:
-            for index in [index for index, entry in enumerate(entries) if entry is _UNTRUSTED]:
-                if entries[index] is _UNTRUSTED:
-                    self._settle(pieces, entries, index)
-        results = []
-        start = 0
-        for text, stand_in, end in zip(texts, plain, ends, strict=True):
-            results.append(self._in_full(text) if text and not stand_in else self._joined(entries[start:end]))
-            start = end + 1
-        return results
+        return unpacked(*self.packed(texts))
 
-    def _settle(self, pieces: list[str], entries: list[Any], index: int) -> None:
-        """Put the values of a whole block in the place of the pieces it is made of."""
-        start, end = index, index + 1
-        while start and self._dictionary.block.match(pieces[start - 1]):
-            start -= 1
-        while end < len(pieces) and self._dictionary.block.match(pieces[end]):
-            end += 1
-        values = self._in_full("".join(pieces[start:end]))
-        entries[start:end] = [("", tuple(values), ""), *[_EMPTY] * (end - start - 1)]
+    def packed(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        """(texts,) how many values each text has; and the values, end to end."""
+        if len(self._entries) + len(self._values) > self.TABLE_SIZE:
+            self._empty()
+        in_full = {index for index, text in enumerate(texts) if MARK in text or len(text) > self.LONGEST_TEXT}
+        joined = Joined(["" if index in in_full else text for index, text in enumerate(texts)] if in_full else texts)
+        ends = numpy.flatnonzero(~self._crossed(joined.codes)) + 1
+        starts = numpy.append(0, ends[:-1])
+        _, entries = self._entries(self._pieces(joined, starts, ends))
+        rows, heads, tails, kinds = entries.reshape(-1, 4).T
+        # Runs of single characters lie between the values of one piece and the values of a later one.
+        places = numpy.flatnonzero(kinds != _ALONE)
+        run_starts, run_ends = (ends - tails)[places[:-1]], (starts + heads)[places[1:]]
+        runs = numpy.flatnonzero(run_starts < run_ends)
+        numbers = numpy.zeros(2 * len(places), numpy.int32)
+        numbers[::2] = rows[places]
+        numbers[2 * runs + 1] = self._runs(joined, run_starts[runs], run_ends[runs])
+        counts, flat = self._values(numbers)
+        marks = numpy.flatnonzero(joined.marks[starts[places]])
+        lengths = numpy.diff(numpy.cumsum(counts)[2 * marks])
+        doubtful = numpy.flatnonzero(kinds[places] == _DOUBTFUL)
+        in_full.update((numpy.searchsorted(marks, doubtful) - 1).tolist())
+        if in_full:
+            parts = numpy.split(flat, numpy.cumsum(lengths)[:-1])
+            for index in in_full:
+                _, parts[index] = packed([self._in_full(texts[index])], self._dtype)
+                lengths[index] = len(parts[index])
+            flat = numpy.concatenate(parts)
+        return lengths, flat
 
-    def _joined(self, entries: Iterable[_Entry]) -> list[Any]:
-        """The values of pieces in a row."""
-        runs = self._runs
-        values: list[Any] = []
-        run = ""
-        for head, middle, tail in entries:
-            run += head
-            if middle is not None:
-                if run:
-                    values += runs[run] if run in runs else self._run(run)
-                values += middle
-                run = tail
-        if run:
-            values += runs[run] if run in runs else self._run(run)
-        return values
+    def _crossed(self, codes: Any) -> Any:
+        """Whether a place and the next belong together."""
+        crossed = self.dictionary.crossings(codes)
+        in_block = self.dictionary.in_block[codes]
+        crossed &= in_block
+        crossed[:-1] &= in_block[1:]
+        crossed[:-1] |= (codes[:-1] == ord("\r")) & (codes[1:] == ord("\n"))  # jieba takes them as one separator
+        return crossed
 
     def _in_full(self, text: str) -> list[Any]:
         """The values of a text without the table of pieces: block by block, as jieba does it."""
-        entries: list[_Entry] = []
-        for index, block in enumerate(self._dictionary.block.split(text)):
-            if index % 2:
-                entries.append(self._entry(self._route(block)[0]))
-            else:
-                entries += [("", self._word(separator), "") for separator in _SEPARATOR.findall(block)]
-        return self._joined(entries)
+        values: list[Any] = []
+        for index, block in enumerate(self.dictionary.block.split(text)):
+            run = ""
+            for word in self._route(block)[0] if index % 2 else _SEPARATOR.findall(block):
+                if index % 2 and len(word) == 1:
+                    run += word
+                    continue
+                if run:
+                    values += self._run_values(run)
+                    run = ""
+                values += self._word(word)
+            if run:
+                values += self._run_values(run)
+        return values
 
-    def _learn(self, piece: str) -> _Entry:
-        """A piece that is not in the table."""
-        if not self._dictionary.block.match(piece):
-            entry: _Entry = ("", self._word(piece), "")
-        else:
-            entry = _UNTRUSTED
-            if len(piece) <= self.LONGEST_PIECE:
-                words, margin = self._route(piece, whole=True)
-                if margin > self.MARGIN:
-                    entry = self._entry(words)
-            if entry is _UNTRUSTED:
-                self._doubts += 1
-                return entry
-        return _keep(self._pieces, piece, entry, self.TABLE_SIZE)
+    def _learn_pieces(self, pieces: list[str]) -> tuple[Any, Any]:
+        """The entries of pieces; values go to their own table."""
+        entries, rows = [], []
+        for piece in pieces:
+            head, values, tail, kind = self._entry(piece)
+            entries.append((head, tail, kind))
+            rows.append(values)
+        numbers = self._values.append(*packed(rows, self._dtype))
+        learnt = numpy.empty((len(pieces), 4), numpy.int32)
+        learnt[:, 0] = numbers
+        learnt[:, 1:] = entries
+        return numpy.full(len(pieces), 4), learnt.reshape(-1)
 
-    def _entry(self, words: list[str]) -> _Entry:
-        head, run = "", ""
+    def _entry(self, piece: str) -> tuple[int, Sequence[Any], int, int]:
+        """How many single characters come first, the values of what follows, how many characters end it, its kind."""
+        if not self.dictionary.block.match(piece):
+            return 0, self._word(piece), 0, _WORDS
+        if len(piece) > self.LONGEST_PIECE:
+            return 0, (), 0, _DOUBTFUL
+        words, margin = self._route(piece, whole=True)
+        if margin <= self.MARGIN:
+            return 0, (), 0, _DOUBTFUL
+        head, run = 0, ""
         values: list[Any] | None = None
         for word in words:
             if len(word) == 1:
                 run += word
                 continue
             if values is None:
-                head, values = run, []
+                head, values = len(run), []
             elif run:
-                values += self._run(run)
+                values += self._run_values(run)
             values += self._word(word)
             run = ""
-        return (run, None, "") if values is None else (head, tuple(values), run)
+        return (0, (), 0, _ALONE) if values is None else (head, values, len(run), _WORDS)
 
     def _route(self, block: str, whole: bool = False) -> tuple[list[str], float]:
         """The most probable words of a block, and by how much the closest decision on the way was made.
@@ -364,8 +354,8 @@ class WordCutter:
         size = len(block)
         if size == 1:
             return [block], inf
-        find, longest, lonely = self._dictionary.scores.get, self._dictionary.longest, self._dictionary.lonely
-        pairs = self._dictionary.pairs
+        find, longest, lonely = self.dictionary.scores.get, self.dictionary.longest, self.dictionary.lonely
+        pairs = self.dictionary.pairs
         best_from, ends, leads = [0.0] * (size + 1), [0] * size, [inf] * size
         reach = size
         for start in range(size - 1, -1, -1):
@@ -397,15 +387,20 @@ class WordCutter:
             start = ends[start]
         return words, margin
 
-    def _run(self, run: str) -> tuple[Any, ...]:
+    def _learn_runs(self, runs: list[str]) -> tuple[Any, Any]:
+        unknown = [run for run in runs if len(run) > 1 and run not in self.dictionary.scores]
+        han = [run for run in unknown if _HAN.fullmatch(run)]
+        found = dict(zip(han, markov_words_of(han), strict=True)) if han else {}
+        return packed([self._run_values(run, found.get(run)) for run in runs], self._dtype)
+
+    def _run_values(self, run: str, words: Sequence[str] | None = None) -> list[Any]:
         """The values of a run of single characters: words of the hidden Markov model, unless the run is a word."""
-        if run in self._runs:
-            return self._runs[run]
+        if words is None:
+            words = run if len(run) == 1 or run in self.dictionary.scores else markov_words(run)
         values: list[Any] = []
-        for word in run if len(run) == 1 or run in self._dictionary.scores else markov_words(run):
+        for word in words:
             values += self._words[word] if word in self._words else self._word(word)
-        kept = tuple(values)
-        return _keep(self._runs, run, kept, self.TABLE_SIZE) if len(run) <= self.LONGEST_PIECE else kept
+        return values
 
     def _word(self, word: str) -> tuple[Any, ...]:
         if word in self._words:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hanmo import config as settings
@@ -31,6 +31,7 @@ from hanmo.losses import RunningMoments, kl_estimates
 from hanmo.training.adapt import switch_dropout_off
 from hanmo.training.alignment import AlignmentConfig
 from hanmo.training.rollout import Engine, Question, Reference, Reward, Sample, prompt_order, scored, without_critic
+from hanmo.training.rounds import BetweenRounds, Rounds
 from hanmo.training.trainer import RowTrainer
 
 GENERATION = settings.settings_of(
@@ -360,55 +361,6 @@ class PolicyTrainer(RowTrainer):
     def restore_rounds(self, checkpoint: Path) -> None:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         self.round, self.beta, self.moments = state["round"], state["beta"], RunningMoments(**state["moments"])
-
-
-class Rounds:
-    """What the Trainer takes for its data: minibatches, round after round."""
-
-    def __init__(self, trainer: PolicyTrainer):
-        self.trainer = trainer
-
-    def __len__(self) -> int:
-        args = self.trainer.args
-        return args.max_steps * args.gradient_accumulation_steps
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        trainer = self.trainer
-        size, accumulated = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
-        while True:
-            batch = trainer.collect()
-            batches = []
-            for epoch in range(trainer.config.epochs):
-                seed = (trainer.args.seed * 1_000_003 + trainer.round) * 101 + epoch
-                order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed)).tolist()
-                batches += [order[first : first + size] for first in range(0, len(order), size)]
-            trainer.left = len(batches)
-            trainer.round += 1
-            for number, places in enumerate(batches):
-                if number % accumulated == 0 and number and trainer.moved_too_far():
-                    break
-                trainer.left -= 1
-                yield trainer.minibatch([batch[place] for place in places])
-
-
-class BetweenRounds(TrainerCallback):
-    """Lets the run be saved and stopped between rounds only, and saved as often as asked for."""
-
-    def __init__(self, trainer: PolicyTrainer):
-        self.trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        trainer = self.trainer
-        if not trainer.between_rounds:
-            control.should_save = False
-            control.should_training_stop = state.global_step >= state.max_steps
-            return
-        if trainer.round >= trainer.config.rounds:  # rounds that ended early leave steps over
-            control.should_training_stop = True
-        if trainer.config.max_kl is not None:  # rounds are of different lengths, and each is logged
-            control.should_log = True
-        if trainer.config.save_rounds and trainer.round % trainer.config.save_rounds == 0:
-            control.should_save = True
 
 
 def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:

@@ -111,16 +111,22 @@ def find_size(size: str) -> tuple[type[Family], str]:
 
 def open_for_training(
     model: str, size: str | None, original_config: str | None, vocab: str | None, rules: str | None,
-    shape: dict[str, Any],
+    shape: dict[str, Any], tensor_parallel: int = 1,
 ) -> OpenedModel:  # fmt: skip
     """A model with fp32 weights, which the optimizer needs, whatever its files hold."""
     if model.startswith(NEW):
+        if tensor_parallel > 1:
+            raise ConfigError(f"tensor_parallel: {model} has no files to cut; train it for a step in one process first")
         if given := [n for n, v in (("size", size), ("config", original_config), ("rules", rules)) if v]:
             raise ConfigError(f"{model}: {' and '.join(given)} cannot be given for a new model")
         return new_model(model.removeprefix(NEW), shape, vocab)
     if shape:
         raise ConfigError(f"shape: only a new model ({NEW}SIZE) can be given one; {model} has its own")
-    return open_model(model, size=size, config=original_config, vocab=vocab, rules=rules, dtype="fp32", device="cpu")
+    # A model in parts goes where its parts are computed; a whole one waits on the CPU for the Trainer.
+    return open_model(
+        model, size=size, config=original_config, vocab=vocab, rules=rules, dtype="fp32",
+        device=None if tensor_parallel > 1 else "cpu", tensor_parallel=tensor_parallel,
+    )  # fmt: skip
 
 
 def data_files(data: str, valid: str | None) -> tuple[Path, Path | None]:
@@ -166,6 +172,17 @@ def trainer_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
     return merged
 
 
+def without_checkpoints(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings for a model that is cut over ranks, whose optimizer transformers cannot save: such a run cannot be resumed."""
+    fixed: dict[str, Any] = {"save_strategy": "no", "save_only_model": True, "load_best_model_at_end": False}
+    for key, value in fixed.items():
+        if given.get(key, value) != value:
+            raise ConfigError(
+                f"trainer.{key}={given[key]}: with tensor_parallel only {value}, as no optimizer is saved"
+            )
+    return {**given, **fixed}
+
+
 def _with_deepspeed(given: dict[str, Any]) -> dict[str, Any]:
     """The settings with a DeepSpeed file read, brought up to date, and what it decides where nothing else is given."""
     file = given.get("deepspeed")
@@ -190,10 +207,15 @@ def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:
             label_names=["labels"],
             average_tokens_across_devices=True,
             logging_nan_inf_filter=False,
-            **{"dataloader_pin_memory": torch.cuda.is_available(), **merged},
+            **{"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": _only_cpu(), **merged},
         )
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _only_cpu() -> bool:
+    """Several processes without a device: unless told so, accelerate takes them for one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
 
 
 def rate_factor(

@@ -19,7 +19,15 @@ from hanmo.records import Rejects, iter_records
 from hanmo.training import stage
 from hanmo.training.adapt import Checkpointing, add_lora, checkpoint_layers, freeze_layers
 from hanmo.training.parallel import read_once
-from hanmo.training.run import TRAINER, Outcome, data_files, open_for_training, tokenising, trainer_settings
+from hanmo.training.run import (
+    TRAINER,
+    Outcome,
+    data_files,
+    open_for_training,
+    tokenising,
+    trainer_settings,
+    without_checkpoints,
+)
 from hanmo.training.schedules import Schedule
 from hanmo.training.streams import StreamTrainer
 from hanmo.training.trainer import RowTrainer
@@ -49,6 +57,7 @@ class SftConfig:
         lora_rank: train LoRA adapters of this rank instead of the weights; 0 is off. They are merged at the end.
         lora_alpha, lora_dropout: of the adapters.
         lora_targets: names of the linear modules to adapt; the family's own if empty.
+        tensor_parallel: parts that the model is cut into, each in a process of its own (--tensor-parallel starts them).
         checkpointing: keep less for the backward pass and compute it again there: "full" every layer, "selective" only
             its cheap operations.
         trainer: every setting of transformers.TrainingArguments.
@@ -75,6 +84,7 @@ class SftConfig:
     lora_alpha: int = 16
     lora_dropout: float = 0.0
     lora_targets: tuple[str, ...] = ()
+    tensor_parallel: int = 1
     checkpointing: Checkpointing = "none"
     trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
 
@@ -84,11 +94,14 @@ class SftConfig:
             ("response_limit", self.response_limit is None or self.response_limit >= 2, "at least 2"),
             ("freeze", 0 <= self.freeze < 1, "from 0 to below 1, e.g. 0.7"),
             ("lora_rank", self.lora_rank >= 0, "0 (off) or more"),
+            ("tensor_parallel", self.tensor_parallel >= 1, "at least 1"),
         ):
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")
         if self.packing and self.streams:
             raise ConfigError("packing and streams: in streams nothing is padding; give one of them")
+        if self.tensor_parallel > 1 and (self.lora_rank or self.streams):
+            raise ConfigError("tensor_parallel: not together with lora_rank or streams")
         if self.freeze and self.lora_rank:
             raise ConfigError("freeze and lora_rank: LoRA already leaves all layers as they are; give one of them")
 
@@ -115,11 +128,14 @@ def dry_run(config: SftConfig) -> dict[str, Any]:
 def _prepare(config: SftConfig, bars: bool = True) -> tuple[SftConfig, stage.Prepared]:
     """Everything that can be wrong, before anything is written."""
     train_file, valid_file = data_files(config.data, config.valid)
+    if config.tensor_parallel > 1:
+        config = replace(config, trainer=without_checkpoints(config.trainer))
     config = replace(config, trainer=trainer_settings(config.trainer, valid_file is not None))
     set_seed(config.trainer.get("seed", 42))
     opened = open_for_training(
-        config.model, config.size, config.original_config, config.vocab, config.rules, config.shape
-    )
+        config.model, config.size, config.original_config, config.vocab, config.rules, config.shape,
+        config.tensor_parallel,
+    )  # fmt: skip
     rows, valid, rejects = read_once("rows", lambda: _read(train_file, valid_file, opened, config, bars))
     trainer = StreamTrainer if config.streams else RowTrainer
     title = "Supervised fine-tuning"

@@ -15,6 +15,7 @@ from hanmo.checkpoints import save_model
 from hanmo.config import dump
 from hanmo.data.rows import Rows
 from hanmo.families.base import OpenedModel
+from hanmo.families.parallel import is_cut
 from hanmo.records import Rejects
 from hanmo.training.estimate import estimate
 from hanmo.training.run import Outcome, arguments, begin, callbacks, figures, rate_factor, write_report
@@ -76,9 +77,10 @@ def train(config: Any, ready: Prepared, resume: bool, show: TrainerCallback | No
     )
     if stop.signal is not None:
         return outcome
-    if trainer.is_world_process_zero():
-        trained = ready.network.merge_and_unload() if hasattr(ready.network, "merge_and_unload") else ready.network
+    trained = ready.network.merge_and_unload() if hasattr(ready.network, "merge_and_unload") else ready.network
+    if trainer.is_world_process_zero() or is_cut(trained):
         save_model(replace(ready.opened, network=trained), folder / "model")
+    if trainer.is_world_process_zero():
         known = {name: value for name, value in asdict(outcome).items() if value is not None}
         facts = {"model": ready.opened.source, "data": config.data, **known}
         write_report(folder, ready.title, ready.opened.source, facts)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import ParallelismConfig
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
@@ -20,8 +21,16 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from hanmo.checkpoints.opening import quiet
 from hanmo.data.rows import FILLER, ROW_IDS, Collator, EpochSampler, Rows
 from hanmo.errors import CheckpointError, DivergedError
+from hanmo.families.parallel import is_cut
 
 DRAFTS = ".saving"  # where a checkpoint grows until it is whole
+
+
+class _ProcessorRanks(ParallelismConfig):
+    """Tensor parallelism without devices, which works, but which accelerate's check does not admit."""
+
+    def _validate_accelerator(self, accelerator: Any) -> None:
+        assert accelerator.num_processes == self.tp_size
 
 
 class RowTrainer(Trainer):
@@ -44,6 +53,8 @@ class RowTrainer(Trainer):
         assert args.output_dir is not None
         self.folder = Path(args.output_dir)
         padding = next((rows.family.padding for rows in (train, valid) if rows is not None), {})
+        if is_cut(model) and args.use_cpu:
+            args.parallelism_config = _ProcessorRanks(tp_size=model.tp_size)
         super().__init__(model, args, Collator(padding), train, valid, callbacks=callbacks)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs work as several processes, never as one DataParallel
         self._factor = factor
@@ -57,15 +68,20 @@ class RowTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    @property
+    def _replicas(self) -> int:
+        """Processes with batches of their own: not those that share a model cut by tensor parallelism."""
+        return self.args.world_size // self.get_tp_size()
+
     # The order of the data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args, rows = self.args, train_dataset or self.train_dataset
         assert isinstance(rows, Rows)
         grouped = args.train_sampling_strategy == "group_by_length"
-        group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size if grouped else 1
+        group = args.train_batch_size * args.gradient_accumulation_steps * self._replicas if grouped else 1
         # Several processes take turns; left to accelerate, the last batches would repeat rows to come out even.
-        multiple = args.train_batch_size * args.world_size if args.world_size > 1 else 1
+        multiple = args.train_batch_size * self._replicas if self._replicas > 1 else 1
         seed = args.seed if args.data_seed is None else args.data_seed
         return EpochSampler(rows.lengths, seed, group, multiple, rows.drawn)
 
@@ -81,7 +97,7 @@ class RowTrainer(Trainer):
         if not batch_samples:
             return None
         total = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
-        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+        return self.accelerator.gather(total).sum() if self._replicas > 1 else total
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         places = inputs.pop(ROW_IDS)
@@ -120,8 +136,9 @@ class RowTrainer(Trainer):
             output = self._evaluated_output(model, inputs)
         weights_BA = inputs["weights"]
         sums_B2 = torch.stack([-(weights_BA * output.logprob).sum(1), weights_BA.sum(1)], dim=1)
-        # Leaves out the rows that other processes got twice to fill up the last batch.
-        self._evaluated.append(self.accelerator.gather_for_metrics(sums_B2).double().cpu())
+        if self._replicas > 1:  # leaves out the rows that other processes got twice to fill up the last batch
+            sums_B2 = self.accelerator.gather_for_metrics(sums_B2)
+        self._evaluated.append(sums_B2.double().cpu())
         return output.loss.detach(), None, None
 
     def _evaluated_output(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:

@@ -30,23 +30,26 @@ BAD = ("我不去", "谢谢再见", "怎么样", "你在哪里", "是不是")
 # (rounds, learning rate): found by trying; a family's tiny model starts from random weights
 ROUNDS = {
     "eva": (16, 1e-2),
-    "pangu": (12, 5e-3),
+    "pangu": (14, 2e-3),
     "glm": (8, 1e-2),
     "transformer_xl": (8, 1e-2),
     "huggingface": (12, 1e-2),
 }
-# PanGu-α's top has no norm over it: at the common weight its value loss drowns the policy's.
-PPO = {"pangu": {"rate": 2e-3, "value_weight": 0.005, "value_head": "linear"}}
+# PanGu-α's top has no norm over it: on the policy's own top the value loss drowns the policy's, so it has a critic apart.
+PPO = {"pangu": {"rate": 1e-3, "rounds": 24, "lam": 1.0, "value_head": "linear", "critic": "start"}}
 KL_BOUND = 40.0  # nats a reply: less than 6 tokens drawn freely could ever be from a uniform start
 
 
 def policy_config(kind: Any, folder: Path, name: str, seed: int) -> Any:
     rounds, rate = ROUNDS[name]
     further = dict(PPO.get(name, {})) if kind is PpoConfig else {}
-    rate = further.pop("rate", rate)
+    rate, rounds = further.pop("rate", rate), further.pop("rounds", rounds)
+    start = str(starts(folder, name))
+    if further.get("critic") == "start":
+        further["critic"] = start
     return kind(
         **further,
-        model=str(starts(folder, name)),
+        model=start,
         data=str(folder / "prompts.jsonl"),
         out=str(folder / "run"),
         rewards=(REWARD,),
@@ -66,7 +69,10 @@ def check_learned(folder: Path, outcome: Any) -> None:
     assert rewards[0] < 0.8, "chance is lower"
     assert max(rewards) >= 0.9
     assert rewards[-1] >= 0.8
-    assert entries[-1]["kl_reply"] < KL_BOUND
+    assert abs(entries[-1]["kl_reply"]) < KL_BOUND
+    print(
+        f"{rewards[0]:.2f} to {rewards[-1]:.2f} in {outcome.steps} steps, KL {entries[-1]['kl_reply']:.1f} nats a reply"
+    )
     trained = open_model(outcome.model, device="cpu")
     assert trained.network.value_head is None
     contexts = [trained.family.context(PromptResponse(text, ""), 32) for text in QUESTIONS] * 8

@@ -65,3 +65,11 @@ def test_the_report_stands_alone(made):
     folder, result = made
     page = (folder / result["report"]).read_text(encoding="utf-8")
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+
+
+def test_the_second_part_raises_the_held_out_reward(made):
+    folder, result = made
+    alignment = result["alignment"]
+    assert alignment["accuracy"] > 0.8  # guessing: 0.5
+    assert alignment["reward_after"] > alignment["reward_before"]
+    assert alignment["replies"] and (folder / "runs" / "demo" / "aligned" / "config.json").is_file()

@@ -9,6 +9,7 @@ from hanmo.checkpoints.opening import open_model
 from hanmo.families.base import Context, OpenedModel
 from hanmo.generation.settings import Settings
 from tests.places import PARITY, load
+from tests.ranks import RANKS
 
 EVA = PARITY / "eva"
 MODELS = load(EVA / "models.json", {})
@@ -24,6 +25,7 @@ def opened(model: str, rules: str | None) -> OpenedModel:
         rules=EVA / rules if rules else None,
         dtype="fp32",
         device="cpu",
+        tensor_parallel=RANKS,
     )
 
 

@@ -7,6 +7,7 @@ from hanmo.families.eva import legacy
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.tables import Entry, expand
 from tests.places import PARITY, load
+from tests.ranks import RANKS
 
 EVA = PARITY / "eva"
 MODELS = load(EVA / "models.json", {})
@@ -17,8 +18,10 @@ def network(name: str, layout: str = "megatron", dtype: str = "fp32") -> EvaMode
     """The network of a recorded model in evaluation mode, on the CPU, from one of its two on-disk forms."""
     model, path = MODELS[name], EVA / MODELS[name]["checkpoint"]
     if layout == "hub":
-        return open_model(path.with_name(f"{path.name}_hub"), dtype=dtype, device="cpu").network
-    return open_model(path, config=EVA / model["config"], vocab=EVA / model["vocab"], dtype=dtype, device="cpu").network
+        return open_model(path.with_name(f"{path.name}_hub"), dtype=dtype, device="cpu", tensor_parallel=RANKS).network
+    return open_model(
+        path, config=EVA / model["config"], vocab=EVA / model["vocab"], dtype=dtype, device="cpu", tensor_parallel=RANKS
+    ).network
 
 
 def entries(config: EvaConfig, layout: str) -> list[Entry]:

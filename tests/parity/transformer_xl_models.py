@@ -14,6 +14,7 @@ from hanmo.families.transformer_xl.family import TransformerXLFamily
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
 from tests.places import PARITY, VOCAB, load
+from tests.ranks import cut
 
 FOLDER = PARITY / "transformer_xl"
 CONFIGS = load(FOLDER / "checkpoints" / "inventory.json", {"configs": {}})["configs"]
@@ -43,7 +44,7 @@ def network(checkpoint: str, dtype: torch.dtype = torch.float32, **changes: Any)
     settled.half_positions = False
     for key, value in changes.items():
         setattr(settled, key, value)
-    return load_network(original, settled, dtype).eval()
+    return load_network(original, settled, dtype, cut(settled)).eval()
 
 
 def decoder(checkpoint: str, memory: int, **changes: Any) -> TransformerXLModel:

@@ -19,7 +19,8 @@ from hanmo.evaluation.clue import corrected
 from hanmo.evaluation.clue.reading import read_split
 from hanmo.evaluation.clue.results import ClueResult, Item, compare_results, read_result
 from hanmo.evaluation.clue.run import Setup, evaluate
-from hanmo.evaluation.clue.tasks import all_tasks, chosen_tasks
+from hanmo.evaluation.clue.tasks import all_tasks, chosen_tasks, data_hash
+from hanmo.evaluation.scoring import software, weights_hash
 from tests.unit.clue_files import clue_folder
 from tests.unit.tiny import tiny_eva
 
@@ -200,3 +201,17 @@ def test_command_line(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert json.loads(result.output)["tasks"]["afqmc"]["p"] == 1.0
     with pytest.raises(HanmoError, match=r"expected the results.json"):
         read_result(tmp_path / "none")
+
+
+def test_every_result_says_where_it_comes_from(data: Path, tmp_path: Path) -> None:
+    """Protocol, shots, limit, weights, data, task, version and commit, in each of the files for people and machines."""
+    result = run(data, ["tnews"], tmp_path / "cache", shots=1)
+    result.write(tmp_path)
+    about, task = result.as_dict()["about"], result.as_dict()["tasks"]["tnews"]["about"]
+    assert (about["protocol"], about["shots"], len(task["shots"])) == ("corrected", 1, 1)
+    origins = {"weights": weights_hash(EVA.network), "data": data_hash(read_split(TASKS["tnews"], data, "dev"))}
+    origins |= {"task": TASKS["tnews"].hash(), **software()}
+    for name, value in origins.items():
+        assert {**about, **task}[name] == value
+        for file in ("results.json", "results.md", "report.html"):
+            assert value in (tmp_path / file).read_text(encoding="utf-8"), (name, file)

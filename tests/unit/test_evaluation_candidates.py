@@ -162,6 +162,26 @@ def test_the_context_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(read) == len(context) + 20 * 2  # the last token of a candidate is never fed
 
 
+def test_what_candidates_begin_with_is_fed_once() -> None:
+    answers = [(0, (5, 6, 7)), (0, (5, 6, 8)), (0, (5,)), (0, (5, 6)), (0, (9, 6)), (1, (5, 6, 7, 8))]
+    branches = candidates._branches(answers)
+    assert [(branch.source, branch.ids) for branch in branches] == [(1, (5, 6, 7)), (0, (5, 6)), (0, (9,))]
+    assert [[number for number, _ in branch.answers] for branch in branches] == [[5], [0, 1, 3], [4]]
+
+
+def test_a_cpu_is_not_fed_short_contexts_among_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, score, widths = opened("pangu"), candidates._score, []
+
+    def watching(opened: Any, batch: Any, budget: int) -> Any:
+        widths.append([question.width for question in batch])
+        return score(opened, batch, budget)
+
+    monkeypatch.setattr(candidates, "_score", watching)
+    context = [tuple(range(10, 10 + length)) for length in (20, 9, 19, 10)]
+    score_candidates(model, [[[Part(ids, False), Part((11,), True)]] for ids in context])
+    assert widths == [[20, 19], [10, 9]]
+
+
 def test_progress_and_single_results_as_they_come() -> None:
     model = tiny_eva()
     asked = questions("eva", Random(3), 5, 3)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import hanmo
 from hanmo.errors import ConfigError
-from hanmo.evaluation.scoring import batches, evaluating, records_hash, score_rows, weights_hash
+from hanmo.evaluation import scoring
+from hanmo.evaluation.scoring import batches, evaluating, records_hash, score_rows, software, weights_hash
 from hanmo.families.base import OpenedModel, Part
 from hanmo.records import Dialogue, PromptResponse, Text
 from tests.unit.tiny import tiny_eva
@@ -81,3 +86,28 @@ def test_weights_hash_sees_one_changed_value() -> None:
     with torch.no_grad():
         layer.weight[0, 0] += 1
     assert weights_hash(layer) != before
+
+
+def test_a_result_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "hanmo" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("")
+    monkeypatch.setattr(hanmo, "__file__", str(package))
+    monkeypatch.setattr(scoring, "_installed", lambda: "")
+    assert software() == {"hanmo": hanmo.__version__}  # no checkout
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for arguments in (["init", "-q"], ["add", "hanmo"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert software()["commit"] == head[:12]
+    package.write_text("changed")
+    assert software()["commit"] == head[:12] + "+"
+
+
+def test_the_commit_that_was_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_checkout", lambda: "")
+    noted: Any = SimpleNamespace(read_text=lambda name: '{"vcs_info": {"commit_id": "0123456789abcdef"}}')
+    monkeypatch.setattr(scoring.metadata, "distribution", lambda name: noted)
+    assert software()["commit"] == "0123456789ab"
+    noted.read_text = lambda name: None  # installed from a folder or a registry
+    assert "commit" not in software()

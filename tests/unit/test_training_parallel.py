@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hanmo.cli.train import _without
+from hanmo.cli.common import without
 from hanmo.errors import ConfigError
 from hanmo.training.parallel import launch_lines, read_hostfile, torchrun, translate_deepspeed
 
@@ -19,7 +19,7 @@ def test_processes_of_this_machine() -> None:
     command = torchrun(4, ["train", "sft", "model", "data"])
     assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
     assert command[3:] == ["--standalone", "--nproc_per_node=4", "-m", "hanmo", "train", "sft", "model", "data"]
-    assert _without(["a", "--nproc", "2", "b", "--nproc=2", "c"], "--nproc") == ["a", "b", "c"]
+    assert without(["a", "--nproc", "2", "b", "--nproc=2", "c"], "--nproc") == ["a", "b", "c"]
 
 
 def test_a_hostfile(tmp_path: Path) -> None:

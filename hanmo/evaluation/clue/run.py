@@ -10,14 +10,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import hanmo
 from hanmo.errors import ConfigError
 from hanmo.evaluation.candidates import score_candidates
 from hanmo.evaluation.clue import cmrc, corrected, published
 from hanmo.evaluation.clue.reading import read_split
 from hanmo.evaluation.clue.results import ClueResult, Item, TaskResult
 from hanmo.evaluation.clue.tasks import READINGS, Example, Task, data_hash
-from hanmo.evaluation.scoring import Progress, batches, weights_hash
+from hanmo.evaluation.processes import mine
+from hanmo.evaluation.scoring import Progress, batches, software, weights_hash
 from hanmo.evaluation.store import Store
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
@@ -85,7 +85,7 @@ def evaluate(
         "shots": setup.shots,
         "limit": limit,
         "seed": published.SEED if setup.published else setup.seed,
-        "hanmo": hanmo.__version__,
+        **software(),
     }
     results = []
     for task in tasks:
@@ -171,11 +171,12 @@ class _Run:
             prompts = [prompt.text for prompt in made]
             notes.append("the examples are drawn from the evaluated questions, wrong candidates included")
         with self._store([*self._asked(data_hash(examples)), prompts]) as store:
-            missing = store.missing(len(prompts))
+            missing = mine(store.missing(len(prompts)))
             scored = published.score_prompts(self.opened, [prompts[number] for number in missing], self.limit)
             for done, (place, score) in enumerate(scored, len(prompts) - len(missing) + 1):
                 store.add(missing[place], [score.ppl, score.nll])
                 self.progress(done, len(prompts))
+            store.complete()
             values = [store.values[number] for number in range(len(prompts))]
         right, dropped = published.accuracy([ppl for ppl, _ in values], items)
         if dropped:
@@ -191,10 +192,11 @@ class _Run:
     def run_published_cmrc(self, examples: list[Example]) -> TaskResult:
         task = self.task
         with self._store(self._asked(data_hash(examples))) as store:
-            for done, number in enumerate(store.missing(len(examples)), 1):
+            for done, number in enumerate(mine(store.missing(len(examples))), 1):
                 prompt = task.published.template.fill(examples[number].fields, "")
                 store.add(number, published.answer(self.opened, prompt))
                 self.progress(done, len(examples))
+            store.complete()
             items = []
             for number, example in enumerate(examples):
                 said = store.values[number]
@@ -208,7 +210,7 @@ class _Run:
     def _score(self, plan: corrected.Plan, store: Store) -> None:
         """Questions first, then the candidates without the records' text, all in one list by number."""
         everything = [*plan.questions, *plan.priors]
-        missing = store.missing(len(everything))
+        missing = mine(store.missing(len(everything)))
         score_candidates(
             self.opened,
             [everything[number] for number in missing],
@@ -216,10 +218,11 @@ class _Run:
             progress=self.progress,
             on_scored=lambda place, scores: store.add(missing[place], [[-one.nll, one.tokens] for one in scores]),
         )
+        store.complete()
 
     def _generate(self, plan: corrected.Plan, store: Store) -> None:
         settings = Settings(max_new_tokens=corrected.NEW_TOKENS, do_sample=False, rule_files=False)
-        missing = store.missing(len(plan.contexts))
+        missing = mine(store.missing(len(plan.contexts)))
         done = len(plan.contexts) - len(missing)
         for chosen in batches([len(plan.contexts[number].ids) for number in missing], GENERATED_AT_ONCE):
             numbers = [missing[place] for place in chosen]
@@ -228,6 +231,7 @@ class _Run:
                 store.add(number, corrected.answer_of(self.opened.family.decode(generation.ids)))
             done += len(numbers)
             self.progress(done, len(plan.contexts))
+        store.complete()
 
     def _asked(self, data: str) -> list[Any]:
         about = {name: self.about[name] for name in ("weights", "precision", "protocol", "shots", "limit")}

@@ -111,7 +111,7 @@ class EvaTokenizer(PreTrainedTokenizer):
             workers: processes; by default one per processor where there is enough text to keep them busy.
         """
         cutter = self._cutter()  # before the workers start, so that they share the dictionary
-        return spread(lambda part: cutter.many(list(map(_folded, part))), texts, workers)
+        return spread(lambda part: cutter.packed(list(map(_folded, part))), texts, workers)
 
     def _cutter(self) -> WordCutter:
         if self._cut is None:

@@ -23,6 +23,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE
 from hanmo.families.heads import RowOutput, ValueHead, configured_value_head, score_tokens, values_of
+from hanmo.families.huggingface.ranks import settle_heads, with_plan
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
@@ -226,7 +227,11 @@ class TransformersModel:
         """The model of a folder, and with ``output_loading_info`` what was missing; remote code never runs."""
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        if cut := kwargs.get("distributed_config"):
+            kwargs["distributed_config"] = with_plan(cut, config)
         model, info = auto.from_pretrained(path, trust_remote_code=False, output_loading_info=True, **kwargs)
+        if cut:
+            settle_heads(model, cut.tp_size)
         model = adopt(model)
         if head := configured_value_head(config):
             _load_value_head(head, Path(path), info)

@@ -1,0 +1,81 @@
+"""Several processes that share an evaluation: each asks its part of the questions, and all know every answer.
+
+torchrun (or ``--nproc``) starts them; they exchange Python objects over gloo, whatever device they compute on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # for the slowest: nobody knows how long a question takes
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Meet the other processes, where there are any; they part at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Which process this is, and of how many: (0, 1) outside of ``joined``."""
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def own_device(wanted: str | None) -> str | None:
+    """The device of this process: each has its own GPU where GPUs are wanted."""
+    import torch
+
+    count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if count == 1 or wanted not in (None, "cuda") or not torch.cuda.is_available():
+        return wanted
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+
+
+def main_process() -> bool:
+    """This is the process that prints and writes."""
+    return rank_and_count()[0] == 0
+
+
+def mine(items: Sequence[T]) -> list[T]:
+    """This process's share: every n-th of what all have in the same order."""
+    rank, count = rank_and_count()
+    return list(items[rank::count])
+
+
+def agreed(value: T) -> T:
+    """The main process's value."""
+    if rank_and_count()[1] == 1:
+        return value
+    import torch.distributed as dist
+
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def gathered(found: dict[int, T]) -> dict[int, T]:
+    """What all processes found, by number."""
+    count = rank_and_count()[1]
+    if count == 1:
+        return found
+    import torch.distributed as dist
+
+    held: list[dict[int, T]] = [{}] * count
+    dist.all_gather_object(held, found)
+    return {number: value for part in held for number, value in part.items()}

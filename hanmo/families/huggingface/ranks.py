@@ -1,0 +1,52 @@
+"""Cutting transformers models over ranks: by the plan that transformers has for them, and by ours for T5's form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hanmo.errors import UnsupportedError
+from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
+
+T5_FORM = ("t5", "mt5")
+LOCAL = "local_params"  # the module computes with the rank's slice of its weight
+
+
+def with_plan(wanted: Any, config: Any) -> Any:
+    """The distributed configuration with a plan, where transformers has none.
+
+    Raises:
+        UnsupportedError: nobody has one.
+    """
+    if config.get_text_config().base_model_tp_plan:
+        return wanted
+    if config.model_type not in T5_FORM:
+        raise UnsupportedError(
+            f"transformers does not know how to cut {config.model_type} models over several ranks; "
+            "leave out --tensor-parallel"
+        )
+    return replace(wanted, tp_plan=_t5_plan(config))
+
+
+def settle_heads(model: Any, ranks: int) -> None:
+    """T5's attention makes an empty position bias of as many heads as its configuration says: let it say the rank's."""
+    if model.config.model_type in T5_FORM:
+        for module in model.modules():
+            if hasattr(module, "has_relative_attention_bias"):
+                module.n_heads //= ranks
+
+
+def _t5_plan(config: Any) -> dict[str, str]:
+    inner = ("wi_0", "wi_1") if config.is_gated_act else ("wi",)
+    plan = {"shared": VOCABULARY_ROWS, "lm_head": WHOLE_LOGITS}
+    for stack in ("encoder", "decoder"):
+        layer = f"{stack}.block.*.layer.*"
+        plan[f"{stack}.embed_tokens"] = VOCABULARY_ROWS
+        plan |= {f"{layer}.DenseReluDense.{name}": OUT_HEADS for name in inner}
+        plan[f"{layer}.DenseReluDense.wo"] = IN_HEADS
+        for attention in ("SelfAttention", "EncDecAttention")[: 1 + (stack == "decoder")]:
+            plan |= {f"{layer}.{attention}.{name}": OUT_HEADS for name in "qkv"}
+            plan[f"{layer}.{attention}.o"] = IN_HEADS
+        plan[f"{layer}.SelfAttention.relative_attention_bias"] = LOCAL
+        plan[f"{layer}.SelfAttention.relative_attention_bias.weight"] = IN_HEADS  # a column for each head
+    return plan

@@ -1,0 +1,130 @@
+"""A model cut over two processes: the same replies, the same losses, and messages where it cannot be cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hanmo.checkpoints import open_model
+from hanmo.checkpoints.convert import convert
+from tests.golden.make import FOLDER
+from tests.ranks import ROOT, on_ranks
+from tests.unit.checkpoint_files import write_megatron
+from tests.unit.tiny import NAMES
+from tests.unit.transformers_models import write_model
+
+pytestmark = pytest.mark.slow
+TALK = "你好\n今天天气怎么样？\nclear\n/set num_beams 2\n明天去哪里玩？\n"
+
+
+def hanmo(*arguments: str | Path, said: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "hanmo", *map(str, arguments)]
+    return subprocess.run(
+        command, input=said, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+def chat(model: Path, *options: str | Path) -> str:
+    done = hanmo("chat", model, "--seed", "3", "--set", "max_new_tokens=8", *options, said=TALK)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chat_over_two_ranks_says_the_same(name: str) -> None:
+    alone = chat(FOLDER / name, "--dtype", "fp32")
+    assert alone.count("Sys >>> ") == 3
+    assert chat(FOLDER / name, "--dtype", "fp32", "--tensor-parallel", "2") == alone
+
+
+def test_t5_by_our_plan(tmp_path: Path) -> None:
+    """Transformers has no plan for T5's form; its position bias has a column for each head."""
+    model = write_model("mt5", tmp_path / "mt5")
+    assert chat(model, "--tensor-parallel", "2") == chat(model)
+
+
+def test_chat_with_a_checkpoint_split_in_two(tmp_path: Path) -> None:
+    """The unsplit original in one process; its two halves in one process, and in two, also under torchrun itself."""
+    whole = write_megatron(tmp_path / "whole")
+    facts = {"config": whole / "model_config.json", "vocab": whole / "vocab.txt"}
+    convert(whole, tmp_path / "split", to="original", ranks=2, **facts)
+    given = [item for key, value in facts.items() for item in (f"--{key}", value)]
+    alone = chat(whole, *given)
+    assert alone.count("Sys >>> ") == 3
+    assert chat(tmp_path / "split", *given) == alone
+    assert chat(tmp_path / "split", *given, "--tensor-parallel", "2") == alone
+    options = ["--seed", "3", "--set", "max_new_tokens=8", *map(str, given)]
+    under_torchrun = on_ranks(2, "hanmo", "chat", str(tmp_path / "split"), *options, input=TALK)
+    assert under_torchrun.stdout == alone
+
+
+def test_generate_writes_its_file_once(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("你好\n今天天气怎么样？\n明天去哪里玩？\n", encoding="utf-8")
+    told = []
+    for ranks in ("1", "2"):
+        file = tmp_path / f"{ranks}.jsonl"
+        options = ["--input", prompts, "--output", file, "--seed", "1", "--max-length", "8", "--batch-size", "2"]
+        done = hanmo("generate", FOLDER / "pangu", *options, "--tensor-parallel", ranks)
+        assert done.returncode == 0, done.stderr
+        assert "3 results" in done.stderr
+        told.append([json.loads(line)["generation"] for line in file.read_text(encoding="utf-8").splitlines()])
+    assert told[0] == told[1] and len(told[0]) == 3
+
+
+def test_heads_that_do_not_divide_are_named_with_both_numbers() -> None:
+    done = hanmo("chat", FOLDER / "glm", "--tensor-parallel", "3", said=TALK)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "hanmo: tensor parallelism over 3 ranks: num_attention_heads=4 does not divide by 3; every rank holds whole heads"
+    )
+
+
+def train(name: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
+    data = folder / "train.jsonl"
+    pairs = [("今天天气怎么样？", "今天天气真不错。"), ("明天去哪里玩？", "我们去吃火锅。"), ("你好", "谢谢你。")] * 2
+    data.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in pairs), encoding="utf-8")
+    settings = [
+        "limit=64", "valid=" + str(data), "trainer.num_train_epochs=2", "trainer.per_device_train_batch_size=2",
+        "trainer.gradient_accumulation_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
+        "trainer.per_device_eval_batch_size=4", "trainer.max_grad_norm=0.5",
+    ]  # fmt: skip
+    cut = ["--tensor-parallel", str(ranks)] if ranks > 1 else []
+    done = hanmo("train", "sft", FOLDER / name, data, folder / "run", "--preset", "none", *cut, *settings)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_over_two_ranks_is_training_in_one(name: str, tmp_path: Path) -> None:
+    """Losses, gradient norms before clipping, evaluation; and the folder that it leaves is whole, like any other."""
+    for network in ("one", "two"):
+        (tmp_path / network).mkdir()
+    alone, together = train(name, tmp_path / "one", 1), train(name, tmp_path / "two", 2)
+    assert len(alone) == len(together) and any("eval_loss" in entry for entry in alone)
+    compared = 0
+    for one, two in zip(alone, together, strict=True):
+        for key in ("loss", "grad_norm", "eval_loss"):
+            if key in one:
+                assert two[key] == pytest.approx(one[key], rel=2e-4), (key, one["step"])
+                compared += 1
+    assert compared > 6
+    models = [
+        open_model(tmp_path / run / "run" / "model", dtype="fp32", device="cpu").network for run in ("one", "two")
+    ]
+    before = open_model(FOLDER / name, dtype="fp32", device="cpu").network.state_dict()
+    moved = 0.0
+    for (key, tensor), other in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(other, tensor, atol=5e-4, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
+        moved = max(moved, float((tensor - before[key]).abs().max()))
+    assert moved > 1e-3
+    config = json.loads((tmp_path / "two" / "run" / "model" / "config.json").read_text(encoding="utf-8"))
+    assert "distributed_config" not in config

@@ -1,0 +1,37 @@
+"""Tests that run in one process, and again in several that share the model: see tests/parity/test_two_ranks.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from hanmo.families.parallel import distributed
+
+RANKS = int(os.environ.get("WORLD_SIZE", "1"))
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def cut(config: Any) -> dict[str, Any]:
+    """Keyword arguments of ``load_network`` for the processes that this test runs in."""
+    return distributed(config, RANKS, torch.device("cpu"))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A gradient or weight as one process has it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def on_ranks(ranks: int, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m command`` in several processes of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, **options
+    )

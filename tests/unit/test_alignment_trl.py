@@ -1,0 +1,180 @@
+"""TRL as oracle: the same pairs, or the same replies, give the same losses and the same weights after training.
+
+Both start from one small Qwen3 and take the same SGD steps. What our cDPO label smoothing is, TRL computes under the
+name aot_unpaired on batches of one pair.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hanmo.checkpoints import open_model
+from hanmo.generation.decode import Generation
+from hanmo.training.callbacks import read_metrics
+from hanmo.training.dpo import DpoConfig, dpo
+from hanmo.training.grpo import GrpoConfig, grpo
+from tests.unit.transformers_models import write_model
+
+pytest.importorskip("trl", reason="trl is not installed (it is part of the dev extra); it is the oracle of these tests")
+
+PAIRS = [
+    ("你好吗", "我很好", "再见"),
+    ("今天天气怎么样", "今天天气真不错", "不"),
+    ("明天去哪里玩", "去吃火锅", "我很好呀我很好"),
+    ("火锅怎么样", "火锅真不错", "是的"),
+]
+STEPS, RATE = 4, 0.05
+SGD = {"optim": "sgd", "learning_rate": RATE, "lr_scheduler_type": "constant", "use_cpu": True, "seed": 1}
+LOGGED = {"logging_steps": 1, "report_to": "none", "save_strategy": "no"}
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    return write_model("qwen3", tmp_path / "start")
+
+
+def words(start: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer.eos_token = "<|im_end|>"  # the template's end of a reply, which TRL does not look for
+    return tokenizer
+
+
+def same_weights(model: str, peer: Any) -> None:
+    ours = dict(open_model(model, device="cpu").network.named_parameters())
+    started = dict(AutoModelForCausalLM.from_pretrained(Path(model).parents[1] / "start").named_parameters())
+    moved = 0.0
+    for name, theirs in peer.named_parameters():
+        torch.testing.assert_close(ours[name], theirs, **TOLERANCE)
+        moved = max(moved, (theirs - started[name]).abs().max().item())
+    assert moved > 100 * TOLERANCE["atol"]  # there was something to differ in
+
+
+def losses(run: Path) -> list[float]:
+    return [entry["loss"] for entry in read_metrics(run / "metrics.jsonl") if "loss" in entry]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "batch"),
+    [
+        ({"loss": "dpo"}, {"loss_type": ["sigmoid"]}, 4),
+        ({"loss": "ipo"}, {"loss_type": ["ipo"]}, 4),
+        ({"loss": "dpo", "label_smoothing": 0.2}, {"loss_type": ["aot_unpaired"], "label_smoothing": 0.2}, 1),
+    ],
+)
+def test_dpo_is_trls(ours: Any, theirs: Any, batch: int, start: Path, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    pairs = PAIRS if batch > 1 else PAIRS[:1]  # in one batch: the order does not matter
+    lines = [json.dumps(dict(zip(("prompt", "chosen", "rejected"), pair, strict=True))) for pair in pairs]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    settings = {**SGD, **LOGGED, "per_device_train_batch_size": batch, "max_steps": STEPS}
+    data, run = str(tmp_path / "pairs.jsonl"), tmp_path / "run"
+    outcome = dpo(DpoConfig(str(start), data, str(run), beta=0.3, trainer=settings, **ours))
+
+    said = [[{"role": "assistant", "content": text}] for pair in pairs for text in pair[1:]]
+    rows = [
+        {"prompt": [{"role": "user", "content": pair[0]}], "chosen": said[2 * place], "rejected": said[2 * place + 1]}
+        for place, pair in enumerate(pairs)
+    ]
+    common = {"gradient_checkpointing": False, "bf16": False, "disable_dropout": True, "disable_tqdm": True}
+    args = DPOConfig(output_dir=str(tmp_path / "trl"), beta=0.3, **settings, **common, **theirs)
+    peer = DPOTrainer(str(start), args=args, train_dataset=Dataset.from_list(rows), processing_class=words(start))
+    trim_after_the_stop(peer)
+    peer.train()
+    expected = [entry["loss"] for entry in peer.state.log_history if "loss" in entry]
+    assert losses(run) == pytest.approx(expected, rel=1e-4) and len(expected) == STEPS
+    assert expected[0] != pytest.approx(expected[-1], rel=1e-2)
+    assert outcome.model is not None
+    same_weights(outcome.model, peer.model)
+
+
+def trim_after_the_stop(peer: Any) -> None:
+    """The template writes a newline behind the stop token, which TRL learns too; a reply ends with the stop token."""
+    stop = peer.processing_class.eos_token_id
+
+    def trim(example: dict[str, Any]) -> dict[str, Any]:
+        return {side: example[side][: example[side].index(stop) + 1] for side in ("chosen_ids", "rejected_ids")}
+
+    peer.train_dataset = peer.train_dataset.map(trim)
+
+
+class Replays:
+    """An engine that says again what TRL's policy said, round by round."""
+
+    exact = False
+
+    def __init__(self, rounds: list[dict[tuple[int, ...], list[Generation]]]):
+        self.rounds = rounds
+
+    def __call__(self, contexts: Any, settings: Any) -> list[Generation]:
+        left = {context: list(replies) for context, replies in self.rounds.pop(0).items()}
+        return [left[tuple(context.ids)].pop(0) for context in contexts]
+
+
+def scores(replies: list[str]) -> list[float]:
+    """Of Chinese characters alone: special tokens that a random policy says are read differently."""
+    return [
+        0.1 * sum(one >= "\u4e00" for one in reply) + reply.count("好") - 0.5 * reply.count("天") for reply in replies
+    ]
+
+
+def reward(prompts: list[str], replies: list[str]) -> list[float]:
+    return scores(replies)
+
+
+@pytest.mark.parametrize(("loss", "theirs"), [("token", "dapo"), ("reply", "grpo")])
+@pytest.mark.parametrize("scale", [True, False])
+def test_grpo_is_trls(loss: Any, theirs: str, scale: bool, start: Path, tmp_path: Path) -> None:
+    """Two rounds of two passes each, with the KL penalty: the second pass is clipped, the second round penalised."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    rounds: list[dict[tuple[int, ...], list[Generation]]] = []
+    stop = words(start).eos_token_id
+
+    class Recording(GRPOTrainer):  # type: ignore[misc, valid-type]
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            found = super()._generate_and_score_completions(inputs)
+            said: dict[tuple[int, ...], list[Generation]] = {}
+            for row in range(len(found["prompt_ids"])):
+                asked = tuple(found["prompt_ids"][row][found["prompt_mask"][row].bool()].tolist())
+                ids = found["completion_ids"][row][found["completion_mask"][row].bool()].tolist()
+                finished = ids[-1] == stop
+                said.setdefault(asked, []).append(Generation(tuple(ids[: len(ids) - finished]), (), 0.0, finished))
+            rounds.append(said)
+            return found
+
+    def trl_reward(completions: Any, **kwargs: Any) -> list[float]:
+        return scores([one[0]["content"] for one in completions])
+
+    questions = [pair[0] for pair in PAIRS[:2]]
+    settings = {**SGD, **LOGGED, "per_device_train_batch_size": 8}
+    args = GRPOConfig(
+        output_dir=str(tmp_path / "trl"), **settings, max_steps=4, num_generations=4, num_iterations=2, beta=0.2, use_bias_correction_kl=False,
+        loss_type=theirs, scale_rewards="group" if scale else "none", max_completion_length=6, epsilon=0.2,
+        gradient_checkpointing=False, bf16=False, disable_dropout=True, disable_tqdm=True,
+    )  # fmt: skip
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in questions])
+    peer = Recording(str(start), trl_reward, args=args, train_dataset=rows, processing_class=words(start))
+    peer.train()
+    assert len(rounds) == 2 and all(len(said) == 2 for said in rounds)
+
+    lines = [json.dumps({"prompt": text, "response": ""}) for text in questions]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    config = GrpoConfig(
+        str(start), str(tmp_path / "prompts.jsonl"), str(tmp_path / "run"), rewards=(f"{__name__}:reward",), rounds=2,
+        samples=8, epochs=2, group=4, beta=0.2, clip=0.2, loss=loss, scale=scale, trainer=settings,
+    )  # fmt: skip
+    outcome = grpo(config, engine=Replays(rounds))
+    expected = [entry["loss"] for entry in peer.state.log_history if "loss" in entry]
+    assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-3, abs=1e-5) and len(expected) == 4
+    assert outcome.model is not None
+    same_weights(outcome.model, peer.model)

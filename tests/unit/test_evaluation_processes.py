@@ -1,0 +1,89 @@
+"""Two processes find what one finds, and what a stopped one has found is not lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hanmo.checkpoints import save_model
+from hanmo.evaluation import store as stores
+from hanmo.evaluation.processes import agreed, gathered, main_process, mine, own_device
+from hanmo.evaluation.store import Store
+from tests.unit.clue_files import clue_folder
+from tests.unit.tiny import tiny
+
+
+def test_one_process_has_everything() -> None:
+    assert main_process() and mine(range(4)) == [0, 1, 2, 3]
+    assert agreed("x") == "x" and gathered({1: "a"}) == {1: "a"}
+    assert own_device(None) is None and own_device("cpu") == "cpu"
+
+
+def test_each_process_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert own_device(None) == "cuda:3" and own_device("cuda") == "cuda:3"
+    assert own_device("cpu") == "cpu" and own_device("cuda:0") == "cuda:0"
+
+
+def test_the_next_run_takes_in_what_other_processes_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(stores, "rank_and_count", lambda rank=rank: (rank, 3))
+            patch.setattr(stores, "main_process", lambda rank=rank: rank == 0)
+            store = Store(tmp_path, "task", ["x"])
+            store.add(rank, f"of {rank}")
+            store.close()
+    assert len(list(tmp_path.iterdir())) == 3
+    next(tmp_path.glob("*.2.jsonl")).open("a").write("[7, ")  # killed in the middle of a line
+    store = Store(tmp_path, "task", ["x"])
+    assert store.values == {0: "of 0", 1: "of 1", 2: "of 2"} and store.missing(4) == [3]
+    assert len(list(tmp_path.iterdir())) == 1
+    store.close()
+
+
+@pytest.mark.slow
+def test_two_processes_are_as_good_as_one(tmp_path: Path) -> None:
+    """CLUE, corrected and published, and perplexity, over gloo: every score, every generated answer, one output."""
+    clue_folder(tmp_path / "clue")
+    (tmp_path / "texts.txt").write_text("今天天气真不错\n明天去哪里玩\n谢谢你\n", encoding="utf-8")
+    save_model(tiny("pangu", tmp_path / "pangu"), tmp_path / "model")
+    common = ["--device", "cpu", "--json"]
+    clue = ["eval", "clue", str(tmp_path / "model"), "--data", str(tmp_path / "clue"), "--limit", "128", *common]
+    commands: dict[str, list[str]] = {
+        "corrected": [*clue, "--tasks", "tnews,c3,cmrc2018"],
+        "published": [*clue, "--tasks", "afqmc,cmrc2018", "--published", "--shots", "2"],
+        "perplexity": ["eval", "perplexity", str(tmp_path / "model"), str(tmp_path / "texts.txt"), "--text", *common],
+    }
+    for name, arguments in commands.items():
+        found: list[Any] = []
+        for processes in ("1", "2"):
+            folder = tmp_path / f"{name}{processes}"
+            line = [sys.executable, "-m", "hanmo", *arguments, "--output", str(folder), "--nproc", processes]
+            result = subprocess.run(line, capture_output=True, text=True, check=True)
+            found.append(json.loads(result.stdout))  # printed by one process only
+            found[-1]["about"].pop("commit", None)  # somebody may be editing
+        assert same(found[0], found[1]), name
+        if name == "perplexity":
+            continue
+        one, two = ((tmp_path / f"{name}{count}" / "items.jsonl").read_text().splitlines() for count in (1, 2))
+        assert len(one) == len(two) > 1
+        assert all(same(json.loads(a), json.loads(b)) for a, b in zip(one, two, strict=True))
+        answers = sorted(path.name for path in (tmp_path / f"{name}2" / "answers").iterdir())
+        assert answers == sorted(path.name for path in (tmp_path / f"{name}1" / "answers").iterdir())
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal but for rounding."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == pytest.approx(other, abs=1e-5, rel=1e-5)) if isinstance(one, float) else bool(one == other)
