@@ -140,6 +140,7 @@ def _zero(network: Any, trained: list[Any], mine: list[dict[str, Tensor]], total
         "gradient_accumulation_steps": len(mine),
         "zero_optimization": {"stage": 3},
         "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 1e9,  # its default is not "off"
     }
     engine, *_ = deepspeed.initialize(model=network, optimizer=torch.optim.SGD(trained, lr=RATE), config=settings)
     losses, norms = [], []
