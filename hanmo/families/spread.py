@@ -1,6 +1,6 @@
 """Tokenising many texts in several processes.
 
-Imports nothing of hanmo but fragments.py: its text is put into the tokenization.py that travels with exported models.
+Imports nothing of hanmo: its text is put into the tokenization.py that travels with exported models.
 """
 
 from __future__ import annotations
@@ -9,22 +9,18 @@ import gc
 import multiprocessing
 import os
 import sys
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
-
-from hanmo.families.fragments import unpacked
+from itertools import accumulate, chain
 
 
 def spread(
-    encode: Callable[[Sequence[str]], tuple[Any, Any]], texts: Sequence[str], workers: int | None = None
+    encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str], workers: int | None = None
 ) -> list[list[int]]:
     """``encode`` over parts of ``texts``, in several processes where that pays and the system can fork.
 
     The processes are forked, so that they share what this one has read; they send back plain arrays of ids.
-
-    Args:
-        encode: texts to how many ids each has, and the ids end to end.
     """
     global _job
     parts: list[tuple[int, int]] = []
@@ -47,9 +43,14 @@ def spread(
     gc.disable()  # nothing made here is part of a cycle, and there is much of it
     try:
         if workers < 2:
-            return [ids for start, end in parts for ids in unpacked(*encode(texts[start:end]))]
+            return [ids for start, end in parts for ids in encode(texts[start:end])]
+        results: list[list[int]] = []
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-            return [ids for arrays in pool.map(_encode_part, parts) for ids in unpacked(*arrays)]
+            for lengths, flat in pool.map(_encode_part, parts):
+                ids = flat.tolist()
+                for length, end in zip(lengths, accumulate(lengths), strict=True):
+                    results.append(ids[end - length : end])
+        return results
     finally:
         _job = None
         if collecting:
@@ -58,11 +59,12 @@ def spread(
 
 _PART = 1 << 17  # characters a process encodes at a time
 _WORTH_A_PROCESS = 1 << 20  # characters in all
-_job: tuple[Callable[[Sequence[str]], tuple[Any, Any]], Sequence[str]] | None = None
+_job: tuple[Callable[[Sequence[str]], list[list[int]]], Sequence[str]] | None = None
 
 
-def _encode_part(part: tuple[int, int]) -> tuple[Any, Any]:
-    """In a forked process: the ids of a range of texts."""
+def _encode_part(part: tuple[int, int]) -> tuple[list[int], array[int]]:
+    """In a forked process: the ids of a range of texts, end to end, with their lengths."""
     assert _job is not None
     encode, texts = _job
-    return encode(texts[part[0] : part[1]])
+    ids = encode(texts[part[0] : part[1]])
+    return list(map(len, ids)), array("i", chain.from_iterable(ids))

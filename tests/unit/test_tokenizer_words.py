@@ -7,7 +7,6 @@ import logging
 import re
 import unicodedata
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import jieba
@@ -19,14 +18,14 @@ from hypothesis import strategies as st
 import hanmo.families.spread as spreading
 from hanmo.families import OURS, load
 from hanmo.families.eva.export import standalone
-from hanmo.families.fragments import packed
 from hanmo.families.spread import spread
-from hanmo.families.words import _DOUBTFUL, WordCutter, markov_words, markov_words_of, read_dictionary
+from hanmo.families.words import WordCutter
 
 logging.getLogger("jieba").setLevel(logging.CRITICAL)
 ADDED = ("<s>", "</s>", "<eot>", "<unk>", "<sep>", "<pad>")
 PATCHED = re.compile("([\u4e00-\u9fd5a-zA-Z0-9+#&._%\\-<>]+)")
-WORDS = sorted(word for word in read_dictionary().scores if len(word) > 1)
+jieba.initialize()
+WORDS = sorted(word for word, count in jieba.dt.FREQ.items() if count and len(word) > 1)
 
 # text as jieba meets it: dictionary words run together and cut off, single characters, Latin, digits, separators
 pieces = st.one_of(
@@ -72,10 +71,6 @@ def extended() -> jieba.Tokenizer:
     return tokenizer
 
 
-def as_words(word: str) -> tuple[str]:
-    return (word,)
-
-
 @settings(max_examples=300, deadline=None)
 @example("\r\n\r\r\n\n")
 @example("南京市长江大桥" * 60)
@@ -83,90 +78,79 @@ def as_words(word: str) -> tuple[str]:
 @example("https://example.com/?q=" + "abcDEF123" * 20 + "今天。，  \n\n\t！")
 @example("Python3.8和C++、C#都学过T恤")
 @example("研究生命的起源A4纸3.14")
+@example("因为常在此部分读到作者")  # two paths of the hidden Markov model within 2e-7
 @given(texts)
 def test_words_are_jiebas(stock: jieba.Tokenizer, text: str) -> None:
-    cut = WordCutter(as_words, read_dictionary(), object)
+    cut = WordCutter()
     expected = stock.lcut(text)
     assert cut(text) == expected  # first meeting
     assert cut(text) == expected  # from the table
-    assert cut._in_full(text) == expected
-    assert cut.many([text, "", text]) == [expected, [], expected]
-
-
-@settings(max_examples=150, deadline=None)
-@given(texts)
-def test_words_are_jiebas_with_the_pipelines_changes(extended: jieba.Tokenizer, text: str) -> None:
-    cut = WordCutter(as_words, read_dictionary("<>", ADDED), object)
-    with patch.object(jieba, "re_han_default", PATCHED):
-        expected = extended.lcut(text)
-    assert cut(text) == expected
-    assert cut.many([text])[0] == expected
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     st.text(
-        st.one_of(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF), st.sampled_from("aZ09.%+<")), min_size=1
+        st.one_of(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FD5), st.sampled_from("的了在是aZ09.%+")),
+        min_size=1,
     )
 )
-def test_markov_words_are_jiebas(run: str) -> None:
-    assert markov_words(run) == list(jieba.finalseg.cut(run))
+def test_runs_of_single_characters_are_jiebas(run: str) -> None:
+    assert WordCutter()._run_words(run) == (
+        [*run] if len(run) < 2 or jieba.dt.FREQ.get(run) else list(jieba.finalseg.cut(run))
+    )
 
 
-@settings(max_examples=100, deadline=None)
-@example(["的了", "魑魅魍魉", "啊" * 30, "\u9fd5\u4e00"])
-@given(st.lists(st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FD5), min_size=1), min_size=1))
-def test_markov_words_of_many_runs_are_those_of_each(runs: list[str]) -> None:
-    assert markov_words_of(runs) == [markov_words(run) for run in runs]
+@settings(max_examples=150, deadline=None)
+@given(texts)
+def test_words_are_jiebas_with_the_pipelines_changes(extended: jieba.Tokenizer, text: str) -> None:
+    with patch.object(jieba, "re_han_default", PATCHED):
+        expected = extended.lcut(text)
+    assert WordCutter("<>", ADDED)(text) == expected
 
 
-def test_equally_probable_paths_are_computed_in_full(stock: jieba.Tokenizer) -> None:
-    """Where two paths tie, jieba's choice hangs on rounding; the table must not answer for such a piece."""
-    scores = read_dictionary().scores
+def test_equally_probable_paths_are_cut_alike(stock: jieba.Tokenizer, extended: jieba.Tokenizer) -> None:
+    """Where two paths tie, jieba's choice hangs on the rounding of sums."""
     after: dict[str, list[str]] = {}
     for word in (word for word in WORDS if len(word) == 2):
         after.setdefault(word[0], []).append(word)
-    tied = []
-    for left in (word for word in WORDS[::40] if len(word) == 2 and word[0] in scores):
+    counts = stock.FREQ
+    tied = ["呜" * length for length in range(3, 40)]
+    for left in (word for word in WORDS[::20] if len(word) == 2 and counts.get(word[0])):
         for right in after.get(left[1], []):
-            if right[1] in scores and abs(scores[left] + scores[right[1]] - scores[left[0]] - scores[right]) < 1e-9:
+            last = counts.get(right[1])
+            if last and counts[left] * last == counts[left[0]] * counts[right]:
                 tied.append(left + right[1])
-    assert len(tied) > 20
-    cut = WordCutter(as_words, read_dictionary(), object)
+    assert len(tied) > 80
+    ours, theirs = (WordCutter(), WordCutter("<>", ADDED)), (stock, extended)
     for piece in tied:
-        for text in (piece, piece + "很好", "我说" + piece + "是一个问题", piece * 2 + "的时候"):
-            assert cut(text) == stock.lcut(text)
-            assert cut.many([text, "你好", text]) == [stock.lcut(text), stock.lcut("你好"), stock.lcut(text)]
-    untrusted = [piece for piece in tied if cut._route(piece, whole=True)[1] <= cut.MARGIN]
-    assert untrusted
-    assert {cut._entry(piece)[3] for piece in untrusted} == {_DOUBTFUL}
+        for text in (piece, piece + "很好", "我说" + piece + "是一个问题", piece + "A4", piece * 2 + "的时候"):
+            for cut, peer in zip(ours, theirs, strict=True):
+                assert cut(text) == peer.lcut(text)
 
 
 def test_a_full_table_is_emptied_and_answers_stay_right(
     stock: jieba.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(WordCutter, "TABLE_SIZE", 3)
-    cut = WordCutter(as_words, read_dictionary(), object)
-    text = "今天天气真不错，我们一起去公园散步吧！" * 3
-    assert cut(text) == stock.lcut(text)
-    assert cut.many([text, text]) == [stock.lcut(text)] * 2
-    assert len(cut._words) <= 3
-    before = cut._entries
-    assert cut.many(["再见！"]) == [stock.lcut("再见！")]
-    assert cut._entries is not before
-    assert len(cut._entries) < len(before)
+    monkeypatch.setattr("hanmo.families.words.KEPT", 3)
+    cut = WordCutter()
+    for text in ("A4纸，B5纸，C++和T恤，3.14和2.72", "你好，A4纸") * 2:
+        assert cut(text) == stock.lcut(text)
+        assert 0 < len(cut._blocks) <= 3 and len(cut._runs) <= 3
 
 
-def test_every_character_that_is_not_of_a_block_stands_alone(stock: jieba.Tokenizer) -> None:
-    cut = WordCutter(as_words, read_dictionary(), object)
-    others = [chr(code) for code in range(0x3000) if unicodedata.category(chr(code)) != "Cs"]
-    text = "".join(f"我们{character}世界" for character in others)
-    assert cut.many([text])[0] == stock.lcut(text)
+def test_every_character_is_cut_off_as_by_jieba(stock: jieba.Tokenizer) -> None:
+    """The two take different characters for Chinese ones."""
+    cut = WordCutter()
+    others = [chr(code) for code in (*range(0x10000), *range(0x10000, 0x32000, 31))]
+    for character in others:
+        if unicodedata.category(character) != "Cs":
+            text = f"我们{character}世界{character}{character}的"
+            assert cut(text) == stock.lcut(text), hex(ord(character))
 
 
 def test_jieba_is_left_as_it_was() -> None:
     pattern = jieba.re_han_default.pattern
-    WordCutter(as_words, read_dictionary("<>", ADDED), object)("你好<sep>")
+    assert WordCutter("<>", ADDED)("你好<sep>") == ["你好", "<sep>"]
     assert jieba.re_han_default.pattern == pattern
     assert "<sep>" not in jieba.dt.FREQ
 
@@ -183,23 +167,19 @@ def lengths(texts: list[str]) -> list[list[int]]:
     return [list(range(len(text))) for text in texts]
 
 
-def packed_lengths(texts: list[str]) -> tuple[Any, Any]:
-    return packed(lengths(texts), int)
-
-
 @pytest.mark.parametrize("workers", [None, 1, 2, 5])
 def test_spread_keeps_the_order(workers: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spreading, "_PART", 10)
     monkeypatch.setattr(spreading, "_WORTH_A_PROCESS", 20)
     given = ["a" * size for size in (3, 0, 12, 1, 0, 9, 30)]
-    assert spread(packed_lengths, given, workers) == lengths(given)
-    assert spread(packed_lengths, [], workers) == []
+    assert spread(lengths, given, workers) == lengths(given)
+    assert spread(lengths, [], workers) == []
 
 
 def test_an_error_in_a_worker_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spreading, "_PART", 1)
 
-    def fail(texts: list[str]) -> tuple[Any, Any]:
+    def fail(texts: list[str]) -> list[list[int]]:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):

@@ -37,18 +37,13 @@ Of several turns, each ends with `<sep>` and the last with `<sep><s_0>`. EVA's s
 
 
 def standalone(path: Path) -> str:
-    """The text of a module with the texts of the modules of hanmo it imports in place of the imports, each once."""
-    imports = re.compile(r"from hanmo\.families\.(\w+) import .*\n")
-    there: set[str] = set()
+    """The text of a module with the texts of the modules of hanmo it imports in place of the imports."""
 
     def inlined(match: re.Match[str]) -> str:
-        if match[1] in there:
-            return ""
-        there.add(match[1])
         text = path.parent.parent.joinpath(f"{match[1]}.py").read_text(encoding="utf-8")
-        return imports.sub(inlined, text.replace("from __future__ import annotations\n", ""))
+        return text.replace("from __future__ import annotations\n", "")
 
-    return imports.sub(inlined, path.read_text(encoding="utf-8"))
+    return re.sub(r"from hanmo\.families\.(\w+) import .*\n", inlined, path.read_text(encoding="utf-8"))
 
 
 def export_t5(network: EvaModel, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:

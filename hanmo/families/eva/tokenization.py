@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizer
 
 from hanmo.families.spread import spread
-from hanmo.families.words import WordCutter, read_dictionary
+from hanmo.families.words import KEPT, WordCutter
 
 # Full-width forms that the original folds before it cuts. Only the first table changes where words end.
 _FOLD_IN_WORDS = (("…", "..."), ("＃", "#"), ("％", "%"), ("＆", "&"), ("＋", "+"), ("－", "-"), ("＿", "_"))
@@ -67,7 +67,8 @@ class EvaTokenizer(PreTrainedTokenizer):
         self._longest_token = max(map(len, self._tokens))
         self._unk_id = self._ids[str(unk_token)]
         self._spelled = [token.replace("\u2582", " ").replace("\u2583", "\n") for token in self._tokens]
-        self._cut: WordCutter | None = None
+        self._cut = WordCutter()
+        self._known: dict[str, list[int]] = {}
         kwargs["split_special_tokens"] = True
         super().__init__(
             unk_token=unk_token,
@@ -77,9 +78,6 @@ class EvaTokenizer(PreTrainedTokenizer):
             eos_token=eos_token,
             **kwargs,
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cut": None}
 
     @property
     def vocab_size(self) -> int:
@@ -102,7 +100,10 @@ class EvaTokenizer(PreTrainedTokenizer):
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text and nothing else; empty for an empty text."""
-        return self._cutter()(_folded(text))
+        ids: list[int] = []
+        for word in self._cut(_folded(text)):
+            ids += self._known.get(word) or self._learn(word)
+        return ids
 
     def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
         """``encode_plain`` of many texts, much faster.
@@ -110,19 +111,20 @@ class EvaTokenizer(PreTrainedTokenizer):
         Args:
             workers: processes; by default one per processor where there is enough text to keep them busy.
         """
-        cutter = self._cutter()  # before the workers start, so that they share the dictionary
-        return spread(lambda part: cutter.packed(list(map(_folded, part))), texts, workers)
-
-    def _cutter(self) -> WordCutter:
-        if self._cut is None:
-            self._cut = WordCutter(self._match, read_dictionary())
-        return self._cut
+        self._cut("")  # reads the dictionary before the workers start, so that they share it
+        return spread(lambda part: list(map(self.encode_plain, part)), texts, workers)
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
         """As in transformers; a text without special tokens takes the short way."""
         if not add_special_tokens and text_pair is None and not kwargs and isinstance(text, str):
             return self.encode_plain(text)
         return super().encode(text, text_pair, add_special_tokens=add_special_tokens, **kwargs)
+
+    def _learn(self, word: str) -> list[int]:
+        if len(self._known) >= KEPT:
+            self._known.clear()
+        ids = self._known[word] = self._match(word)
+        return ids
 
     def _match(self, word: str) -> list[int]:
         """Ids of a word: the longest token from the left, again and again; one step on where none fits."""

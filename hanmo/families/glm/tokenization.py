@@ -16,11 +16,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy
 import sentencepiece
 from transformers import BatchEncoding, PreTrainedTokenizer
 
-from hanmo.families.fragments import packed
 from hanmo.families.spread import spread
 
 _COMMANDS = (
@@ -165,7 +163,7 @@ class GlmTokenizer(PreTrainedTokenizer):
         Args:
             workers: processes; by default one per processor where there is enough text to keep them busy.
         """
-        return spread(lambda part: packed(list(map(self.encode_plain, part)), numpy.int32), texts, workers)
+        return spread(lambda part: [self.encode_plain(text) for text in part], texts, workers)
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
         """As in transformers; a text without special tokens takes the short way."""

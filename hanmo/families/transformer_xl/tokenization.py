@@ -12,11 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
-from hanmo.families.fragments import packed
 from hanmo.families.spread import spread
 
 _EOS, _EOP = "<|endoftext|>", "<|endofpiece|>"
@@ -90,7 +88,7 @@ class TransformerXLTokenizer(PreTrainedTokenizer):
         Args:
             workers: processes; by default one per processor where there is enough text to keep them busy.
         """
-        return spread(lambda part: packed(self._pieces.encode(list(part), num_threads=1), numpy.int32), texts, workers)
+        return spread(lambda part: self._pieces.encode(list(part)), texts, workers)
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
         """As in transformers; a text on its own takes the short way."""
