@@ -5,10 +5,10 @@ Imports nothing of hanmo: its text is put into the tokenization.py that travels 
 
 from __future__ import annotations
 
-import logging
 import re
-import tempfile
+from collections.abc import Callable
 from functools import lru_cache
+from math import log
 from typing import Any
 
 import rjieba
@@ -21,8 +21,9 @@ _LATIN = r"a-zA-Z0-9+#&._%\-"  # may stand in one block with Chinese characters;
 _FURTHER_HAN = "\u3400-\u4dbf\u9fd6-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # to rjieba, but not to jieba
 _LATIN_WORDS = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
 _PARTS = re.compile(f"([{_HAN}]+)")
-_ALONE = re.compile(f"[{_LATIN}]+|[{_HAN}]")
+_ANY_LATIN = re.compile(f"[{_LATIN}]")
 _SLOW = re.compile(r"AT&T|[cC]#|[cC]\+\+")  # words of the dictionary without a Chinese character
+_LONGEST = 16  # characters of the longest word
 _COUNTED_TWICE = 3  # frequency of B超
 _IMPOSSIBLE = -3.14e100  # jieba's log 0
 _NOWHERE = (_IMPOSSIBLE,) * 4
@@ -35,7 +36,7 @@ class WordCutter:
     the dictionary is taken from it. It differs in three ways. Its hidden Markov model, which finds words in runs of
     single characters, is rounded, so that nearly equal paths change places: ours has jieba's own numbers. It joins
     Latin letters and digits otherwise: they are cut again by jieba's rule. And it takes more characters for Chinese:
-    these stand apart. The few blocks with one of the dictionary's purely Latin words are left to jieba.
+    these stand apart. In the few blocks with one of the dictionary's purely Latin words the path is found here.
 
     Args:
         further: characters that may be parts of words as well.
@@ -44,18 +45,19 @@ class WordCutter:
 
     def __init__(self, further: str = "", added: tuple[str, ...] = ()) -> None:
         block = f"{_LATIN}{re.escape(further)}"
-        self._special = re.compile(f"([{_HAN}]*[{block}][{_HAN}{block}]*|[{_FURTHER_HAN}])")
+        # From the beginning of a block on, so that a long one is not tried from each of its characters.
+        self._special = re.compile(f"((?<![{_HAN}{block}])[{_HAN}]*[{block}][{_HAN}{block}]*|[{_FURTHER_HAN}])")
         self._slow = re.compile(f"{_SLOW.pattern}|[{re.escape(further)}]") if further else _SLOW
         self._added = added
-        self._blocks: dict[str, list[str]] = {}
-        self._runs: dict[str, list[str]] = {}
+        self._blocks = Known(self._block_words)
+        self._runs = Known(self._run_words)
 
     def __call__(self, text: str) -> list[str]:
         words: list[str] = []
         cut = _rjieba(self._added).cut
         for index, part in enumerate(self._special.split(text)):
             if index % 2:
-                words += self._blocks.get(part) or _keep(self._blocks, part, self._block_words(part))
+                words += self._blocks[part]
             elif part:
                 run = ""
                 for word in cut(part, False):
@@ -63,23 +65,22 @@ class WordCutter:
                         run += word
                         continue
                     if run:
-                        words += self._runs.get(run) or _keep(self._runs, run, self._run_words(run))
+                        words += self._runs[run]
                         run = ""
                     words.append(word)
                 if run:
-                    words += self._runs.get(run) or _keep(self._runs, run, self._run_words(run))
+                    words += self._runs[run]
         return words
 
     def _block_words(self, block: str) -> list[str]:
         """Words of a block with Latin letters or digits, or of a character that is Chinese to rjieba only."""
         if len(block) == 1:
             return [block]
-        if self._slow.search(block):
-            return list(_jieba(self._added)(block))
         words: list[str] = []
         run = ""
-        for word in _rjieba(self._added).cut(block, False):
-            if _ALONE.fullmatch(word):
+        slow = self._slow.search(block)
+        for word in _route(block, self._added) if slow else _rjieba(self._added).cut(block, False):
+            if len(word) == 1 or (word.isascii() and not slow):
                 run += word
                 continue
             words += self._run_words(run)
@@ -94,6 +95,8 @@ class WordCutter:
         """
         if len(run) < 2 or _rjieba(self._added).has_word(run):
             return [*run]
+        if run[0] >= _FIRST and run[-1] >= _FIRST and not _ANY_LATIN.search(run):
+            return _viterbi(run)
         words: list[str] = []
         for index, part in enumerate(_PARTS.split(run)):
             if index % 2:
@@ -103,11 +106,18 @@ class WordCutter:
         return words
 
 
-def _keep(table: dict[str, list[str]], key: str, value: list[str]) -> list[str]:
-    if len(table) >= KEPT:
-        table.clear()
-    table[key] = value
-    return value
+class Known(dict[str, list[Any]]):
+    """What a function makes of each string, worked out once; a full table is emptied."""
+
+    def __init__(self, learn: Callable[[str], list[Any]]) -> None:
+        super().__init__()
+        self._learn = learn
+
+    def __missing__(self, key: str) -> list[Any]:
+        if len(self) >= KEPT:
+            self.clear()
+        value = self[key] = self._learn(key)
+        return value
 
 
 @lru_cache(maxsize=2)
@@ -123,22 +133,39 @@ def _rjieba(added: tuple[str, ...]) -> rjieba.Jieba:
     return cutter
 
 
-@lru_cache(maxsize=2)
-def _jieba(added: tuple[str, ...]) -> Any:
-    """jieba's function that cuts one block.
+@lru_cache(maxsize=1)
+def _frequencies() -> tuple[dict[str, str], int]:
+    """The words of jieba's dictionary with their frequencies, and the sum of these.
 
-    It is taken below ``cut``, whose pattern for blocks people patch; and without the cache file that jieba keeps in
-    the shared temporary folder, which may be stale, half written or another user's.
+    The file is read here and not by a ``jieba.Tokenizer``: that keeps a cache file in the shared temporary folder,
+    which may be stale, half written or another user's.
     """
     import jieba
 
-    jieba.setLogLevel(logging.WARNING)
-    cutter = jieba.Tokenizer()
-    with tempfile.TemporaryDirectory() as cutter.tmp_dir:
-        cutter.initialize()
-    for word in added:
-        cutter.add_word(word, 1)
-    return cutter._Tokenizer__cut_DAG
+    with jieba.Tokenizer().get_dict_file() as file:
+        fields = file.read().decode("utf-8").split()  # word, frequency, part of speech; again and again
+    return dict(zip(fields[::3], fields[1::3], strict=True)), sum(map(int, fields[1::3]))
+
+
+def _route(block: str, added: tuple[str, ...]) -> list[str]:
+    """The most probable path through the dictionary, summed in jieba's order; the longer word wins a tie."""
+    frequencies, total = _frequencies()
+    log_total = log(total + len(added))
+    best = [(0.0, 0)] * (len(block) + 1)
+    for start in range(len(block) - 1, -1, -1):
+        found = []
+        for end in range(start + 1, min(start + _LONGEST, len(block)) + 1):
+            word = block[start:end]
+            frequency = 1 if word in added else int(frequencies.get(word, 0))
+            if frequency:
+                found.append((log(frequency) - log_total + best[end][0], end))
+        best[start] = max(found) if found else (log(1) - log_total + best[start + 1][0], start + 1)
+    words = []
+    start = 0
+    while start < len(block):
+        words.append(block[start : best[start][1]])
+        start = best[start][1]
+    return words
 
 
 @lru_cache(maxsize=1)
@@ -162,6 +189,9 @@ def _viterbi(run: str) -> list[str]:
     be, bm, eb, es = then["B"]["E"], then["B"]["M"], then["E"]["B"], then["E"]["S"]
     me, mm, sb, ss = then["M"]["E"], then["M"]["M"], then["S"]["B"], then["S"]["S"]
     at_b, at_e, at_m, at_s = emissions.get(run[0], _NOWHERE)
+    if len(run) == 2:  # most are; a short way to the same sums
+        _, then_e, _, then_s = emissions.get(run[1], _NOWHERE)
+        return [run] if first["B"] + at_b + be + then_e > first["S"] + at_s + ss + then_s else [*run]
     b, e, m, s = first["B"] + at_b, first["E"] + at_e, first["M"] + at_m, first["S"] + at_s
     # where the best path to a state comes from, at each further character: S or E to B and S; M or B to E and M
     from_s_to_b, from_m_to_e, from_m_to_m, from_s_to_s = [False], [False], [False], [False]

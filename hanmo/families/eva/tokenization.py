@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizer
 
 from hanmo.families.spread import spread
-from hanmo.families.words import KEPT, WordCutter
+from hanmo.families.words import Known, WordCutter
 
 # Full-width forms that the original folds before it cuts. Only the first table changes where words end.
 _FOLD_IN_WORDS = (("…", "..."), ("＃", "#"), ("％", "%"), ("＆", "&"), ("＋", "+"), ("－", "-"), ("＿", "_"))
@@ -68,7 +69,7 @@ class EvaTokenizer(PreTrainedTokenizer):
         self._unk_id = self._ids[str(unk_token)]
         self._spelled = [token.replace("\u2582", " ").replace("\u2583", "\n") for token in self._tokens]
         self._cut = WordCutter()
-        self._known: dict[str, list[int]] = {}
+        self._known = Known(self._match)
         kwargs["split_special_tokens"] = True
         super().__init__(
             unk_token=unk_token,
@@ -100,10 +101,7 @@ class EvaTokenizer(PreTrainedTokenizer):
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text and nothing else; empty for an empty text."""
-        ids: list[int] = []
-        for word in self._cut(_folded(text)):
-            ids += self._known.get(word) or self._learn(word)
-        return ids
+        return list(chain.from_iterable(map(self._known.__getitem__, self._cut(_folded(text)))))
 
     def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
         """``encode_plain`` of many texts, much faster.
@@ -119,12 +117,6 @@ class EvaTokenizer(PreTrainedTokenizer):
         if not add_special_tokens and text_pair is None and not kwargs and isinstance(text, str):
             return self.encode_plain(text)
         return super().encode(text, text_pair, add_special_tokens=add_special_tokens, **kwargs)
-
-    def _learn(self, word: str) -> list[int]:
-        if len(self._known) >= KEPT:
-            self._known.clear()
-        ids = self._known[word] = self._match(word)
-        return ids
 
     def _match(self, word: str) -> list[int]:
         """Ids of a word: the longest token from the left, again and again; one step on where none fits."""
