@@ -112,7 +112,9 @@ def _open_folder(path: Path, family: type[Family], dtype: str | None, device: to
     weights = find_weights(path)  # reads every index, so that a damaged file is named
     stored = most_common_dtype(weights)
     wanted = choose_dtype(dtype, stored, device)
-    cut = distributed(AutoConfig.from_pretrained(path, trust_remote_code=False), ranks, device)
+    cut: dict[str, Any] = {}
+    if ranks > 1:
+        cut = distributed(AutoConfig.from_pretrained(path, trust_remote_code=False), ranks, device)
     with quiet():
         network, info = family.network_class.from_pretrained(
             path, dtype=wanted, output_loading_info=True, use_safetensors=weights.container == "safetensors", **cut

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -20,16 +18,11 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # the name that nn.Linear gives it
         rows = input.numel() // max(input.shape[-1], 1)
         plain = type(self.weight) is nn.Parameter and self.weight.dtype == input.dtype == torch.float32
-        if not plain or not 1 < rows <= FEW or input.device.type != "cpu" or torch.is_grad_enabled():
+        # Never in training: a checkpointed forward pass, which has no gradients, is to equal the one that has.
+        decoding = not self.training and not torch.is_grad_enabled() and input.device.type == "cpu"
+        if not plain or not decoding or not 1 < rows <= FEW:
             return super().forward(input)
         output_NO = torch.mm(self.weight, input.reshape(rows, -1).t()).t()
         if self.bias is not None:
             output_NO = output_NO + self.bias
         return output_NO.contiguous().view(*input.shape[:-1], -1)
-
-
-def quicken(network: Any) -> None:
-    """Let the linear layers of somebody else's network compute like ours."""
-    for module in network.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = Linear

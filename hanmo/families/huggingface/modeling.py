@@ -24,7 +24,6 @@ from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE
 from hanmo.families.heads import RowOutput, ValueHead, configured_value_head, score_tokens, values_of
 from hanmo.families.huggingface.ranks import settle_heads, with_plan
-from hanmo.families.linear import quicken
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
@@ -162,7 +161,6 @@ def adopt(model: Any) -> Any:
     cls = type(model)
     model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
     model.value_head = model.critic = None
-    quicken(model)
     model.head_is_exact = _head_is_exact(model)
     if not model.head_is_exact:
         warnings.warn(
