@@ -1,6 +1,6 @@
 """Decoding speed: EVA against transformers' T5, PanGu-α and GLM against GPT-2 and against recomputing, Transformer-XL.
 
-    python -m benchmarks.decode [--quick] [--check]
+    python -m benchmarks.decode [--quick] [--only FAMILY] [--check]
 
 Random weights in the released sizes; two threads. EVA runs with every rule on, the peer without any: the same network as T5
 in transformers' own generate. Figures of the originals were recorded once on a machine of this kind and are orientation only.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import resource
+import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -195,18 +196,21 @@ def measure_transformer_xl(quick: bool) -> list[Figure]:
 def main() -> int:
     parser = common.arguments(__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parts: dict[str, Callable[[bool], list[Figure]]] = {
+        "eva": measure_eva,
+        "transformer_xl": measure_transformer_xl,
+        "pangu": partial(measure_decoder, "pangu", "pangu-350m"),
+        "glm": partial(measure_decoder, "glm", "glm-335m-chinese"),
+    }
+    parser.add_argument("--only", choices=parts, help="one family alone")
     options = parser.parse_args()
     torch.set_num_threads(2)
     figures: list[Figure] = []
-    parts: list[Callable[[], list[Figure]]] = [
-        lambda: measure_eva(options.quick),
-        lambda: measure_transformer_xl(options.quick),
-        lambda: measure_decoder("pangu", "pangu-350m", options.quick),
-        lambda: measure_decoder("glm", "glm-335m-chinese", options.quick),
-    ]
-    for part in parts:
-        figures += part()
-        gc.collect()
+    for name, measure in parts.items():
+        if options.only in (None, name):
+            print(f"# {name} …", file=sys.stderr, flush=True)
+            figures += measure(options.quick)
+            gc.collect()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"# peak memory of the whole run, peers included: {peak:.0f} MB")
     return common.finish(figures, options.check)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-FEW = 32  # rows up to which W x^T is the faster way; measured, see benchmarks/RESULTS.md
+FEW = 32  # rows up to which W x^T is the faster way
+NARROW = 1024  # inputs up to which a single row is as well, as two
 
 
 class Linear(nn.Linear):
     """A linear layer; the same parameters, names and results as ``nn.Linear``, up to rounding.
 
     For a handful of rows the time is that of reading the weight once. BLAS reads it two to six times as fast where the
-    weight is the left factor, W x^T, as where it is the right one, x W^T.
+    weight is the left factor, W x^T, as where it is the right one, x W^T; but as slowly where x is a single row, so
+    that two copies of a row are quicker than one. Measured with MKL on an AMD EPYC, two threads, for widths of 768 to
+    10240: benchmarks/decode.py shows what it makes of whole models.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # the name that nn.Linear gives it
@@ -20,9 +23,14 @@ class Linear(nn.Linear):
         plain = type(self.weight) is nn.Parameter and self.weight.dtype == input.dtype == torch.float32
         # Never in training: a checkpointed forward pass, which has no gradients, is to equal the one that has.
         decoding = not self.training and not torch.is_grad_enabled() and input.device.type == "cpu"
-        if not plain or not decoding or not 1 < rows <= FEW:
+        if not plain or not decoding or not 0 < rows <= FEW:
             return super().forward(input)
-        output_NO = torch.mm(self.weight, input.reshape(rows, -1).t()).t()
+        input_NI = input.reshape(rows, -1)
+        if rows == 1:
+            if self.in_features > NARROW and self.in_features >= self.out_features:
+                return super().forward(input)
+            input_NI = input_NI.repeat(2, 1)
+        output_NO = torch.mm(self.weight, input_NI.t()).t()[:rows]
         if self.bias is not None:
             output_NO = output_NO + self.bias
         return output_NO.contiguous().view(*input.shape[:-1], -1)

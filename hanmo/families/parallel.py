@@ -53,6 +53,22 @@ def is_cut(network: Any) -> bool:
     return (getattr(network, "tp_size", None) or 1) > 1
 
 
+def check_accumulation(network: Any, passes: int) -> None:
+    """Whether a cut network's gradients may be summed up over several passes.
+
+    Raises:
+        UnsupportedError: of what a rank sees a part of only (Qwen3's norms of queries and keys), transformers (5.23)
+            sums the gradient over the ranks after every pass, the sum of the passes before included.
+    """
+    plan = network.config.get_text_config().base_model_tp_plan or {}
+    summed = [name for name, style in plan.items() if style == "replicated_with_grad_allreduce"]
+    if passes > 1 and summed:
+        raise UnsupportedError(
+            f"tensor_parallel with gradient_accumulation_steps={passes}: transformers would count the gradients of "
+            f"{', '.join(summed)} twice; use gradient_accumulation_steps=1 and a larger batch"
+        )
+
+
 def writes(network: Any) -> bool:
     """Whether this is the process that writes the network's files: any process for a whole one, else rank 0."""
     return not is_cut(network) or torch.distributed.get_rank() == 0

@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from hanmo.checkpoints.opening import quiet
 from hanmo.data.rows import FILLER, ROW_IDS, Collator, EpochSampler, Rows
 from hanmo.errors import CheckpointError, DivergedError
-from hanmo.families.parallel import is_cut
+from hanmo.families.parallel import check_accumulation, is_cut
 
 DRAFTS = ".saving"  # where a checkpoint grows until it is whole
 
@@ -53,6 +53,8 @@ class RowTrainer(Trainer):
         assert args.output_dir is not None
         self.folder = Path(args.output_dir)
         padding = next((rows.family.padding for rows in (train, valid) if rows is not None), {})
+        if is_cut(model):
+            check_accumulation(model, args.gradient_accumulation_steps)
         if is_cut(model) and args.use_cpu:
             args.parallelism_config = _ProcessorRanks(tp_size=model.tp_size)
         super().__init__(model, args, Collator(padding), train, valid, callbacks=callbacks)

@@ -100,12 +100,13 @@ def without_dropout(name: str, folder: Path) -> Path:
 
 
 def train(name: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
+    passes = 1 if name == "huggingface" else 2  # Qwen3's plan and accumulation do not go together: refused
     data = folder / "train.jsonl"
     pairs = [("今天天气怎么样？", "今天天气真不错。"), ("明天去哪里玩？", "我们去吃火锅。"), ("你好", "谢谢你。")] * 2
     data.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in pairs), encoding="utf-8")
     settings = [
-        "limit=64", "valid=" + str(data), "trainer.num_train_epochs=2", "trainer.per_device_train_batch_size=2",
-        "trainer.gradient_accumulation_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
+        "limit=64", "valid=" + str(data), "trainer.num_train_epochs=2", f"trainer.per_device_train_batch_size={4 // passes}",
+        f"trainer.gradient_accumulation_steps={passes}", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
         "trainer.per_device_eval_batch_size=4", "trainer.max_grad_norm=0.5", "trainer.save_strategy='no'",
     ]  # fmt: skip
     cut = ["--tensor-parallel", str(ranks)] if ranks > 1 else []

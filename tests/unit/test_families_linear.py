@@ -39,4 +39,5 @@ def test_few_rows_are_computed_with_the_weight_on_the_left(monkeypatch: pytest.M
         network(torch.randn(1, 24))
         network(torch.randn(FEW + 1, 24))
         network.train()(torch.randn(4, 24))
-    assert products == [(24, 4), (24, 4)]
+        Linear(2000, 7).eval()(torch.randn(1, 2000))
+    assert products == [(24, 4), (24, 4), (24, 2), (24, 2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from transformers import AutoConfig
 
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.huggingface.ranks import with_plan
-from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, check_divides, distributed
+from hanmo.families.parallel import (
+    IN_HEADS,
+    OUT_HEADS,
+    VOCABULARY_ROWS,
+    WHOLE_LOGITS,
+    check_accumulation,
+    check_divides,
+    distributed,
+)
 from hanmo.families.tables import expand
 from tests.unit.tiny import NAMES, tiny
 
@@ -58,3 +67,11 @@ def test_a_rank_needs_a_process_of_its_own(tmp_path: Path) -> None:
 def test_a_model_that_nobody_knows_how_to_cut_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="does not know how to cut gpt2 models"):
         with_plan(None, AutoConfig.for_model("gpt2"))
+
+
+def test_accumulation_is_refused_where_transformers_sums_twice(tmp_path: Path) -> None:
+    check_accumulation(tiny("pangu", tmp_path).network, 2)
+    qwen = SimpleNamespace(config=AutoConfig.for_model("qwen3"))
+    check_accumulation(qwen, 1)
+    with pytest.raises(UnsupportedError, match=r"gradient_accumulation_steps=2: .*q_norm.* use gradient_acc"):
+        check_accumulation(qwen, 2)
