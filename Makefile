@@ -27,7 +27,7 @@ test: check
 	$(TESTENV) $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
 
 test-slow: env
-	$(TESTENV) $(BIN)/python -m pytest -m "slow and not gpu"
+	$(TESTENV) $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal
 
 bench: env
 	$(BIN)/python -m benchmarks.run_all
