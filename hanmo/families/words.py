@@ -18,7 +18,8 @@ KEPT = 1 << 18  # entries of a table of what is known; a full one is emptied
 _FIRST, _LAST = "\u4e00", "\u9fd5"  # the Chinese characters that jieba knows
 _HAN = f"{_FIRST}-{_LAST}"
 _LATIN = r"a-zA-Z0-9+#&._%\-"  # may stand in one block with Chinese characters; all others are separators
-_FURTHER_HAN = "\u3400-\u4dbf\u9fd6-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # to rjieba, but not to jieba
+# Chinese to rjieba, but not to jieba; and halves of characters (broken JSON), which rjieba cannot read.
+_APART = "\u3400-\u4dbf\u9fd6-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\ud800-\udfff"
 _LATIN_WORDS = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
 _PARTS = re.compile(f"([{_HAN}]+)")
 _ANY_LATIN = re.compile(f"[{_LATIN}]")
@@ -46,7 +47,7 @@ class WordCutter:
     def __init__(self, further: str = "", added: tuple[str, ...] = ()) -> None:
         block = f"{_LATIN}{re.escape(further)}"
         # From the beginning of a block on, so that a long one is not tried from each of its characters.
-        self._special = re.compile(f"((?<![{_HAN}{block}])[{_HAN}]*[{block}][{_HAN}{block}]*|[{_FURTHER_HAN}])")
+        self._special = re.compile(f"((?<![{_HAN}{block}])[{_HAN}]*[{block}][{_HAN}{block}]*|[{_APART}])")
         self._slow = re.compile(f"{_SLOW.pattern}|[{re.escape(further)}]") if further else _SLOW
         self._added = added
         self._blocks = Known(self._block_words)
@@ -73,7 +74,7 @@ class WordCutter:
         return words
 
     def _block_words(self, block: str) -> list[str]:
-        """Words of a block with Latin letters or digits, or of a character that is Chinese to rjieba only."""
+        """Words of a block with Latin letters or digits, or of a character that stands apart."""
         if len(block) == 1:
             return [block]
         words: list[str] = []
