@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hanmo.cli.common import Json, emit
+from hanmo.errors import ConfigError
 
 OUTPUT = Path("runs/demo")
 
@@ -29,6 +30,8 @@ def demo(
       hanmo demo --output runs/other --seed 1
       hanmo chat
     """
+    if quick and steps is not None:
+        raise ConfigError("--quick sets the steps itself; give --quick or --steps, not both")
     # Threads that spin while they wait make such small steps ten times slower as soon as anything else is running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from hanmo.demo.run import QUICK_STEPS, STEPS

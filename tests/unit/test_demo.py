@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from hanmo.checkpoints import open_model
+from hanmo.cli import app
 from hanmo.demo import examine as examining
 from hanmo.demo.display import Display
 from hanmo.demo.model import DECODING, new_model
@@ -132,3 +134,8 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path):
     with pytest.raises(ConfigError, match=r"not made by hanmo demo.*--output"):
         demo(tmp_path, steps=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_quick_and_steps_are_two_answers_to_one_question() -> None:
+    done = CliRunner().invoke(app, ["demo", "--quick", "--steps", "5"])
+    assert isinstance(done.exception, ConfigError) and "not both" in str(done.exception)
