@@ -16,10 +16,11 @@ MODELS = load(EVA / "models.json", {})
 
 
 @functools.cache
-def opened(model: str, rules: str | None) -> OpenedModel:
+def opened(model: str, rules: str | None, checkpoint: str | None = None) -> OpenedModel:
+    """A recorded model, from its own checkpoint or from another of the same weights."""
     facts = MODELS[model]
     return open_model(
-        EVA / facts["checkpoint"],
+        EVA / (checkpoint or facts["checkpoint"]),
         config=EVA / facts["config"],
         vocab=EVA / facts["vocab"],
         rules=EVA / rules if rules else None,

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hanmo.checkpoints import open_model
 from hanmo.families.base import OpenedModel
 from hanmo.families.glm import legacy as glm
 from hanmo.families.parallel import local
@@ -44,16 +43,8 @@ def of_this_rank(network: Any, names: list[Entry], kind: str = "weight") -> dict
 
 
 def split_eva(run: dict[str, Any], rules: str | None = None) -> OpenedModel:
-    facts = eva_models.MODELS[run["model"]]
-    return open_model(
-        EVA / facts["mp_checkpoints"][str(run["mp"])],
-        config=EVA / facts["config"],
-        vocab=EVA / facts["vocab"],
-        rules=EVA / rules if rules else None,
-        dtype="fp32",
-        device="cpu",
-        tensor_parallel=RANKS,
-    )
+    split = eva_models.MODELS[run["model"]]["mp_checkpoints"][str(run["mp"])]
+    return eva_models.opened(run["model"], rules, split)
 
 
 runs = pytest.mark.parametrize("name", [name for name, run in RUNS.items() if run["mp"] == RANKS])
