@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from typing import Annotated
 
@@ -66,11 +65,8 @@ def _register() -> None:
     for name, group in groups.items():
         app.add_typer(group, name=name)
     for group_name, module, function in COMMANDS:
-        if importlib.util.find_spec(f"hanmo.cli.{module}") is None:
-            continue
-        command = getattr(importlib.import_module(f"hanmo.cli.{module}"), function, None)
-        if command is not None:
-            groups.get(group_name, app).command(function.replace("_", "-"))(command)
+        command = getattr(importlib.import_module(f"hanmo.cli.{module}"), function)
+        groups.get(group_name, app).command(function.replace("_", "-"))(command)
 
 
 def _version(wanted: bool) -> None:
@@ -95,9 +91,24 @@ def main() -> None:
     """Entry point of ``hanmo``: a user's mistake is one message and exit code 2, Ctrl-C is exit code 130."""
     try:
         app()
+    except SystemExit as done:
+        if not done.code:
+            _part()
+        raise
     except HanmoError as error:
         print(f"hanmo: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("hanmo: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _part() -> None:
+    """Leave the group of processes that the command was one of, if any.
+
+    A process that ends as a member is aborted now and then: gloo's threads outlive the interpreter they call into. After
+    a failure others may wait for this one, and parting could wait for them; it ends with an error in any case.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

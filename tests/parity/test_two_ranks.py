@@ -30,6 +30,8 @@ def test_recorded_cases_on_two_ranks(family: str, file: str, which: str) -> None
         pytest.skip(f"no recorded cases at {PARITY / family}; set HANMO_PARITY")
     select: list[Any] = ["-k", which] if which else []
     # -x: a rank that fails alone would leave the other waiting for it
-    done = on_ranks(2, "pytest", "-x", "-p", "no:cacheprovider", f"tests/parity/{file}.py", *select)
+    done = on_ranks(
+        2, "pytest", "-x", "-p", "no:cacheprovider", "-p", "tests.ranks", f"tests/parity/{file}.py", *select
+    )
     passed = [int(count) for count in re.findall(r"(\d+) passed", done.stdout)]
     assert done.returncode == 0 and len(passed) == 2 and passed[0] == passed[1] > 0, done.stdout[-4000:]
