@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
@@ -88,13 +88,26 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def start_processes(count: int) -> None:
-    """Run this command once more in ``count`` processes instead of this one."""
-    from hanmo.training.parallel import torchrun
+def start_processes(count: int) -> NoReturn:
+    """Run this command once more in ``count`` processes instead of this one, and end as they end."""
+    launch(count, without(sys.argv[1:], "--nproc"))
+
+
+def launch(count: int, arguments: list[str]) -> NoReturn:
+    """Run ``hanmo`` with these arguments in so many processes of this machine, and end as they end."""
+    import logging
+
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
-    command = torchrun(count, without(sys.argv[1:], "--nproc"))
-    os.execv(command[0], command)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say themselves what failed
+    parsed = run.parse_args(["--standalone", f"--nproc-per-node={count}", "-m", "hanmo", *arguments])
+    try:
+        run.run(parsed)
+    except ChildFailedError as error:
+        sys.exit(max(failure.exitcode for failure in error.failures.values()))
+    sys.exit(0)
 
 
 def without(arguments: list[str], *options: str) -> list[str]:

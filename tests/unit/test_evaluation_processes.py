@@ -87,6 +87,19 @@ def test_two_processes_are_as_good_as_one(tmp_path: Path) -> None:
         assert answers == sorted(path.name for path in (tmp_path / f"{name}1" / "answers").iterdir())
 
 
+@pytest.mark.slow
+def test_a_mistake_is_told_once_by_several_processes(tmp_path: Path) -> None:
+    save_model(tiny("pangu", tmp_path / "pangu"), tmp_path / "model")
+    (tmp_path / "bad.jsonl").write_text('{"text": 1}\n', encoding="utf-8")
+    arguments = ["eval", "perplexity", str(tmp_path / "model"), str(tmp_path / "bad.jsonl"), "--device", "cpu"]
+    one, two = (
+        subprocess.run([sys.executable, "-m", "hanmo", *arguments, "--nproc", count], capture_output=True, text=True)
+        for count in ("1", "2")
+    )
+    assert one.returncode == two.returncode == 2
+    assert "bad.jsonl:1:" in one.stderr and two.stderr.count("bad.jsonl:1:") == 1 and "Traceback" not in two.stderr
+
+
 def same(one: Any, other: Any) -> bool:
     """Equal but for rounding."""
     if isinstance(one, dict):
