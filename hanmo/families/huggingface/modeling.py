@@ -69,6 +69,8 @@ class TransformersRows:
     head_is_exact = True
     #: examples that share a row do not see each other; None: nobody has asked yet
     packing_is_exact: bool | None = None
+    #: ``tree`` computes what it should; None: nobody has asked yet
+    trees_are_exact: bool | None = None
     value_head: ValueHead | None
     critic: Any
 
@@ -142,6 +144,15 @@ class TransformersRows:
         output = self.forward(**inputs)
         state.cache = output.past_key_values
         return output.logits
+
+    def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
+        """See ``RowModel.tree``. Architectures that leave the mask or the positions aside compute something else."""
+        if not self.head_is_exact:
+            raise NotImplementedError("the output head alone does not make this model's logits")
+        blocked = torch.zeros(sees_BTT.shape, dtype=self.dtype, device=ids_BT.device)  # type: ignore[attr-defined]
+        blocked.masked_fill_(~sees_BTT, torch.finfo(blocked.dtype).min)
+        inputs = {"input_ids": ids_BT, "position_ids": positions_BT, "attention_mask": blocked[:, None]}
+        return self.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[attr-defined]
 
     def _known(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Without position ids where the architecture has none (it then counts by itself)."""

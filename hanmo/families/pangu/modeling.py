@@ -66,6 +66,7 @@ class PanguModel(RowModel):
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
     _no_split_modules = ["PreNormBlock"]
     _tp_plan = TP_PLAN
+    trees_are_exact = None
 
     def __init__(self, config: PanguConfig):
         super().__init__(config)
@@ -136,3 +137,6 @@ class PanguModel(RowModel):
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: DecodeState) -> Tensor:
         state.grow(torch.ones_like(ids_Rq))
         return self.lm_head(self.backbone(ids_Rq, position_ids=positions_RPq[:, 0], state=state))
+
+    def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
+        return self.backbone(ids_BT, attention_mask=sees_BTT, position_ids=positions_BT)
