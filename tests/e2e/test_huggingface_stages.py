@@ -206,8 +206,8 @@ def test_sft(name: str, how: str, place: Path, tmp_path: Path) -> None:
     settings = {
         "full": [],
         "packed": ["packing=true", "limit=64"],
-        "lora": ["lora_rank=4", "lora_alpha=16", "trainer.learning_rate=0.03"],
-        "selective": ["checkpointing=selective"],
+        "lora": ["lora.rank=4", "lora.alpha=16", "trainer.learning_rate=0.03"],
+        "selective": ["selective_checkpointing=true"],
     }[how]
     arguments = [
         f"valid={place}/pairs.jsonl",
