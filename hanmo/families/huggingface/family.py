@@ -46,12 +46,11 @@ class HuggingfaceFamily(Family):
         if isinstance(record, Text):
             head, tail = self._around
             given = (*head, *tail) or self.stop_ids[:1] if self.config.is_encoder_decoder else head
-            ids = self._plain(record.text)[: limit if self.config.is_encoder_decoder else limit - len(head)]
-            return [[Part(given, False), Part(tuple(ids), True)]] if ids else []
+            room = limit if self.config.is_encoder_decoder else limit - len(head)
+            return _fitting(given, self._plain(record.text), room)
         prefix, answer = self._prompt_and_answer(record, limit)
         room = (response_limit or limit) - 1 if self.config.is_encoder_decoder else limit - len(prefix) - 1
-        answer = answer[: max(room, 0)]
-        return [[Part(tuple(prefix), False), Part(tuple(answer), True)]] if answer else []
+        return _fitting(prefix, answer, room)
 
     def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
         if not self.config.is_encoder_decoder:
@@ -59,7 +58,7 @@ class HuggingfaceFamily(Family):
         context = [token for part in parts if not part.scored for token in part.ids]
         answer = [token for part in parts if part.scored for token in part.ids]
         fed = [self.config.decoder_start_token_id, *answer]
-        labels = [*answer, self.stop_ids[0] if stop else IGNORE]
+        labels = [*answer, self.stop_ids[0] if stop and parts[-1].scored else IGNORE]
         if closed:
             fed.append(self.stop_ids[0])
             labels.append(IGNORE)
@@ -173,6 +172,13 @@ class HuggingfaceFamily(Family):
 
     def _plain(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+def _fitting(given: Sequence[int], ids: list[int], room: int) -> list[list[Part]]:
+    """What is given and as much of what follows as there is room for; a cut text ends in an empty part: it has no stop."""
+    kept = ids[: max(room, 0)]
+    parts = [Part(tuple(given), False), Part(tuple(kept), True)]
+    return [parts if kept == ids else [*parts, Part((), False)]] if kept else []
 
 
 def _conversation(record: Record) -> tuple[str, list[str]]:
