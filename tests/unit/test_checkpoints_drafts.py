@@ -154,7 +154,7 @@ def test_a_killed_conversion_continues(tmp_path: Path, megatron: Path) -> None:
         from hanmo.checkpoints.convert import convert
         write = streams.Stored.write
         def kill(self, file, progress):
-            if "mp_rank_01" in file._fileobj.name:
+            if "mp_rank_01" in str(file._fileobj._file.name):
                 os.kill(os.getpid(), signal.SIGKILL)
             write(self, file, progress)
         streams.Stored.write = kill
