@@ -38,6 +38,7 @@ from hanmo.checkpoints.writing import (
     Origin,
     check_divides,
     default_origin,
+    filled_rows,
     layout_of,
     origin_of_folder,
     rank_files,
@@ -125,8 +126,8 @@ def convert(
     job = {key: None if value is None else str(value) for key, value in said.items()}
     wanted = DTYPES[dtype] if dtype else None
     order = _Order(source, target, vocab, rules, wanted, ranks, job, resume, verify, start, progress)
-    _to_hanmo(content, order) if to == "hanmo" else _to_original(content, order)
-    notes = _dropped(content) + _rounding(content, wanted)
+    more = _to_hanmo(content, order) if to == "hanmo" else _to_original(content, order)
+    notes = _dropped(content) + _rounding(content, wanted) + more
     if content.absent:
         notes.append(f"the source lacks {', '.join(content.absent)}: written as zeros")
     return _report(content.family, content.what, target, to, notes, content.shapes)
@@ -142,7 +143,7 @@ def _check_target(source: Path, target: Path, force: bool) -> None:
         raise CheckpointError(f"{target}: is a file; give a folder")
 
 
-def _to_hanmo(content: Source, order: _Order) -> None:
+def _to_hanmo(content: Source, order: _Order) -> list[str]:
     assert content.config is not None, "our folder has a configuration"
     tokenizer = _tokenizer(content, order.source, order.vocab)
     family = content.family(content.config, tokenizer, _rules(content, order.source, order.rules))
@@ -161,9 +162,11 @@ def _to_hanmo(content: Source, order: _Order) -> None:
         save_rules(family, draft.folder)
         if content.original is not None:
             Origin.of(content.original).write(draft.folder)
+    return []
 
 
-def _to_original(content: Source, order: _Order) -> None:
+def _to_original(content: Source, order: _Order) -> list[str]:
+    """Write it; returns what is to be known about it."""
     ranks = order.ranks
     if content.original is None:
         origin = origin_of_folder(find_weights(order.source), content.family, ranks)
@@ -175,7 +178,8 @@ def _to_original(content: Source, order: _Order) -> None:
     layout = layout_of(content.family, origin.layout)
     entries = written_entries(layout, origin, content.counts)
     check_divides(entries, content.shapes, ranks, getattr(content.config, "num_attention_heads", None))
-    files = rank_files(layout, entries, functools.partial(content.piece, dtype=order.dtype), origin, ranks)
+    piece, rows = functools.partial(content.piece, dtype=order.dtype), filled_rows(entries, content.shapes, ranks)
+    files = rank_files(layout, entries, piece, origin, ranks, rows)
     order.start(sum(bytes_of(file.tensors) for file in files))
     with order.draft(content) as draft:
         for file in files:
@@ -186,6 +190,11 @@ def _to_original(content: Source, order: _Order) -> None:
             assert content.config is not None, "a bin folder has its config.json"
             write_bin_config(draft.folder, origin, content.config)
         _copy_vocabulary(content, order.source, order.vocab, draft.folder)
+    if rows is None:
+        return []
+    return [
+        f"{ranks} does not divide the vocabulary's {rows:,} rows: filled up with zeros, which hanmo leaves out again"
+    ]
 
 
 def _copy_vocabulary(content: Source, source: Path, vocab: str | Path | None, folder: Path) -> None:
