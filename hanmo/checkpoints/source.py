@@ -69,6 +69,11 @@ class Source:
 
         return Stored(tuple(shape), wanted, blocks)
 
+    def scaled(self, name: str, dtype: torch.dtype, by: float) -> Stored:
+        """One of our tensors, multiplied in fp32; only the result is rounded."""
+        whole = self.stored(name, torch.float32)
+        return Stored(whole.shape, dtype, lambda: (_converted(name, block * by, dtype) for block in whole.blocks()))
+
     def piece(self, entry: Entry, rank: int, ranks: int, dtype: torch.dtype | None) -> Stored:
         """One rank's piece of a tensor of the original: the pieces of ours that it fuses, one after the other."""
         parts = [self.stored(name, dtype, entry.cut, rank, ranks, entry.vocabulary) for name in entry.ours]

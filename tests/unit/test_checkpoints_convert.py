@@ -279,7 +279,7 @@ def test_an_architecture_that_transformers_lacks_is_not_exported(
     from hanmo.families.base import Family
     from hanmo.families.eva.family import EvaFamily
 
-    monkeypatch.setattr(EvaFamily, "export_hf", Family.export_hf)
+    monkeypatch.setattr(EvaFamily, "as_transformers", Family.as_transformers)
     with pytest.raises(UnsupportedError, match="transformers has no architecture that computes what eva does"):
         convert(write_hub(tmp_path / "hub"), tmp_path / "hf", to="hf")
     assert [item.name for item in tmp_path.iterdir()] == ["hub"]
