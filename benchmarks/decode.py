@@ -25,10 +25,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5ForConditionalGeneration
 
 from benchmarks import common
 from benchmarks.common import Figure
+from hanmo.checkpoints import save_model
+from hanmo.checkpoints.convert import convert
 from hanmo.data.vocabulary import build
 from hanmo.families import load
 from hanmo.families.base import Context, OpenedModel
-from hanmo.families.eva.export import export_t5
 from hanmo.families.int8 import to_int8
 from hanmo.families.presets import presets
 from hanmo.generation.decode import generate
@@ -63,10 +64,10 @@ def eva(folder: Path) -> tuple[OpenedModel, T5ForConditionalGeneration, Context]
     rules.write_text("".join(f"({one!r}, {other!r})\n" for one, other in pairs), encoding="utf-8")
     config = family.config_class(**{**family.legacy.SIZES["eva2.0-base"].config, "vocab_size": len(tokenizer)})
     network = fill(family.network_class(config))
-    (folder / "t5").mkdir()
-    export_t5(network, tokenizer, folder / "t5", torch.float32)
-    peer = T5ForConditionalGeneration.from_pretrained(folder / "t5").eval()
     opened = OpenedModel(network, family(config, tokenizer, {"antonyms": str(rules)}), "eva2.0-base")
+    save_model(opened, folder / "ours")
+    convert(folder / "ours", folder / "t5", to="hf")
+    peer = T5ForConditionalGeneration.from_pretrained(folder / "t5").eval()
     turns = ["你好，今天天气真不错，我们去哪里玩", "去公园怎么样？听说那里的花开了", "好啊，几点出发？带点吃的吧"]
     ids = opened.family.context(Dialogue(tuple(turns)), 128).ids
     ids = (ids * CONTEXT)[: CONTEXT - 1]
