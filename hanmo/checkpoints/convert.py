@@ -1,17 +1,20 @@
-"""From any form of a model to any other, as a stream of tensors where no network is needed."""
+"""From any form of a model to any other, as a stream of tensors."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from hanmo import families
 from hanmo.checkpoints.drafts import Draft, bytes_of, drafting
 from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.hub import local_folder
@@ -22,13 +25,13 @@ from hanmo.checkpoints.opening import (
     dtype_name,
     find_rules,
     most_common_dtype,
-    open_model,
     open_tokenizer,
 )
-from hanmo.checkpoints.saving import SHARD_BYTES, new_folder, save_rules
+from hanmo.checkpoints.saving import SHARD_BYTES, save_rules
 from hanmo.checkpoints.source import Source, find_source
 from hanmo.checkpoints.streams import (
     Progress,
+    Stored,
     shard_index,
     shards,
     write_safetensors,
@@ -38,13 +41,14 @@ from hanmo.checkpoints.writing import (
     Origin,
     check_divides,
     default_origin,
+    filled_rows,
     layout_of,
     origin_of_folder,
     rank_files,
     write_bin_config,
     written_entries,
 )
-from hanmo.errors import CheckpointError, ConfigError, unknown
+from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.files import write_text
 
@@ -116,17 +120,13 @@ def convert(
     if ranks is not None and (ranks < 1 or to != "original"):
         raise ConfigError(f"--tensor-parallel {ranks}: 1 or more, together with --to original")
     _check_target(source, target, force)
-    if to == "hf":
-        if resume or verify:
-            raise ConfigError("--resume and --verify: not with --to hf, which transformers writes in one go")
-        return _to_hf(source, target, size, config, vocab, rules, dtype)
-    content = find_source(source, size, config, needs_config=to == "hanmo")
+    content = find_source(source, size, config, needs_config=to != "original")
     said = {"to": to, "size": size, "config": config, "vocab": vocab, "rules": rules, "dtype": dtype, "ranks": ranks}
     job = {key: None if value is None else str(value) for key, value in said.items()}
     wanted = DTYPES[dtype] if dtype else None
     order = _Order(source, target, vocab, rules, wanted, ranks, job, resume, verify, start, progress)
-    _to_hanmo(content, order) if to == "hanmo" else _to_original(content, order)
-    notes = _dropped(content) + _rounding(content, wanted)
+    more = {"hanmo": _to_hanmo, "hf": _to_hf, "original": _to_original}[to](content, order)
+    notes = _dropped(content) + _rounding(content, wanted) + more
     if content.absent:
         notes.append(f"the source lacks {', '.join(content.absent)}: written as zeros")
     return _report(content.family, content.what, target, to, notes, content.shapes)
@@ -142,29 +142,31 @@ def _check_target(source: Path, target: Path, force: bool) -> None:
         raise CheckpointError(f"{target}: is a file; give a folder")
 
 
-def _to_hanmo(content: Source, order: _Order) -> None:
+def _to_hanmo(content: Source, order: _Order) -> list[str]:
     assert content.config is not None, "our folder has a configuration"
     tokenizer = _tokenizer(content, order.source, order.vocab)
     family = content.family(content.config, tokenizer, _rules(content, order.source, order.rules))
-    content.config.architectures = [content.family.network_class.__name__]
+    if content.family.name != families.TRANSFORMERS:  # whose folders name the class that is to be loaded
+        content.config.architectures = [content.family.network_class.__name__]
     stored = content.original.dtype if content.original else content.config.dtype
     content.config.dtype = order.dtype or stored
-    files = shards({name: content.stored(name, order.dtype) for name in content.shapes}, SHARD_BYTES)
-    order.start(sum(bytes_of(tensors) for tensors in files.values()))
-    with order.draft(content) as draft:
-        for file, tensors in files.items():
-            draft.write(file, tensors, functools.partial(write_safetensors, tensors), order.progress)
-        if len(files) > 1:
-            write_text(draft.folder / "model.safetensors.index.json", shard_index(files))
+    tensors = {name: content.stored(name, order.dtype) for name in content.shapes}
+    with _safetensors(tensors, content, order) as draft:
         content.config.save_pretrained(draft.folder)
         tokenizer.save_pretrained(draft.folder)
         save_rules(family, draft.folder)
+        if (decoding := order.source / GENERATION_CONFIG_NAME).is_file():
+            shutil.copyfile(decoding, draft.folder / GENERATION_CONFIG_NAME)
         if content.original is not None:
             Origin.of(content.original).write(draft.folder)
+    return []
 
 
-def _to_original(content: Source, order: _Order) -> None:
+def _to_original(content: Source, order: _Order) -> list[str]:
+    """Write it; returns what is to be known about it."""
     ranks = order.ranks
+    if not content.family.legacy.LAYOUTS:
+        raise UnsupportedError(f"{order.source}: a model of transformers has no other layout that is its original one")
     if content.original is None:
         origin = origin_of_folder(find_weights(order.source), content.family, ranks)
         ranks = ranks or origin.ranks
@@ -175,7 +177,8 @@ def _to_original(content: Source, order: _Order) -> None:
     layout = layout_of(content.family, origin.layout)
     entries = written_entries(layout, origin, content.counts)
     check_divides(entries, content.shapes, ranks, getattr(content.config, "num_attention_heads", None))
-    files = rank_files(layout, entries, functools.partial(content.piece, dtype=order.dtype), origin, ranks)
+    piece, rows = functools.partial(content.piece, dtype=order.dtype), filled_rows(entries, content.shapes, ranks)
+    files = rank_files(layout, entries, piece, origin, ranks, rows)
     order.start(sum(bytes_of(file.tensors) for file in files))
     with order.draft(content) as draft:
         for file in files:
@@ -186,6 +189,11 @@ def _to_original(content: Source, order: _Order) -> None:
             assert content.config is not None, "a bin folder has its config.json"
             write_bin_config(draft.folder, origin, content.config)
         _copy_vocabulary(content, order.source, order.vocab, draft.folder)
+    if rows is None:
+        return []
+    return [
+        f"{ranks} does not divide the vocabulary's {rows:,} rows: filled up with zeros, which hanmo leaves out again"
+    ]
 
 
 def _copy_vocabulary(content: Source, source: Path, vocab: str | Path | None, folder: Path) -> None:
@@ -197,20 +205,28 @@ def _copy_vocabulary(content: Source, source: Path, vocab: str | Path | None, fo
         _tokenizer(content, source, vocab).save_vocabulary(str(folder))
 
 
-def _to_hf(
-    source: Path,
-    target: Path,
-    size: str | None,
-    config: str | Path | None,
-    vocab: str | Path | None,
-    rules: str | Path | None,
-    dtype: str | None,
-) -> dict[str, Any]:
-    opened = open_model(source, size=size, config=config, vocab=vocab, rules=rules, dtype="fp32", device="cpu")
-    with new_folder(target, keep=True) as draft:
-        notes = opened.family.export_hf(opened.network, draft, DTYPES[dtype or "fp32"])
-    shapes = {name: tuple(parameter.shape) for name, parameter in opened.network.named_parameters()}
-    return _report(type(opened.family), opened.source, target, "hf", notes, shapes)
+def _to_hf(content: Source, order: _Order) -> list[str]:
+    assert content.config is not None, "transformers needs a configuration"
+    tokenizer = _tokenizer(content, order.source, order.vocab)
+    family = content.family(content.config, tokenizer, _rules(content, order.source, order.rules))
+    dtype = order.dtype or torch.float32
+    export = family.as_transformers()
+    tensors = {theirs: content.scaled(ours, dtype, by) for theirs, (ours, by) in export.tensors.items()}
+    with _safetensors(tensors, content, order) as draft:
+        return export.write(draft.folder, dtype)
+
+
+@contextlib.contextmanager
+def _safetensors(tensors: dict[str, Stored], content: Source, order: _Order) -> Iterator[Draft]:
+    """A draft with these weights, sharded by size; the block adds what lies beside."""
+    files = shards(tensors, SHARD_BYTES)
+    order.start(sum(bytes_of(tensors) for tensors in files.values()))
+    with order.draft(content) as draft:
+        for file, of_file in files.items():
+            draft.write(file, of_file, functools.partial(write_safetensors, of_file), order.progress)
+        if len(files) > 1:
+            write_text(draft.folder / "model.safetensors.index.json", shard_index(files))
+        yield draft
 
 
 def _tokenizer(content: Source, source: Path, vocab: str | Path | None) -> PreTrainedTokenizerBase:

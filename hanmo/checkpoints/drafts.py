@@ -60,7 +60,7 @@ class Draft:
             for key, stored in tensors.items()
         }
         self.files[name] = {"bytes": path.stat().st_size, "tensors": facts}
-        write_text(self.folder / INDEX, json.dumps({"hash": HASH, "files": self.files}, indent=1) + "\n")
+        write_text(self.folder / INDEX, json.dumps({"hash": HASH, "files": self.files}) + "\n")
 
 
 @contextlib.contextmanager

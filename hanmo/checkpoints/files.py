@@ -27,6 +27,7 @@ _RANK_FILE = re.compile(r"mp_rank_(\d{2,})_model_states\.pt")
 _RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})")
 _NESTED_FILE = "model_optim_rng.pt"
 NESTED = "megatron-lm"
+ROWS = "vocabulary_rows"  # beside the weights: how many rows of the vocabulary are not there to fill it up
 RANK_ARGUMENTS = ("tensor_model_parallel_size", "model_parallel_size")  # of Megatron-LM's command line
 
 

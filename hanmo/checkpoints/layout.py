@@ -7,6 +7,7 @@ touched is not read. A tensor of the original may be cut over ranks and may fuse
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hanmo import families
-from hanmo.checkpoints.files import Weights
+from hanmo.checkpoints.files import ROWS, Weights
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
 from hanmo.families.tables import Entry, Layout, expand
@@ -38,15 +39,8 @@ def merge_part(pieces: Sequence[Tensor], parts: int, part: int, cut: int | None)
     return torch.cat([piece.chunk(parts, dim=0)[part] for piece in pieces], dim=cut)
 
 
-def rank_view(whole: Tensor, cut: int | None, rank: int, ranks: int) -> Tensor:
-    """The piece of one rank, as a view of the whole tensor."""
-    return whole if cut is None else whole.chunk(ranks, dim=cut)[rank]
-
-
-def overlapping(pieces: Sequence[Tensor], cut: int, rank: int, ranks: int) -> list[Tensor]:
-    """What of these pieces of a tensor belongs to one rank of another number of ranks, as views in their order."""
-    length = sum(piece.shape[cut] for piece in pieces) // ranks
-    start, end = rank * length, (rank + 1) * length
+def overlapping(pieces: Sequence[Tensor], cut: int, start: int, end: int) -> list[Tensor]:
+    """What of these pieces of a tensor lies between two places of the whole, as views in their order."""
     views, offset = [], 0
     for piece in pieces:
         low, high = max(start - offset, 0), min(end - offset, piece.shape[cut])
@@ -85,8 +79,23 @@ class Original:
         return f"{self.family.name}, {self.layout.name} layout"
 
     def pieces(self, name: str) -> list[Tensor]:
-        """A tensor of the original by the table's name, one piece per rank."""
-        return [rank[self.prefix + name] for rank in self.weights.ranks]
+        """A tensor of the original by the table's name, one piece per rank, without rows that only fill it up."""
+        held = [rank[self.prefix + name] for rank in self.weights.ranks]
+        if self.rows is None or name not in self._vocabulary:
+            return held
+        *starts, end = itertools.accumulate((len(piece) for piece in held), initial=0)
+        if not isinstance(self.rows, int) or not 0 < self.rows <= end:
+            raise CheckpointError(f"{self.weights.path}: {ROWS} is {self.rows!r}, but {name} has {end} rows")
+        return [piece[: max(self.rows - start, 0)] for piece, start in zip(held, starts, strict=True)]
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the vocabulary, where a conversion has filled them up so that the ranks divide them; else None."""
+        return self.weights.state.get(ROWS)
+
+    @functools.cached_property
+    def _vocabulary(self) -> set[str]:
+        return {name for entry in self.entries if entry.vocabulary for name in (entry.theirs, *entry.copies)}
 
     def present(self) -> Iterator[tuple[Entry, str]]:
         """The entries that the files have, each with the name to read it by: its own, or that of a copy."""
@@ -120,18 +129,22 @@ class Original:
         entry, part, name = self._sources[ours]
         return merge_part(self.pieces(name), len(entry.ours), part, entry.cut)
 
-    def views(self, ours: str, cut: int | None, rank: int, ranks: int) -> tuple[list[Tensor], int]:
-        """One rank's piece of one of our tensors, as views of the files and the dimension to join them on.
+    def views(self, ours: str, cut: int | None, start: int, end: int) -> tuple[list[Tensor], int]:
+        """One of our tensors, from ``start`` to ``end`` of dimension ``cut``, or whole.
+
+        As views of the files, and the dimension to join them on.
 
         From ranks to ranks directly: only those files are touched that hold something of the piece.
         """
         entry, part, name = self._sources[ours]
         held = self.pieces(name)[: 1 if entry.cut is None else None]
         pieces = [piece.chunk(len(entry.ours), dim=0)[part] for piece in held]
+        if cut is None:
+            return pieces, entry.cut or 0
         if len(pieces) == 1:
-            return [rank_view(pieces[0], cut, rank, ranks)], 0
-        assert entry.cut is not None and (ranks == 1 or cut == entry.cut), "ranks to ranks is within one layout"
-        return overlapping(pieces, entry.cut, rank, ranks), entry.cut
+            return [pieces[0].narrow(cut, start, end - start)], 0
+        assert cut == entry.cut, "ranks to ranks is within one layout"
+        return overlapping(pieces, cut, start, end), cut
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Our tensors by name, one at a time, in the files' dtype."""

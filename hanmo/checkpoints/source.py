@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
-from hanmo.checkpoints.files import find_weights
-from hanmo.checkpoints.layout import Original, rank_view, recognise
+from hanmo.checkpoints.files import Weights, find_weights
+from hanmo.checkpoints.layout import Original, recognise
 from hanmo.checkpoints.opening import dtype_name, family_of_folder, family_of_ours, keeps_precision
 from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_config
 from hanmo.checkpoints.streams import Stored, in_blocks
-from hanmo.errors import CheckpointError, UnsupportedError
+from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
-from hanmo.families.tables import Entry
+from hanmo.families.tables import Entry, rows_of_a_rank
 
 
 @dataclass(frozen=True)
@@ -44,25 +44,39 @@ class Source:
     what: str
 
     def stored(
-        self, name: str, dtype: torch.dtype | None, cut: int | None = None, rank: int = 0, ranks: int = 1
+        self, name: str, dtype: torch.dtype | None, cut: int | None = None, rank: int = 0, ranks: int = 1, fill: int = 0
     ) -> Stored:
-        """One of our tensors, or one rank's piece of it, in the dtype to write."""
+        """One of our tensors, or one rank's piece of it, in the dtype to write.
+
+        Args:
+            fill: see ``Entry.vocabulary``.
+        """
         shape, wanted = list(self.shapes[name]), self.dtype_of(name, dtype)
+        start = end = 0
         if cut is not None:
-            shape[cut] //= ranks
+            whole = shape[cut]
+            shape[cut] = rows_of_a_rank(whole, ranks, fill)
+            start, end = (min(number * shape[cut], whole) for number in (rank, rank + 1))
 
         def blocks() -> Iterator[Tensor]:
             if name in self.absent:
                 yield torch.zeros(shape, dtype=wanted)
                 return
-            for block in in_blocks(*self.views(name, cut, rank, ranks)):
+            for block in in_blocks(*self.views(name, cut, start, end)):
                 yield _converted(name, block, wanted)
+            if fill and end - start < shape[0]:
+                yield torch.zeros(shape[0] - (end - start), *shape[1:], dtype=wanted)
 
         return Stored(tuple(shape), wanted, blocks)
 
+    def scaled(self, name: str, dtype: torch.dtype, by: float) -> Stored:
+        """One of our tensors, multiplied in fp32; only the result is rounded."""
+        whole = self.stored(name, torch.float32)
+        return Stored(whole.shape, dtype, lambda: (_converted(name, block * by, dtype) for block in whole.blocks()))
+
     def piece(self, entry: Entry, rank: int, ranks: int, dtype: torch.dtype | None) -> Stored:
         """One rank's piece of a tensor of the original: the pieces of ours that it fuses, one after the other."""
-        parts = [self.stored(name, dtype, entry.cut, rank, ranks) for name in entry.ours]
+        parts = [self.stored(name, dtype, entry.cut, rank, ranks, entry.vocabulary) for name in entry.ours]
         rows = sum(part.shape[0] for part in parts)
         return Stored((rows, *parts[0].shape[1:]), parts[0].dtype, lambda: chain(*(part.blocks() for part in parts)))
 
@@ -87,8 +101,8 @@ def find_source(path: Path, size: str | None, config: str | Path | None, needs_c
     """What lies at a path, complete and consistent; ``size`` and ``config`` as for ``open_model``."""
     if family := family_of_ours(path):
         return _our_source(path, family)
-    if family_of_folder(path):
-        raise UnsupportedError(f"{path}: is a transformers model as it is, and opens as it is: nothing to convert")
+    if family := family_of_folder(path):
+        return _transformers_source(path, family)
     original = recognise(find_weights(path))
     original.require_complete()
     original.check_copies()
@@ -120,11 +134,25 @@ def _our_source(path: Path, family: type[Family]) -> Source:
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shape:
             raise CheckpointError(f"{path}: {name} is {found or 'missing'}, expected {shape}")
-    dtypes = {name: tensors[name].dtype for name in shapes}
-    what = f"{path}: {family.name} in hanmo's form"
+    return _folder_source(family, config, weights, shapes, f"{path}: {family.name} in hanmo's form")
 
-    def views(name: str, cut: int | None, rank: int, ranks: int) -> tuple[list[Tensor], int]:
-        return [rank_view(tensors[name], cut, rank, ranks)], 0
+
+def _transformers_source(path: Path, family: type[Family]) -> Source:
+    """A model of transformers: tensors by the names they have, as transformers itself knows which there must be."""
+    weights = find_weights(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.ranks[0].items()}
+    return _folder_source(family, config, weights, shapes, f"{path}: {config.model_type} of transformers")
+
+
+def _folder_source(
+    family: type[Family], config: PretrainedConfig, weights: Weights, shapes: dict[str, tuple[int, ...]], what: str
+) -> Source:
+    tensors = weights.ranks[0]
+    dtypes = {name: tensors[name].dtype for name in shapes}
+
+    def views(name: str, cut: int | None, start: int, end: int) -> tuple[list[Tensor], int]:
+        return [tensors[name] if cut is None else tensors[name].narrow(cut, start, end - start)], 0
 
     return Source(family, config, config, shapes, dtypes, views, [], None, weights.files, what)
 

@@ -10,19 +10,24 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import pickle
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-BLOCK = 4 << 20  # bytes that are read, converted, hashed and written at a time
+_SMALL = 64 << 10  # bytes of headers, which are written together
+_AHEAD = 4  # writes that may wait for the disk
+_to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has the second only
+BLOCK = 2 << 20  # bytes that are read, converted, hashed and written at a time
 _ALIGNMENT = 64  # of tensors in torch's files, so that they can be mapped
 _NAMES = {  # dtype -> its name in safetensors, and torch's storage class
     torch.float64: ("F64", torch.DoubleStorage),
@@ -113,6 +118,76 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+class _Written:
+    """A new file that threads write and flush to the disk while the next bytes are made: much of that is waiting."""
+
+    def __init__(self, path: Path):
+        self._file = FileIO(path, "wb")
+        self._position = 0  # in the file, of the next write
+        self._small = bytearray()  # the bytes before it, as far as they are not yet on their way
+        self._writer, self._flusher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._writes: deque[Future[None]] = deque()
+        self._flush: Future[None] | None = None
+
+    def __enter__(self) -> _Written:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._writer.shutdown(cancel_futures=True)
+        self._flusher.shutdown()
+        self._file.close()
+
+    def write(self, data: Any) -> int:
+        """Write soon; ``data`` must not change until then. Raises what an earlier write has met."""
+        if len(data) < _SMALL:
+            self._small += data
+        else:
+            self._send_small()
+            self._send(self._position, data)
+        self._position += len(data)
+        if len(self._small) >= _SMALL:
+            self._send_small()
+        return len(data)
+
+    def _send_small(self) -> None:
+        if self._small:
+            self._send(self._position - len(self._small), self._small)
+            self._small = bytearray()
+
+    def _send(self, position: int, data: Any) -> None:
+        if len(self._writes) == _AHEAD:
+            self._writes.popleft().result()
+        self._writes.append(self._writer.submit(self._write, position, memoryview(data)))
+
+    def _write(self, position: int, data: memoryview) -> None:
+        self._file.seek(position)
+        while data:
+            data = data[self._file.write(data) :]
+        if self._flush is None or self._flush.done():
+            if self._flush is not None:
+                self._flush.result()  # the system says only once that a flush has failed
+            self._flush = self._flusher.submit(_to_disk, self._file.fileno())
+
+    def flush(self) -> None:
+        """Wait until all is written."""
+        self._send_small()
+        while self._writes:
+            self._writes.popleft().result()
+        if self._flush is not None:
+            self._flush.result()
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> int:
+        self._send_small()
+        self._position = position
+        return position
+
+
 def write_safetensors(tensors: dict[str, Stored], path: Path, progress: Progress = lambda _: None) -> None:
     """Write tensors to one safetensors file."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -123,10 +198,11 @@ def write_safetensors(tensors: dict[str, Stored], path: Path, progress: Progress
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with _Written(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for stored in tensors.values():
             stored.write(file, progress)
+        file.flush()
 
 
 def shards(tensors: dict[str, Stored], limit: int) -> dict[str, dict[str, Stored]]:
@@ -190,7 +266,7 @@ def write_torch(content: Any, path: Path, progress: Progress = lambda _: None) -
     pickled = BytesIO()
     pickler = _Pickler(pickled)
     pickler.dump(content)
-    with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+    with _Written(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, text in (("data.pkl", pickled.getvalue()), ("byteorder", b"little"), ("version", b"3\n")):
             with _member(file, archive, name, len(text)) as member:
                 member.write(text)
@@ -199,7 +275,7 @@ def write_torch(content: Any, path: Path, progress: Progress = lambda _: None) -
                 storage.stored.write(member, progress)
 
 
-def _member(file: BinaryIO, archive: zipfile.ZipFile, name: str, size: int) -> Any:
+def _member(file: _Written, archive: zipfile.ZipFile, name: str, size: int) -> Any:
     """Open a member for writing; its content begins at a multiple of the alignment."""
     info = zipfile.ZipInfo(f"archive/{name}")
     huge = size >= zipfile.ZIP64_LIMIT

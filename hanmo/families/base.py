@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -244,8 +244,8 @@ class Family(ABC):
         """Generated ids as text."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def export_hf(self, network: Any, folder: Path, dtype: torch.dtype) -> list[str]:
-        """Write a folder that plain transformers loads without hanmo; returns remarks for the user.
+    def as_transformers(self) -> Export:
+        """What a folder consists of that plain transformers loads without hanmo.
 
         Raises:
             UnsupportedError: transformers has no such architecture.
@@ -258,6 +258,19 @@ class Family(ABC):
     def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
         """Score rules for ``settings`` (generation.settings.Settings) over unabridged contexts; none by default."""
         return None
+
+
+@dataclass(frozen=True)
+class Export:
+    """A model as one of transformers' own.
+
+    Attributes:
+        tensors: by the names of that architecture: ours, and the number that it is multiplied with.
+        write: puts what is not weights into a folder, for weights of a dtype; returns remarks for the user.
+    """
+
+    tensors: dict[str, tuple[str, float]]
+    write: Callable[[Path, torch.dtype], list[str]]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ class Entry:
         theirs: its name in the original file.
         ours: our tensors, one after the other on dimension 0 (queries, keys and values are fused there).
         cut: the dimension that tensor parallelism cuts, each of our parts by itself; None: every rank holds it whole.
+        vocabulary: the rows are the vocabulary's: where the ranks do not divide them, they are filled up with zeros so
+            that each rank has a multiple of this, as the original's programs do; 0 where the rows are not.
         copies: further names under which the original stores the very same tensor.
         optional: the file may lack it; ours is then zero.
         over: attribute of our configuration that counts the layers ``{i}`` runs over; empty for a single tensor.
@@ -32,6 +34,7 @@ class Entry:
     theirs: str
     ours: tuple[str, ...]
     cut: int | None = None
+    vocabulary: int = 0
     copies: tuple[str, ...] = ()
     optional: bool = False
     over: str = ""
@@ -79,6 +82,11 @@ class Size:
     config: dict[str, Any]
     parameters: int
     aliases: tuple[str, ...] = field(default=())
+
+
+def rows_of_a_rank(rows: int, ranks: int, multiple: int) -> int:
+    """Rows of the vocabulary on each rank; more than there are, in all, where the ranks do not divide them."""
+    return rows // ranks if rows % ranks == 0 else -(-rows // (ranks * multiple)) * multiple
 
 
 def expand(entries: Iterable[Entry], config: Any) -> list[Entry]:

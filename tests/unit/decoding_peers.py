@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, T5ForConditionalGeneration
 
+from hanmo.checkpoints import save_model
+from hanmo.checkpoints.convert import convert
 from hanmo.families.base import Context, Family, OpenedModel, Part, Prompt, Row
 from hanmo.families.causal import causal_prompt, causal_row
 from hanmo.families.eva.family import EvaFamily
@@ -110,6 +112,6 @@ def eva(seed: int, folder: Path, assets: dict[str, str] | None = None) -> Opened
 
 
 def as_t5(opened: OpenedModel, folder: Path) -> T5ForConditionalGeneration:
-    folder.mkdir()
-    opened.family.export_hf(opened.network, folder, torch.float32)
-    return T5ForConditionalGeneration.from_pretrained(folder).eval()
+    save_model(opened, folder / "ours")
+    convert(folder / "ours", folder / "t5", to="hf")
+    return T5ForConditionalGeneration.from_pretrained(folder / "t5").eval()

@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from hanmo.checkpoints import open_model
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.files import find_weights
+from hanmo.checkpoints.inspect import inspect_model
+from hanmo.checkpoints.layout import recognise
 from hanmo.cli import app
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError
 from tests.unit.checkpoint_files import HUB, MEGATRON, logits, original_tensors, tiny_eva, write_hub, write_megatron
@@ -139,11 +141,50 @@ def test_tensors_under_several_names_are_stored_once(tmp_path: Path, megatron: P
 
 
 def test_what_does_not_divide_is_refused_before_anything_is_written(tmp_path: Path, megatron: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"word_embeds\.weight: dimension 0 has \d+, .* 5 does not divide \d+"):
+    with pytest.raises(CheckpointError, match=r"project\.weight: dimension 0 has 16, .* 5 does not divide 16"):
         convert(megatron, tmp_path / "five", to="original", ranks=5)
     with pytest.raises(CheckpointError, match="2 attention heads cannot be split over 4 ranks"):
         convert(megatron, tmp_path / "four", to="original", ranks=4, config=megatron / "model_config.json")
     assert [item.name for item in tmp_path.iterdir()] == ["megatron"]
+
+
+def test_a_vocabulary_that_does_not_divide_is_filled_up_and_back(tmp_path: Path) -> None:
+    """Zeros in the split files, and nowhere else: whole, split otherwise, opened and in our form it is as it was."""
+    tensors = original_tensors(MEGATRON)
+    rows = len(tensors["lm_head.weight"]) - 1
+    short = {key: tensors[key][:rows].clone() for key in ("word_embeds.weight", "lm_head.weight")}
+    for name in tensors:
+        if name.endswith(("word_embeds.weight", "lm_head.weight")):
+            tensors[name] = short[name.removeprefix("encoder.").removeprefix("decoder.")]
+    whole = write_megatron(tmp_path / "whole", tensors)
+    (whole / "vocab.txt").write_text("\n".join(list(tiny_eva().tokenizer.get_vocab())[:rows]), encoding="utf-8")
+    facts = {"config": whole / "model_config.json", "vocab": whole / "vocab.txt"}
+    report = convert(whole, tmp_path / "two", to="original", ranks=2)
+    assert report["notes"] == [
+        f"2 does not divide the vocabulary's {rows} rows: filled up with zeros, which hanmo leaves out again"
+    ]
+    split = find_weights(tmp_path / "two")
+    assert split.state["vocabulary_rows"] == rows
+    for name in ("word_embeds.weight", "lm_head.weight"):
+        pieces = torch.cat([rank[name] for rank in split.ranks])
+        assert len(pieces) == rows + 1 and not pieces[-1].any() and torch.equal(pieces[:-1], tensors[name])
+    convert(tmp_path / "two", tmp_path / "one", to="original", ranks=1)
+    assert_same(whole, tmp_path / "one")
+    convert(tmp_path / "two", tmp_path / "ours", **facts)
+    convert(whole, tmp_path / "direct", **facts)
+    assert_same(tmp_path / "ours", tmp_path / "direct")
+    convert(tmp_path / "ours", tmp_path / "back", to="original")
+    assert_same(tmp_path / "two", tmp_path / "back")
+    assert_same_logits(tmp_path / "two", whole)
+    assert not [
+        check for check in inspect_model(tmp_path / "two", deep=True, **facts).checks if check.verdict == "fault"
+    ]
+
+    split.state["vocabulary_rows"] = rows + 2
+    with pytest.raises(
+        CheckpointError, match=rf"vocabulary_rows is {rows + 2}, but word_embeds.weight has {rows + 1} rows"
+    ):
+        recognise(split).check_copies()
 
 
 def test_dtypes_are_converted_and_the_loss_is_said(tmp_path: Path, megatron: Path) -> None:
@@ -238,7 +279,7 @@ def test_an_architecture_that_transformers_lacks_is_not_exported(
     from hanmo.families.base import Family
     from hanmo.families.eva.family import EvaFamily
 
-    monkeypatch.setattr(EvaFamily, "export_hf", Family.export_hf)
+    monkeypatch.setattr(EvaFamily, "as_transformers", Family.as_transformers)
     with pytest.raises(UnsupportedError, match="transformers has no architecture that computes what eva does"):
         convert(write_hub(tmp_path / "hub"), tmp_path / "hf", to="hf")
     assert [item.name for item in tmp_path.iterdir()] == ["hub"]

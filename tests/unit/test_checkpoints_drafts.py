@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+from hanmo.checkpoints import convert as convert_module
 from hanmo.checkpoints import drafts, source
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.inspect import inspect_model
 from hanmo.checkpoints.streams import content_hash
-from hanmo.errors import CheckpointError, ConfigError
-from tests.unit.checkpoint_files import write_hub, write_megatron
+from hanmo.errors import CheckpointError
+from tests.unit.checkpoint_files import tiny_eva, write_hub, write_megatron
 
 LAST = "7/mp_rank_01_model_states.pt"
 
@@ -154,7 +155,7 @@ def test_a_killed_conversion_continues(tmp_path: Path, megatron: Path) -> None:
         from hanmo.checkpoints.convert import convert
         write = streams.Stored.write
         def kill(self, file, progress):
-            if "mp_rank_01" in file._fileobj.name:
+            if "mp_rank_01" in str(file._fileobj._file.name):
                 os.kill(os.getpid(), signal.SIGKILL)
             write(self, file, progress)
         streams.Stored.write = kill
@@ -179,9 +180,36 @@ def test_two_at_once_are_kept_apart(tmp_path: Path, megatron: Path) -> None:
     assert draft.is_dir()
 
 
-def test_plain_transformers_folders_are_made_in_one_go(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--resume and --verify: not with --to hf"):
-        convert(write_hub(tmp_path / "hub"), tmp_path / "hf", to="hf", verify=True)
+def test_plain_transformers_folders_continue_and_are_compared_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import T5ForConditionalGeneration
+
+    monkeypatch.setattr(convert_module, "SHARD_BYTES", 20_000)
+    hub = write_hub(tmp_path / "hub")
+    with monkeypatch.context() as patch:
+        patch.setattr(convert_module, "shard_index", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(CheckpointError, match="No space left; nothing has been changed; what is finished lies in"):
+            convert(hub, tmp_path / "hf", to="hf", resume=True)
+    finished = [file.stat().st_ino for file in sorted((tmp_path / ".hf.partial").glob("model-*"))]
+    report = convert(hub, tmp_path / "hf", to="hf", resume=True, verify=True)
+    assert len(report["files"]) > 2 and report["dtype"] == "fp32"
+    assert [(tmp_path / "hf" / name).stat().st_ino for name in report["files"]] == finished
+    convert(hub, tmp_path / "one", to="hf")
+    one, other = (T5ForConditionalGeneration.from_pretrained(tmp_path / name).state_dict() for name in ("hf", "one"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    original = find_weights(hub).ranks[0]
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    assert torch.equal(one[name], original[name].float() * tiny_eva().network.config.d_kv ** -0.5)
+
+
+def test_plain_transformers_folders_in_half_precision_round_once(tmp_path: Path) -> None:
+    hub = write_hub(tmp_path / "hub")
+    report = convert(hub, tmp_path / "hf", to="hf", dtype="bf16")
+    assert any("the queries, with the scale in them, are rounded" in note for note in report["notes"])
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    stored = find_weights(hub).ranks[0][name].float() * tiny_eva().network.config.d_kv ** -0.5
+    assert torch.equal(find_weights(tmp_path / "hf").ranks[0][name], stored.bfloat16())
 
 
 def test_loss_scalers_survive_the_way_back(tmp_path: Path) -> None:

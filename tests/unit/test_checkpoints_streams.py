@@ -6,8 +6,10 @@ import argparse
 import hashlib
 import subprocess
 import sys
+import tempfile
 import textwrap
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,36 @@ def test_shards_hold_no_more_than_the_limit() -> None:
     assert '"total_size": 8006' in shard_index(files)
     assert list(shards(tensors, 10_000)) == ["model.safetensors"]
     assert len(shards(tensors, 1)) == 5, "a tensor is never cut"
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=12))
+@settings(deadline=None)
+def test_threads_write_what_a_file_would_hold(writes: list[tuple[int, int]]) -> None:
+    """Small and large pieces, here and there, also over one another: the later one counts."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(streams, "_SMALL", 8)
+        plain = BytesIO()
+        with streams._Written(Path(folder) / "a") as file:
+            for number, (back, size) in enumerate(writes):
+                place = max(plain.tell() - back, 0)
+                for written in (plain, file):
+                    written.seek(place)
+                    written.write(bytes([number]) * size)
+            assert file.tell() == plain.tell()
+            file.flush()
+        assert (Path(folder) / "a").read_bytes() == plain.getvalue()
+
+
+@pytest.mark.parametrize("write", [write_safetensors, write_torch])
+def test_what_only_the_flush_meets_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
+    """A disk may fail, or be full, after the system has taken the bytes; it says so once only."""
+
+    def fails(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(streams, "_to_disk", fails)
+    with pytest.raises(OSError, match="No space left"):
+        write({"a": Stored.of(torch.zeros(300_000))}, tmp_path / "a")
 
 
 def test_anonymous_memory_stays_small(tmp_path: Path) -> None:

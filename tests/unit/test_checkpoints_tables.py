@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hanmo.checkpoints import streams
-from hanmo.checkpoints.files import Weights
-from hanmo.checkpoints.layout import all_families, rank_view, recognise
+from hanmo.checkpoints.files import ROWS, Weights
+from hanmo.checkpoints.layout import all_families, recognise
 from hanmo.checkpoints.sizes import expected_shapes
 from hanmo.checkpoints.source import Source, original_source
+from hanmo.checkpoints.writing import filled_rows
 from hanmo.families.base import Family
 from hanmo.families.tables import Layout, expand
 
@@ -45,8 +46,8 @@ def small_blocks() -> Any:
 
 
 def ours(family: type[Family], config: Any, tensors: dict[str, Tensor]) -> Source:
-    def views(name: str, cut: int | None, rank: int, ranks: int) -> tuple[list[Tensor], int]:
-        return [rank_view(tensors[name], cut, rank, ranks)], 0
+    def views(name: str, cut: int | None, start: int, end: int) -> tuple[list[Tensor], int]:
+        return [tensors[name] if cut is None else tensors[name].narrow(cut, start, end - start)], 0
 
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
@@ -90,16 +91,27 @@ def test_merging_undoes_splitting_and_n_to_m_is_the_split_of_the_whole(
     fixed = FIXED.get(family.name, {}) | FIXED.get(layout.name, {})
     if "d_ff" in fixed:
         fixed = {**fixed, "d_ff": fixed["d_ff"] * first * second}
-    rows = first * second * data.draw(st.integers(1, 5))
+    rows = data.draw(st.integers(1, 600))  # of the vocabulary: filled up where they do not divide
     config = family.config_class(vocab_size=rows, **{**chosen, **fixed, **layout.implies})
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     shapes = expected_shapes(family, config)
     whole = {name: torch.randn(shape, generator=generator).half() for name, shape in shapes.items()}
 
     source = ours(family, config, whole)
-    ranks = written(source, layout, first)
+    ranks, source_entries = written(source, layout, first), expand(layout.entries, config)
+    for entry in source_entries:
+        if entry.vocabulary:
+            name = layout.prefixes[-1] + entry.theirs
+            lengths = {len(rank[name]) for rank in ranks}
+            assert lengths == {
+                rows // first if rows % first == 0 else -(-rows // (first * entry.vocabulary)) * entry.vocabulary
+            }
+            assert not torch.cat([rank[name] for rank in ranks])[rows:].any(), "what fills up is zeros"
     said = dict.fromkeys(layout.needs, True) or None
-    split = recognise(Weights(Path("drawn"), layout.container, [Path("file")] * first, ranks, config=said))
+    filled = filled_rows(source_entries, shapes, first)
+    assert (filled is None) == (not layout.splits or rows % first == 0)
+    state = {} if filled is None else {ROWS: filled}
+    split = recognise(Weights(Path("drawn"), layout.container, [Path("file")] * first, ranks, state, config=said))
     split.require_complete()
     split.check_copies()
     assert split.layout == layout

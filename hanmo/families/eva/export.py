@@ -9,16 +9,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import GenerationConfig, T5Config
 
 from hanmo.families.eva import legacy, tokenization
-from hanmo.families.eva.modeling import EvaConfig, EvaModel
+from hanmo.families.eva.modeling import EvaConfig
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.tables import expand
 
@@ -46,20 +43,13 @@ def standalone(path: Path) -> str:
     return re.sub(r"from hanmo\.families\.(\w+) import .*\n", inlined, path.read_text(encoding="utf-8"))
 
 
-def export_t5(network: EvaModel, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:
-    """Write T5ForConditionalGeneration with EVA's weights, and the tokenizer with its code.
-
-    Folding happens in fp32, and only its result is rounded to ``dtype``.
+def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:
+    """Write what T5ForConditionalGeneration needs beside EVA's weights, and the tokenizer with its code.
 
     Returns:
-        Remarks: what was left out, what rounding lost.
+        Remarks: what was left out, what rounding loses.
     """
-    state, worst = {}, 0.0
-    for name, weight in _t5_tensors(network).items():
-        state[name] = weight.to(dtype).contiguous()
-        worst = max(worst, float((state[name].float() - weight).abs().max()))
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_config(network.config, folder, dtype)
+    _write_config(config, folder, dtype)
     tokenizer.save_pretrained(folder)
     (folder / "tokenization.py").write_text(standalone(Path(tokenization.__file__)), encoding="utf-8")
     settings = folder / "tokenizer_config.json"
@@ -68,28 +58,21 @@ def export_t5(network: EvaModel, tokenizer: EvaTokenizer, folder: Path, dtype: t
     settings.write_text(json.dumps(said, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_README.format(name=folder.name), encoding="utf-8")
     notes = ["the role embeddings have no place in T5 and are left out; no published program uses them"]
-    if worst:
-        notes.append(
-            f"{str(dtype).removeprefix('torch.')} rounds the weights, the folded queries among them, by up to {worst:.1e}; "
-            "fp32 gives the logits to about 1e-5"
-        )
+    if dtype != torch.float32 and config.attn_scale:
+        notes.append("the queries, with the scale in them, are rounded; fp32 gives the logits to about 1e-5")
     return notes
 
 
-def _t5_tensors(network: EvaModel) -> dict[str, Tensor]:
-    """The weights in fp32 under T5's names, which are those of EVA's hub layout, with the scale in the queries."""
-    weights = network.state_dict()
-    config = network.config
+def t5_tensors(config: EvaConfig) -> dict[str, tuple[str, float]]:
+    """T5's names, which are those of EVA's hub layout: ours, and what it is multiplied with, the scale for queries."""
     scale = config.d_kv**-0.5 if config.attn_scale else 1.0
-    counts = SimpleNamespace(num_layers=config.num_layers, num_decoder_layers=config.num_decoder_layers)
     hub = next(layout for layout in legacy.LAYOUTS if layout.container == "bin")
-    tensors = {}
-    for entry in expand(hub.entries, counts):
-        (ours,) = entry.ours
-        if ours != "role_embeds.weight":
-            weight = weights[ours].detach().cpu().float()
-            tensors[entry.theirs] = weight * scale if ours.endswith("q_proj.weight") else weight
-    return tensors
+    return {
+        entry.theirs: (ours, scale if ours.endswith("q_proj.weight") else 1.0)
+        for entry in expand(hub.entries, config)
+        for ours in entry.ours
+        if ours != "role_embeds.weight"
+    }
 
 
 def _write_config(config: EvaConfig, folder: Path, dtype: torch.dtype) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from random import Random
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE, Context, DecodingForm, Family, Part, Prompt, Row, Rules
+from hanmo.families.base import IGNORE, Context, DecodingForm, Export, Family, Part, Prompt, Row, Rules
 from hanmo.families.causal import example_numbers
 from hanmo.families.eva import legacy
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
@@ -175,11 +174,11 @@ class EvaFamily(Family):
         """Tokens joined, with spaces and newlines spelled out; special tokens appear as their names."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def export_hf(self, network: Any, folder: Path, dtype: torch.dtype) -> list[str]:
+    def as_transformers(self) -> Export:
         """EVA as T5."""
-        from hanmo.families.eva.export import export_t5
+        from hanmo.families.eva.export import t5_tensors, write_t5
 
-        return export_t5(network, self.tokenizer, folder, dtype)
+        return Export(t5_tensors(self.config), partial(write_t5, self.config, self.tokenizer))
 
     def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
         """EVA's penalties and bans; antonyms are banned where the model has a file of them."""

@@ -54,13 +54,13 @@ _STACKS = (("encoder", "num_layers"), ("decoder", "num_decoder_layers"))
 def _megatron() -> list[Entry]:
     """Names of the original training code; ``cut`` is how its conversion script splits a tensor over ranks."""
 
-    def shared(name: str, cut: int | None, optional: bool = False) -> Entry:
-        return Entry(name, (name,), cut, (f"encoder.{name}", f"decoder.{name}"), optional)
+    def shared(name: str, cut: int | None, vocabulary: int = 0, optional: bool = False) -> Entry:
+        return Entry(name, (name,), cut, vocabulary, (f"encoder.{name}", f"decoder.{name}"), optional)
 
     entries = [
-        shared("word_embeds.weight", 0),
+        shared("word_embeds.weight", 0, vocabulary=1),
         shared("role_embeds.weight", None, optional=True),
-        Entry("lm_head.weight", ("lm_head.weight",), 0),
+        Entry("lm_head.weight", ("lm_head.weight",), 0, vocabulary=1),
     ]
     for stack, layers in _STACKS:
         block = f"{stack}.blocks.{{i}}"

@@ -36,7 +36,7 @@ def _module(theirs: str, *ours: str, cut: int | None = None, cut_bias: bool = Fa
 
 
 _ENTRIES = (
-    Entry("word_embeddings.weight", ("embed_tokens.weight",), 0),
+    Entry("word_embeddings.weight", ("embed_tokens.weight",), 0, vocabulary=128),
     Entry("transformer.position_embeddings.weight", ("embed_positions.weight",)),
     Entry("transformer.block_position_embeddings.weight", ("embed_places.weight",), optional=True),
     *_module("input_layernorm", "attention_norm"),

@@ -77,7 +77,7 @@ MEGATRON = Layout(
     name="pangu-megatron",
     container="megatron-lm",
     entries=(
-        Entry("embedding.word_embeddings.weight", ("embed_tokens.weight",), 0),
+        Entry("embedding.word_embeddings.weight", ("embed_tokens.weight",), 0, vocabulary=128),
         Entry("embedding.position_embeddings.weight", ("embed_positions.weight",)),
         Entry("topQueryEmbedding.top_query_embeddings.weight", ("embed_queries.weight",)),
         *_megatron("input_layernorm", "attention_norm", None),

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.cache import DecodeState
 from hanmo.families.causal import causal_mask
+from hanmo.families.dropout import Dropout
 from hanmo.families.heads import RowModel
 from hanmo.families.linear import Linear
 from hanmo.families.prenorm import TP_PLAN, PreNormBlock, init_prenorm
@@ -73,7 +74,7 @@ class PanguModel(RowModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
         self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
         self.embed_queries = nn.Embedding(config.max_position_embeddings, width)
-        self.dropout = nn.Dropout(config.embd_pdrop)
+        self.dropout = Dropout(config.embd_pdrop)
         self.layers = nn.ModuleList(
             PreNormBlock(
                 width=width,

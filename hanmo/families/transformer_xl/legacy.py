@@ -54,7 +54,7 @@ def _module(theirs: str, ours: Sequence[str], cut: int | None = None, cut_bias: 
     ]
 
 
-_WORDS = Entry("word_embeddings.weight", ("embed_tokens.weight",), 0)
+_WORDS = Entry("word_embeddings.weight", ("embed_tokens.weight",), 0, vocabulary=128)
 _LAYERS = (
     *_module("input_layernorm", ["attention_norm"]),
     *_module(
