@@ -30,6 +30,7 @@ from hanmo.checkpoints.convert import convert
 from hanmo.data.vocabulary import build
 from hanmo.families import load
 from hanmo.families.base import Context, OpenedModel
+from hanmo.families.int8 import to_int8
 from hanmo.families.presets import presets
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
@@ -110,10 +111,15 @@ def _eva_figures(opened: OpenedModel, peer: T5ForConditionalGeneration, context:
         figures.append(
             Figure.cost(f"EVA 2.0-base, a step with rules against one without, {name}", with_rules, without, "s", 0.8)
         )
-    fast, slow = common.alternate(
-        partial(generate, half, [context], beam), partial(generate, opened, [context], beam), rounds
-    )
-    figures.append(Figure.rate("EVA 2.0-base, beam 4, bf16 against our fp32", NEW / fast, NEW / slow, "tokens/s", 2.0))
+    eight = OpenedModel(deepcopy(opened.network), opened.family, "int8")
+    to_int8(eight.network)
+    for name, narrow, goal in (("bf16", half, 1.0), ("int8", eight, 2.0)):
+        fast, slow = common.alternate(
+            partial(generate, narrow, [context], beam), partial(generate, opened, [context], beam), rounds
+        )
+        figures.append(
+            Figure.rate(f"EVA 2.0-base, beam 4, {name} against our fp32", NEW / fast, NEW / slow, "tokens/s", goal)
+        )
     figures.append(
         Figure.rate(
             "EVA 2.0-base, beam 4, fp32 against the original as recorded",
@@ -178,20 +184,19 @@ def measure_transformer_xl(quick: bool) -> list[Figure]:
     type(family).spare_ids = range(0)  # there is no tokenizer here
     opened = OpenedModel(fill(family_class.network_class(config)), family, "transformer_xl")
     ids = tuple(torch.randint(100, 30_000, (64,)).tolist())
-    settings, best = Settings(do_sample=False, max_new_tokens=64), float("inf")
-    for _ in range(1 if quick else 3):
-        start = time.perf_counter()
-        generate(opened, [Context(ids, ids)], settings)
-        best = min(best, time.perf_counter() - start)
-    return [
-        Figure.rate(
-            "Transformer-XL 12 x 768, greedy, against the original as recorded",
-            64 / best,
-            RECORDED["transformer_xl"],
-            "tokens/s",
-            4.0,
-        )
-    ]
+    settings = Settings(do_sample=False, max_new_tokens=64)
+    figures = []
+    for name in ("fp32", "int8"):
+        if name == "int8":
+            to_int8(opened.network)
+        best = float("inf")
+        for _ in range(1 if quick else 3):
+            start = time.perf_counter()
+            generate(opened, [Context(ids, ids)], settings)
+            best = min(best, time.perf_counter() - start)
+        what = f"Transformer-XL 12 x 768, greedy, {name} against the original as recorded"
+        figures.append(Figure.rate(what, 64 / best, RECORDED["transformer_xl"], "tokens/s", 4.0))
+    return figures
 
 
 def main() -> int:

@@ -37,6 +37,7 @@ from hanmo.families.eva.modeling import EvaConfig, EvaModel  # noqa: E402
 from hanmo.families.huggingface.family import HuggingfaceFamily  # noqa: E402
 from hanmo.families.huggingface.modeling import adopt  # noqa: E402
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel  # noqa: E402
+from hanmo.training.adapt import checkpoint_layers  # noqa: E402
 from hanmo.training.trainer import RowTrainer  # noqa: E402
 
 VOCABULARY, BATCH, LIMIT = 8192, 8, 256
@@ -150,7 +151,7 @@ def original_step(name: str, dtype: str, checkpointing: bool, steps: int = 3) ->
         ids = torch.randint(5, 29000, (4, 512))
         batch = {"input_ids": ids, "labels": ids, "memory": tuple(torch.randn(4, 256, 768) for _ in range(13))}
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        checkpoint_layers(model, selective=False)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5, fused=True)
 
     def step() -> None:

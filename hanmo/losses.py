@@ -12,7 +12,7 @@ named "published" are those of the recorded specification (CLUE, section 4).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +21,26 @@ from torch.nn.functional import logsigmoid
 
 def token_logprobs(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """log p(label) in fp32, (N,), from logits of any floating dtype and labels (N,) int64."""
-    logits_NV = logits_NV.float()
-    return logits_NV.gather(-1, labels_N[:, None]).squeeze(-1) - logits_NV.logsumexp(-1)
+    return _TokenLogprobs.apply(logits_NV, labels_N)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Logits minus their logsumexp, whose gradient is made in one tensor of their size where autograd makes four."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+        wide_NV = logits_NV.float()
+        total_N = wide_NV.logsumexp(-1)
+        ctx.save_for_backward(logits_NV, labels_N, total_N)
+        return wide_NV.gather(-1, labels_N[:, None]).squeeze(-1) - total_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient_N,) = gradients
+        logits_NV, labels_N, total_N = ctx.saved_tensors
+        gradient_NV = (logits_NV.float() - total_N[:, None]).exp_().mul_(-gradient_N[:, None])
+        gradient_NV.scatter_add_(1, labels_N[:, None], gradient_N[:, None])
+        return gradient_NV.to(logits_NV.dtype), None
 
 
 def token_entropies(logits_NV: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from hanmo import families
 from hanmo.checkpoints.drafts import Draft, bytes_of, drafting
 from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.hub import local_folder
@@ -45,7 +48,7 @@ from hanmo.checkpoints.writing import (
     write_bin_config,
     written_entries,
 )
-from hanmo.errors import CheckpointError, ConfigError, unknown
+from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.files import write_text
 
@@ -143,7 +146,8 @@ def _to_hanmo(content: Source, order: _Order) -> list[str]:
     assert content.config is not None, "our folder has a configuration"
     tokenizer = _tokenizer(content, order.source, order.vocab)
     family = content.family(content.config, tokenizer, _rules(content, order.source, order.rules))
-    content.config.architectures = [content.family.network_class.__name__]
+    if content.family.name != families.TRANSFORMERS:  # whose folders name the class that is to be loaded
+        content.config.architectures = [content.family.network_class.__name__]
     stored = content.original.dtype if content.original else content.config.dtype
     content.config.dtype = order.dtype or stored
     tensors = {name: content.stored(name, order.dtype) for name in content.shapes}
@@ -151,6 +155,8 @@ def _to_hanmo(content: Source, order: _Order) -> list[str]:
         content.config.save_pretrained(draft.folder)
         tokenizer.save_pretrained(draft.folder)
         save_rules(family, draft.folder)
+        if (decoding := order.source / GENERATION_CONFIG_NAME).is_file():
+            shutil.copyfile(decoding, draft.folder / GENERATION_CONFIG_NAME)
         if content.original is not None:
             Origin.of(content.original).write(draft.folder)
     return []
@@ -159,6 +165,8 @@ def _to_hanmo(content: Source, order: _Order) -> list[str]:
 def _to_original(content: Source, order: _Order) -> list[str]:
     """Write it; returns what is to be known about it."""
     ranks = order.ranks
+    if not content.family.legacy.LAYOUTS:
+        raise UnsupportedError(f"{order.source}: a model of transformers has no other layout that is its original one")
     if content.original is None:
         origin = origin_of_folder(find_weights(order.source), content.family, ranks)
         ranks = ranks or origin.ranks

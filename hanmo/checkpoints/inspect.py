@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from hanmo import families
 from hanmo.checkpoints.drafts import verify_index
@@ -104,6 +104,10 @@ def inspect_model(
     else:
         original = _look_at_original(report, weights)
         if original is None:
+            if report.family == families.TRANSFORMERS:
+                family = families.load(families.TRANSFORMERS)
+                rows = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().vocab_size
+                _check_tokens(report, family, rows, _our_tokenizer(report, path, family))
             _check_numbers(report, weights, None)
             return report
         family = original.family

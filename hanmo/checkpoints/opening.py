@@ -18,9 +18,11 @@ from hanmo.checkpoints.layout import Original, recognise, some
 from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_config
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, unknown
 from hanmo.families.base import Family, OpenedModel
+from hanmo.families.int8 import to_int8
 from hanmo.families.parallel import distributed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+INT8 = "int8"
 RULES = "rules"  # the folder inside ours in which a model's score rules lie
 
 
@@ -42,7 +44,8 @@ def open_model(
         config: the original's configuration file, likewise.
         vocab: vocabulary file of an original checkpoint; default: the one beside the weights.
         rules: folder of score rules; default: the one inside a folder of ours.
-        dtype: fp32, bf16 or fp16; default: the files', except that the CPU, which is slow in fp16, gets fp32.
+        dtype: fp32, bf16, fp16, or for inference on a CPU int8; default: the files', except that the CPU, which is
+            slow in fp16, gets fp32.
         device: default: CUDA if there is one, else the CPU.
         tensor_parallel: ranks over which the model is cut; each is a process of its own, started by torchrun, and all
             call this.
@@ -53,13 +56,17 @@ def open_model(
         VocabularyError: no vocabulary, or one that disagrees with the embedding.
     """
     path = local_folder(path)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
+    if dtype == INT8 and (target.type != "cpu" or tensor_parallel > 1):
+        raise UnsupportedError("int8 is for one process on a CPU; elsewhere use bf16 or fp16")
     if family := family_of_folder(path):
         if given := [name for name, value in (("size", size), ("config", config), ("vocab", vocab)) if value]:
             raise ConfigError(f"{path} is a model folder, complete in itself: leave out --{' and --'.join(given)}")
         opened = _open_folder(path, family, dtype, target, tensor_parallel)
     else:
         opened = _open_original(path, size, config, vocab, dtype, target, tensor_parallel)
+    if dtype == INT8:
+        to_int8(opened.network)
     if rules is not None:
         opened.family.assets.update(find_rules(type(opened.family), Path(rules)))
     return opened
@@ -123,7 +130,7 @@ def _open_folder(path: Path, family: type[Family], dtype: str | None, device: to
     _require_loaded(path, info)
     check_vocabulary(family, network.config.get_text_config().vocab_size, tokenizer, str(path))
     opened = family(network.config, tokenizer, find_rules(family, path / RULES, optional=True))
-    return OpenedModel(network.to(device).eval(), opened, _described(str(path), stored, wanted))
+    return OpenedModel(network.to(device).eval(), opened, _described(str(path), stored, dtype or dtype_name(wanted)))
 
 
 def _open_original(
@@ -145,7 +152,7 @@ def _open_original(
     what = f"{size_name or original.family.name} from {path} ({original.layout.name} layout"
     what += f", {len(original.weights.ranks)} ranks" if len(original.weights.ranks) > 1 else ""
     what += f", iteration {original.weights.iteration})" if original.weights.iteration is not None else ")"
-    return OpenedModel(network.to(device).eval(), family, _described(what, original.dtype, wanted))
+    return OpenedModel(network.to(device).eval(), family, _described(what, original.dtype, dtype or dtype_name(wanted)))
 
 
 def load_network(
@@ -238,10 +245,12 @@ def find_rules(family: type[Family], folder: Path, optional: bool = False) -> di
 
 
 def choose_dtype(wanted: str | None, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to compute in: as wanted, else as stored, but fp32 where a CPU would have to compute in fp16."""
+    """The dtype to load in: as wanted, else as stored, but fp32 where a CPU would have to compute in fp16."""
+    if wanted == INT8:
+        return stored  # rounded from what the files say
     if wanted is not None:
         if wanted not in DTYPES:
-            raise ConfigError(unknown("dtype", wanted, DTYPES))
+            raise ConfigError(unknown("dtype", wanted, [*DTYPES, INT8]))
         return DTYPES[wanted]
     return torch.float32 if device.type == "cpu" and stored == torch.float16 else stored
 
@@ -259,8 +268,8 @@ def dtype_name(dtype: torch.dtype) -> str:
     return next((name for name, known in DTYPES.items() if known == dtype), str(dtype).removeprefix("torch."))
 
 
-def _described(what: str, stored: torch.dtype, used: torch.dtype) -> str:
-    return f"{what}, {dtype_name(stored)}" + ("" if stored == used else f" computed in {dtype_name(used)}")
+def _described(what: str, stored: torch.dtype, used: str) -> str:
+    return f"{what}, {dtype_name(stored)}" + ("" if dtype_name(stored) == used else f" computed in {used}")
 
 
 def is_transformers_model(weights: Weights) -> bool:

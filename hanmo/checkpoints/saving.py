@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hanmo.checkpoints.opening import RULES, quiet
-from hanmo.errors import CheckpointError
+from hanmo.errors import CheckpointError, UnsupportedError
 from hanmo.families.base import Family, OpenedModel
+from hanmo.families.int8 import is_int8
 from hanmo.families.parallel import writes
 
 SHARD_BYTES = 5_000_000_000
@@ -28,7 +29,10 @@ def save_model(opened: OpenedModel, folder: str | Path) -> Path:
 
     Raises:
         CheckpointError: the folder cannot be written (a full disk), and nothing has changed.
+        UnsupportedError: a model in int8.
     """
+    if is_int8(opened.network):
+        raise UnsupportedError("a model in int8 is for inference only: open it in another dtype to train or save it")
     if not writes(opened.network):
         with tempfile.TemporaryDirectory() as nowhere, quiet():
             opened.network.save_pretrained(nowhere)  # gives its slices to the rank that writes

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
-from hanmo.checkpoints.files import find_weights
+from hanmo.checkpoints.files import Weights, find_weights
 from hanmo.checkpoints.layout import Original, recognise
 from hanmo.checkpoints.opening import dtype_name, family_of_folder, family_of_ours, keeps_precision
 from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_config
 from hanmo.checkpoints.streams import Stored, in_blocks
-from hanmo.errors import CheckpointError, UnsupportedError
+from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
 from hanmo.families.tables import Entry, rows_of_a_rank
 
@@ -101,8 +101,8 @@ def find_source(path: Path, size: str | None, config: str | Path | None, needs_c
     """What lies at a path, complete and consistent; ``size`` and ``config`` as for ``open_model``."""
     if family := family_of_ours(path):
         return _our_source(path, family)
-    if family_of_folder(path):
-        raise UnsupportedError(f"{path}: is a transformers model as it is, and opens as it is: nothing to convert")
+    if family := family_of_folder(path):
+        return _transformers_source(path, family)
     original = recognise(find_weights(path))
     original.require_complete()
     original.check_copies()
@@ -134,8 +134,22 @@ def _our_source(path: Path, family: type[Family]) -> Source:
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != shape:
             raise CheckpointError(f"{path}: {name} is {found or 'missing'}, expected {shape}")
+    return _folder_source(family, config, weights, shapes, f"{path}: {family.name} in hanmo's form")
+
+
+def _transformers_source(path: Path, family: type[Family]) -> Source:
+    """A model of transformers: tensors by the names they have, as transformers itself knows which there must be."""
+    weights = find_weights(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.ranks[0].items()}
+    return _folder_source(family, config, weights, shapes, f"{path}: {config.model_type} of transformers")
+
+
+def _folder_source(
+    family: type[Family], config: PretrainedConfig, weights: Weights, shapes: dict[str, tuple[int, ...]], what: str
+) -> Source:
+    tensors = weights.ranks[0]
     dtypes = {name: tensors[name].dtype for name in shapes}
-    what = f"{path}: {family.name} in hanmo's form"
 
     def views(name: str, cut: int | None, start: int, end: int) -> tuple[list[Tensor], int]:
         return [tensors[name] if cut is None else tensors[name].narrow(cut, start, end - start)], 0

@@ -137,13 +137,14 @@ def describe(opened: OpenedModel, settings: Settings) -> str:
     import torch
     import transformers
 
+    from hanmo.families.int8 import count_parameters
+
     network, family = opened.network, opened.family
-    parameters = sum(parameter.numel() for parameter in network.parameters())
     device = torch.cuda.get_device_name(network.device) if network.device.type == "cuda" else str(network.device)
     facts = {
         "model": opened.source,
         "family": family.name,
-        "parameters": f"{parameters:,} in {str(network.dtype).removeprefix('torch.')}",
+        "parameters": f"{count_parameters(network):,}",
         "vocabulary": f"{len(opened.tokenizer):,} tokens",
         "rule files": ", ".join(family.assets.values()) or "none",
         "device": f"{device}, {torch.get_num_threads()} threads",

@@ -7,21 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import (
-    ConfigFile,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Processes,
-    Published,
-    Size,
-    Vocab,
-    emit,
-    note,
-    start_processes,
-)
-from hanmo.cli.eval import First, print_table, progress_bar
+from hanmo.cli.common import Json, Model, Opening, Processes, Published, emit, grouped, note, start_processes
+from hanmo.cli.eval import First, answers_folder, origin, print_table, progress_bar
 
 if TYPE_CHECKING:
     from hanmo.evaluation.clue.results import ClueResult
@@ -44,8 +31,10 @@ Budget = Annotated[
 Result = Annotated[Path, typer.Argument(help="results.json of hanmo eval clue, or its folder.", show_default=False)]
 
 
+@grouped
 def clue(
     model: Model,
+    opening: Opening,
     data: Data = Path("clue"),
     tasks: Tasks = "",
     shots: Shots = 0,
@@ -58,11 +47,6 @@ def clue(
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of the draw of the examples.")] = 0,
     budget: Budget = None,
-    size: Size = None,
-    config: ConfigFile = None,
-    vocab: Vocab = None,
-    dtype: Dtype = None,
-    device: Device = None,
     nproc: Processes = 1,
 ) -> None:
     """Accuracy (F1 for CMRC2018) on CLUE, by the corrected protocol or the published one.
@@ -78,17 +62,16 @@ def clue(
     """
     if nproc > 1:
         start_processes(nproc)
-    from hanmo.checkpoints import open_model
-    from hanmo.evaluation.clue.run import Setup, cache_folder, evaluate
+    from hanmo.evaluation.clue.run import Setup, evaluate
     from hanmo.evaluation.clue.tasks import chosen_tasks
-    from hanmo.evaluation.processes import joined, main_process, own_device
+    from hanmo.evaluation.processes import joined, main_process
 
     chosen = chosen_tasks([name.strip() for name in tasks.split(",") if name.strip()])
     setup = Setup(shots, published, limit, seed, choices, first, budget, candidates)
-    opened = open_model(model, size=size, config=config, vocab=vocab, dtype=dtype, device=own_device(device))
+    opened = opening.open(model)
     with joined():
         with progress_bar() as watch:
-            result = evaluate(opened, chosen, data, setup, output / "answers" if output else cache_folder(), watch)
+            result = evaluate(opened, chosen, data, setup, answers_folder(output, "clue"), watch)
         if not main_process():
             return
     if output is not None:
@@ -139,10 +122,7 @@ def _show(result: ClueResult) -> None:
     from hanmo.evaluation.statistics import interval
 
     about = result.about
-    print(
-        f"{about['model']}\n{about['protocol']} protocol, {about['shots']} shots, at most {about['limit']} tokens, "
-        f"weights {about['weights']}, hanmo {about['hanmo']}{' of commit ' + about['commit'] if 'commit' in about else ''}\n"
-    )
+    print(f"{about['model']}\n{origin(about)}\n")
     rows = []
     for task in result.tasks:
         low, high = interval(task.right[task.reading])
@@ -164,9 +144,7 @@ def _show(result: ClueResult) -> None:
 def _show_comparison(result: dict[str, Any]) -> None:
     for which in ("first", "second"):
         about = result["about"][which]
-        print(
-            f"{which}: {about['model']}, {about['protocol']} protocol, {about['shots']} shots, weights {about['weights']}"
-        )
+        print(f"{which}: {about['model']}, {origin(about)}")
     print()
     rows = []
     for name, found in result["tasks"].items():

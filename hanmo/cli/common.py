@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from hanmo.families.base import OpenedModel
 
 Model = Annotated[str, typer.Argument(help="A model: folder, original checkpoint, or hub id.", show_default=False)]
 Size = Annotated[
@@ -18,7 +24,9 @@ Size = Annotated[
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="The original's model configuration (JSON).")]
 Vocab = Annotated[Path | None, typer.Option(help="Vocabulary file, where none lies beside the weights.")]
 RulesFolder = Annotated[Path | None, typer.Option("--rules", help="Folder of score rules (antonyms) to decode with.")]
-Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: what suits the device.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="fp32, bf16, fp16, or int8 (CPU only); default: what suits the device.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the fastest there is.")]
 Published = Annotated[bool, typer.Option("--published", help="Reproduce the published behaviour, flaws included.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -27,13 +35,81 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", he
 Processes = Annotated[int, typer.Option("--nproc", help="Processes on this machine, e.g. one for each GPU.", min=1)]
 
 
-def start_processes(count: int) -> None:
-    """Run this command once more in ``count`` processes instead of this one."""
-    from hanmo.training.parallel import torchrun
+@dataclass(frozen=True)
+class Opening:
+    """How a model is opened, by commands that evaluate one; see ``grouped``."""
+
+    size: Size = None
+    config: ConfigFile = None
+    vocab: Vocab = None
+    dtype: Dtype = None
+    device: Device = None
+
+    def open(self, model: str, rules: Path | None = None) -> OpenedModel:
+        """Of several processes each takes a GPU of its own, where there are any."""
+        from hanmo.checkpoints import open_model
+        from hanmo.evaluation.processes import own_device
+
+        return open_model(
+            model,
+            size=self.size,
+            config=self.config,
+            vocab=self.vocab,
+            rules=rules,
+            dtype=self.dtype,
+            device=own_device(self.device),
+        )
+
+
+def grouped(function: Callable[..., None]) -> Callable[..., None]:
+    """A command some of whose parameters are dataclasses: on the command line, their fields are options like others."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type[Any]] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        kind = hints[parameter.name]
+        if not is_dataclass(kind):
+            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = kind  # type: ignore[assignment]
+        options = get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=options[one.name]
+            )
+            for one in fields(kind)
+        ]
+
+    @functools.wraps(function)
+    def command(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind)})
+        function(**given)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def start_processes(count: int) -> NoReturn:
+    """Run this command once more in ``count`` processes instead of this one, and end as they end."""
+    launch(count, without(sys.argv[1:], "--nproc"))
+
+
+def launch(count: int, arguments: list[str]) -> NoReturn:
+    """Run ``hanmo`` with these arguments in so many processes of this machine, and end as they end."""
+    import logging
+
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
-    command = torchrun(count, without(sys.argv[1:], "--nproc"))
-    os.execv(command[0], command)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say themselves what failed
+    parsed = run.parse_args(["--standalone", f"--nproc-per-node={count}", "-m", "hanmo", *arguments])
+    try:
+        run.run(parsed)
+    except ChildFailedError as error:
+        sys.exit(max(failure.exitcode for failure in error.failures.values()))
+    sys.exit(0)
 
 
 def without(arguments: list[str], *options: str) -> list[str]:

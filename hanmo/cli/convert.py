@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hanmo.cli.common import ConfigFile, Dtype, Json, RulesFolder, Size, Vocab, emit
+from hanmo.cli.common import ConfigFile, Json, RulesFolder, Size, Vocab, emit
 
 
 def convert(
@@ -29,7 +29,7 @@ def convert(
     config: ConfigFile = None,
     vocab: Vocab = None,
     rules: RulesFolder = None,
-    dtype: Dtype = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: the files'.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read the weights again from the disk and compare every tensor.")

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hanmo.cli.common import (
-    ConfigFile,
-    Device,
-    Dtype,
     Json,
     Model,
+    Opening,
     Processes,
     Published,
     RulesFolder,
     Sets,
-    Size,
-    Vocab,
     emit,
+    grouped,
     note,
     start_processes,
 )
@@ -43,68 +41,101 @@ First = Annotated[int | None, typer.Option(help="Evaluate only the first N recor
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Pass over bad records instead of stopping; say how many.")]
 
 
+@dataclass(frozen=True)
+class Records:
+    """Which records are evaluated, how many at a time, and what is seen of them."""
+
+    batch_size: BatchSize = 16
+    limit: Limit = 512
+    response_limit: ResponseLimit = 512
+    first: First = None
+    skip_bad: SkipBad = False
+
+    def read(self, path: Path, output: Path | None, text: bool = False) -> list[Record]:
+        """The records of a file; bad ones are listed in the output folder, where they are to be passed over."""
+        from itertools import islice
+
+        from hanmo.errors import RecordError
+        from hanmo.evaluation.processes import main_process
+        from hanmo.records import Rejects, iter_records
+
+        rejects = Rejects() if self.skip_bad else None
+        records = list(islice(iter_records(path, rejects, "text" if text else "dialogue"), self.first))
+        if rejects and main_process():
+            kept = ""
+            if output is not None:
+                rejects.write(output / "rejects.jsonl")
+                kept = f", listed in {output / 'rejects.jsonl'}"
+            note(f"{path}: {len(rejects)} bad records passed over{kept}")
+        if not records:
+            raise RecordError(path, 0, "no records; expected a dialogue or a JSON object a line")
+        return records
+
+
+@grouped
 def dialogue(
     model: Model,
     data: Data,
+    which: Records,
+    opening: Opening,
     preset: Annotated[str | None, typer.Option(help="Decoding preset of the family; default: static.")] = None,
     sets: Sets = None,
     published: Published = False,
+    rules: RulesFolder = None,
     output: Output = None,
     as_json: Json = False,
-    batch_size: BatchSize = 16,
-    limit: Limit = 512,
-    response_limit: ResponseLimit = 512,
-    first: First = None,
-    skip_bad: SkipBad = False,
-    size: Size = None,
-    config: ConfigFile = None,
-    vocab: Vocab = None,
-    rules: RulesFolder = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    nproc: Processes = 1,
 ) -> None:
     """Loss, perplexity, BLEU, Dist-n, F1 and ROUGE of a model's replies, in the published and the corrected reading.
 
     The last turn of each dialogue is the reference. Score rules from files (antonyms) are off unless --rules names
-    them, as in the published evaluation. --published also decodes as published; --batch-size matters to it.
+    them, as in the published evaluation. --published also decodes as published; --batch-size matters to it. Scores and
+    replies are kept as they come, in the output folder or the user's cache: an interrupted run goes on where it was.
 
     \b
     Example:
       hanmo eval dialogue runs/demo test.txt --output results
       hanmo eval dialogue EVA2.0-base test.txt --published --batch-size 4 --limit 128 --response-limit 128
     """
-    from hanmo.checkpoints import open_model
+    if nproc > 1:
+        start_processes(nproc)
     from hanmo.evaluation.dialogue import evaluate
+    from hanmo.evaluation.processes import joined, main_process
 
-    records = _read(data, first, skip_bad, output)
-    opened = open_model(model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device)
-    settings = _settings(opened.family.name, preset, rules is not None, sets or [])
-    published = published or settings.published
-    with progress_bar() as watch:
-        progress = watch("replies")
-        result = evaluate(opened, records, settings, limit, response_limit, batch_size, published, progress)
+    with joined():
+        records = which.read(data, output)
+        opened = opening.open(model, rules)
+        settings = _settings(opened.family.name, preset, rules is not None, sets or [])
+        published = published or settings.published
+        with progress_bar() as watch:
+            result = evaluate(
+                opened,
+                records,
+                settings,
+                which.limit,
+                which.response_limit,
+                which.batch_size,
+                published,
+                watch("replies"),
+                answers_folder(output, "dialogue"),
+            )
+        if not main_process():
+            return
     if output is not None:
         result.write(output)
         note(f"written to {output}: results.json, generations.jsonl, report.html")
     emit(result.as_dict(), as_json, _show_dialogue)
 
 
+@grouped
 def perplexity(
     model: Model,
     data: Data,
+    which: Records,
+    opening: Opening,
     text: Annotated[bool, typer.Option("--text", help="A plain line is running text, not a dialogue.")] = False,
     output: Output = None,
     as_json: Json = False,
-    batch_size: BatchSize = 16,
-    limit: Limit = 512,
-    response_limit: ResponseLimit = 512,
-    first: First = None,
-    skip_bad: SkipBad = False,
-    size: Size = None,
-    config: ConfigFile = None,
-    vocab: Vocab = None,
-    dtype: Dtype = None,
-    device: Device = None,
     nproc: Processes = 1,
 ) -> None:
     """Perplexity of texts, or of responses after their prompts, and bits per character and byte.
@@ -116,15 +147,17 @@ def perplexity(
     """
     if nproc > 1:
         start_processes(nproc)
-    from hanmo.checkpoints import open_model
     from hanmo.evaluation.perplexity import evaluate
-    from hanmo.evaluation.processes import joined, main_process, own_device
+    from hanmo.evaluation.processes import joined, main_process
 
-    records = _read(data, first, skip_bad, output, text)
-    opened = open_model(model, size=size, config=config, vocab=vocab, dtype=dtype, device=own_device(device))
     with joined():
+        records = which.read(data, output, text)
+        opened = opening.open(model)
         with progress_bar() as watch:
-            result = evaluate(opened, records, limit, response_limit, batch_size, watch("rows"))
+            folder = answers_folder(output, "perplexity")
+            result = evaluate(
+                opened, records, which.limit, which.response_limit, which.batch_size, watch("rows"), folder
+            )
         if not main_process():
             return
     if output is not None:
@@ -150,28 +183,10 @@ def rouge(
     Example:
       hanmo eval rouge replies.txt references.txt
     """
-    from hanmo.evaluation.texts import measure, read_pairs
+    from hanmo.evaluation.texts import measure, origin, read_pairs
 
-    emit(measure(*read_pairs(hypotheses, references), words), as_json, _show_texts)
-
-
-def _read(path: Path, first: int | None, skip_bad: bool, output: Path | None, text: bool = False) -> list[Record]:
-    from itertools import islice
-
-    from hanmo.errors import RecordError
-    from hanmo.records import Rejects, iter_records
-
-    rejects = Rejects() if skip_bad else None
-    records = list(islice(iter_records(path, rejects, "text" if text else "dialogue"), first))
-    if rejects:
-        kept = ""
-        if output is not None:
-            rejects.write(output / "rejects.jsonl")
-            kept = f", listed in {output / 'rejects.jsonl'}"
-        note(f"{path}: {len(rejects)} bad records passed over{kept}")
-    if not records:
-        raise RecordError(path, 0, "no records; expected a dialogue or a JSON object a line")
-    return records
+    said, expected = read_pairs(hypotheses, references)
+    emit({"about": origin(said, expected), **measure(said, expected, words)}, as_json, _show_texts)
 
 
 def _settings(family: str, preset: str | None, rules: bool, sets: list[str]) -> Settings:
@@ -188,6 +203,20 @@ def _settings(family: str, preset: str | None, rules: bool, sets: list[str]) -> 
         )
     values = {"seed": 0, **known.get(preset or PRESET, {}), "rule_files": rules}
     return load(Settings, values, overrides=sets)
+
+
+def answers_folder(output: Path | None, stage: str) -> Path:
+    """Where a command keeps what it has found so far."""
+    from hanmo.evaluation.store import cache_folder
+
+    return output / "answers" if output else cache_folder(stage)
+
+
+def origin(about: dict[str, Any]) -> str:
+    """What a number hangs on, in one line."""
+    known = {"protocol": "{} protocol", "shots": "{} shots", "limit": "at most {} tokens", "weights": "weights {}",
+             "data": "data {}", "hanmo": "hanmo {}", "commit": "commit {}"}  # fmt: skip
+    return ", ".join(text.format(about[name]) for name, text in known.items() if name in about)
 
 
 @contextmanager
@@ -218,7 +247,7 @@ def _show_dialogue(result: dict[str, Any]) -> None:
     from hanmo.evaluation.dialogue import PUBLISHED_TABLE, title
 
     about, published, corrected = result["about"], result["published"], result["corrected"]
-    print(f"{about['model']}\n{about['samples']} of {about['records']} records, {about['protocol']} protocol\n")
+    print(f"{about['model']}\n{origin(about)}\n{about['samples']} of {about['records']} records\n")
     print_table(
         ["", *map(title, PUBLISHED_TABLE)],
         [
@@ -236,7 +265,7 @@ def _show_dialogue(result: dict[str, Any]) -> None:
 
 def _show_perplexity(result: dict[str, Any]) -> None:
     low, high = map(_cell, result["interval"])
-    print(f"{result['about']['model']}\n")
+    print(f"{result['about']['model']}\n{origin(result['about'])}\n")
     for name, value in (
         ("perplexity", f"{_cell(result['perplexity'])} (95 % interval {low} to {high})"),
         ("bits per character", _cell(result["bits_per_character"])),
@@ -250,8 +279,9 @@ def _show_perplexity(result: dict[str, Any]) -> None:
 def _show_texts(result: dict[str, Any]) -> None:
     from hanmo.evaluation.dialogue import title
 
-    print(f"{result['texts']} texts, by {result['tokens']}\n")
-    print_table(["", "value"], [[title(name), f"{value:.4f}"] for name, value in list(result.items())[2:]])
+    print(f"{origin(result['about'])}\n{result['texts']} texts, by {result['tokens']}\n")
+    rows = [[title(name), f"{value:.4f}"] for name, value in result.items() if isinstance(value, float)]
+    print_table(["", "value"], rows)
 
 
 def print_table(header: list[str], rows: list[list[Any]]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hanmo.cli.common import launch
 from hanmo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def ranks_of_this_run(asked: int | None) -> int:
     """
     processes = int(os.environ.get("WORLD_SIZE", "0"))
     if asked is not None and asked > 1 and not processes:
-        _launch(asked)
+        launch(asked, sys.argv[1:])
     if asked is not None and processes and asked != processes:
         raise ConfigError(f"{OPTION} {asked}: torchrun has started {processes} processes; both must be the same")
     if not leads():
@@ -84,23 +85,6 @@ class _SharedInput(TextIOBase):
 
     def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
         return str(self.share(self._own.readline() if leads() else None))
-
-
-def _launch(ranks: int) -> None:
-    """Run this command in so many processes, and end as they end."""
-    import logging
-
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // ranks, 1)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say themselves what failed
-    parsed = run.parse_args(["--standalone", f"--nproc-per-node={ranks}", "-m", "hanmo", *sys.argv[1:]])
-    try:
-        run.run(parsed)
-    except ChildFailedError as error:
-        sys.exit(max(failure.exitcode for failure in error.failures.values()))
-    sys.exit(0)
 
 
 def _report(kind: Any, error: Any, trace: Any) -> None:

@@ -5,7 +5,8 @@ beginning is its context. Where all candidates of a question have the same one, 
 of every candidate is scored from that, and longer candidates are continued in one step from the expanded state; what
 several candidates begin with is fed once. This uses nothing but ``Family.prompt``, ``prefill``, ``step`` and
 ``state.take``, and so holds for every family: the encoder of an encoder-decoder runs once, and the two-dimensional
-positions of a gap filler go on as in generation. Any other question is scored row by row.
+positions of a gap filler go on as in generation. Networks that a probe shows to honour a mask of trees read a question
+in one pass instead (trees.py). Any other question is scored row by row.
 
 Shape suffixes: S questions, R branches that are continued, q fed tokens, P position dimensions, V vocabulary, N labels.
 """
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import HanmoError
+from hanmo.evaluation import trees
 from hanmo.evaluation.scoring import Progress, RowScore, evaluating, score_rows
 from hanmo.families.base import OpenedModel, Part, Prompt, stack
 
@@ -108,18 +110,19 @@ def score_candidates(
             apart.append(index)
         else:
             shared.append(question)
-    shared.sort(key=lambda question: (-question.width, -question.longest))
     budget = budget or (BUDGET_CPU if opened.network.device.type == "cpu" else BUDGET)
     with evaluating(opened.network):
-        while shared:
-            batch = _batch(opened, shared, budget)
-            scores = _or_none_if_full(opened, batch, budget)
+        left = _read_trees(opened, shared, budget, finish)
+        left.sort(key=lambda question: (-question.width, -question.longest))
+        while left:
+            batch = _batch(opened, left, budget)
+            scores = _or_none_if_full(_score, opened, batch, budget)
             if scores is None:
                 budget = _halved(budget)
                 continue
             for question, of_question in zip(batch, scores, strict=True):
                 finish(question.index, of_question)
-            del shared[: len(batch)]
+            del left[: len(batch)]
     for index in apart:
         finish(index, score_alone(opened, questions[index], stop))
     return [scores for scores in found if scores is not None]
@@ -143,6 +146,29 @@ def _shared(opened: OpenedModel, index: int, candidates: Sequence[Candidate], st
         return None
     prompt = opened.family.prompt(contexts.pop())
     return _Question(index, prompt, [(*ids, prompt.stop_ids[0]) if stop else ids for ids in answers])
+
+
+def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int, finish: OnScored) -> list[_Question]:
+    """Score the questions that the network reads as trees, see trees.py; returns the others."""
+    if not trees.exact(opened, sum(one.width + one.longest for one in questions)):
+        return list(questions)
+    planted = [trees.plant(number, one.prompt, one.answers) for number, one in enumerate(questions)]
+    rows = list(trees.rows_of([tree for tree in planted if tree.size <= min(trees.WIDEST, budget)]))
+    done: set[int] = set()
+    while rows:
+        width = sum(tree.size for tree in rows[0])
+        batch = rows[: 1 if opened.network.device.type == "cpu" else max(budget // width, 1)]
+        scores = _or_none_if_full(trees.read, opened, batch)
+        if scores is None and len(batch) == 1:
+            break  # the contexts and what follows them may fit one after the other
+        if scores is None:
+            budget = _halved(budget)
+            continue
+        for number, of_question in zip((tree.number for row in batch for tree in row), scores, strict=True):
+            finish(questions[number].index, of_question)
+            done.add(number)
+        del rows[: len(batch)]
+    return [question for number, question in enumerate(questions) if number not in done]
 
 
 def _batch(opened: OpenedModel, questions: Sequence[_Question], budget: int) -> list[_Question]:
@@ -173,9 +199,9 @@ def _halved(budget: int) -> int:
     return budget // 2
 
 
-def _or_none_if_full(opened: OpenedModel, batch: Sequence[_Question], budget: int) -> list[list[RowScore]] | None:
+def _or_none_if_full(score: Callable[..., list[list[RowScore]]], *arguments: Any) -> list[list[RowScore]] | None:
     try:
-        return _score(opened, batch, budget)
+        return score(*arguments)
     except (torch.OutOfMemoryError, MemoryError):
         return None
     except RuntimeError as error:  # the CPU allocator has no class of its own

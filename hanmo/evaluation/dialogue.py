@@ -16,21 +16,16 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
-from hanmo.evaluation.scoring import (
-    Progress,
-    RowScore,
-    batches,
-    evaluating,
-    records_hash,
-    score_rows,
-    software,
-    weights_hash,
-)
+from hanmo.evaluation.processes import mine
+from hanmo.evaluation.scoring import Progress, batches, computed_by, evaluating, records_hash, software
+from hanmo.evaluation.store import Store, opened_store, score_into
 from hanmo.families.base import Context, OpenedModel, Part
 from hanmo.files import write_text
 from hanmo.generation.decode import generate, seeded_sampler
@@ -133,8 +128,9 @@ def evaluate(
     batch_size: int = 16,
     published: bool = False,
     progress: Progress | None = None,
+    cache: str | Path | None = None,
 ) -> DialogueResult:
-    """Score the last turn of every record and let the model say its own.
+    """Score the last turn of every record and let the model say its own. Several processes share the work.
 
     Args:
         settings: of decoding; ``published`` overrides its field of the same name.
@@ -142,6 +138,7 @@ def evaluate(
         batch_size: matters to the published reading, which leaves out the last incomplete batch, to published
             decoding, and to sampling draws; to nothing else.
         progress: called with the replies made so far and their number.
+        cache: folder in which scores and replies are kept as they come; what is in it is not asked again.
 
     Raises:
         HanmoError: no record makes an example.
@@ -163,29 +160,31 @@ def evaluate(
             f"none of the {len(records)} records makes an example of at most {limit} context and {response_limit} "
             "response tokens; give records of at least two turns, or raise limit and response_limit"
         )
-    scores = score_rows(opened, [opened.family.row(example.parts) for example in examples], batch_size)
-    generations = _generate(opened, examples, settings, batch_size, progress)
-    samples = [
-        _sample(opened, example, said, score)
-        for example, said, score in zip(examples, generations, scores, strict=True)
-    ]
-    full = len(samples) // batch_size * batch_size
-    reading, notes = _published(samples[:full], strict=published)
-    about = {
-        "model": opened.source,
-        "weights": weights_hash(opened.network),
+    asked = {
+        **computed_by(opened),
         "data": records_hash(records),
         "protocol": "published" if published else "corrected",
-        "records": len(records),
-        "samples": len(samples),
-        "samples in the published reading": full,
+        "shots": 0,
         "batch_size": batch_size,
         "limit": limit,
         "response_limit": response_limit,
         "rule files": sorted(opened.family.assets) if settings.rule_files else [],
         "settings": asdict(settings),
-        **software(),
     }
+    rule_files = opened.family.assets.values() if settings.rule_files else ()
+    contents = [sha256(Path(path).read_bytes()).hexdigest() for path in rule_files]
+    with opened_store(cache, "dialogue-scores", [asked]) as scores:
+        score_into(scores, opened, [opened.family.row(example.parts) for example in examples], batch_size)
+    with opened_store(cache, "dialogue-replies", [asked, contents]) as replies:
+        _generate(opened, examples, settings, batch_size, replies, progress)
+    samples = [
+        _sample(opened, example, replies.values[number], *scores.values[number])
+        for number, example in enumerate(examples)
+    ]
+    full = len(samples) // batch_size * batch_size
+    reading, notes = _published(samples[:full], strict=published)
+    counts = {"records": len(records), "samples": len(samples), "samples in the published reading": full}
+    about = {"model": opened.source, **asked, **counts, **software()}
     return DialogueResult(reading, _corrected(samples), samples, about, notes)
 
 
@@ -220,25 +219,35 @@ def _turns(record: Record) -> tuple[str, ...]:
 
 
 def _generate(
-    opened: OpenedModel, examples: Sequence[_Example], settings: Settings, batch_size: int, progress: Progress | None
-) -> list[str]:
-    """One reply per example. Published decoding depends on its batch, so that there batches are as they come."""
-    said = [""] * len(examples)
-    done = 0
+    opened: OpenedModel,
+    examples: Sequence[_Example],
+    settings: Settings,
+    batch_size: int,
+    store: Store,
+    progress: Progress | None,
+) -> None:
+    """One reply per example into the store. Published decoding depends on its batch, so that there batches are as they come.
+
+    Every batch draws from a seed of its own, so that a run which goes on, or is shared, says what one run says.
+    """
+    lengths = [len(example.context.ids) for example in examples]
+    groups = list(enumerate(batches(lengths, batch_size, in_order=settings.published)))
+    groups = [(number, chosen) for number, chosen in groups if any(index not in store for index in chosen)]
+    done = len(examples) - sum(len(chosen) for _, chosen in groups)
     with evaluating(opened.network):
-        sampler = seeded_sampler(settings.seed, opened.network.device)
-        lengths = [len(example.context.ids) for example in examples]
-        for chosen in batches(lengths, batch_size, in_order=settings.published):
+        for number, chosen in mine(groups):
+            seed = None if settings.seed is None else Random(f"{settings.seed} {number}").getrandbits(63)
             contexts = [examples[index].context for index in chosen]
+            sampler = seeded_sampler(seed, opened.network.device)
             for index, generation in zip(chosen, generate(opened, contexts, settings, sampler=sampler), strict=True):
-                said[index] = opened.family.decode(generation.ids)
+                store.add(index, opened.family.decode(generation.ids))
             done += len(chosen)
             if progress is not None:
                 progress(done, len(examples))
-    return said
+    store.complete()
 
 
-def _sample(opened: OpenedModel, example: _Example, said: str, score: RowScore) -> Sample:
+def _sample(opened: OpenedModel, example: _Example, said: str, nll: float, tokens: int) -> Sample:
     seen = opened.family.prompt(example.context.ids).inputs["input_ids"].tolist()
     return Sample(
         _turns(example.record),
@@ -246,8 +255,8 @@ def _sample(opened: OpenedModel, example: _Example, said: str, score: RowScore) 
         example.response,
         said,
         example.record.where,
-        score.nll,
-        score.tokens,
+        nll,
+        tokens,
     )
 
 

@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from random import Random
@@ -150,7 +151,9 @@ def _sheet(rows: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _page(rows: Sequence[tuple[str, str, str]], name: str) -> str:
-    data = json.dumps({"name": name, "rows": rows, "ratings": RATINGS, "columns": COLUMNS}, ensure_ascii=False)
+    study = sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]  # browsers keep ratings by it
+    content = {"name": name, "study": study, "rows": rows, "ratings": RATINGS, "columns": COLUMNS}
+    data = json.dumps(content, ensure_ascii=False)
     template = Template(files("hanmo.evaluation").joinpath("human.html").read_text(encoding="utf-8"))
     return template.substitute(title=name, data=data.replace("<", "\\u003c"))
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation.processes import gathered, mine
-from hanmo.evaluation.scoring import Progress, records_hash, score_rows, software, weights_hash
+from hanmo.evaluation.scoring import Progress, computed_by, records_hash, software
+from hanmo.evaluation.store import opened_store, score_into
 from hanmo.families.base import IGNORE, OpenedModel, Row
 from hanmo.files import write_text
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
@@ -110,8 +110,12 @@ def evaluate(
     response_limit: int | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
+    cache: str | Path | None = None,
 ) -> PerplexityResult:
     """Score all records; see ``Family.parts`` for the limits.
+
+    Args:
+        cache: folder in which scores are kept as they come; what is in it is not computed again.
 
     Raises:
         HanmoError: nothing to score.
@@ -129,21 +133,19 @@ def evaluate(
     if not kept:
         raise HanmoError(f"none of the {len(records)} records can be scored within {limit} tokens; raise limit")
     nll, tokens = [0.0] * len(kept), [0] * len(kept)
-    numbers = mine(range(len(rows)))
-    found = score_rows(opened, [rows[number] for number in numbers], batch_size, progress)
-    by_number = gathered(dict(zip(numbers, found, strict=True)))
-    for number, owner in enumerate(owners):
-        nll[owner] += by_number[number].nll
-        tokens[owner] += by_number[number].tokens
-    scores = [_record_score(opened, *kept[index], nll[index], tokens[index]) for index in range(len(kept))]
-    about = {
-        "model": opened.source,
-        "weights": weights_hash(opened.network),
+    asked = {
+        **computed_by(opened),
         "data": records_hash(records),
-        **software(),
         "limit": limit,
         "response_limit": response_limit,
     }
+    with opened_store(cache, "perplexity", [asked]) as store:
+        score_into(store, opened, rows, batch_size, progress)
+        for (row_nll, row_tokens), owner in zip(map(store.values.__getitem__, range(len(rows))), owners, strict=True):
+            nll[owner] += row_nll
+            tokens[owner] += row_tokens
+    scores = [_record_score(opened, *kept[index], nll[index], tokens[index]) for index in range(len(kept))]
+    about = {"model": opened.source, "protocol": "corrected", "shots": 0, **asked, **software()}
     return PerplexityResult(
         nll=math.fsum(nll),
         tokens=sum(tokens),

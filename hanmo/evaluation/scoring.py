@@ -20,6 +20,7 @@ from hanmo.families.base import IGNORE, OpenedModel, Row, collate
 from hanmo.records import Record
 
 Progress = Callable[[int, int], None]  # done, of how many
+NO_MATTER = ("_name_or_path", "architectures", "dtype", "transformers_version")  # of a configuration
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,18 @@ class RowScore:
 
 
 def score_rows(
-    opened: OpenedModel, rows: Sequence[Row], batch_size: int = 16, progress: Progress | None = None
+    opened: OpenedModel,
+    rows: Sequence[Row],
+    batch_size: int = 16,
+    progress: Progress | None = None,
+    on_scored: Callable[[int, RowScore], None] | None = None,
 ) -> list[RowScore]:
     """log p of every scored token of every row, in the order of the rows.
 
     Rows of similar length share a batch. A score does not depend on the batch: in fp32 it moves by less than 1e-5.
+
+    Args:
+        on_scored: called with the index and the score of each row as soon as it is known, the longest rows first.
     """
     found: list[RowScore | None] = [None] * len(rows)
     with evaluating(opened.network) as network:
@@ -52,7 +60,9 @@ def score_rows(
             batch = {name: value.to(network.device) for name, value in batch.items()}
             logprob_BA = network(**batch).logprob.cpu().double()
             for index, logprob_A, labels_A in zip(chosen, logprob_BA, batch["labels"].cpu(), strict=True):
-                found[index] = RowScore(tuple(logprob_A[labels_A != IGNORE].tolist()))
+                found[index] = score = RowScore(tuple(logprob_A[labels_A != IGNORE].tolist()))
+                if on_scored is not None:
+                    on_scored(index, score)
             if progress is not None:
                 progress(sum(score is not None for score in found), len(rows))
     return [score for score in found if score is not None]
@@ -97,6 +107,17 @@ def weights_hash(network: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def computed_by(opened: OpenedModel) -> dict[str, str]:
+    """What a score hangs on besides what was asked: weights, configuration, and the floating type it is computed in."""
+    config = {name: value for name, value in opened.family.config.to_dict().items() if name not in NO_MATTER}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    return {
+        "weights": weights_hash(opened.network),
+        "config": digest.hexdigest()[:16],
+        "precision": str(opened.network.dtype).removeprefix("torch."),
+    }
 
 
 def software() -> dict[str, str]:

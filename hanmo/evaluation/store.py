@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from hanmo.evaluation.processes import agreed, gathered, main_process, rank_and_count
+import hanmo
+from hanmo.evaluation.processes import agreed, gathered, main_process, mine, rank_and_count
+from hanmo.evaluation.scoring import Progress, score_rows
+from hanmo.families.base import OpenedModel, Row
 from hanmo.files import write_text
+
+
+def cache_folder(stage: str) -> Path:
+    """Where answers are kept if nobody says otherwise: XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hanmo" / stage
 
 
 class Store:
     """Results by number in a file of JSON lines that is only ever appended to.
 
-    The name of the file says what was asked of which weights: another question is another file. A last line that was
-    cut off by a crash is dropped. Of several processes each has a file of its own; ``complete`` joins them, and so
-    does the next run if they are stopped before.
+    The name of the file says what was asked of which weights by which version of hanmo: another question is another file. A
+    last line that was cut off by a crash is dropped. Of several processes each has a file of its own; ``complete`` joins
+    them, and so does the next run if they are stopped before.
     """
 
     def __init__(self, folder: str | Path, name: str, asked: Sequence[Any]):
+        asked = [*asked, hanmo.__version__]
         key = sha256(json.dumps(asked, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
         rank, _ = rank_and_count()
         self.path = Path(folder) / f"{name}-{key}.jsonl"
@@ -68,3 +80,29 @@ class Store:
         for part in parts:
             part.unlink()
         return dict(json.loads(line) for line in lines)
+
+
+@contextmanager
+def opened_store(folder: str | Path | None, name: str, asked: Sequence[Any]) -> Iterator[Store]:
+    """A store that is closed at the end; without a folder what it holds is forgotten then."""
+    with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
+        store = Store(place, name, asked)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+def score_into(
+    store: Store, opened: OpenedModel, rows: Sequence[Row], batch_size: int, progress: Progress | None = None
+) -> None:
+    """Score the rows that have no result yet, this process's share of them; the store then holds [nll, tokens] of all."""
+    missing = mine(store.missing(len(rows)))
+    score_rows(
+        opened,
+        [rows[number] for number in missing],
+        batch_size,
+        progress,
+        lambda place, score: store.add(missing[place], [score.nll, score.tokens]),
+    )
+    store.complete()

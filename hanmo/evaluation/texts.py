@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from hanmo import metrics
 from hanmo.errors import HanmoError, RecordError
+from hanmo.evaluation.scoring import software
 
 
 def read_pairs(hypotheses: str | Path, references: str | Path) -> tuple[list[str], list[list[str]]]:
@@ -44,6 +47,12 @@ def measure(hypotheses: Sequence[str], references: Sequence[Sequence[str]], word
     values["f1"] = metrics.unigram_f1(said, expected)
     values |= {f"dist-{order}": metrics.distinct(said, order) for order in range(1, 5)}
     return {"tokens": "words" if words else "characters", "texts": len(said), **values}
+
+
+def origin(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, str]:
+    """What was compared, 16 hex digits of sha256 over both sides, and by which hanmo."""
+    content = json.dumps([hypotheses, references], ensure_ascii=False).encode()
+    return {"data": sha256(content).hexdigest()[:16], **software()}
 
 
 def _words(text: str) -> list[str]:

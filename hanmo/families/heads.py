@@ -100,6 +100,8 @@ class RowModel(PreTrainedModel):
     # Trainer otherwise divides the loss again, and drops position 0 of "causal" models' labels.
     accepts_loss_kwargs = True
     loss_type = "hanmo_rows"
+    #: ``tree`` computes what it should; None: nobody has asked yet; networks that have one set this to None
+    trees_are_exact: bool | None = False
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -150,6 +152,14 @@ class RowModel(PreTrainedModel):
 
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
         """Feed q further tokens to every row: logits (R, q, V); ``state`` is extended in place."""
+        raise NotImplementedError
+
+    def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
+        """Read rows in which texts branch: the output head's input (B, T, D). Not every network has it.
+
+        Args:
+            sees_BTT: bool, which tokens (last axis) each one sees.
+        """
         raise NotImplementedError
 
 

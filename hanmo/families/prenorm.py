@@ -7,6 +7,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.families.cache import DecodeState
+from hanmo.families.dropout import Dropout
 from hanmo.families.linear import Linear
 from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
 
@@ -77,7 +78,7 @@ class PreNormBlock(GradientCheckpointingLayer):
         self.up_proj = Linear(width, inner)
         self.activation = nn.GELU(approximate=gelu)
         self.down_proj = _residual(Linear(inner, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

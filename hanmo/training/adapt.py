@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,15 +14,33 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from hanmo.errors import ConfigError
 
-Checkpointing = Literal["none", "selective", "full"]
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Settings of LoRA adapters.
+
+    Attributes:
+        rank: of the two matrices that stand for a change of a weight.
+        alpha: changes are scaled by alpha / rank.
+        dropout: of what the adapters read.
+        targets: names of the linear modules to adapt; the family's own if empty.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"lora.rank={self.rank}: must be at least 1; without adapters, leave lora out")
 
 
-def add_lora(
-    network: Any, targets: Sequence[str], rank: int, alpha: int, dropout: float, whole: Sequence[str] = ()
-) -> Any:
-    """The network with LoRA adapters, which alone are trained, on the linear modules named ``targets``.
+def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole: Sequence[str] = ()) -> Any:
+    """The network with LoRA adapters, which alone are trained.
 
     Args:
+        targets: names of the linear modules to adapt, where the settings name none.
         whole: modules that are trained as they are, and kept in checkpoints.
 
     Raises:
@@ -29,36 +48,41 @@ def add_lora(
     """
     from peft import LoraConfig, get_peft_model
 
+    targets = settings.targets or targets
     if not targets:
-        raise ConfigError("lora_targets: this family names none; give the names of linear modules, e.g. [q_proj]")
+        raise ConfigError("lora.targets: this family names none; give the names of linear modules, e.g. [q_proj]")
     names = "all-linear" if list(targets) == ["all-linear"] else list(targets)  # peft's word for all but the head
-    settings = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, modules_to_save=list(whole) or None
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=names,
+        modules_to_save=list(whole) or None,
     )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an attribute's old name
-            adapted = get_peft_model(network, settings)
+            adapted = get_peft_model(network, config)
     except ValueError as error:
         known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-        raise ConfigError(f"lora_targets: {error}; linear modules here: {', '.join(sorted(known))}") from None
+        raise ConfigError(f"lora.targets: {error}; linear modules here: {', '.join(sorted(known))}") from None
     # With a name, saving asks the hub for a model of that name.
     adapted.peft_config["default"].base_model_name_or_path = ""
     return adapted
 
 
-def checkpoint_layers(network: Any, kind: Checkpointing) -> None:
+def checkpoint_layers(network: Any, selective: bool) -> None:
     """Keep less of every layer for the backward pass and compute it again there; gradients stay the same.
 
-    "full" keeps a layer's input; "selective" also what its matrix products and attention gave, so that only cheap
-    operations (norms, activations, dropout) are computed again.
+    Without ``selective`` a layer's input is kept; with it also what its matrix products and attention gave, so that only
+    cheap operations (norms, activations, dropout) are computed again.
 
     Source: Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models".
     """
-    if kind == "none":
-        return
-    selected = {"context_fn": partial(create_selective_checkpoint_contexts, _dear_operations())}
-    network.gradient_checkpointing_enable({"use_reentrant": False, **(selected if kind == "selective" else {})})
+    selected = {"context_fn": partial(create_selective_checkpoint_contexts, _dear_operations())} if selective else {}
+    # transformers before 5.23 has only the second name, later ones warn of it.
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    enable({"use_reentrant": False, **selected})
 
 
 def _dear_operations() -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,73 +17,34 @@ from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
 from hanmo.families.heads import RowOutput, ValueKind, attach_value_head
 from hanmo.records import Rejects, iter_records
-from hanmo.training.adapt import add_lora, keep_top_layers
-from hanmo.training.run import TRAINER, Outcome, data_files, open_for_training, tokenising, trainer_settings
-from hanmo.training.schedules import Schedule
+from hanmo.training.adapt import LoraSettings, add_lora, keep_top_layers
+from hanmo.training.run import Outcome, data_files, open_for_training, tokenising, trainer_settings
+from hanmo.training.settings import TuningConfig
 from hanmo.training.trainer import RowTrainer
 
 
 @dataclass(frozen=True)
-class AlignmentConfig:
-    """Settings that every alignment stage has.
+class AlignmentConfig(TuningConfig):
+    """Settings that every alignment stage has; see ``TuningConfig`` for the others.
 
     Attributes:
-        model: the model to start from, usually one that sft has made.
-        data: a folder with train.* and, if there is one, valid.* or dev.*; or the training file.
-        out: the run's folder.
-        valid: the validation file, where it is not in the data folder.
-        size, original_config, vocab, rules: of an original checkpoint, where its files do not say.
-        limit: tokens of a row; for encoder-decoders, of the encoder's input. What does not fit is left out and named.
-        response_limit: tokens of the decoder's input where that is an axis of its own; ``limit`` if null.
-        schedule: learning-rate schedule of the originals; null: trainer.lr_scheduler_type.
-        skip_bad: pass over bad records instead of stopping; they are named in rejects.jsonl.
         trained_layers: how many of the last layers of every stack are trained: below 1 a share, of which whole layers
             count (0.3 of 32 is 9), from 1 on a number; null or less than one layer: all. Embeddings, norms and heads
             always are.
-        lora_rank: train LoRA adapters of this rank instead of the weights; 0 is off. They are merged at the end.
-        lora_alpha, lora_dropout, lora_targets: of the adapters; without targets the family's own.
-        trainer: every setting of transformers.TrainingArguments.
     """
 
-    model: str
-    data: str
-    out: str = "runs/alignment"
-    valid: str | None = None
-    size: str | None = None
-    original_config: str | None = None
-    vocab: str | None = None
-    rules: str | None = None
-    limit: int = 512
-    response_limit: int | None = None
-    schedule: Schedule | None = None
-    skip_bad: bool = False
     trained_layers: float | None = None
-    lora_rank: int = 0
-    lora_alpha: int = 16
-    lora_dropout: float = 0.0
-    lora_targets: tuple[str, ...] = ()
-    trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.require(
-            limit=(self.limit >= 2, "at least 2"),
-            response_limit=(self.response_limit is None or self.response_limit >= 2, "at least 2"),
             trained_layers=(
                 self.trained_layers is None or self.trained_layers >= 0,
                 "a share, a number of layers or null",
-            ),
-            lora_rank=(self.lora_rank >= 0, "0 (off) or more"),
-        )
-        if self.trained_layers is not None and self.lora_rank:
-            raise ConfigError(
-                "trained_layers and lora_rank: LoRA already leaves all layers as they are; give one of them"
             )
-
-    def require(self, **checks: tuple[bool, str]) -> None:
-        """ConfigError naming the first setting that is not as expected."""
-        for name, (good, expected) in checks.items():
-            if not good:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")
+        )
+        if self.trained_layers is not None and self.lora:
+            raise ConfigError("trained_layers and lora: LoRA already leaves all layers as they are; give one of them")
 
 
 @dataclass(frozen=True)
@@ -115,16 +76,15 @@ def adapted(
     network.critic = critic
     if config.trained_layers is not None:
         keep_top_layers(network, config.trained_layers)
-    if config.lora_rank:
-        targets = config.lora_targets or opened.family.lora_targets
+    if config.lora:
         whole = ("value_head",) if value_head else ()
-        network = add_lora(network, targets, config.lora_rank, config.lora_alpha, config.lora_dropout, whole)
+        network = add_lora(network, LoraSettings(**config.lora), opened.family.lora_targets, whole)
     return network
 
 
 def merged(network: Any, config: AlignmentConfig) -> Any:
     """The trained network without adapters: they are added to the weights they stand beside."""
-    return network.merge_and_unload() if config.lora_rank else network
+    return network.merge_and_unload() if config.lora else network
 
 
 def prepare_pairs(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from hanmo.data.rows import ROW_IDS
+from hanmo.training.adapt import checkpoint_layers
 from hanmo.training.trainer import RowTrainer
 
 
@@ -27,6 +28,8 @@ def estimate(trainer: RowTrainer) -> dict[str, Any]:
         "gradients": _bytes(trained),
         "optimizer": 8 * sum(parameter.numel() for parameter in trained),
     }
+    if args.gradient_checkpointing:
+        checkpoint_layers(network, selective=False)  # as the trainer will before its first step
     batch = _longest_batch(trainer)
     sizes["activations"], _ = _run(trainer, batch)
     _, seconds = _run(trainer, batch)

@@ -6,7 +6,6 @@ import atexit
 import os
 import pickle
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +17,6 @@ from hanmo.files import replacing
 
 T = TypeVar("T")
 POLL = 0.2  # seconds
-
-
-def torchrun(processes: int, arguments: Sequence[str]) -> list[str]:
-    """The command that runs ``hanmo`` with these arguments in several processes of this machine."""
-    if processes < 1:
-        raise ConfigError(f"--nproc {processes}: at least 1")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [*launcher, "-m", "hanmo", *arguments]
 
 
 def read_hostfile(path: str | Path) -> dict[str, int]:

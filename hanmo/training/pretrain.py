@@ -17,65 +17,40 @@ from hanmo.errors import ConfigError, unknown
 from hanmo.families.base import Family, OpenedModel
 from hanmo.records import Plain, Rejects, iter_records
 from hanmo.training import stage
-from hanmo.training.adapt import Checkpointing, checkpoint_layers
+from hanmo.training.adapt import checkpoint_layers
 from hanmo.training.parallel import read_once
-from hanmo.training.run import TRAINER, Outcome, data_files, open_for_training, tokenising, trainer_settings
-from hanmo.training.schedules import Schedule
+from hanmo.training.run import Outcome, data_files, open_for_training, tokenising, trainer_settings
+from hanmo.training.settings import RunConfig, one_checkpointing
 from hanmo.training.streams import StreamTrainer
 from hanmo.training.trainer import RowTrainer
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Settings of pretraining.
+class PretrainConfig(RunConfig):
+    """Settings of pretraining; see ``RunConfig`` for the others. ``data`` and ``valid`` may also be token stores.
 
     Attributes:
-        model: ``init:SIZE`` for random weights in a released size's shape, or a model to go on with.
-        data: a folder with train.* and, if there is one, valid.* or dev.*; the training file; or a token store.
-        out: the run's folder.
-        valid: the validation file or store, where it is not in the data folder.
-        size, original_config, vocab: of an original checkpoint, where its files do not say; ``vocab`` also of a new model.
         shape: what of the size's configuration is different, for a new model.
         limit: tokens of a row; of a segment, for networks with memory; of the encoder's input, for encoder-decoders.
-        response_limit: tokens of the decoder's input where that is an axis of its own; ``limit`` if null.
         plain: what a line of a plain file is.
         packing: let short documents share a row without seeing each other; null: where the network can.
         objectives: how often each of the family's objectives is drawn, where it has several; all that are not named are 0.
-        schedule: learning-rate schedule of the originals; null: trainer.lr_scheduler_type.
         published: the schedule as published, which with accumulation does not reach its end.
-        skip_bad: pass over bad records instead of stopping; they are named in rejects.jsonl.
-        checkpointing: keep less for the backward pass and compute it again there: "full" every layer, "selective" only
-            its cheap operations.
-        trainer: every setting of transformers.TrainingArguments.
+        selective_checkpointing: as of ``SftConfig``.
     """
 
-    model: str
-    data: str
     out: str = "runs/pretrain"
-    valid: str | None = None
-    size: str | None = None
-    original_config: str | None = None
-    vocab: str | None = None
     shape: dict[str, Any] = field(default_factory=dict)
-    limit: int = 512
-    response_limit: int | None = None
     plain: Plain = "text"
     packing: bool | None = None
     objectives: dict[str, float] = field(default_factory=dict)
-    schedule: Schedule | None = None
     published: bool = False
-    skip_bad: bool = False
-    checkpointing: Checkpointing = "none"
-    trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
+    selective_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name, good, expected in (
-            ("limit", self.limit >= 2, "at least 2"),
-            ("response_limit", self.response_limit is None or self.response_limit >= 2, "at least 2"),
-            ("objectives", all(share >= 0 for share in self.objectives.values()), "shares of 0 or more"),
-        ):
-            if not good:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")
+        super().__post_init__()
+        self.require(objectives=(all(share >= 0 for share in self.objectives.values()), "shares of 0 or more"))
+        one_checkpointing(self.selective_checkpointing, self.trainer)
 
 
 def pretrain(config: PretrainConfig, resume: bool = False, show: TrainerCallback | None = None) -> Outcome:
@@ -106,9 +81,12 @@ def _prepare(config: PretrainConfig, bars: bool = True) -> tuple[PretrainConfig,
     seed = config.trainer.get("seed", 42)
     config = replace(config, trainer=trainer_settings(config.trainer, valid_file is not None))
     set_seed(seed)
-    opened = open_for_training(config.model, config.size, config.original_config, config.vocab, None, config.shape)
+    opened = open_for_training(
+        config.model, config.size, config.original_config, config.vocab, config.rules, config.shape
+    )
     _check_objectives(config, opened.family)
-    checkpoint_layers(opened.network, config.checkpointing)
+    if config.selective_checkpointing:
+        checkpoint_layers(opened.network, selective=True)
     rows, valid, rejects = read_once("rows", lambda: _read(train_file, valid_file, opened, config, seed, bars))
     if valid is not None and type(valid) is not type(rows):
         raise ConfigError(f"{valid_file}: not the kind of data that {train_file} holds")

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,6 @@ from hanmo.training.parallel import translate_deepspeed
 from hanmo.training.schedules import Schedule, factor, published_warmup
 
 NEW = "init:"  # a model of random weights: init:SIZE
-TRAINER = settings.settings_of(
-    "transformers.TrainingArguments",
-    output_dir="the run's folder is OUT",
-    resume_from_checkpoint="say --resume",
-    remove_unused_columns="batches are made of rows, not columns",
-    label_names="rows have labels",
-    average_tokens_across_devices="always so: the loss is divided by the weights of the whole step",
-    label_smoothing_factor="the loss lives inside the network, which has no label smoothing",
-    logging_nan_inf_filter="a loss that is not finite stops the run",
-    push_to_hub="upload OUT/model when the run is over",
-)
 DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_total_limit": 2,
@@ -207,10 +196,20 @@ def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:
             label_names=["labels"],
             average_tokens_across_devices=True,
             logging_nan_inf_filter=False,
-            **{"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": _only_cpu(), **merged},
+            **{"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": _only_cpu(), **_by_new_names(merged)},
         )
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _by_new_names(merged: dict[str, Any]) -> dict[str, Any]:
+    """Activation checkpointing under the name that the installed transformers wants; up to 5.22 it was "gradient_"."""
+    known = {field.name for field in fields(TrainingArguments)}
+    named = {}
+    for key, value in merged.items():
+        new = key.replace("gradient_checkpointing", "activation_checkpointing")
+        named[new if new in known else key] = value
+    return named
 
 
 def _only_cpu() -> bool:

@@ -17,10 +17,9 @@ from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
 from hanmo.records import Rejects, iter_records
 from hanmo.training import stage
-from hanmo.training.adapt import Checkpointing, add_lora, checkpoint_layers, freeze_layers
+from hanmo.training.adapt import LoraSettings, add_lora, checkpoint_layers, freeze_layers
 from hanmo.training.parallel import read_once
 from hanmo.training.run import (
-    TRAINER,
     Outcome,
     data_files,
     open_for_training,
@@ -28,82 +27,49 @@ from hanmo.training.run import (
     trainer_settings,
     without_checkpoints,
 )
-from hanmo.training.schedules import Schedule
+from hanmo.training.settings import TuningConfig, one_checkpointing
 from hanmo.training.streams import StreamTrainer
 from hanmo.training.trainer import RowTrainer
 
 
 @dataclass(frozen=True)
-class SftConfig:
-    """Settings of supervised fine-tuning.
+class SftConfig(TuningConfig):
+    """Settings of supervised fine-tuning; see ``TuningConfig`` for the others.
 
     Attributes:
-        model: a model, or ``init:SIZE`` for one of random weights in a released size's shape.
-        data: a folder with train.* and, if there is one, valid.* or dev.*; or the training file.
-        out: the run's folder.
-        valid: the validation file, where it is not in the data folder.
-        size, original_config, vocab, rules: of an original checkpoint, where its files do not say; ``vocab`` also of a
-            new model.
         shape: what of the size's configuration is different, for a new model.
-        limit: tokens of a row; for encoder-decoders, of the encoder's input. What does not fit is left out and named.
-        response_limit: tokens of the decoder's input where that is an axis of its own; ``limit`` if null.
         packing: let short examples share a row without seeing each other.
         streams: lay the examples end to end as streams that carry memory, as published for Transformer-XL; ``limit`` is
             then a segment's length.
-        schedule: learning-rate schedule of the originals; null: trainer.lr_scheduler_type.
         published: the schedule as published, which with accumulation does not reach its end.
-        skip_bad: pass over bad records instead of stopping; they are named in rejects.jsonl.
         freeze: the share of the layers, from the first, that are not trained.
-        lora_rank: train LoRA adapters of this rank instead of the weights; 0 is off. They are merged at the end.
-        lora_alpha, lora_dropout: of the adapters.
-        lora_targets: names of the linear modules to adapt; the family's own if empty.
         tensor_parallel: parts that the model is cut into, each in a process of its own (--tensor-parallel starts them).
-        checkpointing: keep less for the backward pass and compute it again there: "full" every layer, "selective" only
-            its cheap operations.
-        trainer: every setting of transformers.TrainingArguments.
+        selective_checkpointing: of every layer keep for the backward pass only what is dear to compute. Ours, as the
+            trainer's own option cannot say which operations those are in a file of settings; it keeps nothing of them.
     """
 
-    model: str
-    data: str
     out: str = "runs/sft"
-    valid: str | None = None
-    size: str | None = None
-    original_config: str | None = None
-    vocab: str | None = None
-    rules: str | None = None
     shape: dict[str, Any] = field(default_factory=dict)
-    limit: int = 512
-    response_limit: int | None = None
     packing: bool = False
     streams: bool = False
-    schedule: Schedule | None = None
     published: bool = False
-    skip_bad: bool = False
     freeze: float = 0.0
-    lora_rank: int = 0
-    lora_alpha: int = 16
-    lora_dropout: float = 0.0
-    lora_targets: tuple[str, ...] = ()
     tensor_parallel: int = 1
-    checkpointing: Checkpointing = "none"
-    trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
+    selective_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name, good, expected in (
-            ("limit", self.limit >= 2, "at least 2"),
-            ("response_limit", self.response_limit is None or self.response_limit >= 2, "at least 2"),
-            ("freeze", 0 <= self.freeze < 1, "from 0 to below 1, e.g. 0.7"),
-            ("lora_rank", self.lora_rank >= 0, "0 (off) or more"),
-            ("tensor_parallel", self.tensor_parallel >= 1, "at least 1"),
-        ):
-            if not good:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")
+        super().__post_init__()
+        self.require(
+            freeze=(0 <= self.freeze < 1, "from 0 to below 1, e.g. 0.7"),
+            tensor_parallel=(self.tensor_parallel >= 1, "at least 1"),
+        )
         if self.packing and self.streams:
             raise ConfigError("packing and streams: in streams nothing is padding; give one of them")
-        if self.tensor_parallel > 1 and (self.lora_rank or self.streams):
-            raise ConfigError("tensor_parallel: not together with lora_rank or streams")
-        if self.freeze and self.lora_rank:
-            raise ConfigError("freeze and lora_rank: LoRA already leaves all layers as they are; give one of them")
+        if self.tensor_parallel > 1 and (self.lora or self.streams):
+            raise ConfigError("tensor_parallel: not together with lora or streams")
+        if self.freeze and self.lora:
+            raise ConfigError("freeze and lora: LoRA already leaves all layers as they are; give one of them")
+        one_checkpointing(self.selective_checkpointing, self.trainer)
 
 
 def sft(config: SftConfig, resume: bool = False, show: TrainerCallback | None = None) -> Outcome:
@@ -167,10 +133,10 @@ def _rows(file: Path, opened: OpenedModel, config: SftConfig, rejects: Rejects, 
 
 def _adapted(opened: OpenedModel, config: SftConfig) -> Any:
     network = opened.network
-    checkpoint_layers(network, config.checkpointing)
+    if config.selective_checkpointing:
+        checkpoint_layers(network, selective=True)
     if config.freeze:
         freeze_layers(network, config.freeze)
-    if config.lora_rank:
-        targets = config.lora_targets or opened.family.lora_targets
-        network = add_lora(network, targets, config.lora_rank, config.lora_alpha, config.lora_dropout)
+    if config.lora:
+        network = add_lora(network, LoraSettings(**config.lora), opened.family.lora_targets)
     return network

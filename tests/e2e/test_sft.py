@@ -115,7 +115,9 @@ def test_a_dry_run_says_what_it_needs_and_writes_nothing(data: Path, tmp_path: P
     assert (result["rows"], result["valid_rows"], result["steps"]) == (23, 1, 8)
     assert result["seconds_per_step"] > 0
     assert not (tmp_path / "run").exists()
-    adapters = dry_run(config(data, tmp_path / "run", lora_rank=2))
+    adapters = dry_run(config(data, tmp_path / "run", lora={"rank": 2}))
+    again = dry_run(config(data, tmp_path / "run", {"gradient_checkpointing": True}))
+    assert again["memory"]["activations"] < 0.9 * dry_run(config(data, tmp_path / "run"))["memory"]["activations"]
     assert adapters["memory"]["gradients"] == 4 * adapters["trained_parameters"] < 4 * count
 
 
@@ -146,7 +148,7 @@ def test_adapters_are_merged_and_leave_the_rest_alone(data: Path, tmp_path: Path
         EVA / MODELS[NAME]["checkpoint"], config=EVA / MODELS[NAME]["config"], vocab=EVA / MODELS[NAME]["vocab"],
         dtype="fp32", device="cpu",
     )  # fmt: skip
-    outcome = sft(config(data, tmp_path / "run", lora_rank=4))
+    outcome = sft(config(data, tmp_path / "run", lora={"rank": 4}))
     assert outcome.eval_loss is not None and outcome.eval_loss_before is not None
     assert outcome.eval_loss < outcome.eval_loss_before
     after = state(str(outcome.model))

@@ -15,6 +15,7 @@ from hanmo.families.base import Row, collate
 from hanmo.families.tables import expand
 from hanmo.families.transformer_xl import legacy
 from hanmo.families.transformer_xl.modeling import TransformerXLModel
+from hanmo.training.adapt import checkpoint_layers
 from hanmo.training.schedules import factor
 from hanmo.training.trainer import RowTrainer
 from tests.parity.test_transformer_xl_streams import rows, same
@@ -44,7 +45,7 @@ def test_gradients_with_memory(checkpointing: bool) -> None:
     memory_length = arrays["seg0.attention_mask"].shape[-1] - first.shape[1]
     model = network("txl_tiny", memory_length=memory_length)
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        checkpoint_layers(model, selective=False)
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

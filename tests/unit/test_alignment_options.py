@@ -214,7 +214,7 @@ def write_pairs(folder: Path) -> str:
     return str(folder / "pairs.jsonl")
 
 
-LORA: dict[str, Any] = {"lora_rank": 2, "lora_alpha": 8}
+LORA: dict[str, Any] = {"lora": {"rank": 2, "alpha": 8}}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,6 +25,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Answers that no other run has given."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hanmo"
+
+
 def run(*arguments: Any) -> Result:
     return CliRunner().invoke(app, ["eval", *map(str, arguments)])
 
@@ -35,7 +42,52 @@ def test_dialogue_prints_both_readings(folder: Path) -> None:
     lines = [line.split(" | ") for line in shown.stdout.splitlines() if " | " in line]
     assert [cell.strip() for cell in lines[0]] == ["", "loss", "BLEU-4", "Dist-4", "F1"]
     assert [line[0].strip() for line in lines[1:4]] == ["published", "corrected", ""]
-    assert "3 of 3 records, corrected protocol" in shown.stdout
+    assert "3 of 3 records" in shown.stdout
+
+
+@pytest.mark.parametrize("command", ["dialogue", "perplexity"])
+def test_what_is_printed_says_where_it_comes_from(folder: Path, command: str) -> None:
+    few = ("--set", "max_new_tokens=5") if command == "dialogue" else ()
+    arguments = (command, folder / "model", folder / "test.txt", *few)
+    about = json.loads(run(*arguments, "--json").stdout)["about"]
+    shown = run(*arguments).stdout
+    for name in ("weights", "data", "hanmo"):
+        assert about[name] in shown
+    assert "corrected protocol, 0 shots, at most 512 tokens" in shown
+
+
+def test_texts_say_what_was_compared(folder: Path) -> None:
+    (folder / "said.txt").write_text("你好\n再见\n", encoding="utf-8")
+    result = json.loads(run("rouge", folder / "said.txt", folder / "said.txt", "--json").stdout)
+    assert (
+        result["f1"] == 1.0 and result["about"]["data"] in run("rouge", folder / "said.txt", folder / "said.txt").stdout
+    )
+    (folder / "other.txt").write_text("你好\n不\n", encoding="utf-8")
+    other = json.loads(run("rouge", folder / "said.txt", folder / "other.txt", "--json").stdout)
+    assert other["about"]["data"] != result["about"]["data"]
+
+
+@pytest.mark.parametrize("command", ["dialogue", "perplexity"])
+def test_what_was_found_is_not_asked_again(
+    folder: Path, own_cache: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--set", "max_new_tokens=5") if command == "dialogue" else ()
+    arguments = (command, folder / "model", folder / "test.txt", "--json", *few)
+    first = run(*arguments)
+    assert first.exit_code == 0, first.output
+    kept = sorted((own_cache / command).iterdir())
+    assert kept and all(path.name.startswith(command) for path in kept)
+
+    def never(*given: Any, **named: Any) -> Any:
+        raise AssertionError("asked again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hanmo.evaluation.dialogue.generate", never)
+        patch.setattr("hanmo.families.heads.RowModel.forward", never)
+        again = run(*arguments)
+        assert again.exit_code == 0 and again.stdout == first.stdout
+        other = run(*arguments, "--limit", "100")
+        assert isinstance(other.exception, AssertionError)
 
 
 def test_dialogue_as_json_takes_preset_and_overrides(folder: Path) -> None:
@@ -51,6 +103,7 @@ def test_dialogue_as_json_takes_preset_and_overrides(folder: Path) -> None:
     assert settings["published"] and result["about"]["protocol"] == "published"
     assert result["about"]["records"] == 2
     assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        "answers",
         "generations.jsonl",
         "report.html",
         "results.json",

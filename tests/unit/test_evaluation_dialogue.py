@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
+from hanmo.evaluation import dialogue
 from hanmo.evaluation.dialogue import Sample, _corrected, _published, evaluate, title
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, Text
@@ -110,6 +112,41 @@ def test_sampling_repeats_with_its_seed_and_batches_draw_differently() -> None:
     said = [one.generation for one in first.samples]
     assert said == [one.generation for one in again.samples]
     assert len(set(said)) > 1
+
+
+@pytest.mark.parametrize("settings", [GREEDY, Settings(max_new_tokens=6, seed=3)], ids=["greedy", "sampled"])
+def test_a_stopped_run_goes_on(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after two batches of replies, in the middle of a line; the rest is asked, and all is as without the stop."""
+    whole = evaluate(EVA, RECORDS, settings, batch_size=2)
+    decode, asked = dialogue.generate, []
+
+    def stops(opened: Any, contexts: Any, *given: Any, **named: Any) -> Any:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(len(contexts))
+        return decode(opened, contexts, *given, **named)
+
+    monkeypatch.setattr(dialogue, "generate", stops)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(EVA, RECORDS, settings, batch_size=2, cache=tmp_path)
+    (replies,) = tmp_path.glob("dialogue-replies-*.jsonl")
+    lines = replies.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(lines) == 4
+    replies.write_text("".join(lines[:3]) + lines[3][:4], encoding="utf-8")
+    asked.clear()
+    assert evaluate(EVA, RECORDS, settings, batch_size=2, cache=tmp_path) == whole
+    assert asked == [2, 1]  # the batch that lost a line, and the last
+
+
+def test_another_configuration_is_another_question(tmp_path: Path) -> None:
+    evaluate(EVA, RECORDS, GREEDY, cache=tmp_path)
+    files = set(tmp_path.iterdir())
+    evaluate(EVA, RECORDS, GREEDY, cache=tmp_path)
+    assert set(tmp_path.iterdir()) == files
+    other = tiny_eva()
+    other.family.config.layer_norm_epsilon = 0.1
+    evaluate(other, RECORDS, GREEDY, cache=tmp_path)
+    assert len(set(tmp_path.iterdir())) == 2 * len(files)
 
 
 def test_what_is_written(tmp_path: Path) -> None:

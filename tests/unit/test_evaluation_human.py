@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ def test_sheets_are_blind_shuffled_and_whole(tmp_path: Path) -> None:
     assert page.count("</script>") == 1  # an answer cannot end the script
     with pytest.raises(HanmoError, match="may be with raters already"):
         prepare(ANSWERS, tmp_path)
+
+
+def test_a_browser_keeps_the_ratings_of_each_study_apart(tmp_path: Path) -> None:
+    """Two studies of one size have the same items in the same order; what is kept goes by what is rated."""
+    pages = []
+    for name, reply in (("first", "很好"), ("second", "不好")):
+        answers = {"ours": {"天气？": reply}, "person": {"天气？": "不错"}}
+        pages.append(prepare(answers, tmp_path / name, raters=1)[1].read_text(encoding="utf-8"))
+    one, two = (re.findall(r'"study": "([0-9a-f]{16})"', page) for page in pages)
+    assert len(one) == len(two) == 1 and one != two
+    assert all('const place = "hanmo-" + data.name + "-" + data.study;' in page for page in pages)
 
 
 def test_means_by_hand(tmp_path: Path) -> None:

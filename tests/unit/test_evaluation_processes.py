@@ -51,16 +51,19 @@ def test_the_next_run_takes_in_what_other_processes_left(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_two_processes_are_as_good_as_one(tmp_path: Path) -> None:
-    """CLUE, corrected and published, and perplexity, over gloo: every score, every generated answer, one output."""
+    """CLUE, corrected and published, perplexity and dialogue, over gloo: every score, every generated answer, one output."""
     clue_folder(tmp_path / "clue")
     (tmp_path / "texts.txt").write_text("今天天气真不错\n明天去哪里玩\n谢谢你\n", encoding="utf-8")
     save_model(tiny("pangu", tmp_path / "pangu"), tmp_path / "model")
+    (tmp_path / "talks.txt").write_text("你好吗\t很好\n明天去哪里玩\t不去\n谢谢你\t再见\n", encoding="utf-8")
     common = ["--device", "cpu", "--json"]
+    sampled = ["--batch-size", "1", "--set", "max_new_tokens=8", "--set", "do_sample=true"]
     clue = ["eval", "clue", str(tmp_path / "model"), "--data", str(tmp_path / "clue"), "--limit", "128", *common]
     commands: dict[str, list[str]] = {
         "corrected": [*clue, "--tasks", "tnews,c3,cmrc2018"],
         "published": [*clue, "--tasks", "afqmc,cmrc2018", "--published", "--shots", "2"],
         "perplexity": ["eval", "perplexity", str(tmp_path / "model"), str(tmp_path / "texts.txt"), "--text", *common],
+        "dialogue": ["eval", "dialogue", str(tmp_path / "model"), str(tmp_path / "talks.txt"), *common, *sampled],
     }
     for name, arguments in commands.items():
         found: list[Any] = []
@@ -73,11 +76,28 @@ def test_two_processes_are_as_good_as_one(tmp_path: Path) -> None:
         assert same(found[0], found[1]), name
         if name == "perplexity":
             continue
+        if name == "dialogue":
+            one, two = ((tmp_path / f"dialogue{count}" / "generations.jsonl").read_text() for count in (1, 2))
+            assert one == two and one.count("\n") == 3
+            continue
         one, two = ((tmp_path / f"{name}{count}" / "items.jsonl").read_text().splitlines() for count in (1, 2))
         assert len(one) == len(two) > 1
         assert all(same(json.loads(a), json.loads(b)) for a, b in zip(one, two, strict=True))
         answers = sorted(path.name for path in (tmp_path / f"{name}2" / "answers").iterdir())
         assert answers == sorted(path.name for path in (tmp_path / f"{name}1" / "answers").iterdir())
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once_by_several_processes(tmp_path: Path) -> None:
+    save_model(tiny("pangu", tmp_path / "pangu"), tmp_path / "model")
+    (tmp_path / "bad.jsonl").write_text('{"text": 1}\n', encoding="utf-8")
+    arguments = ["eval", "perplexity", str(tmp_path / "model"), str(tmp_path / "bad.jsonl"), "--device", "cpu"]
+    one, two = (
+        subprocess.run([sys.executable, "-m", "hanmo", *arguments, "--nproc", count], capture_output=True, text=True)
+        for count in ("1", "2")
+    )
+    assert one.returncode == two.returncode == 2
+    assert "bad.jsonl:1:" in one.stderr and two.stderr.count("bad.jsonl:1:") == 1 and "Traceback" not in two.stderr
 
 
 def same(one: Any, other: Any) -> bool:

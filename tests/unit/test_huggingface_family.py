@@ -14,7 +14,7 @@ from hanmo.errors import ConfigError
 from hanmo.families.base import IGNORE, OpenedModel, Part, collate
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
-from hanmo.records import Dialogue, PromptResponse, Text
+from hanmo.records import Dialogue, PromptResponse, Record, Text
 from tests.unit.transformers_models import CONFIGS, write_model
 
 PAIR = PromptResponse("今天天气怎么样?", "天气真不错。")
@@ -115,6 +115,18 @@ def test_running_text_scores_all_but_the_first_token(tmp_path: Path) -> None:
     (parts,) = family.parts(Text("今天天气真不错"), 64)
     row = family.row(parts)
     assert int((row.labels != IGNORE).sum()) == 7  # six of the text, as nothing comes before it, and the end
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mt5"])
+@pytest.mark.parametrize("record", [PAIR, Text("今天天气真不错")], ids=["pair", "text"])
+def test_no_stop_is_learned_where_a_text_is_cut(name: str, record: Record, tmp_path: Path) -> None:
+    family = opened(name, tmp_path, chat=False).family
+    (whole,), (cut,) = (
+        family.parts(record, limit, 4 if limit < 64 else None) for limit in (64, 12 if record is PAIR else 4)
+    )
+    ends = [family.row(parts).labels[-1].item() for parts in (whole, cut)]
+    assert ends == [family.stop_ids[0], IGNORE]
+    assert sum(len(part.ids) for part in cut) < sum(len(part.ids) for part in whole)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mt5"])

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import warnings
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainingArguments
 
 from hanmo.errors import ConfigError
 from hanmo.families import NAMES
 from hanmo.families.presets import presets
 from hanmo.training.pretrain import PretrainConfig
 from hanmo.training.run import (
-    TRAINER,
     arguments,
     begin,
     data_files,
@@ -24,6 +25,7 @@ from hanmo.training.run import (
     rate_factor,
     trainer_settings,
 )
+from hanmo.training.settings import TRAINER
 from hanmo.training.sft import SftConfig
 
 
@@ -157,10 +159,26 @@ def test_pretraining_presets_are_settings(family: str, name: str, tmp_path: Path
     [
         ({"limit": 1}, "limit=1: must be at least 2"),
         ({"freeze": 1.0}, "freeze=1.0: must be from 0"),
-        ({"lora_rank": -1}, "lora_rank=-1"),
-        ({"freeze": 0.5, "lora_rank": 2}, "give one of them"),
+        ({"lora": {"rank": -1}}, "lora.rank=-1"),
+        ({"freeze": 0.5, "lora": {"rank": 2}}, "give one of them"),
+        ({"selective_checkpointing": True, "trainer": {"gradient_checkpointing": True}}, "give one of them"),
     ],
 )
 def test_impossible_settings(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SftConfig("m", "d", **wrong)
+
+
+@pytest.mark.parametrize("kind", [SftConfig, PretrainConfig])
+def test_own_settings_stay_few(kind: type[Any]) -> None:
+    assert len({field.name for field in fields(kind)} - {"trainer"}) <= 20
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_either_name_of_checkpointing_reaches_the_trainer(name: str, tmp_path: Path) -> None:
+    if name not in {field.name for field in fields(TrainingArguments)}:
+        pytest.skip("an older transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        args = arguments(tmp_path, {name: True, f"{name}_kwargs": {"use_reentrant": False}})
+    assert args.gradient_checkpointing and args.gradient_checkpointing_kwargs == {"use_reentrant": False}

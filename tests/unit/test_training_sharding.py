@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hanmo.families.base import collate
-from hanmo.training.adapt import add_lora, switch_dropout_off
+from hanmo.training.adapt import LoraSettings, add_lora, switch_dropout_off
 from tests.unit.test_packing import examples
 from tests.unit.tiny import NAMES, tiny
 
@@ -44,7 +44,7 @@ def prepared(name: str, adapted: str, folder: Path, double: bool) -> tuple[Any, 
     if adapted == "adapters":
         torch.manual_seed(1)
         targets = ["q_proj"] if opened.family.lora_targets == ("all-linear",) else opened.family.lora_targets
-        network = add_lora(network, [*targets, "lm_head"], 2, 16, 0.0)
+        network = add_lora(network, LoraSettings(2), [*targets, "lm_head"])
     switch_dropout_off(network)
     made = examples(opened)
     rows = [made.row(place) for place in range(ROWS)]

@@ -15,6 +15,7 @@ from hanmo.families.transformer_xl import legacy
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
 from hanmo.families.transformer_xl.relative import visible
 from hanmo.families.transformer_xl.state import MemoryState
+from hanmo.training.adapt import checkpoint_layers
 
 VOCABULARY = 40
 VARIANTS = [pytest.param(True, id="relative"), pytest.param(False, id="absolute")]
@@ -146,7 +147,7 @@ def test_gradient_checkpointing_changes_nothing(relative: bool) -> None:
     for checkpointing in (False, True):
         network = model(relative=relative, **still).train()
         if checkpointing:
-            network.gradient_checkpointing_enable()
+            checkpoint_layers(network, selective=False)
         ids = random_ids(2, 6)
         memory = network(input_ids=ids, memory=()).memory
         network(input_ids=ids, labels=ids, memory=memory).loss.backward()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,8 +16,8 @@ from hanmo.evaluation.clue.reading import read_split
 from hanmo.evaluation.clue.results import ClueResult, Item, TaskResult
 from hanmo.evaluation.clue.tasks import READINGS, Example, Task, data_hash
 from hanmo.evaluation.processes import mine
-from hanmo.evaluation.scoring import Progress, batches, software, weights_hash
-from hanmo.evaluation.store import Store
+from hanmo.evaluation.scoring import Progress, batches, computed_by, software
+from hanmo.evaluation.store import Store, opened_store
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
@@ -75,12 +74,10 @@ def evaluate(
     train = {}
     if setup.shots and not setup.published:
         train = {task.name: read_split(task, data, "train") for task in tasks}
-    weights = weights_hash(opened.network)
     about: dict[str, Any] = {
         "model": opened.source,
         "family": opened.family.name,
-        "weights": weights,
-        "precision": str(opened.network.dtype).removeprefix("torch."),
+        **computed_by(opened),
         "protocol": "published" if setup.published else "corrected",
         "shots": setup.shots,
         "limit": limit,
@@ -96,11 +93,6 @@ def evaluate(
         else:
             results.append(run.run_corrected(found, train.get(task.name, [])))
     return ClueResult(about, results)
-
-
-def cache_folder() -> Path:
-    """Where answers are kept if nobody says otherwise: XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hanmo/clue"
 
 
 def _limit(opened: OpenedModel, setup: Setup) -> int:
@@ -234,16 +226,11 @@ class _Run:
         store.complete()
 
     def _asked(self, data: str) -> list[Any]:
-        about = {name: self.about[name] for name in ("weights", "precision", "protocol", "shots", "limit")}
+        about = {name: self.about[name] for name in ("weights", "config", "precision", "protocol", "shots", "limit")}
         return [about, data, self.task.hash(), self.task.published.template.text if self.setup.published else ""]
 
-    @contextmanager
-    def _store(self, asked: list[Any]) -> Iterator[Store]:
-        store = Store(self.cache, f"{self.task.name}-{self.about['protocol']}", asked)
-        try:
-            yield store
-        finally:
-            store.close()
+    def _store(self, asked: list[Any]) -> AbstractContextManager[Store]:
+        return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", asked)
 
     def _result(
         self,

@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.families.cache import DecodeState
 from hanmo.families.causal import same_example
+from hanmo.families.dropout import Dropout, dropout
 from hanmo.families.eva.biases import blind_queries, masked_bias, per_query, relative_buckets
 from hanmo.families.eva.state import EvaState
 from hanmo.families.heads import RowModel
@@ -118,12 +119,12 @@ class EvaAttention(nn.Module):
         query_BHqK = self._heads(self.q_proj(hidden_BqD))
         if blind_Bq is not None:
             query_BHqK = query_BHqK.masked_fill(blind_Bq[:, None, :, None], 0)
-        dropout = self.dropout_rate if self.training else 0.0
+        attention_dropout = self.dropout_rate if self.training else 0.0
         mixed_BHqK = F.scaled_dot_product_attention(
-            query_BHqK, key_BHkK, value_BHkK, bias_BHqk.to(query_BHqK.dtype), dropout, scale=self.scale
+            query_BHqK, key_BHkK, value_BHkK, bias_BHqk.to(query_BHqK.dtype), attention_dropout, scale=self.scale
         )
         output_BqD = self.o_proj(mixed_BHqK.transpose(1, 2).flatten(2))
-        return F.dropout(output_BqD, self.dropout_rate, self.training)
+        return dropout(output_BqD, self.dropout_rate, self.training)
 
     def _heads(self, projected_BTI: Tensor) -> Tensor:
         return projected_BTI.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)
@@ -141,7 +142,7 @@ class EvaFeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         gated = F.gelu(self.wi_0(hidden), approximate="tanh") * self.wi_1(hidden)
-        return self.wo(F.dropout(gated, self.dropout_rate, self.training))
+        return self.wo(dropout(gated, self.dropout_rate, self.training))
 
 
 class EvaBlock(GradientCheckpointingLayer):
@@ -160,7 +161,7 @@ class EvaBlock(GradientCheckpointingLayer):
         self.ff_norm = EvaNorm(config.d_model, config.layer_norm_epsilon)
         self.ff = EvaFeedForward(config)
         self.decoder = decoder
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(
         self,
@@ -201,7 +202,7 @@ class EvaStack(nn.Module):
         self.relative_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
         self.final_norm = EvaNorm(config.d_model, config.layer_norm_epsilon)
         self.decoder = decoder
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def position_bias(self, query_positions_Bq: Tensor, key_positions_Bk: Tensor) -> Tensor:
         """The bias of every head by the distance between positions, (B, H, q, k)."""

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.cache import DecodeState
+from hanmo.families.dropout import Dropout
 from hanmo.families.heads import RowModel
 from hanmo.families.linear import Linear
 from hanmo.families.prenorm import TP_PLAN, PreNormBlock, init_prenorm
@@ -80,7 +81,7 @@ class GlmModel(RowModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
         self.embed_positions = nn.Embedding(positions, width)
         self.embed_places = nn.Embedding(positions, width) if config.block_position_encoding else None
-        self.dropout = nn.Dropout(config.embedding_dropout_prob)
+        self.dropout = Dropout(config.embedding_dropout_prob)
         self.layers = nn.ModuleList(
             PreNormBlock(
                 width=width,

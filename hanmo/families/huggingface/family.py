@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from random import Random
 from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 from transformers import AutoTokenizer, PretrainedConfig
 
+from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE, Context, Family, Part, Prompt, Row, as_pair, split_at_difference
 from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.huggingface import legacy
@@ -34,15 +37,20 @@ class HuggingfaceFamily(Family):
         """Decoders; the network looks for itself when it meets the first packed row."""
         return not self.config.is_encoder_decoder
 
+    @property
+    def objectives(self) -> dict[str, float]:  # type: ignore[override]
+        """Encoder-decoders draw where a text is cut; decoders draw nothing."""
+        return {"prefix": 1.0} if self.config.is_encoder_decoder else {}
+
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         if isinstance(record, Text):
-            ids = self.tokenizer.encode(record.text)[:limit]
-            start = 1 if ids and ids[0] == self.tokenizer.bos_token_id else 0
-            return [[Part(tuple(ids[:start]), False), Part(tuple(ids[start:]), True)]] if len(ids) > start else []
+            head, tail = self._around
+            given = (*head, *tail) or self.stop_ids[:1] if self.config.is_encoder_decoder else head
+            room = limit if self.config.is_encoder_decoder else limit - len(head)
+            return _fitting(given, self._plain(record.text), room)
         prefix, answer = self._prompt_and_answer(record, limit)
         room = (response_limit or limit) - 1 if self.config.is_encoder_decoder else limit - len(prefix) - 1
-        answer = answer[: max(room, 0)]
-        return [[Part(tuple(prefix), False), Part(tuple(answer), True)]] if answer else []
+        return _fitting(prefix, answer, room)
 
     def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
         if not self.config.is_encoder_decoder:
@@ -50,7 +58,7 @@ class HuggingfaceFamily(Family):
         context = [token for part in parts if not part.scored for token in part.ids]
         answer = [token for part in parts if part.scored for token in part.ids]
         fed = [self.config.decoder_start_token_id, *answer]
-        labels = [*answer, self.stop_ids[0] if stop else IGNORE]
+        labels = [*answer, self.stop_ids[0] if stop and parts[-1].scored else IGNORE]
         if closed:
             fed.append(self.stop_ids[0])
             labels.append(IGNORE)
@@ -66,6 +74,19 @@ class HuggingfaceFamily(Family):
             weights=(labels_A != IGNORE).float(),
             end=len(fed) - 1,
         )
+
+    def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
+        """Next-token prediction; an encoder-decoder reads a piece up to a place drawn at random and goes on from there.
+
+        Source of the latter: "prefix language modeling" in Raffel et al. 2020.
+        """
+        if not self.config.is_encoder_decoder:
+            return self.row(parts)
+        ids = [token for part in parts for token in part.ids]
+        place = rng.randrange(1, len(ids)) if len(ids) > 1 else 0
+        head, tail = self._around
+        given = Part((*head, *ids[:place], *tail) or self.stop_ids[:1], False)
+        return self.row([given, Part(tuple(ids[place:]), True)], stop=parts[-1].scored)
 
     def pack(self, rows: Sequence[Row]) -> Row:
         return causal_pack(rows)
@@ -88,6 +109,9 @@ class HuggingfaceFamily(Family):
             record = replace(record, turns=(*record.turns, ""))  # the response is still to come
         ids, _ = self._prompt_and_answer(record, limit)
         return Context(tuple(ids), tuple(self._prompt_and_answer(record, None)[0]))
+
+    def export_hf(self, network: Any, folder: Path, dtype: torch.dtype) -> list[str]:
+        raise UnsupportedError("a model of transformers is what plain transformers loads: convert it without --to hf")
 
     def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
         """Plain text, without the chat template; encoder-decoders read what stands before the gap and go on from it."""
@@ -139,8 +163,22 @@ class HuggingfaceFamily(Family):
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
         return self._plain(str(text))
 
+    @property
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the tokenizer puts before and behind a text."""
+        whole, plain = self.tokenizer.encode("一"), self._plain("一")
+        start = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+        return tuple(whole[:start]), tuple(whole[start + len(plain) :])
+
     def _plain(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+def _fitting(given: Sequence[int], ids: list[int], room: int) -> list[list[Part]]:
+    """What is given and as much of what follows as there is room for; a cut text ends in an empty part: it has no stop."""
+    kept = ids[: max(room, 0)]
+    parts = [Part(tuple(given), False), Part(tuple(kept), True)]
+    return [parts if kept == ids else [*parts, Part((), False)]] if kept else []
 
 
 def _conversation(record: Record) -> tuple[str, list[str]]:

@@ -69,6 +69,8 @@ class TransformersRows:
     head_is_exact = True
     #: examples that share a row do not see each other; None: nobody has asked yet
     packing_is_exact: bool | None = None
+    #: ``tree`` computes what it should; None: nobody has asked yet
+    trees_are_exact: bool | None = None
     value_head: ValueHead | None
     critic: Any
 
@@ -92,7 +94,7 @@ class TransformersRows:
             self._check_packing()
             del inputs["attention_mask"]  # examples are told apart by positions that start again
         if self.head_is_exact:
-            hidden_BAD = self.base_model(*args, **inputs).last_hidden_state  # type: ignore[attr-defined]
+            hidden_BAD = _last_hidden(self, *args, **inputs)
             head = self.get_output_embeddings()  # type: ignore[attr-defined]
             logprob_BA, entropy_BA = score_tokens(head, hidden_BAD, labels, entropy)
         else:
@@ -143,6 +145,15 @@ class TransformersRows:
         state.cache = output.past_key_values
         return output.logits
 
+    def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
+        """See ``RowModel.tree``. Architectures that leave the mask or the positions aside compute something else."""
+        if not self.head_is_exact:
+            raise NotImplementedError("the output head alone does not make this model's logits")
+        blocked = torch.zeros(sees_BTT.shape, dtype=self.dtype, device=ids_BT.device)  # type: ignore[attr-defined]
+        blocked.masked_fill_(~sees_BTT, torch.finfo(blocked.dtype).min)
+        inputs = {"input_ids": ids_BT, "position_ids": positions_BT, "attention_mask": blocked[:, None]}
+        return self.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[attr-defined]
+
     def _known(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Without position ids where the architecture has none (it then counts by itself)."""
         accepts = inspect.signature(super().forward).parameters  # type: ignore[misc]
@@ -154,6 +165,22 @@ def _score_logits(logits_BAV: Tensor, labels_BA: Tensor, entropy: bool) -> tuple
     scored_BA = labels_BA != IGNORE
     entropy_BA = token_entropies(logits_BAV).where(scored_BA, 0.0) if entropy else None
     return logprob_BA.where(scored_BA, 0.0), entropy_BA
+
+
+def _last_hidden(model: Any, *args: Any, **inputs: Any) -> Any:
+    """What a model's output head is given: (B, A, D)."""
+    if model.base_model is not model:
+        return model.base_model(*args, **inputs).last_hidden_state
+    # T5's form: encoder and decoder stand beside the head, with no model of both below it.
+    encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"))
+    decoded = model.get_decoder()(
+        input_ids=inputs["decoder_input_ids"],
+        attention_mask=inputs.get("decoder_attention_mask"),
+        encoder_hidden_states=encoded.last_hidden_state,
+        encoder_attention_mask=inputs.get("attention_mask"),
+        use_cache=False,
+    )
+    return decoded.last_hidden_state
 
 
 def adopt(model: Any) -> Any:
@@ -183,8 +210,7 @@ def _head_is_exact(model: Any) -> bool:
         inputs["decoder_input_ids"] = ids
     own = model(**inputs).logits
     try:
-        hidden = model.base_model(**inputs).last_hidden_state
-        difference = (model.get_output_embeddings()(hidden) - own).abs().max()
+        difference = (model.get_output_embeddings()(_last_hidden(model, **inputs)) - own).abs().max()
     except (AttributeError, TypeError, RuntimeError):
         return False  # built differently: whole logits are always right
     finally:
@@ -221,6 +247,8 @@ def _packing_is_exact(model: Any) -> bool:
 
 class TransformersModel:
     """Loads a folder with the right auto class and adopts what comes."""
+
+    _keep_in_fp32_modules_strict = ()  # what is not to be rounded, transformers sees to when it loads a folder
 
     @staticmethod
     def from_pretrained(path: str, output_loading_info: bool = False, **kwargs: Any) -> Any:

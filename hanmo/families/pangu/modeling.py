@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.cache import DecodeState
 from hanmo.families.causal import causal_mask
+from hanmo.families.dropout import Dropout
 from hanmo.families.heads import RowModel
 from hanmo.families.linear import Linear
 from hanmo.families.prenorm import TP_PLAN, PreNormBlock, init_prenorm
@@ -65,6 +66,7 @@ class PanguModel(RowModel):
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
     _no_split_modules = ["PreNormBlock"]
     _tp_plan = TP_PLAN
+    trees_are_exact = None
 
     def __init__(self, config: PanguConfig):
         super().__init__(config)
@@ -72,7 +74,7 @@ class PanguModel(RowModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
         self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
         self.embed_queries = nn.Embedding(config.max_position_embeddings, width)
-        self.dropout = nn.Dropout(config.embd_pdrop)
+        self.dropout = Dropout(config.embd_pdrop)
         self.layers = nn.ModuleList(
             PreNormBlock(
                 width=width,
@@ -135,3 +137,6 @@ class PanguModel(RowModel):
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: DecodeState) -> Tensor:
         state.grow(torch.ones_like(ids_Rq))
         return self.lm_head(self.backbone(ids_Rq, position_ids=positions_RPq[:, 0], state=state))
+
+    def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
+        return self.backbone(ids_BT, attention_mask=sees_BTT, position_ids=positions_BT)

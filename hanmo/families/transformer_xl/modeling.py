@@ -21,6 +21,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import ConfigError, UnsupportedError
+from hanmo.families.dropout import Dropout
 from hanmo.families.heads import RowModel
 from hanmo.families.linear import Linear
 from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, local
@@ -103,7 +104,7 @@ class TransformerXLAttention(nn.Module):
         self.q_proj, self.k_proj = Linear(width, width), Linear(width, width)
         self.v_proj, self.o_proj = Linear(width, width), Linear(width, width)
         self.r_proj = Linear(width, width) if config.relative else None
-        self.dropout = nn.Dropout(config.attention_dropout)
+        self.dropout = Dropout(config.attention_dropout)
 
     def forward(
         self,
@@ -155,7 +156,7 @@ class TransformerXLAttention(nn.Module):
             scores = relative_scores(content_BHqK, position_BHqK, k_BHSK, r_HSK)
         if mask is not None:
             scores = scores.masked_fill_(~mask, MASKED)
-        return self.dropout(scores.softmax(-1)) @ v_BHSK
+        return self.dropout(scores.softmax(-1).to(v_BHSK.dtype)) @ v_BHSK  # under autocast it is fp32
 
 
 class TransformerXLBlock(GradientCheckpointingLayer):
@@ -170,7 +171,7 @@ class TransformerXLBlock(GradientCheckpointingLayer):
         self.up_proj = Linear(width, 4 * width)
         self.activation = nn.GELU(approximate="tanh")
         self.down_proj = Linear(4 * width, width)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(
         self,
@@ -211,7 +212,7 @@ class TransformerXLModel(RowModel):
             self.positions = SinusoidTable(width, config.half_positions)
         else:
             self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(TransformerXLBlock(config) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
         self.lm_head = Linear(width, config.vocab_size, bias=False)

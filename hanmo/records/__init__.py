@@ -1,0 +1,23 @@
+"""The records hanmo reads and writes: what one line of data means, whatever file it came from."""
+
+from hanmo.records.forms import FORMS, TURNS, json_record
+from hanmo.records.kinds import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text
+from hanmo.records.reading import iter_records, read_records
+from hanmo.records.writing import record_writer, write_records
+
+__all__ = [
+    "FORMS",
+    "TURNS",
+    "Dialogue",
+    "Plain",
+    "PromptResponse",
+    "Record",
+    "Rejects",
+    "ScoredAnswers",
+    "Text",
+    "iter_records",
+    "json_record",
+    "read_records",
+    "record_writer",
+    "write_records",
+]

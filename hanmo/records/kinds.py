@@ -1,0 +1,93 @@
+"""The kinds of records: what one line of data can be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hanmo.errors import RecordError
+from hanmo.files import replacing
+
+
+@dataclass(frozen=True)
+class Text:
+    """Running text, for pretraining and perplexity."""
+
+    text: str
+    where: str = field(default="", compare=False)  # "file:line", for messages
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Turns that alternate between the user and the system. The last turn is what the model is to say.
+
+    ``ids``: in a chat, the ids of a turn that the model has said, so that they are never made from its text again;
+    one entry per turn, None where there is only text.
+    """
+
+    turns: tuple[str, ...]
+    system: str = ""
+    where: str = field(default="", compare=False)
+    ids: tuple[tuple[int, ...] | None, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True)
+class PromptResponse:
+    """One prompt and the response to learn. ``prefix`` opens the response and is given, not learned ("答：")."""
+
+    prompt: str
+    response: str
+    prefix: str = ""
+    system: str = ""
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class ScoredAnswers:
+    """One prompt and several (answer, score) pairs, a higher score being the better answer.
+
+    ``history``: the turns before the prompt, where the answers end a dialogue. A chosen and a rejected answer have the
+    scores 1 and 0.
+    """
+
+    prompt: str
+    answers: tuple[tuple[str, float], ...]
+    prefix: str = ""
+    system: str = ""
+    where: str = field(default="", compare=False)
+    history: tuple[str, ...] = ()
+
+    def best(self) -> PromptResponse:
+        """The best answer (the first of equals) as the response to learn; the history stands before it, a line a turn."""
+        answer = max(self.answers, key=lambda pair: pair[1])[0]
+        prompt = "\n".join((*self.history, self.prompt))
+        return PromptResponse(prompt, answer, self.prefix, self.system, self.where)
+
+    def ending(self, answer: str) -> Dialogue | PromptResponse:
+        """The record that ends in this answer: a dialogue if there is a history."""
+        if self.history and not self.prefix:
+            return Dialogue((*self.history, self.prompt, answer), self.system, self.where)
+        return PromptResponse("\n".join((*self.history, self.prompt)), answer, self.prefix, self.system, self.where)
+
+
+Record = Text | Dialogue | PromptResponse | ScoredAnswers
+Plain = Literal["dialogue", "text"]
+
+
+@dataclass
+class Rejects:
+    """Bad records that were passed over instead of stopping the reading."""
+
+    errors: list[RecordError] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+    def write(self, path: str | Path) -> None:
+        """One JSON object a line: file, line, problem."""
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for error in self.errors:
+                entry = {"file": error.path, "line": error.line, "problem": error.problem}
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
