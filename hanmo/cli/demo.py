@@ -73,9 +73,10 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _show_alignment(console: Any, found: dict[str, Any]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    replies = Table("held-out dialogue", "before", "reward", "after", "reward", title="Learning from preferences")
+    names = ("held-out dialogue", "before", "reward", "after", "reward")
+    replies = Table(*(Column(name, overflow="fold") for name in names), title="Learning from preferences")
     for name, shown in (("talk", 5), ("facts", 2)):
         before, after = found[name]
         for one, other in list(zip(before, after, strict=True))[:: max(1, len(before) // shown)]:
