@@ -59,10 +59,7 @@ def sft(
     """
     if _several(nproc, hostfile):
         return
-    rest = [*(rest or []), *(() if tensor_parallel is None else (f"tensor_parallel={tensor_parallel}",))]
-    if tensor_parallel is not None:
-        ranks_of_this_run(tensor_parallel)
-    _run("sft", model, data, rest, config, preset, dry_run, resume, as_json)
+    _run("sft", model, data, _in_parts(tensor_parallel, rest), config, preset, dry_run, resume, as_json)
 
 
 def pretrain(
@@ -75,6 +72,7 @@ def pretrain(
     resume: Resume = False,
     nproc: Processes = 1,
     hostfile: Hosts = None,
+    tensor_parallel: TensorParallel = None,
     as_json: Json = False,
 ) -> None:
     """Pretrain a model on running text, or EVA on dialogues.
@@ -87,7 +85,15 @@ def pretrain(
     """
     if _several(nproc, hostfile):
         return
-    _run("pretrain", model, data, rest or [], config, preset, dry_run, resume, as_json)
+    _run("pretrain", model, data, _in_parts(tensor_parallel, rest), config, preset, dry_run, resume, as_json)
+
+
+def _in_parts(tensor_parallel: int | None, rest: list[str] | None) -> list[str]:
+    """The settings, in each of the processes that share a model; the other processes than the first say nothing."""
+    if tensor_parallel is None:
+        return rest or []
+    ranks_of_this_run(tensor_parallel)
+    return [*(rest or []), f"tensor_parallel={tensor_parallel}"]
 
 
 def _several(processes: int, hostfile: Path | None) -> bool:

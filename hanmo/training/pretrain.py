@@ -19,7 +19,7 @@ from hanmo.records import Plain, Rejects, iter_records
 from hanmo.training import stage
 from hanmo.training.adapt import checkpoint_layers
 from hanmo.training.parallel import read_once
-from hanmo.training.run import Outcome, data_files, open_for_training, tokenising, trainer_settings
+from hanmo.training.run import Outcome, data_files, open_for_training, tokenising, trainer_settings, without_checkpoints
 from hanmo.training.settings import RunConfig, one_checkpointing
 from hanmo.training.streams import StreamTrainer
 from hanmo.training.trainer import RowTrainer
@@ -36,6 +36,7 @@ class PretrainConfig(RunConfig):
         packing: let short documents share a row without seeing each other; null: where the network can.
         objectives: how often each of the family's objectives is drawn, where it has several; all that are not named are 0.
         published: the schedule as published, which with accumulation does not reach its end.
+        tensor_parallel: as of ``SftConfig``.
         selective_checkpointing: as of ``SftConfig``.
     """
 
@@ -45,11 +46,15 @@ class PretrainConfig(RunConfig):
     packing: bool | None = None
     objectives: dict[str, float] = field(default_factory=dict)
     published: bool = False
+    tensor_parallel: int = 1
     selective_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(objectives=(all(share >= 0 for share in self.objectives.values()), "shares of 0 or more"))
+        self.require(
+            objectives=(all(share >= 0 for share in self.objectives.values()), "shares of 0 or more"),
+            tensor_parallel=(self.tensor_parallel >= 1, "at least 1"),
+        )
         one_checkpointing(self.selective_checkpointing, self.trainer)
 
 
@@ -79,11 +84,14 @@ def _prepare(config: PretrainConfig, bars: bool = True) -> tuple[PretrainConfig,
     else:
         train_file, valid_file = data_files(config.data, config.valid)
     seed = config.trainer.get("seed", 42)
+    if config.tensor_parallel > 1:
+        config = replace(config, trainer=without_checkpoints(config.trainer))
     config = replace(config, trainer=trainer_settings(config.trainer, valid_file is not None))
     set_seed(seed)
     opened = open_for_training(
-        config.model, config.size, config.original_config, config.vocab, config.rules, config.shape
-    )
+        config.model, config.size, config.original_config, config.vocab, config.rules, config.shape,
+        config.tensor_parallel,
+    )  # fmt: skip
     _check_objectives(config, opened.family)
     if config.selective_checkpointing:
         checkpoint_layers(opened.network, selective=True)

@@ -65,8 +65,8 @@ class SftConfig(TuningConfig):
         )
         if self.packing and self.streams:
             raise ConfigError("packing and streams: in streams nothing is padding; give one of them")
-        if self.tensor_parallel > 1 and (self.lora or self.streams):
-            raise ConfigError("tensor_parallel: not together with lora or streams")
+        if self.tensor_parallel > 1 and self.lora:
+            raise ConfigError("tensor_parallel: not together with lora")
         if self.freeze and self.lora:
             raise ConfigError("freeze and lora: LoRA already leaves all layers as they are; give one of them")
         one_checkpointing(self.selective_checkpointing, self.trainer)

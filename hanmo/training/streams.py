@@ -18,7 +18,7 @@ class StreamTrainer(RowTrainer):
     """Trains a network with memory on ``StreamRows``: place p of every batch is the next segment of stream p.
 
     Memory is carried from batch to batch, over the batches of an accumulated step and from epoch to epoch too; each
-    process keeps that of its own places, saves it in checkpoints and goes on with it when resumed. Every evaluation
+    process keeps that of its own places (of a network cut over processes, each that of all), saves it in checkpoints and goes on with it when resumed. Every evaluation
     starts without memory and has its own.
     """
 
@@ -27,10 +27,10 @@ class StreamTrainer(RowTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StreamSampler:
         rows: Any = train_dataset or self.train_dataset
-        return StreamSampler(len(rows), self.args.train_batch_size * self.args.world_size)
+        return StreamSampler(len(rows), self.args.train_batch_size * self._replicas)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> StreamSampler:
-        batch = min(self.args.eval_batch_size * self.args.world_size, len(eval_dataset))
+        batch = min(self.args.eval_batch_size * self._replicas, len(eval_dataset))
         return StreamSampler(len(eval_dataset), batch, once=True)
 
     def compute_loss(

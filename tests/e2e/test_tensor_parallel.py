@@ -99,20 +99,29 @@ def without_dropout(name: str, folder: Path) -> Path:
     return folder
 
 
-def train(name: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
+def train(name: str, stage: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
+    """The log of a run of two epochs; Transformer-XL carries its memory along in pretraining and in "streams"."""
     passes = 1 if name == "huggingface" else 2  # Qwen3's plan and accumulation do not go together: refused
     data = folder / "train.jsonl"
     pairs = [("今天天气怎么样？", "今天天气真不错。"), ("明天去哪里玩？", "我们去吃火锅。"), ("你好", "谢谢你。")] * 2
-    data.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in pairs), encoding="utf-8")
+    if stage != "pretrain":
+        lines = [json.dumps({"prompt": p, "response": r}) for p, r in pairs]
+    elif name == "eva":
+        lines = [json.dumps({"turns": list(pair)}) for pair in pairs]
+    else:
+        lines = [json.dumps({"text": (p + r) * 4}) for p, r in pairs]
+    data.write_text("\n".join(lines), encoding="utf-8")
     settings = [
-        "limit=64", "valid=" + str(data), "trainer.num_train_epochs=2", f"trainer.per_device_train_batch_size={4 // passes}",
+        "limit=" + ("16" if name == "transformer_xl" and stage != "sft" else "64"),
+        *(["streams=true"] if stage == "streams" else []),
+        "valid=" + str(data), "trainer.num_train_epochs=2", f"trainer.per_device_train_batch_size={4 // passes}",
         f"trainer.gradient_accumulation_steps={passes}", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
         "trainer.per_device_eval_batch_size=4", "trainer.max_grad_norm=0.5", "trainer.save_strategy='no'",
     ]  # fmt: skip
     cut = ["--tensor-parallel", str(ranks)] if ranks > 1 else []
     done = hanmo(
         "train",
-        "sft",
+        "pretrain" if stage == "pretrain" else "sft",
         without_dropout(name, folder / "start"),
         data,
         folder / "run",
@@ -125,12 +134,15 @@ def train(name: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_training_over_two_ranks_is_training_in_one(name: str, tmp_path: Path) -> None:
+STAGES = [(name, "sft") for name in NAMES] + [(name, "pretrain") for name in NAMES] + [("transformer_xl", "streams")]
+
+
+@pytest.mark.parametrize(("name", "stage"), STAGES)
+def test_training_over_two_ranks_is_training_in_one(name: str, stage: str, tmp_path: Path) -> None:
     """Losses, gradient norms before clipping, evaluation; and the folder that it leaves is whole, like any other."""
     for network in ("one", "two"):
         (tmp_path / network).mkdir()
-    alone, together = train(name, tmp_path / "one", 1), train(name, tmp_path / "two", 2)
+    alone, together = train(name, stage, tmp_path / "one", 1), train(name, stage, tmp_path / "two", 2)
     assert len(alone) == len(together) and any("eval_loss" in entry for entry in alone)
     compared = 0
     for one, two in zip(alone, together, strict=True):

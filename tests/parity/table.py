@@ -1,4 +1,4 @@
-"""A table of the recorded cases: family, kind of case, passed of all, and the largest difference that was seen.
+"""A table of the recorded cases: family, kind of case (or CLUE task), passed of all, and the largest difference seen.
 
     python -m pytest tests/parity -p tests.parity.table
 
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from hanmo.evaluation.clue.tasks import all_tasks
 
 FAMILIES = ("eva", "transformer_xl", "pangu", "glm", "clue", "data", "rl")
 SMALL = 0.01  # no tolerance of ours is larger
@@ -66,11 +68,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     module = item.path.stem.removeprefix("test_")
     family = next((name for name in FAMILIES if module.startswith(f"{name}_")), "several")
     kind = module.removeprefix(f"{family}_").replace("_", " ")
-    cell = item.config.stash[_KEY][family, kind]
+    cell = item.config.stash[_KEY][family, _task(item) or kind]
     cell[0] += report.passed
     cell[1] += 1
     cell[2] = max(cell[2], _now)
     _now = 0.0
+
+
+def _task(item: pytest.Item) -> str:
+    """The CLUE task that a test was given, by its name or in its case; "" where it is about none."""
+    given = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    named = [value.get("task") if isinstance(value, dict) else value for value in given]
+    return next((name for name in named if isinstance(name, str) and name in all_tasks()), "")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import collections
+import io
 import os
 import pickle
 import random
+import re
 import resource
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +191,51 @@ def test_mutated_files_are_read_or_refused_and_never_anything_else(tmp_path: Pat
         assert time.monotonic() - start < 5
     assert refused > 100
     assert not marker.exists()
+
+
+def holds_itself() -> Any:
+    content: dict[str, Any] = {"iteration": 7}
+    content["module"] = content
+    return content
+
+
+def deep() -> bytes:
+    """Lists in lists, a hundred thousand deep, as a pickle: "]" opens one, "a" puts it into the one before."""
+    return b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
+
+
+def claims_much(claim: int) -> bytes:
+    """A tensor of a few bytes whose pickle says that it has ``claim`` numbers."""
+    file = io.BytesIO()
+    torch.save({"module": {"a": torch.zeros(3)}}, file)
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    (name,) = [name for name in members if name.endswith("data.pkl")]
+    assert members[name].count(b"K\x03") >= 2, "the storage's size and the shape"
+    members[name] = members[name].replace(b"K\x03", b"\x8a\x08" + claim.to_bytes(8, "little"))
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["holds itself", "deep", "petabytes", "gigabytes", "frame"])
+def test_recursive_and_huge_claims_end_in_a_message(tmp_path: Path, kind: str) -> None:
+    """In a second and in little memory."""
+    folder = tmp_path / "m"
+    folder.mkdir()
+    file = folder / "mp_rank_00_model_states.pt"
+    if kind == "holds itself":
+        torch.save(holds_itself(), file)
+    else:
+        frame = b"\x80\x02X\xff\xff\xff\x7fabc."  # a string of 2 GB, of which three bytes are there
+        texts = {"deep": deep, "petabytes": lambda: claims_much(10**15), "gigabytes": lambda: claims_much(10**10)}
+        file.write_bytes(texts.get(kind, lambda: frame)())
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(CheckpointError, match=re.escape(str(folder))):
+        recognise(find_weights(folder)).require_complete()
+    assert time.monotonic() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
 
 @pytest.mark.slow
