@@ -42,9 +42,14 @@ def build(size: int, seed: int = 0, per_topic: int = 24, repeats: int = 4) -> Co
     held_out = _held_out(Random(f"held out {seed}"), per_topic)
     apart = {_last_exchange(dialogue) for dialogues in held_out.values() for dialogue in dialogues}
     collected = [dialogue for dialogue in collected_dialogues() if _last_exchange(dialogue) not in apart]
-    train = [_in_conversation(rng) for _ in range(size)] + collected * repeats
+    train = [Dialogue(one.turns) for one in conversations(size, rng)] + collected * repeats
     rng.shuffle(train)
     return Corpus(train, held_out, collected)
+
+
+def conversations(size: int, rng: Random) -> list[Exchange]:
+    """So many composed dialogues of the training part, each with the topic of its end."""
+    return [_in_conversation(rng) for _ in range(size)]
 
 
 def _last_exchange(dialogue: Dialogue) -> str:
@@ -58,15 +63,16 @@ def _training_exchange(rng: Random) -> Exchange:
             return exchange
 
 
-def _in_conversation(rng: Random) -> Dialogue:
+def _in_conversation(rng: Random) -> Exchange:
     """An exchange as people have it: something may have been said before, and end marks may be missing."""
-    turns = list(_training_exchange(rng).turns)
+    last = _training_exchange(rng)
+    turns = list(last.turns)
     if len(turns) > 2 and rng.random() < 0.4:
         del turns[rng.randrange(2, len(turns), 2) :]  # the replies on the way are to be learned as well
     for _ in range(rng.choices(range(5), (68, 15, 8, 5, 4))[0]):
         turns[:0] = _training_exchange(rng).turns
     turns = [_careless(turn, rng) if i % 2 == 0 else turn for i, turn in enumerate(turns)]
-    return Dialogue(tuple(turns[-LONGEST:]))
+    return Exchange(last.topic, tuple(turns[-LONGEST:]), last.held_out)
 
 
 def _careless(turn: str, rng: Random) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hanmo.demo.align import Alignment
 from hanmo.demo.examine import Examination, exact, f1
+from hanmo.demo.judge import reward, share_asking
 from hanmo.demo.openings import OPENINGS
 from hanmo.evaluation.dialogue import PUBLISHED_TABLE, title
 from hanmo.report import Page, Point
@@ -25,6 +27,7 @@ def build_page(
     after: Examination,
     conversations: Sequence[Sequence[str]],
     beyond: Sequence[Sequence[str]],
+    alignment: Alignment,
     loss: Sequence[Point],
     facts: Mapping[str, Any],
 ) -> Page:
@@ -33,6 +36,7 @@ def build_page(
     Args:
         conversations: user and trained model in turn.
         beyond: the same, of what the corpus does not prepare for.
+        alignment: what the second part came to.
         loss: (step, training loss).
         facts: sizes, counts and times, by name.
     """
@@ -61,6 +65,7 @@ def build_page(
     page.heading("Training")
     page.line_plot({"training loss": loss}, x="step", y="loss (nats per token)", from_zero=True)
     page.facts(facts)
+    _alignment(page, alignment)
     page.heading("What it cannot do")
     page.paragraph(LIMITS)
     page.paragraph("Questions that its corpus does not prepare it for, and what it says:")
@@ -94,6 +99,43 @@ def _results(page: Page, before: Examination, after: Examination) -> None:
             for topic, samples in after.topics.items()
         ],
         caption="By topic, in percent",
+    )
+
+
+def _alignment(page: Page, found: Alignment) -> None:
+    page.heading("Learning from preferences")
+    page.paragraph(
+        "The second part teaches manners that the dialogues above do not have: to ask back where people do, and to add "
+        "nothing to the answer of a question of fact. A reward model learned from pairs of replies which one is better: "
+        f"it is right about {100 * found.accuracy:.1f} % of held-out pairs (guessing: 50 %). DPO then taught the pairs to "
+        "the trained model. It never sees the reward model, which judges what came of it. The model that hanmo chat opens "
+        "is the one from before; this one is in the folder aligned."
+    )
+    page.table(
+        ["held-out dialogues", "number", "reward before", "reward after", "ask back before, %", "after, %"],
+        [
+            [name, len(before), reward(before), reward(after), *(100 * share_asking(one) for one in (before, after))]
+            for name, (before, after) in (("talk: better to ask back", found.talk), ("facts: better not", found.facts))
+        ],
+        caption=f"{sum(found.fitting)} of {len(OPENINGS)} openings get a fitting reply from the aligned model",
+    )
+    page.line_plot({"reward": found.curve}, x="step of DPO", y="mean reward, held-out")
+    page.line_plot({"accuracy": found.learned}, x="step of the reward model", y="training pairs right", from_zero=True)
+    page.table(
+        ["said", "reply before", "reward", "reply after", "reward"],
+        [
+            [one.said, one.reply, one.reward, other.reply, other.reward]
+            for before, after, shown in ((*found.talk, 16), (*found.facts, 6))
+            for one, other in list(zip(before, after, strict=True))[:: max(1, len(before) // shown)]
+        ],
+        caption="Held-out dialogues, taken at equal distances",
+    )
+    page.table(
+        ["opening", "reply of the aligned model", "fits"],
+        [
+            [opening.said, reply, "✓" if fits else "✗"]
+            for opening, reply, fits in zip(OPENINGS, found.openings, found.fitting, strict=True)
+        ],
     )
 
 

@@ -8,13 +8,13 @@ OUT/report.html      the report
 OUT/results.json     its numbers
 OUT/corpus/          train.jsonl and held_out.jsonl, the dialogues
 OUT/metrics.jsonl    what was logged in training
+OUT/aligned/         the model after the second part, which learned from preferences; its pairs are in OUT/pairs
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +23,17 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.saving import new_folder
 from hanmo.data import corpus
-from hanmo.demo.display import Display, Update
+from hanmo.demo.align import STEPS as ALIGN_STEPS
+from hanmo.demo.align import Alignment, align
+from hanmo.demo.display import Display
 from hanmo.demo.examine import BEYOND, CONVERSATIONS, Examination, examine, talk
 from hanmo.demo.model import DECODING, LIMIT, new_model
 from hanmo.demo.page import build_page
+from hanmo.demo.watch import ShowTraining, require_finished
 from hanmo.errors import ConfigError
 from hanmo.files import write_text
 from hanmo.generation.settings import Settings
@@ -39,7 +41,7 @@ from hanmo.records import write_records
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.sft import SftConfig, sft
 
-STEPS, QUICK_STEPS = 3000, 1200
+STEPS, QUICK_STEPS = 3000, 1100
 VOCABULARY_SAMPLE = 20_000  # composed dialogues whose words are counted: more of them have no other words
 BATCH = 32
 TRAINER: dict[str, Any] = {
@@ -64,6 +66,7 @@ class DemoResult:
     after: Examination
     conversations: list[list[str]]
     beyond: list[list[str]]
+    alignment: Alignment
     facts: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,35 +80,19 @@ class DemoResult:
             "after": self.after.as_dict(),
             "conversations": self.conversations,
             "beyond": self.beyond,
+            "alignment": self.alignment.as_dict(),
             "facts": self.facts,
         }
 
 
-class ShowTraining(TrainerCallback):
-    """Passes the step and the loss on to the display."""
-
-    def __init__(self, update: Update):
-        self._update, self._loss = update, ""
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._update(state.global_step, state.max_steps, f"step {state.global_step} of {state.max_steps}{self._loss}")
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs and "loss" in logs:
-            self._loss = f", loss {logs['loss']:.3f}"
-
-
-def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -> DemoResult:
-    """Make the corpus, train, measure before and after, and leave a model folder with its report at ``output``.
+def demo(
+    output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24, align_steps: int = ALIGN_STEPS
+) -> DemoResult:
+    """Make the corpus, train, measure before and after, align, and leave model folders with their report at ``output``.
 
     Args:
+        steps: of training.
+        align_steps: of learning from preferences.
         per_topic: held-out dialogues of each topic.
 
     Raises:
@@ -142,6 +129,7 @@ def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -
             update(
                 1, 1, f"{sum(after.fitting)} of {len(after.fitting)} openings, {after.exact:.0f} % of held-out exact"
             )
+        alignment = align(draft, trained, found, seed, align_steps, show)
         facts = {
             "parameters": parameters,
             "vocabulary": len(untrained.tokenizer),
@@ -157,7 +145,7 @@ def demo(output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24) -
             **{f"seconds, {name}": round(seconds, 1) for name, seconds in show.seconds.items()},
             "seconds, all": round(time.monotonic() - start, 1),
         }
-        result = DemoResult(str(output), before, after, conversations, beyond, facts)
+        result = DemoResult(str(output), before, after, conversations, beyond, alignment, facts)
         _leave(draft, trained, result, losses)
     return result
 
@@ -179,11 +167,7 @@ def _train(draft: Path, seed: int, steps: int, show: ShowTraining) -> list[tuple
         limit=LIMIT,
         trainer={**TRAINER, "max_steps": steps, "logging_steps": max(1, steps // 100), "seed": seed, "use_cpu": True},
     )
-    outcome = sft(config, show=show)
-    if outcome.signal is not None:
-        if outcome.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + outcome.signal)
+    require_finished(sft(config, show=show))
     return [
         (entry["step"], entry["loss"]) for entry in read_metrics(draft / "sft" / "metrics.jsonl") if "loss" in entry
     ]
@@ -193,8 +177,11 @@ def _leave(draft: Path, trained: Any, result: DemoResult, losses: Sequence[tuple
     """Put the model, the report and the numbers where they stay, and remove what was needed on the way."""
     save_model(trained, draft)
     shutil.move(draft / "sft" / "metrics.jsonl", draft / "metrics.jsonl")
-    for name in ("sft", "new"):
+    shutil.move(draft / "dpo" / "model", draft / "aligned")
+    for name in ("sft", "new", "reward", "dpo"):
         shutil.rmtree(draft / name)
     write_text(draft / "results.json", json.dumps(result.as_dict(), ensure_ascii=False, indent=2) + "\n")
-    page = build_page(result.before, result.after, result.conversations, result.beyond, losses, result.facts)
+    page = build_page(
+        result.before, result.after, result.conversations, result.beyond, result.alignment, losses, result.facts
+    )
     page.write(draft / "report.html")

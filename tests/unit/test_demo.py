@@ -28,7 +28,7 @@ def made(tmp_path_factory):
     folder.mkdir()
     (folder / "old.txt").write_text("of an earlier run")
     (folder / "results.json").write_text("{}")
-    return folder, demo(folder, seed=1, steps=3, per_topic=2)
+    return folder, demo(folder, seed=1, steps=3, per_topic=2, align_steps=1)
 
 
 def test_it_leaves_a_model_and_nothing_of_the_way(made):
@@ -36,7 +36,8 @@ def test_it_leaves_a_model_and_nothing_of_the_way(made):
     assert {path.name for path in folder.parent.iterdir()} == {"out"}
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "vocab.txt", "report.html", "results.json", "metrics.jsonl"} <= names
-    assert not {"new", "sft", "old.txt"} & names
+    assert not {"new", "sft", "reward", "dpo", "old.txt"} & names
+    assert open_model(folder / "aligned").network.value_head is None
     opened = open_model(folder)
     assert opened.network.config.decoding == DECODING
     assert not torch.equal(opened.network.lm_head.weight, opened.network.word_embeds.weight)  # untied
@@ -64,6 +65,8 @@ def test_the_report_holds_what_was_said(made):
         "F1",
         "What it cannot do",
         "<svg",
+        "Learning from preferences",
+        *(escape(one.said) for one in result.alignment.talk[0][:1]),
         *result.after.topics,
         *map(escape, result.beyond[0]),
     ):
