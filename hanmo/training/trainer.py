@@ -8,7 +8,8 @@ killed run resumes to the same weights; checkpoints appear whole or not at all; 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class RowTrainer(Trainer):
         super().__init__(model, args, Collator(padding), train, valid, callbacks=callbacks)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs work as several processes, never as one DataParallel
         self._factor = factor
+        self._fed: deque[Tensor] = deque(maxlen=args.gradient_accumulation_steps)  # places of an optimizer step's rows
         self._evaluated: list[Tensor] = []
         self._saving = False
         shutil.rmtree(self._drafts, ignore_errors=True)  # of a run that was killed while saving
@@ -105,23 +107,26 @@ class RowTrainer(Trainer):
         places = inputs.pop(ROW_IDS)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            assert isinstance(self.train_dataset, Rows)
-            where = ", ".join(self.train_dataset.where(place) for place in places.tolist() if place != FILLER)
-            raise DivergedError(f"{self._diverged(f'the loss is {loss.item()}')}; records of the batch: {where}")
+            raise DivergedError(self._diverged(f"the loss is {loss.item()}", [places]))
+        self._fed.append(places)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         scaled = self.accelerator.scaler is not None  # fp16: the scaler skips such a step and goes on
         if not scaled and not torch.isfinite(torch.as_tensor(norm)):
-            raise DivergedError(self._diverged(f"the gradient's norm is {float(norm)}"))
+            raise DivergedError(self._diverged(f"the gradient's norm is {float(norm)}", self._fed))
         return norm
 
-    def _diverged(self, what: str) -> str:
+    def _diverged(self, what: str, fed: Iterable[Tensor] = ()) -> str:
         last = get_last_checkpoint(str(self.folder))
         where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         advice = "try a smaller learning rate, a longer warm-up or trainer.max_grad_norm"
-        return f"step {self.state.global_step + 1}: {what}; {where}; {advice}"
+        said = f"step {self.state.global_step + 1}: {what}; {where}; {advice}"
+        if places := [place for batch in fed for place in batch.tolist() if place != FILLER]:
+            assert isinstance(self.train_dataset, Rows)
+            said += f"; records of the batch: {', '.join(map(self.train_dataset.where, places))}"
+        return said
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: it would cost a walk over all parameters in every step."""

@@ -214,8 +214,11 @@ def test_a_gradient_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     model = toy_model()
     model.embed.weight.register_hook(lambda gradient: gradient * float("inf"))
     before = weights(model)
-    with pytest.raises(DivergedError, match=r"step 1: the gradient's norm is (nan|inf); there is no checkpoint yet"):
-        trainer(tmp_path, model).train()
+    with pytest.raises(
+        DivergedError, match=r"step 1: the gradient's norm is (nan|inf); there is no checkpoint yet"
+    ) as e:
+        trainer(tmp_path, model, gradient_accumulation_steps=2).train()
+    assert str(e.value).count("toy.txt:") == 8  # both batches of the step
     assert differences(before, weights(model)) == 0.0
 
 
