@@ -25,13 +25,17 @@ class PackedRows(Rows):
         response_limit: places of its predicting axis, where that is another one; ``limit`` if None.
 
     Raises:
-        UnsupportedError: the family packs no rows.
+        UnsupportedError: the family packs no rows, or draws them anew in every epoch.
     """
 
     def __init__(self, rows: Rows, limit: int, response_limit: int | None = None, seed: int = 0):
         if not rows.family.packs:
             raise UnsupportedError(f"{rows.family.name} packs no rows: packing=false")
-        assert not rows.drawn, "rows that change with the epoch have no fixed size"
+        if rows.drawn:
+            raise UnsupportedError(
+                f"what {rows.family.name} is to predict is drawn anew in every epoch, so that rows have no fixed size: "
+                "packing=false"
+            )
         self.rows, self.family = rows, rows.family
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
         sizes = [_size(rows.row(place)) for place in range(len(rows))]

@@ -139,7 +139,8 @@ def translate_deepspeed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
             del zero[old]
             notices.append(f"zero_optimization.{old} has no meaning any more and is left out")
     for theirs, ours in _OURS.items():
-        if config.get(theirs, "auto") != "auto":
+        config.setdefault(theirs, "auto")  # DeepSpeed's own defaults are none, 1 and no clipping
+        if config[theirs] != "auto":
             settings[ours] = config[theirs]
             config[theirs] = "auto"
             notices.append(f"{theirs} is given by trainer.{ours}={settings[ours]}")

@@ -144,5 +144,5 @@ def _rows(path: Path, opened: OpenedModel, config: PretrainConfig, seed: int, re
 
 
 def _packed(rows: Rows, config: PretrainConfig, seed: int) -> Rows:
-    packing = rows.family.packs if config.packing is None else config.packing
+    packing = rows.family.packs and not rows.drawn if config.packing is None else config.packing
     return PackedRows(rows, config.limit, config.response_limit, seed) if packing else rows

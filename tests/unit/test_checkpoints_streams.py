@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -112,7 +112,6 @@ def test_the_hash_is_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_blocks_are_the_joined_views(data: st.DataObject) -> None:
     dim, count = data.draw(st.integers(0, 1)), data.draw(st.integers(1, 3))
     rows, columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
@@ -133,7 +132,6 @@ def test_shards_hold_no_more_than_the_limit() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=12))
-@settings(deadline=None)
 def test_threads_write_what_a_file_would_hold(writes: list[tuple[int, int]]) -> None:
     """Small and large pieces, here and there, also over one another: the later one counts."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:

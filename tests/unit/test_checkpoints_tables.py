@@ -75,7 +75,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize(("family", "layout"), LAYOUTS, ids=lambda item: item.name)
 @given(data=st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_merging_undoes_splitting_and_n_to_m_is_the_split_of_the_whole(
     family: type[Family], layout: Layout, data: st.DataObject
 ) -> None:

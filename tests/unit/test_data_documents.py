@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hanmo.data.documents import Pieces, StoreDocuments, StreamRows, StreamSampler, read_documents
@@ -59,7 +59,6 @@ def dataset(sizes: list[tuple[int, int]]) -> RowDataset:
     return rows
 
 
-@settings(deadline=None)
 @given(documents, st.integers(2, 12))
 def test_rows_of_a_stream_are_those_of_all_documents_at_once(sizes: list[tuple[int, int]], length: int) -> None:
     rows = dataset(sizes)
@@ -98,7 +97,6 @@ def test_batches_of_streams(rows: int, batch: int, epoch: int) -> None:
     assert len(once) % batch == 0
 
 
-@settings(deadline=None)
 @given(documents, st.integers(2, 12))
 def test_pieces_learn_every_token_once(sizes: list[tuple[int, int]], limit: int) -> None:
     rows = dataset(sizes)

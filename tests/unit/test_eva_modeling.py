@@ -78,7 +78,7 @@ def test_openings_of_unequal_length(model):
     close(logits[:, 0], torch.stack([full[0, 4], full[1, 2]]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=12), min_size=1, max_size=3))
 @torch.no_grad()
 def test_taken_rows_go_on_as_themselves(choices):

@@ -124,7 +124,7 @@ def test_scores_are_those_of_each_candidate_alone(name: str, stop: bool) -> None
                 assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 400))
 def test_any_questions_and_budget(seed: int, budget: int) -> None:
     model = PANGU

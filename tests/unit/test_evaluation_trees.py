@@ -95,7 +95,7 @@ def test_trees_score_as_one_by_one(name: str, stop: bool, monkeypatch: pytest.Mo
             assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(1, 400))
 def test_any_questions_and_budget(seed: int, budget: int) -> None:
     """Small budgets leave large trees to the steps, so that both ways share the questions."""

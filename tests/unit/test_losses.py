@@ -73,7 +73,7 @@ def test_gae_by_hand() -> None:
     assert returns[0].tolist() == pytest.approx([first + 0.5, 2.0])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 6), st.integers(0, 3), st.integers(0, 3), st.integers(0, 10_000))
 def test_padding_changes_nothing(length: int, before: int, after: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -90,7 +90,7 @@ def test_padding_changes_nothing(length: int, before: int, after: int, seed: int
     )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=8), min_size=1, max_size=5))
 def test_running_moments_are_those_of_all_rewards(batches: list[list[float]]) -> None:
     moments = losses.RunningMoments()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hanmo.checkpoints import open_model
 from hanmo.data.packing import PackedRows, fill_bins
 from hanmo.data.rows import RowDataset, make_rows
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import OpenedModel, collate
+from hanmo.families.base import OpenedModel, Part, collate
 from hanmo.records import PromptResponse, Rejects
-from tests.unit.tiny import NAMES, SENTENCES, tiny
+from tests.unit.tiny import SENTENCES, tiny
+from tests.unit.transformers_models import write_model
 
-PACKING = ("eva", "pangu", "transformer_xl", "huggingface")
+PACKING = ("eva", "pangu", "transformer_xl", "glm", "huggingface")
 sizes = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), max_size=80)
 
 
@@ -88,11 +91,39 @@ def test_a_data_set_of_packed_rows(tmp_path: Path) -> None:
     assert PackedRows(rows, 64, seed=1).bins == packed.bins
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in PACKING])
-def test_families_that_cannot_pack_say_so(name: str, tmp_path: Path) -> None:
-    opened = tiny(name, tmp_path)
-    with pytest.raises(UnsupportedError, match="packing=false"):
+def test_families_that_cannot_pack_say_so(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        opened = open_model(write_model("mt5", tmp_path), dtype="fp32", device="cpu")
+    with pytest.raises(UnsupportedError, match="huggingface packs no rows: packing=false"):
         PackedRows(examples(opened), 64)
+
+
+def test_what_is_drawn_anew_is_not_packed(tmp_path: Path) -> None:
+    rows = examples(tiny("glm", tmp_path))
+    rows.drawn = True
+    with pytest.raises(UnsupportedError, match=r"drawn anew in every epoch.*packing=false"):
+        PackedRows(rows, 64)
+
+
+def test_several_answers_to_one_context_stay_as_they_are_in_packed_rows(tmp_path: Path) -> None:
+    """Blank filling in its general form: contexts with two blanks, answered in turn, of different lengths."""
+    opened = tiny("glm", tmp_path)
+    mask = opened.family.config.mask_token_ids[0]
+    made = [
+        [
+            Part((3, mask, *range(4, 4 + length), mask), False),
+            Part((5, 6), True),
+            Part((7, *range(8, 9 + length)), True),
+        ]
+        for length in (1, 4, 2)
+    ]
+    rows = [opened.family.row(parts) for parts in made]
+    alone = outcome(opened, rows)
+    packed = outcome(opened, [opened.family.pack(rows[:2]), opened.family.pack(rows[2:])])
+    torch.testing.assert_close(packed[2], alone[2], atol=1e-5, rtol=1e-5)
+    for parameter, gradient in alone[1].items():
+        torch.testing.assert_close(packed[1][parameter], gradient, atol=1e-5, rtol=1e-4, msg=parameter)
 
 
 def test_transformers_models_that_mix_examples_are_found(tmp_path: Path) -> None:

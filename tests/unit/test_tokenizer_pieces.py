@@ -124,7 +124,7 @@ def unigram(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "small.model")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(["1001 111 2222 " * 300, "今天天气 999"])
 @example(["未知①…ﾞ\u3000\u0301 a\u2581b \u200b", "", "😀😀好"])
 @given(

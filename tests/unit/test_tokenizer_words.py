@@ -70,7 +70,7 @@ def extended() -> jieba.Tokenizer:
     return tokenizer
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example("\r\n\r\r\n\n")
 @example("南京市长江大桥" * 60)
 @example("啊" * 300)
@@ -86,7 +86,7 @@ def test_words_are_jiebas(stock: jieba.Tokenizer, text: str) -> None:
     assert cut(text) == expected  # from the table
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.text(
         st.one_of(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FD5), st.sampled_from("的了在是aZ09.%+")),
@@ -99,7 +99,7 @@ def test_runs_of_single_characters_are_jiebas(run: str) -> None:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts)
 def test_words_are_jiebas_with_the_pipelines_changes(extended: jieba.Tokenizer, text: str) -> None:
     with patch.object(jieba, "re_han_default", PATCHED):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
+from hanmo.checkpoints import save_model
 from hanmo.errors import ConfigError
 from hanmo.families import NAMES
 from hanmo.families.presets import presets
+from hanmo.training.callbacks import read_metrics
 from hanmo.training.pretrain import PretrainConfig
 from hanmo.training.run import (
     arguments,
@@ -26,7 +33,38 @@ from hanmo.training.run import (
     trainer_settings,
 )
 from hanmo.training.settings import TRAINER
-from hanmo.training.sft import SftConfig
+from hanmo.training.sft import SftConfig, sft
+from tests.unit.tiny import SENTENCES, tiny
+
+WANDB = """
+import json, os, types
+
+run = None
+
+class Config(dict):
+    def update(self, values, allow_val_change=False):
+        super().update(values)
+
+config = Config()
+
+def _write(entry):
+    with open(os.environ["WANDB_LOG"], "a") as file:
+        file.write(json.dumps(entry) + chr(10))
+
+def init(**settings):
+    global run
+    run = types.SimpleNamespace(_label=lambda **labels: None, summary={})
+    _write({"init": os.environ["WANDB_MODE"]})
+
+def define_metric(*names, **settings):
+    pass
+
+def log(values):
+    _write({"step": values["train/global_step"], "keys": list(values)})
+
+def finish():
+    pass
+"""
 
 
 def test_files_of_a_data_folder(tmp_path: Path) -> None:
@@ -182,3 +220,45 @@ def test_either_name_of_checkpointing_reaches_the_trainer(name: str, tmp_path: P
         warnings.simplefilter("error", FutureWarning)
         args = arguments(tmp_path, {name: True, f"{name}_kwargs": {"use_reentrant": False}})
     assert args.gradient_checkpointing and args.gradient_checkpointing_kwargs == {"use_reentrant": False}
+
+
+def test_logs_go_to_weights_and_biases_if_asked(tmp_path: Path) -> None:
+    """With a stand-in for the package: what of it transformers calls, written down. TensorBoard has its file as well."""
+    package = tmp_path / "wandb"
+    (package / "sdk" / "lib").mkdir(parents=True)
+    (package / "__init__.py").write_text(WANDB, encoding="utf-8")
+    (package / "sdk" / "lib" / "config_util.py").write_text("class ConfigError(Exception): pass", encoding="utf-8")
+    tiny_folder = tmp_path / "model"
+    save_model(tiny("pangu", tmp_path / "vocabulary"), tiny_folder)
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": text[:5], "response": text[5:]}) for text in SENTENCES))
+    result = subprocess.run(
+        [sys.executable, "-m", "hanmo", "train", "sft", str(tiny_folder), str(data), str(tmp_path / "run"), "limit=64",
+         "--preset", "none", "trainer.report_to=wandb", "trainer.max_steps=2", "trainer.logging_steps=1",
+         "trainer.use_cpu=true"],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "WANDB_MODE": "offline", "WANDB_LOG": str(tmp_path / "log"),
+             "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    logged = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert logged[0] == {"init": "offline"}
+    assert [entry["step"] for entry in logged if "train/loss" in entry.get("keys", [])] == [1, 2]
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": text[:5], "response": text[5:]}) for text in SENTENCES[:2] * 2))
+    save_model(tiny("pangu", tmp_path / "vocabulary"), tmp_path / "model")
+    losses = []
+    for compiled in (False, True):
+        torch._dynamo.utils.counters.clear()
+        out = tmp_path / str(compiled)
+        given = {"max_steps": 2, "logging_steps": 1, "use_cpu": True, "torch_compile": compiled, "save_strategy": "no"}
+        given |= {"torch_compile_backend": "aot_eager"} if compiled else {}  # traced; without a C++ compiler
+        sft(SftConfig(model=str(tmp_path / "model"), data=str(data), out=str(out), limit=64, trainer=given))
+        assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) == compiled
+        losses.append([entry["loss"] for entry in read_metrics(out / "metrics.jsonl") if "loss" in entry])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 2

@@ -1,4 +1,4 @@
-"""DDP, FSDP2 and ZeRO-3 on two gloo processes: losses, gradients and weights are those of one plain process.
+"""DDP, FSDP2 and ZeRO-1, -2 and -3, with and without CPU offload, on two gloo processes: losses, gradients and weights are those of one plain process.
 
 Each process takes a row at a time and accumulates two of them, the rows having different numbers of scored tokens; in
 half of the runs only LoRA adapters are trained, one of them on the output head. accelerate replaces FSDP by plain data
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -23,17 +24,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hanmo.checkpoints import save_model
 from hanmo.families.base import collate
 from hanmo.training.adapt import LoraSettings, add_lora, switch_dropout_off
+from hanmo.training.callbacks import read_metrics
 from tests.unit.test_packing import examples
-from tests.unit.tiny import NAMES, tiny
+from tests.unit.tiny import NAMES, SENTENCES, tiny
 
 STEPS, ROWS, RATE = 3, 4, 0.01
 ADAPTED = ("weights", "adapters")
 # Everything is computed in double precision, so that only the fp32 log-probabilities inside the loss are rounded:
 # summed in another order they differ by some 1e-7. (In single precision the norms of the third step are 2e-5 apart, by
 # the order of sums alone.) ZeRO knows single precision at most; a wrong divisor would be off by half or more.
-TOLERANCES = {"ddp": 1e-6, "fsdp2": 1e-6, "zero3": 1e-3}
+ZERO: dict[str, dict[str, Any]] = {
+    "zero1": {"stage": 1},
+    "zero2": {"stage": 2},
+    "zero2_offload": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+    "zero3": {"stage": 3},
+    "zero3_offload": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
+}
+TOLERANCES = {"ddp": 1e-6, "fsdp2": 1e-6, **dict.fromkeys(ZERO, 1e-3)}
 Trained = dict[str, list[Any]]
 
 
@@ -79,8 +89,8 @@ def together(network: Any, batches: list[dict[str, Tensor]], total: float, kind:
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     mine = batches[rank * ROWS // world : (rank + 1) * ROWS // world]
     trained = [p for p in network.parameters() if p.requires_grad]
-    if kind == "zero3":
-        return _zero(network, trained, mine, total, world)
+    if kind in ZERO:
+        return _zero(network, trained, mine, total, world, ZERO[kind])
     wrapped = (
         _sharded(network)
         if kind == "fsdp2"
@@ -132,14 +142,17 @@ def _whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _zero(network: Any, trained: list[Any], mine: list[dict[str, Tensor]], total: float, world: int) -> Trained:
+def _zero(
+    network: Any, trained: list[Any], mine: list[dict[str, Tensor]], total: float, world: int, section: dict[str, Any]
+) -> Trained:
     import deepspeed
 
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": len(mine),
-        "zero_optimization": {"stage": 3},
+        "zero_optimization": section,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # offloaded states may be plain SGD's
         "gradient_clipping": 1e9,  # its default is not "off"
     }
     engine, *_ = deepspeed.initialize(model=network, optimizer=torch.optim.SGD(trained, lr=RATE), config=settings)
@@ -199,9 +212,9 @@ def _two_processes(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize("name, adapted", CASES)
 @pytest.mark.parametrize("kind", TOLERANCES)
 def test_two_processes_are_one(kind: str, name: str, adapted: str, run: Any, tmp_path: Path) -> None:
-    if kind == "zero3" and importlib.util.find_spec("deepspeed") is None:
+    if kind in ZERO and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
-    one = alone(*prepared(name, adapted, tmp_path, double=kind != "zero3"))
+    one = alone(*prepared(name, adapted, tmp_path, double=kind not in ZERO))
     assert one["losses"][-1] < one["losses"][0]
     two = run(kind)[name, adapted]
     for figure in ("losses", "norms"):
@@ -211,13 +224,49 @@ def test_two_processes_are_one(kind: str, name: str, adapted: str, run: Any, tmp
         assert (ours - theirs).norm() <= TOLERANCES[kind] * (theirs.norm() + 1e-3)  # key biases have no gradient
 
 
+@pytest.mark.slow
+def test_the_command_with_an_old_deepspeed_file(tmp_path: Path) -> None:
+    """ZeRO-2 with offload under the Trainer: DeepSpeed shards, and losses and gradients are those of one process."""
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    opened = tiny("pangu", tmp_path / "vocabulary")
+    for key in list(opened.network.config.to_dict()):
+        if key.endswith(("dropout", "pdrop")):
+            setattr(opened.network.config, key, 0.0)
+    save_model(opened, tmp_path / "model")
+    data, old = tmp_path / "data.jsonl", tmp_path / "ds.json"
+    data.write_text("\n".join(json.dumps({"prompt": text[:5], "response": text[5:]}) for text in SENTENCES * 2))
+    section = {"stage": 2, "cpu_offload": True}
+    free = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}  # torch's AdamW
+    old.write_text(json.dumps({"zero_optimization": section, **free}))
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        more = ["--nproc", "2", f"trainer.deepspeed={old}"] if processes == 2 else ["trainer.use_cpu=true"]
+        result = subprocess.run(
+            [sys.executable, "-m", "hanmo", "train", "sft", str(tmp_path / "model"), str(data), str(out), "limit=64",
+             "--preset", "none", f"trainer.per_device_train_batch_size={4 // processes}", "trainer.max_steps=3",
+             "trainer.logging_steps=1", "trainer.learning_rate=0.001", *more],
+            capture_output=True, text=True, check=False, timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr[-3000:]
+        found.append(read_metrics(out / "metrics.jsonl"))
+    assert "zero_optimization.cpu_offload is now offload_optimizer" in result.stderr
+    shards = list((out / "checkpoints" / "checkpoint-3").rglob("*zero_pp_rank_*_optim_states.pt"))
+    assert len(shards) == 2
+    for figure in ("loss", "grad_norm"):
+        one, two = ([float(entry[figure]) for entry in run if figure in entry] for run in found)
+        assert len(one) == 3 and two == pytest.approx(one, rel=1e-4), figure
+
+
 def main(kind: str, folder: Path) -> None:
     # First all networks: once there is a process group, transformers lets the first process alone write files.
     ready = {}
     for name, adapted in CASES:
         own = folder / os.environ["RANK"] / name / adapted
         own.mkdir(parents=True)
-        ready[name, adapted] = prepared(name, adapted, own, double=kind != "zero3")
+        ready[name, adapted] = prepared(name, adapted, own, double=kind not in ZERO)
     torch.distributed.init_process_group("gloo")
     results = {case: together(*made, kind) for case, made in ready.items()}
     if torch.distributed.get_rank() == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from types import ModuleType
 from typing import ClassVar
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE, TRANSFORMERS_4_31, Context, Family, Part, Prompt, Row, as_pair
+from hanmo.families.causal import causal_pack
 from hanmo.families.glm import legacy
 from hanmo.families.glm.modeling import GlmConfig, GlmModel
 from hanmo.families.glm.pretraining import draw_document, draw_objective, draw_sentences, draw_spans
@@ -33,6 +34,7 @@ class GlmFamily(Family):
     tokenizer_class = GlmTokenizer
     legacy: ClassVar[ModuleType] = legacy
     vocab_padded_to = 128
+    packs = True
     published_decoding = TRANSFORMERS_4_31
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
     blank = MASK
@@ -128,6 +130,17 @@ class GlmFamily(Family):
             )
         order = rng.sample(range(len(spans)), len(spans))
         return self._filled(context, [(places[number], ids[slice(*spans[number])]) for number in order])
+
+    def pack(self, rows: Sequence[Row]) -> Row:
+        """Rows end to end with the positions they have alone; ``prefix`` (T,): where the context of a token's row ends."""
+        packed = causal_pack(rows)
+        ends, before = [], 0
+        for row in rows:
+            length = len(row.labels)
+            ends.append((before + row.inputs["prefix"]).expand(length))
+            before += length
+        positions_PT = torch.cat([row.inputs["position_ids"] for row in rows], dim=1)
+        return replace(packed, inputs={**packed.inputs, "position_ids": positions_PT, "prefix": torch.cat(ends)})
 
     def _filled(self, context: list[int], answers: Sequence[tuple[int, list[int]]]) -> Row:
         """A row from answers and the places of their mask tokens, in the order in which they are predicted."""

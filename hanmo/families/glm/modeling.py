@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.cache import DecodeState
+from hanmo.families.causal import same_example
 from hanmo.families.dropout import Dropout
 from hanmo.families.heads import RowModel
 from hanmo.families.linear import Linear
@@ -122,10 +123,12 @@ class GlmModel(RowModel):
 
         Args:
             input_ids: (B, T) int64.
-            attention_mask: (B, T), 1 on real tokens; or (B, 1, T, S), used as it is.
+            attention_mask: (B, T), 1 on real tokens, in packed rows the number of the example from 1 on; or
+                (B, 1, T, S), used as it is.
             position_ids: (B, 2, T) int64 (position, place in the answer); (B, T) without places. 0 … T-1 and
                 zeros if None.
-            prefix: (B,) or (1,) int64, tokens of context, padding on the left not counted: seen by all. None is 0.
+            prefix: (B,) or (1,) int64, tokens of context, padding on the left not counted: seen by all. None is 0. Of packed
+                rows (B, T): the column at which the context of a token's example ends.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
@@ -169,6 +172,9 @@ def prefix_mask(
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask.bool()
     valid_BS = state.valid_RC if state is not None else attention_mask
+    if prefix is not None and prefix.dim() == 2:
+        assert attention_mask is not None and state is None, "packed rows are trained on, with their examples' numbers"
+        return _packed_mask(attention_mask, prefix)
     if valid_BS is None and prefix is None:
         return None
     keys = queries if valid_BS is None else valid_BS.shape[1]
@@ -182,3 +188,10 @@ def prefix_mask(
         allowed = allowed & valid_BS[:, None, :].bool()
         allowed = allowed | ((column_S == row_T1) & ~allowed.any(-1, keepdim=True))
     return allowed[:, None]
+
+
+def _packed_mask(numbers_BT: Tensor, ends_BT: Tensor) -> Tensor:
+    """Prefix attention inside every example of packed rows, which may be filled up on the right, bool (B, 1, T, T)."""
+    column_T = torch.arange(numbers_BT.shape[1], device=numbers_BT.device)
+    seen_BTT = (column_T <= column_T[:, None]) | (column_T < ends_BT[:, :, None])
+    return (seen_BTT & same_example(numbers_BT, numbers_BT))[:, None]
