@@ -40,7 +40,7 @@ QUICK_STEPS = 60
 BATCH = 32
 BETA = 0.1
 SFT_WEIGHT = 5.0  # without it the model forgets how to stop: the stop is what most rejected replies have in its place
-MEASURED = 6  # times that the reward is measured on the way
+MEASURED = 6  # times that the reward is measured, the last of them at the end
 TRAINER: dict[str, Any] = {
     "per_device_train_batch_size": BATCH,
     "per_device_eval_batch_size": 64,
@@ -93,7 +93,7 @@ class Alignment:
 
 
 class _Curve(ShowTraining):
-    """Also measures the reward of the model in training, every so many steps and at the end."""
+    """Also measures the reward of the model in training, every so many steps before the last."""
 
     def __init__(self, update: Update, judge: Judge, opened: OpenedModel):
         super().__init__(update)
@@ -101,7 +101,7 @@ class _Curve(ShowTraining):
         self.points: list[Point] = []
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % -(-state.max_steps // MEASURED) == 0 or state.global_step == state.max_steps:
+        if state.global_step % -(-state.max_steps // MEASURED) == 0 and state.global_step < state.max_steps:
             found = self._judge(replace(self._opened, network=kwargs["model"]))
             self.points.append((state.global_step, reward(found)))
             self._loss = f", reward {self.points[-1][1]:.2f}"
@@ -157,7 +157,7 @@ def align(draft: Path, tuned: OpenedModel, found: Corpus, seed: int, steps: int,
 
     return Alignment(
         judged.accuracy or 0.0, of(True), of(False), openings,
-        [(0, reward(before)), *curve.points],
+        [(0, reward(before)), *curve.points, (outcome.steps, reward(after))],
         [(entry["step"], entry["accuracy"]) for entry in entries if "accuracy" in entry],
     )  # fmt: skip
 
