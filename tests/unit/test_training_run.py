@@ -215,7 +215,7 @@ def test_own_settings_stay_few(kind: type[Any]) -> None:
 @pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
 def test_either_name_of_checkpointing_reaches_the_trainer(name: str, tmp_path: Path) -> None:
     if name not in {field.name for field in fields(TrainingArguments)}:
-        pytest.skip("an older transformers")
+        pytest.skip("this transformers knows activation checkpointing by its old name only")
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         args = arguments(tmp_path, {name: True, f"{name}_kwargs": {"use_reentrant": False}})
