@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hanmo.errors import UnsupportedError
 from hanmo.families.cache import DecodeState
 from hanmo.families.dropout import Dropout
 from hanmo.families.linear import Linear
@@ -94,6 +95,20 @@ class PreNormBlock(GradientCheckpointingLayer):
         hidden_BTD = hidden_BTD + self.dropout(self.attention(queries_BTD, normed_BTD, mask, state, layer))
         inner_BTF = self.activation(self.up_proj(self.mlp_norm(hidden_BTD)))
         return hidden_BTD + self.dropout(self.down_proj(inner_BTF))
+
+
+def check_positions(positions: Tensor, table: nn.Embedding, columns: int) -> None:
+    """UnsupportedError where a position has no row in the table.
+
+    Args:
+        columns: tokens of a row. Where they are no more than the table has rows nothing is looked at, as a GPU would
+            have to be waited for.
+    """
+    if columns > table.num_embeddings and (last := int(positions.max())) >= table.num_embeddings:
+        raise UnsupportedError(
+            f"{last + 1} tokens in a row, but this model has {table.num_embeddings} positions: give a smaller limit, or "
+            "when generating one that leaves room for max_new_tokens"
+        )
 
 
 def _residual(linear: nn.Linear) -> nn.Linear:

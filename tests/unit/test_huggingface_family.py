@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from hanmo.checkpoints import open_model, save_model
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.base import IGNORE, OpenedModel, Part, collate
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
@@ -97,6 +97,16 @@ def test_chat_template_and_what_is_scored(tmp_path: Path) -> None:
     # Too long: the oldest exchange goes, the system message stays.
     short = family.parts(talk, len(parts[0].ids) + 2)[0][0].ids
     assert "你好" not in tokens.decode(short) and "谢谢" in tokens.decode(short).replace(" ", "")
+
+
+def test_a_last_turn_that_does_not_fit_makes_no_row_and_no_reply(tmp_path: Path) -> None:
+    """Neither is an answer learned after nothing, nor is a reply made to nothing."""
+    family = opened("qwen3", tmp_path).family
+    assert family.parts(Dialogue(("你好" * 40, "再见")), 64) == []
+    with pytest.raises(UnsupportedError, match="last turn alone is more than the 64 tokens"):
+        family.context(Dialogue(("你好", "再见", "你好" * 40)), 64)
+    with pytest.raises(UnsupportedError, match="without --to hf"):
+        family.as_transformers()
 
 
 def test_rows_stop_and_close(tmp_path: Path) -> None:

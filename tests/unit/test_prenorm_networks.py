@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from hanmo.errors import UnsupportedError
 from hanmo.families import load
 from hanmo.families.base import IGNORE
 from hanmo.families.glm.modeling import GlmConfig, GlmModel
@@ -100,3 +101,22 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
         network(input_ids=ids, labels=labels).loss.backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", ["pangu", "glm"])
+def test_more_tokens_than_positions_are_refused(name: str) -> None:
+    """In a row, and in the middle of a reply; rows whose positions begin again may be longer."""
+    network = small(name)
+    rows = network.embed_positions.num_embeddings
+    ids = torch.randint(10, 50, (1, rows + 1))
+    places = torch.arange(rows + 1)[None] % rows
+    if name == "glm":
+        places = torch.stack([places, torch.zeros_like(places)], 1)
+    with torch.no_grad(), pytest.raises(UnsupportedError, match=f"{rows + 1} tokens in a row, but .* {rows} positions"):
+        network(input_ids=ids)
+    with torch.no_grad():
+        assert network(input_ids=ids, position_ids=places).logits.shape[1] == rows + 1
+        beside = {"prefix": torch.tensor([rows])} if name == "glm" else {}
+        _, state = network.prefill(ids[:, :rows], torch.ones(1, rows).long(), places[..., :rows], **beside)
+        with pytest.raises(UnsupportedError, match="room for max_new_tokens"):
+            network.step(ids[:, -1:], torch.full((1, 2 if name == "glm" else 1, 1), rows), state)

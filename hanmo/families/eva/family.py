@@ -227,8 +227,8 @@ def _said(record: Record) -> Dialogue | PromptResponse:
 
 
 _NO_TEXT = (
-    "EVA learns from dialogues, not from running text; give turns separated by tabs, or "
-    '{"prompt": …, "response": …}, and train with the sft stage'
+    "EVA learns from dialogues, not from running text; give turns separated by tabs (where lines are taken for text: "
+    'plain=dialogue), or {"prompt": …, "response": …}'
 )
 
 FAMILY = EvaFamily

@@ -19,7 +19,7 @@ from hanmo.families.causal import same_example
 from hanmo.families.dropout import Dropout
 from hanmo.families.heads import RowModel
 from hanmo.families.linear import Linear
-from hanmo.families.prenorm import TP_PLAN, PreNormBlock, init_prenorm
+from hanmo.families.prenorm import TP_PLAN, PreNormBlock, check_positions, init_prenorm
 
 ACTIVATIONS = {"gelu_new": "tanh", "gelu": "none"}  # torch's name of the approximation
 
@@ -132,6 +132,7 @@ class GlmModel(RowModel):
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        check_positions(position_ids, self.embed_positions, state.length if state else input_ids.shape[1])
         hidden_BTD = self.embed_tokens(input_ids)
         if self.embed_places is None:
             hidden_BTD = hidden_BTD + self.embed_positions(

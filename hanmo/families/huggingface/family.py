@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 from types import ModuleType
 from typing import Any, ClassVar
@@ -14,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE, Context, Family, Part, Prompt, Row, as_pair, split_at_difference
+from hanmo.families.base import IGNORE, Context, Export, Family, Part, Prompt, Row, as_pair, split_at_difference
 from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.huggingface import legacy
 from hanmo.families.huggingface.modeling import TransformersModel
@@ -49,6 +48,8 @@ class HuggingfaceFamily(Family):
             room = limit if self.config.is_encoder_decoder else limit - len(head)
             return _fitting(given, self._plain(record.text), room)
         prefix, answer = self._prompt_and_answer(record, limit)
+        if not prefix:
+            return []
         room = (response_limit or limit) - 1 if self.config.is_encoder_decoder else limit - len(prefix) - 1
         return _fitting(prefix, answer, room)
 
@@ -108,9 +109,15 @@ class HuggingfaceFamily(Family):
         if isinstance(record, Dialogue):
             record = replace(record, turns=(*record.turns, ""))  # the response is still to come
         ids, _ = self._prompt_and_answer(record, limit)
-        return Context(tuple(ids), tuple(self._prompt_and_answer(record, None)[0]))
+        unabridged, _ = self._prompt_and_answer(record, None)
+        if unabridged and not ids:
+            raise UnsupportedError(
+                f"{record.where or 'the prompt'}: its last turn alone is more than the {limit} tokens that the model is "
+                "shown; give a larger limit"
+            )
+        return Context(tuple(ids), tuple(unabridged))
 
-    def export_hf(self, network: Any, folder: Path, dtype: torch.dtype) -> list[str]:
+    def as_transformers(self) -> Export:
         raise UnsupportedError("a model of transformers is what plain transformers loads: convert it without --to hf")
 
     def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
@@ -136,7 +143,10 @@ class HuggingfaceFamily(Family):
         return self._stop_ids
 
     def _prompt_and_answer(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
-        """The ids of everything before the response, oldest turns dropped to fit in ``limit``, and of the response."""
+        """The ids of everything before the response, oldest turns dropped to fit in ``limit``, and of the response.
+
+        Nothing stands before the response where its last prompt alone does not fit into the chat template.
+        """
         if not self.tokenizer.chat_template:
             pair = as_pair(record)
             given = self.tokenizer.encode(pair.prompt + ("\n" + pair.prefix if pair.prefix else "\n"))

@@ -11,7 +11,7 @@ from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.pangu import legacy
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
 from hanmo.families.pangu.tokenization import PanguTokenizer
-from hanmo.records import Record, Text
+from hanmo.records import Dialogue, Record, Text
 
 
 class PanguFamily(Family):
@@ -35,8 +35,13 @@ class PanguFamily(Family):
         answer = self._ids(pair.prefix + pair.response)
         # The prefix is given: the ids that it and prefix + response have in common are not scored.
         common = next((i for i, (a, b) in enumerate(zip(given, answer)) if a != b), min(len(given), len(answer)))  # noqa: B905
-        while len(prompt) + len(answer) + 3 > limit and (prompt or answer):
-            (prompt if len(prompt) > len(answer) else answer).pop()
+        asked, said = len(prompt), len(answer)
+        while asked + said + 3 > limit and (asked or said):
+            if asked > said:
+                asked -= 1
+            else:
+                said -= 1
+        prompt, answer = _shown(record, prompt, asked), answer[:said]
         if len(answer) <= common:
             return []
         return [[Part((bos, *prompt, sep, *answer[:common]), False), Part(tuple(answer[common:]), True)]]
@@ -51,7 +56,7 @@ class PanguFamily(Family):
         return causal_prompt(context_ids, (self.config.eos_token_id,))
 
     def context(self, record: Record, limit: int) -> Context:
-        """Text is continued as it is; a prompt is put as in fine-tuning, and only the prompt is cut."""
+        """Text is continued as it is; a prompt is put as in fine-tuning, and only the prompt is cut: see ``_shown``."""
         if isinstance(record, Text):
             ids = self._ids(record.text)
             return Context(tuple(ids[-limit:]), tuple(ids))
@@ -59,7 +64,7 @@ class PanguFamily(Family):
         bos, sep = self.tokenizer.bos_token_id, self.tokenizer.sep_token_id
         prompt, prefix = self._ids(pair.prompt), self._ids(pair.prefix) if pair.prefix else []
         room = max(limit - len(prefix) - 2, 0)
-        return Context((bos, *prompt[:room], sep, *prefix), (bos, *prompt, sep, *prefix))
+        return Context((bos, *_shown(record, prompt, room), sep, *prefix), (bos, *prompt, sep, *prefix))
 
     def published_length(self, text: str) -> int:
         """Words, as the original's ``tokenize`` counted."""
@@ -67,6 +72,11 @@ class PanguFamily(Family):
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _shown(record: Record, prompt: list[int], count: int) -> list[int]:
+    """What is seen of a prompt that is too long: its beginning, as published; of a dialogue what was said last."""
+    return prompt[max(len(prompt) - count, 0) :] if isinstance(record, Dialogue) else prompt[:count]
 
 
 FAMILY = PanguFamily

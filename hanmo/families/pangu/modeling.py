@@ -18,7 +18,7 @@ from hanmo.families.causal import causal_mask
 from hanmo.families.dropout import Dropout
 from hanmo.families.heads import RowModel
 from hanmo.families.linear import Linear
-from hanmo.families.prenorm import TP_PLAN, PreNormBlock, init_prenorm
+from hanmo.families.prenorm import TP_PLAN, PreNormBlock, check_positions, init_prenorm
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh"}  # torch's name of the approximation
 
@@ -116,6 +116,7 @@ class PanguModel(RowModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+        check_positions(position_ids, self.embed_positions, state.length if state else inputs_embeds.shape[1])
         hidden_BTD = inputs_embeds + self.embed_positions(position_ids)
         if token_type_ids is not None:
             hidden_BTD = hidden_BTD + self.embed_tokens(token_type_ids)
