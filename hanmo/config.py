@@ -99,6 +99,12 @@ def _parse(override: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        if inner is None and ":" in str(name):  # {a:1} is the name "a:1" without a value
+            said, _, meant = str(name).partition(":")
+            raise ConfigError(
+                f"override {override!r}: YAML wants a space after a colon; or say {key.strip()}.{said}={meant}"
+            )
     for name in reversed(key.strip().split(".")):
         value = {name: value}
     return value

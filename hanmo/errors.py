@@ -28,10 +28,10 @@ class ConfigError(HanmoError):
 
 
 class RecordError(HanmoError):
-    """A bad record; the message starts with ``file:line``."""
+    """A bad record; the message starts with ``file:line``, or the file alone where ``line`` is 0."""
 
     def __init__(self, path: str | Path, line: int, problem: str):
-        super().__init__(f"{path}:{line}: {problem}")
+        super().__init__(f"{path}:{line}: {problem}" if line else f"{path}: {problem}")
         self.path, self.line, self.problem = str(path), line, problem
 
 

@@ -106,6 +106,11 @@ def main() -> None:
             time.sleep(PATIENCE)  # the first process mostly says the same, and the others are stopped when it ends
         print(f"hanmo: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a file where a folder must be, no permission
+        if error.filename is None:
+            raise
+        print(f"hanmo: {error.filename2 or error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("hanmo: stopped", file=sys.stderr)
         sys.exit(130)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import ConfigFile, Device, Dtype, Published, RulesFolder, Sets, Size, Vocab, note
+from hanmo.cli.common import ConfigFile, Device, Dtype, Published, RulesFolder, Sets, Size, Vocab, note, piped_line
 from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, unknown
 
@@ -191,10 +191,7 @@ class _Console:
         """The next line. From a pipe it is shown once, as if it had been typed."""
         if sys.stdin.isatty():
             return input(prompt)
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        line = line.rstrip("\r\n")
+        line = piped_line()
         print(f"{prompt}{line}")
         return line
 
@@ -209,6 +206,10 @@ class _Console:
             print()
             return
         print("" if self._session.streams else reply.text)
+        if not reply.context.ids:
+            note(
+                f"hanmo: that was more than the {self._session.limit} tokens that the model sees: it has seen none of it"
+            )
 
     def _seed(self) -> None:
         text = self._ask("Seed >>> ").strip()

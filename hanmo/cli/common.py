@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
+from hanmo.errors import ConfigError
+
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
 
@@ -124,6 +126,23 @@ def without(arguments: list[str], *options: str) -> list[str]:
         else:
             kept.append(argument)
     return kept
+
+
+def piped_line() -> str:
+    """The next line of standard input, without its end and without the mark that some programs begin a file with.
+
+    Raises:
+        EOFError: there is none.
+    """
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"standard input is not UTF-8 ({error}); convert it, e.g. iconv -f gb18030 -t utf-8"
+        ) from None
+    if not line:
+        raise EOFError
+    return line.rstrip("\r\n").removeprefix("\ufeff")
 
 
 def emit(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:

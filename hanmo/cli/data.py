@@ -25,7 +25,7 @@ def corpus(
     Examples:
       hanmo data corpus runs/corpus
       hanmo data corpus runs/corpus --size 5000 --seed 1
-      hanmo train sft --data runs/corpus --model runs/demo
+      hanmo train sft runs/demo runs/corpus runs/more
     """
     from hanmo.data.corpus import build
     from hanmo.records import write_records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -233,7 +234,7 @@ def progress_bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not main_process(),
+        disable=not (main_process() and sys.stderr.isatty()),
     ) as bar:
 
         def watch(what: str) -> Callable[[int, int], None]:

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hanmo.cli.chat import Preset, Seed, Threads, decoding_settings, use_threads
-from hanmo.cli.common import ConfigFile, Device, Dtype, Json, Model, Published, RulesFolder, Sets, Size, Vocab
+from hanmo.cli.common import (
+    ConfigFile,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Published,
+    RulesFolder,
+    Sets,
+    Size,
+    Vocab,
+    piped_line,
+)
 from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
 
@@ -123,13 +135,15 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
     continued, or the ``turns`` of a dialogue, the user's last.
 
     Raises:
-        RecordError: a line that is none of these, or no such file.
+        RecordError: a line that is none of these, no lines, or no such file.
     """
-    from hanmo.records import Dialogue, PromptResponse, Text
+    from hanmo.records import Dialogue, PromptResponse, Text, opened_text
 
-    if not path.is_file():
-        raise RecordError(path, 0, "no such file")
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+    with opened_text(path) as file:
+        lines = file.read().split("\n")
+    if not any(map(str.strip, lines)):
+        raise RecordError(path, 0, "no prompts; expected one a line")
+    for number, line in enumerate(lines, 1):
         where, line = f"{path}:{number}", line.strip("\r")
         if not line.strip():
             continue
@@ -142,8 +156,8 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
             raise RecordError(path, number, f"not JSON: {error.msg} at column {error.colno}") from None
         fields = {key: value.get(key, "") for key in ("prompt", "text", "prefix", "system")}
         turns = value.get("turns", [])
-        if not all(isinstance(text, str) for text in (*fields.values(), *turns)):
-            raise RecordError(path, number, "prompt, text, prefix, system and every one of turns must be text")
+        if not isinstance(turns, list) or not all(isinstance(text, str) for text in (*fields.values(), *turns)):
+            raise RecordError(path, number, "prompt, text, prefix, system must be text, and turns a list of texts")
         if turns:
             yield line, Dialogue(tuple(turns), fields["system"], where)
         elif "prompt" in value:
@@ -192,8 +206,8 @@ def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_js
 def _interactive(opened: OpenedModel, settings: Settings, limit: int, as_json: bool) -> None:
     while True:
         try:
-            prompt = input(">>> ") if sys.stdin.isatty() else next(sys.stdin).rstrip("\r\n")
-        except (EOFError, StopIteration):
+            prompt = input(">>> ") if sys.stdin.isatty() else piped_line()
+        except EOFError:
             return
         if prompt.strip() == STOP:
             return

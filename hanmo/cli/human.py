@@ -57,7 +57,7 @@ def human_score(
 
 
 def _answers(given: list[str]) -> dict[str, dict[str, str]]:
-    from hanmo.errors import ConfigError, RecordError
+    from hanmo.errors import ConfigError, HanmoError
     from hanmo.records import PromptResponse, iter_records
 
     found: dict[str, dict[str, str]] = {}
@@ -68,7 +68,7 @@ def _answers(given: list[str]) -> dict[str, dict[str, str]]:
         found[name] = {}
         for record in iter_records(Path(path)):
             if not isinstance(record, PromptResponse):
-                raise RecordError(path, 0, 'expected JSON lines {"prompt": …, "response": …}')
+                raise HanmoError(f'{record.where}: expected {{"prompt": …, "response": …}}')
             found[name][record.prompt] = record.response
     return found
 

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from hanmo.cli.common import Device, Dtype, Model
+from hanmo.cli.common import Device, Dtype, Model, note
 
-Limit = Annotated[int, typer.Option(help="Tokens of a row.")]
-Batch = Annotated[int, typer.Option(help="Answers scored at a time.")]
+Limit = Annotated[int, typer.Option(help="Tokens of a row.", min=2)]
+Batch = Annotated[int, typer.Option(help="Answers scored at a time.", min=1)]
 Out = Annotated[Path | None, typer.Option(help="File for the results; default: standard output.")]
 
 
@@ -32,12 +32,15 @@ def score(
     Example: hanmo reward score runs/reward/model data/replies.jsonl --out scores.jsonl
     """
     from hanmo.checkpoints import open_model
+    from hanmo.errors import RecordError
     from hanmo.files import write_text
     from hanmo.records import Dialogue, iter_records
     from hanmo.training.reward_scores import score_records, with_answers
 
-    opened = open_model(model, dtype=dtype, device=device)
     answers = [answer for record in iter_records(file) for answer in with_answers(record)]
+    if not answers:
+        raise RecordError(file, 0, "no records with answers to score")
+    opened = open_model(model, dtype=dtype, device=device)
     lines = []
     for answer, reward in zip(answers, score_records(opened, answers, limit, None, batch_size), strict=True):
         text = answer.turns[-1] if isinstance(answer, Dialogue) else answer.response
@@ -46,3 +49,4 @@ def score(
         sys.stdout.write("".join(lines))
     else:
         write_text(out, "".join(lines))
+        note(f"{len(lines)} scores in {out}")

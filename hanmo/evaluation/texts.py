@@ -11,6 +11,7 @@ from typing import Any
 from hanmo import metrics
 from hanmo.errors import HanmoError, RecordError
 from hanmo.evaluation.scoring import software
+from hanmo.records import opened_text
 
 
 def read_pairs(hypotheses: str | Path, references: str | Path) -> tuple[list[str], list[list[str]]]:
@@ -63,9 +64,5 @@ def _words(text: str) -> list[str]:
 
 
 def _lines(path: str | Path) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise HanmoError(f"{path}: {error.strerror}; expected a file of a text a line") from None
-    except UnicodeDecodeError as error:
-        raise RecordError(path, 0, f"not UTF-8: byte {error.start}") from None
+    with opened_text(Path(path)) as file:
+        return file.read().removesuffix("\n").split("\n")

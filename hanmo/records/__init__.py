@@ -2,7 +2,7 @@
 
 from hanmo.records.forms import FORMS, TURNS, json_record
 from hanmo.records.kinds import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text
-from hanmo.records.reading import iter_records, read_records
+from hanmo.records.reading import iter_records, opened_text, read_records
 from hanmo.records.writing import record_writer, write_records
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Text",
     "iter_records",
     "json_record",
+    "opened_text",
     "read_records",
     "record_writer",
     "write_records",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,11 +34,20 @@ def iter_records(path: str | Path, rejects: Rejects | None = None, plain: Plain 
         RecordError: a record that cannot be read; file, line, reason and what was expected.
     """
     path = Path(path)
+    with opened_text(path) as file:
+        yield from _records(path, file, rejects, plain)
+
+
+@contextmanager
+def opened_text(path: Path) -> Iterator[TextIO]:
+    """A file of UTF-8, with or without a byte order mark, plain or gzip (.gz); a RecordError where it is none."""
     try:
         with _open(path) as file:
-            yield from _records(path, file, rejects, plain)
+            yield file
     except FileNotFoundError:
         raise RecordError(path, 0, "no such file") from None
+    except IsADirectoryError:
+        raise RecordError(path, 0, "is a folder; name the file in it") from None
     except (gzip.BadGzipFile, EOFError) as error:
         raise RecordError(path, 0, f"damaged gzip file: {error}") from None
     except UnicodeDecodeError as error:

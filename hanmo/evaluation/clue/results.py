@@ -158,7 +158,8 @@ def read_result(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise HanmoError(f"{path}: {error}; expected the results.json of `hanmo eval clue --output`") from None
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise HanmoError(f"{path}: {problem}; expected the results.json of `hanmo eval clue --output`") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise HanmoError(f"{path}: not a result of `hanmo eval clue` (format {FORMAT})")
     return content

@@ -1,0 +1,112 @@
+"""What a user types wrong, or has in other forms than expected: one message and no traceback, or it is understood."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from hanmo.checkpoints import save_model
+from hanmo.cli import main
+from hanmo.families.heads import attach_value_head
+from tests.unit.tiny import tiny_eva
+
+LINES = "你好吗\t我很好\n谢谢\t再见\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mistakes")
+    opened = tiny_eva()
+    save_model(opened, folder / "model")
+    attach_value_head(opened.network, "linear")
+    save_model(opened, folder / "reward")
+    opened.network.value_head = opened.network.config.value_head = None
+    (folder / "test.txt").write_text(LINES, encoding="utf-8")
+    (folder / "gbk.txt").write_bytes(LINES.encode("gb18030"))
+    (folder / "bom.txt").write_bytes(LINES.encode("utf-8-sig"))
+    (folder / "test.txt.gz").write_bytes(gzip.compress(LINES.encode()))
+    (folder / "empty.txt").write_text("\n", encoding="utf-8")
+    (folder / "turns.jsonl").write_text('{"turns": "ab"}\n', encoding="utf-8")
+    return folder
+
+
+class Ran:
+    """A command as typed in the folder: exit code, what it printed, and what it said beside that."""
+
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+
+    def typed(command: str, given: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+        monkeypatch.setattr(sys, "argv", ["hanmo", *command.split()])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ran(int(ended.value.code or 0), *capsys.readouterr())
+
+    return typed
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate model --input gbk.txt", "gbk.txt: not UTF-8"),
+        ("generate model --input empty.txt", "empty.txt: no prompts"),
+        ("generate model --input model", "model: is a folder"),
+        ("generate model --input turns.jsonl", "turns.jsonl:1: prompt, text, prefix, system must be text, and turns a"),
+        ("generate model --input test.txt --output test.txt/x --max-length 2", "test.txt: File exists"),
+        ("generate model --input test.txt --output model --max-length 2", "model: Is a directory"),
+        ("eval dialogue model test.txt --output test.txt --set max_new_tokens=2", "test.txt/answers: Not a directory"),
+        ("eval rouge none.txt test.txt", "none.txt: no such file"),
+        ("eval compare none none", "none: No such file or directory; expected the results.json"),
+        ("eval human-prepare a=test.txt", 'test.txt:1: expected {"prompt"'),
+        ("reward score reward empty.txt", "empty.txt: no records"),
+        ("reward score reward test.txt --batch-size 0", "--batch-size"),
+        ("reward score reward test.txt --limit 0", "--limit"),
+    ],
+)
+def test_a_mistake_is_one_message(run, command: str, message: str) -> None:
+    ran = run(command)
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err and "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("file", ["bom.txt", "test.txt.gz"])
+def test_files_of_text_may_be_compressed_or_marked(run, file: str) -> None:
+    arguments = "--set do_sample=false --max-length 3"
+    assert (
+        run(f"generate model --input {file} {arguments}").out == run(f"generate model --input test.txt {arguments}").out
+    )
+    assert run(f"eval rouge {file} test.txt --json").out == run("eval rouge test.txt test.txt --json").out
+
+
+def test_what_is_piped_may_be_marked_and_must_be_utf8(run, folder: Path) -> None:
+    greedy = "chat model --set do_sample=false --set max_new_tokens=3"
+    plain, marked = run(greedy, LINES.encode()), run(greedy, LINES.encode("utf-8-sig"))
+    assert plain.out == marked.out and plain.out.startswith("Usr >>> 你好吗")
+    for command in (greedy, "generate model"):
+        refused = run(command, LINES.encode("gb18030"))
+        assert refused.code == 2 and "standard input is not UTF-8" in refused.err
+
+
+def test_a_turn_that_the_model_has_not_seen_is_said(run) -> None:
+    chat = "chat model --limit 8 --set max_new_tokens=2"
+    assert "it has seen none of it" in run(chat, ("谢" * 20).encode()).err
+    assert "it has seen none of it" not in run(chat, "谢谢".encode()).err
+
+
+def test_scores_go_where_they_are_told(run, folder: Path) -> None:
+    printed = run("reward score reward test.txt").out
+    assert [json.loads(line)["answer"] for line in printed.splitlines()] == ["我很好", "再见"]
+    assert run("reward score reward test.txt --out scores.jsonl").err == "2 scores in scores.jsonl\n"
+    assert (folder / "scores.jsonl").read_text(encoding="utf-8") == printed
