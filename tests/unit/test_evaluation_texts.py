@@ -37,5 +37,5 @@ def test_files_and_the_command(tmp_path: Path) -> None:
     expected.write_text("今天\n", encoding="utf-8")
     with pytest.raises(HanmoError, match="has 2 lines"):
         read_pairs(said, expected)
-    with pytest.raises(HanmoError, match="No such file"):
+    with pytest.raises(HanmoError, match="no such file"):
         read_pairs(said, tmp_path / "none")
