@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numba import njit
 
 from hanmo.families.bulk.model import NORMAL, UNKNOWN_PIECE, USER_DEFINED, Model, read_model
-from hanmo.families.bulk.texts import CODES, Flat, codes_of
+from hanmo.families.bulk.texts import CODES, Arrays, Kernel, codes_of
 
 _BITS = 20  # of a symbol: a character or a piece
 _VALUE_BITS = 23
@@ -32,6 +31,7 @@ _MIX = 0x9E3779B97F4A7C1
 _LONGEST_RUN = 256  # characters; merging takes the square of it
 _UNKNOWN = 0  # the symbol of all characters that no piece has
 _SPACE = 1
+_SPACE_SIGN = "\u2581"  # what sentencepiece writes for a space
 _FALL_BACK = -1  # in place of a symbol; lower values are numbers of expansions
 _STARTS, _FOLLOWS = 1, 2  # a rule for several characters may begin with this character; may have it second
 
@@ -56,22 +56,19 @@ class _Tables:
     unknown_id: int
 
 
-class PieceKernel:
-    """Encodes texts as sentencepiece does.
+def kernel(model: bytes) -> PieceKernel | None:
+    """The kernel for a serialised sentencepiece model; None where it is not of the kind known here."""
+    tables = _tables(read_model(model))
+    return PieceKernel(tables) if tables else None
 
-    Args:
-        model: the serialised sentencepiece model.
-        encode: sentencepiece itself, for the texts that the kernel leaves.
 
-    Raises:
-        ValueError: not a model the kernel knows: not BPE, other white space, bytes, unused pieces.
-    """
+class PieceKernel(Kernel):
+    """Encodes texts as sentencepiece does."""
 
-    def __init__(self, model: bytes) -> None:
-        self._tables = _tables(model)
+    def __init__(self, tables: _Tables) -> None:
+        self._tables = tables
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Flat, np.ndarray]:
-        """The ids of texts; and which texts were left (their ids are missing), as numbers."""
+    def encode(self, texts: Sequence[str]) -> Arrays:
         codes, ends = codes_of(texts)
         tables = self._tables
         room = len(codes) + len(texts) + int(_grown(codes, tables.symbol_of, tables.ends))
@@ -90,13 +87,11 @@ class PieceKernel:
             ids,
             counts,
         )
-        left = np.flatnonzero(counts < 0)
-        counts[left] = 0
-        return Flat(ids[:used], counts), left
+        return ids[:used], counts
 
 
 @njit(cache=True, nogil=True)
-def _grown(codes, symbol_of, ends):  # type: ignore[no-untyped-def]
+def _grown(codes, symbol_of, ends):
     """How many symbols more than characters there may be."""
     grown = 0
     for code in codes:
@@ -108,7 +103,7 @@ def _grown(codes, symbol_of, ends):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _pair(pairs, left, right):  # type: ignore[no-untyped-def]
+def _pair(pairs, left, right):
     """What two symbols become."""
     key = (left << _BITS) | right
     mask = len(pairs) - 1
@@ -123,7 +118,7 @@ def _pair(pairs, left, right):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _insert(pairs, lefts, rights, values):  # type: ignore[no-untyped-def]
+def _insert(pairs, lefts, rights, values):
     """Put pairs into the table; the first value of a pair stays."""
     mask = len(pairs) - 1
     for number in range(len(lefts)):
@@ -136,7 +131,7 @@ def _insert(pairs, lefts, rights, values):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _encode(codes, ends, symbol_of, flags, expansions, expansion_ends, pairs, ids_of, unknown_id, ids, counts):  # type: ignore[no-untyped-def]
+def _encode(codes, ends, symbol_of, flags, expansions, expansion_ends, pairs, ids_of, unknown_id, ids, counts):
     """Ids of all texts end to end into ``ids``, their numbers into ``counts``, -1 for a text that is left."""
     used = 0
     start = 0
@@ -154,7 +149,7 @@ def _encode(codes, ends, symbol_of, flags, expansions, expansion_ends, pairs, id
 
 
 @njit(cache=True, nogil=True)
-def _normalise(codes, symbol_of, flags, expansions, ends, out):  # type: ignore[no-untyped-def]
+def _normalise(codes, symbol_of, flags, expansions, ends, out):
     """Symbols of a text with one space before it, none after it and single ones in it; their number, or -1."""
     out[0] = _SPACE
     size = 1
@@ -194,7 +189,7 @@ def _normalise(codes, symbol_of, flags, expansions, ends, out):  # type: ignore[
 
 
 @njit(cache=True, nogil=True)
-def _merge(out, size, pairs, ids_of, unknown_id, symbols, values):  # type: ignore[no-untyped-def]
+def _merge(out, size, pairs, ids_of, unknown_id, symbols, values):
     """Ids in place of symbols, in ``out``; their number, or -1."""
     count = 0
     place = 0
@@ -243,24 +238,16 @@ def _merge(out, size, pairs, ids_of, unknown_id, symbols, values):  # type: igno
     return count
 
 
-@lru_cache(maxsize=2)
-def _tables(serialised: bytes) -> _Tables:
-    model = read_model(serialised)
-    _check(model)
+def _tables(model: Model) -> _Tables | None:
     # Symbols: characters first, then pieces from the best score down, so that the lower number merges first.
     normal = sorted((-piece.score, piece.text) for piece in model.pieces if piece.type == NORMAL)
-    scores = [score for score, text in normal if len(text) > 1]
-    if len(set(scores)) < len(scores):
-        raise ValueError("pieces of equal scores")
     defined = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
-    characters = sorted({character for _, text in normal for character in text} | {d for d in defined if len(d) == 1})
-    number: dict[str, int] = {"": _UNKNOWN, "\u2581": _SPACE}
-    for character in characters:
-        number.setdefault(character, len(number))
-    for _, text in normal:
+    characters = {character for _, text in normal for character in text} | {text for text in defined if len(text) == 1}
+    number: dict[str, int] = {"": _UNKNOWN, _SPACE_SIGN: _SPACE}
+    for text in (*sorted(characters), *(text for _, text in normal)):
         number.setdefault(text, len(number))
-    if len(number) >= 1 << _BITS:
-        raise ValueError("too many pieces")
+    if not _known(model, normal, defined) or len(number) >= 1 << _BITS:
+        return None
     unknown_id = next(index for index, piece in enumerate(model.pieces) if piece.type == UNKNOWN_PIECE)
     ids = np.full(len(number), unknown_id, np.int32)
     for index, piece in enumerate(model.pieces):
@@ -270,12 +257,16 @@ def _tables(serialised: bytes) -> _Tables:
     return _Tables(symbol_of, flags, expansions, ends, _pair_table(normal, number, defined), ids, unknown_id)
 
 
-def _check(model: Model) -> None:
-    if not model.is_bpe or model.other_pieces or not model.usual_spaces:
-        raise ValueError("not the BPE that the kernel knows")
-    begun = {c for piece in model.pieces if piece.type == USER_DEFINED and len(piece.text) > 1 for c in piece.text[:2]}
-    if any(ord(character) in model.rules for character in begun):
-        raise ValueError("a user-defined symbol that normalisation would change")
+def _known(model: Model, normal: list[tuple[float, str]], defined: list[str]) -> bool:
+    scores = [score for score, text in normal if len(text) > 1]
+    begun = {character for text in defined if len(text) > 1 for character in text[:2]}
+    return (
+        model.is_bpe
+        and model.usual_spaces
+        and not model.other_pieces
+        and len(set(scores)) == len(scores)  # numbers stand for scores
+        and not any(ord(character) in model.rules for character in begun)  # what ``_RARE`` looks for
+    )
 
 
 def _pair_table(normal: list[tuple[float, str]], number: dict[str, int], defined: list[str]) -> np.ndarray:
@@ -316,7 +307,7 @@ def _characters(
     for code, target in model.rules.items():
         if chr(code) in defined:
             continue
-        if "\u2581" in target:
+        if _SPACE_SIGN in target:
             symbol_of[code] = _FALL_BACK
         elif len(target) == 1:
             symbol_of[code] = spelled(target)[0]
@@ -326,6 +317,6 @@ def _characters(
             ends.append(len(expansions))
     flags[model.starts] |= _STARTS
     flags[model.follows] |= _FOLLOWS
-    symbol_of[0x2581] = _FALL_BACK  # sentencepiece's own sign for a space: no white space on the way in
+    symbol_of[ord(_SPACE_SIGN)] = _FALL_BACK  # no white space on the way in
     symbol_of[0xD800:0xE000] = _FALL_BACK  # halves of surrogate pairs are no text
     return symbol_of, flags, np.array(expansions or [0], np.int32), np.array(ends or [0], np.int64)
