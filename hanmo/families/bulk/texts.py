@@ -37,13 +37,18 @@ class Kernel:
             workers: threads, by default one per processor.
         """
         found: list[list[int]] = []
+        # Python's own numbers, made once: the lists share them, which saves 32 bytes an id and the time to fill them.
+        numbers = np.zeros(0, object)
         collecting = gc.isenabled()
         gc.disable()  # nothing made here is part of a cycle, and there is much of it
         try:
             for ids, counts in self._parts(texts, exact, apart, workers):
+                if (largest := int(ids.max(initial=-1))) >= len(numbers):
+                    numbers = np.arange(largest + 1).astype(object)
+                shared = numbers[ids]
                 start = 0
                 for end in np.cumsum(counts).tolist():
-                    found.append(ids[start:end].tolist())
+                    found.append(shared[start:end].tolist())
                     start = end
         finally:
             if collecting:
