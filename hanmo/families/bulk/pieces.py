@@ -242,7 +242,7 @@ def _tables(model: Model) -> _Tables | None:
     # Symbols: characters first, then pieces from the best score down, so that the lower number merges first.
     normal = sorted((-piece.score, piece.text) for piece in model.pieces if piece.type == NORMAL)
     defined = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
-    characters = {character for _, text in normal for character in text} | {text for text in defined if len(text) == 1}
+    characters = {character for text in (*defined, *(text for _, text in normal)) for character in text}
     number: dict[str, int] = {"": _UNKNOWN, _SPACE_SIGN: _SPACE}
     for text in (*sorted(characters), *(text for _, text in normal)):
         number.setdefault(text, len(number))
@@ -282,8 +282,8 @@ def _pair_table(normal: list[tuple[float, str]], number: dict[str, int], defined
             adjacent[text[place - 1], text[place]] = _ADJACENT
     found = adjacent | joined | rare
     pairs = np.full(1 << (3 * len(found)).bit_length(), _EMPTY, np.int64)
-    lefts = np.array([number.get(left, _UNKNOWN) for left, _ in found], np.int64)
-    rights = np.array([number.get(right, _UNKNOWN) for _, right in found], np.int64)
+    lefts = np.array([number[left] for left, _ in found], np.int64)
+    rights = np.array([number[right] for _, right in found], np.int64)
     _insert(pairs, lefts, rights, np.array(list(found.values()), np.int64))
     return pairs
 
