@@ -23,7 +23,7 @@ from hanmo.data.store import (
     PARTS,
     About,
     about_text,
-    encode,
+    encode_flat,
     vocabulary_hash,
 )
 from hanmo.errors import ConfigError, VocabularyError
@@ -83,13 +83,12 @@ class _Work:
     def __call__(self, block: list[Record], path: Path) -> None:
         documents = [_texts(record) for record in block]
         # One process here: the blocks themselves are spread over processes.
-        ids = encode(self.tokenizer.open(), [text for _, texts in documents for text in texts], 1)
-        flat = np.fromiter((id_ for part in ids for id_ in part), np.uint32, sum(map(len, ids)))
+        ids, parts = encode_flat(self.tokenizer.open(), [text for _, texts in documents for text in texts])
         with path.open("wb") as file:
             np.savez(
                 file,
-                ids=flat,
-                parts=np.array([len(part) for part in ids], np.int64),
+                ids=ids.astype(np.uint32),
+                parts=parts,
                 documents=np.array([len(texts) for _, texts in documents], np.int64),
                 kinds=np.array([kind for kind, _ in documents], np.uint8),
             )

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizer
 
-from hanmo.families.spread import spread
+from hanmo.families.spread import EncodesBatches
 from hanmo.families.words import Known, WordCutter
 
 # Full-width forms that the original folds before it cuts. Only the first table changes where words end.
@@ -34,7 +34,7 @@ def _folded(text: str) -> str:
     return text
 
 
-class EvaTokenizer(PreTrainedTokenizer):
+class EvaTokenizer(EncodesBatches, PreTrainedTokenizer):
     """EVA's tokenizer. A single text is followed by ``<sep>``; a pair is A ``<sep>`` B ``<s_0>``.
 
     Special tokens typed into a text are cut up like any other text and never become special.
@@ -104,13 +104,8 @@ class EvaTokenizer(PreTrainedTokenizer):
         return list(chain.from_iterable(map(self._known.__getitem__, self._cut(_folded(text)))))
 
     def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
-        """``encode_plain`` of many texts, much faster.
-
-        Args:
-            workers: processes; by default one per processor where there is enough text to keep them busy.
-        """
         self._cut("")  # reads the dictionary before the workers start, so that they share it
-        return spread(lambda part: list(map(self.encode_plain, part)), texts, workers)
+        return super().encode_batch(texts, workers)
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
         """As in transformers; a text without special tokens takes the short way."""

@@ -19,7 +19,7 @@ from typing import Any
 import sentencepiece
 from transformers import BatchEncoding, PreTrainedTokenizer
 
-from hanmo.families.spread import spread
+from hanmo.families.spread import EncodesBatches, compiled
 
 _COMMANDS = (
     "<|endoftext|>",
@@ -42,7 +42,7 @@ _TIDY: tuple[tuple[str, str], ...] = (
 )
 
 
-class GlmTokenizer(PreTrainedTokenizer):
+class GlmTokenizer(EncodesBatches, PreTrainedTokenizer):
     """A single text becomes ``[CLS]`` A ``<|endoftext|>``, a pair ``[CLS]`` A ``[SEP]`` B ``<|endoftext|>``.
 
     Truncation takes from the left, padding is on the right.
@@ -157,13 +157,12 @@ class GlmTokenizer(PreTrainedTokenizer):
             ids += [self._commands[part]] if command else self._pieces.encode(part)
         return ids
 
-    def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
-        """``encode_plain`` of many texts.
+    def _kernel(self) -> Any:
+        return compiled("pieces", self._pieces.serialized_model_proto())
 
-        Args:
-            workers: processes; by default one per processor where there is enough text to keep them busy.
-        """
-        return spread(lambda part: [self.encode_plain(text) for text in part], texts, workers)
+    def _not_for_kernel(self, texts: Sequence[str]) -> list[int]:
+        found = (number for number, text in enumerate(texts) if "[" in text or "<|" in text)
+        return [number for number in found if self._split.search(texts[number])]
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
         """As in transformers; a text without special tokens takes the short way."""

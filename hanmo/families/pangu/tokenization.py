@@ -15,7 +15,7 @@ from typing import Any
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
-from hanmo.families.spread import spread
+from hanmo.families.spread import EncodesBatches
 from hanmo.families.words import WordCutter
 
 _ADDED = ("<s>", "</s>", "<eot>", "<unk>", "<sep>", "<pad>")
@@ -26,7 +26,7 @@ _FURTHER = {"patched": "<>", "stock": ""}
 _SPELLED = {" ": "\u2582", "\n": "\u2583", "\r\n": "\r\u2583"}
 
 
-class PanguTokenizer(PreTrainedTokenizer):
+class PanguTokenizer(EncodesBatches, PreTrainedTokenizer):
     """PanGu-α's tokenizer. A single text becomes ``<s>`` A ``<eot>``, a pair ``<s>`` A ``<sep>`` B ``<eot>``.
 
     Args:
@@ -87,13 +87,11 @@ class PanguTokenizer(PreTrainedTokenizer):
         return self._encode_words([self.segments(text)])[0]
 
     def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
-        """``encode_plain`` of many texts, much faster.
-
-        Args:
-            workers: processes; by default one per processor where there is enough text to keep them busy.
-        """
         self._cut("")  # reads the dictionary before the workers start, so that they share it
-        return spread(lambda part: self._encode_words(list(map(self.segments, part))), texts, workers)
+        return super().encode_batch(texts, workers)
+
+    def _encode_part(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._encode_words(list(map(self.segments, texts)))
 
     def segments(self, text: str) -> list[str]:
         """The words jieba cuts a text into, with spaces and newlines as sentencepiece gets them."""

@@ -15,13 +15,13 @@ from typing import Any
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
-from hanmo.families.spread import spread
+from hanmo.families.spread import EncodesBatches, compiled
 
 _EOS, _EOP = "<|endoftext|>", "<|endofpiece|>"
 _TYPES = ("<str0>", "<str1>")  # names of segment types, which shadow the first ids when the original looks ids up
 
 
-class TransformerXLTokenizer(PreTrainedTokenizer):
+class TransformerXLTokenizer(EncodesBatches, PreTrainedTokenizer):
     """Texts get no tokens at either end. ``<|endoftext|>`` in a text is ordinary characters.
 
     Args:
@@ -82,13 +82,11 @@ class TransformerXLTokenizer(PreTrainedTokenizer):
         """The ids of a text."""
         return self._pieces.encode(text)
 
-    def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
-        """``encode_plain`` of many texts.
+    def _encode_part(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._pieces.encode(list(texts))
 
-        Args:
-            workers: processes; by default one per processor where there is enough text to keep them busy.
-        """
-        return spread(lambda part: self._pieces.encode(list(part)), texts, workers)
+    def _kernel(self) -> Any:
+        return compiled("pieces", self._pieces.serialized_model_proto())
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
         """As in transformers; a text on its own takes the short way."""
