@@ -11,7 +11,7 @@ from hanmo.cli.common import Json, Model, Opening, Processes, Published, emit, g
 from hanmo.cli.eval import First, answers_folder, origin, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from hanmo.evaluation.clue.results import ClueResult
+    from hanmo.evaluation.results import Result
 
 Data = Annotated[Path, typer.Option(help="Folder of CLUE's files: one folder per task, as CLUE publishes them.")]
 Tasks = Annotated[str, typer.Option(help="Names of tasks, separated by commas; default: all ten.")]
@@ -28,7 +28,9 @@ Candidates = Annotated[
 Budget = Annotated[
     int | None, typer.Option(help="Tokens in memory at the same time; halved when memory runs out.", min=1)
 ]
-Result = Annotated[Path, typer.Argument(help="results.json of hanmo eval clue, or its folder.", show_default=False)]
+Written = Annotated[
+    Path, typer.Argument(help="results.json of hanmo eval clue, exam or task, or its folder.", show_default=False)
+]
 
 
 @grouped
@@ -80,7 +82,7 @@ def clue(
     emit(result.as_dict(), as_json, lambda _: _show(result))
 
 
-def compare(first: Result, second: Result, as_json: Json = False) -> None:
+def compare(first: Written, second: Written, as_json: Json = False) -> None:
     """Whether two results of hanmo eval clue differ by more than chance, task by task on the same questions.
 
     \b
@@ -89,7 +91,7 @@ def compare(first: Result, second: Result, as_json: Json = False) -> None:
     """
     from dataclasses import asdict
 
-    from hanmo.evaluation.clue.results import compare_results, read_result
+    from hanmo.evaluation.results import compare_results, read_result
 
     one, other = read_result(first), read_result(second)
     found = compare_results(one, other)
@@ -107,8 +109,8 @@ def table(
     Example:
       hanmo eval table pangu/results.json glm/results.json glm-5-shot/results.json --output table.html
     """
-    from hanmo.evaluation.clue.results import read_result
-    from hanmo.evaluation.clue.table import Table
+    from hanmo.evaluation.results import read_result
+    from hanmo.evaluation.table import Table
 
     made = Table([read_result(path) for path in results])
     if output is None:
@@ -118,7 +120,7 @@ def table(
         note(f"written to {output}")
 
 
-def _show(result: ClueResult) -> None:
+def _show(result: Result) -> None:
     from hanmo.evaluation.statistics import interval
 
     about = result.about

@@ -1,10 +1,10 @@
-"""The page of a CLUE evaluation."""
+"""The page of an evaluation on tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hanmo.evaluation.clue.results import ClueResult, Item, TaskResult
+from hanmo.evaluation.results import Item, Result, TaskResult
 from hanmo.evaluation.statistics import interval
 from hanmo.report import Page
 
@@ -14,10 +14,10 @@ CANDIDATES = 5
 WIDEST = 20  # labels of a confusion table
 
 
-def page(result: ClueResult) -> Page:
+def page(result: Result) -> Page:
     """Results in the layout of the published table, then every task by itself."""
     about = result.about
-    made = Page("CLUE", subtitle=f"{about['model']}, {about['protocol']} protocol", language="zh-CN")
+    made = Page(result.title, subtitle=f"{about['model']}, {about['protocol']} protocol", language="zh-CN")
     shots = "zero-shot" if not about["shots"] else f"{about['shots']}-shot"
     rows = []
     for task in result.tasks:
