@@ -42,6 +42,7 @@ COMMANDS = (
     ("eval", "eval", "perplexity"),
     ("eval", "eval", "rouge"),
     ("eval", "clue", "clue"),
+    ("eval", "exam", "exam"),
     ("eval", "clue", "compare"),
     ("eval", "clue", "table"),
     ("eval", "human", "human_prepare"),

@@ -28,6 +28,7 @@ Candidates = Annotated[
 Budget = Annotated[
     int | None, typer.Option(help="Tokens in memory at the same time; halved when memory runs out.", min=1)
 ]
+Output = Annotated[Path | None, typer.Option(help="Folder for results, the report, and the answers so far.")]
 Written = Annotated[
     Path, typer.Argument(help="results.json of hanmo eval clue, exam or task, or its folder.", show_default=False)
 ]
@@ -43,7 +44,7 @@ def clue(
     published: Published = False,
     candidates: Candidates = None,
     choices: Choices = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for results, the report, and the answers so far.")] = None,
+    output: Output = None,
     as_json: Json = False,
     first: First = None,
     limit: Limit = None,
@@ -79,11 +80,11 @@ def clue(
     if output is not None:
         result.write(output)
         note(f"written to {output}: results.json, results.md, items.jsonl, report.html")
-    emit(result.as_dict(), as_json, lambda _: _show(result))
+    emit(result.as_dict(), as_json, lambda _: show_result(result))
 
 
 def compare(first: Written, second: Written, as_json: Json = False) -> None:
-    """Whether two results of hanmo eval clue differ by more than chance, task by task on the same questions.
+    """Whether two results of hanmo eval clue, exam or task differ by more than chance, task by task on the same questions.
 
     \b
     Example:
@@ -103,7 +104,7 @@ def table(
     results: Annotated[list[Path], typer.Argument(help="results.json of each run, or its folder.", show_default=False)],
     output: Annotated[Path | None, typer.Option(help="File to write: a page where it ends in .html.")] = None,
 ) -> None:
-    """Several results of hanmo eval clue side by side, as the published table: zero-shot | few-shot x models.
+    """Several results of hanmo eval clue, exam or task side by side, as the published table: zero-shot | few-shot x models.
 
     \b
     Example:
@@ -120,7 +121,8 @@ def table(
         note(f"written to {output}")
 
 
-def _show(result: Result) -> None:
+def show_result(result: Result) -> None:
+    """Every task, the averages, and remarks."""
     from hanmo.evaluation.statistics import interval
 
     about = result.about
@@ -137,6 +139,15 @@ def _show(result: Result) -> None:
             task.about["data"],
         )
         rows.append([task.title, f"{task.metric} ({task.reading})", *values])
+    for row in result.averages():
+        values = (
+            f"{row['value']:.4f}",
+            f"{row['low']:.4f} to {row['high']:.4f}",
+            f"{row['chance']:.4f}",
+            row["questions"],
+            "",
+        )
+        rows.append([row["title"], f"mean over {row['over']}", *values])
     print_table(["", "metric", "result", "95 % interval", "chance", "questions", "data"], rows)
     for task in result.tasks:
         for remark in task.notes:

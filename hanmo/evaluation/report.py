@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hanmo.evaluation.results import Item, Result, TaskResult
 from hanmo.evaluation.statistics import interval
@@ -19,27 +20,34 @@ def page(result: Result) -> Page:
     about = result.about
     made = Page(result.title, subtitle=f"{about['model']}, {about['protocol']} protocol", language="zh-CN")
     shots = "zero-shot" if not about["shots"] else f"{about['shots']}-shot"
-    rows = []
+    rows: list[list[object]] = []
+    bars = {}
     for task in result.tasks:
-        low, high = interval(task.right[task.reading])
-        rows.append(
-            [task.title, task.value, task.chance, f"{low:.4f} – {high:.4f}", task.metric, len(task.right[task.reading])]
-        )
+        rows.append(_row(task.as_dict(), task.metric, len(task.right[task.reading])))
+        bars[task.title] = {"model": task.value} | ({} if task.chance is None else {"chance": task.chance})
+    averages = result.averages()
+    rows += [_row(row, f"mean over {row['over']}", row["questions"]) for row in averages]
+    if averages:  # one bar for each of the many tasks would say nothing
+        bars = {
+            row["title"]: {"model": row["value"], "chance": row["chance"]} for row in averages if row["over"] == "tasks"
+        }
     made.table(
         ["task", shots, "chance", "95 % interval", "metric", "questions"],
         rows,
         caption="Results",
         note="The interval is a bootstrap over questions; chance is the accuracy of guessing.",
     )
-    bars = {}
-    for task in result.tasks:
-        bars[task.title] = {"model": task.value} | ({} if task.chance is None else {"chance": task.chance})
     made.bar_plot(bars, caption="Above chance?", top=1.0)
     made.heading("How")
     made.facts(about)
     for task in result.tasks:
         _task(made, task)
     return made
+
+
+def _row(found: dict[str, Any], metric: str, questions: int) -> list[object]:
+    interval = f"{found['low']:.4f} – {found['high']:.4f}"
+    return [found["title"], found["value"], found["chance"], interval, metric, questions]
 
 
 def _task(page: Page, task: TaskResult) -> None:

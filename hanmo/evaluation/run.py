@@ -10,7 +10,7 @@ from typing import Any
 
 from hanmo.errors import ConfigError
 from hanmo.evaluation import asking, cmrc
-from hanmo.evaluation.asking import Front, Plan
+from hanmo.evaluation.asking import Candidates, Front, Plan
 from hanmo.evaluation.candidates import score_candidates
 from hanmo.evaluation.processes import mine
 from hanmo.evaluation.results import GAP, Item, TaskResult
@@ -47,7 +47,7 @@ def check_chat(opened: OpenedModel, task: Task) -> None:
         )
 
 
-def about_run(opened: OpenedModel, protocol: str, shots: int, limit: int, seed: int, **more: Any) -> dict[str, Any]:
+def about_run(opened: OpenedModel, protocol: str, shots: int, limit: int, **more: Any) -> dict[str, Any]:
     """What the numbers of a run hang on."""
     return {
         "model": opened.source,
@@ -56,7 +56,6 @@ def about_run(opened: OpenedModel, protocol: str, shots: int, limit: int, seed: 
         "protocol": protocol,
         "shots": shots,
         "limit": limit,
-        "seed": seed,
         **more,
         **software(),
     }
@@ -89,7 +88,7 @@ class Run:
             if task.generates:
                 self._generate(plan, store)
                 return [_generated(task, example, store.values[n]) for n, example in enumerate(examples)], []
-            self._score(plan, store)
+            self.score([*plan.questions, *plan.priors], store)  # in one list, by number
             items = [_scored(task, plan, number, store) for number in range(len(examples))]
         fewer = sum(count < len(fronts[0].shots) for count in plan.shots)
         return items, [f"{fewer} questions left no room for all examples"] if fewer else []
@@ -128,13 +127,12 @@ class Run:
     def store(self, asked: list[Any]) -> AbstractContextManager[Store]:
         return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", asked)
 
-    def _score(self, plan: Plan, store: Store) -> None:
-        """Questions first, then the candidates without the records' text, all in one list by number."""
-        everything = [*plan.questions, *plan.priors]
-        missing = mine(store.missing(len(everything)))
+    def score(self, questions: Sequence[Candidates], store: Store) -> None:
+        """Score what the store has no answer to, this process's share of it: for each candidate [log p, tokens]."""
+        missing = mine(store.missing(len(questions)))
         score_candidates(
             self.opened,
-            [everything[number] for number in missing],
+            [questions[number] for number in missing],
             budget=self.budget,
             progress=self.progress,
             on_scored=lambda place, scores: store.add(missing[place], [[-one.nll, one.tokens] for one in scores]),

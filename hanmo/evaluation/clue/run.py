@@ -70,7 +70,7 @@ def evaluate(
     if setup.shots and not setup.published:
         train = {task.name: read_split(task, data, "train") for task in tasks}
     protocol, seed = ("published", published.SEED) if setup.published else ("corrected", setup.seed)
-    about = about_run(opened, protocol, setup.shots, limit, seed)
+    about = about_run(opened, protocol, setup.shots, limit, seed=seed)
     results = []
     for task in tasks:
         run = _ClueRun(opened, task, limit, Path(cache), about, watch(task.title), setup.budget, setup)
