@@ -43,6 +43,7 @@ COMMANDS = (
     ("eval", "eval", "rouge"),
     ("eval", "clue", "clue"),
     ("eval", "exam", "exam"),
+    ("eval", "task", "task"),
     ("eval", "clue", "compare"),
     ("eval", "clue", "table"),
     ("eval", "human", "human_prepare"),

@@ -79,6 +79,33 @@ class Run:
     progress: Progress
     budget: int | None
 
+    def corrected(
+        self,
+        examples: list[Example],
+        train: Sequence[Example],
+        shots: int,
+        seed: int,
+        choices: int | None = None,
+        chat: bool = False,
+    ) -> TaskResult:
+        """The result by the corrected protocol, with examples in the prompt that are drawn from ``train``.
+
+        Args:
+            choices: so many candidates at most; None offers all.
+        """
+        task, family, data = self.task, self.opened.family, data_hash(examples)
+        if choices is not None:
+            examples = list(asking.fewer_options(examples, choices, seed))
+        drawn = asking.draw_shots(family, task, train, shots, self.limit, seed) if shots else []
+        items, notes = self.ask(examples, [asking.front_of(task, drawn, chat)])
+        about = {"data": data, "task": task.hash(), "shots": [shot.where for shot in drawn]}
+        if choices is not None and any(len(one.options) == choices for one in examples):
+            notes.append(f"{choices} candidates offered, the wrong ones drawn at random")
+        if len(drawn) < shots:
+            notes.append(f"only {len(drawn)} examples in the training split")
+        sizes = [len(one.options) for one in examples]
+        return self.result(task.reading, values_of(task, items), items, about, notes, sizes)
+
     def ask(self, examples: Sequence[Example], fronts: Sequence[Front]) -> tuple[list[Item], list[str]]:
         """Every question behind the first of the fronts that leaves room for it, and remarks on how it was asked."""
         task = self.task

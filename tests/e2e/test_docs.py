@@ -81,6 +81,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("mmlu", "", ["anatomy"]),
     ):
         exam_folder(all_exams()[name], place / name, header, subjects)
+    for name, content in re.findall(
+        r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "docs/clue.md").read_text("utf-8"), re.DOTALL
+    ):
+        (place / name).write_text(content, encoding="utf-8")
+    for name in ("reviews", "reviews-train"):
+        reviews = "".join(
+            json.dumps({"text": text, "label": label}) + "\n" for label, text in enumerate(("不去", "很好"))
+        )
+        (place / f"{name}.jsonl").write_text(reviews, encoding="utf-8")
+    idioms = "before,after,one,two,three,right\n今天,很好,天气,火锅,明天,one\n你,我,好,谢谢,吃,谢谢\n"
+    (place / "idioms.csv").write_text(idioms, encoding="utf-8")
     (place / "questions.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
     (place / "prompts.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
     return place

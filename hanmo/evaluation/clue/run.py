@@ -9,13 +9,12 @@ from random import Random
 from typing import Any
 
 from hanmo.errors import ConfigError
-from hanmo.evaluation import asking
 from hanmo.evaluation.clue import published
 from hanmo.evaluation.clue.reading import read_split
 from hanmo.evaluation.clue.tasks import ClueTask
 from hanmo.evaluation.processes import mine
 from hanmo.evaluation.results import GAP, Item, Result, TaskResult
-from hanmo.evaluation.run import Run, Watch, about_run, limit_of, values_of
+from hanmo.evaluation.run import Run, Watch, about_run, limit_of
 from hanmo.evaluation.tasks import Example, data_hash
 from hanmo.families.base import OpenedModel
 
@@ -78,7 +77,7 @@ def evaluate(
         if setup.published:
             results.append(run.run_published_cmrc(found) if task.generates else run.run_published(found))
         else:
-            results.append(run.run_corrected(found, train.get(task.name, [])))
+            results.append(run.corrected(found, train.get(task.name, []), setup.shots, setup.seed, setup.choices))
     return Result(TITLE, about, results)
 
 
@@ -88,22 +87,6 @@ class _ClueRun(Run):
 
     task: ClueTask
     setup: Setup
-
-    def run_corrected(self, examples: list[Example], train: Sequence[Example]) -> TaskResult:
-        task, setup, family = self.task, self.setup, self.opened.family
-        data = data_hash(examples)
-        if setup.choices is not None:
-            examples = list(asking.fewer_options(examples, setup.choices, setup.seed))
-        shots = asking.draw_shots(family, task, train, setup.shots, self.limit, setup.seed) if setup.shots else []
-        items, notes = self.ask(examples, [asking.front_of(task, shots)])
-        about = {"data": data, "task": task.hash(), "shots": [shot.where for shot in shots]}
-        if setup.choices is not None and any(len(one.options) == setup.choices for one in examples):
-            notes.append(f"{setup.choices} candidates offered, the wrong ones drawn at random")
-        if len(shots) < setup.shots:
-            notes.append(f"only {len(shots)} examples in the training split")
-        return self.result(
-            task.reading, values_of(task, items), items, about, notes, [len(one.options) for one in examples]
-        )
 
     def run_published(self, examples: list[Example]) -> TaskResult:
         task, setup, rng = self.task, self.setup, Random(published.SEED)
