@@ -113,7 +113,7 @@ def families(layers: int) -> dict[str, Any]:
 
 
 def questions(opened: Any, name: str, count: int) -> Questions:
-    from hanmo.evaluation.clue.corrected import plan
+    from hanmo.evaluation.asking import Front, plan
     from hanmo.evaluation.clue.reading import read_split
     from hanmo.evaluation.clue.tasks import all_tasks
 
@@ -123,7 +123,7 @@ def questions(opened: Any, name: str, count: int) -> Questions:
     if published:
         task = replace(task, template=task.published.template)
         examples = [replace(one, options=one.options[:OFFERED], gold=0) for one in examples]
-    return plan(opened.family, task, examples, "", LIMIT).questions
+    return plan(opened.family, task, examples, [Front()], LIMIT).questions
 
 
 def ceiling(asked: Questions) -> float:

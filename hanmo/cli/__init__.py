@@ -42,6 +42,8 @@ COMMANDS = (
     ("eval", "eval", "perplexity"),
     ("eval", "eval", "rouge"),
     ("eval", "clue", "clue"),
+    ("eval", "exam", "exam"),
+    ("eval", "task", "task"),
     ("eval", "clue", "compare"),
     ("eval", "clue", "table"),
     ("eval", "human", "human_prepare"),

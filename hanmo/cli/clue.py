@@ -11,7 +11,7 @@ from hanmo.cli.common import Json, Model, Opening, Processes, Published, emit, g
 from hanmo.cli.eval import First, answers_folder, origin, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from hanmo.evaluation.clue.results import ClueResult
+    from hanmo.evaluation.results import Result
 
 Data = Annotated[Path, typer.Option(help="Folder of CLUE's files: one folder per task, as CLUE publishes them.")]
 Tasks = Annotated[str, typer.Option(help="Names of tasks, separated by commas; default: all ten.")]
@@ -28,7 +28,10 @@ Candidates = Annotated[
 Budget = Annotated[
     int | None, typer.Option(help="Tokens in memory at the same time; halved when memory runs out.", min=1)
 ]
-Result = Annotated[Path, typer.Argument(help="results.json of hanmo eval clue, or its folder.", show_default=False)]
+Output = Annotated[Path | None, typer.Option(help="Folder for results, the report, and the answers so far.")]
+Written = Annotated[
+    Path, typer.Argument(help="results.json of hanmo eval clue, exam or task, or its folder.", show_default=False)
+]
 
 
 @grouped
@@ -41,7 +44,7 @@ def clue(
     published: Published = False,
     candidates: Candidates = None,
     choices: Choices = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for results, the report, and the answers so far.")] = None,
+    output: Output = None,
     as_json: Json = False,
     first: First = None,
     limit: Limit = None,
@@ -77,11 +80,11 @@ def clue(
     if output is not None:
         result.write(output)
         note(f"written to {output}: results.json, results.md, items.jsonl, report.html")
-    emit(result.as_dict(), as_json, lambda _: _show(result))
+    emit(result.as_dict(), as_json, lambda _: show_result(result))
 
 
-def compare(first: Result, second: Result, as_json: Json = False) -> None:
-    """Whether two results of hanmo eval clue differ by more than chance, task by task on the same questions.
+def compare(first: Written, second: Written, as_json: Json = False) -> None:
+    """Whether two results of hanmo eval clue, exam or task differ by more than chance, task by task on the same questions.
 
     \b
     Example:
@@ -89,7 +92,7 @@ def compare(first: Result, second: Result, as_json: Json = False) -> None:
     """
     from dataclasses import asdict
 
-    from hanmo.evaluation.clue.results import compare_results, read_result
+    from hanmo.evaluation.results import compare_results, read_result
 
     one, other = read_result(first), read_result(second)
     found = compare_results(one, other)
@@ -101,14 +104,14 @@ def table(
     results: Annotated[list[Path], typer.Argument(help="results.json of each run, or its folder.", show_default=False)],
     output: Annotated[Path | None, typer.Option(help="File to write: a page where it ends in .html.")] = None,
 ) -> None:
-    """Several results of hanmo eval clue side by side, as the published table: zero-shot | few-shot x models.
+    """Several results of hanmo eval clue, exam or task side by side, as the published table: zero-shot | few-shot x models.
 
     \b
     Example:
       hanmo eval table pangu/results.json glm/results.json glm-5-shot/results.json --output table.html
     """
-    from hanmo.evaluation.clue.results import read_result
-    from hanmo.evaluation.clue.table import Table
+    from hanmo.evaluation.results import read_result
+    from hanmo.evaluation.table import Table
 
     made = Table([read_result(path) for path in results])
     if output is None:
@@ -118,7 +121,8 @@ def table(
         note(f"written to {output}")
 
 
-def _show(result: ClueResult) -> None:
+def show_result(result: Result) -> None:
+    """Every task, the averages, and remarks."""
     from hanmo.evaluation.statistics import interval
 
     about = result.about
@@ -135,6 +139,15 @@ def _show(result: ClueResult) -> None:
             task.about["data"],
         )
         rows.append([task.title, f"{task.metric} ({task.reading})", *values])
+    for row in result.averages():
+        values = (
+            f"{row['value']:.4f}",
+            f"{row['low']:.4f} to {row['high']:.4f}",
+            f"{row['chance']:.4f}",
+            row["questions"],
+            "",
+        )
+        rows.append([row["title"], f"mean over {row['over']}", *values])
     print_table(["", "metric", "result", "95 % interval", "chance", "questions", "data"], rows)
     for task in result.tasks:
         for remark in task.notes:

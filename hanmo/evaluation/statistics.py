@@ -30,16 +30,23 @@ class Comparison:
 
 def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over items."""
-    data = np.asarray(values, dtype=np.float64)
+    return interval_of_means([values], level, seed)
+
+
+def interval_of_means(groups: Sequence[Sequence[float]], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """The same of the mean of the groups' means; items are resampled within their group."""
     rng = np.random.default_rng(seed)
-    if len(np.unique(data)) <= 2:  # right or wrong: a resampled count is binomial
-        low, high = data.min(), data.max()
-        share = (data == high).mean()
-        means = low + (high - low) * rng.binomial(len(data), share, DRAWS) / len(data)
-    else:
-        means = np.array([data[rng.integers(0, len(data), len(data))].mean() for _ in range(DRAWS)])
+    means = np.mean([_resampled(np.asarray(values, dtype=np.float64), rng) for values in groups], axis=0)
     lower, upper = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(lower), float(upper)
+
+
+def _resampled(data: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of as many items drawn with replacement, ``DRAWS`` times."""
+    if len(np.unique(data)) > 2:
+        return np.array([data[rng.integers(0, len(data), len(data))].mean() for _ in range(DRAWS)])
+    low, high = data.min(), data.max()  # right or wrong: a resampled count is binomial
+    return low + (high - low) * rng.binomial(len(data), (data == high).mean(), DRAWS) / len(data)
 
 
 def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Comparison:

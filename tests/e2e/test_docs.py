@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from hanmo.checkpoints import save_model
 from hanmo.checkpoints.convert import convert
 from hanmo.cli import app
+from hanmo.evaluation.exam.exams import all_exams
+from tests.unit.exam_files import exam_folder
 from tests.unit.tiny import tiny
 from tests.unit.transformers_models import write_model
 
@@ -74,6 +76,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "corpus.jsonl").write_text(corpus, encoding="utf-8")
     stories = json.dumps({"prompt": "今天天气怎么样？", "text": "今天天气真不错。"}, ensure_ascii=False) + "\n"
     (data / "stories.jsonl").write_text(stories * 128, encoding="utf-8")
+    for name, header, subjects in (
+        ("ceval", "id,question,A,B,C,D,answer", ["law", "marxism"]),
+        ("mmlu", "", ["anatomy"]),
+    ):
+        exam_folder(all_exams()[name], place / name, header, subjects)
+    for name, content in re.findall(
+        r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "docs/clue.md").read_text("utf-8"), re.DOTALL
+    ):
+        (place / name).write_text(content, encoding="utf-8")
+    for name in ("reviews", "reviews-train"):
+        reviews = "".join(
+            json.dumps({"text": text, "label": label}) + "\n" for label, text in enumerate(("不去", "很好"))
+        )
+        (place / f"{name}.jsonl").write_text(reviews, encoding="utf-8")
+    idioms = "before,after,one,two,three,right\n今天,很好,天气,火锅,明天,one\n你,我,好,谢谢,吃,谢谢\n"
+    (place / "idioms.csv").write_text(idioms, encoding="utf-8")
     (place / "questions.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
     (place / "prompts.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
     return place

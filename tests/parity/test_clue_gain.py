@@ -17,9 +17,9 @@ from tokenizers.pre_tokenizers import Split
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hanmo.evaluation.clue.reading import read_split
-from hanmo.evaluation.clue.results import ClueResult
 from hanmo.evaluation.clue.run import Setup, evaluate
 from hanmo.evaluation.clue.tasks import all_tasks
+from hanmo.evaluation.results import Result
 from hanmo.evaluation.statistics import compare, interval
 from hanmo.families.base import OpenedModel, Row, collate
 from hanmo.families.huggingface.family import HuggingfaceFamily
@@ -81,7 +81,7 @@ def train(opened: OpenedModel) -> None:
             optimizer.zero_grad()
 
 
-def measured(opened: OpenedModel, cache: Path, published: bool) -> ClueResult:
+def measured(opened: OpenedModel, cache: Path, published: bool) -> Result:
     setup = Setup(first=QUESTIONS, published=published, limit=128)
     return evaluate(opened, [TASK], DATA / "clue", setup, cache, lambda what: lambda done, total: None)
 

@@ -14,13 +14,14 @@ from typer.testing import CliRunner
 import hanmo.checkpoints
 from hanmo.cli import app
 from hanmo.errors import ConfigError, HanmoError
-from hanmo.evaluation import candidates
-from hanmo.evaluation.clue import corrected
+from hanmo.evaluation import asking, candidates
+from hanmo.evaluation.asking import Front
 from hanmo.evaluation.clue.reading import read_split
-from hanmo.evaluation.clue.results import ClueResult, Item, compare_results, read_result
 from hanmo.evaluation.clue.run import Setup, evaluate
-from hanmo.evaluation.clue.tasks import all_tasks, chosen_tasks, data_hash
+from hanmo.evaluation.clue.tasks import all_tasks, chosen_tasks
+from hanmo.evaluation.results import Item, Result, compare_results, read_result
 from hanmo.evaluation.scoring import software, weights_hash
+from hanmo.evaluation.tasks import data_hash
 from tests.unit.clue_files import clue_folder
 from tests.unit.tiny import tiny_eva
 
@@ -33,7 +34,7 @@ def data(tmp_path: Path) -> Path:
     return clue_folder(tmp_path / "clue")
 
 
-def run(data: Path, names: list[str], cache: Path, **setup: Any) -> ClueResult:
+def run(data: Path, names: list[str], cache: Path, **setup: Any) -> Result:
     return evaluate(EVA, chosen_tasks(names), data, Setup(**setup), cache, lambda what: lambda done, total: None)
 
 
@@ -45,12 +46,12 @@ def test_only_the_text_is_cut(data: Path) -> None:
     (example, *_) = read_split(TASKS["csl"], data, "dev")
     example = replace(example, fields={**example.fields, "abst": "天气" * 300})
     for limit in (100, 200):
-        fields = corrected.shortened(EVA.family, TASKS["csl"], example, "", limit)
+        fields = asking.shortened(EVA.family, TASKS["csl"], example, Front(), limit)
         assert 0 < len(fields["abst"]) < 600 and fields["keywords"] == example.fields["keywords"]
         parts = EVA.family.cloze(*corrected_around(example, fields))[0]
         assert limit - 12 <= length(parts) + 2 <= limit
     with pytest.raises(HanmoError, match=r"dev.json:1: the question has \d+ tokens even without"):
-        corrected.shortened(EVA.family, TASKS["csl"], example, "", 10)
+        asking.shortened(EVA.family, TASKS["csl"], example, Front(), 10)
 
 
 def corrected_around(example: Any, fields: dict[str, str]) -> tuple[str, list[str]]:
@@ -59,38 +60,38 @@ def corrected_around(example: Any, fields: dict[str, str]) -> tuple[str, list[st
 
 def test_examples_are_balanced_fixed_and_short_enough(data: Path) -> None:
     train = read_split(TASKS["afqmc"], data, "train")
-    shots = corrected.draw_shots(EVA.family, TASKS["afqmc"], train, 4, 1000, seed=1)
+    shots = asking.draw_shots(EVA.family, TASKS["afqmc"], train, 4, 1000, seed=1)
     assert Counter(shot.gold for shot in shots) == {0: 2, 1: 2}
-    assert corrected.draw_shots(EVA.family, TASKS["afqmc"], train, 4, 1000, seed=1) == shots
+    assert asking.draw_shots(EVA.family, TASKS["afqmc"], train, 4, 1000, seed=1) == shots
     assert len({shot.where for shot in shots}) == 4
-    lead = corrected.lead_of(TASKS["afqmc"], shots)
+    lead = asking.front_of(TASKS["afqmc"], shots).text()
     assert all(shot.fields["sentence1"] in lead and shot.options[shot.gold] in lead for shot in shots)
     csl = [replace(one, fields={**one.fields, "abst": "天气" * 400}) for one in read_split(TASKS["csl"], data, "train")]
-    (shot,) = corrected.draw_shots(EVA.family, TASKS["csl"], csl, 1, 200, seed=0)
-    assert len(EVA.tokenizer.encode(corrected.lead_of(TASKS["csl"], [shot]), add_special_tokens=False)) <= 100
+    (shot,) = asking.draw_shots(EVA.family, TASKS["csl"], csl, 1, 200, seed=0)
+    assert len(EVA.tokenizer.encode(asking.front_of(TASKS["csl"], [shot]).text(), add_special_tokens=False)) <= 100
 
 
 def test_fewer_options_keep_the_right_one(data: Path) -> None:
     examples = read_split(TASKS["iflytek"], data, "dev")
-    fewer = list(corrected.fewer_options(examples, 4, seed=0))
+    fewer = list(asking.fewer_options(examples, 4, seed=0))
     assert all(len(set(one.options)) == 4 and one.options[one.gold] == "电台" for one in fewer)
     assert len({one.options for one in fewer}) > 1
-    assert list(corrected.fewer_options(examples, 4, seed=0)) == fewer
+    assert list(asking.fewer_options(examples, 4, seed=0)) == fewer
 
 
 def test_readings_by_hand() -> None:
-    readings = corrected.read_scores([-4.0, -3.0], [4, 1], [-5.0, -1.0])
+    readings = asking.read_scores([-4.0, -3.0], [4, 1], [-5.0, -1.0])
     assert readings == {"sum": [-4.0, -3.0], "mean": [-1.0, -3.0], "prior": [1.0, -2.0]}
-    assert corrected.answer_of("\n 很好 \n再见") == "很好"
+    assert asking.answer_of("\n 很好 \n再见") == "很好"
 
 
 def test_the_prior_asks_without_the_records_text(data: Path) -> None:
     examples = read_split(TASKS["tnews"], data, "dev")
-    plan = corrected.plan(EVA.family, TASKS["tnews"], examples, "", 200)
+    plan = asking.plan(EVA.family, TASKS["tnews"], examples, [Front()], 200)
     assert len(plan.priors) == 1 and plan.prior_of == [0] * len(examples)
     before = TASKS["tnews"].template.around({"sentence": ""})[0]
     assert plan.priors[0] == EVA.family.cloze(before, examples[0].options)
-    chid = corrected.plan(EVA.family, TASKS["chid"], read_split(TASKS["chid"], data, "dev"), "", 200)
+    chid = asking.plan(EVA.family, TASKS["chid"], read_split(TASKS["chid"], data, "dev"), [Front()], 200)
     assert len(chid.priors) == 3  # what follows the gap is theirs
 
 
@@ -169,7 +170,7 @@ def test_comparison_of_two_results(data: Path, tmp_path: Path) -> None:
     with pytest.raises(HanmoError, match="c3: not the same questions"):
         compare_results(one, other)
     with pytest.raises(HanmoError, match="no task in common"):
-        compare_results(one, {"tasks": {}})
+        compare_results(one, {"title": "CLUE", "tasks": {}})
 
 
 def test_margin_and_choice() -> None:

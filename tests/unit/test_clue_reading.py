@@ -11,7 +11,8 @@ import pytest
 
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.clue.reading import read_split
-from hanmo.evaluation.clue.tasks import OPTION, READINGS, all_tasks, chosen_tasks, data_hash
+from hanmo.evaluation.clue.tasks import all_tasks, chosen_tasks
+from hanmo.evaluation.tasks import OPTION, READINGS, data_hash
 from tests.unit.clue_files import clue_folder, write_lines
 
 TASKS = all_tasks()

@@ -11,17 +11,28 @@ from typer.testing import CliRunner
 
 from hanmo.cli import app
 from hanmo.errors import HanmoError
-from hanmo.evaluation.clue.table import Table
+from hanmo.evaluation.table import Table
 
 
 def run(model: str, shots: int = 0, protocol: str = "corrected", tasks: str = "tnews ocnli", **about: Any) -> Any:
     def task(name: str) -> dict[str, Any]:
+        place = ["ocnli", "tnews"].index(name)
         more = {"low": 0.25, "high": 0.75, "about": {"data": "d1"}}
-        return {"title": name.upper(), "metric": "accuracy", "reading": "prior", "chance": 0.25, "value": 0.5, **more}
+        return {
+            "title": name.upper(),
+            "metric": "accuracy",
+            "reading": "prior",
+            "chance": 0.25,
+            "value": 0.5,
+            "place": place,
+            **more,
+        }
 
     common = {"model": model, "shots": shots, "protocol": protocol, "weights": f"w-{model}", "limit": 512}
     return {
-        "format": "hanmo-clue-1",
+        "format": "hanmo-tasks-1",
+        "title": "CLUE",
+        "averages": [],
         "about": {**common, "hanmo": "9", "commit": "c0", **about},
         "tasks": {name: task(name) for name in tasks.split()},
     }

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import HanmoError, UnsupportedError
-from hanmo.evaluation.clue.tasks import Example, Task
+from hanmo.evaluation.clue.tasks import ClueTask
 from hanmo.evaluation.scoring import evaluating
+from hanmo.evaluation.tasks import Example
 from hanmo.families.base import Family, OpenedModel, Part, collate
 from hanmo.metrics import unigram_f1
 from hanmo.records import Text
@@ -84,7 +85,7 @@ class Draws:
     own: bool
 
 
-def build_items(task: Task, examples: Sequence[Example], draws: Draws | None = None) -> list[Item]:
+def build_items(task: ClueTask, examples: Sequence[Example], draws: Draws | None = None) -> list[Item]:
     """The prompts of all records, in order; ``draws`` for tasks that draw wrong labels."""
     items: list[Item] = []
     for index, example in enumerate(examples):
@@ -95,7 +96,7 @@ def build_items(task: Task, examples: Sequence[Example], draws: Draws | None = N
 
 
 def _candidates(
-    task: Task, example: Example, drawn: tuple[str, ...] | None
+    task: ClueTask, example: Example, drawn: tuple[str, ...] | None
 ) -> tuple[Sequence[str], str, tuple[str, ...]]:
     """What is put into the template, the right one, and the list of candidates."""
     published = task.published
@@ -111,7 +112,7 @@ def _candidates(
     return options, options[example.gold], names
 
 
-def draw_candidates(task: Task, examples: Sequence[Example], rng: Random) -> Draws:
+def draw_candidates(task: ClueTask, examples: Sequence[Example], rng: Random) -> Draws:
     """Wrong labels for every record, and once more for the prompts that examples are drawn from, as published.
 
     The draws themselves are ours: the original drew from a set, whose order is another in every run.
@@ -130,7 +131,7 @@ def draw_candidates(task: Task, examples: Sequence[Example], rng: Random) -> Dra
     return Draws(candidates, [item.prompt for item in prompts], own=True)
 
 
-def read_candidates(path: str | Path, task: Task, examples: Sequence[Example]) -> Draws:
+def read_candidates(path: str | Path, task: ClueTask, examples: Sequence[Example]) -> Draws:
     """The original's draws from a JSON file.
 
     ``{"tnews": {"candidates": [["right", "wrong", …], …], "labelled": ["prompt", …]}}``: a list of names for each record in

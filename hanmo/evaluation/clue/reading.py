@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import HanmoError, RecordError
-from hanmo.evaluation.clue.tasks import Example, Task
+from hanmo.evaluation.clue.tasks import ClueTask
+from hanmo.evaluation.tasks import Example
 
 BLANK = re.compile(r"#idiom\d*#")
 GAP = "____"
@@ -22,7 +23,7 @@ SPLITS = {"dev": ("dev.json", "*dev.json"), "train": ("train.json", "*train*.jso
 SUFFIXES = ("", ".gz")
 
 
-def read_split(task: Task, data: str | Path, split: str, first: int | None = None) -> list[Example]:
+def read_split(task: ClueTask, data: str | Path, split: str, first: int | None = None) -> list[Example]:
     """The examples of a split under a folder of CLUE data, in the order of the files.
 
     Args:
@@ -46,7 +47,7 @@ def read_split(task: Task, data: str | Path, split: str, first: int | None = Non
     return examples
 
 
-def split_files(task: Task, data: str | Path, split: str) -> list[Path]:
+def split_files(task: ClueTask, data: str | Path, split: str) -> list[Path]:
     """The files of a split: ``dev.json``, or all that end so; answers of CHID are not among them."""
     data = Path(data)
     names = [variant for base in (task.name, task.title) for variant in (base, f"{base}_public")]
@@ -64,7 +65,7 @@ def split_files(task: Task, data: str | Path, split: str) -> list[Path]:
     )
 
 
-def _sentences(task: Task, path: Path) -> Iterator[Example]:
+def _sentences(task: ClueTask, path: Path) -> Iterator[Example]:
     for line, record in _lines(path):
         if task.skip and record.get("label") == task.skip:
             continue
@@ -73,7 +74,7 @@ def _sentences(task: Task, path: Path) -> Iterator[Example]:
         yield _labelled(task, fields, label, path, line)
 
 
-def _abstracts(task: Task, path: Path) -> Iterator[Example]:
+def _abstracts(task: ClueTask, path: Path) -> Iterator[Example]:
     for line, record in _lines(path):
         keywords = record.get("keyword")
         if not isinstance(keywords, list) or not keywords or not all(isinstance(word, str) for word in keywords):
@@ -83,7 +84,7 @@ def _abstracts(task: Task, path: Path) -> Iterator[Example]:
         yield _labelled(task, fields, _label(record, task, path, line), path, line)
 
 
-def _topics(task: Task, path: Path) -> Iterator[Example]:
+def _topics(task: ClueTask, path: Path) -> Iterator[Example]:
     for line, record in _lines(path):
         label = _label(record, task, path, line)
         name = record.get("label_des")
@@ -92,7 +93,7 @@ def _topics(task: Task, path: Path) -> Iterator[Example]:
         yield _labelled(task, {"sentence": _text(record, "sentence", path, line)}, label, path, line)
 
 
-def _pronouns(task: Task, path: Path) -> Iterator[Example]:
+def _pronouns(task: ClueTask, path: Path) -> Iterator[Example]:
     """The options are the pronoun as it stands and the noun in its place; "true" says that the noun is right."""
     for line, record in _lines(path):
         text, target = _text(record, "text", path, line), record.get("target")
@@ -109,7 +110,7 @@ def _pronouns(task: Task, path: Path) -> Iterator[Example]:
         yield Example(fields, (pronoun, noun), int(label == "true"), f"{path}:{line}", label)
 
 
-def _idioms(task: Task, path: Path) -> Iterator[Example]:
+def _idioms(task: ClueTask, path: Path) -> Iterator[Example]:
     """A question for each blank. Answers stand in the records (FewCLUE) or in the files of answers (CLUE)."""
     answers: dict[str, Any] | None = None
     for line, record in _lines(path):
@@ -154,7 +155,7 @@ def _answers(path: Path) -> dict[str, Any]:
     return merged
 
 
-def _dialogues(task: Task, path: Path) -> Iterator[Example]:
+def _dialogues(task: ClueTask, path: Path) -> Iterator[Example]:
     content = _document(path)
     if not isinstance(content, list):
         raise RecordError(path, 1, "expected a JSON array of [lines, questions, id]")
@@ -177,7 +178,7 @@ def _dialogues(task: Task, path: Path) -> Iterator[Example]:
             yield Example(fields, tuple(options), options.index(answer), f"{path}:{number}", answer)
 
 
-def _passages(task: Task, path: Path) -> Iterator[Example]:
+def _passages(task: ClueTask, path: Path) -> Iterator[Example]:
     content = _document(path)
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise RecordError(path, 1, "expected the SQuAD form: {'data': [{'paragraphs': …}]}")
@@ -193,7 +194,7 @@ def _passages(task: Task, path: Path) -> Iterator[Example]:
                 yield Example(fields, (), 0, f"{path}:{number}", answers[0], answers)
 
 
-LAYOUTS: dict[str, Callable[[Task, Path], Iterator[Example]]] = {
+LAYOUTS: dict[str, Callable[[ClueTask, Path], Iterator[Example]]] = {
     "sentences": _sentences,
     "abstracts": _abstracts,
     "topics": _topics,
@@ -204,12 +205,12 @@ LAYOUTS: dict[str, Callable[[Task, Path], Iterator[Example]]] = {
 }
 
 
-def _labelled(task: Task, fields: dict[str, str], label: str, path: Path, line: int) -> Example:
+def _labelled(task: ClueTask, fields: dict[str, str], label: str, path: Path, line: int) -> Example:
     options = tuple(task.labels.values())
     return Example(fields, options, list(task.labels).index(label), f"{path}:{line}", label)
 
 
-def _label(record: dict[str, Any], task: Task, path: Path, line: int) -> str:
+def _label(record: dict[str, Any], task: ClueTask, path: Path, line: int) -> str:
     label = record.get("label")
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)  # FewCLUE writes numbers

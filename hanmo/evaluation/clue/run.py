@@ -1,31 +1,25 @@
-"""Evaluate a model on CLUE: ask, keep every answer at once, and put the results together."""
+"""Evaluate a model on CLUE, by the corrected protocol or the published one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from hanmo.errors import ConfigError
-from hanmo.evaluation.candidates import score_candidates
-from hanmo.evaluation.clue import cmrc, corrected, published
+from hanmo.evaluation.clue import published
 from hanmo.evaluation.clue.reading import read_split
-from hanmo.evaluation.clue.results import ClueResult, Item, TaskResult
-from hanmo.evaluation.clue.tasks import READINGS, Example, Task, data_hash
+from hanmo.evaluation.clue.tasks import ClueTask
 from hanmo.evaluation.processes import mine
-from hanmo.evaluation.scoring import Progress, batches, computed_by, software
-from hanmo.evaluation.store import Store, opened_store
+from hanmo.evaluation.results import GAP, Item, Result, TaskResult
+from hanmo.evaluation.run import Run, Watch, about_run, limit_of
+from hanmo.evaluation.tasks import Example, data_hash
 from hanmo.families.base import OpenedModel
-from hanmo.generation.decode import generate
-from hanmo.generation.settings import Settings
 
-GAP = "____"
+TITLE = "CLUE"
 LIMIT = 1024
-GENERATED_AT_ONCE = 8
-Watch = Callable[[str], Progress]  # what is going on now -> told how far it is
 
 
 @dataclass(frozen=True)
@@ -60,8 +54,8 @@ class Setup:
 
 
 def evaluate(
-    opened: OpenedModel, tasks: Sequence[Task], data: str | Path, setup: Setup, cache: str | Path, watch: Watch
-) -> ClueResult:
+    opened: OpenedModel, tasks: Sequence[ClueTask], data: str | Path, setup: Setup, cache: str | Path, watch: Watch
+) -> Result:
     """Run tasks one after the other.
 
     Args:
@@ -69,81 +63,30 @@ def evaluate(
         cache: folder in which answers are kept; what is in it is not asked again.
         watch: told what is going on.
     """
-    limit = _limit(opened, setup)
+    limit = (setup.limit or published.MAX_LENGTH) if setup.published else limit_of(opened, setup.limit, LIMIT)
     examples = {task.name: read_split(task, data, "dev", setup.first) for task in tasks}
     train = {}
     if setup.shots and not setup.published:
         train = {task.name: read_split(task, data, "train") for task in tasks}
-    about: dict[str, Any] = {
-        "model": opened.source,
-        "family": opened.family.name,
-        **computed_by(opened),
-        "protocol": "published" if setup.published else "corrected",
-        "shots": setup.shots,
-        "limit": limit,
-        "seed": published.SEED if setup.published else setup.seed,
-        **software(),
-    }
+    protocol, seed = ("published", published.SEED) if setup.published else ("corrected", setup.seed)
+    about = about_run(opened, protocol, setup.shots, limit, seed=seed)
     results = []
     for task in tasks:
-        run = _Run(opened, task, setup, limit, Path(cache), about, watch(task.title))
+        run = _ClueRun(opened, task, limit, Path(cache), about, watch(task.title), setup.budget, setup)
         found = examples[task.name]
         if setup.published:
             results.append(run.run_published_cmrc(found) if task.generates else run.run_published(found))
         else:
-            results.append(run.run_corrected(found, train.get(task.name, [])))
-    return ClueResult(about, results)
-
-
-def _limit(opened: OpenedModel, setup: Setup) -> int:
-    if setup.published:
-        return setup.limit or published.MAX_LENGTH
-    positions = getattr(opened.network.config, "max_position_embeddings", None)
-    if setup.limit is not None and positions is not None and setup.limit > positions:
-        raise ConfigError(f"--limit {setup.limit}: this model has {positions} positions; give at most that")
-    return setup.limit or min(LIMIT, positions or LIMIT)
+            results.append(run.corrected(found, train.get(task.name, []), setup.shots, setup.seed, setup.choices))
+    return Result(TITLE, about, results)
 
 
 @dataclass
-class _Run:
-    """One task being evaluated."""
+class _ClueRun(Run):
+    """One task of CLUE being evaluated."""
 
-    opened: OpenedModel
-    task: Task
+    task: ClueTask
     setup: Setup
-    limit: int
-    cache: Path
-    about: dict[str, Any]
-    progress: Progress
-
-    def run_corrected(self, examples: list[Example], train: Sequence[Example]) -> TaskResult:
-        task, setup, family = self.task, self.setup, self.opened.family
-        data = data_hash(examples)
-        if setup.choices is not None:
-            examples = list(corrected.fewer_options(examples, setup.choices, setup.seed))
-        shots = corrected.draw_shots(family, task, train, setup.shots, self.limit, setup.seed) if setup.shots else []
-        lead = corrected.lead_of(task, shots)
-        asked = [*self._asked(data), setup.choices, setup.seed, lead]
-        plan = corrected.plan(family, task, examples, lead, self.limit)
-        with self._store(asked) as store:
-            if task.generates:
-                self._generate(plan, store)
-                items = [_generated(task, example, store.values[n]) for n, example in enumerate(examples)]
-            else:
-                self._score(plan, store)
-                items = [_scored(task, plan, number, store) for number in range(len(examples))]
-        about = {"data": data, "task": task.hash(), "shots": [shot.where for shot in shots]}
-        notes = []
-        if setup.choices is not None and any(len(one.options) == setup.choices for one in examples):
-            notes.append(f"{setup.choices} candidates offered, the wrong ones drawn at random")
-        if len(shots) < setup.shots:
-            notes.append(f"only {len(shots)} examples in the training split")
-        readings: Sequence[str] = ("f1", "em") if task.generates else READINGS
-        right = {
-            name: [item.scores[name][0] if task.generates else float(item.choice(name) == item.gold) for item in items]
-            for name in readings
-        }
-        return self._result(task.reading, right, items, about, notes, [len(one.options) for one in examples])
 
     def run_published(self, examples: list[Example]) -> TaskResult:
         task, setup, rng = self.task, self.setup, Random(published.SEED)
@@ -162,7 +105,7 @@ class _Run:
             made = published.add_shots(self.opened.family, items, pool, setup.shots, rng, self.limit)
             prompts = [prompt.text for prompt in made]
             notes.append("the examples are drawn from the evaluated questions, wrong candidates included")
-        with self._store([*self._asked(data_hash(examples)), prompts]) as store:
+        with self.store([*self._asked_as_published(data_hash(examples)), prompts]) as store:
             missing = mine(store.missing(len(prompts)))
             scored = published.score_prompts(self.opened, [prompts[number] for number in missing], self.limit)
             for done, (place, score) in enumerate(scored, len(prompts) - len(missing) + 1):
@@ -179,11 +122,11 @@ class _Run:
             readings["shifted"] = [float(item.choice("shifted") == item.gold) for item in grouped]
         about = {"data": data_hash(examples), "task": task.hash(), "own draw": own}
         sizes = [len(item.candidates) for item in items]
-        return self._result("published", readings, grouped, about, notes, sizes)
+        return self.result("published", readings, grouped, about, notes, sizes)
 
     def run_published_cmrc(self, examples: list[Example]) -> TaskResult:
         task = self.task
-        with self._store(self._asked(data_hash(examples))) as store:
+        with self.store(self._asked_as_published(data_hash(examples))) as store:
             for done, number in enumerate(mine(store.missing(len(examples))), 1):
                 prompt = task.published.template.fill(examples[number].fields, "")
                 store.add(number, published.answer(self.opened, prompt))
@@ -197,81 +140,14 @@ class _Run:
                 items.append(Item(example.where, example.fields["question"], example.answers, 0, scores, said))
         right = {name: [item.scores[name][0] for item in items] for name in ("f1", "em")}
         notes = ["examples were never put into these prompts"] if self.setup.shots else []
-        return self._result("f1", right, items, {"data": data_hash(examples), "task": task.hash()}, notes, [])
+        return self.result("f1", right, items, {"data": data_hash(examples), "task": task.hash()}, notes, [])
 
-    def _score(self, plan: corrected.Plan, store: Store) -> None:
-        """Questions first, then the candidates without the records' text, all in one list by number."""
-        everything = [*plan.questions, *plan.priors]
-        missing = mine(store.missing(len(everything)))
-        score_candidates(
-            self.opened,
-            [everything[number] for number in missing],
-            budget=self.setup.budget,
-            progress=self.progress,
-            on_scored=lambda place, scores: store.add(missing[place], [[-one.nll, one.tokens] for one in scores]),
-        )
-        store.complete()
-
-    def _generate(self, plan: corrected.Plan, store: Store) -> None:
-        settings = Settings(max_new_tokens=corrected.NEW_TOKENS, do_sample=False, rule_files=False)
-        missing = mine(store.missing(len(plan.contexts)))
-        done = len(plan.contexts) - len(missing)
-        for chosen in batches([len(plan.contexts[number].ids) for number in missing], GENERATED_AT_ONCE):
-            numbers = [missing[place] for place in chosen]
-            found = generate(self.opened, [plan.contexts[number] for number in numbers], settings)
-            for number, generation in zip(numbers, found, strict=True):
-                store.add(number, corrected.answer_of(self.opened.family.decode(generation.ids)))
-            done += len(numbers)
-            self.progress(done, len(plan.contexts))
-        store.complete()
-
-    def _asked(self, data: str) -> list[Any]:
-        about = {name: self.about[name] for name in ("weights", "config", "precision", "protocol", "shots", "limit")}
-        return [about, data, self.task.hash(), self.task.published.template.text if self.setup.published else ""]
-
-    def _store(self, asked: list[Any]) -> AbstractContextManager[Store]:
-        return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", asked)
-
-    def _result(
-        self,
-        reading: str,
-        right: dict[str, list[float]],
-        items: list[Item],
-        about: dict[str, Any],
-        notes: list[str],
-        sizes: list[int],
-    ) -> TaskResult:
-        task = self.task
-        generated = task.generates
-        return TaskResult(
-            name=task.name,
-            title=task.title,
-            metric="F1" if generated else "accuracy",
-            reading=reading,
-            right=right,
-            chance=None if generated else sum(1 / size for size in sizes) / len(sizes),
-            labels=bool(task.labels),
-            items=items,
-            about=about,
-            notes=notes,
-        )
-
-
-def _scored(task: Task, plan: corrected.Plan, number: int, store: Store) -> Item:
-    example = plan.examples[number]
-    sums, tokens = zip(*store.values[number], strict=True)
-    priors = [total for total, _ in store.values[len(plan.questions) + plan.prior_of[number]]]
-    scores = {str(name): values for name, values in corrected.read_scores(sums, tokens, priors).items()}
-    return Item(example.where, task.template.fill(example.fields, GAP), example.options, example.gold, scores)
-
-
-def _generated(task: Task, example: Example, said: str) -> Item:
-    scores = {"f1": [cmrc.f1(said, example.answers)], "em": [float(cmrc.exact(said, example.answers))]}
-    return Item(example.where, task.template.fill(example.fields, GAP), example.answers, 0, scores, said)
+    def _asked_as_published(self, data: str) -> list[Any]:
+        return [*self.asked(data), self.task.published.template.text]
 
 
 def _grouped(
-    task: Task, examples: Sequence[Example], items: Sequence[published.Item], values: Sequence[Sequence[float]]
+    task: ClueTask, examples: Sequence[Example], items: Sequence[published.Item], values: Sequence[Sequence[float]]
 ) -> list[Item]:
     """The prompts of each record together, whatever the published counting makes of them."""
     places_of: list[list[int]] = [[] for _ in examples]

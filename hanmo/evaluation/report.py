@@ -1,10 +1,11 @@
-"""The page of a CLUE evaluation."""
+"""The page of an evaluation on tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from hanmo.evaluation.clue.results import ClueResult, Item, TaskResult
+from hanmo.evaluation.results import Item, Result, TaskResult
 from hanmo.evaluation.statistics import interval
 from hanmo.report import Page
 
@@ -14,32 +15,39 @@ CANDIDATES = 5
 WIDEST = 20  # labels of a confusion table
 
 
-def page(result: ClueResult) -> Page:
+def page(result: Result) -> Page:
     """Results in the layout of the published table, then every task by itself."""
     about = result.about
-    made = Page("CLUE", subtitle=f"{about['model']}, {about['protocol']} protocol", language="zh-CN")
+    made = Page(result.title, subtitle=f"{about['model']}, {about['protocol']} protocol", language="zh-CN")
     shots = "zero-shot" if not about["shots"] else f"{about['shots']}-shot"
-    rows = []
+    rows: list[list[object]] = []
+    bars = {}
     for task in result.tasks:
-        low, high = interval(task.right[task.reading])
-        rows.append(
-            [task.title, task.value, task.chance, f"{low:.4f} – {high:.4f}", task.metric, len(task.right[task.reading])]
-        )
+        rows.append(_row(task.as_dict(), task.metric, len(task.right[task.reading])))
+        bars[task.title] = {"model": task.value} | ({} if task.chance is None else {"chance": task.chance})
+    averages = result.averages()
+    rows += [_row(row, f"mean over {row['over']}", row["questions"]) for row in averages]
+    if averages:  # one bar for each of the many tasks would say nothing
+        bars = {
+            row["title"]: {"model": row["value"], "chance": row["chance"]} for row in averages if row["over"] == "tasks"
+        }
     made.table(
         ["task", shots, "chance", "95 % interval", "metric", "questions"],
         rows,
         caption="Results",
         note="The interval is a bootstrap over questions; chance is the accuracy of guessing.",
     )
-    bars = {}
-    for task in result.tasks:
-        bars[task.title] = {"model": task.value} | ({} if task.chance is None else {"chance": task.chance})
     made.bar_plot(bars, caption="Above chance?", top=1.0)
     made.heading("How")
     made.facts(about)
     for task in result.tasks:
         _task(made, task)
     return made
+
+
+def _row(found: dict[str, Any], metric: str, questions: int) -> list[object]:
+    interval = f"{found['low']:.4f} – {found['high']:.4f}"
+    return [found["title"], found["value"], found["chance"], interval, metric, questions]
 
 
 def _task(page: Page, task: TaskResult) -> None:

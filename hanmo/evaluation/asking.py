@@ -1,26 +1,60 @@
-"""The corrected CLUE protocol: what each task asks a model, and how its answers are read.
+"""The corrected protocol: what a task asks a model, and how its answers are read.
 
 A candidate's score is log p of its tokens (and of what follows the gap), given everything before. Three readings stand side
 by side: the sum over the tokens, the mean, and the sum less that of the same prompt without the record's text (so that a
-word which is likely anywhere does not win by that). Examples in the prompt come from the training split, one for
-each right answer in turn, the same ones for all questions; they take at most half of the room in ids, and what is
-cut is only ever the text a question is about.
+word which is likely anywhere does not win by that). What stands in front of a question is the same for all candidates,
+and what is cut is only ever the text a question is about.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation.clue.tasks import Example, Reading, Task
+from hanmo.evaluation.tasks import Example, Reading, Task
 from hanmo.families.base import Context, Family, Part
+from hanmo.records import Dialogue
 
 Candidates = list[list[Part]]
 SEPARATOR = "\n\n"
 NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Front:
+    """What stands in front of a question.
+
+    Attributes:
+        instruction: comes first.
+        shots: solved questions: the text before the answer, and the answer with what follows it.
+        chat: question and answer are turns of a conversation, in the model's own chat template, instead of running text.
+    """
+
+    instruction: str = ""
+    shots: tuple[tuple[str, str], ...] = ()
+    chat: bool = False
+
+    def text(self) -> str:
+        """All of it as running text; "" if there is nothing."""
+        solved = [asked + answered for asked, answered in self.shots]
+        return "".join(piece + SEPARATOR for piece in [self.instruction, *solved] if piece)
+
+    def candidates(self, family: Family, before: str, options: Sequence[str], after: str = "") -> Candidates:
+        """The parts of each option after all this and ``before``, as ``Family.cloze`` makes them."""
+        if not self.chat:
+            return family.cloze(self.text() + before, options, after)
+        said = [turn.rstrip() for asked, answered in (*self.shots, (before, "")) for turn in (asked, answered)][:-1]
+        if self.instruction:
+            said[0] = self.instruction + SEPARATOR + said[0]
+        return [family.parts(Dialogue((*said, option + after)), sys.maxsize)[-1] for option in options]
+
+    def shorter(self) -> list[Front]:
+        """This, and with ever fewer of the last solved questions, down to none."""
+        return [replace(self, shots=self.shots[:count]) for count in range(len(self.shots), -1, -1)]
 
 
 @dataclass(frozen=True)
@@ -32,7 +66,7 @@ class Plan:
         questions: their candidates as parts.
         priors: the candidates without the records' text, and ``prior_of`` which of them belongs to each question.
         contexts: where the answer is generated, what it goes on from.
-        lead: the examples in front of every question, as text.
+        shots: solved questions in front of each.
     """
 
     examples: list[Example]
@@ -40,42 +74,42 @@ class Plan:
     priors: list[Candidates]
     prior_of: list[int]
     contexts: list[Context]
-    lead: str
+    shots: list[int]
 
 
-def plan(family: Family, task: Task, examples: Sequence[Example], lead: str, limit: int) -> Plan:
-    """Ask a task's questions of at most ``limit`` tokens each.
+def plan(family: Family, task: Task, examples: Sequence[Example], fronts: Sequence[Front], limit: int) -> Plan:
+    """Ask a task's questions of at most ``limit`` tokens each, behind the first of the fronts that leaves room for all of it.
 
     Raises:
-        HanmoError: a question does not fit even without the text it is about.
+        HanmoError: a question does not fit even behind the last one and without the text it is about.
     """
-    asked = Plan(list(examples), [], [], [], [], lead)
-    known: dict[tuple[tuple[str, ...], str, str], int] = {}
+    asked = Plan(list(examples), [], [], [], [], [])
+    known: dict[tuple[tuple[str, ...], Front, str, str], int] = {}
     for example in examples:
         if task.generates:
-            asked.contexts.append(_context(family, task, example, lead, limit - NEW_TOKENS))
+            asked.contexts.append(_context(family, task, example, fronts[-1], limit - NEW_TOKENS))
             continue
-        fields = shortened(family, task, example, lead, limit)
+        roomy = (one for one in fronts[:-1] if _length(family, task, example, example.fields, one) <= limit)
+        front = next(roomy, fronts[-1])
+        fields = shortened(family, task, example, front, limit)
         before, after = task.template.around(fields)
-        asked.questions.append(family.cloze(lead + before, example.options, after))
+        asked.questions.append(front.candidates(family, before, example.options, after))
+        asked.shots.append(len(front.shots))
         bare = task.template.without_text(fields)
-        key = (example.options, *bare)
+        key = (example.options, front, *bare)
         if key not in known:
             known[key] = len(asked.priors)
-            asked.priors.append(family.cloze(lead + bare[0], example.options, bare[1]))
+            asked.priors.append(front.candidates(family, bare[0], example.options, bare[1]))
         asked.prior_of.append(known[key])
     return asked
 
 
-def shortened(family: Family, task: Task, example: Example, lead: str, limit: int) -> dict[str, str]:
+def shortened(family: Family, task: Task, example: Example, front: Front, limit: int) -> dict[str, str]:
     """The record's fields, cut where the task allows so that the longest candidate's text fits."""
     fields = dict(example.fields)
-    longest = max(example.options, key=len, default="")
     places = list(task.shorten.items())
     while True:
-        before, after = task.template.around(fields)
-        parts = family.cloze(lead + before, [longest], after)[0]
-        length = sum(len(part.ids) for part in parts) + 2  # a start and a stop token
+        length = _length(family, task, example, fields, front)
         if length <= limit:
             return fields
         while places and not fields[places[0][0]]:
@@ -92,9 +126,16 @@ def shortened(family: Family, task: Task, example: Example, lead: str, limit: in
         fields[name] = text[surplus:] if side == "start" else text[: len(text) - surplus]
 
 
-def _context(family: Family, task: Task, example: Example, lead: str, limit: int) -> Context:
-    before, _ = task.template.around(shortened(family, task, example, lead, limit))
-    ids = tuple(id_ for part in family.cloze(lead + before, [""])[0] for id_ in part.ids)
+def _length(family: Family, task: Task, example: Example, fields: dict[str, str], front: Front) -> int:
+    """Tokens of a question with its longest candidate, a start and a stop token included."""
+    before, after = task.template.around(fields)
+    longest = max(example.options, key=len, default="")
+    return sum(len(part.ids) for part in front.candidates(family, before, [longest], after)[0]) + 2
+
+
+def _context(family: Family, task: Task, example: Example, front: Front, limit: int) -> Context:
+    before, _ = task.template.around(shortened(family, task, example, front, limit))
+    ids = tuple(id_ for part in front.candidates(family, before, [""])[0] for id_ in part.ids)
     return Context(ids, ids)
 
 
@@ -128,9 +169,13 @@ def draw_shots(
     return drawn
 
 
-def lead_of(task: Task, shots: Sequence[Example]) -> str:
-    """The examples as text in front of a question; "" for none."""
-    return "".join(_text(task, shot) + SEPARATOR for shot in shots)
+def front_of(task: Task, shots: Sequence[Example], chat: bool = False) -> Front:
+    """The task's instruction and these examples, solved."""
+    solved = []
+    for shot in shots:
+        before, after = task.template.around(shot.fields)
+        solved.append((before, _right(shot) + after))
+    return Front(task.instruction, tuple(solved), chat)
 
 
 def fewer_options(examples: Sequence[Example], count: int, seed: int) -> Iterator[Example]:
@@ -173,4 +218,4 @@ def _fits(family: Family, task: Task, example: Example, share: int) -> bool:
 
 
 def _cut(family: Family, task: Task, example: Example, share: int) -> dict[str, str]:
-    return shortened(family, task, replace(example, options=(_right(example),), gold=0), "", share)
+    return shortened(family, task, replace(example, options=(_right(example),), gold=0), Front(), share)

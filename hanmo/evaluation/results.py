@@ -1,4 +1,4 @@
-"""What an evaluation on CLUE found, as JSON and Markdown; report.py beside it makes the page."""
+"""What an evaluation on tasks found, as JSON and Markdown; report.py beside it makes the page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation.statistics import Comparison, compare, interval
+from hanmo.evaluation.statistics import Comparison, compare, interval, interval_of_means
 from hanmo.files import write_text
 
-FORMAT = "hanmo-clue-1"
+FORMAT = "hanmo-tasks-1"
+ALL = "all"
+GAP = "____"  # what stands for a candidate where a question is shown
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class TaskResult:
         chance: accuracy of guessing; None for generated answers.
         labels: the candidates are the same labels in all items.
         about: task hash, data hash, numbers.
+        groups: what it is averaged into, besides all tasks together.
+        place: in the order in which tasks are shown.
     """
 
     name: str
@@ -70,6 +74,8 @@ class TaskResult:
     items: list[Item]
     about: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    groups: tuple[str, ...] = ()
+    place: int = 0
 
     @property
     def value(self) -> float:
@@ -82,6 +88,8 @@ class TaskResult:
             readings[name] = {"value": mean(values), "low": low, "high": high}
         return {
             "title": self.title,
+            "place": self.place,
+            "groups": self.groups,
             "metric": self.metric,
             "reading": self.reading,
             **readings[self.reading],
@@ -105,19 +113,37 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
-class ClueResult:
-    """All tasks of a run. ``about``: model, weights, protocol, shots, limit, version."""
+class Result:
+    """All tasks of a run. ``title``: of what; ``about``: model, weights, protocol, shots, limit, version."""
 
+    title: str
     about: dict[str, Any]
     tasks: list[TaskResult]
 
+    def averages(self) -> list[dict[str, Any]]:
+        """Of each group of tasks and of all, over tasks (as leaderboards have it) and over questions; none without groups.
+
+        The 95 % bootstrap interval is over questions in both.
+        """
+        groups = list(dict.fromkeys(group for task in self.tasks for group in task.groups))
+        named = [(group, [task for task in self.tasks if group in task.groups]) for group in groups]
+        return [
+            row for title, tasks in [*named, *([(ALL, self.tasks)] if groups else [])] for row in _means(title, tasks)
+        ]
+
     def as_dict(self) -> dict[str, Any]:
         """All but the items, for JSON."""
-        return {"format": FORMAT, "about": self.about, "tasks": {task.name: task.as_dict() for task in self.tasks}}
+        return {
+            "format": FORMAT,
+            "title": self.title,
+            "about": self.about,
+            "tasks": {task.name: task.as_dict() for task in self.tasks},
+            "averages": self.averages(),
+        }
 
     def write(self, folder: str | Path) -> None:
         """Write results.json, results.md, items.jsonl and report.html."""
-        from hanmo.evaluation.clue.report import page
+        from hanmo.evaluation.report import page
 
         folder = Path(folder)
         write_text(folder / "results.json", json.dumps(self.as_dict(), ensure_ascii=False, indent=1) + "\n")
@@ -137,10 +163,31 @@ class ClueResult:
                 f"| {task.title} | {task.metric} ({task.reading}) | {task.value:.4f} | {low:.4f} to {high:.4f} | {chance} | "
                 f"{len(task.right[task.reading])} |"
             )
+        for row in self.averages():
+            rows.append(
+                f"| **{row['title']}** | mean over {row['over']} | {row['value']:.4f} | {row['low']:.4f} to {row['high']:.4f} | "
+                f"{row['chance']:.4f} | {row['questions']} |"
+            )
         facts = [f"- {name}: {value}" for name, value in self.about.items()]
         facts += [f"- {task.title}: {name} {value}" for task in self.tasks for name, value in task.about.items()]
         notes = [f"- {task.title}: {note}" for task in self.tasks for note in task.notes]
-        return "\n".join(["# CLUE", "", *rows, "", *facts, *([""] if notes else []), *notes, ""])
+        return "\n".join([f"# {self.title}", "", *rows, "", *facts, *([""] if notes else []), *notes, ""])
+
+
+def _means(title: str, tasks: Sequence[TaskResult]) -> list[dict[str, Any]]:
+    values = [task.right[task.reading] for task in tasks]
+    together = [value for one in values for value in one]
+    chances = [task.chance or 0.0 for task in tasks]
+    by_question = [chance for chance, one in zip(chances, values, strict=True) for _ in one]
+    rows = (
+        ("tasks", mean([mean(one) for one in values]), interval_of_means(values), mean(chances)),
+        ("questions", mean(together), interval(together), mean(by_question)),
+    )
+    return [
+        {"title": title, "over": over, "tasks": len(tasks), "questions": len(together)}
+        | {"value": value, "low": low, "high": high, "chance": chance}
+        for over, value, (low, high), chance in rows
+    ]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -159,24 +206,24 @@ def read_result(path: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         problem = error.strerror if isinstance(error, OSError) else error
-        raise HanmoError(f"{path}: {problem}; expected the results.json of `hanmo eval clue --output`") from None
+        expected = "the results.json of `hanmo eval clue|exam|task --output`"
+        raise HanmoError(f"{path}: {problem}; expected {expected}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise HanmoError(f"{path}: not a result of `hanmo eval clue` (format {FORMAT})")
+        raise HanmoError(f"{path}: not a result of `hanmo eval clue|exam|task` (format {FORMAT})")
     return content
 
 
 def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Comparison]:
-    """The tasks that two runs have in common, question by question.
+    """The tasks that two runs have in common, question by question, and where they have averages, all questions of each.
 
     Raises:
         HanmoError: nothing in common, or a task's questions are not the same.
     """
     shared = [name for name in first["tasks"] if name in second["tasks"]]
-    if not shared:
-        raise HanmoError(
-            f"no task in common: the first has {', '.join(first['tasks'])}, the second {', '.join(second['tasks'])}"
-        )
-    found = {}
+    if not shared or first["title"] != second["title"]:
+        had = [f"{run['title']}: {', '.join(run['tasks'])}" for run in (first, second)]
+        raise HanmoError(f"no task in common: the first has {had[0]}; the second {had[1]}")
+    together: dict[str, tuple[list[float], list[float]]] = {}
     for name in shared:
         one, other = first["tasks"][name], second["tasks"][name]
         if one["about"]["data"] != other["about"]["data"] or len(one["right"]) != len(other["right"]):
@@ -184,8 +231,12 @@ def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
                 f"{name}: not the same questions ({len(one['right'])} of data {one['about']['data']}, "
                 f"{len(other['right'])} of data {other['about']['data']}); evaluate both on the same files"
             )
-        found[name] = compare(one["right"], other["right"])
-    return found
+        for title in (name, *((*one["groups"], ALL) if one["groups"] else ())):
+            mine, theirs = together.setdefault(title, ([], []))
+            mine += one["right"]
+            theirs += other["right"]
+    averages = [name for name in together if name not in shared]
+    return {name: compare(*together[name]) for name in (*shared, *averages)}
 
 
 def _lines(tasks: Sequence[TaskResult]) -> list[str]:

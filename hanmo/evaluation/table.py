@@ -1,4 +1,4 @@
-"""Results of several runs side by side, in the layout of the published table: tasks by zero-shot | few-shot x models."""
+"""Results of several runs side by side, in the layout of CLUE's published table: tasks by zero-shot | few-shot x models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation.clue.tasks import all_tasks
 from hanmo.files import write_text
 from hanmo.report import Page
 
@@ -15,16 +14,16 @@ Result = dict[str, Any]  # as ``results.read_result`` returns it
 
 
 class Table:
-    """Runs as columns, zero-shot ones first, tasks as rows in the published order.
+    """Runs as columns, zero-shot ones first, tasks as rows in the order they have there.
 
     Attributes:
         header: what a column is: task, metric, chance, then shots and model of each run, and the data's hash.
         rows: the task's title, metric, chance, for each run the value with its 95 % interval (None where it did not
-            run the task), and the data's hash.
+            run the task), and the data's hash; then the averages of runs that have the same tasks.
         facts: what each run's numbers hang on: protocol, limit, weights, software.
 
     Raises:
-        HanmoError: two runs have other questions of the same task, or are the same run.
+        HanmoError: they are of different evaluations, two runs have other questions of the same task, or are the same run.
     """
 
     def __init__(self, results: Sequence[Result]):
@@ -34,11 +33,14 @@ class Table:
             raise HanmoError(f"{', '.join(sorted(twice))}: given twice; every run makes one column")
         self.header = ["task", "metric", "chance", *names, "data"]
         self.rows: list[list[str | float | None]] = []
-        for task in all_tasks():
+        titles = list(dict.fromkeys(run["title"] for run in runs))
+        if len(titles) > 1:
+            raise HanmoError(f"{' and '.join(titles)}: only results of one evaluation stand side by side")
+        self.title = titles[0]
+        places = {name: task["place"] for run in runs for name, task in run["tasks"].items()}
+        for task in sorted(places, key=places.__getitem__):
             found = [run["tasks"].get(task) for run in runs]
             having = [one for one in found if one]
-            if not having:
-                continue
             first = having[0]
             for name, one in zip(names, found, strict=True):
                 if one and one["about"]["data"] != first["about"]["data"]:
@@ -51,6 +53,8 @@ class Table:
             self.rows.append(
                 [first["title"], metric, chance, *(one and _cell(one) for one in found), first["about"]["data"]]
             )
+        if len({tuple(run["tasks"]) for run in runs}) == 1:
+            self.rows += _averages(runs)
         self.facts = {name: _origin(run) for name, run in zip(names, runs, strict=True)}
 
     def markdown(self) -> str:
@@ -59,7 +63,7 @@ class Table:
         return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *facts, ""])
 
     def page(self) -> Page:
-        made = Page("CLUE", subtitle=f"{len(self.facts)} runs side by side", language="zh-CN")
+        made = Page(self.title, subtitle=f"{len(self.facts)} runs side by side", language="zh-CN")
         note = "The interval is a 95 % bootstrap over questions; chance is the accuracy of guessing."
         made.table(self.header, [[_plain(value) for value in row] for row in self.rows], caption="Results", note=note)
         made.facts(self.facts, caption="How")
@@ -84,6 +88,14 @@ def _name(run: Result, runs: Sequence[Result]) -> str:
 
 def _cell(task: dict[str, Any]) -> str:
     return f"{task['value']:.4f} ({task['low']:.4f} – {task['high']:.4f})"
+
+
+def _averages(runs: Sequence[Result]) -> list[list[str | float | None]]:
+    rows: list[list[str | float | None]] = []
+    for same in zip(*(run["averages"] for run in runs), strict=True):
+        first = same[0]
+        rows.append([first["title"], f"mean over {first['over']}", first["chance"], *map(_cell, same), None])
+    return rows
 
 
 def _plain(value: str | float | None) -> str:

@@ -1,0 +1,1 @@
+"""Examinations of four choices in many subjects: C-Eval, CMMLU, MMLU."""
