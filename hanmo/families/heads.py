@@ -22,7 +22,7 @@ from hanmo.families.cache import DecodeState
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
 CHUNK = 1024  # scored positions whose logits are computed at a time
-KEPT = 2 * CHUNK  # scored positions whose logits are kept for the backward pass, unless layers are checkpointed
+KEPT = 2 * CHUNK  # scored positions whose logits are kept for the backward pass; see ``kept_places``
 ValueKind = Literal["linear", "mlp"]
 VALUE_KINDS = ("linear", "mlp")
 
@@ -141,9 +141,7 @@ class RowModel(PreTrainedModel):
         value_BA = values_of(self, valued_BAD, labels, inputs)
         if labels is None:
             return RowOutput(logits=self.lm_head(hidden_BAD), value=value_BA, memory=memory)
-        logprob_BA, entropy_BA = score_tokens(
-            self.lm_head, hidden_BAD, labels, entropy, kept=0 if self.is_gradient_checkpointing else KEPT
-        )
+        logprob_BA, entropy_BA = score_tokens(self.lm_head, hidden_BAD, labels, entropy, kept=kept_places(self))
         if weights is None:
             weights = (labels != IGNORE).float()
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
@@ -164,6 +162,19 @@ class RowModel(PreTrainedModel):
             sees_BTT: bool, which tokens (last axis) each one sees.
         """
         raise NotImplementedError
+
+
+def kept_places(network: Any) -> int:
+    """Of how many scored positions logits are kept: of none where whole layers are computed again.
+
+    Selective checkpointing, which comes with a ``context_fn``, keeps what products gave.
+    """
+    functions = (
+        module._gradient_checkpointing_func
+        for module in network.modules()
+        if getattr(module, "gradient_checkpointing", False)
+    )
+    return 0 if any("context_fn" not in function.keywords for function in functions) else KEPT
 
 
 def score_tokens(

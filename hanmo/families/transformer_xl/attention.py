@@ -66,8 +66,8 @@ class PiecewiseAttention(torch.autograd.Function):
         sums_BHq1 = (mixed_BHqK.float() * gradients[0]).sum(-1, keepdim=True)
         gradient_BHqK = gradients[0] * kept_scale(ctx.p) if ctx.p else gradients[0]
         for_content, for_key, for_value = map(torch.empty_like, (content_BHqK, key_BHSK, value_BHSK))
-        for_position = for_table = surplus_HSK = None
-        if table_HSK is not None:
+        relative = table_HSK is not None
+        if relative:
             surplus_HSK = with_surplus(table_HSK)
             for_position = torch.empty_like(position_BHqK)
             for_table = torch.zeros_like(surplus_HSK, dtype=torch.float32)
@@ -83,16 +83,17 @@ class PiecewiseAttention(torch.autograd.Function):
             scores_1hqS = hide_(scores_1hqS, _rows_of(mask, rows), 0.0)
             for_content[at] = scores_1hqS @ key_BHSK[at]
             for_key[at] = scores_1hqS.transpose(2, 3) @ content_BHqK[at]
-            if surplus_HSK is not None:
+            if relative:
                 raw_1hqS = _moved_back(scores_1hqS)
                 for_position[at] = raw_1hqS @ surplus_HSK[heads]
                 for_table[heads] += (raw_1hqS.transpose(2, 3) @ position_BHqK[at])[0]
         scale = content_BHqK.shape[3] ** -0.5
-        for gradient in (for_content, for_key, for_position, for_table):
-            if gradient is not None:
-                gradient *= scale
-        if for_table is not None:
-            for_table = for_table[:, :-1].to(table_HSK.dtype)
+        for_content *= scale
+        for_key *= scale
+        if not relative:
+            return for_content, None, for_key, for_value, None, None, None
+        for_position *= scale
+        for_table = (for_table[:, :-1] * scale).to(table_HSK.dtype)
         return for_content, for_position, for_key, for_value, for_table, None, None
 
 
