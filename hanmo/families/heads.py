@@ -141,9 +141,9 @@ class RowModel(PreTrainedModel):
         value_BA = values_of(self, valued_BAD, labels, inputs)
         if labels is None:
             return RowOutput(logits=self.lm_head(hidden_BAD), value=value_BA, memory=memory)
-        logprob_BA, entropy_BA = score_tokens(
-            self.lm_head, hidden_BAD, labels, entropy, kept=0 if self.is_gradient_checkpointing else KEPT
-        )
+        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+        kept = 0 if checkpointing else KEPT
+        logprob_BA, entropy_BA = score_tokens(self.lm_head, hidden_BAD, labels, entropy, kept=kept)
         if weights is None:
             weights = (labels != IGNORE).float()
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)

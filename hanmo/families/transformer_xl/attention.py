@@ -17,7 +17,7 @@ from torch import Tensor
 from hanmo.families.dropout import draw_kept, kept_scale
 from hanmo.families.transformer_xl.relative import MASKED, hide_, moved_left, relative_scores, with_surplus
 
-PIECE = 2**20  # scores of a piece: 4 MB in fp32
+PIECE = 2**21  # scores of a piece: 4 MB in bf16
 
 
 class PiecewiseAttention(torch.autograd.Function):
@@ -83,7 +83,7 @@ class PiecewiseAttention(torch.autograd.Function):
             scores_1hqS = hide_(scores_1hqS, _rows_of(mask, rows), 0.0)
             for_content[at] = scores_1hqS @ key_BHSK[at]
             for_key[at] = scores_1hqS.transpose(2, 3) @ content_BHqK[at]
-            if surplus_HSK is not None:
+            if surplus_HSK is not None and for_position is not None and for_table is not None:
                 raw_1hqS = _moved_back(scores_1hqS)
                 for_position[at] = raw_1hqS @ surplus_HSK[heads]
                 for_table[heads] += (raw_1hqS.transpose(2, 3) @ position_BHqK[at])[0]
