@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+PIECE = 2**21  # logits that are widened to fp32 at a time: 8 MB, which a CPU's cache holds
+
 
 def token_logprobs(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     """log p(label) in fp32, (N,), from logits of any floating dtype and labels (N,) int64."""
@@ -25,22 +27,28 @@ def token_logprobs(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Logits minus their logsumexp, whose gradient is made in one tensor of their size where autograd makes four."""
+    """Logits minus their logsumexp. fp32 exists of ``PIECE`` logits at a time; autograd makes four tensors of all."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-        wide_NV = logits_NV.float()
-        total_N = wide_NV.logsumexp(-1)
+        total_N = torch.cat([logits_nV.float().logsumexp(-1) for logits_nV in logits_NV.split(_rows(logits_NV))])
         ctx.save_for_backward(logits_NV, labels_N, total_N)
-        return wide_NV.gather(-1, labels_N[:, None]).squeeze(-1) - total_N
+        return logits_NV.gather(-1, labels_N[:, None]).squeeze(-1).float() - total_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient_N,) = gradients
         logits_NV, labels_N, total_N = ctx.saved_tensors
-        gradient_NV = (logits_NV.float() - total_N[:, None]).exp_().mul_(-gradient_N[:, None])
-        gradient_NV.scatter_add_(1, labels_N[:, None], gradient_N[:, None])
-        return gradient_NV.to(logits_NV.dtype), None
+        gradient_NV = torch.empty_like(logits_NV)
+        rows = _rows(logits_NV)
+        pieces = (tensor.split(rows) for tensor in (gradient_NV, logits_NV, labels_N, total_N, gradients[0]))
+        for gradient_nV, logits_nV, labels_n, total_n, gradient_n in zip(*pieces, strict=True):
+            wide_nV = (logits_nV.float() - total_n[:, None]).exp_().mul_(-gradient_n[:, None])
+            gradient_nV.copy_(wide_nV.scatter_add_(1, labels_n[:, None], gradient_n[:, None]))
+        return gradient_NV, None
+
+
+def _rows(logits_NV: Tensor) -> int:
+    return max(PIECE // max(logits_NV.shape[1], 1), 1)
 
 
 def token_entropies(logits_NV: Tensor) -> Tensor:

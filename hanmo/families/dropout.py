@@ -13,13 +13,26 @@ def dropout(input: Tensor, p: float, training: bool) -> Tensor:
 
     On a CPU torch draws element after element on one thread, which was a quarter of a Transformer-XL training step.
     """
-    dropped = round(p * LEVELS)
-    if not training or input.device.type != "cpu" or not 0 < dropped < LEVELS:
+    if not training or input.device.type != "cpu" or not 0 < _dropped(p) < LEVELS:
         return nn.functional.dropout(input, p, training)
-    words = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    kept = (words.view(torch.int16)[: input.numel()] >= dropped - LEVELS // 2).view(input.shape)
     # Only the bools are kept for the backward pass.
-    return torch.where(kept, input * (LEVELS / (LEVELS - dropped)), input.new_zeros(()))
+    return torch.where(draw_kept(input.shape, p), input * kept_scale(p), input.new_zeros(()))
+
+
+def draw_kept(shape: torch.Size, p: float) -> Tensor:
+    """Which elements a dropout of probability p keeps, bool, on the CPU."""
+    count = shape.numel()
+    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    return (words.view(torch.int16)[:count] >= _dropped(p) - LEVELS // 2).view(shape)
+
+
+def kept_scale(p: float) -> float:
+    """By how much what is kept grows."""
+    return LEVELS / (LEVELS - _dropped(p))
+
+
+def _dropped(p: float) -> int:
+    return round(p * LEVELS)
 
 
 class Dropout(nn.Dropout):

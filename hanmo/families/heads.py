@@ -21,7 +21,8 @@ from hanmo.families.base import IGNORE
 from hanmo.families.cache import DecodeState
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
-CHUNK = 1024  # scored positions whose logits exist at the same time
+CHUNK = 1024  # scored positions whose logits are computed at a time
+KEPT = 2 * CHUNK  # scored positions whose logits are kept for the backward pass; see ``kept_places``
 ValueKind = Literal["linear", "mlp"]
 VALUE_KINDS = ("linear", "mlp")
 
@@ -140,7 +141,7 @@ class RowModel(PreTrainedModel):
         value_BA = values_of(self, valued_BAD, labels, inputs)
         if labels is None:
             return RowOutput(logits=self.lm_head(hidden_BAD), value=value_BA, memory=memory)
-        logprob_BA, entropy_BA = score_tokens(self.lm_head, hidden_BAD, labels, entropy)
+        logprob_BA, entropy_BA = score_tokens(self.lm_head, hidden_BAD, labels, entropy, kept=kept_places(self))
         if weights is None:
             weights = (labels != IGNORE).float()
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
@@ -163,12 +164,31 @@ class RowModel(PreTrainedModel):
         raise NotImplementedError
 
 
+def kept_places(network: Any) -> int:
+    """Of how many scored positions logits are kept: of none where whole layers are computed again.
+
+    Selective checkpointing, which comes with a ``context_fn``, keeps what products gave.
+    """
+    functions = (
+        module._gradient_checkpointing_func
+        for module in network.modules()
+        if getattr(module, "gradient_checkpointing", False)
+    )
+    return 0 if any("context_fn" not in function.keywords for function in functions) else KEPT
+
+
 def score_tokens(
-    head: nn.Module, hidden_BAD: Tensor, labels_BA: Tensor, entropy: bool = False, chunk: int = CHUNK
+    head: nn.Module,
+    hidden_BAD: Tensor,
+    labels_BA: Tensor,
+    entropy: bool = False,
+    chunk: int = CHUNK,
+    kept: int = KEPT,
 ) -> tuple[Tensor, Tensor | None]:
     """log p(label) at the scored positions, (B, A) fp32 with zeros elsewhere; the entropies alike if asked for.
 
-    The logits of a chunk are computed again in the backward pass instead of being kept.
+    The logits of the first ``kept`` scored positions, in whole chunks, are kept for the backward pass; those of all
+    others are computed again there, so that the memory does not grow with the batch.
     """
     scored_BA = labels_BA != IGNORE
     hidden_ND, labels_N = hidden_BAD[scored_BA], labels_BA[scored_BA]
@@ -179,8 +199,8 @@ def score_tokens(
         return token_logprobs(logits_nV, labels_n), entropies_n
 
     logprobs, entropies = [], []
-    for hidden_nD, labels_n in zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True):
-        if torch.is_grad_enabled():
+    for place, (hidden_nD, labels_n) in enumerate(zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True), 1):
+        if torch.is_grad_enabled() and place * chunk > kept:
             logprob_n, entropy_n = checkpoint(chunk_scores, hidden_nD, labels_n, use_reentrant=False)
         else:
             logprob_n, entropy_n = chunk_scores(hidden_nD, labels_n)

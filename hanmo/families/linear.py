@@ -34,3 +34,9 @@ class Linear(nn.Linear):
         if self.bias is not None:
             output_NO = output_NO + self.bias
         return output_NO.contiguous().view(*input.shape[:-1], -1)
+
+
+def lowered(input: Tensor) -> Tensor:
+    """What several linear layers read, in autocast's dtype where that is on: each would make and keep a copy of its own."""
+    kind = input.device.type
+    return input.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else input

@@ -156,6 +156,33 @@ def test_norm_by_hand():
     torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), torch.tensor([3.0, 8.0]) / 12.5**0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_gradients(dtype):
+    """Those of the formula as autograd finds them; rows of zeros and of large numbers among them."""
+    torch.manual_seed(0)
+    norm = EvaNorm(5, epsilon=1e-3).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    hidden = torch.randn(2, 3, 5).mul(torch.tensor([0.0, 1.0, 100.0])[:, None]).to(dtype).requires_grad_()
+    wanted = torch.randn(2, 3, 5).to(dtype)
+    found = torch.autograd.grad(norm(hidden), (hidden, norm.weight), wanted)
+    normal = hidden * torch.rsqrt(hidden.float().square().mean(-1, keepdim=True) + norm.epsilon)
+    expected = torch.autograd.grad(norm.weight * normal.to(dtype), (hidden, norm.weight), wanted)
+    exact = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.02}
+    torch.testing.assert_close(found, expected, **exact)
+
+
+def test_layers_read_one_copy_under_autocast():
+    """Query, key and value projections keep the same tensor for the backward pass, not three."""
+    model, seen = tiny(), []
+    for name in ("q_proj", "k_proj", "v_proj"):
+        layer = getattr(model.encoder.blocks[0].attn, name)
+        layer.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids(1, 4), decoder_input_ids=ids(1, 3))
+    assert [tensor.dtype for tensor in seen] == [torch.bfloat16] * 3
+    assert len({tensor.data_ptr() for tensor in seen}) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @torch.no_grad()
 def test_half_precision_steps(dtype):

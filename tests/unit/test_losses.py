@@ -12,6 +12,19 @@ from hypothesis import strategies as st
 from hanmo import losses
 
 
+@pytest.mark.parametrize("piece", [1, 10, 1000])
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_token_logprobs_in_pieces(monkeypatch: pytest.MonkeyPatch, rows: int, piece: int) -> None:
+    """However few logits are widened at a time, values and gradients are those of log_softmax."""
+    monkeypatch.setattr(losses, "PIECE", piece)
+    torch.manual_seed(0)
+    logits, labels, wanted = torch.randn(rows, 5, requires_grad=True), torch.randint(0, 5, (rows,)), torch.randn(rows)
+    found = losses.token_logprobs(logits, labels)
+    expected = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(one, logits, wanted)[0] for one in (found, expected)))
+
+
 def test_pairwise_loss_with_margin_does_not_overflow() -> None:
     found = losses.pairwise_loss(torch.tensor([2.0, -200.0]), torch.tensor([1.0, 200.0]), torch.tensor([1.0, 0.0]))
     assert found.tolist() == pytest.approx([math.log(2), 400.0])

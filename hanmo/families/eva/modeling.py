@@ -9,6 +9,8 @@ q query positions, k key positions; while decoding R rows, S sources (rows that 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +24,7 @@ from hanmo.families.dropout import Dropout, dropout
 from hanmo.families.eva.biases import blind_queries, masked_bias, per_query, relative_buckets
 from hanmo.families.eva.state import EvaState
 from hanmo.families.heads import RowModel
-from hanmo.families.linear import Linear
+from hanmo.families.linear import Linear, lowered
 from hanmo.families.parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
 
 _ATTENTION = {"q_proj": OUT_HEADS, "k_proj": OUT_HEADS, "v_proj": OUT_HEADS, "o_proj": IN_HEADS}
@@ -90,8 +92,26 @@ class EvaNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, hidden: Tensor) -> Tensor:
-        normal = hidden * torch.rsqrt(hidden.float().square().mean(-1, keepdim=True) + self.epsilon)
-        return self.weight * normal.to(self.weight.dtype)
+        return _Normalised.apply(hidden, self.weight, self.epsilon)
+
+
+class _Normalised(torch.autograd.Function):
+    """``EvaNorm``'s formula. Of what is as large as the input, the input alone is kept; autograd keeps four tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        inverse = torch.rsqrt(hidden.float().square().mean(-1, keepdim=True) + epsilon)
+        ctx.save_for_backward(hidden, weight, inverse)
+        return weight * (hidden * inverse).to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, inverse = ctx.saved_tensors
+        normal = hidden * inverse
+        for_weight = (gradients[0] * normal).flatten(0, -2).sum(0)
+        for_normal = gradients[0] * weight
+        for_hidden = inverse * (for_normal - normal * (for_normal * normal).mean(-1, keepdim=True))
+        return for_hidden.to(hidden.dtype), for_weight.to(weight.dtype), None
 
 
 class EvaAttention(nn.Module):
@@ -174,23 +194,23 @@ class EvaBlock(GradientCheckpointingLayer):
         state: EvaState | None = None,
         layer: int = 0,
     ) -> Tensor:
-        normal_BqD = self.attn_norm(hidden_BqD)
+        normal_BqD = lowered(self.attn_norm(hidden_BqD))
         keys, values = self.attn.keys_values(normal_BqD)
         if state is not None:
             keys, values = state.extend(layer, keys, values)
         hidden_BqD = hidden_BqD + self.dropout(self.attn(normal_BqD, keys, values, bias_BHqk, blind_Bq))
         if self.decoder:
-            normal_BqD = self.cross_norm(hidden_BqD)
+            normal_BqD = lowered(self.cross_norm(hidden_BqD))
             if state is not None:
                 # The beams of one source are further queries to the same keys and values.
                 keys, values = state.cross[layer]
                 normal_BqD = normal_BqD.reshape(keys.shape[0], -1, normal_BqD.shape[-1])
             else:
                 assert encoded_BTD is not None, "a decoder reads an encoder's output or a state"
-                keys, values = self.cross.keys_values(encoded_BTD)
+                keys, values = self.cross.keys_values(lowered(encoded_BTD))
             mixed_BqD = self.cross(normal_BqD, keys, values, cross_bias_BHqT, cross_blind_Bq)
             hidden_BqD = hidden_BqD + self.dropout(mixed_BqD.view_as(hidden_BqD))
-        return hidden_BqD + self.dropout(self.ff(self.ff_norm(hidden_BqD)))
+        return hidden_BqD + self.dropout(self.ff(lowered(self.ff_norm(hidden_BqD))))
 
 
 class EvaStack(nn.Module):

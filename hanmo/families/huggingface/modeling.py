@@ -22,7 +22,7 @@ from transformers.cache_utils import EncoderDecoderCache
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE
-from hanmo.families.heads import RowOutput, ValueHead, configured_value_head, score_tokens, values_of
+from hanmo.families.heads import RowOutput, ValueHead, configured_value_head, kept_places, score_tokens, values_of
 from hanmo.families.huggingface.ranks import settle_heads, with_plan
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
@@ -96,7 +96,7 @@ class TransformersRows:
         if self.head_is_exact:
             hidden_BAD = _last_hidden(self, *args, **inputs)
             head = self.get_output_embeddings()  # type: ignore[attr-defined]
-            logprob_BA, entropy_BA = score_tokens(head, hidden_BAD, labels, entropy)
+            logprob_BA, entropy_BA = score_tokens(head, hidden_BAD, labels, entropy, kept=kept_places(self))
         else:
             output = super().forward(*args, **inputs, output_hidden_states=self.value_head is not None)  # type: ignore[misc]
             logprob_BA, entropy_BA = _score_logits(output.logits, labels, entropy)

@@ -25,10 +25,9 @@ from hanmo.families.dropout import Dropout
 from hanmo.families.heads import RowModel
 from hanmo.families.linear import Linear
 from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, local
-from hanmo.families.transformer_xl.relative import SinusoidTable, relative_scores, visible
+from hanmo.families.transformer_xl.attention import PiecewiseAttention
+from hanmo.families.transformer_xl.relative import MASKED, SinusoidTable, hide_, relative_scores, visible
 from hanmo.families.transformer_xl.state import MemoryState
-
-MASKED = -10000.0  # replaces a masked score, so that a query that may see nothing attends to everything alike
 
 TP_PLAN = {
     "embed_tokens": VOCABULARY_ROWS,
@@ -122,16 +121,18 @@ class TransformerXLAttention(nn.Module):
             k_BHSK, v_BHSK = state.extend(layer, k_BHSK, v_BHSK)
         content_BHqK, position_BHqK, r_HSK = q_BHqK, None, None
         if biases is not None and table is not None:
-            content_BHqK, position_BHqK = (q_BHqK + bias_HK[:, None] for bias_HK in biases)
+            content_BHqK, position_BHqK = ((q_BHqK + bias_HK[:, None]).to(q_BHqK.dtype) for bias_HK in biases)
             columns = k_BHSK.shape[2]
             project = partial(self._position_keys, table)
             r_HSK = project(columns) if state is None else state.positions(layer, columns, project)
         inputs = (content_BHqK, position_BHqK, k_BHSK, v_BHSK, r_HSK, mask)
-        if torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not self.training:
+            mixed_BHqK = self._mix(*inputs)
+        elif hidden_BSD.device.type == "cpu":
+            mixed_BHqK = PiecewiseAttention.apply(*inputs, self.dropout.p if self.training else 0.0)
+        else:
             # The scores are by far the largest tensors: computed again in the backward pass instead of being kept.
             mixed_BHqK = checkpoint(self._mix, *inputs, use_reentrant=False)
-        else:
-            mixed_BHqK = self._mix(*inputs)
         return self.o_proj(mixed_BHqK.transpose(1, 2).flatten(2))
 
     def _split(self, x_BSD: Tensor) -> Tensor:
@@ -150,12 +151,7 @@ class TransformerXLAttention(nn.Module):
         r_HSK: Tensor | None,
         mask: Tensor | None,
     ) -> Tensor:
-        if position_BHqK is None or r_HSK is None:
-            scores = content_BHqK @ k_BHSK.transpose(2, 3) * content_BHqK.shape[3] ** -0.5
-        else:
-            scores = relative_scores(content_BHqK, position_BHqK, k_BHSK, r_HSK)
-        if mask is not None:
-            scores = scores.masked_fill_(~mask, MASKED)
+        scores = hide_(relative_scores(content_BHqK, position_BHqK, k_BHSK, r_HSK), mask, MASKED)
         return self.dropout(scores.softmax(-1).to(v_BHSK.dtype)) @ v_BHSK  # under autocast it is fp32
 
 

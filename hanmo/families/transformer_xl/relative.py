@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+MASKED = -10000.0  # replaces a masked score, so that a query that may see nothing attends to everything alike
+
 
 class SinusoidTable(nn.Module):
     """Rows of sines, then cosines, of distance x inverse frequency. The frequencies are part of a checkpoint."""
@@ -39,17 +41,17 @@ class SinusoidTable(nn.Module):
         return self
 
 
-def relative_scores(content_BHqK: Tensor, position_BHqK: Tensor, key_BHSK: Tensor, table_HSK: Tensor) -> Tensor:
-    """Scaled scores (B, H, q, S) of the queries with either bias added, against keys and position keys.
+def relative_scores(
+    content_BHqK: Tensor, position_BHqK: Tensor | None, key_BHSK: Tensor, table_HSK: Tensor | None
+) -> Tensor:
+    """Scaled scores (B, H, q, S) of the queries with either bias added, against keys and position keys, if there are any.
 
-    ``table_HSK`` runs from distance S - 1 to 0. Row i is moved left by q - 1 - i, so that its column j meets distance
-    S - q + i - j; one surplus column makes this a view. Columns after a row's own are left-overs, to be masked.
+    ``table_HSK`` runs from distance S - 1 to 0. Columns after a row's own are left-overs, to be masked.
     """
-    queries, columns = content_BHqK.shape[2], key_BHSK.shape[2]
-    surplus_HSK = nn.functional.pad(table_HSK, (0, 0, 0, 1))
-    raw_BHqS = position_BHqK @ surplus_HSK.transpose(1, 2)
-    moved_BHqS = raw_BHqS.flatten(2)[..., queries - 1 :][..., : queries * columns].unflatten(-1, (queries, columns))
     scale = content_BHqK.shape[3] ** -0.5
+    if position_BHqK is None or table_HSK is None:
+        return content_BHqK @ key_BHSK.transpose(2, 3) * scale
+    moved_BHqS = moved_left(position_BHqK @ with_surplus(table_HSK).transpose(1, 2))
     scores_NqS = torch.baddbmm(
         moved_BHqS.flatten(0, 1),
         content_BHqK.flatten(0, 1),
@@ -58,6 +60,25 @@ def relative_scores(content_BHqK: Tensor, position_BHqK: Tensor, key_BHSK: Tenso
         alpha=scale,
     )
     return scores_NqS.unflatten(0, content_BHqK.shape[:2])
+
+
+def with_surplus(table_HSK: Tensor) -> Tensor:
+    """The table with the row more, of zeros, that ``moved_left`` needs."""
+    return nn.functional.pad(table_HSK, (0, 0, 0, 1))
+
+
+def moved_left(raw: Tensor) -> Tensor:
+    """Of contiguous scores (B, H, q, S + 1) by place in the table a view (B, H, q, S) by key.
+
+    Row i is moved left by q - 1 - i, so that its column j meets distance S - q + i - j.
+    """
+    queries, columns = raw.shape[2], raw.shape[3] - 1
+    return raw.flatten(2)[..., queries - 1 :][..., : queries * columns].unflatten(-1, (queries, columns))
+
+
+def hide_(scores_BHqS: Tensor, mask: Tensor | None, value: float) -> Tensor:
+    """Puts a value, in place, wherever a mask (B or 1, 1, q, S) is not true."""
+    return scores_BHqS if mask is None else scores_BHqS.masked_fill_(~mask, value)
 
 
 def visible(
