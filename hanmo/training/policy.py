@@ -24,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hanmo import config as settings
 from hanmo.errors import ConfigError, DivergedError
-from hanmo.families.base import OpenedModel, Row, collate
+from hanmo.families.base import IGNORE, OpenedModel, Row, collate
 from hanmo.files import write_text
 from hanmo.generation.settings import Settings
 from hanmo.losses import RunningMoments, kl_estimates
@@ -213,7 +213,7 @@ class PolicyTrainer(RowTrainer):
         family, model = self.opened.family, self.model
         assert isinstance(model, nn.Module)
         rows = [family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
-        known = self.engine.exact and not self.needs_values
+        known = self.engine.exact and not (self.needs_values and self.critic is None)
         old = [torch.tensor(sample.generation.logprobs) for sample in samples] if known else []
         values: list[Tensor] = []
         if not known:
@@ -221,6 +221,9 @@ class PolicyTrainer(RowTrainer):
                 old += scored(output.logprob, labels)
                 if output.value is not None:
                     values += scored(output.value, labels)
+        elif self.critic is not None:
+            for output, labels in self._outputs(self.critic, rows, tokens=False):
+                values += scored(output.value, labels)
         with self.reference.asked() as network:
             asks = self.beta > 0
             reference = (
@@ -236,14 +239,16 @@ class PolicyTrainer(RowTrainer):
             )
         ]
 
-    def _outputs(self, network: nn.Module, rows: Sequence[Row]) -> Iterator[tuple[Any, Tensor]]:
-        """The network's outputs on rows, on the CPU, in order."""
+    def _outputs(self, network: nn.Module, rows: Sequence[Row], tokens: bool = True) -> Iterator[tuple[Any, Tensor]]:
+        """The network's outputs on rows, on the CPU, in order; without ``tokens`` no log-probabilities, only values."""
         size = self.args.per_device_eval_batch_size
         training = network.training
         network.eval()
         for first in range(0, len(rows), size):
             batch = collate(rows[first : first + size], self.opened.family.padding)
             inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+            if not tokens:
+                inputs["labels"] = torch.full_like(inputs["labels"], IGNORE)
             output = network(**inputs, barred_ids=self.barred_ids)
             yield (
                 output.__class__(**{name: x.float().cpu() for name, x in output.items() if x.dim() == 2}),
