@@ -166,6 +166,11 @@ class Family(ABC):
         """Rows of the embedding that stand for no token. The originals may draw them; we do so only as published."""
         return range(len(self.tokenizer), self.config.get_text_config().vocab_size)
 
+    @property
+    def never_said(self) -> tuple[int, ...]:
+        """Ids that sampling never draws, whatever the context and the settings."""
+        return tuple(self.spare_ids)
+
     @abstractmethod
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         """A record as token ids: one list of parts per row it makes; none if it cannot be made to fit.

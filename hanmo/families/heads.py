@@ -128,6 +128,7 @@ class RowModel(PreTrainedModel):
         weights: Tensor | None = None,
         num_items_in_batch: Tensor | float | None = None,
         entropy: bool = False,
+        barred_ids: Tensor | None = None,
         **inputs: Any,
     ) -> RowOutput:
         """Score rows: see ``RowOutput``. Without labels, all logits.
@@ -136,12 +137,14 @@ class RowModel(PreTrainedModel):
             labels: (B, A) int64 aligned with the logits (not shifted here), -100 where nothing is scored.
             weights: (B, A) fp32; 1 wherever scored if None.
             num_items_in_batch: sum of the weights of the whole optimizer step; of this batch if None.
+            barred_ids: int64, ids that cannot be said: log p is that of the choice among the others.
         """
         hidden_BAD, valued_BAD, memory = self.features(**inputs)
         value_BA = values_of(self, valued_BAD, labels, inputs)
         if labels is None:
             return RowOutput(logits=self.lm_head(hidden_BAD), value=value_BA, memory=memory)
-        logprob_BA, entropy_BA = score_tokens(self.lm_head, hidden_BAD, labels, entropy, kept=kept_places(self))
+        kept = kept_places(self)
+        logprob_BA, entropy_BA = score_tokens(self.lm_head, hidden_BAD, labels, entropy, kept=kept, barred_ids=barred_ids)
         if weights is None:
             weights = (labels != IGNORE).float()
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
@@ -184,17 +187,19 @@ def score_tokens(
     entropy: bool = False,
     chunk: int = CHUNK,
     kept: int = KEPT,
+    barred_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log p(label) at the scored positions, (B, A) fp32 with zeros elsewhere; the entropies alike if asked for.
 
     The logits of the first ``kept`` scored positions, in whole chunks, are kept for the backward pass; those of all
-    others are computed again there, so that the memory does not grow with the batch.
+    others are computed again there, so that the memory does not grow with the batch. Of ``barred_ids`` neither value
+    nor gradient takes notice; no label is one of them.
     """
     scored_BA = labels_BA != IGNORE
     hidden_ND, labels_N = hidden_BAD[scored_BA], labels_BA[scored_BA]
 
     def chunk_scores(hidden_nD: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
-        logits_nV = head(hidden_nD)
+        logits_nV = without_barred(head(hidden_nD), barred_ids)
         entropies_n = token_entropies(logits_nV) if entropy else logits_nV.new_zeros(0)
         return token_logprobs(logits_nV, labels_n), entropies_n
 
@@ -212,3 +217,10 @@ def score_tokens(
         return empty_BA.masked_scatter(scored_BA, torch.cat(values).float())
 
     return spread(logprobs), spread(entropies) if entropy else None
+
+
+def without_barred(logits: Tensor, barred_ids: Tensor | None) -> Tensor:
+    """Logits (…, V) under which these ids have probability 0; finite, so that entropies stay numbers."""
+    if barred_ids is None:
+        return logits
+    return logits.index_fill(-1, barred_ids, torch.finfo(logits.dtype).min)

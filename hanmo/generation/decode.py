@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hanmo.families.base import Context, DecodingForm, OpenedModel, Prompt, Rules, stack
+from hanmo.families.heads import without_barred
 from hanmo.generation.beam import BeamSearch, Hypothesis
 from hanmo.generation.filters import top_k, top_p
 from hanmo.generation.rules import TokenRules
@@ -30,8 +31,8 @@ class Generation:
 
     Attributes:
         ids: without the stop token.
-        logprobs: log p of each id under the model as it is (temperature 1, no rules, no filter), then that of the
-            stop token if ``finished``; empty for beam search.
+        logprobs: log p of each id under the model as it is (temperature 1, no rules, no filter; but among the ids that
+            ``banned_ids`` leaves), then that of the stop token if ``finished``; empty for beam search.
         score: sum of ``logprobs``; for beam search the beam's score by length.
         finished: the model has stopped by itself.
     """
@@ -226,6 +227,8 @@ class _Rows(_Batch):
         self._samples = list(range(len(self.logits_RV)))
         self._said: list[list[int]] = [[] for _ in self._samples]  # with the stop token
         self._logprobs: list[list[float]] = [[] for _ in self._samples]
+        banned = self.settings.banned_ids
+        self._barred = torch.tensor(banned, device=self.device) if banned else None
 
     def run(self) -> Iterator[list[tuple[int, int]]]:
         """Decode; yields after every step the (sample, token) that were drawn, without stop tokens."""
@@ -245,7 +248,8 @@ class _Rows(_Batch):
             ids_R1 = self.sampler(step, self._samples, probs_RV, 1)
         else:
             ids_R1 = scores_RV.argmax(-1, keepdim=True)
-        logprobs_R1 = self.logits_RV.gather(-1, ids_R1) - self.logits_RV.logsumexp(-1, keepdim=True)
+        logits_RV = without_barred(self.logits_RV, self._barred)
+        logprobs_R1 = logits_RV.gather(-1, ids_R1) - logits_RV.logsumexp(-1, keepdim=True)
         drawn = []
         for sample, token, logprob in zip(
             self._samples, ids_R1[:, 0].tolist(), logprobs_R1[:, 0].tolist(), strict=True

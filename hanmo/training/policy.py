@@ -24,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hanmo import config as settings
 from hanmo.errors import ConfigError, DivergedError
-from hanmo.families.base import OpenedModel, Row, collate
+from hanmo.families.base import IGNORE, OpenedModel, Row, collate
 from hanmo.files import write_text
 from hanmo.generation.settings import Settings
 from hanmo.losses import RunningMoments, kl_estimates
@@ -137,6 +137,8 @@ class PolicyTrainer(RowTrainer):
         self.remove_callback(ProgressCallback)
         self.config, self.opened, self.engine, self.rewards, self.questions = config, opened, engine, rewards, questions
         self.settings = rollout_settings(config, opened, questions)
+        barred = self.settings.banned_ids
+        self.barred_ids = torch.tensor(barred, device=args.device) if barred else None
         self.critic = opened.network.critic
         self.reference = Reference(model, config.reference)
         self.round, self.beta, self.moments = 0, config.beta, RunningMoments()
@@ -197,6 +199,8 @@ class PolicyTrainer(RowTrainer):
         asked = [self.questions[place] for place in places for _ in range(self.group)]
         drawn = replace(self.settings, seed=(seed * 1_000_003 + self.round * world + rank) * 1_009)
         replies = self.engine([one.context for one in asked], drawn)
+        if said := {id_ for reply in replies for id_ in reply.ids} & set(drawn.banned_ids):
+            raise ConfigError(f"the engine said the ids {sorted(said)}, which its settings ban (banned_ids)")
         decode = self.opened.family.decode
         return [
             Sample(one.record, one.context, reply, one.text, decode(reply.ids))
@@ -209,7 +213,7 @@ class PolicyTrainer(RowTrainer):
         family, model = self.opened.family, self.model
         assert isinstance(model, nn.Module)
         rows = [family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
-        known = self.engine.exact and not self.needs_values
+        known = self.engine.exact and not (self.needs_values and self.critic is None)
         old = [torch.tensor(sample.generation.logprobs) for sample in samples] if known else []
         values: list[Tensor] = []
         if not known:
@@ -217,6 +221,9 @@ class PolicyTrainer(RowTrainer):
                 old += scored(output.logprob, labels)
                 if output.value is not None:
                     values += scored(output.value, labels)
+        elif self.critic is not None:
+            for output, labels in self._outputs(self.critic, rows, tokens=False):
+                values += scored(output.value, labels)
         with self.reference.asked() as network:
             asks = self.beta > 0
             reference = (
@@ -232,15 +239,17 @@ class PolicyTrainer(RowTrainer):
             )
         ]
 
-    def _outputs(self, network: nn.Module, rows: Sequence[Row]) -> Iterator[tuple[Any, Tensor]]:
-        """The network's outputs on rows, on the CPU, in order."""
+    def _outputs(self, network: nn.Module, rows: Sequence[Row], tokens: bool = True) -> Iterator[tuple[Any, Tensor]]:
+        """The network's outputs on rows, on the CPU, in order; without ``tokens`` no log-probabilities, only values."""
         size = self.args.per_device_eval_batch_size
         training = network.training
         network.eval()
         for first in range(0, len(rows), size):
             batch = collate(rows[first : first + size], self.opened.family.padding)
             inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
-            output = network(**inputs)
+            if not tokens:
+                inputs["labels"] = torch.full_like(inputs["labels"], IGNORE)
+            output = network(**inputs, barred_ids=self.barred_ids)
             yield (
                 output.__class__(**{name: x.float().cpu() for name, x in output.items() if x.dim() == 2}),
                 batch["labels"],
@@ -265,7 +274,7 @@ class PolicyTrainer(RowTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         tokens = inputs.pop("tokens")
-        output = model(**inputs)
+        output = model(**inputs, barred_ids=self.barred_ids)
         logprob_N = output.logprob[inputs["labels"] >= 0]
         losses_N = self.token_losses(output, logprob_N, tokens, inputs["labels"])
         return (losses_N * tokens["weights"]).sum() / num_items_in_batch * self.args.world_size
@@ -364,10 +373,15 @@ class PolicyTrainer(RowTrainer):
 
 
 def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:
-    """The decoding settings of rollouts. Of several stop tokens only the one that rows predict may be said."""
+    """The decoding settings of rollouts. Of several stop tokens only the one that rows predict may be said.
+
+    ``banned_ids`` are all the ids that can never be drawn. The policy is scored without them, by the distribution that
+    its replies are drawn from: scored over the whole vocabulary, every token that is made less likely would feed them,
+    and nothing that is said would ever tell.
+    """
     chosen = Settings(**{"max_new_tokens": 64, **config.generation})
     others = opened.family.prompt(questions[0].context.ids).stop_ids[1:]
-    return replace(chosen, banned_ids=(*chosen.banned_ids, *others))
+    return replace(chosen, banned_ids=tuple(sorted({*chosen.banned_ids, *others, *opened.family.never_said})))
 
 
 def steps_of_round(config: Any, args: TrainingArguments) -> int:

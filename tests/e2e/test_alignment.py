@@ -30,13 +30,13 @@ BAD = ("我不去", "谢谢再见", "怎么样", "你在哪里", "是不是")
 # (rounds, learning rate): found by trying; a family's tiny model starts from random weights
 ROUNDS = {
     "eva": (16, 1e-2),
-    "pangu": (14, 2e-3),
+    "pangu": (20, 1e-3),
     "glm": (8, 1e-2),
     "transformer_xl": (8, 1e-2),
     "huggingface": (12, 1e-2),
 }
-# PanGu-α's top has no norm over it: on the policy's own top the value loss drowns the policy's, so it has a critic apart.
-PPO = {"pangu": {"rate": 1e-3, "rounds": 24, "lam": 1.0, "value_head": "linear", "critic": "start"}}
+# PanGu-α's top has no norm over it, so that a step moves the values of its own top far: plain returns and a plain head.
+PPO = {"pangu": {"rate": 2e-3, "rounds": 24, "lam": 1.0, "value_head": "linear"}}
 KL_BOUND = 40.0  # nats a reply: less than 6 tokens drawn freely could ever be from a uniform start
 
 
@@ -45,8 +45,6 @@ def policy_config(kind: Any, folder: Path, name: str, seed: int) -> Any:
     further = dict(PPO.get(name, {})) if kind is PpoConfig else {}
     rate, rounds = further.pop("rate", rate), further.pop("rounds", rounds)
     start = str(starts(folder, name))
-    if further.get("critic") == "start":
-        further["critic"] = start
     return kind(
         **further,
         model=start,
@@ -69,7 +67,7 @@ def check_learned(folder: Path, outcome: Any) -> None:
     assert rewards[0] < 0.8, "chance is lower"
     assert max(rewards) >= 0.9
     assert rewards[-1] >= 0.8
-    assert abs(entries[-1]["kl_reply"]) < KL_BOUND
+    assert 0 < entries[-1]["kl_reply"] < KL_BOUND  # below 0: mass drifts to ids that cannot be said
     print(
         f"{rewards[0]:.2f} to {rewards[-1]:.2f} in {outcome.steps} steps, KL {entries[-1]['kl_reply']:.1f} nats a reply"
     )

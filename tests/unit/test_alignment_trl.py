@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from hanmo.checkpoints import open_model
 from hanmo.generation.decode import Generation
+from hanmo.generation.settings import Settings
+from hanmo.training import policy
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.dpo import DpoConfig, dpo
 from hanmo.training.grpo import GrpoConfig, grpo
@@ -139,7 +141,9 @@ def reward(prompts: list[str], replies: list[str]) -> list[float]:
 
 @pytest.mark.parametrize(("loss", "theirs"), [("token", "dapo"), ("reply", "grpo")])
 @pytest.mark.parametrize("scale", [True, False])
-def test_grpo_is_trls(loss: Any, theirs: str, scale: bool, start: Path, tmp_path: Path) -> None:
+def test_grpo_is_trls(
+    loss: Any, theirs: str, scale: bool, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two rounds of two passes each, with the KL penalty: the second pass is clipped, the second round penalised."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -180,6 +184,8 @@ def test_grpo_is_trls(loss: Any, theirs: str, scale: bool, start: Path, tmp_path
         str(start), str(tmp_path / "prompts.jsonl"), str(tmp_path / "run"), rewards=(f"{__name__}:reward",), rounds=2,
         samples=8, epochs=2, group=4, beta=0.2, clip=0.2, loss=loss, scale=scale, trainer=settings,
     )  # fmt: skip
+    # TRL scores over the whole vocabulary; ours leaves the second stop token out, which rollouts never say.
+    monkeypatch.setattr(policy, "rollout_settings", lambda *given: Settings(max_new_tokens=6))
     outcome = grpo(config, engine=Replays(rounds))
     expected = [entry["loss"] for entry in peer.state.log_history if "loss" in entry]
     assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-3, abs=1e-5) and len(expected) == 4

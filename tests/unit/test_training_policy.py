@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -15,14 +17,15 @@ import torch
 
 from hanmo.checkpoints import open_model
 from hanmo.errors import ConfigError
-from hanmo.families.base import Context, collate
-from hanmo.families.heads import attach_value_head
+from hanmo.families.base import IGNORE, Context, collate
+from hanmo.families.heads import attach_value_head, score_tokens
 from hanmo.generation.decode import Generation
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, ScoredAnswers
 from hanmo.training.adapt import switch_dropout_off
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.grpo import GrpoConfig, grpo
+from hanmo.training.policy import rollout_settings
 from hanmo.training.ppo import PpoConfig, ppo
 from hanmo.training.reward_scores import score_rows
 from hanmo.training.rollout import OwnEngine, Reference, load_reward, prompt_order, question, scored
@@ -56,8 +59,9 @@ def test_rollouts_carry_the_policys_own_logprobs(name: str, tmp_path: Path) -> N
     """What generation says about its tokens is what the rows of the same ids give, stop token included."""
     opened = tiny(name, tmp_path)
     asked = [question(PromptResponse(text, ""), opened, 32) for text in ("你好吗", "明天去哪里玩", "谢谢")]
-    others = opened.family.prompt(asked[0].context.ids).stop_ids[1:]
-    settings = Settings(max_new_tokens=12, seed=3, top_p=0.9, banned_ids=others)
+    settings = rollout_settings(SimpleNamespace(generation={"max_new_tokens": 12, "banned_ids": (9,)}), opened, asked)
+    assert {9, *opened.family.never_said} <= set(settings.banned_ids)
+    settings = replace(settings, seed=3, top_p=0.9)
     replies = OwnEngine(opened, 2)([one.context for one in asked], settings)
     from hanmo.training.rollout import Sample
 
@@ -65,9 +69,38 @@ def test_rollouts_carry_the_policys_own_logprobs(name: str, tmp_path: Path) -> N
     rows = [opened.family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
     batch = collate(rows, opened.family.padding)
     with torch.no_grad():
-        logprobs = scored(opened.network(**batch).logprob, batch["labels"])
+        free = scored(opened.network(**batch).logprob, batch["labels"])
+        barred = torch.tensor(settings.banned_ids)
+        logprobs = scored(opened.network(**batch, barred_ids=barred).logprob, batch["labels"])
+    assert all((ours > other).all() for ours, other in zip(logprobs, free, strict=True))  # a choice among fewer ids
     for sample, found in zip(samples, logprobs, strict=True):
         torch.testing.assert_close(found, torch.tensor(sample.generation.logprobs), rtol=1e-3, atol=1e-4)
+
+
+def test_barred_ids_have_neither_probability_nor_gradient() -> None:
+    head, hidden, labels = torch.nn.Linear(4, 6, bias=False), torch.randn(1, 3, 4), torch.tensor([[1, IGNORE, 4]])
+    logprob, entropy = score_tokens(head, hidden, labels, entropy=True, barred_ids=torch.tensor([0, 5]))
+    among = head(hidden)[..., 1:5].log_softmax(-1)  # the ids 1 to 4
+    torch.testing.assert_close(logprob, torch.stack([among[:, 0, 0], torch.zeros(1), among[:, 2, 3]], dim=1))
+    assert entropy is not None and entropy[0, 0].item() == pytest.approx(-(among.exp() * among).sum(-1)[0, 0].item())
+    logprob.sum().backward()
+    assert head.weight.grad is not None
+    assert head.weight.grad.abs().sum(1).ne(0).tolist() == [False, True, True, True, True, False]
+
+
+class Forgetful:
+    """An engine that does not keep to what is banned."""
+
+    exact = False
+
+    def __call__(self, contexts: Sequence[Context], settings: Settings) -> list[Generation]:
+        return [Generation((settings.banned_ids[0],), (), 0.0, True) for _ in contexts]
+
+
+def test_a_banned_id_in_a_reply_is_an_error(tmp_path: Path) -> None:
+    starts(tmp_path, "pangu")
+    with pytest.raises(ConfigError, match=r"said the ids \[9\]"):
+        grpo(small(GrpoConfig, tmp_path, generation={"max_new_tokens": 4, "banned_ids": (9,)}), engine=Forgetful())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,7 +168,6 @@ def test_rewards_that_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_reward_does_not_hang_on_the_batch(name: str, tmp_path: Path) -> None:
     import copy
-    from dataclasses import replace
 
     opened = tiny(name, tmp_path)
     opened = replace(opened, network=copy.deepcopy(opened.network))

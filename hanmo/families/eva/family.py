@@ -180,6 +180,11 @@ class EvaFamily(Family):
 
         return Export(t5_tensors(self.config), partial(write_t5, self.config, self.tokenizer))
 
+    @property
+    def never_said(self) -> tuple[int, ...]:
+        """The rules ban ``<unk>`` in every context."""
+        return (*super().never_said, self._rule_book.unknown_id)
+
     def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
         """EVA's penalties and bans; antonyms are banned where the model has a file of them."""
         from hanmo.families.eva.decoding import EvaRules

@@ -22,7 +22,15 @@ from transformers.cache_utils import EncoderDecoderCache
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE
-from hanmo.families.heads import RowOutput, ValueHead, configured_value_head, kept_places, score_tokens, values_of
+from hanmo.families.heads import (
+    RowOutput,
+    ValueHead,
+    configured_value_head,
+    kept_places,
+    score_tokens,
+    values_of,
+    without_barred,
+)
 from hanmo.families.huggingface.ranks import settle_heads, with_plan
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
@@ -81,6 +89,7 @@ class TransformersRows:
         weights: Tensor | None = None,
         num_items_in_batch: Tensor | float | None = None,
         entropy: bool = False,
+        barred_ids: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
         """Rows (labels with weights) are scored as RowModel does; any other call is the model's own forward."""
@@ -96,10 +105,11 @@ class TransformersRows:
         if self.head_is_exact:
             hidden_BAD = _last_hidden(self, *args, **inputs)
             head = self.get_output_embeddings()  # type: ignore[attr-defined]
-            logprob_BA, entropy_BA = score_tokens(head, hidden_BAD, labels, entropy, kept=kept_places(self))
+            kept = kept_places(self)
+            logprob_BA, entropy_BA = score_tokens(head, hidden_BAD, labels, entropy, kept=kept, barred_ids=barred_ids)
         else:
             output = super().forward(*args, **inputs, output_hidden_states=self.value_head is not None)  # type: ignore[misc]
-            logprob_BA, entropy_BA = _score_logits(output.logits, labels, entropy)
+            logprob_BA, entropy_BA = _score_logits(without_barred(output.logits, barred_ids), labels, entropy)
             states = "decoder_hidden_states" if self.config.is_encoder_decoder else "hidden_states"  # type: ignore[attr-defined]
             hidden_BAD = None if self.value_head is None else output[states][-1]
         value_BA = values_of(self, hidden_BAD, labels, known)
