@@ -9,23 +9,29 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from hanmo.checkpoints.opening import RULES, quiet
 from hanmo.errors import CheckpointError, UnsupportedError
 from hanmo.families.base import Family, OpenedModel
 from hanmo.families.int8 import is_int8
-from hanmo.families.parallel import writes
+from hanmo.families.parallel import is_cut, writes
 
 SHARD_BYTES = 5_000_000_000
 INDEX = "tensors.json"  # a content hash per tensor, of folders that a conversion wrote
 _WEIGHT_FILE = re.compile(rf"(model|pytorch_model).*\.(safetensors|bin)(\.index\.json)?|{re.escape(INDEX)}")
 
 
-def save_model(opened: OpenedModel, folder: str | Path) -> Path:
+def save_model(opened: OpenedModel, folder: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
     """Write a model as a folder of ours: weights, configuration, tokenizer and rule files.
 
     What else lies in an existing folder stays there. Until everything is written the old content is untouched. Of a
     network that is cut over several ranks, all ranks call this and the first one writes it whole.
+
+    Args:
+        weights: all of them, by name, where the network itself holds but a share.
 
     Raises:
         CheckpointError: the folder cannot be written (a full disk), and nothing has changed.
@@ -35,14 +41,25 @@ def save_model(opened: OpenedModel, folder: str | Path) -> Path:
         raise UnsupportedError("a model in int8 is for inference only: open it in another dtype to train or save it")
     if not writes(opened.network):
         with tempfile.TemporaryDirectory() as nowhere, quiet():
-            opened.network.save_pretrained(nowhere)  # gives its slices to the rank that writes
+            opened.network.save_pretrained(
+                nowhere, **_of_a_cut(opened.network)
+            )  # gives its slices to the rank that writes
         return Path(folder)
+    given = _of_a_cut(opened.network) if weights is None else {"state_dict": weights}
     with new_folder(folder, keep=True) as draft:
         with quiet():
-            opened.network.save_pretrained(draft, max_shard_size=SHARD_BYTES)
+            opened.network.save_pretrained(draft, max_shard_size=SHARD_BYTES, **given)
         opened.tokenizer.save_pretrained(draft)
         save_rules(opened.family, draft)
     return Path(folder)
+
+
+def _of_a_cut(network: Any) -> dict[str, Any]:
+    """Without tied copies: of slices transformers (5.23) does not see that they are the same, and writes both."""
+    if not is_cut(network):
+        return {}
+    tied = network.all_tied_weights_keys
+    return {"state_dict": {name: tensor for name, tensor in network.state_dict().items() if name not in tied}}
 
 
 def save_rules(family: Family, folder: Path) -> None:

@@ -15,29 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import ParallelismConfig
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from hanmo.checkpoints.opening import quiet
 from hanmo.data.rows import FILLER, ROW_IDS, Collator, EpochSampler, Rows
 from hanmo.errors import CheckpointError, DivergedError
-from hanmo.families.parallel import check_accumulation, is_cut
 from hanmo.training.explosion import STEPS, Explosion
+from hanmo.training.sliced import SlicedTrainer
 
 DRAFTS = ".saving"  # where a checkpoint grows until it is whole
 
 
-class _ProcessorRanks(ParallelismConfig):
-    """Tensor parallelism without devices, which works, but which accelerate's check does not admit."""
-
-    def _validate_accelerator(self, accelerator: Any) -> None:
-        assert accelerator.num_processes == self.tp_size
-
-
-class RowTrainer(Trainer):
+class RowTrainer(SlicedTrainer):
     """Trains a network that gives ``RowOutput`` on ``Rows``.
 
     Args:
@@ -57,10 +49,6 @@ class RowTrainer(Trainer):
         assert args.output_dir is not None
         self.folder = Path(args.output_dir)
         padding = next((rows.family.padding for rows in (train, valid) if rows is not None), {})
-        if is_cut(model):
-            check_accumulation(model, args.gradient_accumulation_steps)
-        if is_cut(model) and args.use_cpu:
-            args.parallelism_config = _ProcessorRanks(tp_size=model.tp_size)
         super().__init__(model, args, Collator(padding), train, valid, callbacks=callbacks)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs work as several processes, never as one DataParallel
         self._factor = factor
