@@ -41,25 +41,25 @@ def save_model(opened: OpenedModel, folder: str | Path, weights: dict[str, Tenso
         raise UnsupportedError("a model in int8 is for inference only: open it in another dtype to train or save it")
     if not writes(opened.network):
         with tempfile.TemporaryDirectory() as nowhere, quiet():
-            opened.network.save_pretrained(
-                nowhere, **_of_a_cut(opened.network)
-            )  # gives its slices to the rank that writes
+            # Gives its slices to the rank that writes.
+            opened.network.save_pretrained(nowhere, **_untied(opened.network, weights))
         return Path(folder)
-    given = _of_a_cut(opened.network) if weights is None else {"state_dict": weights}
     with new_folder(folder, keep=True) as draft:
         with quiet():
-            opened.network.save_pretrained(draft, max_shard_size=SHARD_BYTES, **given)
+            opened.network.save_pretrained(draft, max_shard_size=SHARD_BYTES, **_untied(opened.network, weights))
         opened.tokenizer.save_pretrained(draft)
         save_rules(opened.family, draft)
     return Path(folder)
 
 
-def _of_a_cut(network: Any) -> dict[str, Any]:
-    """Without tied copies: of slices transformers (5.23) does not see that they are the same, and writes both."""
-    if not is_cut(network):
+def _untied(network: Any, weights: dict[str, Tensor] | None) -> dict[str, Any]:
+    """What ``save_pretrained`` is told of weights that lie over processes: transformers (5.23) does not see which of them are the same."""
+    if weights is None and not is_cut(network):
         return {}
-    tied = network.all_tied_weights_keys
-    return {"state_dict": {name: tensor for name, tensor in network.state_dict().items() if name not in tied}}
+    weights = network.state_dict() if weights is None else weights
+    return {
+        "state_dict": {name: tensor for name, tensor in weights.items() if name not in network.all_tied_weights_keys}
+    }
 
 
 def save_rules(family: Family, folder: Path) -> None:

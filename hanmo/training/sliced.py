@@ -10,6 +10,7 @@ import torch.distributed.checkpoint as dcp
 from accelerate import ParallelismConfig, PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -75,7 +76,8 @@ class SlicedTrainer(Trainer):
         if not self.is_deepspeed_enabled or self.accelerator.deepspeed_plugin.zero_stage < 3:
             return merged(network), None
         if not hasattr(network, "merge_and_unload"):
-            return network, self.model_wrapped._zero3_consolidated_16bit_state_dict()
+            engine: Any = self.model_wrapped
+            return network, engine._zero3_consolidated_16bit_state_dict()
         from deepspeed.zero import GatheredParameters
 
         with GatheredParameters(list(network.parameters())):
@@ -88,13 +90,15 @@ class SlicedTrainer(Trainer):
             return
         assert output_dir is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        optimizer = None if self.args.save_only_model else self.optimizer.optimizer
+        optimizer: Any = self.optimizer
+        optimizer = None if self.args.save_only_model else optimizer.optimizer
         save_slices(self.model, optimizer, Path(output_dir) / SLICES)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self._cut:
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
+            assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -107,7 +111,9 @@ class SlicedTrainer(Trainer):
         if checkpoint is None or not self._cut:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        load_slices(self.model, self.optimizer.optimizer, Path(checkpoint) / SLICES)
+        optimizer: Any = self.optimizer
+        assert self.lr_scheduler is not None
+        load_slices(self.model, optimizer.optimizer, Path(checkpoint) / SLICES)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_best_model(self) -> None:
@@ -117,7 +123,7 @@ class SlicedTrainer(Trainer):
             super()._load_best_model()
 
 
-def save_slices(network: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+def save_slices(network: Any, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
     """Write what of a cut network is trained, and the optimizer's states, each rank its own; all ranks call this."""
     dcp.save(_slices(network, optimizer), checkpoint_id=folder)
 
@@ -125,19 +131,24 @@ def save_slices(network: Any, optimizer: torch.optim.Optimizer, folder: Path) ->
 def load_slices(network: Any, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
     """Read what ``save_slices`` wrote, or without an optimizer only the weights; all ranks call this."""
     state = _slices(network, optimizer)
-    dcp.load(state, checkpoint_id=folder)
+    dcp.load(state, checkpoint_id=folder, planner=DefaultLoadPlanner(allow_partial_load=True))
     set_model_state_dict(network, state["network"], options=StateDictOptions(strict=False))
-    if optimizer is not None:
-        set_optimizer_state_dict(network, optimizer, state["optimizer"], options=_BY_NAME)
+    if optimizer is None:
+        return
+    set_optimizer_state_dict(network, optimizer, state["optimizer"], options=_BY_NAME)
+    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    for name, parameter in network.named_parameters():
+        # What never had a gradient has no state; torch has made one in order to have a place to read to.
+        if not any(key.startswith(f"optimizer.state.{name}.") for key in stored):
+            optimizer.state.pop(parameter, None)
 
 
 _BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def _slices(network: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    slices: dict[str, Any] = {
-        "network": get_model_state_dict(network, options=StateDictOptions(ignore_frozen_params=True))
-    }
+    trained = StateDictOptions(ignore_frozen_params=True)
+    slices: dict[str, Any] = {"network": get_model_state_dict(network, options=trained)}
     if optimizer is not None:
         slices["optimizer"] = get_optimizer_state_dict(network, optimizer, options=_BY_NAME)
     return slices

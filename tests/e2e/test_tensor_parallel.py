@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import TrainingArguments
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.convert import convert
-from hanmo.families.base import collate
-from hanmo.training.adapt import LoraSettings, add_lora, merged, switch_dropout_off
+from hanmo.training.adapt import LoraSettings, add_lora, switch_dropout_off
+from hanmo.training.trainer import RowTrainer
 from tests.golden.make import FOLDER
 from tests.ranks import RANKS, ROOT, on_ranks
 from tests.unit.checkpoint_files import write_megatron
@@ -124,7 +125,6 @@ def train(name: str, stage: str, model: Path, folder: Path, ranks: int, *more: s
     settings = [
         "limit=" + ("16" if name == "transformer_xl" and stage in ("pretrain", "streams") else "64"),
         *(["streams=true"] if stage == "streams" else []),
-        *(["lora.rank=4", "lora.targets=[q_proj,v_proj]"] if stage == "lora" else []),
         f"valid={data}", "trainer.num_train_epochs=2", "trainer.per_device_train_batch_size=2",
         "trainer.gradient_accumulation_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
         "trainer.per_device_eval_batch_size=4", "trainer.max_grad_norm=0.5",
@@ -135,7 +135,7 @@ def train(name: str, stage: str, model: Path, folder: Path, ranks: int, *more: s
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-STAGES = [(name, stage) for stage in ("sft", "pretrain", "lora") for name in NAMES] + [("transformer_xl", "streams")]
+STAGES = [(name, stage) for stage in ("sft", "pretrain") for name in NAMES] + [("transformer_xl", "streams")]
 
 
 @pytest.mark.parametrize(("name", "stage"), STAGES)
@@ -209,31 +209,38 @@ def adapted(folder: Path) -> None:
                 if isinstance(parameter, DTensor):
                     start = distribute_tensor(start, parameter.device_mesh, parameter.placements)
                 parameter.data.copy_(start)
-        rows = examples(opened)
-        optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.05)
-        for _ in range(2):
-            for place in range(2):
-                network(**collate([rows.row(place)], opened.family.padding)).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        save_model(replace(opened, network=merged(network)), folder / name)
+        args = TrainingArguments(
+            str(folder / name / "run"), max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+            optim="sgd", learning_rate=0.05, max_grad_norm=0.5, logging_steps=1, save_strategy="no", report_to="none",
+            remove_unused_columns=False, label_names=["labels"], use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = RowTrainer(network, args, examples(opened))
+        trainer.train()
+        save_model(replace(opened, network=trainer.finished(network)[0]), folder / name)
+        if trainer.is_world_process_zero():
+            trainer.state.save_to_json(str(folder / name / "state.json"))
 
 
 def test_adapters_over_two_ranks_are_those_of_one(tmp_path: Path) -> None:
+    """Losses, gradient norms before clipping, and what is left when they are merged."""
     adapted(tmp_path / "one")
     done = on_ranks(2, "tests.e2e.test_tensor_parallel", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-3000:]
     for name in NAMES:
-        before, one, two = (
-            load_file(folder / name / "model.safetensors") for folder in (FOLDER, tmp_path / "one", tmp_path / "two")
-        )
-        assert one.keys() == two.keys()
+        places = (FOLDER / name, tmp_path / "one" / name, tmp_path / "two" / name)
+        before, one, two = (load_file(place / "model.safetensors") for place in places)
+        assert before.keys() == one.keys() == two.keys()
         for key in one:
             torch.testing.assert_close(
                 two[key], one[key], atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
             )
         changed = {key.rpartition(".")[0].rpartition(".")[2] for key in one if not torch.equal(one[key], before[key])}
         assert len(changed) > 3, name
+        alone, together = (json.loads((place / "state.json").read_text())["log_history"] for place in places[1:])
+        for figure in ("loss", "grad_norm"):
+            found = [entry[figure] for entry in together if figure in entry]
+            assert len(found) == 3, name
+            assert found == pytest.approx([entry[figure] for entry in alone if figure in entry], rel=2e-4), name
 
 
 @pytest.mark.parametrize("other", ["trainer.fsdp=full_shard", "trainer.deepspeed={zero_optimization: {stage: 2}}"])
