@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
+from hanmo.errors import ConfigError
 from hanmo.families.parallel import each_pass_alone, is_cut
 from hanmo.training.adapt import merged
 
@@ -36,7 +37,10 @@ class _ProcessorRanks(ParallelismConfig):
 
 
 class SlicedTrainer(Trainer):
-    """transformers' Trainer for whole networks; of a cut one each process writes and reads its slices."""
+    """transformers' Trainer; of a network cut by tensor parallelism or sharded by FSDP2, each process saves its slices.
+
+    Of FSDP2 transformers would too, but what never had a gradient (EVA's roles, where there are none) it cannot read.
+    """
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *others: Any, **named: Any):
         if is_cut(model) and args.use_cpu:
@@ -52,16 +56,26 @@ class SlicedTrainer(Trainer):
         if self.args.fsdp and state.distributed_type is DistributedType.MULTI_CPU:
             state.distributed_type = DistributedType.MULTI_GPU
         super().create_accelerator_and_postprocess()
+        if self.accelerator.is_fsdp2 and "state_dict_type" in (self.args.fsdp_config or {}):
+            raise ConfigError("trainer.fsdp_config.state_dict_type: every process saves its share; leave it out")
 
     @property
-    def _cut(self) -> bool:
-        return is_cut(self.model)
+    def _sliced(self) -> bool:
+        """Whether each process writes and reads what it holds, rather than the first one all of it."""
+        return is_cut(self.model) or self.accelerator.is_fsdp2
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        if not self._cut:
+        if not is_cut(self.model):
             return super().training_step(model, inputs, num_items_in_batch)
         with each_pass_alone(self.model):
             return super().training_step(model, inputs, num_items_in_batch)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Without empty groups of parameters (all that decay, of adapters), whose slices torch cannot read."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self._sliced:
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
 
     def finished(self, network: Any) -> tuple[Any, dict[str, Tensor] | None]:
         """The network with its adapters merged, and its weights where FSDP or ZeRO-3 has left a process but a share of them.
@@ -85,7 +99,7 @@ class SlicedTrainer(Trainer):
             return trained, {name: tensor.cpu().clone() for name, tensor in trained.state_dict().items()}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self._cut:
+        if not self._sliced:
             super().save_model(output_dir, _internal_call)
             return
         assert output_dir is not None
@@ -95,20 +109,20 @@ class SlicedTrainer(Trainer):
         save_slices(self.model, optimizer, Path(output_dir) / SLICES)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self._cut:
+        if not self._sliced:
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
             assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._cut:
+        if self._sliced:
             load_slices(self.model, None, Path(resume_from_checkpoint) / SLICES)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self._cut:
+        if checkpoint is None or not self._sliced:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         optimizer: Any = self.optimizer
@@ -117,14 +131,14 @@ class SlicedTrainer(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_best_model(self) -> None:
-        if self._cut:
+        if self._sliced:
             load_slices(self.model, None, Path(str(self.state.best_model_checkpoint)) / SLICES)
         else:
             super()._load_best_model()
 
 
 def save_slices(network: Any, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
-    """Write what of a cut network is trained, and the optimizer's states, each rank its own; all ranks call this."""
+    """Write what of a sliced network is trained, and the optimizer's states, each rank its own; all ranks call this."""
     dcp.save(_slices(network, optimizer), checkpoint_id=folder)
 
 
