@@ -92,9 +92,9 @@ class SlicedTrainer(Trainer):
         if not hasattr(network, "merge_and_unload"):
             engine: Any = self.model_wrapped
             return network, engine._zero3_consolidated_16bit_state_dict()
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters(list(network.parameters())):
+        with deepspeed.zero.GatheredParameters(list(network.parameters())):
             trained = merged(network)
             return trained, {name: tensor.cpu().clone() for name, tensor in trained.state_dict().items()}
 
