@@ -44,7 +44,7 @@ class VocabularyError(HanmoError):
 
 
 class DivergedError(HanmoError):
-    """Training has produced a loss or a gradient that is not a finite number."""
+    """Training has produced a loss or a gradient that is not a finite number, or a loss that has exploded."""
 
 
 class UnsupportedError(HanmoError):

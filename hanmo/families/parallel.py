@@ -8,10 +8,13 @@ share of heads needs nothing more.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hanmo.errors import ConfigError, UnsupportedError
@@ -53,20 +56,35 @@ def is_cut(network: Any) -> bool:
     return (getattr(network, "tp_size", None) or 1) > 1
 
 
-def check_accumulation(network: Any, passes: int) -> None:
-    """Whether a cut network's gradients may be summed up over several passes.
+def tell_widths(network: nn.Module) -> None:
+    """Give linear modules the width of the whole: peft (0.21) gives a cut layer's adapter that of this rank's slice."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear) and isinstance(module.weight, DTensor):
+            module.out_features, module.in_features = module.weight.shape
 
-    Raises:
-        UnsupportedError: of what a rank sees a part of only (Qwen3's norms of queries and keys), transformers (5.23)
-            sums the gradient over the ranks after every pass, the sum of the passes before included.
+
+@contextmanager
+def each_pass_alone(network: Any) -> Iterator[None]:
+    """A forward and backward pass of a cut network, which may be one of several whose gradients are summed up.
+
+    Of what a rank sees a part of only (Qwen3's norms of queries and keys), transformers (5.23) sums the gradient over the
+    ranks after every pass, and would count those of the passes before again: they are put aside until this one is over.
     """
     plan = network.config.get_text_config().base_model_tp_plan or {}
     summed = [name for name, style in plan.items() if style == "replicated_with_grad_allreduce"]
-    if passes > 1 and summed:
-        raise UnsupportedError(
-            f"tensor_parallel with gradient_accumulation_steps={passes}: transformers would count the gradients of "
-            f"{', '.join(summed)} twice; use gradient_accumulation_steps=1 and a larger batch"
-        )
+    pattern = re.compile(
+        "|".join(rf"(.*\.)?{re.escape(name).replace(re.escape('*'), '[0-9]+')}\.\w+" for name in summed)
+    )
+    before = {
+        parameter: parameter.grad
+        for name, parameter in network.named_parameters()
+        if summed and parameter.grad is not None and pattern.fullmatch(name)
+    }
+    for parameter in before:
+        parameter.grad = None
+    yield
+    for parameter, gradient in before.items():
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
 def writes(network: Any) -> bool:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor.experimental import implicit_replication
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from hanmo.errors import ConfigError
+from hanmo.families.parallel import tell_widths
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,18 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
     except ValueError as error:
         known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
         raise ConfigError(f"lora.targets: {error}; linear modules here: {', '.join(sorted(known))}") from None
+    tell_widths(adapted)
     # With a name, saving asks the hub for a model of that name.
     adapted.peft_config["default"].base_model_name_or_path = ""
     return adapted
+
+
+def merged(network: Any) -> Any:
+    """The network with its adapters, if it has any, added to its weights."""
+    if not hasattr(network, "merge_and_unload"):
+        return network
+    with implicit_replication():  # of a cut layer's two matrices one is cut, and every rank has the whole other one
+        return network.merge_and_unload()
 
 
 def checkpoint_layers(network: Any, selective: bool) -> None:

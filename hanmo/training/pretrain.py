@@ -19,8 +19,8 @@ from hanmo.records import Plain, Rejects, iter_records
 from hanmo.training import stage
 from hanmo.training.adapt import checkpoint_layers
 from hanmo.training.parallel import read_once
-from hanmo.training.run import Outcome, data_files, open_for_training, tokenising, trainer_settings, without_checkpoints
-from hanmo.training.settings import RunConfig, one_checkpointing
+from hanmo.training.run import Outcome, data_files, open_for_training, tokenising, trainer_settings
+from hanmo.training.settings import RunConfig, one_checkpointing, one_parallelism
 from hanmo.training.streams import StreamTrainer
 from hanmo.training.trainer import RowTrainer
 
@@ -56,6 +56,7 @@ class PretrainConfig(RunConfig):
             tensor_parallel=(self.tensor_parallel >= 1, "at least 1"),
         )
         one_checkpointing(self.selective_checkpointing, self.trainer)
+        one_parallelism(self.tensor_parallel, self.trainer)
 
 
 def pretrain(config: PretrainConfig, resume: bool = False, show: TrainerCallback | None = None) -> Outcome:
@@ -84,8 +85,6 @@ def _prepare(config: PretrainConfig, bars: bool = True) -> tuple[PretrainConfig,
     else:
         train_file, valid_file = data_files(config.data, config.valid)
     seed = config.trainer.get("seed", 42)
-    if config.tensor_parallel > 1:
-        config = replace(config, trainer=without_checkpoints(config.trainer))
     config = replace(config, trainer=trainer_settings(config.trainer, valid_file is not None))
     set_seed(seed)
     opened = open_for_training(

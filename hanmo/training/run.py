@@ -161,17 +161,6 @@ def trainer_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
     return merged
 
 
-def without_checkpoints(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings for a model that is cut over ranks, whose optimizer transformers cannot save: such a run cannot be resumed."""
-    fixed: dict[str, Any] = {"save_strategy": "no", "save_only_model": True, "load_best_model_at_end": False}
-    for key, value in fixed.items():
-        if given.get(key, value) != value:
-            raise ConfigError(
-                f"trainer.{key}={given[key]}: with tensor_parallel only {value}, as no optimizer is saved"
-            )
-    return {**given, **fixed}
-
-
 def _with_deepspeed(given: dict[str, Any]) -> dict[str, Any]:
     """The settings with a DeepSpeed file read, brought up to date, and what it decides where nothing else is given."""
     file = given.get("deepspeed")

@@ -90,3 +90,10 @@ def one_checkpointing(selective: bool, trainer: dict[str, Any]) -> None:
     full = next((name for name in ("activation_checkpointing", "gradient_checkpointing") if trainer.get(name)), None)
     if selective and full:
         raise ConfigError(f"selective_checkpointing and trainer.{full}: the latter keeps less; give one of them")
+
+
+def one_parallelism(tensor_parallel: int, trainer: dict[str, Any]) -> None:
+    """ConfigError where a model is to be cut in two ways at once."""
+    other = next((name for name in ("deepspeed", "fsdp") if trainer.get(name)), None)
+    if tensor_parallel > 1 and other:
+        raise ConfigError(f"tensor_parallel={tensor_parallel} and trainer.{other}: give one of them")

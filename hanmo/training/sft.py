@@ -25,9 +25,8 @@ from hanmo.training.run import (
     open_for_training,
     tokenising,
     trainer_settings,
-    without_checkpoints,
 )
-from hanmo.training.settings import TuningConfig, one_checkpointing
+from hanmo.training.settings import TuningConfig, one_checkpointing, one_parallelism
 from hanmo.training.streams import StreamTrainer
 from hanmo.training.trainer import RowTrainer
 
@@ -65,11 +64,10 @@ class SftConfig(TuningConfig):
         )
         if self.packing and self.streams:
             raise ConfigError("packing and streams: in streams nothing is padding; give one of them")
-        if self.tensor_parallel > 1 and self.lora:
-            raise ConfigError("tensor_parallel: not together with lora")
         if self.freeze and self.lora:
             raise ConfigError("freeze and lora: LoRA already leaves all layers as they are; give one of them")
         one_checkpointing(self.selective_checkpointing, self.trainer)
+        one_parallelism(self.tensor_parallel, self.trainer)
 
 
 def sft(config: SftConfig, resume: bool = False, show: TrainerCallback | None = None) -> Outcome:
@@ -94,8 +92,6 @@ def dry_run(config: SftConfig) -> dict[str, Any]:
 def _prepare(config: SftConfig, bars: bool = True) -> tuple[SftConfig, stage.Prepared]:
     """Everything that can be wrong, before anything is written."""
     train_file, valid_file = data_files(config.data, config.valid)
-    if config.tensor_parallel > 1:
-        config = replace(config, trainer=without_checkpoints(config.trainer))
     config = replace(config, trainer=trainer_settings(config.trainer, valid_file is not None))
     set_seed(config.trainer.get("seed", 42))
     opened = open_for_training(

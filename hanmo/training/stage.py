@@ -77,9 +77,9 @@ def train(config: Any, ready: Prepared, resume: bool, show: TrainerCallback | No
     )
     if stop.signal is not None:
         return outcome
-    trained = ready.network.merge_and_unload() if hasattr(ready.network, "merge_and_unload") else ready.network
+    trained, weights = trainer.finished(ready.network)
     if trainer.is_world_process_zero() or is_cut(trained):
-        save_model(replace(ready.opened, network=trained), folder / "model")
+        save_model(replace(ready.opened, network=trained), folder / "model", weights)
     if trainer.is_world_process_zero():
         known = {name: value for name, value in asdict(outcome).items() if value is not None}
         facts = {"model": ready.opened.source, "data": config.data, **known}

@@ -18,8 +18,8 @@ class StreamTrainer(RowTrainer):
     """Trains a network with memory on ``StreamRows``: place p of every batch is the next segment of stream p.
 
     Memory is carried from batch to batch, over the batches of an accumulated step and from epoch to epoch too; each
-    process keeps that of its own places (of a network cut over processes, each that of all), saves it in checkpoints and goes on with it when resumed. Every evaluation
-    starts without memory and has its own.
+    process keeps that of its own places (of a network cut over processes, each that of all), saves it in checkpoints and
+    goes on with it when resumed. Every evaluation starts without memory and has its own.
     """
 
     _memory: Memory = ()
@@ -59,5 +59,5 @@ class StreamTrainer(RowTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            kept = torch.load(self._memory_file(checkpoint), map_location=self.args.device, weights_only=True)
-            self._memory = tuple(kept)
+            kept = torch.load(self._memory_file(checkpoint), map_location="cpu", weights_only=True)
+            self._memory = tuple(tensor.to(self.args.device) for tensor in kept)

@@ -2,7 +2,8 @@
 
 What it adds: the loss of an optimizer step is divided by the weights of the whole step; the evaluation loss does not
 depend on the batch size; weight decay as published; the order of the data depends on seed and epoch alone, so that a
-killed run resumes to the same weights; checkpoints appear whole or not at all; a loss that is not finite stops the run.
+killed run resumes to the same weights; checkpoints appear whole or not at all; a loss that is not finite, or has
+exploded, stops the run.
 """
 
 from __future__ import annotations
@@ -14,27 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import ParallelismConfig
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from hanmo.checkpoints.opening import quiet
 from hanmo.data.rows import FILLER, ROW_IDS, Collator, EpochSampler, Rows
 from hanmo.errors import CheckpointError, DivergedError
-from hanmo.families.parallel import check_accumulation, is_cut
+from hanmo.training.explosion import STEPS, Explosion
+from hanmo.training.sliced import SlicedTrainer
 
 DRAFTS = ".saving"  # where a checkpoint grows until it is whole
 
 
-class _ProcessorRanks(ParallelismConfig):
-    """Tensor parallelism without devices, which works, but which accelerate's check does not admit."""
-
-    def _validate_accelerator(self, accelerator: Any) -> None:
-        assert accelerator.num_processes == self.tp_size
-
-
-class RowTrainer(Trainer):
+class RowTrainer(SlicedTrainer):
     """Trains a network that gives ``RowOutput`` on ``Rows``.
 
     Args:
@@ -54,14 +49,12 @@ class RowTrainer(Trainer):
         assert args.output_dir is not None
         self.folder = Path(args.output_dir)
         padding = next((rows.family.padding for rows in (train, valid) if rows is not None), {})
-        if is_cut(model):
-            check_accumulation(model, args.gradient_accumulation_steps)
-        if is_cut(model) and args.use_cpu:
-            args.parallelism_config = _ProcessorRanks(tp_size=model.tp_size)
         super().__init__(model, args, Collator(padding), train, valid, callbacks=callbacks)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs work as several processes, never as one DataParallel
         self._factor = factor
-        self._fed: deque[Tensor] = deque(maxlen=args.gradient_accumulation_steps)  # places of an optimizer step's rows
+        self._fed: deque[list[Tensor]] = deque(maxlen=STEPS)  # places of the rows of the last optimizer steps
+        self._step_loss: Tensor | None = None  # of the optimizer step so far, in this process; None between steps
+        self._explosion = Explosion()
         self._evaluated: list[Tensor] = []
         self._saving = False
         shutil.rmtree(self._drafts, ignore_errors=True)  # of a run that was killed while saving
@@ -108,24 +101,53 @@ class RowTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise DivergedError(self._diverged(f"the loss is {loss.item()}", [places]))
-        self._fed.append(places)
+        if self._step_loss is None:
+            self._fed.append([])
+        self._fed[-1].append(places)
+        self._step_loss = loss if self._step_loss is None else self._step_loss + loss
+        if self.accelerator.sync_gradients:  # that was the step's last batch
+            whole, self._step_loss = self._step_loss, None
+            self._check_explosion(self.accelerator.reduce(whole, "mean").item())
         return loss
+
+    def _check_explosion(self, loss: float) -> None:
+        """The loss of a step, over all its batches and processes."""
+        watch = self._explosion
+        if watch.exploded(self.state.global_step + 1, loss):
+            what = f"the loss has exploded: above {watch.limit:.3g} since step {watch.began}, {loss:.4g} now"
+            what += f", where it had kept below {watch.ceiling:.3g}"
+            raise DivergedError(self._diverged(what, self._everywhere(self._fed[0]), f"step {watch.began}"))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         scaled = self.accelerator.scaler is not None  # fp16: the scaler skips such a step and goes on
         if not scaled and not torch.isfinite(torch.as_tensor(norm)):
-            raise DivergedError(self._diverged(f"the gradient's norm is {float(norm)}", self._fed))
+            raise DivergedError(
+                self._diverged(f"the gradient's norm is {float(norm)}", self._everywhere(self._fed[-1]))
+            )
         return norm
 
-    def _diverged(self, what: str, fed: Iterable[Tensor] = ()) -> str:
-        last = get_last_checkpoint(str(self.folder))
-        where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+    def _everywhere(self, fed: list[Tensor]) -> list[Tensor]:
+        """What the processes were fed, to be called by all of them."""
+        return gather_object(fed) if self._replicas > 1 else fed
+
+    def _diverged(self, what: str, fed: Iterable[Tensor] = (), of: str = "the batch") -> str:
+        """The message that ends a run; ``fed`` are the places of the rows ``of`` something."""
+        names = [path.name.removeprefix("checkpoint-") for path in self.folder.glob("checkpoint-*")]
+        saved = sorted(int(name) for name in names if name.isdecimal())
+        began = self._explosion.began  # the update before made the first loss that was too high
+        good = [step for step in saved if began is None or step < began - 1]
+        if good:
+            where = f"the last good checkpoint is {self.folder / f'checkpoint-{good[-1]}'}"
+        elif saved:
+            where = "the checkpoints are of later steps (trainer.save_total_limit keeps more)"
+        else:
+            where = "there is no checkpoint yet"
         advice = "try a smaller learning rate, a longer warm-up or trainer.max_grad_norm"
         said = f"step {self.state.global_step + 1}: {what}; {where}; {advice}"
         if places := [place for batch in fed for place in batch.tolist() if place != FILLER]:
             assert isinstance(self.train_dataset, Rows)
-            said += f"; records of the batch: {', '.join(map(self.train_dataset.where, places))}"
+            said += f"; records of {of}: {', '.join(map(self.train_dataset.where, places))}"
         return said
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -7,17 +7,24 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import TrainingArguments
 
-from hanmo.checkpoints import open_model
+from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.convert import convert
+from hanmo.training.adapt import LoraSettings, add_lora, switch_dropout_off
+from hanmo.training.trainer import RowTrainer
 from tests.golden.make import FOLDER
-from tests.ranks import ROOT, on_ranks
+from tests.ranks import RANKS, ROOT, on_ranks
 from tests.unit.checkpoint_files import write_megatron
+from tests.unit.test_packing import examples
 from tests.unit.tiny import NAMES
 from tests.unit.transformers_models import write_model
 
@@ -99,10 +106,8 @@ def without_dropout(name: str, folder: Path) -> Path:
     return folder
 
 
-def train(name: str, stage: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
-    """The log of a run of two epochs; Transformer-XL carries its memory along in pretraining and in "streams"."""
-    passes = 1 if name == "huggingface" else 2  # Qwen3's plan and accumulation do not go together: refused
-    data = folder / "train.jsonl"
+def data_of(name: str, stage: str, folder: Path) -> Path:
+    file = folder / "train.jsonl"
     pairs = [("今天天气怎么样？", "今天天气真不错。"), ("明天去哪里玩？", "我们去吃火锅。"), ("你好", "谢谢你。")] * 2
     if stage != "pretrain":
         lines = [json.dumps({"prompt": p, "response": r}) for p, r in pairs]
@@ -110,39 +115,38 @@ def train(name: str, stage: str, folder: Path, ranks: int) -> list[dict[str, Any
         lines = [json.dumps({"turns": list(pair)}) for pair in pairs]
     else:
         lines = [json.dumps({"text": (p + r) * 4}) for p, r in pairs]
-    data.write_text("\n".join(lines), encoding="utf-8")
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def train(name: str, stage: str, model: Path, folder: Path, ranks: int, *more: str) -> list[dict[str, Any]]:
+    """The log of a run of two epochs; Transformer-XL carries its memory along in pretraining and in "streams"."""
+    data = data_of(name, stage, folder)
     settings = [
-        "limit=" + ("16" if name == "transformer_xl" and stage != "sft" else "64"),
+        "limit=" + ("16" if name == "transformer_xl" and stage in ("pretrain", "streams") else "64"),
         *(["streams=true"] if stage == "streams" else []),
-        "valid=" + str(data), "trainer.num_train_epochs=2", f"trainer.per_device_train_batch_size={4 // passes}",
-        f"trainer.gradient_accumulation_steps={passes}", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
-        "trainer.per_device_eval_batch_size=4", "trainer.max_grad_norm=0.5", "trainer.save_strategy='no'",
+        f"valid={data}", "trainer.num_train_epochs=2", "trainer.per_device_train_batch_size=2",
+        "trainer.gradient_accumulation_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
+        "trainer.per_device_eval_batch_size=4", "trainer.max_grad_norm=0.5",
     ]  # fmt: skip
-    cut = ["--tensor-parallel", str(ranks)] if ranks > 1 else []
-    done = hanmo(
-        "train",
-        "pretrain" if stage == "pretrain" else "sft",
-        without_dropout(name, folder / "start"),
-        data,
-        folder / "run",
-        "--preset",
-        "none",
-        *cut,
-        *settings,
-    )
+    command = ["train", "pretrain" if stage == "pretrain" else "sft", model, data, folder / "run", "--preset", "none"]
+    done = hanmo(*command, "--tensor-parallel", str(ranks), *settings, *more)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-STAGES = [(name, "sft") for name in NAMES] + [(name, "pretrain") for name in NAMES] + [("transformer_xl", "streams")]
+STAGES = [(name, stage) for stage in ("sft", "pretrain") for name in NAMES] + [("transformer_xl", "streams")]
 
 
 @pytest.mark.parametrize(("name", "stage"), STAGES)
 def test_training_over_two_ranks_is_training_in_one(name: str, stage: str, tmp_path: Path) -> None:
     """Losses, gradient norms before clipping, evaluation; and the folder that it leaves is whole, like any other."""
-    for network in ("one", "two"):
-        (tmp_path / network).mkdir()
-    alone, together = train(name, stage, tmp_path / "one", 1), train(name, stage, tmp_path / "two", 2)
+    runs = []
+    for ranks, folder in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        folder.mkdir()
+        model = without_dropout(name, folder / "start")
+        runs.append(train(name, stage, model, folder, ranks, "trainer.save_strategy='no'"))
+    alone, together = runs
     assert len(alone) == len(together) and any("eval_loss" in entry for entry in alone)
     compared = 0
     for one, two in zip(alone, together, strict=True):
@@ -162,3 +166,100 @@ def test_training_over_two_ranks_is_training_in_one(name: str, stage: str, tmp_p
     assert moved > 1e-3
     config = json.loads((tmp_path / "two" / "run" / "model" / "config.json").read_text(encoding="utf-8"))
     assert "distributed_config" not in config
+
+
+SAVING = [
+    "trainer.max_steps=6",
+    *(f"trainer.{what}_strategy=steps" for what in ("save", "eval")),
+    "trainer.eval_steps=2",
+]
+RESUMED = [(name, "sft") for name in NAMES] + [
+    ("transformer_xl", "streams"),
+    ("eva", "pretrain"),
+    ("pangu", "adapters"),
+]
+
+
+@pytest.mark.parametrize(("name", "stage"), RESUMED)
+def test_a_stopped_run_over_two_ranks_resumes_to_the_same_weights(name: str, stage: str, tmp_path: Path) -> None:
+    """Bit by bit, with dropout, and with the best checkpoint loaded at the end."""
+    more = [*SAVING, "trainer.save_total_limit=3", *(["lora.rank=4"] if stage == "adapters" else [])]
+    whole = train(name, stage, FOLDER / name, tmp_path, 2, *more)
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    (run / "model").rename(kept)
+    shutil.rmtree(run / "checkpoints" / "checkpoint-4")
+    shutil.rmtree(run / "checkpoints" / "checkpoint-6")
+    resumed = train(name, stage, FOLDER / name, tmp_path, 2, *more, "--resume")
+    for key in ("loss", "grad_norm", "eval_loss"):
+        assert [entry.get(key) for entry in resumed] == [entry.get(key) for entry in whole], key
+    assert sum("loss" in entry for entry in whole) == 6
+    assert (run / "model" / "model.safetensors").read_bytes() == (kept / "model.safetensors").read_bytes()
+    assert (kept / "model.safetensors").read_bytes() != (FOLDER / name / "model.safetensors").read_bytes()
+
+
+def adapted(folder: Path) -> None:
+    """Train adapters of every linear layer that a family names, cut by columns and by rows, from a start that is known."""
+    for name in NAMES:
+        opened = open_model(FOLDER / name, dtype="fp32", device="cpu", tensor_parallel=RANKS)
+        network = add_lora(opened.network, LoraSettings(4), opened.family.lora_targets)
+        switch_dropout_off(network)
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                start = torch.sin(torch.arange(1.0, parameter.numel() + 1)).view(parameter.shape) / 10
+                if isinstance(parameter, DTensor):
+                    start = distribute_tensor(start, parameter.device_mesh, parameter.placements)
+                parameter.data.copy_(start)
+        args = TrainingArguments(
+            str(folder / name / "run"), max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+            optim="sgd", learning_rate=0.05, max_grad_norm=0.5, logging_steps=1, save_strategy="no", report_to="none",
+            remove_unused_columns=False, label_names=["labels"], use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = RowTrainer(network, args, examples(opened))
+        trainer.train()
+        save_model(replace(opened, network=trainer.finished(network)[0]), folder / name)
+        if trainer.is_world_process_zero():
+            trainer.state.save_to_json(str(folder / name / "state.json"))
+
+
+def test_adapters_over_two_ranks_are_those_of_one(tmp_path: Path) -> None:
+    """Losses, gradient norms before clipping, and what is left when they are merged."""
+    adapted(tmp_path / "one")
+    done = on_ranks(2, "tests.e2e.test_tensor_parallel", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in NAMES:
+        places = (FOLDER / name, tmp_path / "one" / name, tmp_path / "two" / name)
+        before, one, two = (load_file(place / "model.safetensors") for place in places)
+        assert before.keys() == one.keys() == two.keys()
+        for key in one:
+            torch.testing.assert_close(
+                two[key], one[key], atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+            )
+        changed = {key.rpartition(".")[0].rpartition(".")[2] for key in one if not torch.equal(one[key], before[key])}
+        assert len(changed) > 3, name
+        alone, together = (json.loads((place / "state.json").read_text())["log_history"] for place in places[1:])
+        for figure in ("loss", "grad_norm"):
+            found = [entry[figure] for entry in together if figure in entry]
+            assert len(found) == 3, name
+            assert found == pytest.approx([entry[figure] for entry in alone if figure in entry], rel=2e-4), name
+
+
+@pytest.mark.parametrize("other", ["trainer.fsdp=full_shard", "trainer.deepspeed={zero_optimization: {stage: 2}}"])
+def test_a_model_is_not_cut_in_two_ways(other: str, tmp_path: Path) -> None:
+    data = data_of("pangu", "sft", tmp_path)
+    done = hanmo("train", "sft", FOLDER / "pangu", data, tmp_path / "run", "--tensor-parallel", "2", other)
+    name = other.partition("=")[0]
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"hanmo: tensor_parallel=2 and {name}: give one of them"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo", "grpo", "ppo"])
+def test_alignment_is_not_cut(stage: str, tmp_path: Path) -> None:
+    data = data_of("pangu", "sft", tmp_path)
+    done = hanmo("train", stage, FOLDER / "pangu", data, tmp_path / "run", "tensor_parallel=2")
+    assert done.returncode == 2 and "tensor_parallel" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+if __name__ == "__main__":
+    adapted(Path(sys.argv[1]))
+    torch.distributed.destroy_process_group()

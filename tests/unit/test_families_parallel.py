@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +16,9 @@ from hanmo.families.parallel import (
     OUT_HEADS,
     VOCABULARY_ROWS,
     WHOLE_LOGITS,
-    check_accumulation,
     check_divides,
     distributed,
+    each_pass_alone,
 )
 from hanmo.families.tables import expand
 from tests.unit.tiny import NAMES, tiny
@@ -69,9 +68,21 @@ def test_a_model_that_nobody_knows_how_to_cut_is_refused() -> None:
         with_plan(None, AutoConfig.for_model("gpt2"))
 
 
-def test_accumulation_is_refused_where_transformers_sums_twice(tmp_path: Path) -> None:
-    check_accumulation(tiny("pangu", tmp_path).network, 2)
-    qwen = SimpleNamespace(config=AutoConfig.for_model("qwen3"))
-    check_accumulation(qwen, 1)
-    with pytest.raises(UnsupportedError, match=r"gradient_accumulation_steps=2: .*q_norm.* use gradient_acc"):
-        check_accumulation(qwen, 2)
+def test_a_pass_of_several_does_not_see_the_gradients_before(tmp_path: Path) -> None:
+    """Only of what is summed over the ranks after every pass; the sum over the passes is the same as ever."""
+    qwen = tiny("huggingface", tmp_path).network
+    for parameter in qwen.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with each_pass_alone(qwen):
+        apart = {name for name, parameter in qwen.named_parameters() if parameter.grad is None}
+        for parameter in qwen.parameters():
+            parameter.grad = 2.0 + (0.0 if parameter.grad is None else parameter.grad) + torch.zeros_like(parameter)
+    layers = qwen.config.num_hidden_layers
+    names = [f"model.layers.{at}.self_attn.{one}_norm.weight" for at in range(layers) for one in "qk"]
+    assert apart == set(names)
+    assert all((parameter.grad == 3.0).all() for parameter in qwen.parameters())
+    pangu = tiny("pangu", tmp_path / "pangu").network
+    for parameter in pangu.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with each_pass_alone(pangu):
+        assert all(parameter.grad is not None for parameter in pangu.parameters())

@@ -12,6 +12,7 @@ import copy
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,9 +23,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hanmo.checkpoints import save_model
+from hanmo.checkpoints import open_model, save_model
 from hanmo.families.base import collate
 from hanmo.training.adapt import LoraSettings, add_lora, switch_dropout_off
 from hanmo.training.callbacks import read_metrics
@@ -224,40 +226,79 @@ def test_two_processes_are_one(kind: str, name: str, adapted: str, run: Any, tmp
         assert (ours - theirs).norm() <= TOLERANCES[kind] * (theirs.norm() + 1e-3)  # key biases have no gradient
 
 
-@pytest.mark.slow
-def test_the_command_with_an_old_deepspeed_file(tmp_path: Path) -> None:
-    """ZeRO-2 with offload under the Trainer: DeepSpeed shards, and losses and gradients are those of one process."""
-    if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("deepspeed is not installed")
-    opened = tiny("pangu", tmp_path / "vocabulary")
-    for key in list(opened.network.config.to_dict()):
-        if key.endswith(("dropout", "pdrop")):
-            setattr(opened.network.config, key, 0.0)
-    save_model(opened, tmp_path / "model")
-    data, old = tmp_path / "data.jsonl", tmp_path / "ds.json"
+TORCHS_ADAMW = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+OLD_FILES: dict[str, dict[str, Any]] = {
+    "zero1": {"stage": 1},
+    "zero2_offload": {"stage": 2, "cpu_offload": True},
+    "zero3": {"stage": 3, "cpu_offload": False},
+    "zero3_offload": {"stage": 3, "cpu_offload": True, "cpu_offload_params": True},
+}
+
+
+def command(model: Path, out: Path, processes: int, *more: str) -> list[dict[str, Any]]:
+    """The log of ``hanmo train sft`` with batches of four over all processes, which saves after the second step of four."""
+    data = out.with_suffix(".jsonl")
     data.write_text("\n".join(json.dumps({"prompt": text[:5], "response": text[5:]}) for text in SENTENCES * 2))
-    section = {"stage": 2, "cpu_offload": True}
-    free = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}  # torch's AdamW
-    old.write_text(json.dumps({"zero_optimization": section, **free}))
-    found = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        more = ["--nproc", "2", f"trainer.deepspeed={old}"] if processes == 2 else ["trainer.use_cpu=true"]
-        result = subprocess.run(
-            [sys.executable, "-m", "hanmo", "train", "sft", str(tmp_path / "model"), str(data), str(out), "limit=64",
-             "--preset", "none", f"trainer.per_device_train_batch_size={4 // processes}", "trainer.max_steps=3",
-             "trainer.logging_steps=1", "trainer.learning_rate=0.001", *more],
-            capture_output=True, text=True, check=False, timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr[-3000:]
-        found.append(read_metrics(out / "metrics.jsonl"))
-    assert "zero_optimization.cpu_offload is now offload_optimizer" in result.stderr
-    shards = list((out / "checkpoints" / "checkpoint-3").rglob("*zero_pp_rank_*_optim_states.pt"))
-    assert len(shards) == 2
+    result = subprocess.run(
+        [sys.executable, "-m", "hanmo", "train", "sft", str(model), str(data), str(out), "limit=64",
+         "--preset", "none", "--nproc", str(processes), f"trainer.per_device_train_batch_size={2 // processes}",
+         "trainer.gradient_accumulation_steps=2", "trainer.max_steps=4", "trainer.save_strategy=steps",
+         "trainer.save_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001", *more],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    if (file := more[0].partition("trainer.deepspeed=")[2] if more else "") and "cpu_offload" in Path(file).read_text():
+        assert "zero_optimization.cpu_offload is now offload_optimizer" in result.stderr
+    return read_metrics(out / "metrics.jsonl")
+
+
+COMMANDS = [("fsdp2", name, adapted) for name in NAMES for adapted in ADAPTED]
+COMMANDS += [(kind, "pangu", adapted) for kind in OLD_FILES for adapted in ADAPTED] + [("zero3", "eva", "weights")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, name, adapted", COMMANDS)
+def test_the_command_shards(kind: str, name: str, adapted: str, tmp_path: Path) -> None:
+    """The whole of it: losses and gradients of one process, a whole model at the end, and the same when it resumes."""
+    if kind in OLD_FILES and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    opened = copy.deepcopy(tiny(name, tmp_path / "vocabulary"))
+    for key in list(opened.network.config.to_dict()):
+        if key.endswith(("dropout", "pdrop", "dropout_rate")):
+            setattr(opened.network.config, key, 0.0)
+    model, one_run, two_run = tmp_path / "model", tmp_path / "one", tmp_path / "two"
+    save_model(opened, model)
+    old = tmp_path / f"{kind}.json"
+    old.write_text(json.dumps({"zero_optimization": OLD_FILES.get(kind), **TORCHS_ADAMW}))
+    lora = ["lora.rank=2"] if adapted == "adapters" else []
+    sharded = [f"trainer.deepspeed={old}" if kind in OLD_FILES else "trainer.fsdp=full_shard", *lora]
+    one, two = command(model, one_run, 1, *lora), command(model, two_run, 2, *sharded)
     for figure in ("loss", "grad_norm"):
-        one, two = ([float(entry[figure]) for entry in run if figure in entry] for run in found)
-        assert len(one) == 3 and two == pytest.approx(one, rel=1e-4), figure
+        alone, together = ([float(entry[figure]) for entry in run if figure in entry] for run in (one, two))
+        assert len(alone) == 4 and together == pytest.approx(alone, rel=1e-4), figure
+    saved = two_run / "checkpoints" / "checkpoint-2"
+    assert len(list(saved.rglob("*zero_pp_rank_*_optim_states.pt" if kind in OLD_FILES else "*.distcp"))) == 2
+
+    before = open_model(model, dtype="fp32", device="cpu").network.state_dict()
+    ends = [open_model(run / "model", dtype="fp32", device="cpu").network.state_dict() for run in (one_run, two_run)]
+    for key, tensor in ends[
+        0
+    ].items():  # key biases have no gradient but rounding, by which Adam moves them all the same
+        torch.testing.assert_close(
+            ends[1][key], tensor, atol=5e-4, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    assert max(float((ends[1][key] - before[key]).abs().max()) for key in before) > 1e-3
+
+    names = [set(load_file(folder / "model.safetensors")) for folder in (model, two_run / "model")]
+    assert names[0] == names[1]
+    shutil.rmtree(two_run / "model")
+    shutil.rmtree(two_run / "checkpoints" / "checkpoint-4")
+    resumed = command(model, two_run, 2, *sharded, "--resume")
+    for figure in ("loss", "grad_norm"):
+        assert [entry.get(figure) for entry in resumed] == [entry.get(figure) for entry in two], figure
+    again = open_model(two_run / "model", dtype="fp32", device="cpu").network.state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in ends[1].items())
 
 
 def main(kind: str, folder: Path) -> None:

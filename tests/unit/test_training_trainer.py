@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from hanmo.errors import CheckpointError, DivergedError
 from hanmo.families.base import collate
 from hanmo.training.callbacks import MetricsFile, StopOnSignal, read_metrics
+from hanmo.training.explosion import STEPS
 from hanmo.training.schedules import factor
 from hanmo.training.trainer import DRAFTS, RowTrainer
 from tests.toy import ToyModel, toy_model, toy_rows
@@ -220,6 +221,59 @@ def test_a_gradient_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         trainer(tmp_path, model, gradient_accumulation_steps=2).train()
     assert str(e.value).count("toy.txt:") == 8  # both batches of the step
     assert differences(before, weights(model)) == 0.0
+
+
+def test_an_exploding_loss_stops_the_run(tmp_path: Path) -> None:
+    """Finite throughout; the checkpoint named is the last one from before, though there are later ones."""
+    rates = {"learning_rate": 1.0, "factor": lambda step, _: 0.01 if step < 30 else 100.0}
+    settings = {**SAVING, "save_steps": 5, "eval_steps": 5, "save_total_limit": None, "max_steps": 90, "optim": "sgd"}
+    run = trainer(tmp_path, toy_model(), gradient_accumulation_steps=2, weight_decay=0.0, **rates, **settings)
+    with pytest.raises(DivergedError) as error:
+        run.train()
+    message, losses = str(error.value), [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    step = run.state.global_step + 1
+    assert all(loss < 1e9 for loss in losses) and step < 60
+    began = step + 1 - STEPS
+    assert began > 30 and (tmp_path / f"checkpoint-{step // 5 * 5 - 5}").is_dir()
+    limit = 2 * min(max(losses[place : place + STEPS]) for place in range(began - STEPS))
+    assert message.startswith(f"step {step}: the loss has exploded: above {limit:.3g} since step {began}, ")
+    assert f"the last good checkpoint is {tmp_path / 'checkpoint-30'}; try a smaller learning rate" in message
+    assert f"records of step {began}: toy.txt:" in message and message.count("toy.txt:") == 8
+    for step in range(5, 31, 5):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    assert "the checkpoints are of later steps" in run._diverged("")
+
+
+def test_the_same_run_at_its_own_rate_does_not_stop(tmp_path: Path) -> None:
+    trainer(tmp_path, toy_model(), learning_rate=0.01, max_steps=90, optim="sgd").train()
+
+
+IN_TWO_PROCESSES = """
+import sys
+from pathlib import Path
+from hanmo.errors import DivergedError
+from tests.toy import toy_model
+from tests.unit.test_training_trainer import trainer
+
+run = trainer(Path(sys.argv[1]), toy_model(), per_device_train_batch_size=2, learning_rate=100.0,
+              optim="sgd", lr_scheduler_type="constant", max_steps=90, eval_strategy="no")
+try:
+    run.train()
+except DivergedError as error:
+    Path(sys.argv[1] + f".{run.args.process_index}").write_text(str(error))
+"""
+
+
+def test_processes_stop_together_and_name_all_their_records(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(IN_TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = ((tmp_path / f"run.{rank}").read_text() for rank in range(2))
+    assert first == second and "the loss has exploded" in first
+    assert first.count("toy.txt:") == 4
 
 
 def test_the_best_checkpoint_is_kept_and_loaded(tmp_path: Path) -> None:
