@@ -144,7 +144,9 @@ class RowModel(PreTrainedModel):
         if labels is None:
             return RowOutput(logits=self.lm_head(hidden_BAD), value=value_BA, memory=memory)
         kept = kept_places(self)
-        logprob_BA, entropy_BA = score_tokens(self.lm_head, hidden_BAD, labels, entropy, kept=kept, barred_ids=barred_ids)
+        logprob_BA, entropy_BA = score_tokens(
+            self.lm_head, hidden_BAD, labels, entropy, kept=kept, barred_ids=barred_ids
+        )
         if weights is None:
             weights = (labels != IGNORE).float()
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
