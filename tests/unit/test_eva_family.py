@@ -74,7 +74,7 @@ def test_other_records(eva):
 
 def test_running_text_is_refused_with_advice(eva):
     for attempt in (lambda: eva.parts(Text("甲", "a.txt:3"), 20), lambda: eva.context(Text("甲", "a.txt:3"), 20)):
-        with pytest.raises(UnsupportedError, match=r"a\.txt:3.*dialogues.*sft"):
+        with pytest.raises(UnsupportedError, match=r"a\.txt:3.*dialogues.*turns"):
             attempt()
     with pytest.raises(UnsupportedError, match="dialogues"):
         eva.pretrain([A, B], Random(0))
