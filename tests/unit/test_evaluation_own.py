@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be(change: tuple[str, str], problem: str, tmp_path: 
 )
 def test_bad_records(record: Any, problem: str, tmp_path: Path) -> None:
     task = read_task(written(tmp_path, LABELS))
-    with pytest.raises(RecordError, match=r"x.jsonl:0: no such file"):
+    with pytest.raises(RecordError, match=r"x.jsonl: no such file"):
         read_examples(task, task.data)
     write_lines(tmp_path / "x.jsonl", [{"text": "甲", "label": 0}, record])
     with pytest.raises(RecordError, match=problem):
