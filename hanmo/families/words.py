@@ -135,7 +135,7 @@ def _rjieba(added: tuple[str, ...]) -> rjieba.Jieba:
 
 
 @lru_cache(maxsize=1)
-def _frequencies() -> tuple[dict[str, str], int]:
+def read_frequencies() -> tuple[dict[str, str], int]:
     """The words of jieba's dictionary with their frequencies, and the sum of these.
 
     The file is read here and not by a ``jieba.Tokenizer``: that keeps a cache file in the shared temporary folder,
@@ -150,7 +150,7 @@ def _frequencies() -> tuple[dict[str, str], int]:
 
 def _route(block: str, added: tuple[str, ...]) -> list[str]:
     """The most probable path through the dictionary, summed in jieba's order; the longer word wins a tie."""
-    frequencies, total = _frequencies()
+    frequencies, total = read_frequencies()
     log_total = log(total + len(added))
     best = [(0.0, 0)] * (len(block) + 1)
     for start in range(len(block) - 1, -1, -1):

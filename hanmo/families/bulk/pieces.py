@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from hanmo.families.bulk.model import NORMAL, UNKNOWN_PIECE, USER_DEFINED, Model, read_model
-from hanmo.families.bulk.texts import CODES, Arrays, Kernel, codes_of
+from hanmo.families.bulk.texts import CODES, Arrays, Kernel, codes_of, machine_code
 
 _BITS = 20  # of a symbol: a character or a piece
 _VALUE_BITS = 23
@@ -90,7 +89,7 @@ class PieceKernel(Kernel):
         return ids[:used], counts
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _grown(codes, symbol_of, ends):
     """How many symbols more than characters there may be."""
     grown = 0
@@ -102,7 +101,7 @@ def _grown(codes, symbol_of, ends):
     return grown
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _pair(pairs, left, right):
     """What two symbols become."""
     key = (left << _BITS) | right
@@ -117,7 +116,7 @@ def _pair(pairs, left, right):
         slot = (slot + 1) & mask
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _insert(pairs, lefts, rights, values):
     """Put pairs into the table; the first value of a pair stays."""
     mask = len(pairs) - 1
@@ -130,7 +129,7 @@ def _insert(pairs, lefts, rights, values):
             pairs[slot] = (key << _VALUE_BITS) | values[number]
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _encode(codes, ends, symbol_of, flags, expansions, expansion_ends, pairs, ids_of, unknown_id, ids, counts):
     """Ids of all texts end to end into ``ids``, their numbers into ``counts``, -1 for a text that is left."""
     used = 0
@@ -148,7 +147,7 @@ def _encode(codes, ends, symbol_of, flags, expansions, expansion_ends, pairs, id
     return used
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _normalise(codes, symbol_of, flags, expansions, ends, out):
     """Symbols of a text with one space before it, none after it and single ones in it; their number, or -1."""
     out[0] = _SPACE
@@ -188,7 +187,7 @@ def _normalise(codes, symbol_of, flags, expansions, ends, out):
     return size
 
 
-@njit(cache=True, nogil=True)
+@machine_code
 def _merge(out, size, pairs, ids_of, unknown_id, symbols, values):
     """Ids in place of symbols, in ``out``; their number, or -1."""
     count = 0

@@ -6,13 +6,27 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+from numba import njit
 
 CODES = 0x110000  # code points of Unicode
 _PART = 1 << 17  # characters a thread encodes at a time
 
 Arrays = tuple[np.ndarray, np.ndarray]  # ids of texts end to end, int32; how many each text has, int64
+
+
+def machine_code(function: Callable[..., Any]) -> Any:
+    """A function compiled at its first call, and free of the interpreter's lock; kept on disk where there is a place.
+
+    numba keeps it beside the source or in the user's cache folder. It looks for changes in the function's own file
+    only: do not call compiled functions of another module.
+    """
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # neither folder can be written to
+        return njit(nogil=True)(function)
 
 
 class Kernel:

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizer
 
-from hanmo.families.spread import EncodesBatches
+from hanmo.families.spread import EncodesBatches, compiled
 from hanmo.families.words import Known, WordCutter
 
 # Full-width forms that the original folds before it cuts. Only the first table changes where words end.
@@ -106,6 +106,10 @@ class EvaTokenizer(EncodesBatches, PreTrainedTokenizer):
     def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
         self._cut("")  # reads the dictionary before the workers start, so that they share it
         return super().encode_batch(texts, workers)
+
+    def _kernel(self) -> Any:
+        folds = (*_FOLD_IN_WORDS, *((chr(wide), chr(narrow)) for wide, narrow in _FOLD.items()))
+        return compiled("words", tuple(self._tokens), self._unk_id, _LONGEST_WORD, folds)
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
         """As in transformers; a text without special tokens takes the short way."""
