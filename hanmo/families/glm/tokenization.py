@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,12 @@ class GlmTokenizer(EncodesBatches, PreTrainedTokenizer):
         return ids
 
     def _kernel(self) -> Any:
-        return compiled("pieces", self._pieces.serialized_model_proto())
+        return compiled("pieces", self._model)
+
+    @cached_property
+    def _model(self) -> bytes:
+        """What the kernel is found by; kept, as these bytes are hashed once only."""
+        return bytes(self._pieces.serialized_model_proto())
 
     def _not_for_kernel(self, texts: Sequence[str]) -> list[int]:
         found = (number for number, text in enumerate(texts) if "[" in text or "<|" in text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,12 @@ class TransformerXLTokenizer(EncodesBatches, PreTrainedTokenizer):
         return self._pieces.encode(list(texts))
 
     def _kernel(self) -> Any:
-        return compiled("pieces", self._pieces.serialized_model_proto())
+        return compiled("pieces", self._model)
+
+    @cached_property
+    def _model(self) -> bytes:
+        """What the kernel is found by; kept, as these bytes are hashed once only."""
+        return bytes(self._pieces.serialized_model_proto())
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
         """As in transformers; a text on its own takes the short way."""
