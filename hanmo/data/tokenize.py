@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from hanmo import families
-from hanmo.checkpoints.opening import family_of_folder
 from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks
 from hanmo.data.store import (
     ABOUT,
@@ -58,6 +57,8 @@ class TokenizerPlace:
 
 @cache
 def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
+    from hanmo.checkpoints.opening import family_of_folder  # it takes torch, which worker processes do without
+
     path = Path(place.path)
     family = families.load(place.family) if place.family else family_of_folder(path)
     if family is None and path.is_dir() and (path / "tokenizer_config.json").is_file():
@@ -74,24 +75,36 @@ def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
         raise VocabularyError(f"{path}: no tokenizer of {family.name}: {error}") from error
 
 
+class _Block(NamedTuple):
+    """What is to be tokenised of some records: plain lists, which go to another process many times as fast."""
+
+    texts: list[str]
+    documents: list[int]  # how many texts each record has
+    kinds: list[int]
+
+
 @dataclass(frozen=True)
 class _Work:
-    """Tokenises a block of records into one .npz file."""
+    """Tokenises a block into one .npz file. The tokenizer travels as it is: opening it takes its family, and torch."""
 
-    tokenizer: TokenizerPlace
+    tokenizer: PreTrainedTokenizerBase
 
-    def __call__(self, block: list[Record], path: Path) -> None:
-        documents = [_texts(record) for record in block]
+    def __call__(self, block: _Block, path: Path) -> None:
         # One process here: the blocks themselves are spread over processes.
-        ids, parts = encode_flat(self.tokenizer.open(), [text for _, texts in documents for text in texts])
+        ids, parts = encode_flat(self.tokenizer, block.texts)
         with path.open("wb") as file:
             np.savez(
                 file,
                 ids=ids.astype(np.uint32),
                 parts=parts,
-                documents=np.array([len(texts) for _, texts in documents], np.int64),
-                kinds=np.array([kind for kind, _ in documents], np.uint8),
+                documents=np.array(block.documents, np.int64),
+                kinds=np.array(block.kinds, np.uint8),
             )
+
+
+def _block(records: list[Record]) -> _Block:
+    kinds, documents = zip(*map(_texts, records), strict=True)
+    return _Block([text for texts in documents for text in texts], [len(texts) for texts in documents], list(kinds))
 
 
 def _texts(record: Record) -> tuple[int, list[str]]:
@@ -133,8 +146,8 @@ def tokenize(
     vocabulary = vocabulary_hash(opened)
     folder = job_folder(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths)
     told = (lambda done: progress(done * BLOCK)) if progress else None
-    blocks = record_blocks(paths, BLOCK, plain, bad)
-    results = run_blocks(blocks, _Work(tokenizer), folder, workers, told, share or (0, 1))
+    blocks = map(_block, record_blocks(paths, BLOCK, plain, bad))
+    results = run_blocks(blocks, _Work(opened), folder, workers, told, share or (0, 1))
     if share is not None:
         return None
     dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,18 @@ def test_iteration_from_any_position(place: TokenizerPlace, source: Path, tmp_pa
             store.locate(beyond)
     with pytest.raises(IndexError):
         store.document(len(store))
+
+
+def test_a_worker_process_does_without_torch(place: TokenizerPlace, tmp_path: Path) -> None:
+    """It would cost each of them seconds."""
+    (tmp_path / "work").write_bytes(pickle.dumps(tokenize_module._Work(place.open())))
+    code = (
+        f"import pickle, sys; from pathlib import Path; work = pickle.loads(Path({str(tmp_path / 'work')!r}).read_bytes())\n"
+        f"from hanmo.data.tokenize import _Block; work(_Block(['春天', '来'], [2], [1]), Path({str(tmp_path / 'out')!r}))\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert np.load(tmp_path / "out")["ids"].tolist() == place.open().encode_plain("春天来")
 
 
 @pytest.mark.slow
