@@ -66,7 +66,7 @@ class EncodesBatches:
 
 
 _WORTH_A_CALL = 1 << 13  # characters of a batch
-_WORTH_A_KERNEL = 1 << 22  # characters encoded by this process so far
+_WORTH_A_KERNEL = 1 << 21  # characters encoded by this process so far
 _seen = 0
 
 
