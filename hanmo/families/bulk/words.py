@@ -1,5 +1,5 @@
-"""jieba's words, each cut up by longest match, as a compiled kernel: many texts at once, exactly the ids of
-``words.WordCutter`` with a table of tokens.
+"""jieba's words, each cut up by longest match, as a compiled kernel: many texts at once, exactly the ids that
+``EvaTokenizer`` finds with ``families.words.WordCutter`` and a table of tokens.
 
 Dictionary and vocabulary are tries whose edges lie in a hash table. A text is cut into blocks as jieba does it, the
 most probable path through the dictionary is found from a block's end, and runs of characters that it leaves single go
@@ -189,7 +189,10 @@ def _match(codes, starts, vocabulary, ids):
 
 @machine_code
 def _cut(codes, jieba, best, word_ends, starts):
-    """Where jieba's words begin, into ``starts``. A separator is a word; so are the two of "\\r\\n" here."""
+    """Where jieba's words begin, into ``starts``; each separator is one.
+
+    jieba keeps "\\r\\n" together. As no token begins with white space, its ids are the same apart.
+    """
     kinds = jieba.kinds
     start = 0
     while start < len(codes):
