@@ -3,7 +3,8 @@
 A tensor of all scores is far larger than a cache, and autograd passes over such tensors two dozen times in a step. Here
 one is made, the one that the backward pass needs: the probabilities, negative where dropout took them.
 
-Shape suffixes: B batch, H heads, K head width, q queries, S keys; of a piece 1 row of the batch and h heads.
+Shape suffixes: B batch, H heads, K head width, q queries, S keys; of a piece 1 row of the batch, h heads, some queries and the
+keys that they see.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hanmo.families.dropout import draw_kept, kept_scale
 from hanmo.families.transformer_xl.relative import MASKED, hide_, moved_left, relative_scores, with_surplus
 
 PIECE = 2**21  # scores of a piece: 4 MB in bf16
+BLOCK = 128  # queries of a piece, where later columns are hidden from all of them
 
 
 class PiecewiseAttention(torch.autograd.Function):
@@ -34,26 +36,28 @@ class PiecewiseAttention(torch.autograd.Function):
         mask: Tensor | None,
         p: float,
     ) -> Tensor:
-        marked_BHqS = value_BHSK.new_empty(*content_BHqK.shape[:3], key_BHSK.shape[2])
+        batch, heads, queries, _ = content_BHqK.shape
+        blocks = _blocks(mask, queries, key_BHSK.shape[2])
+        marked = [value_BHSK.new_empty(batch, heads, after - first, seen) for first, after, seen in blocks]
         mixed_BHqK = torch.empty_like(content_BHqK)
         with torch.autocast("cpu", enabled=False):
-            for rows, heads in _pieces(marked_BHqS):
-                at = rows, heads
-                position_1hqK = None if position_BHqK is None else position_BHqK[at]
-                table_hSK = None if table_HSK is None else table_HSK[heads]
-                scores_1hqS = relative_scores(content_BHqK[at], position_1hqK, key_BHSK[at], table_hSK)
-                marked_1hqS = torch.softmax(hide_(scores_1hqS, _rows_of(mask, rows), MASKED), -1, out=marked_BHqS[at])
-                kept_1hqS = marked_1hqS
-                if p:
-                    torch.where(draw_kept(marked_1hqS.shape, p), marked_1hqS, -marked_1hqS, out=marked_1hqS)
-                    kept_1hqS = marked_1hqS.clamp_min(0)
-                mixed_BHqK[at] = kept_1hqS @ value_BHSK[at]
+            for (first, after, seen), marked_BHqS in zip(blocks, marked, strict=True):
+                for rows, some in _pieces(marked_BHqS):
+                    at, keys = (rows, some, slice(first, after)), (rows, some, slice(seen))
+                    position_1hqK = None if position_BHqK is None else position_BHqK[at]
+                    table_hSK = None if table_HSK is None else table_HSK[some, -seen:]
+                    scores_1hqS = relative_scores(content_BHqK[at], position_1hqK, key_BHSK[keys], table_hSK)
+                    scores_1hqS = hide_(scores_1hqS, _cut(mask, rows, first, after, seen), MASKED)
+                    marked_1hqS = torch.softmax(scores_1hqS, -1, out=marked_BHqS[rows, some])
+                    kept_1hqS = marked_1hqS
+                    if p:
+                        torch.where(draw_kept(marked_1hqS.shape, p), marked_1hqS, -marked_1hqS, out=marked_1hqS)
+                        kept_1hqS = marked_1hqS.clamp_min(0)
+                    mixed_BHqK[at] = kept_1hqS @ value_BHSK[keys]
         if p:
             mixed_BHqK *= kept_scale(p)
-        ctx.save_for_backward(
-            content_BHqK, position_BHqK, key_BHSK, value_BHSK, table_HSK, mask, marked_BHqS, mixed_BHqK
-        )
-        ctx.p = p
+        ctx.save_for_backward(content_BHqK, position_BHqK, key_BHSK, value_BHSK, table_HSK, mask, mixed_BHqK, *marked)
+        ctx.blocks, ctx.p = blocks, p
         return mixed_BHqK
 
     @staticmethod
@@ -62,34 +66,38 @@ class PiecewiseAttention(torch.autograd.Function):
 
         The sum is that of the result times its gradient (Dao et al. 2022, arXiv:2205.14135).
         """
-        content_BHqK, position_BHqK, key_BHSK, value_BHSK, table_HSK, mask, marked_BHqS, mixed_BHqK = ctx.saved_tensors
+        content_BHqK, position_BHqK, key_BHSK, value_BHSK, table_HSK, mask, mixed_BHqK, *marked = ctx.saved_tensors
         sums_BHq1 = (mixed_BHqK.float() * gradients[0]).sum(-1, keepdim=True)
         gradient_BHqK = gradients[0] * kept_scale(ctx.p) if ctx.p else gradients[0]
-        for_content, for_key, for_value = map(torch.empty_like, (content_BHqK, key_BHSK, value_BHSK))
+        for_content = torch.empty_like(content_BHqK)
+        # Blocks add to these, which in bf16 would lose what is small.
+        for_key, for_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key_BHSK, value_BHSK))
         relative = table_HSK is not None
         if relative:
             surplus_HSK = with_surplus(table_HSK)
             for_position = torch.empty_like(position_BHqK)
             for_table = torch.zeros_like(surplus_HSK, dtype=torch.float32)
-        for rows, heads in _pieces(marked_BHqS):
-            at = rows, heads
-            marked_1hqS, gradient_1hqK = marked_BHqS[at], gradient_BHqK[at]
-            kept_1hqS = marked_1hqS.clamp_min(0) if ctx.p else marked_1hqS
-            for_value[at] = kept_1hqS.transpose(2, 3) @ gradient_1hqK
-            wanted_1hqS = (gradient_1hqK @ value_BHSK[at].transpose(2, 3)).float() - sums_BHq1[at]
-            if ctx.p:  # what is negative was dropped: -P x -sum
-                wanted_1hqS = torch.where(marked_1hqS > 0, wanted_1hqS, sums_BHq1[at])
-            scores_1hqS = wanted_1hqS.mul_(marked_1hqS).to(marked_1hqS.dtype)
-            scores_1hqS = hide_(scores_1hqS, _rows_of(mask, rows), 0.0)
-            for_content[at] = scores_1hqS @ key_BHSK[at]
-            for_key[at] = scores_1hqS.transpose(2, 3) @ content_BHqK[at]
-            if relative:
-                raw_1hqS = _moved_back(scores_1hqS)
-                for_position[at] = raw_1hqS @ surplus_HSK[heads]
-                for_table[heads] += (raw_1hqS.transpose(2, 3) @ position_BHqK[at])[0]
+        for (first, after, seen), marked_BHqS in zip(ctx.blocks, marked, strict=True):
+            for rows, some in _pieces(marked_BHqS):
+                at, keys = (rows, some, slice(first, after)), (rows, some, slice(seen))
+                marked_1hqS, gradient_1hqK = marked_BHqS[rows, some], gradient_BHqK[at]
+                kept_1hqS = marked_1hqS.clamp_min(0) if ctx.p else marked_1hqS
+                for_value[keys] += kept_1hqS.transpose(2, 3) @ gradient_1hqK
+                wanted_1hqS = (gradient_1hqK @ value_BHSK[keys].transpose(2, 3)).float() - sums_BHq1[at]
+                if ctx.p:  # what is negative was dropped: -P x -sum
+                    wanted_1hqS = torch.where(marked_1hqS > 0, wanted_1hqS, sums_BHq1[at])
+                scores_1hqS = wanted_1hqS.mul_(marked_1hqS).to(marked_1hqS.dtype)
+                scores_1hqS = hide_(scores_1hqS, _cut(mask, rows, first, after, seen), 0.0)
+                for_content[at] = scores_1hqS @ key_BHSK[keys]
+                for_key[keys] += scores_1hqS.transpose(2, 3) @ content_BHqK[at]
+                if relative:
+                    raw_1hqS = _moved_back(scores_1hqS)
+                    distances = some, slice(-seen - 1, None)
+                    for_position[at] = raw_1hqS @ surplus_HSK[distances]
+                    for_table[distances] += (raw_1hqS.transpose(2, 3) @ position_BHqK[at])[0]
         scale = content_BHqK.shape[3] ** -0.5
         for_content *= scale
-        for_key *= scale
+        for_key, for_value = (for_key * scale).to(key_BHSK.dtype), for_value.to(value_BHSK.dtype)
         if not relative:
             return for_content, None, for_key, for_value, None, None, None
         for_position *= scale
@@ -105,6 +113,23 @@ def _moved_back(scores_BHqS: Tensor) -> Tensor:
     return raw_BHqS
 
 
+def _blocks(mask: Tensor | None, queries: int, columns: int) -> list[tuple[int, int, int]]:
+    """Blocks of queries: the first, the one after the last, and how many columns to look at.
+
+    Those after a block's own are left out where the mask hides them from all its queries and every query sees
+    something; one that sees nothing is to attend to all columns alike.
+    """
+    if mask is None or not bool(mask.any(-1).all()):
+        return [(0, queries, columns)]
+    blocks = []
+    for first in range(0, queries, BLOCK):
+        after = min(first + BLOCK, queries)
+        own = columns - queries + after
+        hidden = not bool(mask[:, :, first:after, own:].any())
+        blocks.append((first, after, own if hidden else columns))
+    return blocks
+
+
 def _pieces(scores_BHqS: Tensor) -> Iterator[tuple[slice, slice]]:
     """Row by row of the batch, some heads at a time."""
     batch, heads, queries, columns = scores_BHqS.shape
@@ -114,5 +139,8 @@ def _pieces(scores_BHqS: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + 1), slice(first, first + some)
 
 
-def _rows_of(mask: Tensor | None, rows: slice) -> Tensor | None:
-    return mask if mask is None or len(mask) == 1 else mask[rows]
+def _cut(mask: Tensor | None, rows: slice, first: int, after: int, seen: int) -> Tensor | None:
+    """What of a mask (B or 1, 1, q, S) is about a piece."""
+    if mask is None:
+        return None
+    return (mask if len(mask) == 1 else mask[rows])[:, :, first:after, :seen]
