@@ -56,3 +56,25 @@ def test_pieces_do_not_change_the_result(monkeypatch):
     torch.testing.assert_close(pieces, whole)
     for ours, theirs in zip(gradients(pieces, inputs), gradients(whole, inputs), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_blocks_of_queries_do_not_change_the_result(relative, monkeypatch):
+    inputs = tensors(relative)
+    whole = PiecewiseAttention.apply(*inputs, SEEN, 0.0)
+    monkeypatch.setattr(attention, "BLOCK", 2)
+    assert attention._blocks(SEEN, QUERIES, KEYS) == [(0, 2, 6), (2, 4, 8), (4, 5, 9)]
+    blocks = PiecewiseAttention.apply(*inputs, SEEN, 0.0)
+    torch.testing.assert_close(blocks, whole)
+    for ours, theirs in zip(gradients(blocks, inputs), gradients(whole, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("places", [(..., 0, slice(None)), (..., 0, KEYS - 1)], ids=["sees nothing", "looks ahead"])
+def test_no_column_is_left_out_where_a_query_sees_nothing_or_looks_ahead(places, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 2)
+    mask = SEEN.clone()
+    mask[places] = places[-1] == KEYS - 1
+    inputs = tensors(relative=False)
+    assert attention._blocks(mask, QUERIES, KEYS) == [(0, QUERIES, KEYS)]
+    torch.testing.assert_close(PiecewiseAttention.apply(*inputs, mask, 0.0), plainly(inputs, mask, 0.0))

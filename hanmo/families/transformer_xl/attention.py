@@ -3,8 +3,7 @@
 A tensor of all scores is far larger than a cache, and autograd passes over such tensors two dozen times in a step. Here
 one is made, the one that the backward pass needs: the probabilities, negative where dropout took them.
 
-Shape suffixes: B batch, H heads, K head width, q queries, S keys; of a piece 1 row of the batch, h heads, some queries and the
-keys that they see.
+Shape suffixes: B batch, H heads, K head width, q queries, S keys; of a piece 1 row of the batch, h heads and some queries.
 """
 
 from __future__ import annotations
@@ -114,20 +113,17 @@ def _moved_back(scores_BHqS: Tensor) -> Tensor:
 
 
 def _blocks(mask: Tensor | None, queries: int, columns: int) -> list[tuple[int, int, int]]:
-    """Blocks of queries: the first, the one after the last, and how many columns to look at.
+    """Blocks of queries: the first, the one after the last, and how many columns to look at: up to the last one's own.
 
-    Those after a block's own are left out where the mask hides them from all its queries and every query sees
-    something; one that sees nothing is to attend to all columns alike.
+    All in one where a query sees later columns, or nothing at all, for then it attends to every column alike.
     """
-    if mask is None or not bool(mask.any(-1).all()):
-        return [(0, queries, columns)]
-    blocks = []
-    for first in range(0, queries, BLOCK):
-        after = min(first + BLOCK, queries)
-        own = columns - queries + after
-        hidden = not bool(mask[:, :, first:after, own:].any())
-        blocks.append((first, after, own if hidden else columns))
-    return blocks
+    whole = [(0, queries, columns)]
+    if mask is None or not mask.any(-1).all():
+        return whole
+    ends = [*range(BLOCK, queries, BLOCK), queries]
+    blocks = [(first, after, columns - queries + after) for first, after in zip([0, *ends], ends, strict=False)]
+    ahead = any(bool(mask[:, :, first:after, seen:].any()) for first, after, seen in blocks)
+    return whole if ahead else blocks
 
 
 def _pieces(scores_BHqS: Tensor) -> Iterator[tuple[slice, slice]]:
