@@ -14,7 +14,6 @@ import yaml
 from hanmo import config
 from hanmo.data.cleaning import duplicates, statistics, steps
 from hanmo.data.cleaning.duplicates import Duplicates
-from hanmo.data.cleaning.model import ModelScore
 from hanmo.data.cleaning.steps import Step
 from hanmo.errors import ConfigError, unknown
 
@@ -34,7 +33,6 @@ STEPS: dict[str, type[Step]] = {
     "words": steps.Words,
     "relevance": statistics.Relevance,
     "fluency": statistics.Fluency,
-    "model_score": ModelScore,
 }
 DUPLICATES: dict[str, type[Duplicates]] = {
     "same_sessions": duplicates.SameSessions,
@@ -57,12 +55,6 @@ class Recipe:
     def settings(self) -> list[dict[str, Any]]:
         """Every step with all its settings, as a recipe file holds them."""
         return [{name: _settings(step)} for name, step in (*self.steps, *self.duplicates)]
-
-    def files(self) -> list[Path]:
-        """The files that steps read: lists, a corpus, a model's folder."""
-        steps = [step for _, step in (*self.steps, *self.duplicates)]
-        named = [value for step in steps for value in vars(step).values() if isinstance(value, Path)]
-        return [file for path in named for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
 
 
 @cache

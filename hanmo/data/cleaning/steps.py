@@ -37,10 +37,6 @@ class Step:
         """Why the record is to be removed, or None."""
         return None
 
-    def faults(self, records: Sequence[Turns]) -> list[str | None]:
-        """``fault`` of many records, for steps to which they are cheaper together."""
-        return [self.fault(turns) for turns in records]
-
     def fit(self, turns: Turns) -> None:
         """Learn from a record (statistics of the whole data) before any is judged."""
 
