@@ -28,5 +28,6 @@ def needs_parity(family: str) -> pytest.MarkDecorator:
 
 
 def load(path: Path, default: Any = ()) -> Any:
-    """A JSON file of cases; ``default`` where the case set is absent, so that collection does not fail."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+    """A JSON file of cases; ``default`` where a family's whole case set is absent, so that collection does not fail."""
+    family = PARITY / path.relative_to(PARITY).parts[0]
+    return json.loads(path.read_text(encoding="utf-8")) if family.is_dir() else default

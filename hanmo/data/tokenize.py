@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hanmo import families
+from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.opening import family_of_folder
 from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks
 from hanmo.data.store import (
@@ -58,7 +59,7 @@ class TokenizerPlace:
 
 @cache
 def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
-    path = Path(place.path)
+    path = local_folder(place.path)
     family = families.load(place.family) if place.family else family_of_folder(path)
     if family is None and path.is_dir() and (path / "tokenizer_config.json").is_file():
         family = families.load(families.TRANSFORMERS)

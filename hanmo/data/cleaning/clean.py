@@ -132,33 +132,39 @@ def _fit(recipe: Recipe, paths: Sequence[Path], plain: Plain) -> None:
 def _judge_block(recipe: Recipe, block: list[Record], path: Path) -> None:
     """The result of a block: for each record what is left and what was removed, and what the steps did."""
     reports = {name: StepReport() for name, _ in recipe.steps}
-    judged = [judge(recipe, record, reports) for record in block]
+    judged = judge(recipe, block, reports)
     with path.open("wb") as file:
         pickle.dump((judged, reports), file)
 
 
-def judge(recipe: Recipe, record: Record, reports: dict[str, StepReport]) -> Judged:
-    """Run the steps that need no other record."""
-    kept: list[list[str] | None] = []
-    rejected: list[Reject] = []
-    for turns in views(record):
-        left: list[str] | None = turns
-        for name, step in recipe.steps:
-            edited = step.edit(turns)
-            if edited != turns:
-                reports[name].changed += 1
-                before, after = next(pair for pair in zip(turns, edited, strict=True) if pair[0] != pair[1])
-                reports[name].example(before, f"→ {after}")
-                turns = left = edited
-            if reason := step.fault(turns):
+def judge(recipe: Recipe, block: Sequence[Record], reports: dict[str, StepReport]) -> list[Judged]:
+    """Run the steps that need no other record, each over the whole block, as a model judges many at once."""
+    kept: list[list[list[str] | None]] = [list(views(record)) for record in block]
+    rejected: list[dict[int, Reject]] = [{} for _ in block]  # by view
+    for name, step in recipe.steps:
+        report = reports[name]
+        places = [(row, view) for row, turns in enumerate(kept) for view, left in enumerate(turns) if left is not None]
+        edited = []
+        for row, view in places:
+            before = kept[row][view] or []
+            after = step.edit(before)
+            if after != before:
+                report.changed += 1
+                first, second = next(pair for pair in zip(before, after, strict=True) if pair[0] != pair[1])
+                report.example(first, f"→ {second}")
+                kept[row][view] = after
+            edited.append(after)
+        for (row, view), turns, reason in zip(places, edited, step.faults(edited), strict=True):
+            if reason:
                 text = "\t".join(turns)
-                reports[name].removed += 1
-                reports[name].example(text, reason)
-                rejected.append((name, reason, text, record.where))
-                left = None
-                break
-        kept.append(left)
-    return rebuilt(record, kept), rejected
+                report.removed += 1
+                report.example(text, reason)
+                rejected[row][view] = (name, reason, text, block[row].where)
+                kept[row][view] = None
+    return [
+        (rebuilt(record, left), [gone[view] for view in sorted(gone)])
+        for record, left, gone in zip(block, kept, rejected, strict=True)
+    ]
 
 
 def _judged(results: Sequence[Path]) -> Iterator[Judged]:
