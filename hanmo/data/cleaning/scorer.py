@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hanmo.data.cleaning.steps import Step, Turns
 from hanmo.errors import ConfigError
@@ -14,7 +14,6 @@ from hanmo.records import PromptResponse
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel, Part, Row
-    from hanmo.families.heads import RowOutput
 
 
 @dataclass
@@ -96,7 +95,7 @@ class ModelRelevance(Step):
             for place, row in enumerate(batch)
         ]
 
-    def _outputs(self, opened: OpenedModel, rows: list[Row]) -> Iterator[tuple[list[Row], RowOutput]]:
+    def _outputs(self, opened: OpenedModel, rows: list[Row]) -> Iterator[tuple[list[Row], Any]]:
         import torch
 
         from hanmo.families.base import collate
