@@ -159,6 +159,9 @@ def test_rewards_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must name a function"):
         load_reward("tests.unit.alignment_cases:nothing", opened, 32, None, 8)
     folder = starts(tmp_path / "plain", "eva")
+    words = load_reward("tests.unit.alignment_cases:in_words", opened, 32, None, 8)
+    with pytest.raises(ConfigError, match="must give a number for every reply"):
+        words([SimpleNamespace(prompt="你好", reply="很好")])
     with pytest.raises(ConfigError, match="has no value head"):
         load_reward(str(folder), opened, 32, None, 8)
     with pytest.raises(ConfigError, match="multiple of the 16 replies"):

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks
 from hanmo.data.cleaning.recipe import Recipe
+from hanmo.data.cleaning.steps import Step
 from hanmo.data.cleaning.views import rebuilt, views, whole
 from hanmo.data.splits import fingerprint
 from hanmo.errors import ConfigError
@@ -105,7 +107,7 @@ def clean(
         raise ConfigError(f"{out}: would be written over its own input")
     _fit(recipe, paths, plain)
     job = {"recipe": recipe.settings(), "plain": plain, "block": BLOCK}
-    folder = job_folder(out, job, paths)
+    folder = job_folder(out, job, [*paths, *recipe.files()])
     blocks = record_blocks(paths, BLOCK, plain, bad)
     told = (lambda done: progress(done * BLOCK)) if progress else None
     results = run_blocks(blocks, partial(_judge_block, recipe), folder, workers, told, share or (0, 1))
@@ -132,33 +134,48 @@ def _fit(recipe: Recipe, paths: Sequence[Path], plain: Plain) -> None:
 def _judge_block(recipe: Recipe, block: list[Record], path: Path) -> None:
     """The result of a block: for each record what is left and what was removed, and what the steps did."""
     reports = {name: StepReport() for name, _ in recipe.steps}
-    judged = [judge(recipe, record, reports) for record in block]
+    judged = judge(recipe, block, reports)
     with path.open("wb") as file:
         pickle.dump((judged, reports), file)
 
 
-def judge(recipe: Recipe, record: Record, reports: dict[str, StepReport]) -> Judged:
-    """Run the steps that need no other record."""
-    kept: list[list[str] | None] = []
-    rejected: list[Reject] = []
-    for turns in views(record):
-        left: list[str] | None = turns
-        for name, step in recipe.steps:
-            edited = step.edit(turns)
-            if edited != turns:
-                reports[name].changed += 1
-                before, after = next(pair for pair in zip(turns, edited, strict=True) if pair[0] != pair[1])
-                reports[name].example(before, f"→ {after}")
-                turns = left = edited
-            if reason := step.fault(turns):
-                text = "\t".join(turns)
+def judge(recipe: Recipe, records: Sequence[Record], reports: dict[str, StepReport]) -> list[Judged]:
+    """Run the steps that need no other record, each over all that the ones before have left: a model judges many at once."""
+    seen = [_View(number, turns) for number, record in enumerate(records) for turns in views(record)]
+    for name, step in recipe.steps:
+        left = [view for view in seen if view.reject is None]
+        for view in left:
+            view.turns = _edited(step, view.turns, reports[name])
+        for view, reason in zip(left, step.faults([view.turns for view in left]), strict=True):
+            if reason:
+                text = "\t".join(view.turns)
                 reports[name].removed += 1
                 reports[name].example(text, reason)
-                rejected.append((name, reason, text, record.where))
-                left = None
-                break
-        kept.append(left)
-    return rebuilt(record, kept), rejected
+                view.reject = name, reason, text, records[view.number].where
+    judged = []
+    for number, of_record in groupby(seen, key=lambda view: view.number):
+        parts = list(of_record)
+        kept = [None if view.reject else view.turns for view in parts]
+        judged.append((rebuilt(records[number], kept), [view.reject for view in parts if view.reject]))
+    return judged
+
+
+@dataclass
+class _View:
+    """A view of record ``number`` of a block: its turns as they are by now, and why it was removed."""
+
+    number: int
+    turns: list[str]
+    reject: Reject | None = None
+
+
+def _edited(step: Step, turns: list[str], report: StepReport) -> list[str]:
+    edited = step.edit(turns)
+    if edited != turns:
+        report.changed += 1
+        before, after = next(pair for pair in zip(turns, edited, strict=True) if pair[0] != pair[1])
+        report.example(before, f"→ {after}")
+    return edited
 
 
 def _judged(results: Sequence[Path]) -> Iterator[Judged]:
