@@ -166,6 +166,8 @@ def test_rewards_that_are_none(tmp_path: Path) -> None:
         load_reward(str(folder), opened, 32, None, 8)
     with pytest.raises(ConfigError, match="multiple of the 16 replies"):
         grpo(small(GrpoConfig, tmp_path / "plain", samples=24, trainer=trainer(per_device_train_batch_size=16)))
+    with pytest.raises(ConfigError, match="reads no validation file"):
+        small(GrpoConfig, tmp_path / "plain", valid="valid.jsonl")
 
 
 @pytest.mark.parametrize("name", NAMES)
