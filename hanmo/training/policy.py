@@ -82,7 +82,9 @@ class PolicyConfig(AlignmentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.valid is not None:
-            raise ConfigError("valid: a policy is judged by the rewards of its own replies; it reads no validation file")
+            raise ConfigError(
+                "valid: a policy is judged by the rewards of its own replies; it reads no validation file"
+            )
         if not self.rewards:
             raise ConfigError(
                 "rewards: name at least one reward model or module:function, e.g. rewards=[runs/reward/model]"
