@@ -2,16 +2,25 @@
 
     HANMO_TRL=FOLDER python -m benchmarks.rl [--check]
 
-Random weights, a policy and three more networks of one shape (critic, reward model; the reference is TRL's copy, our
-swap), prompts and replies of fixed lengths. Each side runs in processes of its own, by turns; memory is the peak of such a
-process, libraries included. TRL removed its PPOTrainer after 1.12, so the peer lives in a folder of its own, on top of
-this environment's transformers: pip install --no-deps --target FOLDER trl==1.12.0
+The shape of a round is that of TRL's own example (summaries of TL;DR posts): 64 prompts, a reply of at most 53 tokens to each,
+ended by the stop token or fined, then 4 epochs of one optimizer step, each over all 64 replies in micro-batches of 16.
+Both sides take as many samples, epochs and optimizer steps, draw at temperature 1 from the same policy, score every reply with a
+reference and a reward model, and train in fp32 with AdamW. All networks are of one shape, with random weights.
+
+- The peer's critic is a network of its own, always; ours is that too in one figure, and a value head on the policy in the other.
+- Lengths vary as they do in dialogues: prompts are of 8 to 128 tokens, most of about 40, and the policy ends its reply
+  after each token with a chance of 1/23, which is the mean length of a turn in KdConv (a tenth of the replies is cut off).
+
+Each side runs in processes of its own, by turns; memory is the peak of such a process, libraries included. TRL removed its
+PPOTrainer after 1.12, so the peer lives in a folder of its own, on top of this environment's transformers:
+pip install --no-deps --target FOLDER trl==1.12.0
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -36,16 +45,18 @@ from transformers import (  # noqa: E402
 
 from benchmarks.common import Figure, arguments, finish  # noqa: E402
 
-VOCABULARY, PROMPTS, ASKED, REPLY = 8192, 256, 32, 32
-SAMPLES, MINIBATCH, EPOCHS = 32, 8, 2
-RATE, BETA, CLIP, CLIP_VALUE, VALUE_WEIGHT, LAM = 1e-5, 0.05, 0.2, 0.2, 0.1, 0.95
+VOCABULARY, PROMPTS, STOP = 8192, 256, 1
+SHORTEST, USUAL, LONGEST = 8, 40, 128  # tokens of a prompt
+REPLY, MEAN_REPLY = 53, 23
+SAMPLES, MICRO, EPOCHS = 64, 16, 4
+RATE, BETA, CLIP, CLIP_VALUE, VALUE_WEIGHT, LAM, UNFINISHED = 3e-6, 0.05, 0.2, 0.2, 0.1, 0.95, 1.0
 PEER = "HANMO_TRL"
 
 
 def shape() -> Any:
     return Qwen3Config(
         vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=32, eos_token_id=1, pad_token_id=0,
+        num_key_value_heads=4, head_dim=32, eos_token_id=STOP, pad_token_id=0,
     )  # fmt: skip
 
 
@@ -54,13 +65,31 @@ def prepare(folder: Path) -> None:
     torch.manual_seed(0)
     words = Tokenizer(models.WordLevel({f"w{place}": place for place in range(VOCABULARY)}, "w2"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1", unk_token="w2")
-    Qwen3ForCausalLM(shape()).save_pretrained(folder / "policy")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token=f"w{STOP}", unk_token="w2")
+    policy = Qwen3ForCausalLM(shape())
+    end_replies(policy)
+    policy.save_pretrained(folder / "policy")
     tokenizer.save_pretrained(folder / "policy")
-    ids = torch.randint(3, VOCABULARY, (PROMPTS, ASKED)).tolist()
+    lengths = (USUAL * torch.randn(PROMPTS).mul(0.6).exp()).clamp(SHORTEST, LONGEST).int().tolist()
+    ids = [torch.randint(3, VOCABULARY, (length,)).tolist() for length in lengths]
     (folder / "ids.json").write_text(json.dumps(ids), encoding="utf-8")
     texts = [json.dumps({"prompt": " ".join(f"w{one}" for one in row), "response": ""}) for row in ids]
     (folder / "prompts.jsonl").write_text("\n".join(texts), encoding="utf-8")
+
+
+@torch.no_grad()
+def end_replies(policy: Any) -> None:
+    """Let replies end after each token with a chance of 1 in MEAN_REPLY, all other words being about as likely.
+
+    One column of the embedding is the same for every word, and the stop token's output weights read that column alone.
+    """
+    policy.get_input_embeddings().weight[:, 0] = 1.0
+    ids = torch.randint(3, VOCABULARY, (4, LONGEST))
+    column = policy.model(ids).last_hidden_state[..., 0].mean()
+    head = policy.lm_head.weight
+    head[:, 0] = 0.0
+    head[STOP] = 0.0
+    head[STOP, 0] = math.log(VOCABULARY / (MEAN_REPLY - 1)) / column
 
 
 class Clock(TrainerCallback):
@@ -88,11 +117,11 @@ def ours(folder: Path, rounds: int, own_critic: bool) -> float:
     config = PpoConfig(
         model=str(folder / "policy"), data=str(folder / "prompts.jsonl"), out=str(folder / "run"),
         rewards=(str(folder / "judge"),), critic=str(folder / "judge") if own_critic else None, value_head="linear",
-        rounds=rounds, samples=SAMPLES, epochs=EPOCHS, limit=ASKED, rollout_batch=SAMPLES, beta=BETA, clip=CLIP,
-        clip_value=CLIP_VALUE, value_weight=VALUE_WEIGHT, lam=LAM,
-        generation={"max_new_tokens": REPLY, "min_new_tokens": REPLY},
-        trainer={"per_device_train_batch_size": MINIBATCH, "per_device_eval_batch_size": SAMPLES, "use_cpu": True,
-                 "learning_rate": RATE, "save_strategy": "no"},
+        rounds=rounds, samples=SAMPLES, epochs=EPOCHS, limit=LONGEST, rollout_batch=SAMPLES, beta=BETA, clip=CLIP,
+        clip_value=CLIP_VALUE, value_weight=VALUE_WEIGHT, lam=LAM, unfinished_penalty=UNFINISHED,
+        generation={"max_new_tokens": REPLY},
+        trainer={"per_device_train_batch_size": MICRO, "gradient_accumulation_steps": SAMPLES // MICRO, "use_cpu": True,
+                 "per_device_eval_batch_size": MICRO, "learning_rate": RATE, "save_strategy": "no"},
     )  # fmt: skip
     ppo(config, show=clock)
     return clock.seconds
@@ -106,11 +135,11 @@ def theirs(folder: Path, rounds: int) -> float:
     rows = Dataset.from_dict({"input_ids": json.loads((folder / "ids.json").read_text(encoding="utf-8"))})
     value, judge = (Qwen3ForSequenceClassification(shape_of_score()) for _ in range(2))
     args = PPOConfig(
-        output_dir=str(folder / "trl"), per_device_train_batch_size=MINIBATCH,
-        gradient_accumulation_steps=SAMPLES // MINIBATCH, num_mini_batches=SAMPLES // MINIBATCH,
-        num_ppo_epochs=EPOCHS, total_episodes=rounds * SAMPLES, response_length=REPLY, temperature=1.0,
-        local_rollout_forward_batch_size=SAMPLES, kl_coef=BETA, cliprange=CLIP, cliprange_value=CLIP_VALUE,
-        vf_coef=VALUE_WEIGHT, lam=LAM, learning_rate=RATE, num_sample_generations=0, report_to="none", use_cpu=True,
+        output_dir=str(folder / "trl"), per_device_train_batch_size=MICRO,
+        gradient_accumulation_steps=SAMPLES // MICRO, num_mini_batches=1, num_ppo_epochs=EPOCHS,
+        total_episodes=rounds * SAMPLES, response_length=REPLY, stop_token="eos", missing_eos_penalty=UNFINISHED,
+        temperature=1.0, local_rollout_forward_batch_size=SAMPLES, kl_coef=BETA, cliprange=CLIP,
+        cliprange_value=CLIP_VALUE, vf_coef=VALUE_WEIGHT, lam=LAM, learning_rate=RATE, num_sample_generations=0, report_to="none", use_cpu=True,
         bf16=False, gradient_checkpointing=False, save_strategy="no", eval_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     clock = Clock()

@@ -52,6 +52,7 @@ from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.files import write_text
 
+VALUE_HEAD = "value_head"  # what the names of its tensors begin with
 FORMS = ("hanmo", "hf", "original")
 
 
@@ -126,7 +127,7 @@ def convert(
     wanted = DTYPES[dtype] if dtype else None
     order = _Order(source, target, vocab, rules, wanted, ranks, job, resume, verify, start, progress)
     more = {"hanmo": _to_hanmo, "hf": _to_hf, "original": _to_original}[to](content, order)
-    notes = _dropped(content) + _rounding(content, wanted) + more
+    notes = _dropped(content, to) + _rounding(content, wanted) + more
     if content.absent:
         notes.append(f"the source lacks {', '.join(content.absent)}: written as zeros")
     return _report(content.family, content.what, target, to, notes, content.shapes)
@@ -134,8 +135,8 @@ def convert(
 
 def _check_target(source: Path, target: Path, force: bool) -> None:
     here, there = source.resolve(), target.resolve()
-    if there == here or there in here.parents:
-        raise CheckpointError(f"{target}: is the source or holds it; write to another folder")
+    if there == here or there in here.parents or here in there.parents:
+        raise CheckpointError(f"{target}: is the source, holds it or lies in it; write to another folder")
     if target.is_dir() and any(target.iterdir()) and not force:
         raise CheckpointError(f"{target}: is not empty; choose another folder, or say --force to write into it")
     if target.is_file():
@@ -244,7 +245,9 @@ def _rules(content: Source, source: Path, rules: str | Path | None) -> dict[str,
     return find_rules(content.family, source / RULES, optional=True)
 
 
-def _dropped(content: Source) -> list[str]:
+def _dropped(content: Source, to: str) -> list[str]:
+    if to != "hanmo" and any(name.startswith(f"{VALUE_HEAD}.") for name in content.shapes):
+        return [f"the value head has no place in the form {to} and is left out: what is written only speaks"]
     if content.original is not None and content.original.weights.state.get("optimizer") is not None:
         return ["the optimizer's state is not taken along"]
     return []

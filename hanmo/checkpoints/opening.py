@@ -56,7 +56,7 @@ def open_model(
         VocabularyError: no vocabulary, or one that disagrees with the embedding.
     """
     path = local_folder(path)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
+    target = _device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
     if dtype == INT8 and (target.type != "cpu" or tensor_parallel > 1):
         raise UnsupportedError("int8 is for one process on a CPU; elsewhere use bf16 or fp16")
     if family := family_of_folder(path):
@@ -70,6 +70,13 @@ def open_model(
     if rules is not None:
         opened.family.assets.update(find_rules(type(opened.family), Path(rules)))
     return opened
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name}: no such device; expected cpu, cuda, or one of several like cuda:0") from None
 
 
 def family_of_ours(path: Path) -> type[Family] | None:

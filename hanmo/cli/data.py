@@ -80,7 +80,7 @@ def prepare(
       weibo baike zhidao couplets classical poetry   prompts with scored answers (SFT and reward)
       kdconv lccc crosswoz sharegpt                  dialogues
       alpaca dpo                                     instructions, preferences
-      zhihu zhidao-threads encyclopedia wikipedia news   prompts and texts for pretraining
+      zhihu zhidao-threads encyclopedia wikipedia wikipedia-sections news   prompts and texts for pretraining
 
     \b
     Examples:
@@ -148,6 +148,10 @@ def clean(
     recipe: Annotated[str, typer.Option(help="eva, assistant, text, or a YAML file.")] = "eva",
     rejects: Annotated[Path | None, typer.Option(help="File for what was removed, with reasons.")] = None,
     page: Annotated[Path | None, typer.Option(help="HTML page of what every step did.")] = None,
+    scorer: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Judge by a model too: the step model_relevance.")
+    ] = None,
+    scorer_least: Annotated[float, typer.Option(help="What a reply must be worth to the scorer on average.")] = 0.0,
     plain: PlainLines = "dialogue",
     workers: Workers = 1,
     tasks: Tasks = 0,
@@ -171,7 +175,10 @@ def clean(
     from hanmo.records import Rejects
 
     inputs, out, bad = [path.absolute() for path in inputs], out.absolute(), Rejects() if skip_bad else None
-    job = partial(run, load(recipe), inputs, out, _plain(plain), rejects=rejects and rejects.absolute())
+    chosen = load(recipe)
+    if scorer is not None:
+        chosen.add("model_relevance", {"model": _place(scorer), "least": scorer_least}, "--scorer")
+    job = partial(run, chosen, inputs, out, _plain(plain), rejects=rejects and rejects.absolute())
     if _spread(partial(job, bad=bad), out, tasks, slurm, workers):
         return
     cleaned = job(workers=workers, bad=bad)
@@ -179,6 +186,11 @@ def clean(
     if page is not None:
         report(cleaned, recipe, [str(path) for path in inputs]).write(page)
     emit({**cleaned.as_dict(), "out": str(out)}, as_json, _show_cleaned)
+
+
+def _place(model: str) -> str:
+    """A path as other processes find it; a hub id as it is."""
+    return str(Path(model).absolute()) if Path(model).exists() else model
 
 
 def _spread(job: Callable[..., Any], out: Path, tasks: int, slurm: str | None, workers: int) -> bool:
@@ -264,8 +276,8 @@ def tokenize(
     from hanmo.records import Rejects
 
     bad = Rejects() if skip_bad else None
-    inputs, place = [path.absolute() for path in inputs], str(Path(tokenizer).absolute())
-    job = partial(run, TokenizerPlace(place, family), inputs, out.absolute(), _plain(plain), bad=bad)
+    inputs = [path.absolute() for path in inputs]
+    job = partial(run, TokenizerPlace(_place(tokenizer), family), inputs, out.absolute(), _plain(plain), bad=bad)
     if _spread(job, out.absolute(), tasks, slurm, workers):
         return
     about = job(workers=workers)

@@ -13,7 +13,7 @@ from hanmo.data.sources import SOURCES, Source
 from hanmo.data.sources.dialogues import replies
 from hanmo.data.sources.reading import Item, Reading
 from hanmo.data.splits import SPLITS
-from hanmo.errors import ConfigError, unknown
+from hanmo.errors import ConfigError, HanmoError, unknown
 from hanmo.files import write_text
 from hanmo.records import Dialogue, record_writer
 
@@ -77,6 +77,11 @@ def prepare(
             split = reading.shares.split(key)
             writers[split](record)
             counts[split] += 1
+        if not counts.total():
+            left_out = "".join(f"; left out {count:,} x {reason}" for reason, count in reading.dropped.items())
+            if reading.rejects:
+                left_out += f"; bad: {len(reading.rejects):,}"
+            raise HanmoError(f"{place}: no records of the source {source} in it{left_out}; nothing is written")
     bad = len(reading.rejects) if reading.rejects is not None else 0
     done = Prepared(
         source, reading.published, {s: str(paths[s]) for s in wanted}, dict(counts), dict(reading.dropped), bad

@@ -57,9 +57,10 @@ class TokenizerPlace:
 
 @cache
 def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
+    from hanmo.checkpoints.hub import local_folder
     from hanmo.checkpoints.opening import family_of_folder  # it takes torch, which worker processes do without
 
-    path = Path(place.path)
+    path = local_folder(place.path)
     family = families.load(place.family) if place.family else family_of_folder(path)
     if family is None and path.is_dir() and (path / "tokenizer_config.json").is_file():
         family = families.load(families.TRANSFORMERS)

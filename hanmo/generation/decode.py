@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hanmo.errors import ConfigError
 from hanmo.families.base import Context, DecodingForm, OpenedModel, Prompt, Rules, stack
 from hanmo.families.heads import without_barred
 from hanmo.generation.beam import BeamSearch, Hypothesis
@@ -188,6 +189,8 @@ class _Batch:
         inputs = stack([prompt.inputs for prompt in prompts], family.padding, left=True)
         logits_R1V, self._state = network.prefill(**{name: value.to(self.device) for name, value in inputs.items()})
         self.logits_RV = logits_R1V[:, -1].float()
+        if beyond := [id_ for id_ in settings.banned_ids if id_ >= self.logits_RV.shape[1]]:
+            raise ConfigError(f"banned_ids={beyond}: this model's ids go up to {self.logits_RV.shape[1] - 1}")
 
     def scores(self, said: Sequence[Sequence[int]], samples: Sequence[int]) -> Tensor:
         """Logits / temperature, as log-probabilities for beams, after the rules: (R, V)."""

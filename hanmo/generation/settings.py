@@ -49,6 +49,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name, good, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("min_new_tokens", self.min_new_tokens >= 0, "0 or more"),
+            ("banned_ids", all(id_ >= 0 for id_ in self.banned_ids), "ids of tokens, 0 or more"),
             ("temperature", self.temperature > 0, "above 0; for greedy decoding say do_sample=false"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),

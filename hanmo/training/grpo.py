@@ -66,7 +66,7 @@ def grpo_losses(trainer: GrpoTrainer, logprob_N: Tensor, tokens: dict[str, Tenso
     ones, clip = torch.ones_like(logprob_N), trainer.config.clip
     losses_N = clipped_policy_loss(logprob_N, tokens["old"], tokens["advantages"], ones, clip)
     moved = policy_statistics(logprob_N, tokens["old"], tokens["advantages"], ones, clip)
-    trainer.note(**{name: total / len(ones) for name, total in moved.items()})
+    trainer.note(len(ones), **moved)
     if trainer.beta:
         losses_N = losses_N + trainer.beta * kl_estimates(logprob_N, tokens["reference"], "k3")
     return losses_N

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -31,7 +31,7 @@ from hanmo.losses import RunningMoments, kl_estimates
 from hanmo.training.adapt import switch_dropout_off
 from hanmo.training.alignment import AlignmentConfig
 from hanmo.training.rollout import Engine, Question, Reference, Reward, Sample, prompt_order, scored, without_critic
-from hanmo.training.rounds import BetweenRounds, Rounds
+from hanmo.training.rounds import BetweenRounds, Rounds, chunked
 from hanmo.training.trainer import RowTrainer
 
 GENERATION = settings.settings_of(
@@ -60,7 +60,7 @@ class PolicyConfig(AlignmentConfig):
         clip: how far a token's probability may move in a round before it stops counting.
         reference: "swap" keeps the trained tensors of that model, "copy" all of it.
         unfinished_penalty: taken off the reward of a reply that did not end by itself.
-        max_kl: a round ends early when its minibatches have moved the policy by this much (nats a token); null: never.
+        max_kl: a round ends early when a step's replies show the policy moved by this much (nats a token); null: never.
         save_rounds: checkpoints are written after every so many rounds; 0 never, but when the run is stopped.
         show_rounds: samples are kept after every so many rounds, in samples.jsonl and the report.
     """
@@ -81,6 +81,10 @@ class PolicyConfig(AlignmentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.valid is not None:
+            raise ConfigError(
+                "valid: a policy is judged by the rewards of its own replies; it reads no validation file"
+            )
         if not self.rewards:
             raise ConfigError(
                 "rewards: name at least one reward model or module:function, e.g. rewards=[runs/reward/model]"
@@ -146,7 +150,7 @@ class PolicyTrainer(RowTrainer):
         self.seconds = {"rollout": 0.0, "reward": 0.0, "score": 0.0}
         self._round_figures: dict[str, float] = {}
         self._step_figures: list[dict[str, Tensor]] = []
-        self._moved = torch.tensor(0.0)  # by the last minibatch
+        self.moved: list[tuple[Tensor, int]] = []  # by each batch of this step: nats a token, and of how many tokens
 
     # What a stage gives
 
@@ -214,47 +218,40 @@ class PolicyTrainer(RowTrainer):
         assert isinstance(model, nn.Module)
         rows = [family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
         known = self.engine.exact and not (self.needs_values and self.critic is None)
-        old = [torch.tensor(sample.generation.logprobs) for sample in samples] if known else []
-        values: list[Tensor] = []
+        old = [torch.tensor(sample.generation.logprobs) for sample in samples]
+        values = nothing = [torch.zeros_like(x) for x in old]
         if not known:
-            for output, labels in self._outputs(model, rows):
-                old += scored(output.logprob, labels)
-                if output.value is not None:
-                    values += scored(output.value, labels)
+            old, values = self._told(model, rows)
         elif self.critic is not None:
-            for output, labels in self._outputs(self.critic, rows, tokens=False):
-                values += scored(output.value, labels)
-        with self.reference.asked() as network:
-            asks = self.beta > 0
-            reference = (
-                [x for output, labels in self._outputs(network, rows) for x in scored(output.logprob, labels)]
-                if asks
-                else old
-            )
-        nothing = [torch.zeros_like(x) for x in old]
-        return [
-            Experience(*one)
-            for one in zip(
-                samples, rows, scores.tolist(), old, reference, nothing, values or nothing, nothing, strict=True
-            )
-        ]
+            _, values = self._told(self.critic, rows, tokens=False)
+        reference = old
+        if self.beta > 0:
+            with self.reference.asked() as network:
+                reference, _ = self._told(network, rows)
+        told = zip(samples, rows, scores.tolist(), old, reference, nothing, values, nothing, strict=True)
+        return [Experience(*one) for one in told]
 
-    def _outputs(self, network: nn.Module, rows: Sequence[Row], tokens: bool = True) -> Iterator[tuple[Any, Tensor]]:
-        """The network's outputs on rows, on the CPU, in order; without ``tokens`` no log-probabilities, only values."""
-        size = self.args.per_device_eval_batch_size
+    def _told(self, network: nn.Module, rows: Sequence[Row], tokens: bool = True) -> tuple[list[Tensor], list[Tensor]]:
+        """Log-probabilities and values of the scored tokens of every row, (N,) each, on the CPU; zeros where not known.
+
+        Rows of similar length share a batch. Without ``tokens`` the log-probabilities are not computed.
+        """
+        logprobs, values = ([torch.zeros(int((row.labels != IGNORE).sum())) for row in rows] for _ in range(2))
         training = network.training
         network.eval()
-        for first in range(0, len(rows), size):
-            batch = collate(rows[first : first + size], self.opened.family.padding)
+        order = sorted(range(len(rows)), key=lambda place: rows[place].size)
+        for places in chunked(order, self.args.per_device_eval_batch_size):
+            batch = collate([rows[place] for place in places], self.opened.family.padding)
             inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
             if not tokens:
                 inputs["labels"] = torch.full_like(inputs["labels"], IGNORE)
             output = network(**inputs, barred_ids=self.barred_ids)
-            yield (
-                output.__class__(**{name: x.float().cpu() for name, x in output.items() if x.dim() == 2}),
-                batch["labels"],
-            )
+            for found, told in ((output.logprob, logprobs), (output.value, values)):
+                if found is not None:
+                    for place, one in zip(places, scored(found.float().cpu(), batch["labels"]), strict=True):
+                        told[place] = one
         network.train(training)
+        return logprobs, values
 
     def minibatch(self, batch: Sequence[Experience]) -> dict[str, Any]:
         """Rows as one batch, and under ``tokens`` what is known of their tokens, end to end."""
@@ -285,10 +282,10 @@ class PolicyTrainer(RowTrainer):
             raise DivergedError(self._diverged(f"the loss is {loss.item()}"))
         return loss
 
-    def note(self, **figures: Tensor) -> None:
-        """Means over the tokens of a minibatch, to be logged."""
-        self._step_figures.append({name: x.detach() for name, x in figures.items()})
-        self._moved = figures["approx_kl"].detach()
+    def note(self, tokens: int, **totals: Tensor) -> None:
+        """Sums over the tokens of a batch, whose means are to be logged."""
+        self._step_figures.append({"tokens": torch.tensor(tokens), **{name: x.detach() for name, x in totals.items()}})
+        self.moved.append((totals["approx_kl"].detach(), tokens))
 
     @property
     def between_rounds(self) -> bool:
@@ -297,10 +294,11 @@ class PolicyTrainer(RowTrainer):
     def moved_too_far(self) -> bool:
         if self.config.max_kl is None:
             return False
-        kl = self._moved.to(self.args.device)
+        kl, tokens = sum(total.item() for total, _ in self.moved), sum(count for _, count in self.moved)
         if self.args.world_size > 1:
-            kl = self.accelerator.gather(kl).mean()
-        return kl.item() > self.config.max_kl
+            sums = self.accelerator.gather(torch.tensor([[kl, tokens]], device=self.args.device)).sum(0)
+            kl, tokens = sums.tolist()
+        return kl > self.config.max_kl * tokens
 
     # What is told
 
@@ -337,8 +335,9 @@ class PolicyTrainer(RowTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._step_figures:
-            logs |= {name: fmean(float(one[name]) for one in self._step_figures) for name in self._step_figures[0]}
-            logs |= self._round_figures
+            sums = {name: sum(float(one[name]) for one in self._step_figures) for name in self._step_figures[0]}
+            tokens = sums.pop("tokens")
+            logs |= {name: total / tokens for name, total in sums.items()} | self._round_figures
             self._step_figures = []
         super().log(logs, *args, **kwargs)
 

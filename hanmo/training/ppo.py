@@ -149,7 +149,7 @@ class PpoTrainer(PolicyTrainer):
         moved = policy_statistics(logprob_N, old, advantages, ones, config.clip)
         moved["value_clip_fraction"] = value_clip_count(values_N, old_values, returns, ones, config.clip_value)
         moved["policy_loss"], moved["value_loss"] = policy_N.sum(), value_N.sum()
-        self.note(**{name: total / len(ones) for name, total in moved.items()})
+        self.note(len(ones), **moved)
         return policy_N + config.value_weight * value_N
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:

@@ -116,7 +116,10 @@ def _function_reward(spec: str) -> Reward:
         scores = function([sample.prompt for sample in samples], [sample.reply for sample in samples])
         if len(scores) != len(samples):
             raise ConfigError(f"rewards: {spec} gave {len(scores)} scores for {len(samples)} replies")
-        return [float(one) for one in scores]
+        try:
+            return [float(one) for one in scores]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"rewards: {spec} must give a number for every reply: {error}") from None
 
     return score
 

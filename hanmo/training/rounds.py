@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,11 +27,13 @@ class Rounds:
         size, accumulated = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
         while True:
             batch = trainer.collect()
-            batches = []
+            batches: list[Sequence[int]] = []
             for epoch in range(trainer.config.epochs):
                 seed = (trainer.args.seed * 1_000_003 + trainer.round) * 101 + epoch
                 order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed)).tolist()
-                batches += [order[first : first + size] for first in range(0, len(order), size)]
+                # The batches of one optimizer step are added up, so that they may be of rows of similar length.
+                for step in chunked(order, size * accumulated):
+                    batches += chunked(sorted(step, key=lambda place: batch[place].row.size), size)
             trainer.left = len(batches)
             trainer.round += 1
             for number, places in enumerate(batches):
@@ -41,11 +43,19 @@ class Rounds:
                 yield trainer.minibatch([batch[place] for place in places])
 
 
+def chunked(places: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Runs of ``size``, the last of what is left."""
+    return [places[first : first + size] for first in range(0, len(places), size)]
+
+
 class BetweenRounds(TrainerCallback):
     """Lets the run be saved and stopped between rounds only, and saved as often as asked for."""
 
     def __init__(self, trainer: PolicyTrainer):
         self.trainer = trainer
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.moved.clear()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         trainer = self.trainer

@@ -35,8 +35,9 @@ ROUNDS = {
     "transformer_xl": (8, 1e-2),
     "huggingface": (12, 1e-2),
 }
-# PanGu-α's top has no norm over it, so that a step moves the values of its own top far: plain returns and a plain head.
-PPO = {"pangu": {"rate": 2e-3, "rounds": 24, "lam": 1.0, "value_head": "linear"}}
+# PanGu-α's top has no norm over it, so that a step moves the values of its own top far: plain returns, a plain head, and a rate
+# that falls to 0 (held, a question whose reply had turned out wrong stayed wrong in 1 seed of 6).
+PPO = {"pangu": {"rate": 2e-3, "rounds": 24, "lam": 1.0, "value_head": "linear", "schedule": "linear"}}
 KL_BOUND = 40.0  # nats a reply: less than 6 tokens drawn freely could ever be from a uniform start
 
 
@@ -44,6 +45,7 @@ def policy_config(kind: Any, folder: Path, name: str, seed: int) -> Any:
     rounds, rate = ROUNDS[name]
     further = dict(PPO.get(name, {})) if kind is PpoConfig else {}
     rate, rounds = further.pop("rate", rate), further.pop("rounds", rounds)
+    schedule = further.pop("schedule", "constant")
     start = str(starts(folder, name))
     return kind(
         **further,
@@ -57,7 +59,13 @@ def policy_config(kind: Any, folder: Path, name: str, seed: int) -> Any:
         limit=32,
         beta=0.01,
         generation={"max_new_tokens": 6},
-        trainer=trainer(per_device_train_batch_size=32, per_device_eval_batch_size=64, learning_rate=rate, seed=seed),
+        trainer=trainer(
+            per_device_train_batch_size=32,
+            per_device_eval_batch_size=64,
+            learning_rate=rate,
+            lr_scheduler_type=schedule,
+            seed=seed,
+        ),
     )
 
 

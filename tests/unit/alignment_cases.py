@@ -21,6 +21,11 @@ def contains(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
     return [float(any(character in reply for character in WANTED)) for reply in replies]
 
 
+def in_words(prompts: Sequence[str], replies: Sequence[str]) -> list[str]:
+    """What a reward function must not give."""
+    return ["good"] * len(replies)
+
+
 def pays(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
     """1 whatever is said: all that a critic can learn."""
     return [1.0] * len(replies)

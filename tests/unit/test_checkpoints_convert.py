@@ -15,13 +15,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hanmo.checkpoints import open_model
+from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.inspect import inspect_model
 from hanmo.checkpoints.layout import recognise
 from hanmo.cli import app
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError
+from hanmo.families.heads import attach_value_head
 from tests.unit.checkpoint_files import HUB, MEGATRON, logits, original_tensors, tiny_eva, write_hub, write_megatron
 
 
@@ -217,11 +218,21 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert open_model(target, device="cpu")
 
 
-@pytest.mark.parametrize("place", [".", ".."])
+@pytest.mark.parametrize("place", [".", "..", "inside"])
 def test_the_source_is_never_the_target(tmp_path: Path, place: str) -> None:
     hub = write_hub(tmp_path / "inside" / "hub")
-    with pytest.raises(CheckpointError, match="is the source or holds it"):
+    with pytest.raises(CheckpointError, match="is the source, holds it or lies in it"):
         convert(hub, hub / place, force=True)
+
+
+@pytest.mark.parametrize(("to", "said"), [("hanmo", False), ("original", True), ("hf", True)])
+def test_what_becomes_of_a_value_head_is_said(tmp_path: Path, to: str, said: bool) -> None:
+    opened = tiny_eva()
+    attach_value_head(opened.network, "linear")
+    save_model(opened, tmp_path / "reward")
+    opened.network.value_head = opened.network.config.value_head = None
+    notes = convert(tmp_path / "reward", tmp_path / "out", to=to)["notes"]
+    assert any("the value head has no place" in note for note in notes) == said
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bom.txt").write_bytes(LINES.encode("utf-8-sig"))
     (folder / "test.txt.gz").write_bytes(gzip.compress(LINES.encode()))
     (folder / "empty.txt").write_text("\n", encoding="utf-8")
+    (folder / "nothing.jsonl").write_text("", encoding="utf-8")
     (folder / "turns.jsonl").write_text('{"turns": "ab"}\n', encoding="utf-8")
     return folder
 
@@ -70,6 +71,12 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         ("eval rouge none.txt test.txt", "none.txt: no such file"),
         ("eval compare none none", "none: No such file or directory; expected the results.json"),
         ("eval human-prepare a=test.txt", 'test.txt:1: expected {"prompt"'),
+        ("generate model --input test.txt --device cuda/foo", "device=cuda/foo: no such device"),
+        ("generate model --input test.txt --set min_new_tokens=-5", "min_new_tokens=-5: must be 0 or more"),
+        ("generate model --input test.txt --set banned_ids=[-1]", "must be ids of tokens, 0 or more"),
+        ("generate model --input test.txt --set banned_ids=[999999]", "banned_ids=[999999]: this model's ids go up to"),
+        ("data prepare lccc none.json out", "none.json"),
+        ("data prepare baike nothing.jsonl out", "no records of the source baike"),
         ("reward score reward empty.txt", "empty.txt: no records"),
         ("reward score reward test.txt --batch-size 0", "--batch-size"),
         ("reward score reward test.txt --limit 0", "--limit"),

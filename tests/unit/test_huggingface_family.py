@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, GPT2LMHeadModel
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.base import IGNORE, OpenedModel, Part, collate
+from hanmo.families.huggingface.modeling import adopt
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, Record, Text
@@ -154,3 +155,10 @@ def test_options_of_originals_are_refused(tmp_path: Path) -> None:
     write_model("llama", tmp_path)
     with pytest.raises(ConfigError, match="complete in itself: leave out --size"):
         open_model(tmp_path, size="eva2.0-base")
+
+
+def test_positions_beyond_learned_ones_are_one_message() -> None:
+    model = adopt(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=1, n_head=2)).eval())
+    assert model(input_ids=torch.ones(1, 16, dtype=torch.long)).logits.shape == (1, 16, 64)
+    with pytest.raises(UnsupportedError, match="17 tokens in a row, but this model has 16 positions"):
+        model(input_ids=torch.ones(1, 17, dtype=torch.long))

@@ -29,6 +29,7 @@ from hanmo.training.policy import rollout_settings
 from hanmo.training.ppo import PpoConfig, ppo
 from hanmo.training.reward_scores import score_rows
 from hanmo.training.rollout import OwnEngine, Reference, load_reward, prompt_order, question, scored
+from hanmo.training.rounds import Rounds
 from tests.unit.alignment_cases import REWARD, starts, trainer
 from tests.unit.tiny import NAMES, tiny
 
@@ -159,10 +160,15 @@ def test_rewards_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must name a function"):
         load_reward("tests.unit.alignment_cases:nothing", opened, 32, None, 8)
     folder = starts(tmp_path / "plain", "eva")
+    words = load_reward("tests.unit.alignment_cases:in_words", opened, 32, None, 8)
+    with pytest.raises(ConfigError, match="must give a number for every reply"):
+        words([SimpleNamespace(prompt="你好", reply="很好")])
     with pytest.raises(ConfigError, match="has no value head"):
         load_reward(str(folder), opened, 32, None, 8)
     with pytest.raises(ConfigError, match="multiple of the 16 replies"):
         grpo(small(GrpoConfig, tmp_path / "plain", samples=24, trainer=trainer(per_device_train_batch_size=16)))
+    with pytest.raises(ConfigError, match="reads no validation file"):
+        small(GrpoConfig, tmp_path / "plain", valid="valid.jsonl")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,6 +185,22 @@ def test_a_reward_does_not_hang_on_the_batch(name: str, tmp_path: Path) -> None:
     alone = [score_rows(opened, [row], [end], 1)[0] for row, end in zip(rows, finished, strict=True)]
     assert together == pytest.approx(alone, abs=1e-5)
     assert len(set(together)) == 3
+
+
+def test_a_step_pads_little_and_leaves_no_reply_out() -> None:
+    """The replies of a step are drawn; among its batches they lie by length."""
+    batch = [SimpleNamespace(row=SimpleNamespace(size=size)) for size in (9, 3, 7, 1, 8, 2, 6, 4)]
+    args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=2, seed=1)
+    asked: Any = SimpleNamespace(
+        args=args, config=SimpleNamespace(epochs=2), round=0, collect=lambda: batch, moved_too_far=lambda: False,
+        minibatch=lambda rows: [one.row.size for one in rows],
+    )  # fmt: skip
+    given = [one for one, _ in zip(Rounds(asked), range(8), strict=False)]
+    steps = [[*one, *other] for one, other in zip(given[::2], given[1::2], strict=True)]
+    assert all(step == sorted(step) for step in steps)
+    first, second = [*steps[0], *steps[1]], [*steps[2], *steps[3]]
+    assert sorted(first) == sorted(second) == sorted(one.row.size for one in batch)
+    assert first != second
 
 
 class Server(BaseHTTPRequestHandler):

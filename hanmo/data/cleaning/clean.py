@@ -140,7 +140,7 @@ def _judge_block(recipe: Recipe, block: list[Record], path: Path) -> None:
 
 
 def judge(recipe: Recipe, records: Sequence[Record], reports: dict[str, StepReport]) -> list[Judged]:
-    """Run the steps that need no other record, each over all that the ones before have left."""
+    """Run the steps that need no other record, each over all that the ones before have left: a model judges many at once."""
     seen = [_View(number, turns) for number, record in enumerate(records) for turns in views(record)]
     for name, step in recipe.steps:
         left = [view for view in seen if view.reject is None]

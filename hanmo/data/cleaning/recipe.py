@@ -12,9 +12,8 @@ from typing import Any
 import yaml
 
 from hanmo import config
-from hanmo.data.cleaning import duplicates, statistics, steps
+from hanmo.data.cleaning import duplicates, scorer, statistics, steps
 from hanmo.data.cleaning.duplicates import Duplicates
-from hanmo.data.cleaning.model import ModelScore
 from hanmo.data.cleaning.steps import Step
 from hanmo.errors import ConfigError, unknown
 
@@ -33,8 +32,8 @@ STEPS: dict[str, type[Step]] = {
     "adverts": steps.Adverts,
     "words": steps.Words,
     "relevance": statistics.Relevance,
+    "model_relevance": scorer.ModelRelevance,
     "fluency": statistics.Fluency,
-    "model_score": ModelScore,
 }
 DUPLICATES: dict[str, type[Duplicates]] = {
     "same_sessions": duplicates.SameSessions,
@@ -54,15 +53,30 @@ class Recipe:
     def names(self) -> list[str]:
         return [name for name, _ in (*self.steps, *self.duplicates)]
 
+    def add(self, name: str, given: Mapping[str, Any], source: str) -> None:
+        """Add a step after those of its kind.
+
+        Args:
+            source: who asks for it, for messages.
+        """
+        if name in self.names:
+            raise ConfigError(f"{source}: step {name} comes twice")
+        kind: type[Any] | None = STEPS.get(name) or DUPLICATES.get(name)
+        if kind is None:
+            raise ConfigError(f"{source}: {unknown('step', name, [*STEPS, *DUPLICATES])}")
+        try:
+            step = config.load(kind, preset=given)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: step {name}: {error}") from None
+        (self.steps if name in STEPS else self.duplicates).append((name, step))
+
     def settings(self) -> list[dict[str, Any]]:
         """Every step with all its settings, as a recipe file holds them."""
         return [{name: _settings(step)} for name, step in (*self.steps, *self.duplicates)]
 
     def files(self) -> list[Path]:
-        """The files that steps read: lists, a corpus, a model's folder."""
-        steps = [step for _, step in (*self.steps, *self.duplicates)]
-        named = [value for step in steps for value in vars(step).values() if isinstance(value, Path)]
-        return [file for path in named for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+        """What steps read besides the records: lists, a corpus, a model's files."""
+        return [file for _, step in self.steps for file in step.files()]
 
 
 @cache
@@ -97,21 +111,9 @@ def build(entries: Any, source: str) -> Recipe:
     recipe = Recipe([], [])
     for entry in entries:
         name, given = _entry(entry, source)
-        if name in recipe.names:
-            raise ConfigError(f"{source}: step {name} comes twice")
-        kind: type[Any] | None = STEPS.get(name) or DUPLICATES.get(name)
-        if kind is None:
-            raise ConfigError(f"{source}: {unknown('step', name, [*STEPS, *DUPLICATES])}")
         if name in STEPS and recipe.duplicates:
             raise ConfigError(f"{source}: {name} comes after {recipe.duplicates[-1][0]}; duplicates come last")
-        try:
-            step = config.load(kind, preset=given)
-        except ConfigError as error:
-            raise ConfigError(f"{source}: step {name}: {error}") from None
-        if name in STEPS:
-            recipe.steps.append((name, step))
-        else:
-            recipe.duplicates.append((name, step))
+        recipe.add(name, given, source)
     return recipe
 
 

@@ -37,9 +37,13 @@ class Step:
         """Why the record is to be removed, or None."""
         return None
 
-    def faults(self, records: Sequence[Turns]) -> list[str | None]:
-        """``fault`` of many records, for steps to which they are cheaper together."""
-        return [self.fault(turns) for turns in records]
+    def faults(self, many: Sequence[Turns]) -> list[str | None]:
+        """``fault`` of every record of a block."""
+        return [self.fault(turns) for turns in many]
+
+    def files(self) -> list[Path]:
+        """The files it reads."""
+        return [value for value in vars(self).values() if isinstance(value, Path)]
 
     def fit(self, turns: Turns) -> None:
         """Learn from a record (statistics of the whole data) before any is judged."""

@@ -46,6 +46,7 @@ SOURCES = {
                 ("zhidao-threads", "JSON: title, content, best_answer, other_answers", corpora.zhidao),
                 ("encyclopedia", "JSON: title, abstract, content", corpora.encyclopedia),
                 ("wikipedia", "JSON: text", corpora.wikipedia),
+                ("wikipedia-sections", "JSON: key (headings), content (texts)", corpora.sections),
                 ("news", "JSON: [title, content] with HTML tags", corpora.news),
             )
         ),

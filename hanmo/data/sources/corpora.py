@@ -18,7 +18,10 @@ LIKED = 1000  # up-votes that make up for a short answer
 
 
 def corpus(place: Path, reading: Reading, samples: Callable[[Any], list[Sample]]) -> Iterator[Item]:
-    """Entries of JSON files as prompts and texts; entries that give none are counted."""
+    """Entries of JSON files as prompts and texts; entries that give none are counted.
+
+    An entry's samples share a split, by what tells it from others: its first prompt, or text where that is no title.
+    """
     for path in files(place, "*.json*"):
         for line, entry in values(path, reading):
             try:
@@ -28,11 +31,11 @@ def corpus(place: Path, reading: Reading, samples: Callable[[Any], list[Sample]]
                 continue
             if not found:
                 reading.drop("an entry without a text worth learning")
+                continue
+            key = found[0][1] if samples is sections or not found[0][0] else found[0][0]
             for prompt, text in found:
                 where = f"{path}:{line}"
-                yield Item(
-                    PromptResponse(prompt, text, where=where) if prompt else Text(text, where), found[0][0] or text
-                )
+                yield Item(PromptResponse(prompt, text, where=where) if prompt else Text(text, where), key)
 
 
 def zhihu(entry: Any) -> list[Sample]:
@@ -75,6 +78,18 @@ def wikipedia(entry: Any) -> list[Sample]:
     return [("", text)] if text else []
 
 
+def sections(entry: Any) -> list[Sample]:
+    """``{"key": [heading, …], "content": [text, …]}``: the text after each heading, and the headings as a summary.
+
+    The original joins the sections to one document, with a token of its own after each; the released model has none.
+    """
+    fields = _object(entry)
+    headings, texts = (_texts(fields, key) for key in ("key", "content"))
+    if len(headings) != len(texts):
+        raise ValueError(f"{len(headings)} headings in 'key', but {len(texts)} texts in 'content'")
+    return [*zip(headings, texts, strict=True), ("Summary:", " ".join(headings))] if headings else []
+
+
 def news(entry: Any) -> list[Sample]:
     """``[title, content]`` with HTML tags: the content after its title, and once more after none."""
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
@@ -90,6 +105,13 @@ def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def _texts(fields: dict[str, Any], key: str) -> list[str]:
+    found = fields.get(key)
+    if not isinstance(found, list) or not all(isinstance(text, str) and text.strip() for text in found):
+        raise ValueError(f"{key!r} is {found!r}, expected a list of texts")
+    return found
 
 
 def _cut(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.cache_utils import EncoderDecoderCache
 
@@ -32,9 +32,11 @@ from hanmo.families.heads import (
     without_barred,
 )
 from hanmo.families.huggingface.ranks import settle_heads, with_plan
+from hanmo.families.prenorm import check_positions
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
+POSITION_TABLES = ("wpe", "position_embeddings")  # of learned positions, by name in GPT-2 and BERT and their kin
 PROBE_TOLERANCE = 1e-3  # relative to the largest logit; scaled or capped logits are off by whole units
 
 
@@ -198,6 +200,9 @@ def adopt(model: Any) -> Any:
     cls = type(model)
     model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
     model.value_head = model.critic = None
+    for name, module in model.named_modules():
+        if type(module) is nn.Embedding and name.endswith(POSITION_TABLES):
+            module.register_forward_pre_hook(_check_positions)
     model.head_is_exact = _head_is_exact(model)
     if not model.head_is_exact:
         warnings.warn(
@@ -206,6 +211,15 @@ def adopt(model: Any) -> Any:
             stacklevel=2,
         )
     return model
+
+
+def _check_positions(table: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """transformers would only say that an index is out of range."""
+    positions = inputs[0]
+    assert isinstance(table, nn.Embedding)
+    # While decoding a row is one token, and only what costs nothing is asked: a GPU would have to be waited for.
+    columns = table.num_embeddings + 1 if positions.device.type == "cpu" else positions.shape[-1]
+    check_positions(positions, table, columns)
 
 
 @torch.no_grad()
