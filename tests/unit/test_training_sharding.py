@@ -1,9 +1,9 @@
 """DDP, FSDP2 and ZeRO-1, -2 and -3, with and without CPU offload, on two gloo processes: losses, gradients and weights are those of one plain process.
 
 Each process takes a row at a time and accumulates two of them, the rows having different numbers of scored tokens; in
-half of the runs only LoRA adapters are trained, one of them on the output head. accelerate replaces FSDP by plain data
-parallelism where there is no GPU, so ``fully_shard`` is called directly here, on the modules that a network's
-``_no_split_modules`` names, as accelerate would; and so is DeepSpeed, where it can be imported.
+half of the runs only LoRA adapters are trained, one of them on the output head. ``fully_shard`` is called directly, on the
+modules that a network's ``_no_split_modules`` names, as accelerate would; and so is DeepSpeed, where it can be imported.
+Then the whole command is run, in which ``SlicedTrainer`` makes accelerate shard on a CPU too.
 """
 
 from __future__ import annotations
@@ -243,7 +243,9 @@ def command(model: Path, out: Path, processes: int, *more: str) -> list[dict[str
         [sys.executable, "-m", "hanmo", "train", "sft", str(model), str(data), str(out), "limit=64",
          "--preset", "none", "--nproc", str(processes), f"trainer.per_device_train_batch_size={2 // processes}",
          "trainer.gradient_accumulation_steps=2", "trainer.max_steps=4", "trainer.save_strategy=steps",
-         "trainer.save_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001", *more],
+         "trainer.save_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
+         "trainer.adam_epsilon=1e-4",  # below it is rounding, all the gradient that key biases have: Adam leaves them alone
+         *more],
         capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
     )  # fmt: skip
@@ -265,7 +267,7 @@ def test_the_command_shards(kind: str, name: str, adapted: str, tmp_path: Path) 
         pytest.skip("deepspeed is not installed")
     opened = copy.deepcopy(tiny(name, tmp_path / "vocabulary"))
     for key in list(opened.network.config.to_dict()):
-        if key.endswith(("dropout", "pdrop", "dropout_rate")):
+        if "dropout" in key or key.endswith("pdrop"):  # GLM's are called …_dropout_prob
             setattr(opened.network.config, key, 0.0)
     model, one_run, two_run = tmp_path / "model", tmp_path / "one", tmp_path / "two"
     save_model(opened, model)
@@ -282,11 +284,9 @@ def test_the_command_shards(kind: str, name: str, adapted: str, tmp_path: Path) 
 
     before = open_model(model, dtype="fp32", device="cpu").network.state_dict()
     ends = [open_model(run / "model", dtype="fp32", device="cpu").network.state_dict() for run in (one_run, two_run)]
-    for key, tensor in ends[
-        0
-    ].items():  # key biases have no gradient but rounding, by which Adam moves them all the same
+    for key, tensor in ends[0].items():
         torch.testing.assert_close(
-            ends[1][key], tensor, atol=5e-4, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}"
+            ends[1][key], tensor, atol=1e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}"
         )
     assert max(float((ends[1][key] - before[key]).abs().max()) for key in before) > 1e-3
 
