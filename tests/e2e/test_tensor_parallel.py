@@ -168,6 +168,24 @@ def test_training_over_two_ranks_is_training_in_one(name: str, stage: str, tmp_p
     assert "distributed_config" not in config
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "huggingface"])
+def test_the_halves_of_an_original_talk_and_learn_over_two_ranks(name: str, tmp_path: Path) -> None:
+    """As the whole does in one process."""
+    whole, halves = without_dropout(name, tmp_path / "whole"), tmp_path / "halves"
+    config = whole / "config.json"
+    report = convert(whole, halves, to="original", ranks=2)
+    assert len(report["files"]) == 2
+    given = ("--config", config, "--dtype", "fp32", "--tensor-parallel", "2")
+    assert chat(halves, *given) == chat(whole, "--dtype", "fp32")
+    runs = []
+    for model, ranks, more in ((whole, 1, []), (halves, 2, [f"original_config={config}"])):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        runs.append(train(name, "sft", model, folder, ranks, "trainer.save_strategy='no'", *more))
+    alone, together = ([entry[key] for entry in run for key in ("loss", "grad_norm") if key in entry] for run in runs)
+    assert together == pytest.approx(alone, rel=2e-4) and len(alone) > 6
+
+
 SAVING = [
     "trainer.max_steps=6",
     *(f"trainer.{what}_strategy=steps" for what in ("save", "eval")),

@@ -133,7 +133,6 @@ def read_config(original: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: an unknown key.
     """
     known = {item.name for item in fields(TransformerXLConfig)}
-    for key in original:
-        if key not in known:
-            raise ConfigError(unknown("configuration key", key, known))
-    return dict(original)
+    for key in original.keys() - known - {"model_type", "transformers_version"}:
+        raise ConfigError(unknown("configuration key", key, known))
+    return {key: value for key, value in original.items() if key in known}
