@@ -151,7 +151,9 @@ def clean(
     scorer: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Judge by a model too: the step model_relevance.")
     ] = None,
-    scorer_least: Annotated[float, typer.Option(help="What a reply must be worth to the scorer on average.")] = 0.0,
+    scorer_least: Annotated[
+        float | None, typer.Option(help="What a reply must be worth to the scorer on average; default 0.")
+    ] = None,
     plain: PlainLines = "dialogue",
     workers: Workers = 1,
     tasks: Tasks = 0,
@@ -172,12 +174,15 @@ def clean(
     from hanmo.data.cleaning.clean import clean as run
     from hanmo.data.cleaning.clean import report
     from hanmo.data.cleaning.recipe import load
+    from hanmo.errors import ConfigError
     from hanmo.records import Rejects
 
     inputs, out, bad = [path.absolute() for path in inputs], out.absolute(), Rejects() if skip_bad else None
     chosen = load(recipe)
     if scorer is not None:
-        chosen.add("model_relevance", {"model": _place(scorer), "least": scorer_least}, "--scorer")
+        chosen.add("model_relevance", {"model": _place(scorer), "least": scorer_least or 0.0}, "--scorer")
+    elif scorer_least is not None:
+        raise ConfigError("--scorer-least is for --scorer MODEL; without a model there is nothing to ask")
     job = partial(run, chosen, inputs, out, _plain(plain), rejects=rejects and rejects.absolute())
     if _spread(partial(job, bad=bad), out, tasks, slurm, workers):
         return

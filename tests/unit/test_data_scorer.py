@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from hanmo.checkpoints import save_model
-from hanmo.cli import main
+from hanmo.cli import app, main
 from hanmo.data.cleaning import clean as clean_module
 from hanmo.data.cleaning.recipe import build
 from hanmo.data.cleaning.scorer import ModelRelevance
+from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel, Part, collate
 from hanmo.families.heads import attach_value_head
 from hanmo.records import Dialogue, PromptResponse, write_records
@@ -95,3 +97,11 @@ def test_a_run_knows_the_models_files(tmp_path: Path) -> None:
     save_model(tiny("pangu", tmp_path / "vocab"), tmp_path / "model")
     recipe = build([{"model_relevance": {"model": str(tmp_path / "model")}}, "length"], "x")
     assert {"config.json", "model.safetensors"} <= {path.name for path in recipe.files()}
+
+
+def test_a_threshold_without_a_scorer(tmp_path: Path) -> None:
+    write_records(tmp_path / "in.jsonl", [Dialogue(("你好吗", "我很好"))])
+    done = CliRunner().invoke(
+        app, ["data", "clean", str(tmp_path / "in.jsonl"), "-o", "out.jsonl", "--scorer-least", "1"]
+    )
+    assert isinstance(done.exception, ConfigError) and "--scorer-least is for --scorer" in str(done.exception)

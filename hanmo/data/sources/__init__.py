@@ -23,7 +23,7 @@ class Source:
     read: Reader
 
 
-SCORED, TURNS = "prompts with scored answers", "dialogues"
+SCORED, TURNS, LEARNED = "prompts with scored answers", "dialogues", "prompts and texts for pretraining"
 SOURCES = {
     source.name: source
     for source in (
@@ -40,15 +40,20 @@ SOURCES = {
         Source("alpaca", "JSON: instruction, input, output, history", "prompts and responses", instructions.alpaca),
         Source("dpo", "JSON: a prompt, chosen and rejected (or ranked)", SCORED, instructions.preferences),
         *(
-            Source(name, files, "prompts and texts for pretraining", partial(corpora.corpus, samples=samples))
+            Source(name, files, LEARNED, partial(corpora.corpus, samples=samples))
             for name, files, samples in (
                 ("zhihu", "JSON: q_title, q-content, user-signature, ans-content, ans-up-num", corpora.zhihu),
                 ("zhidao-threads", "JSON: title, content, best_answer, other_answers", corpora.zhidao),
                 ("encyclopedia", "JSON: title, abstract, content", corpora.encyclopedia),
                 ("wikipedia", "JSON: text", corpora.wikipedia),
-                ("wikipedia-sections", "JSON: key (headings), content (texts)", corpora.sections),
                 ("news", "JSON: [title, content] with HTML tags", corpora.news),
             )
+        ),
+        Source(
+            "wikipedia-sections",
+            "JSON: key (headings), content (texts)",
+            LEARNED,
+            partial(corpora.corpus, samples=corpora.sections, titled=False),
         ),
     )
 }

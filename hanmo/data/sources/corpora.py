@@ -17,10 +17,13 @@ SHORT = 10  # the best answer of a thread need only be longer than this
 LIKED = 1000  # up-votes that make up for a short answer
 
 
-def corpus(place: Path, reading: Reading, samples: Callable[[Any], list[Sample]]) -> Iterator[Item]:
+def corpus(
+    place: Path, reading: Reading, samples: Callable[[Any], list[Sample]], titled: bool = True
+) -> Iterator[Item]:
     """Entries of JSON files as prompts and texts; entries that give none are counted.
 
-    An entry's samples share a split, by what tells it from others: its first prompt, or text where that is no title.
+    An entry's samples share a split, by what tells it from others: its first prompt, or the text after it where there
+    is none or prompts are no titles.
     """
     for path in files(place, "*.json*"):
         for line, entry in values(path, reading):
@@ -32,7 +35,8 @@ def corpus(place: Path, reading: Reading, samples: Callable[[Any], list[Sample]]
             if not found:
                 reading.drop("an entry without a text worth learning")
                 continue
-            key = found[0][1] if samples is sections or not found[0][0] else found[0][0]
+            prompt, text = found[0]
+            key = (titled and prompt) or text
             for prompt, text in found:
                 where = f"{path}:{line}"
                 yield Item(PromptResponse(prompt, text, where=where) if prompt else Text(text, where), key)
