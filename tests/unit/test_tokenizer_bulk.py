@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import hanmo.families.spread as spreading
+from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.glm.tokenization import GlmTokenizer
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
 from tests.places import PARITY, VOCAB, load, needs_parity
@@ -23,7 +24,7 @@ pytest.importorskip("numba", reason="numba is not installed (hanmo[data]); the k
 from hanmo.families.bulk import model as models
 from hanmo.families.bulk import pieces, texts
 
-Tokenizer = GlmTokenizer | TransformerXLTokenizer
+Tokenizer = EvaTokenizer | GlmTokenizer | TransformerXLTokenizer
 SENTENCES = [
     "今天天气很好我们去公园散步",
     "你好世界，问题回答",
@@ -76,7 +77,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "_PART", 40)
 
 
-def _agree(tokenizer: Tokenizer, given: list[str]) -> None:
+def agree(tokenizer: Tokenizer, given: list[str]) -> None:
+    """A kernel finds in lists and in arrays what the tokenizer finds text by text."""
     expected = [tokenizer.encode_plain(text) for text in given]
     assert tokenizer._kernel() is not None
     assert tokenizer.encode_batch(given, 2) == expected
@@ -92,15 +94,15 @@ def _agree(tokenizer: Tokenizer, given: list[str]) -> None:
 @example(["<n>今天<n>", "<<n>>", "▃▃", "[MASK] 今天 [gMASK]"])
 @given(st.lists(written, max_size=5))
 def test_ids_are_sentencepieces(small: str, given: list[str]) -> None:
-    _agree(GlmTokenizer(small), given)
-    _agree(TransformerXLTokenizer(small), given)
+    agree(GlmTokenizer(small), given)
+    agree(TransformerXLTokenizer(small), given)
 
 
 @pytest.mark.skipif(not VOCAB.is_dir(), reason=f"no vocabularies at {VOCAB}; set HANMO_PARITY")
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(written, st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FD5))), max_size=5))
 def test_ids_are_sentencepieces_with_the_published_vocabulary(given: list[str]) -> None:
-    _agree(published(), given)
+    agree(published(), given)
 
 
 CODES = [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 37)]
@@ -163,9 +165,9 @@ def test_a_kernel_is_loaded_only_where_it_pays(small: str, monkeypatch: pytest.M
 
 def test_a_tokenizer_with_a_kernel_is_copied_and_sent(small: str) -> None:
     tokenizer = GlmTokenizer(small)
-    _agree(tokenizer, ["今天"])
+    agree(tokenizer, ["今天"])
     for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
-        _agree(other, ["今天天气[MASK]"])
+        agree(other, ["今天天气[MASK]"])
 
 
 def _agree_with(tokenizer: Tokenizer, cases: list[dict[str, Any]]) -> None:

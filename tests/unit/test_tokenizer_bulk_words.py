@@ -10,12 +10,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import hanmo.families.spread as spreading
 from hanmo.families.eva.tokenization import EvaTokenizer
 from tests.places import PARITY, load, needs_parity
 
 pytest.importorskip("numba", reason="numba is not installed (hanmo[data]); the kernels are not used without it")
 from hanmo.families.bulk import texts, words
+from tests.unit.test_tokenizer_bulk import agree, at_once  # noqa: F401  (a fixture)
 
 SPECIALS = ["<unk>", "<s>", "", "▃", "<sep>", "<pad>", "▂", "<eod>", "<s_0>"]
 HAN = st.characters(min_codepoint=0x4E00, max_codepoint=0x9FD5)
@@ -33,14 +33,6 @@ pieces = st.one_of(
 written = st.lists(pieces, max_size=40).map("".join)
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel pays for any text, and parts are small."""
-    monkeypatch.setattr(spreading, "_WORTH_A_CALL", 0)
-    monkeypatch.setattr(spreading, "_WORTH_A_KERNEL", 0)
-    monkeypatch.setattr(texts, "_PART", 40)
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> EvaTokenizer:
     """All words of two and three characters among many others: an id tells where its word ends."""
@@ -50,15 +42,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> EvaTokenizer:
     lines = [*SPECIALS, *known[::2], *(chr(code) for code in range(0x4E00, 0x9FD6)), *map(chr, range(33, 127)), "今天"]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return EvaTokenizer(str(path))
-
-
-def _agree(tokenizer: EvaTokenizer, given: list[str]) -> None:
-    expected = [tokenizer.encode_plain(text) for text in given]
-    assert tokenizer._kernel() is not None
-    assert tokenizer.encode_batch(given, 2) == expected
-    ids, counts = tokenizer.encode_flat(given, 2)
-    assert ids.tolist() == [id_ for text in expected for id_ in text]
-    assert counts.tolist() == list(map(len, expected))
 
 
 def cut(text: str) -> list[str]:
@@ -105,7 +88,7 @@ def test_every_character_is_cut_off_as_by_jieba() -> None:
 @example(["今天…好" * 50, "1" * 200, "1" * 201, "啊" * 201])
 @given(st.lists(written, max_size=5))
 def test_ids_are_those_of_the_exact_path(tokenizer: EvaTokenizer, given: list[str]) -> None:
-    _agree(tokenizer, given)
+    agree(tokenizer, given)
 
 
 def test_longest_match_by_hand() -> None:
