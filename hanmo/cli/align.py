@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Json, emit, note
-from hanmo.cli.train import _OVERRIDE, Data, File, Model, Preset, Rest, Resume, _preset
+from hanmo.cli.common import Json, emit
+from hanmo.cli.train import Data, File, Model, Preset, Rest, Resume, finish, read_settings
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the settings and stop.")]
 
@@ -107,24 +105,13 @@ def _run(
     name: str, kind: Any, train: Any, model: str, data: str, rest: list[str], file: Path | None, preset: str | None,
     dry: bool, resume: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    from hanmo.config import dump, load
-    from hanmo.training.run import main_process
-
-    out = [item for item in rest if not _OVERRIDE.match(item)]
-    if len(out) > 1:
-        raise typer.BadParameter(f"one folder for the run, not {', '.join(out)}; settings are key=value")
-    given = [f"model={json.dumps(model)}", f"data={json.dumps(data)}", *(f"out={json.dumps(item)}" for item in out)]
-    overrides = [item for item in rest if _OVERRIDE.match(item)]
-    settings = load(kind, _preset(model, name, preset), file, given + overrides)
+    settings = read_settings(name, kind, model, data, rest, file, preset)
     if dry:
+        from hanmo.config import dump
+
         emit({"config": dump(settings)}, as_json, lambda result: print(result["config"], end=""))
-        return
-    outcome = train(settings, resume)
-    if main_process():
-        emit(outcome.__dict__, as_json, _show)
-    if outcome.signal is not None:
-        note(f"stopped after step {outcome.steps}; --resume goes on from there")
-        sys.exit(128 + outcome.signal)
+    else:
+        finish(train(settings, resume), as_json, _show)
 
 
 def _show(result: dict[str, Any]) -> None:

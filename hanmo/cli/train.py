@@ -6,14 +6,16 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from hanmo.cli.common import Json, Processes, emit, note, start_processes, without
 from hanmo.cli.ranks import TensorParallel, ranks_of_this_run
 
+C = TypeVar("C")
 Model = Annotated[str, typer.Argument(help="A model, or init:SIZE for random weights.", show_default=False)]
 Data = Annotated[str, typer.Argument(help="Folder with train.* and valid.*, or a training file.", show_default=False)]
 Rest = Annotated[
@@ -115,9 +117,6 @@ def _run(
     name: str, model: str, data: str, rest: list[str], file: Path | None, preset: str | None, dry: bool, resume: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    from hanmo.config import load
-    from hanmo.training.run import main_process
-
     stage: Any
     if name == "sft":
         from hanmo.training import sft as stage
@@ -127,18 +126,38 @@ def _run(
         from hanmo.training import pretrain as stage
 
         kind, train = stage.PretrainConfig, stage.pretrain
+    settings = read_settings(name, kind, model, data, rest, file, preset)
+    if dry:
+        emit(stage.dry_run(settings), as_json, _show_dry_run)
+    else:
+        finish(train(settings, resume), as_json, _show_outcome)
+
+
+def read_settings(
+    stage: str, kind: type[C], model: str, data: str, rest: list[str], file: Path | None, preset: str | None
+) -> C:
+    """The settings of a stage: its defaults, changed by the preset, then the file, then the command line.
+
+    Args:
+        kind: the class of the settings.
+        rest: at most one folder for the run, and settings as KEY=VALUE.
+    """
+    from hanmo.config import load
+
+    overrides = [item for item in rest if _OVERRIDE.match(item)]
     out = [item for item in rest if not _OVERRIDE.match(item)]
     if len(out) > 1:
         raise typer.BadParameter(f"one folder for the run, not {', '.join(out)}; settings are key=value")
     given = [f"model={json.dumps(model)}", f"data={json.dumps(data)}", *(f"out={json.dumps(item)}" for item in out)]
-    overrides = [item for item in rest if _OVERRIDE.match(item)]
-    settings = load(kind, _preset(model, name, preset), file, given + overrides)
-    if dry:
-        emit(stage.dry_run(settings), as_json, _show_dry_run)
-        return
-    outcome = train(settings, resume)
+    return load(kind, _preset(model, stage, preset), file, given + overrides)
+
+
+def finish(outcome: Any, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
+    """Print what a stage has come to, from one of its processes; exit as a signal asks where one has stopped it."""
+    from hanmo.training.run import main_process
+
     if main_process():
-        emit(outcome.__dict__, as_json, _show_outcome)
+        emit(outcome.__dict__, as_json, show)
     if outcome.signal is not None:
         note(f"stopped after step {outcome.steps}; --resume goes on from there")
         sys.exit(128 + outcome.signal)

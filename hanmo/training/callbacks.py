@@ -19,7 +19,10 @@ from hanmo.files import write_text
 
 
 class MetricsFile(TrainerCallback):
-    """Appends what is logged to a file, one JSON object a line; a resumed run continues where its checkpoint stood."""
+    """Appends what is logged to a file, one JSON object a line; a resumed run continues where its checkpoint stood.
+
+    The last step is logged too, so that a run shorter than ``logging_steps`` has a loss to report.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -30,6 +33,10 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero:
             kept = [entry for entry in read_metrics(self.path) if entry["step"] <= state.global_step]
             write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and args.logging_strategy != "no":
+            control.should_log = True
 
     def on_log(
         self,

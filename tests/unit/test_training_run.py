@@ -262,3 +262,15 @@ def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
         assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) == compiled
         losses.append([entry["loss"] for entry in read_metrics(out / "metrics.jsonl") if "loss" in entry])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 2
+
+
+def test_a_run_shorter_than_logging_steps_reports_its_loss(tmp_path: Path) -> None:
+    save_model(tiny("eva", tmp_path / "vocabulary"), tmp_path / "model")
+    (tmp_path / "train.txt").write_text("你好吗\t我很好\n" * 4, encoding="utf-8")
+    settings = {"max_steps": 2, "logging_steps": 10, "save_strategy": "no", "use_cpu": True}
+    outcome = sft(
+        SftConfig(str(tmp_path / "model"), str(tmp_path / "train.txt"), str(tmp_path / "run"), trainer=settings)
+    )
+    logged = [entry for entry in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [2]
+    assert outcome.train_loss == logged[0]["loss"] > 0
