@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hanmo.cli.common import Json, emit
-from hanmo.cli.train import Data, File, Model, Preset, Rest, Resume, finish, read_settings
+from hanmo.cli.train import Data, File, Model, Preset, Rest, Resume, read_settings, run
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the settings and stop.")]
 
@@ -111,7 +111,7 @@ def _run(
 
         emit({"config": dump(settings)}, as_json, lambda result: print(result["config"], end=""))
     else:
-        finish(train(settings, resume), as_json, _show)
+        run(train, settings, resume, as_json, _show)
 
 
 def _show(result: dict[str, Any]) -> None:

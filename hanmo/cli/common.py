@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
@@ -143,6 +144,11 @@ def piped_line() -> str:
     if not line:
         raise EOFError
     return line.rstrip("\r\n").removeprefix("\ufeff")
+
+
+def results_only() -> AbstractContextManager[object]:
+    """While a command works: what libraries print goes to standard error, for standard output is the result's."""
+    return redirect_stdout(sys.stderr)
 
 
 def emit(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Json, emit
+from hanmo.cli.common import Json, emit, results_only
 from hanmo.errors import ConfigError
 
 OUTPUT = Path("runs/demo")
@@ -45,7 +45,8 @@ def demo(
     from hanmo.demo.run import demo as run
 
     align_steps = QUICK_ALIGN_STEPS if quick else ALIGN_STEPS
-    result = run(output, seed, steps or (QUICK_STEPS if quick else STEPS), align_steps=align_steps)
+    with results_only():
+        result = run(output, seed, steps or (QUICK_STEPS if quick else STEPS), align_steps=align_steps)
     emit(result.as_dict(), as_json, _show)
 
 

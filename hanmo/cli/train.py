@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from hanmo.cli.common import Json, Processes, emit, note, start_processes, without
+from hanmo.cli.common import Json, Processes, emit, note, results_only, start_processes, without
 from hanmo.cli.ranks import TensorParallel, ranks_of_this_run
 
 C = TypeVar("C")
@@ -128,9 +128,11 @@ def _run(
         kind, train = stage.PretrainConfig, stage.pretrain
     settings = read_settings(name, kind, model, data, rest, file, preset)
     if dry:
-        emit(stage.dry_run(settings), as_json, _show_dry_run)
+        with results_only():
+            needs = stage.dry_run(settings)
+        emit(needs, as_json, _show_dry_run)
     else:
-        finish(train(settings, resume), as_json, _show_outcome)
+        run(train, settings, resume, as_json, _show_outcome)
 
 
 def read_settings(
@@ -152,10 +154,14 @@ def read_settings(
     return load(kind, _preset(model, stage, preset), file, given + overrides)
 
 
-def finish(outcome: Any, as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    """Print what a stage has come to, from one of its processes; exit as a signal asks where one has stopped it."""
+def run(
+    train: Callable[[Any, bool], Any], settings: Any, resume: bool, as_json: bool, show: Callable[[dict[str, Any]], None]
+) -> None:  # fmt: skip
+    """Run a stage; print what it has come to, from one of its processes; exit as a signal asks where one stopped it."""
     from hanmo.training.run import main_process
 
+    with results_only():
+        outcome = train(settings, resume)
     if main_process():
         emit(outcome.__dict__, as_json, show)
     if outcome.signal is not None:

@@ -10,17 +10,17 @@ from hanmo.errors import ConfigError
 from hanmo.training.adapt import LoraSettings
 from hanmo.training.schedules import Schedule
 
-TRAINER = settings.settings_of(
-    "transformers.TrainingArguments",
-    output_dir="the run's folder is OUT",
-    resume_from_checkpoint="say --resume",
-    remove_unused_columns="batches are made of rows, not columns",
-    label_names="rows have labels",
-    average_tokens_across_devices="always so: the loss is divided by the weights of the whole step",
-    label_smoothing_factor="the loss lives inside the network, which has no label smoothing",
-    logging_nan_inf_filter="a loss that is not finite stops the run",
-    push_to_hub="upload OUT/model when the run is over",
-)
+RESERVED = {  # settings of transformers' Trainer that no stage takes, and why
+    "output_dir": "the run's folder is OUT",
+    "resume_from_checkpoint": "say --resume",
+    "remove_unused_columns": "batches are made of rows, not columns",
+    "label_names": "rows have labels",
+    "average_tokens_across_devices": "always so: the loss is divided by the weights of the whole step",
+    "label_smoothing_factor": "the loss lives inside the network, which has no label smoothing",
+    "logging_nan_inf_filter": "a loss that is not finite stops the run",
+    "push_to_hub": "upload OUT/model when the run is over",
+}
+TRAINER = settings.settings_of("transformers.TrainingArguments", **RESERVED)
 LORA = settings.settings_of("hanmo.training.adapt.LoraSettings")
 
 

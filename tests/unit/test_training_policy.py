@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from hanmo.checkpoints import open_model
+from hanmo.config import load
 from hanmo.errors import ConfigError
 from hanmo.families.base import IGNORE, Context, collate
 from hanmo.families.heads import attach_value_head, score_tokens
@@ -169,6 +170,8 @@ def test_rewards_that_are_none(tmp_path: Path) -> None:
         grpo(small(GrpoConfig, tmp_path / "plain", samples=24, trainer=trainer(per_device_train_batch_size=16)))
     with pytest.raises(ConfigError, match="reads no validation file"):
         small(GrpoConfig, tmp_path / "plain", valid="valid.jsonl")
+    with pytest.raises(ConfigError, match=r"max_steps.* rounds=N"):
+        load(GrpoConfig, None, None, ["model=a", "data=b", "rewards=[c:d]", "trainer.max_steps=3"])
 
 
 @pytest.mark.parametrize("name", NAMES)

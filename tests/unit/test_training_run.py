@@ -16,12 +16,14 @@ import torch
 from transformers import TrainingArguments
 
 from hanmo.checkpoints import save_model
+from hanmo.cli.train import run
 from hanmo.errors import ConfigError
 from hanmo.families import NAMES
 from hanmo.families.presets import presets
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.pretrain import PretrainConfig
 from hanmo.training.run import (
+    Outcome,
     arguments,
     begin,
     data_files,
@@ -274,3 +276,13 @@ def test_a_run_shorter_than_logging_steps_reports_its_loss(tmp_path: Path) -> No
     logged = [entry for entry in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in entry]
     assert [entry["step"] for entry in logged] == [2]
     assert outcome.train_loss == logged[0]["loss"] > 0
+
+
+def test_what_libraries_print_does_not_mix_with_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    def train(settings: Any, resume: bool) -> Outcome:
+        print("a warning")
+        return Outcome("runs/one", 1, None, None, None, None, 1, 0, 0.1)
+
+    run(train, None, False, True, print)
+    said = capsys.readouterr()
+    assert json.loads(said.out)["run"] == "runs/one" and said.err == "a warning\n"
