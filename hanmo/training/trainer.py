@@ -247,6 +247,5 @@ class RowTrainer(SlicedTrainer):
                 output_dir=str(self.folder),
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
             )
         self.accelerator.wait_for_everyone()

@@ -229,6 +229,7 @@ def test_two_processes_are_one(kind: str, name: str, adapted: str, run: Any, tmp
 TORCHS_ADAMW = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 OLD_FILES: dict[str, dict[str, Any]] = {
     "zero1": {"stage": 1},
+    "zero2": {"stage": 2, "cpu_offload": False},
     "zero2_offload": {"stage": 2, "cpu_offload": True},
     "zero3": {"stage": 3, "cpu_offload": False},
     "zero3_offload": {"stage": 3, "cpu_offload": True, "cpu_offload_params": True},
@@ -256,7 +257,8 @@ def command(model: Path, out: Path, processes: int, *more: str) -> list[dict[str
 
 
 COMMANDS = [("fsdp2", name, adapted) for name in NAMES for adapted in ADAPTED]
-COMMANDS += [(kind, "pangu", adapted) for kind in OLD_FILES for adapted in ADAPTED] + [("zero3", "eva", "weights")]
+COMMANDS += [(kind, "pangu", adapted) for kind in ("ddp", *OLD_FILES) for adapted in ADAPTED]
+COMMANDS += [(kind, "eva", "weights") for kind in ("ddp", "zero3")]
 
 
 @pytest.mark.slow
@@ -274,13 +276,15 @@ def test_the_command_shards(kind: str, name: str, adapted: str, tmp_path: Path) 
     old = tmp_path / f"{kind}.json"
     old.write_text(json.dumps({"zero_optimization": OLD_FILES.get(kind), **TORCHS_ADAMW}))
     lora = ["lora.rank=2"] if adapted == "adapters" else []
-    sharded = [f"trainer.deepspeed={old}" if kind in OLD_FILES else "trainer.fsdp=full_shard", *lora]
+    how = {"ddp": [], "fsdp2": ["trainer.fsdp=full_shard"]}.get(kind, [f"trainer.deepspeed={old}"])
+    sharded = [*how, *lora]
     one, two = command(model, one_run, 1, *lora), command(model, two_run, 2, *sharded)
     for figure in ("loss", "grad_norm"):
         alone, together = ([float(entry[figure]) for entry in run if figure in entry] for run in (one, two))
         assert len(alone) == 4 and together == pytest.approx(alone, rel=1e-4), figure
     saved = two_run / "checkpoints" / "checkpoint-2"
-    assert len(list(saved.rglob("*zero_pp_rank_*_optim_states.pt" if kind in OLD_FILES else "*.distcp"))) == 2
+    of_each = {"ddp": "rng_state_*.pth", "fsdp2": "*.distcp"}.get(kind, "*zero_pp_rank_*_optim_states.pt")
+    assert len(list(saved.rglob(of_each))) == 2
 
     before = open_model(model, dtype="fp32", device="cpu").network.state_dict()
     ends = [open_model(run / "model", dtype="fp32", device="cpu").network.state_dict() for run in (one_run, two_run)]
