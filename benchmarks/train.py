@@ -26,6 +26,8 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 from typing import Any  # noqa: E402
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does, before torch asks
+
 import torch  # noqa: E402
 from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments  # noqa: E402
 
@@ -38,6 +40,7 @@ from hanmo.families.huggingface.family import HuggingfaceFamily  # noqa: E402
 from hanmo.families.huggingface.modeling import adopt  # noqa: E402
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel  # noqa: E402
 from hanmo.training.adapt import checkpoint_layers  # noqa: E402
+from hanmo.training.memory import keep_freed_memory  # noqa: E402
 from hanmo.training.trainer import RowTrainer  # noqa: E402
 
 VOCABULARY, BATCH, LIMIT = 8192, 8, 256
@@ -147,6 +150,7 @@ def original_step(name: str, dtype: str, checkpointing: bool, steps: int = 3) ->
         model = EvaModel(EvaConfig())
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids, "labels": ids}
     else:
+        keep_freed_memory()  # as StreamTrainer does
         model = TransformerXLModel(TransformerXLConfig(hidden_size=768, num_layers=12, num_heads=12))
         ids = torch.randint(5, 29000, (4, 512))
         batch = {"input_ids": ids, "labels": ids, "memory": tuple(torch.randn(4, 256, 768) for _ in range(13))}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hanmo.data.documents import StreamSampler
+from hanmo.training.memory import keep_freed_memory
 from hanmo.training.trainer import RowTrainer
 
 Memory = tuple[Tensor, ...]
@@ -24,6 +25,11 @@ class StreamTrainer(RowTrainer):
 
     _memory: Memory = ()
     _memory_of_evaluation: Memory = ()
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.args.device.type == "cpu":
+            keep_freed_memory()  # all steps are of one shape
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StreamSampler:
         rows: Any = train_dataset or self.train_dataset

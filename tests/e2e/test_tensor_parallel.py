@@ -128,6 +128,7 @@ def train(name: str, stage: str, model: Path, folder: Path, ranks: int, *more: s
         f"valid={data}", "trainer.num_train_epochs=2", "trainer.per_device_train_batch_size=2",
         "trainer.gradient_accumulation_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
         "trainer.per_device_eval_batch_size=4", "trainer.max_grad_norm=0.5",
+        "trainer.adam_epsilon=1e-4",  # below it is rounding, all the gradient that some biases have: Adam leaves it alone
     ]  # fmt: skip
     command = ["train", "pretrain" if stage == "pretrain" else "sft", model, data, folder / "run", "--preset", "none"]
     done = hanmo(*command, "--tensor-parallel", str(ranks), *settings, *more)
@@ -161,7 +162,7 @@ def test_training_over_two_ranks_is_training_in_one(name: str, stage: str, tmp_p
     before = open_model(FOLDER / name, dtype="fp32", device="cpu").network.state_dict()
     moved = 0.0
     for (key, tensor), other in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
-        torch.testing.assert_close(other, tensor, atol=5e-4, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(other, tensor, atol=2e-5, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
         moved = max(moved, float((tensor - before[key]).abs().max()))
     assert moved > 1e-3
     config = json.loads((tmp_path / "two" / "run" / "model" / "config.json").read_text(encoding="utf-8"))
