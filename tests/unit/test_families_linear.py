@@ -6,17 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from hanmo.families.linear import FEW, Linear
+from hanmo.families.linear import FEW, NARROW, Linear
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1), (4, 1), (2, 3), (FEW,), (FEW + 1, 1), (0, 2), ()], ids=str)
-def test_same_as_torch(shape: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
+@pytest.mark.parametrize("width", [24, 25])
+def test_same_as_torch(width: int, shape: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
     torch.manual_seed(0)
-    ours, theirs = Linear(24, 7, bias=bias, dtype=dtype).eval(), nn.Linear(24, 7, bias=bias, dtype=dtype)
+    ours, theirs = Linear(width, 7, bias=bias, dtype=dtype).eval(), nn.Linear(width, 7, bias=bias, dtype=dtype)
     theirs.load_state_dict(ours.state_dict())
-    inputs = torch.randn(*shape, 24, dtype=dtype)
+    inputs = torch.randn(*shape, width, dtype=dtype)
     with torch.no_grad():
         found, expected = ours(inputs), theirs(inputs)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
@@ -39,5 +40,5 @@ def test_few_rows_are_computed_with_the_weight_on_the_left(monkeypatch: pytest.M
         network(torch.randn(1, 24))
         network(torch.randn(FEW + 1, 24))
         network.train()(torch.randn(4, 24))
-        Linear(2000, 7).eval()(torch.randn(1, 2000))
-    assert products == [(24, 4), (24, 4), (24, 2), (24, 2)]
+        Linear(NARROW + 2, 7).eval()(torch.randn(1, NARROW + 2))
+    assert products == [(24, 4), (24, 4), (12, 2), (12, 2)]

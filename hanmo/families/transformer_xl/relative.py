@@ -51,7 +51,10 @@ def relative_scores(
     scale = content_BHqK.shape[3] ** -0.5
     if position_BHqK is None or table_HSK is None:
         return content_BHqK @ key_BHSK.transpose(2, 3) * scale
-    moved_BHqS = moved_left(position_BHqK @ with_surplus(table_HSK).transpose(1, 2))
+    if content_BHqK.shape[2] == 1:  # nothing to move, and no table to copy for it
+        moved_BHqS = position_BHqK @ table_HSK.transpose(1, 2)
+    else:
+        moved_BHqS = moved_left(position_BHqK @ with_surplus(table_HSK).transpose(1, 2))
     scores_NqS = torch.baddbmm(
         moved_BHqS.flatten(0, 1),
         content_BHqK.flatten(0, 1),
