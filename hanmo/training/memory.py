@@ -18,9 +18,8 @@ def keep_freed_memory() -> bool:
     """
     if not sys.platform.startswith("linux"):
         return False
-    mallopt = getattr(
-        ctypes.CDLL(None), "mallopt", None
-    )  # glibc's; other C libraries have none, or one that does nothing
+    # glibc's; other C libraries have none, or one that does nothing
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     return bool(mallopt(M_TRIM_THRESHOLD, FREE_AT_MOST) and mallopt(M_MMAP_MAX, 0))
