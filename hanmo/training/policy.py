@@ -32,7 +32,7 @@ from hanmo.training.adapt import switch_dropout_off
 from hanmo.training.alignment import AlignmentConfig
 from hanmo.training.rollout import Engine, Question, Reference, Reward, Sample, prompt_order, scored, without_critic
 from hanmo.training.rounds import BetweenRounds, Rounds, chunked
-from hanmo.training.settings import RESERVED
+from hanmo.training.settings import TRAINER_OF_ROUNDS
 from hanmo.training.trainer import RowTrainer
 
 GENERATION = settings.settings_of(
@@ -40,17 +40,6 @@ GENERATION = settings.settings_of(
     seed="drawn from trainer.seed",
     num_beams="rollouts are sampled",
     published="a policy is trained as it is",
-)
-ROUNDS = "a run is as long as rounds=N says"
-TRAINER = settings.settings_of(
-    "transformers.TrainingArguments",
-    **RESERVED,
-    max_steps=ROUNDS,
-    num_train_epochs=f"{ROUNDS}; epochs=N are the passes over a round",
-    save_strategy="checkpoints are written after every save_rounds=N rounds",
-    save_steps="checkpoints are written after every save_rounds=N rounds",
-    eval_strategy="a policy is judged by the rewards of its own replies",
-    ignore_data_skip="always so: a resumed run goes on with the next round",
 )
 STATE = "rounds.json"  # in a checkpoint
 CRITIC = "critic.safetensors"
@@ -90,7 +79,7 @@ class PolicyConfig(AlignmentConfig):
     max_kl: float | None = None
     save_rounds: int = 0
     show_rounds: int = 10
-    trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
+    trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER_OF_ROUNDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

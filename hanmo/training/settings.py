@@ -21,6 +21,17 @@ RESERVED = {  # settings of transformers' Trainer that no stage takes, and why
     "push_to_hub": "upload OUT/model when the run is over",
 }
 TRAINER = settings.settings_of("transformers.TrainingArguments", **RESERVED)
+ROUNDS = "a run is as long as rounds=N says"
+TRAINER_OF_ROUNDS = settings.settings_of(  # of the stages that learn from rewards
+    "transformers.TrainingArguments",
+    **RESERVED,
+    max_steps=ROUNDS,
+    num_train_epochs=f"{ROUNDS}; epochs=N are the passes over a round",
+    save_strategy="checkpoints are written after every save_rounds=N rounds",
+    save_steps="checkpoints are written after every save_rounds=N rounds",
+    eval_strategy="a policy is judged by the rewards of its own replies",
+    ignore_data_skip="always so: a resumed run goes on with the next round",
+)
 LORA = settings.settings_of("hanmo.training.adapt.LoraSettings")
 
 
