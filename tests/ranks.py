@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from hanmo.families.parallel import distributed
+from tests import processes
 
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,9 +33,7 @@ def on_ranks(ranks: int, *command: str, **options: Any) -> subprocess.CompletedP
     """Run ``python -m command`` in several processes of this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, **options
-    )
+    return processes.run([*launcher, "-m", *command], cwd=ROOT, env=environment, timeout=500, **options)
 
 
 def pytest_unconfigure() -> None:

@@ -63,6 +63,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class StopOnSignal(TrainerCallback):
     """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second one stops at once.
 
+    A signal that the caller ignores stays ignored: a script that starts a run in the background asks so for SIGINT, since
+    a Ctrl-C at its terminal is not meant for the run.
+
     ``signal`` is the number of the signal that stopped the run, None if none did.
     """
 
@@ -74,7 +77,8 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            caught = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) != signal.SIG_IGN]
+            for number in caught:
                 self._before[number] = signal.signal(number, self._handle)
 
     def restore(self) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 
 import pytest
+
+from tests import processes
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +24,7 @@ def made(tmp_path_factory):
 
 def hanmo(*arguments, cwd, said=None):
     command = [sys.executable, "-m", "hanmo", *arguments]
-    run = subprocess.run(command, cwd=cwd, input=said, capture_output=True, text=True, encoding="utf-8", timeout=3000)
+    run = processes.run(command, cwd=cwd, input=said, timeout=3000)
     assert run.returncode == 0, run.stderr
     return run
 

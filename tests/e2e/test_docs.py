@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from hanmo.checkpoints import save_model
 from hanmo.checkpoints.convert import convert
 from hanmo.cli import app
 from hanmo.evaluation.exam.exams import all_exams
+from tests import processes
 from tests.unit.exam_files import exam_folder
 from tests.unit.tiny import tiny
 from tests.unit.transformers_models import write_model
@@ -108,7 +108,7 @@ def run(command: str) -> None:
     if "--tensor-parallel" in words and words[1] != "convert":  # starts itself again in several processes
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command_line = [sys.executable, "-m", "hanmo", *words[1:]]
-        done = subprocess.run(command_line, input=typed, env=environment, capture_output=True, text=True, check=False)
+        done = processes.run(command_line, input=typed, env=environment)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         return
     result = CliRunner().invoke(app, words[1:], input=typed)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typer.testing import CliRunner, Result
 from hanmo.cli import app
 from hanmo.errors import HanmoError
 from hanmo.training.callbacks import read_metrics
+from tests import processes
 from tests.ranks import ROOT
 from tests.unit.clue_files import clue_folder
 from tests.unit.transformers_models import EOS, Plain, write_model
@@ -333,9 +333,9 @@ def test_chat_over_two_ranks(name: str, place: Path) -> None:
     for ranks in ("1", "2"):
         command = [sys.executable, "-m", "hanmo", "chat", str(place / name), "--seed", "3", "--dtype", "fp32"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
+        done = processes.run(
             [*command, "--set", "max_new_tokens=8", "--tensor-parallel", ranks],
-            input="你好\n谢谢\n", env=environment, capture_output=True, text=True, timeout=300, check=False,
+            input="你好\n谢谢\n", env=environment, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from hanmo.data import vocabulary
 from hanmo.demo.model import start_aligned
 from hanmo.families.base import OpenedModel
 from hanmo.records import read_records
+from tests import processes
 from tests.places import DATA, needs_data
 
 pytestmark = [needs_data, pytest.mark.slow]
@@ -58,7 +58,7 @@ def fresh(folder: Path) -> Path:
 
 def hanmo(*arguments: object) -> dict[str, Any]:
     command = [sys.executable, "-m", "hanmo", *map(str, arguments), "--json"]
-    run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+    run = processes.run(command)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 

@@ -19,6 +19,7 @@ from hanmo.checkpoints import open_model, save_model
 from hanmo.errors import ConfigError
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.pretrain import PretrainConfig, dry_run, pretrain
+from tests import processes
 from tests.unit.tiny import NAMES, SENTENCES, tiny
 
 SAVING = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "max_steps": 9}
@@ -123,8 +124,8 @@ def test_two_processes_are_as_good_as_one(name: str, launched: str, places: Path
             setattr(opened.network.config, key, 0.0)
     save_model(opened, model)
     runs = []
-    for processes in (1, 2):
-        batch = 4 // processes
+    for count in (1, 2):
+        batch = 4 // count
         given = {
             **SAVING,
             "per_device_train_batch_size": batch,
@@ -132,14 +133,14 @@ def test_two_processes_are_as_good_as_one(name: str, launched: str, places: Path
             "logging_steps": 1,
             "use_cpu": "true",
         }
-        out = tmp_path / str(processes)
+        out = tmp_path / str(count)
         arguments = ["train", "pretrain", str(model), str(places / "text"), str(out), "limit=40", "--preset", "none"]
         arguments += [f"trainer.{key}={value}" for key, value in given.items()]
-        if processes == 2 and launched == "hostfile":
+        if count == 2 and launched == "hostfile":
             run_lines(arguments, tmp_path / "hosts")
         else:
-            command = [sys.executable, "-m", "hanmo", *arguments, "--nproc", str(processes)]
-            subprocess.run(command, check=True, capture_output=True)
+            command = [sys.executable, "-m", "hanmo", *arguments, "--nproc", str(count)]
+            processes.run(command, check=True)
         runs.append(read_metrics(out / "metrics.jsonl"))
     for figure in ("loss", "grad_norm", "eval_loss"):
         one, two = ([entry[figure] for entry in run if figure in entry] for run in runs)
@@ -150,20 +151,18 @@ def run_lines(arguments: list[str], hosts: Path) -> None:
     """What ``--hostfile`` prints for two names of this machine, each line run as it stands."""
     hosts.write_text("localhost slots=1\n127.0.0.1 slots=1\n")
     command = [sys.executable, "-m", "hanmo", *arguments, "--hostfile", str(hosts)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    printed = processes.run(command, check=True).stdout.splitlines()
     assert [line.partition(": ")[0] for line in printed] == ["localhost", "127.0.0.1"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = f"--master_port={free.getsockname()[1]}"
-    started = []
+    commands = []
     for line in printed:
         program, *rest = shlex.split(line.partition(": ")[2])
         assert program == "torchrun" and "--nnodes=2" in rest
         rest = [port if word.startswith("--master_port=") else word for word in rest]
-        launcher = [sys.executable, "-m", "torch.distributed.run"]  # the same, found without a PATH
-        started.append(
-            subprocess.Popen([*launcher, *rest], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    for process in started:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output[-3000:]
+        commands.append(
+            ([sys.executable, "-m", "torch.distributed.run", *rest], None)
+        )  # the same, found without a PATH
+    for done in processes.together(commands, stderr=subprocess.STDOUT):
+        assert done.returncode == 0, done.stdout[-3000:]

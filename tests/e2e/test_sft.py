@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hanmo.config import load
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.sft import SftConfig, dry_run, sft
+from tests import processes
 from tests.parity.eva_models import EVA, MODELS
 from tests.places import needs_parity
 
@@ -207,29 +207,26 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
 
 def run_until(arguments: list[str], checkpoint: Path, number: int) -> subprocess.CompletedProcess[str]:
     """Run, and send a signal as soon as a checkpoint has appeared."""
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(6000):
-        if checkpoint.exists() or process.poll() is not None:
-            break
-        time.sleep(0.02)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=300)
+    with processes.started(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        processes.wait_until(process, checkpoint.exists)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
 
 @pytest.mark.slow
 def test_killed_and_stopped_runs_resume_to_the_same_weights(data: Path, tmp_path: Path) -> None:
-    whole = subprocess.run(command(data, tmp_path / "whole", "--json"), capture_output=True, text=True, check=True)
+    whole = processes.run(command(data, tmp_path / "whole", "--json"), check=True)
     assert json.loads(whole.stdout)["steps"] == SAVING["max_steps"]
 
     out = tmp_path / "cut"
     arguments = command(data, out, "--json")
     killed = run_until(arguments, out / "checkpoints" / "checkpoint-2", signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    refused = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    refused = processes.run(arguments)
     assert refused.returncode == 2
     assert "--resume it" in refused.stderr
-    changed = subprocess.run([*arguments, "--resume", "limit=60"], capture_output=True, text=True, check=False)
+    changed = processes.run([*arguments, "--resume", "limit=60"])
     assert changed.returncode == 2
     assert "limit was 64 and is now 60" in changed.stderr
 
@@ -240,12 +237,12 @@ def test_killed_and_stopped_runs_resume_to_the_same_weights(data: Path, tmp_path
     assert (out / "checkpoints" / f"checkpoint-{result['steps']}").is_dir()
     assert f"stopped after step {result['steps']}; --resume" in stopped.stderr
 
-    ended = subprocess.run([*arguments, "--resume"], capture_output=True, text=True, check=True)
+    ended = processes.run([*arguments, "--resume"], check=True)
     assert json.loads(ended.stdout)["steps"] == SAVING["max_steps"]
     assert largest_difference(state(tmp_path / "whole" / "model"), state(out / "model")) == 0.0
     steps = [entry["step"] for entry in read_metrics(out / "metrics.jsonl") if "loss" in entry]
     assert steps == list(range(1, 11))
-    over = subprocess.run([*arguments, "--resume"], capture_output=True, text=True, check=False)
+    over = processes.run([*arguments, "--resume"])
     assert over.returncode == 2
     assert "a run that is over" in over.stderr
 
@@ -255,13 +252,11 @@ def test_killed_and_stopped_runs_resume_to_the_same_weights(data: Path, tmp_path
 def test_two_processes_are_as_good_as_one(data: Path, tmp_path: Path, accumulation: int) -> None:
     """The same global batch on two processes (gloo): the same losses, gradients and weights."""
     one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run(command(data, one, "--json"), capture_output=True, text=True, check=True)
+    processes.run(command(data, one, "--json"), check=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "hanmo"]
     batch = [f"trainer.per_device_train_batch_size={4 // accumulation}"]
     batch += [f"trainer.gradient_accumulation_steps={accumulation}"]
-    result = subprocess.run(
-        [*launcher, *command(data, two, "--json", *batch)[3:]], capture_output=True, text=True, check=True
-    )
+    result = processes.run([*launcher, *command(data, two, "--json", *batch)[3:]], check=True)
     assert json.loads(result.stdout)["steps"] == SAVING["max_steps"]  # printed by one process only
     assert len(list((two / "tensorboard").iterdir())) == 1
     for name in ("loss", "grad_norm", "eval_loss"):
@@ -277,7 +272,7 @@ def test_the_command_line(data: Path, tmp_path: Path) -> None:
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
         arguments = command(data, tmp_path / "run", *more)
-        return subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+        return processes.run(arguments, env=environment)
 
     dry = run("--dry-run")
     assert dry.returncode == 0, dry.stderr

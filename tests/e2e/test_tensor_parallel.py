@@ -21,6 +21,7 @@ from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.convert import convert
 from hanmo.training.adapt import LoraSettings, add_lora, switch_dropout_off
 from hanmo.training.trainer import RowTrainer
+from tests import processes
 from tests.golden.make import FOLDER
 from tests.ranks import RANKS, ROOT, on_ranks
 from tests.unit.checkpoint_files import write_megatron
@@ -35,9 +36,7 @@ TALK = "你好\n今天天气怎么样？\nclear\n/set num_beams 2\n明天去哪�
 def hanmo(*arguments: str | Path, said: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "hanmo", *map(str, arguments)]
-    return subprocess.run(
-        command, input=said, env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
+    return processes.run(command, input=said, env=environment, timeout=500)
 
 
 def chat(model: Path, *options: str | Path) -> str:

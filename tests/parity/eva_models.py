@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -15,9 +16,14 @@ EVA = PARITY / "eva"
 MODELS = load(EVA / "models.json", {})
 
 
-@functools.cache
 def opened(model: str, rules: str | None, checkpoint: str | None = None) -> OpenedModel:
-    """A recorded model, from its own checkpoint or from another of the same weights."""
+    """A recorded model, from its own checkpoint or from another of the same weights; a new copy for each test."""
+    read = _opened(model, rules, checkpoint)
+    return read if RANKS > 1 else copy.deepcopy(read)  # what several processes share cannot be copied
+
+
+@functools.cache
+def _opened(model: str, rules: str | None, checkpoint: str | None) -> OpenedModel:
     facts = MODELS[model]
     return open_model(
         EVA / (checkpoint or facts["checkpoint"]),

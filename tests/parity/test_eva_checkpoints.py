@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from hanmo.checkpoints import open_model
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.inspect import inspect_model
+from tests import processes
 from tests.parity.eva_models import EVA, MODELS
 from tests.parity.test_split_checkpoints import assert_same_tensors
 from tests.places import load, needs_parity
@@ -88,7 +88,7 @@ def test_plain_transformers_gives_the_recorded_logits(tmp_path: Path, name: str)
     command = [sys.executable, "-P", str(program), str(tmp_path / "t5"), str(tmp_path / "logits.safetensors")]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     inputs = EVA / f"forward_{name}.safetensors"
-    subprocess.run([*command, str(inputs)], check=True, cwd=tmp_path, env=environment)
+    processes.run([*command, str(inputs)], check=True, cwd=tmp_path, env=environment)
     cases, computed = load_file(inputs), load_file(tmp_path / "logits.safetensors")
     real = cases["padded/dec_attention_mask"][:, 0].bool().any(-1)
     recorded = cases["padded/lm_logits_at_columns"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import tempfile
@@ -24,9 +25,14 @@ HUB = next(layout for layout in legacy.LAYOUTS if layout.container == "bin")
 SHAPE_KEYS = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "num_decoder_layers")
 
 
-@functools.cache
 def tiny_eva() -> OpenedModel:
-    """The tests' tiny EVA with a vocabulary, and so an embedding, whose size 4 divides: it can be split."""
+    """A new tiny EVA with a vocabulary, and so an embedding, whose size 4 divides: it can be split."""
+    return copy.deepcopy(_tiny_eva())
+
+
+@functools.cache
+def _tiny_eva() -> OpenedModel:
+    """What the copies are made of; handed to no test."""
     tokens = list(tiny.tiny_eva().tokenizer.get_vocab())
     tokens += [f"filler{number}" for number in range(-len(tokens) % 4)]
     with tempfile.TemporaryDirectory() as folder:

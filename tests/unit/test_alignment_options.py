@@ -247,7 +247,6 @@ def write_critic(folder: Path, name: str) -> Path:
     opened = tiny(name, folder / "vocabulary")
     attach_value_head(opened.network, "linear")
     save_model(opened, folder / "critic")
-    opened.network.value_head = opened.network.config.value_head = None  # tiny_eva is shared
     return folder / "critic"
 
 

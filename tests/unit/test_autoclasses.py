@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.unit.tiny import tiny_eva
 
 AUTO = "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer"
@@ -30,11 +30,11 @@ model = AutoModelForSeq2SeqLM.from_pretrained({str(tmp_path)!r})
 tokenizer = AutoTokenizer.from_pretrained({str(tmp_path)!r})
 print(type(model).__module__, type(tokenizer).__module__)
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    result = processes.run([sys.executable, "-c", program])
     assert result.stdout.split() == ["hanmo.families.eva.modeling", "hanmo.families.eva.tokenization"], result.stderr
 
 
 def test_the_command_line_loads_neither_torch_nor_transformers() -> None:
     program = "import sys, hanmo.cli; print([name for name in ('torch', 'transformers') if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = processes.run([sys.executable, "-c", program], check=True)
     assert result.stdout.strip() == "[]"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -21,6 +20,7 @@ from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.inspect import inspect_model
 from hanmo.checkpoints.streams import content_hash
 from hanmo.errors import CheckpointError
+from tests import processes
 from tests.unit.checkpoint_files import tiny_eva, write_hub, write_megatron
 
 LAST = "7/mp_rank_01_model_states.pt"
@@ -161,7 +161,7 @@ def test_a_killed_conversion_continues(tmp_path: Path, megatron: Path) -> None:
         streams.Stored.write = kill
         convert({str(megatron)!r}, {str(tmp_path / "two")!r}, to="original", ranks=2)
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    run = processes.run([sys.executable, "-c", textwrap.dedent(program)])
     assert run.returncode == -signal.SIGKILL, run.stderr
     draft = tmp_path / ".two.partial"
     assert len(list((draft / "7").iterdir())) == 2, "the finished file and half of the second"

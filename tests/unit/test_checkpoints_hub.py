@@ -17,6 +17,7 @@ import pytest
 
 from hanmo.checkpoints.hub import local_folder
 from hanmo.errors import UnsupportedError
+from tests import processes
 from tests.unit.transformers_models import write_model
 
 COMMIT = "0" * 39 + "1"
@@ -95,7 +96,7 @@ def hanmo(endpoint: str, home: Path, *words: str) -> subprocess.CompletedProcess
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "5"}
     command = [sys.executable, "-m", "hanmo", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return processes.run(command, env=environment, timeout=300)
 
 
 def test_a_model_is_downloaded_though_the_connection_breaks(hub: tuple[str, list[str]], tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -31,6 +30,7 @@ from hanmo.checkpoints.streams import (
     write_safetensors,
     write_torch,
 )
+from tests import processes
 
 DTYPES = list(streams._NAMES)
 TENSORS = {
@@ -189,6 +189,6 @@ def test_anonymous_memory_stays_small(tmp_path: Path) -> None:
     """
     with (tmp_path / "zeros").open("wb") as file:
         file.truncate(200_000_000)
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    run = processes.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
     assert 0 < float(run.stdout) < 60
     assert (tmp_path / "a.pt").stat().st_size > 100_000_000

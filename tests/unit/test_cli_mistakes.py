@@ -25,7 +25,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(opened, folder / "model")
     attach_value_head(opened.network, "linear")
     save_model(opened, folder / "reward")
-    opened.network.value_head = opened.network.config.value_head = None
     (folder / "test.txt").write_text(LINES, encoding="utf-8")
     (folder / "gbk.txt").write_bytes(LINES.encode("gb18030"))
     (folder / "bom.txt").write_bytes(LINES.encode("utf-8-sig"))

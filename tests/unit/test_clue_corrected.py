@@ -22,10 +22,10 @@ from hanmo.evaluation.clue.tasks import all_tasks, chosen_tasks
 from hanmo.evaluation.results import Item, Result, compare_results, read_result
 from hanmo.evaluation.scoring import software, weights_hash
 from hanmo.evaluation.tasks import data_hash
+from hanmo.families.base import OpenedModel
 from tests.unit.clue_files import clue_folder
 from tests.unit.tiny import tiny_eva
 
-EVA = tiny_eva()
 TASKS = all_tasks()
 
 
@@ -35,40 +35,40 @@ def data(tmp_path: Path) -> Path:
 
 
 def run(data: Path, names: list[str], cache: Path, **setup: Any) -> Result:
-    return evaluate(EVA, chosen_tasks(names), data, Setup(**setup), cache, lambda what: lambda done, total: None)
+    return evaluate(tiny_eva(), chosen_tasks(names), data, Setup(**setup), cache, lambda what: lambda done, total: None)
 
 
 def length(parts: Any) -> int:
     return sum(len(part.ids) for part in parts)
 
 
-def test_only_the_text_is_cut(data: Path) -> None:
+def test_only_the_text_is_cut(eva: OpenedModel, data: Path) -> None:
     (example, *_) = read_split(TASKS["csl"], data, "dev")
     example = replace(example, fields={**example.fields, "abst": "天气" * 300})
     for limit in (100, 200):
-        fields = asking.shortened(EVA.family, TASKS["csl"], example, Front(), limit)
+        fields = asking.shortened(eva.family, TASKS["csl"], example, Front(), limit)
         assert 0 < len(fields["abst"]) < 600 and fields["keywords"] == example.fields["keywords"]
-        parts = EVA.family.cloze(*corrected_around(example, fields))[0]
+        parts = eva.family.cloze(*corrected_around(example, fields))[0]
         assert limit - 12 <= length(parts) + 2 <= limit
     with pytest.raises(HanmoError, match=r"dev.json:1: the question has \d+ tokens even without"):
-        asking.shortened(EVA.family, TASKS["csl"], example, Front(), 10)
+        asking.shortened(eva.family, TASKS["csl"], example, Front(), 10)
 
 
 def corrected_around(example: Any, fields: dict[str, str]) -> tuple[str, list[str]]:
     return TASKS["csl"].template.around(fields)[0], list(example.options)
 
 
-def test_examples_are_balanced_fixed_and_short_enough(data: Path) -> None:
+def test_examples_are_balanced_fixed_and_short_enough(eva: OpenedModel, data: Path) -> None:
     train = read_split(TASKS["afqmc"], data, "train")
-    shots = asking.draw_shots(EVA.family, TASKS["afqmc"], train, 4, 1000, seed=1)
+    shots = asking.draw_shots(eva.family, TASKS["afqmc"], train, 4, 1000, seed=1)
     assert Counter(shot.gold for shot in shots) == {0: 2, 1: 2}
-    assert asking.draw_shots(EVA.family, TASKS["afqmc"], train, 4, 1000, seed=1) == shots
+    assert asking.draw_shots(eva.family, TASKS["afqmc"], train, 4, 1000, seed=1) == shots
     assert len({shot.where for shot in shots}) == 4
     lead = asking.front_of(TASKS["afqmc"], shots).text()
     assert all(shot.fields["sentence1"] in lead and shot.options[shot.gold] in lead for shot in shots)
     csl = [replace(one, fields={**one.fields, "abst": "天气" * 400}) for one in read_split(TASKS["csl"], data, "train")]
-    (shot,) = asking.draw_shots(EVA.family, TASKS["csl"], csl, 1, 200, seed=0)
-    assert len(EVA.tokenizer.encode(asking.front_of(TASKS["csl"], [shot]).text(), add_special_tokens=False)) <= 100
+    (shot,) = asking.draw_shots(eva.family, TASKS["csl"], csl, 1, 200, seed=0)
+    assert len(eva.tokenizer.encode(asking.front_of(TASKS["csl"], [shot]).text(), add_special_tokens=False)) <= 100
 
 
 def test_fewer_options_keep_the_right_one(data: Path) -> None:
@@ -85,13 +85,13 @@ def test_readings_by_hand() -> None:
     assert asking.answer_of("\n 很好 \n再见") == "很好"
 
 
-def test_the_prior_asks_without_the_records_text(data: Path) -> None:
+def test_the_prior_asks_without_the_records_text(eva: OpenedModel, data: Path) -> None:
     examples = read_split(TASKS["tnews"], data, "dev")
-    plan = asking.plan(EVA.family, TASKS["tnews"], examples, [Front()], 200)
+    plan = asking.plan(eva.family, TASKS["tnews"], examples, [Front()], 200)
     assert len(plan.priors) == 1 and plan.prior_of == [0] * len(examples)
     before = TASKS["tnews"].template.around({"sentence": ""})[0]
-    assert plan.priors[0] == EVA.family.cloze(before, examples[0].options)
-    chid = asking.plan(EVA.family, TASKS["chid"], read_split(TASKS["chid"], data, "dev"), [Front()], 200)
+    assert plan.priors[0] == eva.family.cloze(before, examples[0].options)
+    chid = asking.plan(eva.family, TASKS["chid"], read_split(TASKS["chid"], data, "dev"), [Front()], 200)
     assert len(chid.priors) == 3  # what follows the gap is theirs
 
 
@@ -178,8 +178,8 @@ def test_margin_and_choice() -> None:
     assert item.choice("sum") == 0 and item.margin("sum") == 2.0
 
 
-def test_command_line(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hanmo.checkpoints, "open_model", lambda *args, **kwargs: EVA)
+def test_command_line(eva: OpenedModel, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hanmo.checkpoints, "open_model", lambda *args, **kwargs: eva)
     runner = CliRunner()
     for name in ("one", "two"):
         arguments = [
@@ -204,13 +204,13 @@ def test_command_line(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_result(tmp_path / "none")
 
 
-def test_every_result_says_where_it_comes_from(data: Path, tmp_path: Path) -> None:
+def test_every_result_says_where_it_comes_from(eva: OpenedModel, data: Path, tmp_path: Path) -> None:
     """Protocol, shots, limit, weights, data, task, version and commit, in each of the files for people and machines."""
     result = run(data, ["tnews"], tmp_path / "cache", shots=1)
     result.write(tmp_path)
     about, task = result.as_dict()["about"], result.as_dict()["tasks"]["tnews"]["about"]
     assert (about["protocol"], about["shots"], len(task["shots"])) == ("corrected", 1, 1)
-    origins = {"weights": weights_hash(EVA.network), "data": data_hash(read_split(TASKS["tnews"], data, "dev"))}
+    origins = {"weights": weights_hash(eva.network), "data": data_hash(read_split(TASKS["tnews"], data, "dev"))}
     origins |= {"task": TASKS["tnews"].hash(), **software()}
     for name, value in origins.items():
         assert {**about, **task}[name] == value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hanmo.data.tokenize import TokenizerPlace, tokenize
 from hanmo.data.vocabulary import build
 from hanmo.errors import ConfigError, RecordError, VocabularyError
 from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text, write_records
+from tests import processes
 
 RECORDS: list[Record] = [
     Text("春天来了"),
@@ -102,7 +102,7 @@ def test_a_worker_process_does_without_torch(place: TokenizerPlace, tmp_path: Pa
         f"from hanmo.data.tokenize import _Block; work(_Block(['春天', '来'], [2], [1]), Path({str(tmp_path / 'out')!r}))\n"
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert processes.run([sys.executable, "-c", code]).returncode == 0
     assert np.load(tmp_path / "out")["ids"].tolist() == place.open().encode_plain("春天来")
 
 

@@ -2,7 +2,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from html import escape
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ from hanmo.demo.openings import OPENINGS
 from hanmo.demo.run import demo
 from hanmo.errors import ConfigError
 from hanmo.records import Dialogue
+from tests import processes
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +120,10 @@ def test_ctrl_c_leaves_what_was_there_before(tmp_path):
     folder.mkdir()
     (folder / "results.json").write_text("of an earlier run")
     command = [sys.executable, "-m", "hanmo", "demo", "--output", str(folder), "--steps", "100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not any(path.name.startswith(".out") for path in tmp_path.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
+    with processes.started(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        processes.wait_until(process, lambda: any(path.name.startswith(".out") for path in tmp_path.iterdir()))
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in folder.iterdir()] == ["results.json"]

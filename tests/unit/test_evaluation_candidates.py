@@ -92,7 +92,6 @@ PEERS: dict[str, Any] = {
                   decoder_start_token_id=0)
     ),
 }  # fmt: skip
-PANGU = opened("pangu")
 FAMILIES = ("eva", "pangu", "glm", "transformer_xl", *PEERS)
 
 
@@ -127,7 +126,7 @@ def test_scores_are_those_of_each_candidate_alone(name: str, stop: bool) -> None
 @settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 400))
 def test_any_questions_and_budget(seed: int, budget: int) -> None:
-    model = PANGU
+    model = opened("pangu")
     asked = questions("pangu", Random(seed), 4, 5)
     for one, other in zip(
         [score_alone(model, question) for question in asked], score_candidates(model, asked, budget=budget), strict=True

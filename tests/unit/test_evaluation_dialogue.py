@@ -13,11 +13,11 @@ from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
 from hanmo.evaluation import dialogue
 from hanmo.evaluation.dialogue import Sample, _corrected, _published, evaluate, title
+from hanmo.families.base import OpenedModel
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, Text
 from tests.unit.tiny import tiny_eva
 
-EVA = tiny_eva()
 GREEDY = Settings(max_new_tokens=6, do_sample=False, min_new_tokens=1)
 RECORDS = [
     Dialogue(("你好吗", "我很好"), where="test.txt:1"),
@@ -61,30 +61,30 @@ def test_an_empty_reference() -> None:
     assert _corrected(samples)["f1"] == pytest.approx(50)
 
 
-def test_the_last_incomplete_batch_is_left_out_of_the_published_reading_only() -> None:
-    result = evaluate(EVA, RECORDS, GREEDY, batch_size=2)
+def test_the_last_incomplete_batch_is_left_out_of_the_published_reading_only(eva: OpenedModel) -> None:
+    result = evaluate(eva, RECORDS, GREEDY, batch_size=2)
     first = result.samples[:4]
     assert result.published["loss"] == pytest.approx(sum(one.nll / one.tokens for one in first) / 4)
     assert result.corrected["loss"] == pytest.approx(sum(one.nll / one.tokens for one in result.samples) / 5)
     assert result.published["bleu-1"] == 100 * metrics.bleu(
         [one.generation for one in first], [[one.response] for one in first], 1
     )
-    assert evaluate(EVA, RECORDS, GREEDY, batch_size=8).published == {}
-    assert "no full batch" in evaluate(EVA, RECORDS, GREEDY, batch_size=8).notes[0]
+    assert evaluate(eva, RECORDS, GREEDY, batch_size=8).published == {}
+    assert "no full batch" in evaluate(eva, RECORDS, GREEDY, batch_size=8).notes[0]
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_the_batch_size_changes_nothing_else(beams: int) -> None:
+def test_the_batch_size_changes_nothing_else(eva: OpenedModel, beams: int) -> None:
     settings = GREEDY.change(num_beams=beams)
-    one, many = (evaluate(EVA, RECORDS, settings, batch_size=size) for size in (1, 4))
+    one, many = (evaluate(eva, RECORDS, settings, batch_size=size) for size in (1, 4))
     assert [sample.generation for sample in one.samples] == [sample.generation for sample in many.samples]
     assert any(sample.generation for sample in one.samples)
     # 1e-5 per token is relative in the perplexity, the exponential of their mean.
     assert one.corrected == pytest.approx(many.corrected, abs=1e-5, rel=1e-5)
 
 
-def test_samples_are_in_the_order_of_the_records() -> None:
-    result = evaluate(EVA, RECORDS, GREEDY, batch_size=2)
+def test_samples_are_in_the_order_of_the_records(eva: OpenedModel) -> None:
+    result = evaluate(eva, RECORDS, GREEDY, batch_size=2)
     assert [one.where for one in result.samples] == [record.where for record in RECORDS]
     assert [one.response for one in result.samples] == ["我很好", "火锅怎么样", "再见", "不去", "再见"]
     assert result.samples[1].turns == ("今天天气真不错", "明天去哪里玩")
@@ -92,32 +92,36 @@ def test_samples_are_in_the_order_of_the_records() -> None:
     assert result.samples[2].turns == ("谢谢",)
 
 
-def test_the_published_protocol_shows_the_rules_the_padded_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_protocol_shows_the_rules_the_padded_row(
+    eva: OpenedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[list[tuple[int, ...]]] = []
     monkeypatch.setattr(
-        type(EVA.family), "rules", lambda self, settings, contexts: seen.append([tuple(ids) for ids in contexts])
+        type(eva.family), "rules", lambda self, settings, contexts: seen.append([tuple(ids) for ids in contexts])
     )
-    evaluate(EVA, RECORDS[2:3], GREEDY, limit=9, published=True)
-    evaluate(EVA, RECORDS[2:3], GREEDY, limit=9)
-    words = EVA.tokenizer.encode("谢谢", add_special_tokens=False)
-    sep, start, pad = EVA.tokenizer.sep_token_id, EVA.tokenizer.bos_token_id, EVA.tokenizer.pad_token_id
+    evaluate(eva, RECORDS[2:3], GREEDY, limit=9, published=True)
+    evaluate(eva, RECORDS[2:3], GREEDY, limit=9)
+    words = eva.tokenizer.encode("谢谢", add_special_tokens=False)
+    sep, start, pad = eva.tokenizer.sep_token_id, eva.tokenizer.bos_token_id, eva.tokenizer.pad_token_id
     row = (*words, sep, start)
     assert seen == [[(*row, *[pad] * (9 - len(row)))], [(*words, sep)]]
 
 
-def test_sampling_repeats_with_its_seed_and_batches_draw_differently() -> None:
+def test_sampling_repeats_with_its_seed_and_batches_draw_differently(eva: OpenedModel) -> None:
     records = [Dialogue(("你好吗", "我很好"))] * 4
     settings = Settings(max_new_tokens=6, seed=3)
-    first, again = (evaluate(EVA, records, settings, batch_size=1) for _ in range(2))
+    first, again = (evaluate(eva, records, settings, batch_size=1) for _ in range(2))
     said = [one.generation for one in first.samples]
     assert said == [one.generation for one in again.samples]
     assert len(set(said)) > 1
 
 
 @pytest.mark.parametrize("settings", [GREEDY, Settings(max_new_tokens=6, seed=3)], ids=["greedy", "sampled"])
-def test_a_stopped_run_goes_on(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on(
+    eva: OpenedModel, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed after two batches of replies, in the middle of a line; the rest is asked, and all is as without the stop."""
-    whole = evaluate(EVA, RECORDS, settings, batch_size=2)
+    whole = evaluate(eva, RECORDS, settings, batch_size=2)
     decode, asked = dialogue.generate, []
 
     def stops(opened: Any, contexts: Any, *given: Any, **named: Any) -> Any:
@@ -128,20 +132,20 @@ def test_a_stopped_run_goes_on(settings: Settings, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(dialogue, "generate", stops)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(EVA, RECORDS, settings, batch_size=2, cache=tmp_path)
+        evaluate(eva, RECORDS, settings, batch_size=2, cache=tmp_path)
     (replies,) = tmp_path.glob("dialogue-replies-*.jsonl")
     lines = replies.read_text(encoding="utf-8").splitlines(keepends=True)
     assert len(lines) == 4
     replies.write_text("".join(lines[:3]) + lines[3][:4], encoding="utf-8")
     asked.clear()
-    assert evaluate(EVA, RECORDS, settings, batch_size=2, cache=tmp_path) == whole
+    assert evaluate(eva, RECORDS, settings, batch_size=2, cache=tmp_path) == whole
     assert asked == [2, 1]  # the batch that lost a line, and the last
 
 
-def test_another_configuration_is_another_question(tmp_path: Path) -> None:
-    evaluate(EVA, RECORDS, GREEDY, cache=tmp_path)
+def test_another_configuration_is_another_question(eva: OpenedModel, tmp_path: Path) -> None:
+    evaluate(eva, RECORDS, GREEDY, cache=tmp_path)
     files = set(tmp_path.iterdir())
-    evaluate(EVA, RECORDS, GREEDY, cache=tmp_path)
+    evaluate(eva, RECORDS, GREEDY, cache=tmp_path)
     assert set(tmp_path.iterdir()) == files
     other = tiny_eva()
     other.family.config.layer_norm_epsilon = 0.1
@@ -149,8 +153,8 @@ def test_another_configuration_is_another_question(tmp_path: Path) -> None:
     assert len(set(tmp_path.iterdir())) == 2 * len(files)
 
 
-def test_what_is_written(tmp_path: Path) -> None:
-    result = evaluate(EVA, RECORDS, GREEDY, batch_size=2)
+def test_what_is_written(eva: OpenedModel, tmp_path: Path) -> None:
+    result = evaluate(eva, RECORDS, GREEDY, batch_size=2)
     result.write(tmp_path)
     lines = (tmp_path / "generations.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["generation"] for line in lines] == [one.generation for one in result.samples]
@@ -162,11 +166,11 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert "BLEU-4" in page and "今天天气真不错" in page
 
 
-def test_what_is_refused() -> None:
+def test_what_is_refused(eva: OpenedModel) -> None:
     with pytest.raises(UnsupportedError, match=r"t:9: running text"):
-        evaluate(EVA, [Text("你好", "t:9")], GREEDY)
+        evaluate(eva, [Text("你好", "t:9")], GREEDY)
     with pytest.raises(HanmoError, match=r"none of the 5 records .* at most 2 context"):
-        evaluate(EVA, RECORDS, GREEDY, limit=2)
+        evaluate(eva, RECORDS, GREEDY, limit=2)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,11 @@ from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.clue import run as clue
 from hanmo.evaluation.clue.tasks import all_tasks
 from hanmo.evaluation.own import Setup, evaluate, read_examples, read_task
+from hanmo.families.base import OpenedModel
 from tests.unit.clue_files import clue_folder, write_lines
 from tests.unit.exam_files import one_token_a_character
-from tests.unit.tiny import tiny_eva
 
 LABELS = 'data: x.jsonl\nanswer: label\nlabels: {1: 好, 0: 坏}\ntemplate: "{text}是{option}"\n'
-EVA = tiny_eva()
 
 
 def written(folder: Path, content: str, name: str = "own.yaml") -> Path:
@@ -121,7 +120,7 @@ def test_bad_lists(record: Any, problem: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shots", [0, 2])
-def test_a_task_of_clue_as_ones_own(shots: int, tmp_path: Path) -> None:
+def test_a_task_of_clue_as_ones_own(eva: OpenedModel, shots: int, tmp_path: Path) -> None:
     """TNEWS written as a user would: the same questions, the same scores."""
     data, tnews = clue_folder(tmp_path / "clue"), all_tasks()["tnews"]
     content = {
@@ -132,26 +131,26 @@ def test_a_task_of_clue_as_ones_own(shots: int, tmp_path: Path) -> None:
     }
     content |= {"template": tnews.template.text, "shorten": tnews.shorten}
     task = read_task(written(tmp_path, json.dumps(content, ensure_ascii=False)))
-    own = evaluate(EVA, [task], Setup(shots, limit=256), tmp_path / "one", quiet).tasks[0]
-    ours = clue.evaluate(EVA, [tnews], data, clue.Setup(shots, limit=256), tmp_path / "two", quiet).tasks[0]
+    own = evaluate(eva, [task], Setup(shots, limit=256), tmp_path / "one", quiet).tasks[0]
+    ours = clue.evaluate(eva, [tnews], data, clue.Setup(shots, limit=256), tmp_path / "two", quiet).tasks[0]
     assert own.right == ours.right and own.reading == ours.reading and own.chance == ours.chance
     assert [item.scores for item in own.items] == [item.scores for item in ours.items]
 
 
-def test_what_does_not_go_together(tmp_path: Path) -> None:
+def test_what_does_not_go_together(eva: OpenedModel, tmp_path: Path) -> None:
     task = read_task(written(tmp_path, LABELS))
     write_lines(tmp_path / "x.jsonl", [{"text": "甲", "label": 0}])
     with pytest.raises(ConfigError, match="own: given twice"):
-        evaluate(EVA, [task, task], Setup(), tmp_path, quiet)
+        evaluate(eva, [task, task], Setup(), tmp_path, quiet)
     with pytest.raises(ConfigError, match=r"own.yaml: examples in the prompt need records; say where with train: FILE"):
-        evaluate(EVA, [task], Setup(shots=1), tmp_path, quiet)
+        evaluate(eva, [task], Setup(shots=1), tmp_path, quiet)
     gap = read_task(written(tmp_path, LABELS.replace("{option}", "{option}的"), "gap.yaml"))
     with pytest.raises(ConfigError, match="--chat: gap goes on after the candidate"):
         evaluate(one_token_a_character(["甲"], chat=True), [gap], Setup(chat=True), tmp_path, quiet)
 
 
-def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hanmo.checkpoints, "open_model", lambda *args, **kwargs: EVA)
+def test_command_line(eva: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hanmo.checkpoints, "open_model", lambda *args, **kwargs: eva)
     write_lines(tmp_path / "x.jsonl", [{"text": "你好", "label": 0}, {"text": "谢谢", "label": 1}])
     files = [str(written(tmp_path, LABELS + f"title: 任务{name}\n", f"{name}.yaml")) for name in "ba"]
     shown = CliRunner().invoke(app, ["eval", "task", "x", *files, "--output", str(tmp_path / "out")])

@@ -11,10 +11,9 @@ import pytest
 from hanmo.errors import HanmoError
 from hanmo.evaluation.perplexity import bootstrap, evaluate
 from hanmo.evaluation.scoring import score_rows
+from hanmo.families.base import OpenedModel
 from hanmo.records import Dialogue, PromptResponse
-from tests.unit.tiny import tiny_eva
 
-EVA = tiny_eva()
 RECORDS = [
     PromptResponse("你好吗", "我很好", where="a:1"),
     Dialogue(("今天天气真不错", "明天去哪里玩"), where="a:2"),
@@ -22,10 +21,10 @@ RECORDS = [
 ]
 
 
-def test_sums_and_units_by_hand() -> None:
-    result = evaluate(EVA, RECORDS)
-    rows = [EVA.family.row(parts) for record in RECORDS for parts in EVA.family.parts(record, 512)]
-    scores = [score_rows(EVA, [row])[0] for row in rows]
+def test_sums_and_units_by_hand(eva: OpenedModel) -> None:
+    result = evaluate(eva, RECORDS)
+    rows = [eva.family.row(parts) for record in RECORDS for parts in eva.family.parts(record, 512)]
+    scores = [score_rows(eva, [row])[0] for row in rows]
     nll, tokens = sum(score.nll for score in scores), sum(score.tokens for score in scores)
     assert result.nll == pytest.approx(nll, abs=1e-4)
     assert result.perplexity == pytest.approx(math.exp(nll / tokens), rel=1e-5)
@@ -36,45 +35,45 @@ def test_sums_and_units_by_hand() -> None:
     assert result.interval[0] <= result.perplexity <= result.interval[1]
 
 
-def test_only_the_response_is_scored() -> None:
-    (one,) = evaluate(EVA, RECORDS[:1]).records
-    words = EVA.tokenizer.encode("我很好", add_special_tokens=False)
+def test_only_the_response_is_scored(eva: OpenedModel) -> None:
+    (one,) = evaluate(eva, RECORDS[:1]).records
+    words = eva.tokenizer.encode("我很好", add_special_tokens=False)
     assert one.tokens == len(words) + 1  # the stop token
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_the_batch_size_changes_no_score(batch_size: int) -> None:
-    one, other = evaluate(EVA, RECORDS, batch_size=1), evaluate(EVA, RECORDS, batch_size=batch_size)
+def test_the_batch_size_changes_no_score(eva: OpenedModel, batch_size: int) -> None:
+    one, other = evaluate(eva, RECORDS, batch_size=1), evaluate(eva, RECORDS, batch_size=batch_size)
     for here, there in zip(one.records, other.records, strict=True):
         assert here.nll == pytest.approx(there.nll, abs=1e-5 * here.tokens)
 
 
-def test_records_that_do_not_fit_are_counted() -> None:
-    longest = max(record.tokens for record in evaluate(EVA, RECORDS).records)
-    result = evaluate(EVA, RECORDS, response_limit=longest - 1)
+def test_records_that_do_not_fit_are_counted(eva: OpenedModel) -> None:
+    longest = max(record.tokens for record in evaluate(eva, RECORDS).records)
+    result = evaluate(eva, RECORDS, response_limit=longest - 1)
     assert result.left_out == 1
     assert [record.where for record in result.records] == ["a:1", "a:3"]
     with pytest.raises(HanmoError, match="none of the 3 records"):
-        evaluate(EVA, RECORDS, limit=2)
+        evaluate(eva, RECORDS, limit=2)
 
 
-def test_a_cut_text_counts_only_what_was_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_text_counts_only_what_was_scored(eva: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A family that cuts a long response: the units are those of what is left."""
-    whole = type(EVA.family).parts
+    whole = type(eva.family).parts
 
     def cutting(self, record, limit, response_limit=None):
         rows = whole(self, record, 512)
         return [[given, type(given)(said.ids[: (response_limit or limit) - 1], True)] for given, said in rows]
 
-    monkeypatch.setattr(type(EVA.family), "parts", cutting)
-    (one,) = evaluate(EVA, RECORDS[1:2], response_limit=3).records
-    words = EVA.tokenizer.encode("明天去哪里玩", add_special_tokens=False)
+    monkeypatch.setattr(type(eva.family), "parts", cutting)
+    (one,) = evaluate(eva, RECORDS[1:2], response_limit=3).records
+    words = eva.tokenizer.encode("明天去哪里玩", add_special_tokens=False)
     assert one.cut and one.tokens == 3 < len(words)
-    assert one.characters == len(EVA.family.decode(words[:2])) < 6
+    assert one.characters == len(eva.family.decode(words[:2])) < 6
 
 
-def test_what_is_written(tmp_path: Path) -> None:
-    result = evaluate(EVA, RECORDS)
+def test_what_is_written(eva: OpenedModel, tmp_path: Path) -> None:
+    result = evaluate(eva, RECORDS)
     result.write(tmp_path)
     written = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert written["perplexity"] == result.perplexity and written["about"]["model"] == "a tiny EVA"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from hanmo.checkpoints import save_model
 from hanmo.evaluation import store as stores
 from hanmo.evaluation.processes import agreed, gathered, main_process, mine, own_device
 from hanmo.evaluation.store import Store
+from tests import processes
 from tests.unit.clue_files import clue_folder
 from tests.unit.tiny import tiny
 
@@ -67,10 +67,10 @@ def test_two_processes_are_as_good_as_one(tmp_path: Path) -> None:
     }
     for name, arguments in commands.items():
         found: list[Any] = []
-        for processes in ("1", "2"):
-            folder = tmp_path / f"{name}{processes}"
-            line = [sys.executable, "-m", "hanmo", *arguments, "--output", str(folder), "--nproc", processes]
-            result = subprocess.run(line, capture_output=True, text=True, check=True)
+        for count in ("1", "2"):
+            folder = tmp_path / f"{name}{count}"
+            line = [sys.executable, "-m", "hanmo", *arguments, "--output", str(folder), "--nproc", count]
+            result = processes.run(line, check=True)
             found.append(json.loads(result.stdout))  # printed by one process only
             found[-1]["about"].pop("commit", None)  # somebody may be editing
         assert same(found[0], found[1]), name
@@ -92,10 +92,7 @@ def test_a_mistake_is_told_once_by_several_processes(tmp_path: Path) -> None:
     save_model(tiny("pangu", tmp_path / "pangu"), tmp_path / "model")
     (tmp_path / "bad.jsonl").write_text('{"text": 1}\n', encoding="utf-8")
     arguments = ["eval", "perplexity", str(tmp_path / "model"), str(tmp_path / "bad.jsonl"), "--device", "cpu"]
-    one, two = (
-        subprocess.run([sys.executable, "-m", "hanmo", *arguments, "--nproc", count], capture_output=True, text=True)
-        for count in ("1", "2")
-    )
+    one, two = (processes.run([sys.executable, "-m", "hanmo", *arguments, "--nproc", count]) for count in ("1", "2"))
     assert one.returncode == two.returncode == 2
     assert "bad.jsonl:1:" in one.stderr and two.stderr.count("bad.jsonl:1:") == 1 and "Traceback" not in two.stderr
 

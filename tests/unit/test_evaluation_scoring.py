@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -17,13 +16,12 @@ from hanmo.evaluation import scoring
 from hanmo.evaluation.scoring import batches, evaluating, records_hash, score_rows, software, weights_hash
 from hanmo.families.base import OpenedModel, Part
 from hanmo.records import Dialogue, PromptResponse, Text
+from tests import processes
 from tests.unit.tiny import tiny_eva
 
-EVA = tiny_eva()
 
-
-def rows(count: int, opened: OpenedModel = EVA) -> list[Any]:
-    rng = Random(0)
+def rows(count: int, opened: OpenedModel | None = None) -> list[Any]:
+    opened, rng = opened or tiny_eva(), Random(0)
 
     def ids(most: int) -> tuple[int, ...]:
         return tuple(rng.randrange(11, 60) for _ in range(rng.randint(1, most)))
@@ -31,21 +29,21 @@ def rows(count: int, opened: OpenedModel = EVA) -> list[Any]:
     return [opened.family.row([Part(ids(20), False), Part(ids(12), True)]) for _ in range(count)]
 
 
-def test_the_batch_does_not_change_a_score() -> None:
+def test_the_batch_does_not_change_a_score(eva: OpenedModel) -> None:
     made = rows(7)
-    alone = [score_rows(EVA, [row])[0] for row in made]
+    alone = [score_rows(eva, [row])[0] for row in made]
     for size in (2, 7):
-        together = score_rows(EVA, made, size)
+        together = score_rows(eva, made, size)
         for one, other in zip(alone, together, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
-def test_a_score_is_the_log_softmax_of_the_label() -> None:
+def test_a_score_is_the_log_softmax_of_the_label(eva: OpenedModel) -> None:
     (row,) = rows(1)
     with torch.no_grad():
-        logits_AV = EVA.network(**{name: value[None] for name, value in row.inputs.items()}).logits[0]
+        logits_AV = eva.network(**{name: value[None] for name, value in row.inputs.items()}).logits[0]
     by_hand = logits_AV.log_softmax(-1).gather(1, row.labels[:, None])[:, 0]
-    (score,) = score_rows(EVA, [row])
+    (score,) = score_rows(eva, [row])
     assert score.logprobs == pytest.approx(by_hand.tolist(), abs=1e-5)
     assert score.tokens == len(row.labels)
     assert score.nll == pytest.approx(-by_hand.sum().item(), abs=1e-4)
@@ -66,9 +64,9 @@ def test_evaluating_restores_training_even_after_an_error() -> None:
     assert network.training
 
 
-def test_progress_counts_up_to_all() -> None:
+def test_progress_counts_up_to_all(eva: OpenedModel) -> None:
     seen: list[tuple[int, int]] = []
-    score_rows(EVA, rows(5), 2, lambda done, total: seen.append((done, total)))
+    score_rows(eva, rows(5), 2, lambda done, total: seen.append((done, total)))
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
@@ -97,8 +95,8 @@ def test_a_result_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert software() == {"hanmo": hanmo.__version__}  # no checkout
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for arguments in (["init", "-q"], ["add", "hanmo"], ["commit", "-qm", "first"]):
-        subprocess.run([*git, *arguments], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+        processes.run([*git, *arguments], check=True)
+    head = processes.run([*git, "rev-parse", "HEAD"], check=True).stdout
     assert software()["commit"] == head[:12]
     package.write_text("changed")
     assert software()["commit"] == head[:12] + "+"

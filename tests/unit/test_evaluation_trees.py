@@ -63,6 +63,13 @@ def transformers_model(network: Any) -> OpenedModel:
     return OpenedModel(network, HuggingfaceFamily(network.config, SPECIALS), type(network).__name__)
 
 
+def gpt2() -> OpenedModel:
+    """A network that has been found to read trees exactly."""
+    model = opened("gpt2")
+    model.network.trees_are_exact = True
+    return model
+
+
 def test_a_tree_reads_what_branches_share_once() -> None:
     tree = trees.plant(3, prompt(7, 8), [(5, 6, 1), (5, 6, 2, 3), (5, 9), (4,)])
     assert tree.number == 3 and tree.ids == [7, 8, 5, 6, 2]
@@ -99,16 +106,12 @@ def test_trees_score_as_one_by_one(name: str, stop: bool, monkeypatch: pytest.Mo
 @given(st.integers(0, 10**6), st.integers(1, 400))
 def test_any_questions_and_budget(seed: int, budget: int) -> None:
     """Small budgets leave large trees to the steps, so that both ways share the questions."""
-    asked = questions("gpt2", Random(seed), 4, 5)
+    model, asked = gpt2(), questions("gpt2", Random(seed), 4, 5)
     for one, other in zip(
-        [score_alone(GPT2, question) for question in asked], score_candidates(GPT2, asked, budget=budget), strict=True
+        [score_alone(model, question) for question in asked], score_candidates(model, asked, budget=budget), strict=True
     ):
         for expected, got in zip(one, other, strict=True):
             assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
-
-
-GPT2 = opened("gpt2")
-GPT2.network.trees_are_exact = True
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -160,21 +163,22 @@ def test_no_token_is_read_twice_and_none_is_filled_up(monkeypatch: pytest.Monkey
         read.append(inputs["input_ids"].numel())
 
     monkeypatch.setattr(GPT2LMHeadModel, "forward", None)  # logits of all places are never made
-    handle = GPT2.network.base_model.register_forward_pre_hook(counting, with_kwargs=True)
+    model = gpt2()
+    handle = model.network.base_model.register_forward_pre_hook(counting, with_kwargs=True)
     context = tuple(range(10, 60))
     candidates_of = [[Part(context, False), Part((9, option, option + 1), True)] for option in range(10, 30)]
-    score_candidates(GPT2, [candidates_of, [[Part((5, 6), False), Part((7,), True)]]])
+    score_candidates(model, [candidates_of, [[Part((5, 6), False), Part((7,), True)]]])
     handle.remove()
     assert read == [len(context) + 1 + 20 + 2]
 
 
 def test_a_row_that_memory_has_no_room_for_goes_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = questions("gpt2", Random(4), 6, 3)
-    expected = score_candidates(GPT2, asked)
+    model, asked = gpt2(), questions("gpt2", Random(4), 6, 3)
+    expected = score_candidates(model, asked)
 
     def full(*arguments: Any) -> Any:
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(trees, "read", full)
-    for one, other in zip(expected, score_candidates(GPT2, asked), strict=True):
+    for one, other in zip(expected, score_candidates(model, asked), strict=True):
         assert [score.nll for score in one] == pytest.approx([score.nll for score in other], abs=1e-4)

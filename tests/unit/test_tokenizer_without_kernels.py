@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import hanmo.families.spread as spreading
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.glm.tokenization import GlmTokenizer
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
+from tests import processes
 
 TEXTS = ["今天天气很好", "", "我们去公园散步[MASK]。", "a b c 1 2 3"]
 LINES = ["<unk>", "<sep>", "<pad>", "<eod>", "<s_0>", *"今天气很好我们去公园散步。abc123", "今天", "天气", "▂"]
@@ -79,7 +79,7 @@ def test_a_small_batch_does_not_import_numba(make: Callable[[str], Any], name: s
         f"make({str(files / name)!r}).encode_batch(['今天'] * 1000)\n"
         "sys.exit('numba' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert processes.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_what_cannot_be_kept_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
+
+from tests import processes
 
 PROGRAM = """
 import resource, sys
@@ -24,7 +25,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(how: str) -> int:
     """Page faults of ten tensors of 64 MB that are made and thrown away, after ten others."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", PROGRAM, how])
     if done.returncode == 3:
         pytest.skip("not glibc")
     assert done.returncode == 0, done.stderr

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from hanmo.cli.common import without
 from hanmo.errors import ConfigError
 from hanmo.training.parallel import launch_lines, read_hostfile, translate_deepspeed
+from tests import processes
 
 
 def test_the_processes_of_a_command_are_not_asked_to_start_more() -> None:
@@ -133,27 +132,33 @@ def test_old_deepspeed_files(old: dict[str, Any], new: dict[str, Any], settings:
 
 READER = """
 import os, sys, time
+from pathlib import Path
 from hanmo.training.parallel import read_once
+folder = Path(sys.argv[1])
+def wait_for(name):
+    while not (folder / name).exists():
+        time.sleep(0.01)
 def read():
-    assert os.environ["LOCAL_RANK"] == "0"
-    time.sleep(1.5)
+    (folder / ("read by " + os.environ["LOCAL_RANK"])).touch()
+    wait_for("1 has begun")
     return [1, 2, 3]
+rank = os.environ["LOCAL_RANK"]
+(folder / (rank + " has begun")).touch()
 print(sum(read_once("numbers", read)), flush=True)
-if os.environ["LOCAL_RANK"] == "0":
-    time.sleep(2)  # the others take it before it goes
+(folder / (rank + " is done")).touch()
+wait_for("1 is done")  # the other takes it before the one that has read goes
 """
 
 
 def test_one_process_reads_for_the_others(tmp_path: Path) -> None:
-    environment = {"LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "29511", "TMPDIR": str(tmp_path)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", READER], stdout=subprocess.PIPE, text=True, env={**environment, "LOCAL_RANK": rank},
-            cwd=Path(__file__).resolve().parents[2],
-        )
-        for rank in ("1", "0")
-    ]  # fmt: skip
-    start = time.monotonic()
-    assert [process.communicate(timeout=60)[0] for process in started] == ["6\n", "6\n"]
-    assert time.monotonic() - start > 1.5
-    assert not list(tmp_path.iterdir())
+    """Process 1 has begun before process 0 is through with reading; what they share is cleared away."""
+    shared, seen = tmp_path / "shared", tmp_path / "seen"
+    shared.mkdir()
+    seen.mkdir()
+    environment = {"LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "29511", "TMPDIR": str(shared)}
+    command = [sys.executable, "-c", READER, str(seen)]
+    commands = [(command, {**environment, "LOCAL_RANK": rank}) for rank in ("1", "0")]
+    done = processes.together(commands, timeout=120, cwd=processes.ROOT)
+    assert [one.stdout for one in done] == ["6\n", "6\n"], [one.stderr for one in done]
+    assert [path.name for path in seen.glob("read by *")] == ["read by 0"]
+    assert not list(shared.iterdir())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import warnings
 from dataclasses import dataclass, field, fields, replace
@@ -36,6 +35,7 @@ from hanmo.training.run import (
 )
 from hanmo.training.settings import TRAINER
 from hanmo.training.sft import SftConfig, sft
+from tests import processes
 from tests.unit.tiny import SENTENCES, tiny
 
 WANDB = """
@@ -234,11 +234,10 @@ def test_logs_go_to_weights_and_biases_if_asked(tmp_path: Path) -> None:
     save_model(tiny("pangu", tmp_path / "vocabulary"), tiny_folder)
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": text[:5], "response": text[5:]}) for text in SENTENCES))
-    result = subprocess.run(
+    result = processes.run(
         [sys.executable, "-m", "hanmo", "train", "sft", str(tiny_folder), str(data), str(tmp_path / "run"), "limit=64",
          "--preset", "none", "trainer.report_to=wandb", "trainer.max_steps=2", "trainer.logging_steps=1",
          "trainer.use_cpu=true"],
-        capture_output=True, text=True, check=False,
         env={**os.environ, "WANDB_MODE": "offline", "WANDB_LOG": str(tmp_path / "log"),
              "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
     )  # fmt: skip

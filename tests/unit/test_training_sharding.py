@@ -30,6 +30,7 @@ from hanmo.checkpoints import open_model, save_model
 from hanmo.families.base import collate
 from hanmo.training.adapt import LoraSettings, add_lora, switch_dropout_off
 from hanmo.training.callbacks import read_metrics
+from tests import processes
 from tests.unit.test_packing import examples
 from tests.unit.tiny import NAMES, SENTENCES, tiny
 
@@ -196,18 +197,12 @@ def _two_processes(kind: str, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.unit.test_training_sharding", kind, str(folder)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2],
-            env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    for process in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+              "DS_ACCELERATOR": "cpu"}  # fmt: skip
+    command = [sys.executable, "-m", "tests.unit.test_training_sharding", kind, str(folder)]
+    commands = [(command, {**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    for done in processes.together(commands, timeout=300, stdout=subprocess.DEVNULL, cwd=processes.ROOT):
+        assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
@@ -240,14 +235,13 @@ def command(model: Path, out: Path, processes: int, *more: str) -> list[dict[str
     """The log of ``hanmo train sft`` with batches of four over all processes, which saves after the second step of four."""
     data = out.with_suffix(".jsonl")
     data.write_text("\n".join(json.dumps({"prompt": text[:5], "response": text[5:]}) for text in SENTENCES * 2))
-    result = subprocess.run(
+    result = processes.run(
         [sys.executable, "-m", "hanmo", "train", "sft", str(model), str(data), str(out), "limit=64",
          "--preset", "none", "--nproc", str(processes), f"trainer.per_device_train_batch_size={2 // processes}",
          "trainer.gradient_accumulation_steps=2", "trainer.max_steps=4", "trainer.save_strategy=steps",
          "trainer.save_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
          "trainer.adam_epsilon=1e-4",  # below it is rounding, all the gradient that key biases have: Adam leaves them alone
-         *more],
-        capture_output=True, text=True, check=False, timeout=300,
+         *more], timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]

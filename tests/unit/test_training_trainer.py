@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hanmo.training.callbacks import MetricsFile, StopOnSignal, read_metrics
 from hanmo.training.explosion import STEPS
 from hanmo.training.schedules import factor
 from hanmo.training.trainer import DRAFTS, RowTrainer
+from tests import processes
 from tests.toy import ToyModel, toy_model, toy_rows
 
 
@@ -170,6 +171,29 @@ def test_a_run_killed_after_its_last_checkpoint_has_nothing_left_to_do(tmp_path:
     assert differences(weights(model), weights(again)) == 0.0
 
 
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """As in a terminal, also where the suite was started with signals ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("default_signals")
+def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path: Path) -> None:
+    """As in the background of a script; SIGTERM still stops the run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = StopOnSignal()
+    run = trainer(tmp_path, toy_model(), callbacks=[Stop(3, signal.SIGINT), Stop(5, signal.SIGTERM), stop], **SAVING)
+    run.train()
+    assert stop.signal == signal.SIGTERM and run.state.global_step == 5
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(tmp_path: Path, number: int) -> None:
     model = toy_model(dropout=0.3)
@@ -250,6 +274,7 @@ def test_the_same_run_at_its_own_rate_does_not_stop(tmp_path: Path) -> None:
 
 IN_TWO_PROCESSES = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from hanmo.errors import DivergedError
 from tests.toy import toy_model
@@ -269,7 +294,7 @@ def test_processes_stop_together_and_name_all_their_records(tmp_path: Path) -> N
     program.write_text(IN_TWO_PROCESSES)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, env=environment)
+    done = processes.run([*command, str(tmp_path / "run")], env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = ((tmp_path / f"run.{rank}").read_text() for rank in range(2))
     assert first == second and "the loss has exploded" in first
@@ -340,7 +365,7 @@ trainer(Path(sys.argv[1]), toy_model(dropout=0.3), **SAVING).train()
 def test_a_run_killed_while_it_saves_resumes_to_the_same_weights(tmp_path: Path, file: str) -> None:
     """kill -9 in the middle of a file of the second checkpoint: the first one is whole and is gone on from."""
     program = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path / "cut"), file]
-    killed = subprocess.run(program, capture_output=True, text=True, check=False)
+    killed = processes.run(program)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "cut" / DRAFTS / "checkpoint-4" / file).exists()
     assert [path.name for path in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-2"]

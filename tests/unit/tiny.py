@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import tempfile
@@ -39,9 +40,14 @@ PANGU_PIECES = ["▃", "▂", "<sep>", "<pad>", "<mask>", "<eod>", "<eot>"]
 NAMES = ("eva", *CONFIGS, "huggingface")
 
 
-@functools.cache
 def tiny_eva() -> OpenedModel:
-    """Two layers of 16; its weights are far from zero, so that its predictions differ from place to place."""
+    """A new model of two layers of 16; its weights are far from zero, so that its predictions differ by place."""
+    return copy.deepcopy(_tiny_eva())
+
+
+@functools.cache
+def _tiny_eva() -> OpenedModel:
+    """What the copies are made of; handed to no test."""
     with tempfile.TemporaryDirectory() as folder:
         vocab = Path(folder) / "vocab.txt"
         vocab.write_text("\n".join(build([TEXT], words=20)), encoding="utf-8")
