@@ -95,6 +95,25 @@ def test_the_prior_asks_without_the_records_text(eva: OpenedModel, data: Path) -
     assert len(chid.priors) == 3  # what follows the gap is theirs
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_prior_has_the_examples_of_its_question(chat: bool, eva: OpenedModel, data: Path) -> None:
+    """All that differs from the question is the record's text; fewer examples make another prior."""
+    task, examples = TASKS["tnews"], read_split(TASKS["tnews"], data, "dev")
+    shots = asking.draw_shots(eva.family, task, read_split(task, data, "train"), 2, 400, seed=0)
+    front = asking.front_of(task, shots, chat)
+    plan = asking.plan(eva.family, task, examples, front.shorter(), 400)
+    assert plan.shots == [2] * len(examples)
+    before = task.template.around({"sentence": ""})[0]
+    (prior,) = plan.priors
+    assert len(front.shots) == 2 and prior == front.candidates(eva.family, before, examples[0].options)
+    if not chat:
+        solved = "".join(asked + answered + asking.SEPARATOR for asked, answered in front.shots)
+        lead = task.instruction + asking.SEPARATOR if task.instruction else ""
+        assert prior == eva.family.cloze(lead + solved + before, examples[0].options)
+    bare = asking.plan(eva.family, task, examples, front.shorter()[2:], 400)
+    assert bare.shots == [0] * len(examples) and bare.priors[0] != prior
+
+
 @pytest.mark.parametrize("shots", [0, 2])
 def test_all_tasks_and_the_files_of_a_result(data: Path, tmp_path: Path, shots: int) -> None:
     result = run(data, [], tmp_path / "cache", shots=shots)

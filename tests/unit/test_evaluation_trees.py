@@ -162,8 +162,8 @@ def test_no_token_is_read_twice_and_none_is_filled_up(monkeypatch: pytest.Monkey
     def counting(module: Any, args: Any, inputs: Any) -> None:
         read.append(inputs["input_ids"].numel())
 
-    monkeypatch.setattr(GPT2LMHeadModel, "forward", None)  # logits of all places are never made
     model = gpt2()
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", None)  # logits of all places are never made
     handle = model.network.base_model.register_forward_pre_hook(counting, with_kwargs=True)
     context = tuple(range(10, 60))
     candidates_of = [[Part(context, False), Part((9, option, option + 1), True)] for option in range(10, 30)]

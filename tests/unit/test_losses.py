@@ -122,3 +122,38 @@ def test_the_first_update_has_the_gradient_of_the_advantage() -> None:
     losses.clipped_policy_loss(new, old, advantages, mask, clip=0.2).sum().backward()
     assert new.grad is not None
     assert new.grad.tolist() == [[-2.0, 0.0, 0.0]]
+
+
+def test_clipped_value_loss_by_hand() -> None:
+    """The larger error counts: of the value, or of the value held within 0.5 of what it was; and only what errs more moves."""
+    values = torch.tensor([[1.0, 1.0, -1.0, 0.2, 0.2, 7.0]], requires_grad=True)
+    old, returns = torch.zeros(1, 6), torch.tensor([[2.0, 0.0, -2.0, 1.0, -1.0, 0.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0, 0.0]])
+    found = losses.clipped_value_loss(values, old, returns, mask, clip=0.5)
+    clipped_at_half = 0.5 * 1.5**2  # 0.5 against 2, and -0.5 against -2
+    expected = [clipped_at_half, 0.5 * 1.0**2, clipped_at_half, 0.5 * 0.8**2, 0.5 * 1.2**2, 0.0]
+    assert found[0].tolist() == pytest.approx(expected)
+    found.sum().backward()
+    assert values.grad is not None
+    assert values.grad[0].tolist() == pytest.approx([0.0, 1.0, 0.0, -0.8, 1.2, 0.0])
+    assert losses.value_clip_count(values, old, returns, mask, clip=0.5).item() == 2
+    moved = losses.clipped_value_loss(values.detach() + 3, old + 3, returns + 3, mask, clip=0.5)
+    assert moved[0].tolist() == pytest.approx(expected, abs=1e-5)  # what counts is the distance to the old value
+
+
+def test_policy_statistics_by_hand() -> None:
+    old, new = torch.zeros(1, 4), torch.tensor([1.5, 1.5, 0.5, 1.0]).log()[None]
+    advantages, mask = torch.tensor([[1.0, -1.0, -1.0, 1.0]]), torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    found = losses.policy_statistics(new, old, advantages, mask, clip=0.2)
+    assert found["clip_fraction"].item() == 2  # a gain beyond 1.2, a loss below 0.8
+    assert found["ratio"].item() == pytest.approx(3.5)
+    assert found["approx_kl"].item() == pytest.approx(3.5 - 3 - math.log(1.5 * 1.5 * 0.5))
+    losses_of = losses.clipped_policy_loss(new, old, advantages, mask, clip=0.2)
+    assert losses_of[0].tolist() == pytest.approx([-1.2, 1.5, 0.8, 0.0])
+
+
+def test_explained_variance_by_hand() -> None:
+    returns, mask = torch.tensor([[1.0, 2.0, 3.0, 9.0]]), torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    assert losses.explained_variance(returns, returns, mask).item() == 1
+    assert losses.explained_variance(torch.zeros(1, 4), returns, mask).item() == pytest.approx(0)
+    assert losses.explained_variance(-returns, returns, mask).item() == pytest.approx(1 - 4)
