@@ -5,6 +5,12 @@ BIN     = $(VENV)/bin
 EXTRAS  = dev
 # Worker processes share the cores: one thread each, or two processes slow each other down tenfold.
 TESTENV = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# make test ORDER=random SEED=3: files, and the tests of each, in an order that the seed gives; without ORDER as they stand.
+ORDER   = as-written
+SEED    = 1
+RANDOM_as-written =
+RANDOM_random     = --random-order --random-order-seed $(SEED)
+TESTS   = $(TESTENV) $(BIN)/python -m pytest -n 2 --dist worksteal $(RANDOM_$(ORDER))
 
 .PHONY: env demo check test test-slow bench clean
 
@@ -24,10 +30,10 @@ check: env
 	$(BIN)/lint-imports
 
 test: check
-	$(TESTENV) $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
+	$(TESTS) -m "not slow and not gpu"
 
 test-slow: env
-	$(TESTENV) $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal
+	$(TESTS) -m "slow and not gpu"
 
 bench: env
 	$(BIN)/python -m benchmarks.run_all
