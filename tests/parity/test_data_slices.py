@@ -24,8 +24,9 @@ Adapter = Callable[[Path, Path], Path]
 
 
 def _lines(path: Path) -> list[str]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return file.read().split("\n")[:-1]
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
+    return content.decode("utf-8").split("\n")[:-1]
 
 
 def _json_lines(path: Path, values: list[Any]) -> Path:
@@ -50,30 +51,42 @@ def _baike(source: Path, folder: Path) -> Path:
     return _json_lines(folder / "baike.json", made)
 
 
-SLICES: list[tuple[str, str, Adapter | None]] = [
-    ("weibo", "sft_reward/weibo_news_comments/checked_news_comments.jsonl.gz", _weibo),
-    ("baike", "sft_reward/baike/kgclue_train.jsonl.gz", _baike),
-    ("zhidao", "sft_reward/zhidao/baoxianzhidao_filter.csv.gz", None),
-    ("couplets", "sft_reward/couplet/train", None),
-    ("couplets", "sft_reward/couplet/test", None),
+# source -> where its slices lie, and what gives them the published layout
+LAYOUTS: list[tuple[str, str, Adapter | None]] = [
+    ("weibo", "sft_reward/weibo_news_comments/checked*.jsonl.gz", _weibo),
+    ("baike", "sft_reward/baike/kgclue_train*.jsonl.gz", _baike),
+    ("zhidao", "sft_reward/zhidao/*zhidao*.csv.gz", None),
+    ("couplets", "sft_reward/couplet/*", None),
     ("classical", "sft_reward/classical_modern", None),
     ("poetry", "sft_reward/poetry", None),
     ("kdconv", "kdconv/data", None),
-    ("lccc", "dialogue/lccc_base/LCCC-base_valid.json.gz", None),
-    ("lccc", "dialogue/cdial_gpt_toy/toy_data.json", None),
-    ("crosswoz", "dialogue/crosswoz/val.json.zip", None),
-    ("sharegpt", "dialogue/smile/smile_dialogs.jsonl.gz", None),
-    ("sharegpt", "instruct/sharegpt_zh_1k.jsonl.gz", None),
-    ("alpaca", "instruct/alpaca_zh.json.gz", None),
+    ("lccc", "dialogue/lccc_base/*.json.gz", None),
+    ("lccc", "dialogue/cdial_gpt_toy/*.json", None),
+    ("crosswoz", "dialogue/crosswoz/*.json.zip", None),
+    ("sharegpt", "dialogue/smile/smile*.jsonl.gz", None),
+    ("sharegpt", "instruct/sharegpt*.jsonl.gz", None),
+    ("alpaca", "instruct/alpaca*.json.gz", None),
     ("dpo", "preference", None),
 ]
+Slice = tuple[str, Path, Adapter | None]
 
 
-@pytest.mark.parametrize(("source", "name", "adapter"), SLICES, ids=[f"{s}-{Path(n).name}" for s, n, _ in SLICES])
-def test_slice_is_prepared_without_leaks(source: str, name: str, adapter: Adapter | None, tmp_path: Path) -> None:
-    place = DATA / name
-    if not place.exists():
-        pytest.skip(f"no {name}")
+def found(layouts: list[tuple[str, str, Adapter | None]]) -> list[Any]:
+    """The slices that are there; for a layout without any, one that says so."""
+    made = []
+    for source, pattern, adapter in layouts:
+        places = sorted(DATA.glob(pattern))
+        made += [pytest.param((source, place, adapter), id=f"{source}-{place.name}") for place in places]
+        if not places:
+            mark = pytest.mark.skip(reason=f"no {pattern} in {DATA}")
+            made.append(pytest.param((source, DATA / pattern, adapter), marks=mark, id=f"{source}-none"))
+    return made
+
+
+@pytest.mark.parametrize("slice_", found(LAYOUTS))
+def test_slice_is_prepared_without_leaks(slice_: Slice, tmp_path: Path) -> None:
+    source, place, adapter = slice_
+    name = place.name
     if adapter:
         place = adapter(place, tmp_path)
     reading = Reading(shares=Shares(0.05, 0.05), rejects=Rejects())
@@ -88,36 +101,50 @@ def test_slice_is_prepared_without_leaks(source: str, name: str, adapter: Adapte
     assert leaks.found == []
 
 
-def test_counts_of_layouts_that_can_be_counted_otherwise(tmp_path: Path) -> None:
-    def records(source: str, name: str) -> int:
-        return sum(prepare(source, DATA / name, tmp_path / "out.jsonl", Reading()).records.values())
+def records(source: str, place: Path, folder: Path) -> int:
+    return sum(prepare(source, place, folder / "out.jsonl", Reading()).records.values())
 
-    couplets = "sft_reward/couplet/train"
-    assert records("couplets", couplets) == len(_lines(DATA / couplets / "in.txt.gz"))
-    assert records("lccc", "dialogue/lccc_base/LCCC-base_valid.json.gz") == len(
-        _lines(DATA / "dialogue/lccc_base/dialogs.txt.gz")
-    )
-    pairs = sum(
-        line.startswith("古文")
-        for path in (DATA / "sft_reward/classical_modern").rglob("*.gz")
-        for line in _lines(path)
-    )
-    assert records("classical", "sft_reward/classical_modern") == pairs
+
+@pytest.mark.parametrize("slice_", found([("couplets", "sft_reward/couplet/*", None)]))
+def test_every_line_of_couplets_is_a_record(slice_: Slice, tmp_path: Path) -> None:
+    _, place, _ = slice_
+    (upper,) = place.glob("in.txt*")
+    assert records("couplets", place, tmp_path) == len(_lines(upper))
+
+
+@pytest.mark.parametrize("slice_", found([("classical", "sft_reward/classical_modern", None)]))
+def test_every_pair_of_classical_texts_is_a_record(slice_: Slice, tmp_path: Path) -> None:
+    _, place, _ = slice_
+    pairs = sum(line.startswith("古文") for path in place.rglob("*.txt*") for line in _lines(path))
+    assert records("classical", place, tmp_path) == pairs
+
+
+def plain_lccc() -> tuple[Path, list[str]]:
+    """The plain file of dialogues, and that one of the published files which has as many."""
+    folder = DATA / "dialogue" / "lccc_base"
+    for plain in sorted(folder.glob("*dialogs*.txt*")):
+        theirs = _lines(plain)
+        for published in sorted(folder.glob("*.json.gz")):
+            with gzip.open(published, "rt", encoding="utf-8") as file:
+                if len(json.load(file)) == len(theirs):
+                    return published, theirs
+    pytest.skip(f"no plain file of dialogues with its published one in {folder}")
 
 
 def test_lccc_text_is_that_of_the_plain_file(tmp_path: Path) -> None:
-    prepare("lccc", DATA / "dialogue/lccc_base/LCCC-base_valid.json.gz", tmp_path / "out.txt", Reading())
+    published, theirs = plain_lccc()
+    prepare("lccc", published, tmp_path / "out.txt", Reading())
     ours = (tmp_path / "out.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    theirs = _lines(DATA / "dialogue/lccc_base/dialogs.txt.gz")
     # The plain file keeps spaces beside marks and Latin letters that ours takes out.
     assert [line.replace(" ", "") for line in ours] == [line.replace(" ", "") for line in theirs]
 
 
-CLEANED: list[tuple[str, str, str, Adapter | None]] = [
-    ("eva", "lccc", "dialogue/lccc_base/LCCC-base_valid.json.gz", None),
-    ("assistant", "sharegpt", "dialogue/smile/smile_dialogs.jsonl.gz", None),
-    ("weibo", "weibo", "sft_reward/weibo_news_comments/checked_news_comments.jsonl.gz", _weibo),
-]
+# The recipe of each slice
+CLEANED: dict[str, tuple[str, str, Adapter | None]] = {
+    "eva": ("lccc", "dialogue/lccc_base/*.json.gz", None),
+    "assistant": ("sharegpt", "dialogue/smile/smile*.jsonl.gz", None),
+    "weibo": ("weibo", "sft_reward/weibo_news_comments/checked*.jsonl.gz", _weibo),
+}
 # News is longer than talk, and its comments are judged with it.
 WEIBO = [
     "noise", "urls", "stretched", {"length": {"longest": 2000}}, "language", "symbols", "personal", "adverts",
@@ -125,9 +152,14 @@ WEIBO = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("recipe", "source", "name", "adapter"), CLEANED, ids=[case[0] for case in CLEANED])
-def test_cleaning_of_real_slices(recipe: str, source: str, name: str, adapter: Adapter | None, tmp_path: Path) -> None:
-    place = adapter(DATA / name, tmp_path) if adapter else DATA / name
+@pytest.mark.parametrize("recipe", CLEANED)
+def test_cleaning_of_real_slices(recipe: str, tmp_path: Path) -> None:
+    source, pattern, adapter = CLEANED[recipe]
+    place = next(iter(sorted(DATA.glob(pattern))), None)
+    if place is None:
+        pytest.skip(f"no {pattern} in {DATA}")
+    name = place.name
+    place = adapter(place, tmp_path) if adapter else place
     prepare(source, place, tmp_path / "in.jsonl", Reading(rejects=Rejects()))
     steps = build(WEIBO, "weibo") if recipe == "weibo" else load(recipe)
     done = clean(steps, [tmp_path / "in.jsonl"], tmp_path / "out.jsonl", rejects=tmp_path / "rejects.jsonl")

@@ -129,8 +129,9 @@ def test_two_turns(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", load(DECODE / "sampled_paths.json"), ids=lambda case: f"case{case['case']}")
 def test_sampled_paths(case: dict[str, Any]) -> None:
     """Probabilities after temperature and filters along a recorded path."""
-    arrays = load_file(DECODE / "sampled_paths.safetensors")
+    arrays, stop = load_file(DECODE / "sampled_paths.safetensors"), case.get("end_token", STOP)
     probs_SV, path = arrays[f"case{case['case']}.probs"], case["output_ids"][len(case["prompt_ids"]) :]
+    steps = path.index(stop) + 1 if stop in path else len(path)
     seen = []
 
     def replay(step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor:
@@ -140,14 +141,14 @@ def test_sampled_paths(case: dict[str, Any]) -> None:
         return torch.tensor([[path[step]]])
 
     settings = Settings(
-        max_new_tokens=case["steps"],
+        max_new_tokens=len(path),
         temperature=case["temperature"],
         top_k=case["top_k"],
         top_p=case["top_p"],
         published=True,
     )
-    generate(opened(recorded_model(case)), [context(case["prompt_ids"])], settings, sampler=replay)
-    assert seen == list(range(case["steps"]))
+    generate(opened(recorded_model(case), stop), [context(case["prompt_ids"])], settings, sampler=replay)
+    assert seen == list(range(steps)) and seen
 
 
 @pytest.mark.parametrize("case", load(DECODE / "filter_cases.json"), ids=lambda case: str(case["id"]))

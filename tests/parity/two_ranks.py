@@ -1,4 +1,4 @@
-"""Recorded two-rank runs of the originals against ours: run by test_two_ranks.py, in as many processes as it starts."""
+"""Recorded runs of the originals over several ranks against ours: run by test_two_ranks.py, in as many processes."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from hanmo.errors import RecordError
 from hanmo.families.eva.decoding import BANNED, NEVER, SEPARATOR, EvaRules, RuleBook, read_antonyms
 from hanmo.generation.settings import Settings
+from tests.counting import counted_calls
 from tests.unit.decoding_peers import TOKENS, eva, eva_tokenizer
 
 OFF = Settings(repetition_penalty=1.0, rule_files=False)
@@ -199,19 +199,23 @@ def test_the_book_of_a_tokenizer(tmp_path):
     assert scores[0, ID["坏"]] == BANNED
 
 
-def test_rules_are_cheap():
-    """4 rows, 128 tokens of context, 30,000 tokens: 2 ms a step, averaged over a long reply."""
-    tokens = [*TOKENS, *(chr(0x4E00 + index) for index in range(30_000 - len(TOKENS)))]
+def calls_of_a_step(vocabulary: int, context: int, length: int) -> int:
+    """How many functions one step of the rules calls: four rows, every rule on."""
+    tokens = [*TOKENS, *(chr(0x4E00 + index) for index in range(vocabulary - len(TOKENS)))]
     big = RuleBook(tokens, {token: index for index, token in enumerate(tokens)}, antonyms=PAIRS)
     settings = OFF.change(repetition_penalty=1.6, no_repeat_ngram_size=4, min_new_tokens=2)
-    generator = torch.Generator().manual_seed(0)
-    said = torch.randint(30, 600, (5, 128), generator=generator).tolist()
-    rules = EvaRules(big, settings, said[:1])
-    scores = torch.zeros(4, len(tokens))
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        for length in range(100):
-            rules([row[:length] for row in said[1:]], [0] * 4, scores)
-        times.append((time.perf_counter() - start) / 100)
-    assert min(times) < 2e-3
+    said = torch.arange(context + length).add(30).tolist()  # nothing is said twice, so that as little is found again
+    rules = EvaRules(big, settings, [said[:context]])
+    scores = torch.zeros(4, vocabulary)
+    rules([said[context:]] * 4, [0] * 4, scores)
+    with counted_calls() as calls:
+        rules([said[context:]] * 4, [0] * 4, scores)
+    return calls.count
+
+
+def test_a_step_of_the_rules_does_not_walk_the_vocabulary_or_the_context() -> None:
+    """Its time beside that of the network: benchmarks/decode.py."""
+    few = calls_of_a_step(vocabulary=1_000, context=16, length=20)
+    assert calls_of_a_step(vocabulary=30_000, context=16, length=20) == few
+    assert calls_of_a_step(vocabulary=1_000, context=512, length=20) == few
+    assert few < 200
