@@ -21,7 +21,7 @@ CASES = RECORDED["cases"]
 SIDES = (("chosen", "chosen"), ("rejected", "reject"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def reward_model() -> Any:
     """With the exact GELU of the port that made the recordings."""
     model = network(FOLDER / RECORDED["checkpoint"])
@@ -59,7 +59,6 @@ def test_values_and_published_scores(reward_model: Any, case: dict[str, Any]) ->
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_published_loss(reward_model: Any, case: dict[str, Any]) -> None:
-    reward_model.zero_grad()
     pad = reward_model.config.pad_token_id
     chosen, rejected = (values(reward_model, case[side], detached=True) for side, _ in SIDES)
     ids = [torch.tensor(case[side]["input_ids"]) for side, _ in SIDES]
@@ -84,7 +83,6 @@ def test_published_loss(reward_model: Any, case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_corrected_scores_and_gradients(reward_model: Any, case: dict[str, Any]) -> None:
     """The score stands where the answer ends, so that every pair has a loss, and the whole network learns from it."""
-    reward_model.zero_grad()
     pad = reward_model.config.pad_token_id
     scores = []
     for side, _ in SIDES:

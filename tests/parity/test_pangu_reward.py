@@ -18,7 +18,7 @@ RECORDED: dict[str, Any] = load(FOLDER / "reward_cases.json", {"cases": [], "pai
 PAIRS = [case for case in RECORDED["cases"] if case["loss"] is not None]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def reward_model() -> Any:
     return network(FOLDER / RECORDED["checkpoint"])
 
@@ -57,7 +57,6 @@ def test_values_and_scores(reward_model: Any, case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", PAIRS, ids=lambda case: case["id"])
 def test_published_loss_and_gradients(reward_model: Any, case: dict[str, Any]) -> None:
-    reward_model.zero_grad()
     pad = reward_model.config.pad_token_id
     chosen, rejected = ids_of(case, "chosen"), ids_of(case, "rejected")
     start = (chosen != rejected).float().argmax(1)

@@ -35,9 +35,9 @@ IN_A_BLOCK = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
-    return tiny("pangu", tmp_path_factory.mktemp("pangu"))
+@pytest.fixture
+def model(tmp_path: Path) -> OpenedModel:
+    return tiny("pangu", tmp_path / "pangu")
 
 
 def language_model(model: OpenedModel) -> dict[str, Any]:
