@@ -21,9 +21,9 @@ TOKENS = ["<unk>", "<pad>", "<sep>", "<eod>", "<s_0>", "甲", "乙", "丙", "丁
 UNK, _, SEP, _, START, A, B, C, D, E = range(10)
 
 
-@pytest.fixture
-def eva(tmp_path) -> EvaFamily:
-    vocab = tmp_path / "vocab.txt"
+@pytest.fixture(scope="module")
+def eva(tmp_path_factory) -> EvaFamily:
+    vocab = tmp_path_factory.mktemp("eva") / "vocab.txt"
     vocab.write_text("\n".join(TOKENS), encoding="utf-8")
     return EvaFamily(EvaConfig(vocab_size=len(TOKENS)), EvaTokenizer(vocab_file=str(vocab)))
 
