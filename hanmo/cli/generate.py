@@ -183,6 +183,7 @@ def as_context(opened: OpenedModel, record: Record, limit: int) -> Context:
 def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_json: bool) -> None:
     from hanmo.generation.blanks import next_context
     from hanmo.generation.decode import generate as decode
+    from hanmo.generation.draws import Place
     from hanmo.generation.text import GrowingText
     from hanmo.records import Text
 
@@ -193,7 +194,8 @@ def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_js
     answers: list[Generation] = []
     while context is not None:
         growing = GrowingText(opened.family.decode, None if as_json else show)
-        [said] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True)
+        places = [Place(0, blank=len(answers))]
+        [said] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True, places=places)
         growing.finish(said.ids)
         answers.append(said)
         if not as_json:
@@ -236,7 +238,7 @@ def _file(
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             contexts = [as_context(opened, record, limit) for _, record in batch]
-            for (prompt, _), answers in zip(batch, fill(opened, contexts, settings), strict=True):
+            for (prompt, _), answers in zip(batch, fill(opened, contexts, settings, first=start), strict=True):
                 result = _result(opened, prompt, answers)
                 line = prompt + result["generation"] if as_text else json.dumps(result, ensure_ascii=False)
                 file.write(line + "\n")

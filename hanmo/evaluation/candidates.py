@@ -25,6 +25,7 @@ from hanmo.errors import HanmoError
 from hanmo.evaluation import trees
 from hanmo.evaluation.scoring import Progress, RowScore, evaluating, score_rows
 from hanmo.families.base import OpenedModel, Part, Prompt, stack
+from hanmo.families.finite import require_logprobs
 
 Candidate = Sequence[Part]
 OnScored = Callable[[int, list[RowScore]], None]  # index of the question, scores of its candidates
@@ -90,12 +91,14 @@ def score_candidates(
 
     Raises:
         HanmoError: memory runs out even for one candidate at a time.
+        NotANumberError: the network computes what is no number.
     """
     found: list[list[RowScore] | None] = [None] * len(questions)
     done = 0
 
     def finish(index: int, scores: list[RowScore]) -> None:
         nonlocal done
+        require_logprobs([value for score in scores for value in score.logprobs], opened.network)
         found[index] = scores
         done += 1
         if on_scored is not None:

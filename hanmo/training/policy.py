@@ -26,6 +26,7 @@ from hanmo import config as settings
 from hanmo.errors import ConfigError, DivergedError
 from hanmo.families.base import IGNORE, OpenedModel, Row, collate
 from hanmo.files import write_text
+from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.losses import RunningMoments, kl_estimates
 from hanmo.training.adapt import switch_dropout_off
@@ -201,10 +202,11 @@ class PolicyTrainer(RowTrainer):
     def _replies(self) -> list[Sample]:
         world, rank, seed = self.args.world_size, self.args.process_index, self.args.seed
         wanted = self.config.samples // self.group
-        places = prompt_order(len(self.questions), wanted, self.round * wanted, seed)[rank::world]
-        asked = [self.questions[place] for place in places for _ in range(self.group)]
-        drawn = replace(self.settings, seed=(seed * 1_000_003 + self.round * world + rank) * 1_009)
-        replies = self.engine([one.context for one in asked], drawn)
+        order = prompt_order(len(self.questions), wanted, self.round * wanted, seed)
+        places = [Place(number, choice) for number in range(rank, wanted, world) for choice in range(self.group)]
+        asked = [self.questions[order[place.record]] for place in places]
+        drawn = replace(self.settings, seed=seed * 1_000_003 + self.round)
+        replies = self.engine([one.context for one in asked], drawn, places)
         if said := {id_ for reply in replies for id_ in reply.ids} & set(drawn.banned_ids):
             raise ConfigError(f"the engine said the ids {sorted(said)}, which its settings ban (banned_ids)")
         decode = self.opened.family.decode
