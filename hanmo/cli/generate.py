@@ -27,6 +27,7 @@ from hanmo.cli.common import (
 )
 from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
+from hanmo.files import json_text, replacing
 
 if TYPE_CHECKING:
     from hanmo.families.base import Context, OpenedModel
@@ -202,7 +203,7 @@ def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_js
             print()
         context = next_context(opened, context, said)
     if as_json:
-        print(json.dumps(_result(opened, prompt, answers), ensure_ascii=False))
+        print(json_text(_result(opened, prompt, answers)))
 
 
 def _interactive(opened: OpenedModel, settings: Settings, limit: int, as_json: bool) -> None:
@@ -229,7 +230,6 @@ def _file(
     output: Path | None,
     batch_size: int,
 ) -> None:
-    from hanmo.files import replacing
     from hanmo.generation.blanks import fill
 
     as_text = output is not None and output.suffix == ".txt"
@@ -240,7 +240,7 @@ def _file(
             contexts = [as_context(opened, record, limit) for _, record in batch]
             for (prompt, _), answers in zip(batch, fill(opened, contexts, settings, first=start), strict=True):
                 result = _result(opened, prompt, answers)
-                line = prompt + result["generation"] if as_text else json.dumps(result, ensure_ascii=False)
+                line = prompt + result["generation"] if as_text else json_text(result)
                 file.write(line + "\n")
             file.flush()
         if temporary is not None:

@@ -25,7 +25,7 @@ from hanmo.errors import HanmoError
 from hanmo.evaluation import trees
 from hanmo.evaluation.scoring import Progress, RowScore, evaluating, score_rows
 from hanmo.families.base import OpenedModel, Part, Prompt, stack
-from hanmo.families.finite import require_logprobs
+from hanmo.families.finite import require_finite
 
 Candidate = Sequence[Part]
 OnScored = Callable[[int, list[RowScore]], None]  # index of the question, scores of its candidates
@@ -98,7 +98,7 @@ def score_candidates(
 
     def finish(index: int, scores: list[RowScore]) -> None:
         nonlocal done
-        require_logprobs([value for score in scores for value in score.logprobs], opened.network)
+        require_finite([value for score in scores for value in score.logprobs], opened.network)
         found[index] = scores
         done += 1
         if on_scored is not None:

@@ -12,7 +12,6 @@ and the family's published conventions of the search. Texts are compared charact
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,7 @@ from hanmo.evaluation.processes import mine
 from hanmo.evaluation.scoring import Progress, batches, computed_by, evaluating, records_hash, software
 from hanmo.evaluation.store import Store, opened_store, score_into
 from hanmo.families.base import Context, OpenedModel, Part
-from hanmo.files import write_text
+from hanmo.files import json_text, or_null, write_text
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
@@ -81,14 +80,19 @@ class DialogueResult:
 
     def as_dict(self) -> dict[str, Any]:
         """All but the samples, for JSON."""
-        return {"about": self.about, "published": self.published, "corrected": self.corrected, "notes": self.notes}
+        return {
+            "about": self.about,
+            "published": self.published,
+            "corrected": or_null(self.corrected),
+            "notes": self.notes,
+        }
 
     def write(self, folder: str | Path) -> None:
         """Write results.json, generations.jsonl and report.html."""
         folder = Path(folder)
-        lines = (json.dumps(asdict(sample), ensure_ascii=False) for sample in self.samples)
+        lines = (json_text(asdict(sample)) for sample in self.samples)
         write_text(folder / "generations.jsonl", "".join(f"{line}\n" for line in lines))
-        write_text(folder / "results.json", json.dumps(self.as_dict(), ensure_ascii=False, indent=2) + "\n")
+        write_text(folder / "results.json", json_text(self.as_dict(), indent=2) + "\n")
         self.page().write(folder / "report.html")
 
     def page(self, samples: int = 20) -> Page:

@@ -17,7 +17,7 @@ import torch
 import hanmo
 from hanmo.errors import ConfigError
 from hanmo.families.base import IGNORE, OpenedModel, Row, collate
-from hanmo.families.finite import require_logprobs
+from hanmo.families.finite import require_finite
 from hanmo.records import Record
 
 Progress = Callable[[int, int], None]  # done, of how many
@@ -65,7 +65,7 @@ def score_rows(
             logprob_BA = network(**batch).logprob.cpu().double()
             for index, logprob_A, labels_A in zip(chosen, logprob_BA, batch["labels"].cpu(), strict=True):
                 found[index] = score = RowScore(tuple(logprob_A[labels_A != IGNORE].tolist()))
-                require_logprobs(score.logprobs, network)
+                require_finite(score.logprobs, network)
                 if on_scored is not None:
                     on_scored(index, score)
             if progress is not None:

@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from hanmo import config as settings
 from hanmo.errors import ConfigError, DivergedError
 from hanmo.families.base import IGNORE, OpenedModel, Row, collate
-from hanmo.files import write_text
+from hanmo.files import json_text, write_text
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.losses import RunningMoments, kl_estimates
@@ -335,7 +335,7 @@ class PolicyTrainer(RowTrainer):
             with (self.folder.parent / "samples.jsonl").open("a", encoding="utf-8") as file:
                 for one in batch[:4]:
                     entry = {"round": self.round, "prompt": one.sample.prompt, "reply": one.sample.reply}
-                    file.write(json.dumps({**entry, "reward": round(one.score, 4)}, ensure_ascii=False) + "\n")
+                    file.write(json_text({**entry, "reward": round(one.score, 4)}) + "\n")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._step_figures:
@@ -363,7 +363,7 @@ class PolicyTrainer(RowTrainer):
         super()._save_rng_state(output_dir)
         if self.args.should_save:
             state = {"round": self.round, "beta": self.beta, "moments": asdict(self.moments)}
-            write_text(Path(output_dir) / STATE, json.dumps(state))
+            write_text(Path(output_dir) / STATE, json_text(state))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
