@@ -24,7 +24,7 @@ from torch import Tensor
 from hanmo.errors import HanmoError
 from hanmo.evaluation import trees
 from hanmo.evaluation.scoring import Progress, RowScore, evaluating, score_rows
-from hanmo.families.base import OpenedModel, Part, Prompt, stack
+from hanmo.families.base import OpenedModel, Part, Prompt
 from hanmo.families.finite import require_finite
 
 Candidate = Sequence[Part]
@@ -215,7 +215,7 @@ def _or_none_if_full(score: Callable[..., list[list[RowScore]]], *arguments: Any
 
 def _score(opened: OpenedModel, batch: Sequence[_Question], budget: int) -> list[list[RowScore]]:
     network, device = opened.network, opened.network.device
-    inputs = stack([question.prompt.inputs for question in batch], opened.family.padding, left=True)
+    inputs = opened.family.stack_prompts([question.prompt for question in batch])
     logits_S1V, state = network.prefill(**{name: value.to(device) for name, value in inputs.items()})
     answers = [(source, answer) for source, question in enumerate(batch) for answer in question.answers]
     logprobs = [[value] for value in _pick(logits_S1V, [(source, 0, answer[0]) for source, answer in answers])]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import ConfigError
-from hanmo.families.base import Context, DecodingForm, OpenedModel, Prompt, Rules, stack
+from hanmo.families.base import Context, DecodingForm, OpenedModel, Prompt, Rules
 from hanmo.families.finite import require_logprobs
 from hanmo.families.heads import without_barred
 from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Hypothesis
@@ -165,7 +165,7 @@ class _Batch:
         self._start_RP = torch.stack([prompt.start for prompt in prompts]).to(self.device)
         self._step_RP = torch.stack([prompt.step for prompt in prompts]).to(self.device)
         self._fed = 0
-        inputs = stack([prompt.inputs for prompt in prompts], family.padding, left=True)
+        inputs = family.stack_prompts(prompts)
         logits_R1V, self._state = network.prefill(**{name: value.to(self.device) for name, value in inputs.items()})
         self.logits_RV = logits_R1V[:, -1].float()
         if beyond := [id_ for id_ in settings.banned_ids if id_ >= self.logits_RV.shape[1]]:
