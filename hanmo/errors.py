@@ -6,6 +6,7 @@
     ├── CheckpointError     a file of weights that is missing, partial, mis-shaped or unsafe
     ├── VocabularyError     vocabulary, tokenizer and embedding disagree
     ├── DivergedError       a loss or a gradient that is not a finite number
+    ├── NotANumberError     a model that computes what is no number, or a result that holds such a thing
     └── UnsupportedError    hanmo does not do this, and says so
 
 A message says what is wrong, where, what was expected and what to do next. Broken invariants of our own code
@@ -45,6 +46,10 @@ class VocabularyError(HanmoError):
 
 class DivergedError(HanmoError):
     """Training has produced a loss or a gradient that is not a finite number, or a loss that has exploded."""
+
+
+class NotANumberError(HanmoError):
+    """A model computes what is no finite number, or a result that is to be written as JSON holds such a thing."""
 
 
 class UnsupportedError(HanmoError):

@@ -1,11 +1,16 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and JSON that any reader can read."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from hanmo.errors import NotANumberError
 
 
 @contextmanager
@@ -31,3 +36,37 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a whole file as UTF-8 with newlines as they are."""
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON as its standard has it, in which NaN and infinity are no numbers; Chinese stays readable.
+
+    Raises:
+        NotANumberError: a number is not finite. Where that may be, the caller says so by ``or_null``.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError:
+        path = next(_not_finite(value, "the result"), None)
+        if path is None:
+            raise
+        raise NotANumberError(
+            f"{path}, which JSON cannot say and no result should be; please report how it came"
+        ) from None
+
+
+def or_null(value: Any) -> Any:
+    """The same with None for every number that is not finite, as JSON then says it: null."""
+    if isinstance(value, dict):
+        return {key: or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _not_finite(value: Any, path: str) -> Iterator[str]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        yield from _not_finite(item, f"{path}[{key!r}]")
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{path} is {value}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 import typer
 
 from hanmo.errors import ConfigError
+from hanmo.files import json_text
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
@@ -154,8 +154,7 @@ def results_only() -> AbstractContextManager[object]:
 def emit(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
     """Print a result: as one JSON document for machines, or with ``show`` for people."""
     if as_json:
-        json.dump(result, sys.stdout, ensure_ascii=False, indent=2)
-        sys.stdout.write("\n")
+        print(json_text(result, indent=2))
     else:
         show(result)
 

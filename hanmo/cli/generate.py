@@ -27,6 +27,7 @@ from hanmo.cli.common import (
 )
 from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
+from hanmo.files import json_text, replacing
 
 if TYPE_CHECKING:
     from hanmo.families.base import Context, OpenedModel
@@ -183,6 +184,7 @@ def as_context(opened: OpenedModel, record: Record, limit: int) -> Context:
 def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_json: bool) -> None:
     from hanmo.generation.blanks import next_context
     from hanmo.generation.decode import generate as decode
+    from hanmo.generation.draws import Place
     from hanmo.generation.text import GrowingText
     from hanmo.records import Text
 
@@ -193,14 +195,15 @@ def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_js
     answers: list[Generation] = []
     while context is not None:
         growing = GrowingText(opened.family.decode, None if as_json else show)
-        [said] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True)
+        places = [Place(0, blank=len(answers))]
+        [said] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True, places=places)
         growing.finish(said.ids)
         answers.append(said)
         if not as_json:
             print()
         context = next_context(opened, context, said)
     if as_json:
-        print(json.dumps(_result(opened, prompt, answers), ensure_ascii=False))
+        print(json_text(_result(opened, prompt, answers)))
 
 
 def _interactive(opened: OpenedModel, settings: Settings, limit: int, as_json: bool) -> None:
@@ -227,7 +230,6 @@ def _file(
     output: Path | None,
     batch_size: int,
 ) -> None:
-    from hanmo.files import replacing
     from hanmo.generation.blanks import fill
 
     as_text = output is not None and output.suffix == ".txt"
@@ -236,9 +238,9 @@ def _file(
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             contexts = [as_context(opened, record, limit) for _, record in batch]
-            for (prompt, _), answers in zip(batch, fill(opened, contexts, settings), strict=True):
+            for (prompt, _), answers in zip(batch, fill(opened, contexts, settings, first=start), strict=True):
                 result = _result(opened, prompt, answers)
-                line = prompt + result["generation"] if as_text else json.dumps(result, ensure_ascii=False)
+                line = prompt + result["generation"] if as_text else json_text(result)
                 file.write(line + "\n")
             file.flush()
         if temporary is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hanmo.cli.common import Device, Dtype, Model, note
+from hanmo.files import json_text
 
 Limit = Annotated[int, typer.Option(help="Tokens of a row.", min=2)]
 Batch = Annotated[int, typer.Option(help="Answers scored at a time.", min=1)]
@@ -44,7 +44,7 @@ def score(
     lines = []
     for answer, reward in zip(answers, score_records(opened, answers, limit, None, batch_size), strict=True):
         text = answer.turns[-1] if isinstance(answer, Dialogue) else answer.response
-        lines.append(json.dumps({"answer": text, "reward": reward, "where": answer.where}, ensure_ascii=False) + "\n")
+        lines.append(json_text({"answer": text, "reward": reward, "where": answer.where}) + "\n")
     if out is None:
         sys.stdout.write("".join(lines))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from hanmo.data.sources.dialogues import replies
 from hanmo.data.sources.reading import Item, Reading
 from hanmo.data.splits import SPLITS
 from hanmo.errors import ConfigError, HanmoError, unknown
-from hanmo.files import write_text
+from hanmo.files import json_text, write_text
 from hanmo.records import Dialogue, record_writer
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
@@ -87,7 +86,7 @@ def prepare(
         source, reading.published, {s: str(paths[s]) for s in wanted}, dict(counts), dict(reading.dropped), bad
     )
     if not single:
-        write_text(out / "prepared.json", json.dumps(asdict(done), ensure_ascii=False, indent=2) + "\n")
+        write_text(out / "prepared.json", json_text(asdict(done), indent=2) + "\n")
         if reading.rejects is not None and bad:
             reading.rejects.write(out / "rejects.jsonl")
     return done

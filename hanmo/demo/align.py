@@ -7,7 +7,6 @@ chats stays the fine-tuned one; the aligned one is left beside it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from hanmo.demo.model import DECODING, LIMIT
 from hanmo.demo.openings import OPENINGS
 from hanmo.demo.watch import ShowTraining, require_finished
 from hanmo.families.base import OpenedModel
-from hanmo.files import write_text
+from hanmo.files import json_text, write_text
 from hanmo.generation.settings import Settings
 from hanmo.report import Point
 from hanmo.training.callbacks import read_metrics
@@ -172,5 +171,5 @@ def _balanced(found: Sequence[Pair], draw: Random, most: int) -> list[Pair]:
 
 
 def _write(file: Path, found: Sequence[Pair]) -> str:
-    write_text(file, "".join(json.dumps(pair.as_dict(), ensure_ascii=False) + "\n" for pair in found))
+    write_text(file, "".join(json_text(pair.as_dict()) + "\n" for pair in found))
     return str(file)

@@ -13,7 +13,6 @@ OUT/aligned/         the model after the second part, which learned from prefere
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from hanmo.demo.model import DECODING, LIMIT, new_model
 from hanmo.demo.page import build_page
 from hanmo.demo.watch import ShowTraining, require_finished
 from hanmo.errors import ConfigError
-from hanmo.files import write_text
+from hanmo.files import json_text, write_text
 from hanmo.generation.settings import Settings
 from hanmo.records import write_records
 from hanmo.training.callbacks import read_metrics
@@ -180,7 +179,7 @@ def _leave(draft: Path, trained: Any, result: DemoResult, losses: Sequence[tuple
     shutil.move(draft / "dpo" / "model", draft / "aligned")
     for name in ("sft", "new", "reward", "dpo"):
         shutil.rmtree(draft / name)
-    write_text(draft / "results.json", json.dumps(result.as_dict(), ensure_ascii=False, indent=2) + "\n")
+    write_text(draft / "results.json", json_text(result.as_dict(), indent=2) + "\n")
     page = build_page(
         result.before, result.after, result.conversations, result.beyond, result.alignment, losses, result.facts
     )

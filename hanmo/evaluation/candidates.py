@@ -24,7 +24,8 @@ from torch import Tensor
 from hanmo.errors import HanmoError
 from hanmo.evaluation import trees
 from hanmo.evaluation.scoring import Progress, RowScore, evaluating, score_rows
-from hanmo.families.base import OpenedModel, Part, Prompt, stack
+from hanmo.families.base import OpenedModel, Part, Prompt
+from hanmo.families.finite import require_finite
 
 Candidate = Sequence[Part]
 OnScored = Callable[[int, list[RowScore]], None]  # index of the question, scores of its candidates
@@ -90,12 +91,14 @@ def score_candidates(
 
     Raises:
         HanmoError: memory runs out even for one candidate at a time.
+        NotANumberError: the network computes what is no number.
     """
     found: list[list[RowScore] | None] = [None] * len(questions)
     done = 0
 
     def finish(index: int, scores: list[RowScore]) -> None:
         nonlocal done
+        require_finite([value for score in scores for value in score.logprobs], opened.network)
         found[index] = scores
         done += 1
         if on_scored is not None:
@@ -212,7 +215,7 @@ def _or_none_if_full(score: Callable[..., list[list[RowScore]]], *arguments: Any
 
 def _score(opened: OpenedModel, batch: Sequence[_Question], budget: int) -> list[list[RowScore]]:
     network, device = opened.network, opened.network.device
-    inputs = stack([question.prompt.inputs for question in batch], opened.family.padding, left=True)
+    inputs = opened.family.stack_prompts([question.prompt for question in batch])
     logits_S1V, state = network.prefill(**{name: value.to(device) for name, value in inputs.items()})
     answers = [(source, answer) for source, question in enumerate(batch) for answer in question.answers]
     logprobs = [[value] for value in _pick(logits_S1V, [(source, 0, answer[0]) for source, answer in answers])]

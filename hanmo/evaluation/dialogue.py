@@ -12,13 +12,11 @@ and the family's published conventions of the search. Texts are compared charact
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from hanmo import metrics
@@ -27,8 +25,9 @@ from hanmo.evaluation.processes import mine
 from hanmo.evaluation.scoring import Progress, batches, computed_by, evaluating, records_hash, software
 from hanmo.evaluation.store import Store, opened_store, score_into
 from hanmo.families.base import Context, OpenedModel, Part
-from hanmo.files import write_text
-from hanmo.generation.decode import generate, seeded_sampler
+from hanmo.files import json_text, or_null, write_text
+from hanmo.generation.decode import generate
+from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, Record, Text
 from hanmo.report import Page
@@ -81,14 +80,19 @@ class DialogueResult:
 
     def as_dict(self) -> dict[str, Any]:
         """All but the samples, for JSON."""
-        return {"about": self.about, "published": self.published, "corrected": self.corrected, "notes": self.notes}
+        return {
+            "about": self.about,
+            "published": self.published,
+            "corrected": or_null(self.corrected),
+            "notes": self.notes,
+        }
 
     def write(self, folder: str | Path) -> None:
         """Write results.json, generations.jsonl and report.html."""
         folder = Path(folder)
-        lines = (json.dumps(asdict(sample), ensure_ascii=False) for sample in self.samples)
+        lines = (json_text(asdict(sample)) for sample in self.samples)
         write_text(folder / "generations.jsonl", "".join(f"{line}\n" for line in lines))
-        write_text(folder / "results.json", json.dumps(self.as_dict(), ensure_ascii=False, indent=2) + "\n")
+        write_text(folder / "results.json", json_text(self.as_dict(), indent=2) + "\n")
         self.page().write(folder / "report.html")
 
     def page(self, samples: int = 20) -> Page:
@@ -117,6 +121,7 @@ class _Example:
     context: Context
     response: str
     parts: list[Part]
+    place: Place
 
 
 def evaluate(
@@ -135,8 +140,8 @@ def evaluate(
     Args:
         settings: of decoding; ``published`` overrides its field of the same name.
         limit, response_limit: as in ``Family.parts``; records that do not fit are left out and counted.
-        batch_size: matters to the published reading, which leaves out the last incomplete batch, to published
-            decoding, and to sampling draws; to nothing else.
+        batch_size: matters to the published reading, which leaves out the last incomplete batch, and to published
+            decoding; to nothing else.
         progress: called with the replies made so far and their number.
         cache: folder in which scores and replies are kept as they come; what is in it is not asked again.
 
@@ -151,9 +156,9 @@ def evaluate(
                 f"{record.where or 'a record'}: running text has no response; measure its perplexity"
             )
     examples = [
-        _example(opened, record, parts, limit if published else 0)
-        for record in records
-        for parts in opened.family.parts(record, limit, response_limit)
+        _example(opened, record, parts, limit if published else 0, Place(_number(record, number), choice))
+        for number, record in enumerate(records)
+        for choice, parts in enumerate(opened.family.parts(record, limit, response_limit))
     ]
     if not examples:
         raise HanmoError(
@@ -198,7 +203,13 @@ def title(metric: str) -> str:
     return NAMES.get(name, name) + dash + (order.upper() if len(order) == 1 else order)
 
 
-def _example(opened: OpenedModel, record: Record, parts: list[Part], padded_to: int) -> _Example:
+def _number(record: Record, number: int) -> int:
+    """Of a record in its file, from 0, bad records being counted too; ``number``, if it comes from no file."""
+    line = record.where.rpartition(":")[2]
+    return int(line) - 1 if line.isdecimal() else number
+
+
+def _example(opened: OpenedModel, record: Record, parts: list[Part], padded_to: int, place: Place) -> _Example:
     """``padded_to``: score rules are to see the model's input row as published, filled up to this width."""
     ids = tuple(id_ for part in parts if not part.scored for id_ in part.ids)
     target = [id_ for part in parts if part.scored for id_ in part.ids]
@@ -207,7 +218,7 @@ def _example(opened: OpenedModel, record: Record, parts: list[Part], padded_to: 
         row = opened.family.prompt(ids).inputs["input_ids"].tolist()
         pad_id = opened.tokenizer.pad_token_id
         seen = (*row, *[pad_id] * (padded_to - len(row)))
-    return _Example(record, Context(ids, seen), opened.family.decode(target), parts)
+    return _Example(record, Context(ids, seen), opened.family.decode(target), parts, place)
 
 
 def _turns(record: Record) -> tuple[str, ...]:
@@ -226,20 +237,15 @@ def _generate(
     store: Store,
     progress: Progress | None,
 ) -> None:
-    """One reply per example into the store. Published decoding depends on its batch, so that there batches are as they come.
-
-    Every batch draws from a seed of its own, so that a run which goes on, or is shared, says what one run says.
-    """
+    """One reply per example into the store. Published decoding depends on its batch, so that there batches are as they come."""
     lengths = [len(example.context.ids) for example in examples]
-    groups = list(enumerate(batches(lengths, batch_size, in_order=settings.published)))
-    groups = [(number, chosen) for number, chosen in groups if any(index not in store for index in chosen)]
-    done = len(examples) - sum(len(chosen) for _, chosen in groups)
+    groups = batches(lengths, batch_size, in_order=settings.published)
+    open_groups = [chosen for chosen in groups if any(index not in store for index in chosen)]
+    done = len(examples) - sum(map(len, open_groups))
     with evaluating(opened.network):
-        for number, chosen in mine(groups):
-            seed = None if settings.seed is None else Random(f"{settings.seed} {number}").getrandbits(63)
-            contexts = [examples[index].context for index in chosen]
-            sampler = seeded_sampler(seed, opened.network.device)
-            for index, generation in zip(chosen, generate(opened, contexts, settings, sampler=sampler), strict=True):
+        for chosen in mine(open_groups):
+            contexts, places = zip(*((examples[index].context, examples[index].place) for index in chosen), strict=True)
+            for index, generation in zip(chosen, generate(opened, contexts, settings, places=places), strict=True):
                 store.add(index, opened.family.decode(generation.ids))
             done += len(chosen)
             if progress is not None:

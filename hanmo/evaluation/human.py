@@ -22,7 +22,7 @@ from typing import Any
 
 from hanmo.errors import HanmoError, RecordError
 from hanmo.evaluation.statistics import interval
-from hanmo.files import write_text
+from hanmo.files import json_text, write_text
 
 RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}
 COLUMNS = ("item", "question", "answer", *RATINGS)
@@ -83,7 +83,7 @@ def prepare(answers: Mapping[str, Mapping[str, str]], folder: str | Path, raters
         write_text(folder / f"{name}.csv", _sheet(rows))
         write_text(folder / f"{name}.html", _page(rows, name))
         written += [folder / f"{name}.csv", folder / f"{name}.html"]
-    write_text(folder / KEY, json.dumps(key, ensure_ascii=False, indent=1) + "\n")
+    write_text(folder / KEY, json_text(key, indent=1) + "\n")
     return written
 
 
@@ -151,9 +151,9 @@ def _sheet(rows: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _page(rows: Sequence[tuple[str, str, str]], name: str) -> str:
-    study = sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]  # browsers keep ratings by it
+    study = sha256(json_text(rows).encode()).hexdigest()[:16]  # browsers keep ratings by it
     content = {"name": name, "study": study, "rows": rows, "ratings": RATINGS, "columns": COLUMNS}
-    data = json.dumps(content, ensure_ascii=False)
+    data = json_text(content)
     template = Template(files("hanmo.evaluation").joinpath("human.html").read_text(encoding="utf-8"))
     return template.substitute(title=name, data=data.replace("<", "\\u003c"))
 

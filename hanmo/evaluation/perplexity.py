@@ -6,7 +6,6 @@ Sums are kept in fp64; the batch size never changes a score.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from hanmo.errors import HanmoError
 from hanmo.evaluation.scoring import Progress, computed_by, records_hash, software
 from hanmo.evaluation.store import opened_store, score_into
 from hanmo.families.base import IGNORE, OpenedModel, Row
-from hanmo.files import write_text
+from hanmo.files import json_text, or_null, write_text
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 
 WHOLE = 10**9  # a limit that cuts nothing
@@ -82,7 +81,7 @@ class PerplexityResult:
         values = {
             "about": self.about,
             "perplexity": self.perplexity,
-            "interval": [None if bound == math.inf else bound for bound in self.interval],
+            "interval": list(self.interval),
             "bits_per_character": self.bits_per_character,
             "bits_per_byte": self.bits_per_byte,
             "nll": self.nll,
@@ -93,14 +92,14 @@ class PerplexityResult:
             "left_out": self.left_out,
             "cut": sum(record.cut for record in self.records),
         }
-        return {name: None if value == math.inf else value for name, value in values.items()}
+        return {name: or_null(value) for name, value in values.items()}
 
     def write(self, folder: str | Path) -> None:
         """Write results.json and records.jsonl, the score of every record."""
         folder = Path(folder)
-        lines = (json.dumps(asdict(record), ensure_ascii=False) for record in self.records)
+        lines = (json_text(asdict(record)) for record in self.records)
         write_text(folder / "records.jsonl", "".join(f"{line}\n" for line in lines))
-        write_text(folder / "results.json", json.dumps(self.as_dict(), ensure_ascii=False, indent=2) + "\n")
+        write_text(folder / "results.json", json_text(self.as_dict(), indent=2) + "\n")
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from typing import Any
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.statistics import Comparison, compare, interval, interval_of_means
-from hanmo.files import write_text
+from hanmo.files import json_text, write_text
 
 FORMAT = "hanmo-tasks-1"
 ALL = "all"
@@ -146,7 +146,7 @@ class Result:
         from hanmo.evaluation.report import page
 
         folder = Path(folder)
-        write_text(folder / "results.json", json.dumps(self.as_dict(), ensure_ascii=False, indent=1) + "\n")
+        write_text(folder / "results.json", json_text(self.as_dict(), indent=1) + "\n")
         write_text(folder / "results.md", self.markdown())
         write_text(folder / "items.jsonl", "".join(_lines(self.tasks)))
         page(self).write(folder / "report.html")
@@ -253,5 +253,5 @@ def _lines(tasks: Sequence[TaskResult]) -> list[str]:
             }
             if item.said is not None:
                 value["said"] = item.said
-            lines.append(json.dumps(value, ensure_ascii=False) + "\n")
+            lines.append(json_text(value) + "\n")
     return lines

@@ -17,6 +17,7 @@ import torch
 import hanmo
 from hanmo.errors import ConfigError
 from hanmo.families.base import IGNORE, OpenedModel, Row, collate
+from hanmo.families.finite import require_finite
 from hanmo.records import Record
 
 Progress = Callable[[int, int], None]  # done, of how many
@@ -52,6 +53,9 @@ def score_rows(
 
     Args:
         on_scored: called with the index and the score of each row as soon as it is known, the longest rows first.
+
+    Raises:
+        NotANumberError: the network computes what is no number.
     """
     found: list[RowScore | None] = [None] * len(rows)
     with evaluating(opened.network) as network:
@@ -61,6 +65,7 @@ def score_rows(
             logprob_BA = network(**batch).logprob.cpu().double()
             for index, logprob_A, labels_A in zip(chosen, logprob_BA, batch["labels"].cpu(), strict=True):
                 found[index] = score = RowScore(tuple(logprob_A[labels_A != IGNORE].tolist()))
+                require_finite(score.logprobs, network)
                 if on_scored is not None:
                     on_scored(index, score)
             if progress is not None:

@@ -15,7 +15,7 @@ import hanmo
 from hanmo.evaluation.processes import agreed, gathered, main_process, mine, rank_and_count
 from hanmo.evaluation.scoring import Progress, score_rows
 from hanmo.families.base import OpenedModel, Row
-from hanmo.files import write_text
+from hanmo.files import json_text, write_text
 
 
 def cache_folder(stage: str) -> Path:
@@ -47,7 +47,7 @@ class Store:
     def add(self, number: int, value: Any) -> None:
         """Keep one result; it is on disk when this returns."""
         self.values[number] = value
-        self._file.write(json.dumps([number, value], ensure_ascii=False) + "\n")
+        self._file.write(json_text([number, value]) + "\n")
         self._file.flush()
 
     def missing(self, count: int) -> list[int]:

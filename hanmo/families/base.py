@@ -201,6 +201,10 @@ class Family(ABC):
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
         """The start of generation after the unscored parts' ids."""
 
+    def stack_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """The inputs of ``prefill`` for several prompts: filled on the left, so that all rows end in the same column."""
+        return stack([prompt.inputs for prompt in prompts], self.padding, left=True)
+
     @abstractmethod
     def context(self, record: Record, limit: int) -> Context:
         """The conversation so far (a record whose last turn is the user's) as context ids for ``prompt``."""

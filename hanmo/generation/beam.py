@@ -13,6 +13,10 @@ from hanmo.errors import ConfigError
 from hanmo.families.base import DecodingForm
 from hanmo.generation.settings import Settings
 
+NOTHING_LEFT = (
+    "every token is ruled out, so that nothing can be said: banned_ids, no_repeat_ngram_size and min_new_tokens leave none; "
+    "loosen one of them"
+)
 DEAD = float("-inf")  # running score of a beam that waits for the first step or cannot go on
 
 
@@ -151,6 +155,8 @@ class BeamSearch:
                     going.append((first + beam, token, total, [*said, token]))
             elif rank < self.beams:
                 found.add(said, total, self._length(len(said), stopped=True))
+        if not going and not found.kept:
+            raise ConfigError(NOTHING_LEFT)
         open_totals = [total for _, _, total, _ in going]
         if form.stop_is_open:
             open_totals = [total for _, _, total in candidates]

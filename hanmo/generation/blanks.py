@@ -7,20 +7,26 @@ from typing import Any
 
 from hanmo.families.base import Context, OpenedModel
 from hanmo.generation.decode import Generation, generate
+from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 
 
 def fill(
-    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, **options: Any
+    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, first: int = 0, **options: Any
 ) -> list[list[Generation]]:
     """One generation for every blank of each context, from left to right; each sees the answers before it.
 
-    A context without blanks, or of a family that knows none, has one generation. ``options`` are ``generate``'s.
+    A context without blanks, or of a family that knows none, has one generation.
+
+    Args:
+        first: number of the first context among all prompts, for what is drawn.
+        options: of ``generate``.
     """
     answers: list[list[Generation]] = [[] for _ in contexts]
     waiting = dict(enumerate(contexts))
     while waiting:
-        replies = generate(opened, list(waiting.values()), settings, **options)
+        places = [Place(first + index, blank=len(answers[index])) for index in waiting]
+        replies = generate(opened, list(waiting.values()), settings, places=places, **options)
         following = {}
         for (index, context), reply in zip(waiting.items(), replies, strict=True):
             answers[index].append(reply)

@@ -7,7 +7,8 @@ from pathlib import Path
 from random import Random
 
 from hanmo.families.base import Context, OpenedModel
-from hanmo.generation.decode import Sampler, generate
+from hanmo.generation.decode import generate
+from hanmo.generation.draws import Sampler
 from hanmo.generation.settings import Settings
 from hanmo.generation.text import GrowingText, OnText
 from hanmo.records import Dialogue, write_records

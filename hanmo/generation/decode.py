@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hanmo.errors import ConfigError
-from hanmo.families.base import Context, DecodingForm, OpenedModel, Prompt, Rules, stack
+from hanmo.families.base import Context, DecodingForm, OpenedModel, Prompt, Rules
+from hanmo.families.finite import require_logprobs
 from hanmo.families.heads import without_barred
-from hanmo.generation.beam import BeamSearch, Hypothesis
+from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Hypothesis
+from hanmo.generation.draws import Place, Sampler, placed_sampler
 from hanmo.generation.filters import top_k, top_p
 from hanmo.generation.rules import TokenRules
 from hanmo.generation.settings import Settings
@@ -44,34 +46,6 @@ class Generation:
     finished: bool
 
 
-class Sampler(Protocol):
-    """Draws without replacement, and in the order drawn.
-
-    Args:
-        step: decoding step, from 0.
-        samples: for each row of ``probs`` the index of the context it belongs to.
-        probs: (rows, N) fp32; N is the vocabulary, or beams x vocabulary for sampled beams.
-        count: how many to draw from each row.
-    """
-
-    def __call__(self, step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor: ...
-
-
-def seeded_sampler(seed: int | None, device: torch.device) -> Sampler:
-    """A sampler with its own random generator; None draws a seed."""
-    generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-
-    def draw(step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor:
-        # A race of exponential clocks: the first to ring are a draw without replacement.
-        return (probs / torch.empty_like(probs).exponential_(generator=generator)).topk(count).indices
-
-    return draw
-
-
 def generate(
     opened: OpenedModel,
     contexts: Sequence[Context],
@@ -80,6 +54,7 @@ def generate(
     sampler: Sampler | None = None,
     form: DecodingForm | None = None,
     keep_on_interrupt: bool = False,
+    places: Sequence[Place] | None = None,
 ) -> list[Generation]:
     """Let the model go on from each context; all contexts are decoded as one batch.
 
@@ -88,6 +63,7 @@ def generate(
         sampler: replaces the random draws.
         form: conventions of the search; by default the family's published ones if ``settings.published``, else ours.
         keep_on_interrupt: Ctrl-C ends decoding and returns what there is, instead of being raised.
+        places: where each reply stands among all that are asked for, which its draws depend on; by default in ``contexts``.
 
     Returns:
         One generation for each context, in order.
@@ -95,7 +71,7 @@ def generate(
     if not contexts:
         return []
     with _evaluating(opened.network):
-        batch = _batch(opened, contexts, settings, sampler, form)
+        batch = _batch(opened, contexts, settings, sampler, form, places)
         try:
             for drawn in batch.run():
                 if on_token is not None:
@@ -110,7 +86,7 @@ def generate(
 def stream(opened: OpenedModel, context: Context, settings: Settings, sampler: Sampler | None = None) -> Iterator[int]:
     """The ids after one context, each as soon as it is drawn, without the stop token; all at the end for beams."""
     with _evaluating(opened.network):
-        batch = _batch(opened, [context], settings, sampler, None)
+        batch = _batch(opened, [context], settings, sampler, None, None)
         for drawn in batch.run():
             yield from (token for _, token in drawn)
         if isinstance(batch, _Beams):
@@ -122,7 +98,7 @@ def search(
 ) -> list[list[Hypothesis]]:
     """Beam search that returns all replies it has kept for each context (at most ``num_beams``), best first."""
     with _evaluating(opened.network):
-        batch = _Beams(opened, contexts, settings, None, form)
+        batch = _Beams(opened, contexts, settings, None, form, None)
         for _ in batch.run():
             pass
         return batch.search.results()
@@ -145,8 +121,9 @@ def _batch(
     settings: Settings,
     sampler: Sampler | None,
     form: DecodingForm | None,
+    places: Sequence[Place] | None,
 ) -> _Rows | _Beams:
-    return (_Rows if settings.num_beams == 1 else _Beams)(opened, contexts, settings, sampler, form)
+    return (_Rows if settings.num_beams == 1 else _Beams)(opened, contexts, settings, sampler, form, places)
 
 
 def _read(prompt: Prompt) -> Tensor:
@@ -169,6 +146,7 @@ class _Batch:
         settings: Settings,
         sampler: Sampler | None,
         form: DecodingForm | None,
+        places: Sequence[Place] | None,
     ):
         family, network = opened.family, opened.network
         prompts = [family.prompt(context.ids) for context in contexts]
@@ -176,7 +154,8 @@ class _Batch:
         self.form = form or (family.published_decoding if settings.published else DecodingForm())
         self.stop_ids = prompts[0].stop_ids
         self.device = network.device
-        self.sampler = sampler or seeded_sampler(settings.seed, self.device)
+        places = places or [Place(number) for number in range(len(contexts))]
+        self.sampler = sampler or placed_sampler(settings.seed, places, self.device)
         self.rules: Rules | None = family.rules(settings, [context.unabridged for context in contexts])
         if self.rules is None and TokenRules.needed(settings):
             self.rules = TokenRules(settings, [_read(prompt).tolist() for prompt in prompts], self.stop_ids)
@@ -186,7 +165,7 @@ class _Batch:
         self._start_RP = torch.stack([prompt.start for prompt in prompts]).to(self.device)
         self._step_RP = torch.stack([prompt.step for prompt in prompts]).to(self.device)
         self._fed = 0
-        inputs = stack([prompt.inputs for prompt in prompts], family.padding, left=True)
+        inputs = family.stack_prompts(prompts)
         logits_R1V, self._state = network.prefill(**{name: value.to(self.device) for name, value in inputs.items()})
         self.logits_RV = logits_R1V[:, -1].float()
         if beyond := [id_ for id_ in settings.banned_ids if id_ >= self.logits_RV.shape[1]]:
@@ -253,12 +232,14 @@ class _Rows(_Batch):
             ids_R1 = scores_RV.argmax(-1, keepdim=True)
         logits_RV = without_barred(self.logits_RV, self._barred)
         logprobs_R1 = logits_RV.gather(-1, ids_R1) - logits_RV.logsumexp(-1, keepdim=True)
+        told_R2 = torch.cat([logprobs_R1, scores_RV.gather(-1, ids_R1)], dim=1)
         drawn = []
-        for sample, token, logprob in zip(
-            self._samples, ids_R1[:, 0].tolist(), logprobs_R1[:, 0].tolist(), strict=True
-        ):
+        for sample, token, (logprob, score) in zip(self._samples, ids_R1[:, 0].tolist(), told_R2.tolist(), strict=True):
             if self._stopped(sample):
                 continue
+            require_logprobs([logprob], self._network)
+            if score == DEAD:
+                raise ConfigError(NOTHING_LEFT)
             self._said[sample].append(token)
             self._logprobs[sample].append(logprob)
             if token not in self.stop_ids:
@@ -328,10 +309,14 @@ class _Beams(_Batch):
             chosen_Sc = self.sampler(step, search.live, joint_SN.softmax(-1), search.width)
             best_Sc, order_Sc = joint_SN.gather(-1, chosen_Sc).sort(dim=-1, descending=True, stable=True)
             chosen_Sc = chosen_Sc.gather(-1, order_Sc)
+            peak_S1 = joint_SN.amax(-1, keepdim=True)  # NaN if anything is
         else:
-            best_Sc, chosen_Sc = joint_SN.topk(search.width)
+            best_Sc, chosen_Sc = joint_SN.topk(search.width)  # NaN comes first
+            peak_S1 = best_Sc[:, :1]
+        peaks, *totals = torch.cat([peak_S1, best_Sc], dim=1).T.tolist()
+        require_logprobs(peaks, self._network)
         beams_Sc, ids_Sc = chosen_Sc // vocabulary, chosen_Sc % vocabulary
-        return search.advance(beams_Sc.tolist(), ids_Sc.tolist(), best_Sc.tolist())
+        return search.advance(beams_Sc.tolist(), ids_Sc.tolist(), list(zip(*totals, strict=True)))
 
     def results(self) -> list[Generation]:
         nothing = [Hypothesis((), 0.0, False)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from hanmo.errors import RecordError
-from hanmo.files import replacing
+from hanmo.files import json_text, replacing
 
 
 @dataclass(frozen=True)
@@ -90,4 +89,4 @@ class Rejects:
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
             for error in self.errors:
                 entry = {"file": error.path, "line": error.line, "problem": error.problem}
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                file.write(json_text(entry) + "\n")

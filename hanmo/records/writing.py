@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from hanmo.errors import RecordError
-from hanmo.files import replacing
+from hanmo.files import json_text, replacing
 from hanmo.records.kinds import Dialogue, PromptResponse, Record, Text
 
 
@@ -84,4 +83,4 @@ def _as_json(record: Record) -> str:
         value = {"prompt": record.prompt, "answers": answers, "prefix": record.prefix, "system": record.system}
         value["history"] = list(record.history)
     optional = ("prefix", "system", "history")
-    return json.dumps({k: v for k, v in value.items() if v or k not in optional}, ensure_ascii=False)
+    return json_text({k: v for k, v in value.items() if v or k not in optional})

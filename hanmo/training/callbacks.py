@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hanmo.files import write_text
+from hanmo.files import json_text, or_null, write_text
 
 
 class MetricsFile(TrainerCallback):
@@ -32,7 +33,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             kept = [entry for entry in read_metrics(self.path) if entry["step"] <= state.global_step]
-            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+            write_text(self.path, "".join(json_text(or_null(entry)) + "\n" for entry in kept))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps and args.logging_strategy != "no":
@@ -49,15 +50,19 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs:
             entry = {"step": state.global_step, **logs, "time": round(time.time(), 3)}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(json_text(or_null(entry)) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics file; none if there is no file. A last line cut off by a kill is left out."""
+    """The entries of a metrics file; none if there is no file. A last line cut off by a kill is left out.
+
+    What was not finite stands there as null, JSON having no other word for it, and is NaN here.
+    """
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    entries = map(json.loads, lines[:-1])
+    return [{name: math.nan if value is None else value for name, value in entry.items()} for entry in entries]
 
 
 class StopOnSignal(TrainerCallback):

@@ -25,7 +25,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from hanmo import config as settings
 from hanmo.errors import ConfigError, DivergedError
 from hanmo.families.base import IGNORE, OpenedModel, Row, collate
-from hanmo.files import write_text
+from hanmo.files import json_text, write_text
+from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.losses import RunningMoments, kl_estimates
 from hanmo.training.adapt import switch_dropout_off
@@ -201,10 +202,11 @@ class PolicyTrainer(RowTrainer):
     def _replies(self) -> list[Sample]:
         world, rank, seed = self.args.world_size, self.args.process_index, self.args.seed
         wanted = self.config.samples // self.group
-        places = prompt_order(len(self.questions), wanted, self.round * wanted, seed)[rank::world]
-        asked = [self.questions[place] for place in places for _ in range(self.group)]
-        drawn = replace(self.settings, seed=(seed * 1_000_003 + self.round * world + rank) * 1_009)
-        replies = self.engine([one.context for one in asked], drawn)
+        order = prompt_order(len(self.questions), wanted, self.round * wanted, seed)
+        places = [Place(number, choice) for number in range(rank, wanted, world) for choice in range(self.group)]
+        asked = [self.questions[order[place.record]] for place in places]
+        drawn = replace(self.settings, seed=seed * 1_000_003 + self.round)
+        replies = self.engine([one.context for one in asked], drawn, places)
         if said := {id_ for reply in replies for id_ in reply.ids} & set(drawn.banned_ids):
             raise ConfigError(f"the engine said the ids {sorted(said)}, which its settings ban (banned_ids)")
         decode = self.opened.family.decode
@@ -333,7 +335,7 @@ class PolicyTrainer(RowTrainer):
             with (self.folder.parent / "samples.jsonl").open("a", encoding="utf-8") as file:
                 for one in batch[:4]:
                     entry = {"round": self.round, "prompt": one.sample.prompt, "reply": one.sample.reply}
-                    file.write(json.dumps({**entry, "reward": round(one.score, 4)}, ensure_ascii=False) + "\n")
+                    file.write(json_text({**entry, "reward": round(one.score, 4)}) + "\n")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._step_figures:
@@ -361,7 +363,7 @@ class PolicyTrainer(RowTrainer):
         super()._save_rng_state(output_dir)
         if self.args.should_save:
             state = {"round": self.round, "beta": self.beta, "moments": asdict(self.moments)}
-            write_text(Path(output_dir) / STATE, json.dumps(state))
+            write_text(Path(output_dir) / STATE, json_text(state))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)

@@ -8,6 +8,7 @@ import torch
 
 from hanmo.errors import ConfigError
 from hanmo.families.base import IGNORE, OpenedModel, Part, collate
+from hanmo.families.finite import require_finite
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers
 
 
@@ -22,6 +23,7 @@ def score_rows(
 
     Raises:
         ConfigError: the model is no reward model.
+        NotANumberError: a reward is no finite number.
     """
     network, family = opened.network, opened.family
     if network.value_head is None:
@@ -41,6 +43,7 @@ def score_rows(
         for place, score in zip(places, output.value.gather(1, ends[:, None])[:, 0].tolist(), strict=True):
             scores[place] = score
     network.train(training)
+    require_finite(scores, network)
     return scores
 
 

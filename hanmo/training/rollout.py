@@ -22,6 +22,7 @@ from hanmo.checkpoints import open_model
 from hanmo.errors import ConfigError
 from hanmo.families.base import Context, OpenedModel, Part
 from hanmo.generation.decode import Generation, generate
+from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 from hanmo.training.reward_scores import score_rows
@@ -47,11 +48,17 @@ class Engine(Protocol):
 
     ``exact``: the log-probabilities of its replies are those that the network being trained gives them, so that they
     need not be computed again.
+
+    Args:
+        places: of the replies in their round, over all processes; whoever draws by (seed, place) gives the same replies
+            whatever the batches and the number of processes.
     """
 
     exact: bool
 
-    def __call__(self, contexts: Sequence[Context], settings: Settings) -> list[Generation]: ...
+    def __call__(
+        self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]
+    ) -> list[Generation]: ...
 
 
 class OwnEngine:
@@ -61,15 +68,14 @@ class OwnEngine:
         self.opened, self.batch_size = opened, batch_size
         self.exact = opened.network.dtype == torch.float32
 
-    def __call__(self, contexts: Sequence[Context], settings: Settings) -> list[Generation]:
-        order = sorted(range(len(contexts)), key=lambda place: len(contexts[place].ids))
+    def __call__(self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]) -> list[Generation]:
+        order = sorted(range(len(contexts)), key=lambda number: len(contexts[number].ids))
         replies: dict[int, Generation] = {}
-        for number, first in enumerate(range(0, len(order), self.batch_size)):
-            places = order[first : first + self.batch_size]
-            seed = None if settings.seed is None else settings.seed + number
-            found = generate(self.opened, [contexts[place] for place in places], replace(settings, seed=seed))
-            replies.update(zip(places, found, strict=True))
-        return [replies[place] for place in range(len(contexts))]
+        for first in range(0, len(order), self.batch_size):
+            chosen = order[first : first + self.batch_size]
+            asked, drawn = ([given[number] for number in chosen] for given in (contexts, places))
+            replies.update(zip(chosen, generate(self.opened, asked, settings, places=drawn), strict=True))
+        return [replies[number] for number in range(len(contexts))]
 
 
 # Rewards

@@ -123,7 +123,7 @@ class Replays:
     def __init__(self, rounds: list[dict[tuple[int, ...], list[Generation]]]):
         self.rounds = rounds
 
-    def __call__(self, contexts: Any, settings: Any) -> list[Generation]:
+    def __call__(self, contexts: Any, settings: Any, places: Any) -> list[Generation]:
         left = {context: list(replies) for context, replies in self.rounds.pop(0).items()}
         return [left[tuple(context.ids)].pop(0) for context in contexts]
 

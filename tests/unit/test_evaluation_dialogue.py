@@ -15,7 +15,7 @@ from hanmo.evaluation import dialogue
 from hanmo.evaluation.dialogue import Sample, _corrected, _published, evaluate, title
 from hanmo.families.base import OpenedModel
 from hanmo.generation.settings import Settings
-from hanmo.records import Dialogue, PromptResponse, Text
+from hanmo.records import Dialogue, PromptResponse, Record, Text
 from tests.unit.tiny import tiny_eva
 
 GREEDY = Settings(max_new_tokens=6, do_sample=False, min_new_tokens=1)
@@ -107,13 +107,20 @@ def test_the_published_protocol_shows_the_rules_the_padded_row(
     assert seen == [[(*row, *[pad] * (9 - len(row)))], [(*words, sep)]]
 
 
-def test_sampling_repeats_with_its_seed_and_batches_draw_differently(eva: OpenedModel) -> None:
-    records = [Dialogue(("你好吗", "我很好"))] * 4
+def test_a_drawn_reply_depends_on_seed_and_line_alone(eva: OpenedModel) -> None:
+    """Not on the batch, on lengths, or on which other records there are (as when bad ones are passed over)."""
+    asked = ("你好吗", "明天去哪里玩我不好", "你好吗", "你好吗", "今天", "你好吗")
+    records = [Dialogue((said, "我很好"), where=f"test.txt:{line}") for line, said in enumerate(asked, 1)]
     settings = Settings(max_new_tokens=6, seed=3)
-    first, again = (evaluate(eva, records, settings, batch_size=1) for _ in range(2))
-    said = [one.generation for one in first.samples]
-    assert said == [one.generation for one in again.samples]
-    assert len(set(said)) > 1
+
+    def said(records: list[Record], settings: Settings, batch_size: int) -> list[str]:
+        return [one.generation for one in evaluate(eva, records, settings, batch_size=batch_size).samples]
+
+    first = said(records, settings, 1)
+    assert len({first[0], *first[2:4], first[5]}) == 4  # one prompt, four places
+    assert said(records, settings, 4) == said(records, settings, 6) == first
+    assert said([records[0], *records[3:]], settings, 4) == [first[0], *first[3:]]
+    assert said(records, settings.change(seed=4), 4) != first
 
 
 @pytest.mark.parametrize("settings", [GREEDY, Settings(max_new_tokens=6, seed=3)], ids=["greedy", "sampled"])

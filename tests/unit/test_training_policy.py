@@ -21,6 +21,7 @@ from hanmo.errors import ConfigError
 from hanmo.families.base import IGNORE, Context, collate
 from hanmo.families.heads import attach_value_head, score_tokens
 from hanmo.generation.decode import Generation
+from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, ScoredAnswers
 from hanmo.training.adapt import switch_dropout_off
@@ -64,7 +65,7 @@ def test_rollouts_carry_the_policys_own_logprobs(name: str, tmp_path: Path) -> N
     settings = rollout_settings(SimpleNamespace(generation={"max_new_tokens": 12, "banned_ids": (9,)}), opened, asked)
     assert {9, *opened.family.never_said} <= set(settings.banned_ids)
     settings = replace(settings, seed=3, top_p=0.9)
-    replies = OwnEngine(opened, 2)([one.context for one in asked], settings)
+    replies = OwnEngine(opened, 2)([one.context for one in asked], settings, [Place(number) for number in range(3)])
     from hanmo.training.rollout import Sample
 
     samples = [Sample(one.record, one.context, reply, one.text, "") for one, reply in zip(asked, replies, strict=True)]
@@ -95,7 +96,7 @@ class Forgetful:
 
     exact = False
 
-    def __call__(self, contexts: Sequence[Context], settings: Settings) -> list[Generation]:
+    def __call__(self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]) -> list[Generation]:
         return [Generation((settings.banned_ids[0],), (), 0.0, True) for _ in contexts]
 
 
@@ -214,7 +215,9 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         contexts = [Context(tuple(ids), tuple(ids)) for ids in asked["contexts"]]
-        replies = type(self).engine(contexts, Settings(**asked["settings"]))
+        replies = type(self).engine(
+            contexts, Settings(**asked["settings"]), [Place(*place) for place in asked["places"]]
+        )
         body = json.dumps([{"ids": one.ids, "finished": one.finished} for one in replies]).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -233,10 +236,11 @@ class HttpEngine:
     def __init__(self, address: str):
         self.address, self.calls = address, 0
 
-    def __call__(self, contexts: Sequence[Context], settings: Settings) -> list[Generation]:
+    def __call__(self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]) -> list[Generation]:
         self.calls += 1
         chosen = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed, "banned_ids": settings.banned_ids}
-        asked = json.dumps({"contexts": [one.ids for one in contexts], "settings": chosen}).encode()
+        told = {"contexts": [one.ids for one in contexts], "settings": chosen, "places": places}
+        asked = json.dumps(told).encode()
         with urlopen(Request(self.address, asked), timeout=60) as answer:
             return [Generation(tuple(one["ids"]), (), 0.0, one["finished"]) for one in json.load(answer)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,26 +78,33 @@ class ModelRelevance(Step):
         ]
 
     def _logprobs(self, opened: OpenedModel, parts: list[list[Part]]) -> list[list[float]]:
+        from hanmo.families.finite import require_finite
+
         rows = [opened.family.row(one) for one in parts]
-        return [
+        found = [
             output.logprob[place, : len(row.labels)].cpu()[row.labels >= 0].tolist()
             for batch, output in self._outputs(opened, rows)
             for place, row in enumerate(batch)
         ]
+        require_finite(chain.from_iterable(found), opened.network)
+        return found
 
     def _values(self, opened: OpenedModel, parts: list[list[Part]]) -> list[float]:
         import torch
 
         from hanmo.families.base import IGNORE
+        from hanmo.families.finite import require_finite
 
         rows = [opened.family.row(one, closed=True) for one in parts]
         # Nothing is scored token by token, so that no logits are made.
         rows = [replace(row, labels=torch.full_like(row.labels, IGNORE)) for row in rows]
-        return [
+        found = [
             output.value[place, row.end].item()
             for batch, output in self._outputs(opened, rows)
             for place, row in enumerate(batch)
         ]
+        require_finite(found, opened.network)
+        return found
 
     def _outputs(self, opened: OpenedModel, rows: list[Row]) -> Iterator[tuple[list[Row], Any]]:
         import torch

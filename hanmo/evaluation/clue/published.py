@@ -26,6 +26,7 @@ from hanmo.evaluation.clue.tasks import ClueTask
 from hanmo.evaluation.scoring import evaluating
 from hanmo.evaluation.tasks import Example
 from hanmo.families.base import Family, OpenedModel, Part, collate
+from hanmo.families.finite import require_finite
 from hanmo.metrics import unigram_f1
 from hanmo.records import Text
 
@@ -213,7 +214,9 @@ def score_prompts(
             del batch["labels"], batch["weights"]
             logits_BTV = network(**{name: value.to(network.device) for name, value in batch.items()}).logits
             for index, logits_TV in zip(chosen, logits_BTV, strict=True):
-                yield index, judge(logits_TV, torch.tensor(encoded[index], device=logits_TV.device), pad_id)
+                score = judge(logits_TV, torch.tensor(encoded[index], device=logits_TV.device), pad_id)
+                require_finite([score.nll], network)
+                yield index, score
 
 
 def judge(logits_TV: Tensor, ids_T: Tensor, pad_id: int | None) -> Score:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from hanmo.evaluation.results import GAP, Item, Result
 from hanmo.evaluation.run import Run, Watch, about_run, check_chat, limit_of, values_of
 from hanmo.evaluation.tasks import Example, Task, data_hash
 from hanmo.families.base import OpenedModel
-from hanmo.files import write_text
+from hanmo.files import json_text, write_text
 
 LIMIT = 4096
 DEV = "dev"  # the split whose questions are the examples
@@ -81,7 +80,7 @@ class Sat:
         """Write the result, where there is one, and submission.json."""
         if self.result is not None:
             self.result.write(folder)
-        write_text(folder / "submission.json", json.dumps(self.submission, ensure_ascii=False, indent=1) + "\n")
+        write_text(folder / "submission.json", json_text(self.submission, indent=1) + "\n")
 
 
 def evaluate(

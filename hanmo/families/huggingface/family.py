@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE, Context, Export, Family, Part, Prompt, Row, as_pair, split_at_difference
+from hanmo.families.base import IGNORE, Context, Export, Family, Part, Prompt, Row, as_pair, split_at_difference, stack
 from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.huggingface import legacy
 from hanmo.families.huggingface.modeling import TransformersModel
@@ -99,6 +99,12 @@ class HuggingfaceFamily(Family):
         inputs = {name: value for name, value in prompt.inputs.items() if name != "position_ids"}
         inputs["decoder_input_ids"] = torch.tensor([self.config.decoder_start_token_id])
         return Prompt(inputs, torch.tensor([1]), torch.tensor([1]), self.stop_ids)
+
+    def stack_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """An encoder counts its positions from the first column, so that what it reads is filled on the right."""
+        if not self.config.is_encoder_decoder:
+            return super().stack_prompts(prompts)
+        return stack([prompt.inputs for prompt in prompts], self.padding)
 
     def context(self, record: Record, limit: int) -> Context:
         if isinstance(record, Text):

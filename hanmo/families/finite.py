@@ -1,0 +1,45 @@
+"""What a network has computed must be numbers; asked of what is on the host anyway, so that no device waits for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from hanmo.errors import NotANumberError
+
+LARGEST_FP16 = 65504
+
+
+def require_logprobs(values: Iterable[float], network: Any) -> None:
+    """Log-probabilities are numbers, or -inf where a probability is zero.
+
+    Raises:
+        NotANumberError: NaN, or +inf.
+    """
+    if any(math.isnan(value) or value == math.inf for value in values):
+        raise NotANumberError(_message(network))
+
+
+def require_finite(values: Iterable[float], network: Any) -> None:
+    """Rewards and the like.
+
+    Raises:
+        NotANumberError: NaN, or infinite.
+    """
+    if not all(map(math.isfinite, values)):
+        raise NotANumberError(_message(network))
+
+
+def _message(network: Any) -> str:
+    dtype = str(getattr(network, "dtype", "")).removeprefix("torch.")
+    damaged = "its weights are damaged: hanmo inspect MODEL names the tensors"
+    problem = f"{type(network).__name__} in {dtype} computes what is not a finite number (NaN or infinite)"
+    if dtype == "float16":
+        return (
+            f"{problem}; float16 ends at {LARGEST_FP16:,}, and the model may go beyond: try --dtype bf16 or --dtype fp32. "
+            f"If fp32 says the same, {damaged}"
+        )
+    if dtype == "float32":
+        return f"{problem}; fp32 has room for any sound model, so {damaged}"
+    return f"{problem}; try --dtype fp32. If that says the same, {damaged}"

@@ -1,0 +1,99 @@
+"""Random draws that belong to a reply: not to the batch it is decoded in, its row there, or the device.
+
+The noise of a token is a function of (seed, the reply's place, step, token): a counter goes through SplitMix64 (Steele
+et al. 2014, "Fast splittable pseudorandom number generators"). So a reply is the same alone and in company, in one
+process and in several, and in a run that goes on.
+
+Shape suffixes: R rows, S samples, N things to draw from.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Place(NamedTuple):
+    """Where a reply stands: its noise is drawn for (seed, place, step).
+
+    Attributes:
+        record: number of the prompt in its input, from 0; 0 for a single prompt.
+        choice: number among several replies to the same prompt.
+        blank: number of the blank that is answered, of prompts with several.
+    """
+
+    record: int
+    choice: int = 0
+    blank: int = 0
+
+
+class Sampler(Protocol):
+    """Draws without replacement, and in the order drawn.
+
+    Args:
+        step: decoding step, from 0.
+        samples: for each row of ``probs`` the index of the context it belongs to.
+        probs: (rows, N) fp32; N is the vocabulary, or beams x vocabulary for sampled beams.
+        count: how many to draw from each row.
+    """
+
+    def __call__(self, step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor: ...
+
+
+def _signed(number: int) -> int:
+    """64 bits as an int64."""
+    return (number & (1 << 64) - 1) - ((number & 1 << 63) << 1)
+
+
+STEP = _signed(0x9E3779B97F4A7C15)  # between two counters: 2^64 by the golden ratio
+MIXERS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)))
+LAST_SHIFT = 31
+BITS = 53  # of each draw; as many as fp64 has between 0 and 1
+BELOW_ONE = 1 - 2.0**-24  # the largest fp32 under 1
+
+
+def placed_sampler(seed: int | None, places: Sequence[Place], device: torch.device) -> Sampler:
+    """Draws for the replies at these places, one for each context of a batch; None draws a seed."""
+    chosen = secrets.randbits(63) if seed is None else seed
+    keys_S = torch.tensor([_key(chosen, place) for place in places]).to(device)
+    rows: tuple[list[int], Tensor] = (list(range(len(places))), keys_S)
+
+    def draw(step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor:
+        nonlocal rows
+        if rows[0] != samples:  # rows have left the batch: only then a device is sent anything
+            rows = (list(samples), keys_S[torch.tensor(samples, device=device)])
+        # A race of exponential clocks: the first to ring are a draw without replacement.
+        return (probs / exponential(rows[1], step, probs.shape[1])).topk(count).indices
+
+    return draw
+
+
+def exponential(keys_R: Tensor, step: int, count: int) -> Tensor:
+    """Exponential noise (R, ``count``) in fp32, all above 0 and finite, for a step of the replies with these keys."""
+    counters_R = _mixed(keys_R + _signed(STEP * (step + 1)))
+    counters_N = torch.arange(1, count + 1, device=keys_R.device) * STEP
+    bits_RN = _shifted(_mixed(counters_R[:, None] + counters_N), 64 - BITS)
+    uniform_RN = bits_RN.float().add_(0.5).mul_(2.0**-BITS).clamp_(max=BELOW_ONE)
+    return uniform_RN.neg_().log1p_().neg_()
+
+
+def _key(seed: int, place: Place) -> int:
+    digest = blake2b(f"{seed} {' '.join(map(str, place))}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """The output function of SplitMix64, in place."""
+    for shift, factor in MIXERS:
+        numbers.bitwise_xor_(_shifted(numbers, shift)).mul_(factor)
+    return numbers.bitwise_xor_(_shifted(numbers, LAST_SHIFT))
+
+
+def _shifted(numbers: Tensor, bits: int) -> Tensor:
+    """To the right, as if unsigned."""
+    return (numbers >> bits).bitwise_and_((1 << (64 - bits)) - 1)
