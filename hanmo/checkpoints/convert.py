@@ -38,7 +38,9 @@ from hanmo.checkpoints.streams import (
     write_torch,
 )
 from hanmo.checkpoints.writing import (
+    VALUE_HEAD,
     Origin,
+    check_all_have_a_place,
     check_divides,
     default_origin,
     filled_rows,
@@ -52,7 +54,6 @@ from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.files import write_text
 
-VALUE_HEAD = "value_head"  # what the names of its tensors begin with
 FORMS = ("hanmo", "hf", "original")
 
 
@@ -177,6 +178,7 @@ def _to_original(content: Source, order: _Order) -> list[str]:
             origin = default_origin(content.family, ranks)
     layout = layout_of(content.family, origin.layout)
     entries = written_entries(layout, origin, content.counts)
+    check_all_have_a_place(layout, content.counts, content.shapes, str(order.source))
     check_divides(entries, content.shapes, ranks, getattr(content.config, "num_attention_heads", None))
     piece, rows = functools.partial(content.piece, dtype=order.dtype), filled_rows(entries, content.shapes, ranks)
     files = rank_files(layout, entries, piece, origin, ranks, rows)
