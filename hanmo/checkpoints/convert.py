@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from hanmo import families
 from hanmo.checkpoints.drafts import Draft, bytes_of, drafting
 from hanmo.checkpoints.files import find_weights
+from hanmo.checkpoints.generation import read_generation, write_generation
 from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.opening import (
     DTYPES,
@@ -38,7 +37,9 @@ from hanmo.checkpoints.streams import (
     write_torch,
 )
 from hanmo.checkpoints.writing import (
+    VALUE_HEAD,
     Origin,
+    check_all_have_a_place,
     check_divides,
     default_origin,
     filled_rows,
@@ -52,7 +53,6 @@ from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.files import write_text
 
-VALUE_HEAD = "value_head"  # what the names of its tensors begin with
 FORMS = ("hanmo", "hf", "original")
 
 
@@ -146,7 +146,8 @@ def _check_target(source: Path, target: Path, force: bool) -> None:
 def _to_hanmo(content: Source, order: _Order) -> list[str]:
     assert content.config is not None, "our folder has a configuration"
     tokenizer = _tokenizer(content, order.source, order.vocab)
-    family = content.family(content.config, tokenizer, _rules(content, order.source, order.rules))
+    generation = read_generation(order.source) if content.original is None else {}
+    family = content.family(content.config, tokenizer, _rules(content, order.source, order.rules), generation)
     if content.family.name != families.TRANSFORMERS:  # whose folders name the class that is to be loaded
         content.config.architectures = [content.family.network_class.__name__]
     stored = content.original.dtype if content.original else content.config.dtype
@@ -156,8 +157,7 @@ def _to_hanmo(content: Source, order: _Order) -> list[str]:
         content.config.save_pretrained(draft.folder)
         tokenizer.save_pretrained(draft.folder)
         save_rules(family, draft.folder)
-        if (decoding := order.source / GENERATION_CONFIG_NAME).is_file():
-            shutil.copyfile(decoding, draft.folder / GENERATION_CONFIG_NAME)
+        write_generation(family, draft.folder)
         if content.original is not None:
             Origin.of(content.original).write(draft.folder)
     return []
@@ -177,6 +177,7 @@ def _to_original(content: Source, order: _Order) -> list[str]:
             origin = default_origin(content.family, ranks)
     layout = layout_of(content.family, origin.layout)
     entries = written_entries(layout, origin, content.counts)
+    check_all_have_a_place(layout, content.counts, content.shapes, str(order.source))
     check_divides(entries, content.shapes, ranks, getattr(content.config, "num_attention_heads", None))
     piece, rows = functools.partial(content.piece, dtype=order.dtype), filled_rows(entries, content.shapes, ranks)
     files = rank_files(layout, entries, piece, origin, ranks, rows)

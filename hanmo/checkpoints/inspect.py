@@ -5,6 +5,7 @@ Without ``deep`` only indexes are read, whatever the size of the model. Faults a
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from hanmo import families
 from hanmo.checkpoints.drafts import verify_index
 from hanmo.checkpoints.files import Weights, find_weights
+from hanmo.checkpoints.generation import read_generation
 from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.layout import Original, recognise, some
 from hanmo.checkpoints.opening import (
@@ -28,6 +30,7 @@ from hanmo.checkpoints.opening import (
 from hanmo.checkpoints.sizes import blank_network, expected_shapes, input_embedding, settle_config
 from hanmo.errors import CheckpointError, ConfigError, VocabularyError
 from hanmo.families.base import Family
+from hanmo.families.stops import strangers
 
 SMALL = 300_000_000  # bytes of weights that are read in full without being asked to
 SAMPLE = "你好,今天天气很好。我们一起去公园吧!"
@@ -57,6 +60,7 @@ class Report:
     dtypes: dict[str, int] = field(default_factory=dict)
     parameters: int | None = None
     vocabulary: dict[str, Any] = field(default_factory=dict)
+    stops: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] | None = None
     deep: bool = False
     checks: list[Check] = field(default_factory=list)
@@ -106,8 +110,10 @@ def inspect_model(
         if original is None:
             if report.family == families.TRANSFORMERS:
                 family = families.load(families.TRANSFORMERS)
-                rows = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().vocab_size
-                _check_tokens(report, family, rows, _our_tokenizer(report, path, family))
+                theirs = AutoConfig.from_pretrained(path, trust_remote_code=False)
+                tokenizer = _our_tokenizer(report, path, family)
+                _check_tokens(report, family, theirs.get_text_config().vocab_size, tokenizer)
+                _check_stops(report, family, theirs, tokenizer, read_generation(path))
             _check_numbers(report, weights, None)
             return report
         family = original.family
@@ -115,6 +121,7 @@ def inspect_model(
         tokenizer = _original_tokenizer(report, original, vocab)
         rows = original.shapes.get(input_embedding(family), (None,))[0]
     _check_tokens(report, family, rows, tokenizer)
+    _check_stops(report, family, settled, tokenizer, read_generation(path) if original is None else {})
     _check_numbers(report, weights, original)
     if report.deep:
         if original is not None:
@@ -230,6 +237,29 @@ def _check_tokens(
         )
     else:
         report.add("tokenizer", "ok", f"ordinary Chinese gives {len(ids)} tokens, {unknown} of them unknown")
+
+
+def _check_stops(
+    report: Report,
+    family: type[Family],
+    config: PretrainedConfig | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    generation: dict[str, Any],
+) -> None:
+    """What ends a reply and where the model says so; special ids that are not in the vocabulary."""
+    if config is None or tokenizer is None:
+        return
+    model = family(copy.deepcopy(config), tokenizer, generation=generation)
+    ignored = list(strangers(model.config, generation, tokenizer))
+    for stop in model.stops:
+        token = str(tokenizer.convert_ids_to_tokens(stop.id))
+        report.stops.append({"id": stop.id, "token": token, "from": list(stop.sources)})
+    if not report.stops:
+        advice = "set eos_token in tokenizer_config.json: without it replies only end at max_new_tokens"
+        report.add("stops", "warning", "; ".join(["no token ends a reply", *ignored]), advice)
+        return
+    said = ", ".join(f"{stop['token']} {stop['id']} ({', '.join(stop['from'])})" for stop in report.stops)
+    report.add("stops", "warning" if ignored else "ok", "; ".join([said, *ignored]))
 
 
 def _check_numbers(report: Report, weights: Weights, original: Original | None) -> None:

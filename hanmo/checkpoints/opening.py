@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from hanmo import families
 from hanmo.checkpoints.files import Weights, find_weights, read_json
+from hanmo.checkpoints.generation import read_generation
 from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.layout import Original, recognise, some
 from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_config
@@ -136,7 +137,8 @@ def _open_folder(path: Path, family: type[Family], dtype: str | None, device: to
         tokenizer = family.tokenizer_class.from_pretrained(path)
     _require_loaded(path, info)
     check_vocabulary(family, network.config.get_text_config().vocab_size, tokenizer, str(path))
-    opened = family(network.config, tokenizer, find_rules(family, path / RULES, optional=True))
+    rules = find_rules(family, path / RULES, optional=True)
+    opened = family(network.config, tokenizer, rules, read_generation(path))
     return OpenedModel(network.to(device).eval(), opened, _described(str(path), stored, dtype or dtype_name(wanted)))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hanmo.checkpoints.generation import write_generation
 from hanmo.checkpoints.opening import RULES, quiet
 from hanmo.errors import CheckpointError, UnsupportedError
 from hanmo.families.base import Family, OpenedModel
@@ -49,6 +50,7 @@ def save_model(opened: OpenedModel, folder: str | Path, weights: dict[str, Tenso
             opened.network.save_pretrained(draft, max_shard_size=SHARD_BYTES, **_untied(opened.network, weights))
         opened.tokenizer.save_pretrained(draft)
         save_rules(opened.family, draft)
+        write_generation(opened.family, draft)
     return Path(folder)
 
 

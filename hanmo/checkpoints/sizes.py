@@ -139,7 +139,7 @@ def expected_shapes(family: type[Family], config: PretrainedConfig) -> Shapes:
 def _shapes(family: type[Family], config: str) -> Shapes:
     """Kept, for a deep network takes a tenth of a second to build, even without its weights."""
     network = blank_network(family, family.config_class.from_dict(json.loads(config)))
-    tied = network._tied_weights_keys or {}
+    tied = network.all_tied_weights_keys
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in tied}
 
 

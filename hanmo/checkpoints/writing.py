@@ -22,6 +22,7 @@ from hanmo.families.base import Family
 from hanmo.families.tables import Entry, Layout, expand
 
 ORIGIN, STATE = "origin.json", "original_state.pt"
+VALUE_HEAD = "value_head"  # what the names of its tensors begin with
 _TRACKERS = (TRACKER, "latest")
 
 
@@ -116,6 +117,17 @@ def layout_of(family: type[Family], name: str) -> Layout:
 def written_entries(layout: Layout, origin: Origin, counts: Any) -> list[Entry]:
     """The table of what is written: what the origin lacked is left out."""
     return without_optional(expand(layout.entries, counts), origin.absent)
+
+
+def check_all_have_a_place(layout: Layout, counts: Any, shapes: dict[str, tuple[int, ...]], where: str) -> None:
+    """UnsupportedError naming tensors that an original layout cannot hold; a value head is left out with a remark."""
+    placed = {ours for entry in expand(layout.entries, counts) for ours in entry.ours}
+    homeless = [name for name in shapes if name not in placed and not name.startswith(f"{VALUE_HEAD}.")]
+    if homeless:
+        raise UnsupportedError(
+            f"{where}: {', '.join(homeless)} has no place in the original layout, whose output head is the embedding; "
+            "this model's head was trained apart from it (lora.targets): convert it without --to original"
+        )
 
 
 def check_divides(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], ranks: int, heads: int | None) -> None:

@@ -110,8 +110,8 @@ def decoding_settings(
 ) -> Settings:
     """What a model decodes by: a preset of its family, and over it what was asked for.
 
-    Where no preset is named: the settings that the model brings along (``decoding`` in its config.json), else the
-    family's interactive ones, else the defaults.
+    Where no preset is named: the settings that the model brings along (``decoding`` in its config.json, or the sampling
+    settings of its generation_config.json, which are said), else the family's interactive ones, else the defaults.
     """
     from hanmo.config import load
     from hanmo.families.presets import presets
@@ -125,9 +125,22 @@ def decoding_settings(
         base = known[preset]
     else:
         own = getattr(opened.family.config, "decoding", None)
-        base = own or next((known[name] for name in PRESETS if name in known), None)
+        base = own or _of_the_folder(opened) or next((known[name] for name in PRESETS if name in known), None)
     asked = load(Settings, base, overrides=sets or ())
     return asked.change(seed=asked.seed if seed is None else seed, published=published or asked.published)
+
+
+def _of_the_folder(opened: OpenedModel) -> dict[str, Any]:
+    """The sampling settings of the model's generation_config.json."""
+    from hanmo.generation.settings import sampling_of
+
+    found, wrong = sampling_of(opened.family.generation)
+    if wrong and leads():
+        note(f"hanmo: generation_config.json of the model says {', '.join(wrong)}, which is ignored")
+    if found and leads():
+        said = ", ".join(f"{key}={value}" for key, value in found.items())
+        note(f"hanmo: decoding as generation_config.json of the model says: {said}; --set changes it")
+    return found
 
 
 def describe(opened: OpenedModel, settings: Settings) -> str:

@@ -68,4 +68,6 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("weights", f"{len(report['files'])} files{ranks}, {total:,} bytes"))
     if report["vocabulary"]:
         facts.append(("vocabulary", f"{report['vocabulary']['tokens']:,} tokens"))
+    if report["stops"]:
+        facts.append(("stops", ", ".join(stop["token"] for stop in report["stops"])))
     return facts

@@ -214,7 +214,9 @@ def _show_outcome(result: dict[str, Any]) -> None:
         print(f"{result['rejected']:,} records were not used: {result['run']}/rejects.jsonl")
     if result["eval_loss"] is not None:
         before = f"{result['eval_loss_before']:.4f} before, " if result["eval_loss_before"] is not None else ""
-        print(f"validation loss {before}{result['eval_loss']:.4f} at its best, after step {result['best_step']}")
+        print(
+            f"validation loss {before}{result['eval_loss']:.4f} of the model, which is that after step {result['kept_step']}"
+        )
     if result["model"]:
         print(f"report  {result['run']}/report.html")
         print(f"talk to it: hanmo chat {result['model']}")

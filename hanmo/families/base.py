@@ -14,6 +14,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hanmo.errors import UnsupportedError
+from hanmo.families.stops import Stop, collect
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 
 IGNORE = -100  # a label that is not scored
@@ -165,6 +167,17 @@ class Family(ABC):
     tokenizer: PreTrainedTokenizerBase
     #: the ``rule_files`` that this model has, by role: paths
     assets: dict[str, str] = field(default_factory=dict)
+    #: what generation_config.json of the model's folder says
+    generation: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def stops(self) -> tuple[Stop, ...]:
+        """The tokens that end a reply, each with where the model says so; the first is the one that rows predict."""
+        return collect([(self.tokenizer.eos_token_id, "tokenizer's eos_token")], self.config, self.tokenizer)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return tuple(stop.id for stop in self.stops)
 
     @property
     def spare_ids(self) -> range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -68,3 +69,31 @@ class Settings:
             if name not in known:
                 raise ConfigError(unknown("decoding setting", name, known))
         return replace(self, **changes)
+
+
+# What of a generation_config.json is taken over: how replies are drawn, not how long they are or how they are searched for.
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+
+
+def sampling_of(generation: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The sampling settings of a generation_config.json, by our names, and those that are no values of ours.
+
+    Temperature 0 is greedy decoding, as programs that write such files mean it.
+    """
+    said = {key: generation[key] for key in SAMPLING if generation.get(key) is not None}
+    if said.get("temperature") == 0:
+        said = {**{key: value for key, value in said.items() if key != "temperature"}, "do_sample": False}
+    found, wrong = {}, []
+    for key, value in said.items():
+        kind = bool if key == "do_sample" else int if key == "top_k" else int | float
+        try:
+            good = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+            if good:
+                Settings(**{key: value})
+        except ConfigError:
+            good = False
+        if good:
+            found[key] = value
+        else:
+            wrong.append(f"{key}={value!r}")
+    return found, wrong

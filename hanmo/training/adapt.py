@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.parallel import tell_widths
 
 
@@ -45,8 +46,12 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
         targets: names of the linear modules to adapt, where the settings name none.
         whole: modules that are trained as they are, and kept in checkpoints.
 
+    An adapter changes the one place where its module stands: a weight that the embedding and the output head share
+    becomes two where one of them is adapted, and the configuration says so from then on.
+
     Raises:
         ConfigError: no targets, or no module has such a name.
+        UnsupportedError: a target's weight is shared and the model's configuration cannot say that it is not.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -54,6 +59,8 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
     if not targets:
         raise ConfigError("lora.targets: this family names none; give the names of linear modules, e.g. [q_proj]")
     names = "all-linear" if list(targets) == ["all-linear"] else list(targets)  # peft's word for all but the head
+    if names != "all-linear":
+        _untie(network, names)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -72,6 +79,39 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
     # With a name, saving asks the hub for a model of that name.
     adapted.peft_config["default"].base_model_name_or_path = ""
     return adapted
+
+
+def _untie(network: Any, targets: Sequence[str]) -> None:
+    """Where a target shares its weight with another module, give every module that shares one a weight of its own."""
+    tied = network.all_tied_weights_keys
+    holders = {name.rpartition(".")[0] for name in (*tied.keys(), *tied.values())}
+    adapted = [name for name in holders if any(f".{name}".endswith(f".{target}") for target in targets)]
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    same = [name for name, source in tied.items() if parameters[name] is parameters[source]]
+    if not adapted or not same:
+        return
+    _say_untied(network.config)
+    for name in same:
+        module, _, weight = name.rpartition(".")
+        own = nn.Parameter(parameters[name].detach().clone(), parameters[name].requires_grad)
+        setattr(network.get_submodule(module), weight, own)
+    network.all_tied_weights_keys = network.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _say_untied(config: Any) -> None:
+    """Change a configuration so that the output head has a weight of its own when the model is opened again.
+
+    Raises:
+        UnsupportedError: this architecture's configuration does not keep that (T5's ties them whatever it is told).
+    """
+    for one in (changed := copy.deepcopy(config)), changed.get_text_config():
+        one.tie_word_embeddings = False
+    if type(config).from_dict(changed.to_dict()).to_dict() != changed.to_dict():
+        raise UnsupportedError(
+            f"lora.targets: the output head of {config.model_type} shares its weight with the embedding, and its "
+            "configuration cannot say otherwise: leave both out"
+        )
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
 
 def merged(network: Any) -> Any:

@@ -82,11 +82,6 @@ def adapted(
     return network
 
 
-def merged(network: Any, config: AlignmentConfig) -> Any:
-    """The trained network without adapters: they are added to the weights they stand beside."""
-    return network.merge_and_unload() if config.lora else network
-
-
 def prepare_pairs(
     config: AlignmentConfig, closed: bool, published: bool, bars: bool
 ) -> tuple[Any, OpenedModel, PairDataset, PairDataset | None, Rejects]:

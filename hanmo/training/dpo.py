@@ -17,18 +17,17 @@ from hanmo.data.rows import ROW_IDS
 from hanmo.families.base import IGNORE
 from hanmo.losses import preference_loss
 from hanmo.report import Page
-from hanmo.training.adapt import switch_dropout_off
+from hanmo.training.adapt import merged, switch_dropout_off
 from hanmo.training.alignment import (
     AlignmentConfig,
     PairOutcome,
     PairTrainer,
     adapted,
-    merged,
     prepare_pairs,
     row_inputs,
 )
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.run import arguments, begin, callbacks, figures, rate_factor
+from hanmo.training.run import arguments, begin, callbacks, figures, kept_step, rate_factor
 
 
 @dataclass(frozen=True)
@@ -168,12 +167,12 @@ def dpo(config: DpoConfig, resume: bool = False, show: TrainerCallback | None = 
         seconds=round(time.monotonic() - start, 1),
         signal=stop.signal,
         accuracy=accuracies[-1] if accuracies else None,
-        **figures(folder),  # type: ignore[arg-type]
+        **figures(folder, kept_step(trainer)),  # type: ignore[arg-type]
     )
     if stop.signal is not None:
         return outcome
     if trainer.is_world_process_zero():
-        save_model(replace(opened, network=merged(network, config)), folder / "model")
+        save_model(replace(opened, network=merged(network)), folder / "model")
         facts = {"model": opened.source, "data": config.data, "loss": config.loss, "published": config.published}
         facts |= {name: value for name, value in asdict(outcome).items() if value is not None}
         _write_report(folder, opened.source, facts)

@@ -18,7 +18,8 @@ from hanmo.families.base import OpenedModel
 from hanmo.families.heads import ValueKind
 from hanmo.records import Rejects, iter_records
 from hanmo.report import Page
-from hanmo.training.alignment import adapted, merged, open_policy
+from hanmo.training.adapt import merged
+from hanmo.training.alignment import adapted, open_policy
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.policy import PolicyConfig, PolicyTrainer, steps_of_round
 from hanmo.training.rollout import Engine, OwnEngine, load_reward, question
@@ -115,7 +116,7 @@ def run_policy(
     if stop.signal is not None:
         return outcome
     if trainer.is_world_process_zero():
-        trained = merged(network, config)
+        trained = merged(network)
         trained.value_head = trained.config.value_head = trained.critic = None  # what is saved speaks
         save_model(replace(opened, network=trained), folder / "model")
         facts = {"model": opened.source, "data": config.data, "rewards": ", ".join(config.rewards)}

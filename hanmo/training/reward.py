@@ -17,18 +17,18 @@ from hanmo.families.base import IGNORE
 from hanmo.families.heads import ValueKind
 from hanmo.losses import pairwise_loss, tokenwise_loss
 from hanmo.report import Page
+from hanmo.training.adapt import merged
 from hanmo.training.alignment import (
     AlignmentConfig,
     PairOutcome,
     PairTrainer,
     adapted,
-    merged,
     prepare_pairs,
     row_inputs,
     values_at,
 )
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.run import arguments, begin, callbacks, figures, rate_factor
+from hanmo.training.run import arguments, begin, callbacks, figures, kept_step, rate_factor
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,14 @@ def train_reward(config: RewardConfig, resume: bool = False, show: TrainerCallba
         seconds=round(time.monotonic() - start, 1),
         signal=stop.signal,
         accuracy_before=entries[0]["eval_accuracy"] if entries and entries[0]["step"] == 0 else None,
-        **figures(folder),  # type: ignore[arg-type]
+        **figures(folder, kept_step(trainer)),  # type: ignore[arg-type]
     )
     if stop.signal is not None:
         return outcome
     if valid is not None:
         outcome = replace(outcome, accuracy=trainer.evaluate()["eval_accuracy"])
     if trainer.is_world_process_zero():
-        save_model(replace(opened, network=merged(network, config)), folder / "model")
+        save_model(replace(opened, network=merged(network)), folder / "model")
         facts = {"model": opened.source, "data": config.data, "loss": config.loss, "published": config.published}
         facts |= {name: value for name, value in asdict(outcome).items() if value is not None}
         write_reward_report(folder, opened.source, facts, trainer.evaluated)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hanmo import config as settings
@@ -54,7 +54,7 @@ class Outcome:
     train_loss: float | None
     eval_loss_before: float | None
     eval_loss: float | None
-    best_step: int | None
+    kept_step: int | None
     rows: int
     rejected: int
     seconds: float
@@ -267,17 +267,22 @@ def main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def figures(folder: Path) -> dict[str, float | int | None]:
-    """First, best and last losses, from the metrics file."""
+def kept_step(trainer: Trainer) -> int:
+    """The step whose weights the network has at the end: that of the best checkpoint, where it was loaded, else the last."""
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    return int(best.rpartition("-")[2]) if best else trainer.state.global_step
+
+
+def figures(folder: Path, kept: int) -> dict[str, float | int | None]:
+    """The last training loss, and the validation losses of the start and of the step that is kept, from the metrics file."""
     entries = read_metrics(folder / "metrics.jsonl")
     losses = [entry["loss"] for entry in entries if "loss" in entry]
     evaluated = {entry["step"]: entry["eval_loss"] for entry in entries if "eval_loss" in entry}
-    best = min(evaluated, key=lambda step: evaluated[step], default=None)
     return {
         "train_loss": losses[-1] if losses else None,
         "eval_loss_before": evaluated.get(0),
-        "eval_loss": evaluated[best] if best is not None else None,
-        "best_step": best,
+        "eval_loss": evaluated.get(kept),
+        "kept_step": kept,
     }
 
 

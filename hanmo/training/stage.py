@@ -18,7 +18,7 @@ from hanmo.families.base import OpenedModel
 from hanmo.families.parallel import is_cut
 from hanmo.records import Rejects
 from hanmo.training.estimate import estimate
-from hanmo.training.run import Outcome, arguments, begin, callbacks, figures, rate_factor, write_report
+from hanmo.training.run import Outcome, arguments, begin, callbacks, figures, kept_step, rate_factor, write_report
 from hanmo.training.trainer import RowTrainer
 
 
@@ -73,7 +73,7 @@ def train(config: Any, ready: Prepared, resume: bool, show: TrainerCallback | No
         rejected=len(ready.rejects),
         seconds=round(time.monotonic() - start, 1),
         signal=stop.signal,
-        **figures(folder),  # type: ignore[arg-type]
+        **figures(folder, kept_step(trainer)),  # type: ignore[arg-type]
     )
     if stop.signal is not None:
         return outcome

@@ -158,5 +158,5 @@ def test_the_validation_loss_falls(name: str, stage: str, places: Path, tmp_path
     table.append((name, stage, outcome.steps, outcome.eval_loss_before, outcome.eval_loss, outcome.seconds))
     assert outcome.steps == STEPS
     assert outcome.eval_loss < outcome.eval_loss_before - FALL
-    assert outcome.best_step is not None and outcome.best_step > STEPS // 2  # it was still learning
+    assert outcome.kept_step is not None and outcome.kept_step > STEPS // 2  # it was still learning
     open_model(str(outcome.model), device="cpu")

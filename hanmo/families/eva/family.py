@@ -21,6 +21,7 @@ from hanmo.families.causal import example_numbers
 from hanmo.families.eva import legacy
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
+from hanmo.families.stops import Stop, collect
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class EvaFamily(Family):
         self.config.pad_token_id = self.tokenizer.pad_token_id
         self.config.eos_token_id = self.tokenizer.sep_token_id
         self.config.decoder_start_token_id = self.tokenizer.bos_token_id
+
+    @cached_property
+    def stops(self) -> tuple[Stop, ...]:
+        return collect([(self.tokenizer.sep_token_id, "vocabulary's <sep>")], self.config, self.tokenizer)
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         """One row: the turns before the last as context, the last as target.
@@ -129,7 +134,7 @@ class EvaFamily(Family):
             },
             start=torch.tensor([len(decoder_input_ids)]),
             step=torch.tensor([1]),
-            stop_ids=(self.tokenizer.sep_token_id,),
+            stop_ids=self.stop_ids,
         )
 
     def context(self, record: Record, limit: int) -> Context:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
 from types import ModuleType
 from typing import ClassVar
@@ -18,6 +19,7 @@ from hanmo.families.glm import legacy
 from hanmo.families.glm.modeling import GlmConfig, GlmModel
 from hanmo.families.glm.pretraining import draw_document, draw_objective, draw_sentences, draw_spans
 from hanmo.families.glm.tokenization import GlmTokenizer
+from hanmo.families.stops import CONFIG, Stop, collect
 from hanmo.records import Record, Text
 
 SENTENCE_MARKS = tuple("。！？；!?;")
@@ -53,6 +55,11 @@ class GlmFamily(Family):
                 self._id("<|endofpiece|>"),
             )
             self.config.pad_token_id = self.config.eos_token_id = self._id("<|endoftext|>")
+
+    @cached_property
+    def stops(self) -> tuple[Stop, ...]:
+        found = [(self.config.eop_token_id, f"{CONFIG}'s eop_token_id"), (self.config.eos_token_id, CONFIG)]
+        return collect(found, self.config, self.tokenizer)
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         if isinstance(record, Text):
@@ -182,7 +189,7 @@ class GlmFamily(Family):
             },
             start=positions_PT[:, -1] + torch.tensor([0, 1]),
             step=torch.tensor([0, 1]),
-            stop_ids=tuple(i for i in (self.config.eop_token_id, self.config.eos_token_id) if i is not None),
+            stop_ids=self.stop_ids,
         )
 
     def context(self, record: Record, limit: int) -> Context:

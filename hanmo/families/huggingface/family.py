@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from random import Random
 from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
+from tokenizers.decoders import WordPiece
 from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import UnsupportedError
@@ -17,6 +19,9 @@ from hanmo.families.base import IGNORE, Context, Export, Family, Part, Prompt, R
 from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.huggingface import legacy
 from hanmo.families.huggingface.modeling import TransformersModel
+from hanmo.families.huggingface.stops import stops_of
+from hanmo.families.huggingface.text import without_blanks
+from hanmo.families.stops import Stop, is_token, said_by_config
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 
 Message = dict[str, str]
@@ -44,7 +49,7 @@ class HuggingfaceFamily(Family):
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         if isinstance(record, Text):
             head, tail = self._around
-            given = (*head, *tail) or self.stop_ids[:1] if self.config.is_encoder_decoder else head
+            given = (*head, *tail) or (self.stop_id,) if self.config.is_encoder_decoder else head
             room = limit if self.config.is_encoder_decoder else limit - len(head)
             return _fitting(given, self._plain(record.text), room)
         prefix, answer = self._prompt_and_answer(record, limit)
@@ -55,13 +60,13 @@ class HuggingfaceFamily(Family):
 
     def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
         if not self.config.is_encoder_decoder:
-            return causal_row(parts, self.stop_ids[0], stop, closed)
+            return causal_row(parts, self.stop_id, stop, closed)
         context = [token for part in parts if not part.scored for token in part.ids]
         answer = [token for part in parts if part.scored for token in part.ids]
-        fed = [self.config.decoder_start_token_id, *answer]
-        labels = [*answer, self.stop_ids[0] if stop and parts[-1].scored else IGNORE]
+        fed = [self._decoder_start, *answer]
+        labels = [*answer, self.stop_id if stop and parts[-1].scored else IGNORE]
         if closed:
-            fed.append(self.stop_ids[0])
+            fed.append(self.stop_id)
             labels.append(IGNORE)
         labels_A = torch.tensor(labels)
         return Row(
@@ -86,7 +91,7 @@ class HuggingfaceFamily(Family):
         ids = [token for part in parts for token in part.ids]
         place = rng.randrange(1, len(ids)) if len(ids) > 1 else 0
         head, tail = self._around
-        given = Part((*head, *ids[:place], *tail) or self.stop_ids[:1], False)
+        given = Part((*head, *ids[:place], *tail) or (self.stop_id,), False)
         return self.row([given, Part(tuple(ids[place:]), True)], stop=parts[-1].scored)
 
     def pack(self, rows: Sequence[Row]) -> Row:
@@ -97,7 +102,7 @@ class HuggingfaceFamily(Family):
         if not self.config.is_encoder_decoder:
             return prompt
         inputs = {name: value for name, value in prompt.inputs.items() if name != "position_ids"}
-        inputs["decoder_input_ids"] = torch.tensor([self.config.decoder_start_token_id])
+        inputs["decoder_input_ids"] = torch.tensor([self._decoder_start])
         return Prompt(inputs, torch.tensor([1]), torch.tensor([1]), self.stop_ids)
 
     def stack_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -109,7 +114,7 @@ class HuggingfaceFamily(Family):
     def context(self, record: Record, limit: int) -> Context:
         if isinstance(record, Text):
             ids = self.tokenizer.encode(record.text)
-            if ids and ids[-1] == self.tokenizer.eos_token_id and not self.config.is_encoder_decoder:
+            if ids and ids[-1] in self.stop_ids and not self.config.is_encoder_decoder:
                 ids = ids[:-1]  # an end of text is no place to go on from
             return Context(tuple(ids[-limit:]), tuple(ids))
         if isinstance(record, Dialogue):
@@ -134,19 +139,40 @@ class HuggingfaceFamily(Family):
         texts = [self.context(Text(before + option + after), sys.maxsize).ids for option in options]
         return split_at_difference(texts)
 
+    @cached_property
+    def stops(self) -> tuple[Stop, ...]:
+        return stops_of(self.config, self.tokenizer, self.generation)
+
     @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end a reply; the first is the one that rows predict: the chat template's own, if it has one."""
-        if not hasattr(self, "_stop_ids"):
-            listed = self.config.get_text_config().eos_token_id
-            known = [self.tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
-            if self.tokenizer.chat_template:
-                talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-                specials = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
-                after = self._template(talk)[len(self._template(talk[:1], ask=True)) :]
-                known = [*[token for token in after if token in specials][-1:], *known]
-            self._stop_ids = tuple(dict.fromkeys(token for token in known if token is not None))
-        return self._stop_ids
+    def stop_id(self) -> int:
+        """The token that rows predict where a reply ends.
+
+        Raises:
+            UnsupportedError: the model names none.
+        """
+        if not self.stop_ids:
+            raise UnsupportedError(
+                "no token ends a text: neither the chat template nor the tokenizer, config.json or generation_config.json "
+                "names one of the vocabulary; set eos_token in tokenizer_config.json"
+            )
+        return self.stop_ids[0]
+
+    @cached_property
+    def _decoder_start(self) -> int:
+        """What an encoder-decoder's decoder reads first."""
+        found = [said_by_config(self.config, "decoder_start_token_id"), self.generation.get("decoder_start_token_id")]
+        known = [id_ for id_ in (*found, self.config.bos_token_id) if is_token(id_, self.config, self.tokenizer)]
+        if not known:
+            raise UnsupportedError(
+                "no token starts a reply: decoder_start_token_id in config.json must be one of the vocabulary"
+            )
+        return int(known[0])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Generated ids as text; word-piece tokenizers (BERT's) put blanks between words, which Chinese does not have."""
+        text = super().decode(ids)
+        inner = getattr(self.tokenizer, "backend_tokenizer", None)
+        return without_blanks(text) if inner is not None and isinstance(inner.decoder, WordPiece) else text
 
     def _prompt_and_answer(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
         """The ids of everything before the response, oldest turns dropped to fit in ``limit``, and of the response.
@@ -156,7 +182,7 @@ class HuggingfaceFamily(Family):
         if not self.tokenizer.chat_template:
             pair = as_pair(record)
             given = self.tokenizer.encode(pair.prompt + ("\n" + pair.prefix if pair.prefix else "\n"))
-            if given and given[-1] == self.tokenizer.eos_token_id and not self.config.is_encoder_decoder:
+            if given and given[-1] in self.stop_ids and not self.config.is_encoder_decoder:
                 given = given[:-1]
             return given[-limit:] if limit else given, self._plain(pair.response)
         system, turns = _conversation(record)

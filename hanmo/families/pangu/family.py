@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from types import ModuleType
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.pangu import legacy
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
 from hanmo.families.pangu.tokenization import PanguTokenizer
+from hanmo.families.stops import CONFIG, Stop, collect
 from hanmo.records import Dialogue, Record, Text
 
 
@@ -46,6 +48,10 @@ class PanguFamily(Family):
             return []
         return [[Part((bos, *prompt, sep, *answer[:common]), False), Part(tuple(answer[common:]), True)]]
 
+    @cached_property
+    def stops(self) -> tuple[Stop, ...]:
+        return collect([(self.config.eos_token_id, CONFIG)], self.config, self.tokenizer)
+
     def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
         return causal_row(parts, self.config.eos_token_id, stop, closed)
 
@@ -53,7 +59,7 @@ class PanguFamily(Family):
         return causal_pack(rows)
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
-        return causal_prompt(context_ids, (self.config.eos_token_id,))
+        return causal_prompt(context_ids, self.stop_ids)
 
     def context(self, record: Record, limit: int) -> Context:
         """Text is continued as it is; a prompt is put as in fine-tuning, and only the prompt is cut: see ``_shown``."""

@@ -66,7 +66,7 @@ class TransformerXLFamily(Family):
         return stream_rows(documents, length, self.tokenizer.eos_token_id)
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
-        return causal_prompt(context_ids, (self.tokenizer.eos_token_id,))
+        return causal_prompt(context_ids, self.stop_ids)
 
     def context(self, record: Record, limit: int) -> Context:
         """Text is continued as it is, a prompt answered; of what is too long the end counts."""

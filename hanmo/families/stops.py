@@ -1,0 +1,89 @@
+"""What ends a reply, and which of the special ids that a model's files name are tokens of its vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+#: keys of config.json and generation_config.json that name special tokens, the one that ends texts first
+ID_KEYS = (
+    "eos_token_id",
+    "bos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A token that ends a reply, and where the model says so."""
+
+    id: int
+    sources: tuple[str, ...]
+
+
+def collect(found: Iterable[tuple[Any, str]], config: PretrainedConfig, tokenizer: Any) -> tuple[Stop, ...]:
+    """Ids with their sources as stops, each once, in order; what is no token of the vocabulary is left out."""
+    sources: dict[int, list[str]] = {}
+    for said, source in found:
+        for id_ in listed(said):
+            if is_token(id_, config, tokenizer) and source not in sources.setdefault(id_, []):
+                sources[id_].append(source)
+    return tuple(Stop(id_, tuple(places)) for id_, places in sources.items())
+
+
+def listed(said: Any) -> list[Any]:
+    """Ids as the files state them: one, several or none."""
+    return [id_ for id_ in (said if isinstance(said, list | tuple) else [said]) if id_ is not None]
+
+
+def is_token(id_: Any, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether an id has a row of the embedding and a token of the tokenizer."""
+    if not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < config.get_text_config().vocab_size:
+        return False
+    return id_ < len(tokenizer) or id_ in tokenizer.get_vocab().values()
+
+
+def said_by_config(config: PretrainedConfig, key: str) -> Any:
+    """What a configuration, or its part for text, says under a key; None if nothing."""
+    return next(
+        (said for one in (config, config.get_text_config()) if (said := getattr(one, key, None)) is not None), None
+    )
+
+
+def strangers(
+    config: PretrainedConfig, generation: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
+    """Remarks on ids that the files name and that the vocabulary does not have, which are ignored."""
+    rows = config.get_text_config().vocab_size
+    for key in ID_KEYS:
+        for place, said in ((CONFIG, said_by_config(config, key)), (GENERATION, generation.get(key))):
+            for id_ in listed(said):
+                if not is_token(id_, config, tokenizer):
+                    yield f"{place}: {key}={id_!r} is none of the {min(len(tokenizer), rows):,} tokens: ignored"
+
+
+def stated(
+    said: Mapping[str, Any], stops: Iterable[Stop], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """What generation_config.json is to say: as before, with these stops, and no id that is not in the vocabulary."""
+
+    def known(ids: Any) -> Any:
+        kept = [id_ for id_ in listed(ids) if is_token(id_, config, tokenizer)]
+        return kept if isinstance(ids, list | tuple) else (kept[0] if kept else None)
+
+    result = {key: known(value) if key in ID_KEYS else value for key, value in said.items()}
+    for key in ID_KEYS:
+        if result.get(key) is None:
+            result[key] = known(said_by_config(config, key))
+    if result["pad_token_id"] is None:
+        result["pad_token_id"] = known(tokenizer.pad_token_id)
+    ids = [stop.id for stop in stops]
+    result["eos_token_id"] = ids if len(ids) > 1 else (ids[0] if ids else None)
+    return {key: value for key, value in result.items() if value is not None and not key.startswith("_")}
