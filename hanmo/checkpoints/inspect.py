@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hanmo import families
 from hanmo.checkpoints.drafts import verify_index
@@ -28,6 +28,7 @@ from hanmo.checkpoints.opening import (
 from hanmo.checkpoints.sizes import blank_network, expected_shapes, input_embedding, settle_config
 from hanmo.errors import CheckpointError, ConfigError, VocabularyError
 from hanmo.families.base import Family
+from hanmo.families.safe_loading import safe_config, safe_tokenizer
 
 SMALL = 300_000_000  # bytes of weights that are read in full without being asked to
 SAMPLE = "你好,今天天气很好。我们一起去公园吧!"
@@ -106,7 +107,7 @@ def inspect_model(
         if original is None:
             if report.family == families.TRANSFORMERS:
                 family = families.load(families.TRANSFORMERS)
-                rows = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().vocab_size
+                rows = safe_config(path).get_text_config().vocab_size
                 _check_tokens(report, family, rows, _our_tokenizer(report, path, family))
             _check_numbers(report, weights, None)
             return report
@@ -134,7 +135,7 @@ def _describe_files(report: Report, weights: Weights) -> None:
 
 
 def _look_at_ours(report: Report, weights: Weights, family: type[Family]) -> PretrainedConfig:
-    config = family.config_class.from_pretrained(weights.path)
+    config = safe_config(weights.path, family.config_class)
     report.family, report.layout, report.config = family.name, "hanmo", _plain(config)
     expected, found = expected_shapes(family, config), {k: tuple(v.shape) for k, v in weights.ranks[0].items()}
     report.parameters = sum(torch.Size(shape).numel() for shape in expected.values())
@@ -194,7 +195,7 @@ def _plain(config: PretrainedConfig) -> dict[str, Any]:
 
 def _our_tokenizer(report: Report, path: Path, family: type[Family]) -> PreTrainedTokenizerBase | None:
     try:
-        return family.tokenizer_class.from_pretrained(path)
+        return safe_tokenizer(path, family.tokenizer_class)
     except (OSError, ValueError) as error:
         report.add("vocabulary", "fault", f"the tokenizer does not load: {str(error).splitlines()[0]}")
         return None
