@@ -26,7 +26,7 @@ from hanmo.checkpoints.opening import (
     open_tokenizer,
 )
 from hanmo.checkpoints.sizes import blank_network, expected_shapes, input_embedding, settle_config
-from hanmo.errors import CheckpointError, ConfigError, VocabularyError
+from hanmo.errors import CheckpointError, ConfigError, HanmoError, VocabularyError
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import safe_config, safe_tokenizer
 
@@ -107,7 +107,7 @@ def inspect_model(
         if original is None:
             if report.family == families.TRANSFORMERS:
                 family = families.load(families.TRANSFORMERS)
-                rows = safe_config(path).get_text_config().vocab_size
+                rows = _rows_of_transformers(report, path)
                 _check_tokens(report, family, rows, _our_tokenizer(report, path, family))
             _check_numbers(report, weights, None)
             return report
@@ -123,6 +123,15 @@ def inspect_model(
         if settled is not None:
             _check_head(report, weights, family, settled, original)
     return report
+
+
+def _rows_of_transformers(report: Report, path: Path) -> int | None:
+    """Rows of the embedding of a model of transformers; None for one that reads no text, or does not open."""
+    try:
+        return getattr(safe_config(path).get_text_config(), "vocab_size", None)
+    except HanmoError as error:
+        report.add("configuration", "fault", str(error))
+        return None
 
 
 def _describe_files(report: Report, weights: Weights) -> None:
