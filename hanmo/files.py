@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and JSON that any reader can read."""
+"""Writing files so that a reader never sees half of one, JSON that any reader can read, and names that files give."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hanmo.errors import NotANumberError
+from hanmo.errors import CheckpointError, NotANumberError
+
+LONGEST = 255  # bytes of a name that every file system takes
+_RESERVED = frozenset('<>:"/\\|?*')  # separators, drive letters, streams and patterns, of any system
+_DEVICES = {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
 
 
 @contextmanager
@@ -70,3 +74,46 @@ def _not_finite(value: Any, path: str) -> Iterator[str]:
         yield from _not_finite(item, f"{path}[{key!r}]")
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{path} is {value}"
+
+
+def plain_name(name: object, source: str | Path) -> str:
+    """The name of a file or folder that a file gives: one component, and the same one on every system.
+
+    Nothing that a file says may lead out of the folder that it speaks of, so every such name goes through here.
+
+    Args:
+        source: the file that says it, for the message.
+
+    Raises:
+        CheckpointError: no text, empty, a path, ``..``, or with characters that are special somewhere.
+    """
+    if not isinstance(name, str) or not name:
+        problem = "is no name of a file"
+    elif name.rstrip(" .") != name:  # Windows drops them; . and .. are no names anywhere
+        problem = "ends in a dot or a space"
+    elif special := "".join(sorted(_RESERVED & set(name))):
+        problem = f"holds {special}"
+    elif not name.isprintable():
+        problem = "holds characters that cannot be seen"
+    elif name.split(".")[0].rstrip(" ").lower() in _DEVICES:
+        problem = "is a device on Windows"
+    elif len(name.encode()) > LONGEST:
+        problem = f"is longer than {LONGEST} bytes"
+    else:
+        return name
+    raise CheckpointError(f"{source}: {str(name)[:80]!r} {problem}; expected the plain name of a file beside it")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content

@@ -51,6 +51,7 @@ from hanmo.checkpoints.writing import (
 )
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
 from hanmo.families.base import Family
+from hanmo.families.safe_loading import safe_tokenizer
 from hanmo.files import write_text
 
 FORMS = ("hanmo", "hf", "original")
@@ -202,7 +203,7 @@ def _copy_vocabulary(content: Source, source: Path, vocab: str | Path | None, fo
     """The vocabulary beside original weights, where there is one to be found."""
     name = content.family.tokenizer_class.vocab_files_names["vocab_file"]
     if content.original is None:
-        content.family.tokenizer_class.from_pretrained(source).save_vocabulary(str(folder))
+        safe_tokenizer(source, content.family.tokenizer_class).save_vocabulary(str(folder))
     elif vocab is not None or (source / name).is_file():
         _tokenizer(content, source, vocab).save_vocabulary(str(folder))
 
@@ -233,7 +234,7 @@ def _safetensors(tensors: dict[str, Stored], content: Source, order: _Order) -> 
 
 def _tokenizer(content: Source, source: Path, vocab: str | Path | None) -> PreTrainedTokenizerBase:
     if content.original is None:
-        return content.family.tokenizer_class.from_pretrained(source)
+        return safe_tokenizer(source, content.family.tokenizer_class)
     tokenizer = open_tokenizer(content.original, vocab)
     if content.config is not None:
         check_vocabulary(content.family, content.config.vocab_size, tokenizer, str(source))

@@ -41,6 +41,8 @@ class Draft:
         if index.is_file():
             self.files = read_json(index)["files"]
         folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink() or any(item.is_symlink() for item in folder.rglob("*")):
+            raise CheckpointError(f"{folder}: holds links, which a conversion never makes; remove it and begin again")
         for half in folder.rglob(".*.tmp"):  # of a process that was killed
             half.unlink()
         write_text(folder / _JOB, json.dumps({"job": job, "process": os.getpid()}, indent=2) + "\n")

@@ -10,7 +10,6 @@ Only indexes are read here: tensors are memory-mapped.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from hanmo.checkpoints.reading import read_pickle, read_safetensors, sniff
 from hanmo.errors import CheckpointError
+from hanmo.files import plain_name, read_json
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _TRACKERS = (TRACKER, "latest")  # the second is DeepSpeed's, and counts where the first is missing
@@ -107,7 +107,7 @@ def _iteration_folder(path: Path) -> Path | None:
         if not tracker.is_file():
             continue
         said = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        if said != "release" and not (said.isascii() and said.isdigit() and int(said) > 0):
+        if said != "release" and not (said.isascii() and said.isdigit() and len(said) < 20 and int(said) > 0):
             raise CheckpointError(f"{tracker}: says {said[:40]!r}, expected an iteration above 0 or 'release'")
         folder = path / said
         if said != "release" and not folder.is_dir():
@@ -230,8 +230,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map")
     for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
+        plain_name(name, index)
     return weight_map
 
 
@@ -246,17 +245,6 @@ def _merged(folder: Path, container: str, files: list[Path]) -> dict[str, Tensor
             if absent:
                 raise CheckpointError(f"{index}: {absent[0]} and {len(absent) - 1} more are in none of the shards")
     return tensors
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def _config(folder: Path) -> dict[str, Any] | None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from hanmo.checkpoints.files import read_json
 from hanmo.families.base import Family
 from hanmo.families.stops import stated
-from hanmo.files import write_text
+from hanmo.files import json_text, read_json, write_text
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
@@ -25,4 +23,4 @@ def write_generation(family: Family, folder: Path) -> None:
     """State a model's stops where transformers looks for them, beside what its own file, or configuration, said of decoding."""
     before = family.generation or GenerationConfig.from_model_config(family.config).to_diff_dict()
     said = stated(before, family.stops, family.config, family.tokenizer)
-    write_text(folder / GENERATION_CONFIG_NAME, json.dumps(said, ensure_ascii=False, indent=2) + "\n")
+    write_text(folder / GENERATION_CONFIG_NAME, json_text(said, indent=2) + "\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hanmo import families
 from hanmo.checkpoints.drafts import verify_index
@@ -28,8 +28,9 @@ from hanmo.checkpoints.opening import (
     open_tokenizer,
 )
 from hanmo.checkpoints.sizes import blank_network, expected_shapes, input_embedding, settle_config
-from hanmo.errors import CheckpointError, ConfigError, VocabularyError
+from hanmo.errors import CheckpointError, ConfigError, HanmoError, VocabularyError
 from hanmo.families.base import Family
+from hanmo.families.safe_loading import safe_config, safe_tokenizer
 from hanmo.families.stops import strangers
 
 SMALL = 300_000_000  # bytes of weights that are read in full without being asked to
@@ -110,9 +111,10 @@ def inspect_model(
         if original is None:
             if report.family == families.TRANSFORMERS:
                 family = families.load(families.TRANSFORMERS)
-                theirs = AutoConfig.from_pretrained(path, trust_remote_code=False)
+                theirs = _config_of_transformers(report, path)
+                rows = None if theirs is None else getattr(theirs.get_text_config(), "vocab_size", None)
                 tokenizer = _our_tokenizer(report, path, family)
-                _check_tokens(report, family, theirs.get_text_config().vocab_size, tokenizer)
+                _check_tokens(report, family, rows, tokenizer)
                 _check_stops(report, family, theirs, tokenizer, read_generation(path))
             _check_numbers(report, weights, None)
             return report
@@ -131,6 +133,15 @@ def inspect_model(
     return report
 
 
+def _config_of_transformers(report: Report, path: Path) -> PretrainedConfig | None:
+    """The configuration of a model of transformers; None for one that does not open."""
+    try:
+        return safe_config(path)
+    except HanmoError as error:
+        report.add("configuration", "fault", str(error))
+        return None
+
+
 def _describe_files(report: Report, weights: Weights) -> None:
     report.files = [{"name": str(file), "bytes": file.stat().st_size} for file in weights.files]
     report.ranks, report.iteration, report.layout = len(weights.ranks), weights.iteration, weights.container
@@ -141,7 +152,7 @@ def _describe_files(report: Report, weights: Weights) -> None:
 
 
 def _look_at_ours(report: Report, weights: Weights, family: type[Family]) -> PretrainedConfig:
-    config = family.config_class.from_pretrained(weights.path)
+    config = safe_config(weights.path, family.config_class)
     report.family, report.layout, report.config = family.name, "hanmo", _plain(config)
     expected, found = expected_shapes(family, config), {k: tuple(v.shape) for k, v in weights.ranks[0].items()}
     report.parameters = sum(torch.Size(shape).numel() for shape in expected.values())
@@ -201,7 +212,7 @@ def _plain(config: PretrainedConfig) -> dict[str, Any]:
 
 def _our_tokenizer(report: Report, path: Path, family: type[Family]) -> PreTrainedTokenizerBase | None:
     try:
-        return family.tokenizer_class.from_pretrained(path)
+        return safe_tokenizer(path, family.tokenizer_class)
     except (OSError, ValueError) as error:
         report.add("vocabulary", "fault", f"the tokenizer does not load: {str(error).splitlines()[0]}")
         return None

@@ -20,6 +20,7 @@ from hanmo import families
 from hanmo.checkpoints.files import ROWS, Weights
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
+from hanmo.families.safe_loading import own_code
 from hanmo.families.tables import Entry, Layout, expand
 
 
@@ -212,7 +213,8 @@ def recognise(weights: Weights) -> Original:
         fits = [fit for _, fit in tried if len(fit.missing) + len(fit.unexpected) < few]
     if not fits:
         raise CheckpointError(
-            f"{weights.path}: its {len(weights.names)} tensors ({some(weights.names)}) fit no layout that hanmo "
+            own_code(weights.folder, weights.config or {})
+            or f"{weights.path}: its {len(weights.names)} tensors ({some(weights.names)}) fit no layout that hanmo "
             f"knows as {weights.container}: {', '.join(_known(weights.container))}"
         )
     fits.sort(key=lambda fit: len(fit.missing) + len(fit.unexpected))

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from hanmo import families
-from hanmo.checkpoints.files import Weights, find_weights, read_json
+from hanmo.checkpoints.files import Weights, find_weights
 from hanmo.checkpoints.generation import read_generation
 from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.layout import Original, recognise, some
@@ -21,6 +21,8 @@ from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, Vocabul
 from hanmo.families.base import Family, OpenedModel
 from hanmo.families.int8 import to_int8
 from hanmo.families.parallel import distributed
+from hanmo.families.safe_loading import is_known_type, safe_config, safe_network, safe_tokenizer
+from hanmo.files import read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INT8 = "int8"
@@ -127,14 +129,13 @@ def _open_folder(path: Path, family: type[Family], dtype: str | None, device: to
     weights = find_weights(path)  # reads every index, so that a damaged file is named
     stored = most_common_dtype(weights)
     wanted = choose_dtype(dtype, stored, device)
-    cut: dict[str, Any] = {}
-    if ranks > 1:
-        cut = distributed(AutoConfig.from_pretrained(path, trust_remote_code=False), ranks, device)
+    config = safe_config(path, family.config_class)
+    cut = distributed(config, ranks, device) if ranks > 1 else {}
     with quiet():
-        network, info = family.network_class.from_pretrained(
-            path, dtype=wanted, output_loading_info=True, use_safetensors=weights.container == "safetensors", **cut
+        network, info = safe_network(
+            family.network_class, path, config, dtype=wanted, use_safetensors=weights.container == "safetensors", **cut
         )
-        tokenizer = family.tokenizer_class.from_pretrained(path)
+        tokenizer = safe_tokenizer(path, family.tokenizer_class)
     _require_loaded(path, info)
     check_vocabulary(family, network.config.get_text_config().vocab_size, tokenizer, str(path))
     rules = find_rules(family, path / RULES, optional=True)
@@ -179,8 +180,8 @@ def load_network(
     }
     state.update({name: torch.zeros(expected[name], dtype=dtype) for name in absent_tensors(original, config)})
     with quiet():
-        network, info = original.family.network_class.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **(cut or {})
+        network, info = safe_network(
+            original.family.network_class, None, config, state_dict=state, dtype=dtype, **(cut or {})
         )
     _require_loaded(original.weights.path, info)
     return network
@@ -283,12 +284,7 @@ def _described(what: str, stored: torch.dtype, used: str) -> str:
 
 def is_transformers_model(weights: Weights) -> bool:
     """Whether config.json beside the weights names a model type of transformers."""
-    model_type = (weights.config or {}).get("model_type")
-    try:
-        AutoConfig.for_model(str(model_type))
-    except ValueError:
-        return False
-    return True
+    return is_known_type((weights.config or {}).get("model_type"))
 
 
 @contextlib.contextmanager

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from hanmo.checkpoints.files import read_json
 from hanmo.checkpoints.layout import Original, all_families, some
 from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.base import Family
+from hanmo.files import read_json
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from hanmo.checkpoints.files import Weights, find_weights
 from hanmo.checkpoints.layout import Original, recognise
@@ -19,6 +19,7 @@ from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_conf
 from hanmo.checkpoints.streams import Stored, in_blocks
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
+from hanmo.families.safe_loading import safe_config
 from hanmo.families.tables import Entry, rows_of_a_rank
 
 
@@ -126,7 +127,7 @@ def original_source(original: Original, settled: PretrainedConfig | None, size_n
 
 
 def _our_source(path: Path, family: type[Family]) -> Source:
-    config = family.config_class.from_pretrained(path)
+    config = safe_config(path, family.config_class)
     weights = find_weights(path)
     tensors = weights.ranks[0]
     shapes = expected_shapes(family, config)
@@ -140,7 +141,7 @@ def _our_source(path: Path, family: type[Family]) -> Source:
 def _transformers_source(path: Path, family: type[Family]) -> Source:
     """A model of transformers: tensors by the names they have, as transformers itself knows which there must be."""
     weights = find_weights(path)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    config = safe_config(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.ranks[0].items()}
     return _folder_source(family, config, weights, shapes, f"{path}: {config.model_type} of transformers")
 

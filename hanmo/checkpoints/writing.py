@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hanmo.checkpoints.files import NESTED, RANK_ARGUMENTS, ROWS, TRACKER, Weights, rank_file, read_json
+from hanmo.checkpoints.files import NESTED, RANK_ARGUMENTS, ROWS, TRACKER, Weights, rank_file
 from hanmo.checkpoints.layout import Original, without_optional
 from hanmo.checkpoints.reading import read_pickle
 from hanmo.checkpoints.streams import Stored, write_torch
-from hanmo.errors import CheckpointError, UnsupportedError
+from hanmo.errors import CheckpointError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.families.tables import Entry, Layout, expand
+from hanmo.files import plain_name, read_json
 
 ORIGIN, STATE = "origin.json", "original_state.pt"
 VALUE_HEAD = "value_head"  # what the names of its tensors begin with
@@ -71,13 +72,42 @@ class Origin:
 
     @classmethod
     def read(cls, folder: Path) -> Origin | None:
-        """What ``write`` left in a folder of ours, if it did."""
-        if not (folder / ORIGIN).is_file():
+        """What ``write`` left in a folder of ours, if it did.
+
+        Raises:
+            CheckpointError: what lies there is not as ``write`` leaves it.
+        """
+        file = folder / ORIGIN
+        if not file.is_file():
             return None
         try:
-            return cls(**read_json(folder / ORIGIN), **read_pickle(folder / STATE))
+            origin = cls(**read_json(file), **read_pickle(folder / STATE))
         except TypeError as error:
-            raise CheckpointError(f"{folder / ORIGIN}: not as hanmo wrote it: {error}") from error
+            raise CheckpointError(f"{file}: not as hanmo wrote it: {error}") from error
+        origin._check(file)
+        return origin
+
+    def _check(self, file: Path) -> None:
+        """The folder may come from anybody, and what this says becomes names of files and content of pickles."""
+        kinds = [
+            ("layout", self.layout, str), ("ranks", self.ranks, int), ("prefix", self.prefix, str),
+            ("absent", self.absent, list), ("trackers", self.trackers, dict), ("config", self.config, dict | None),
+            ("state", self.state, dict), ("strangers", self.strangers, dict),
+        ]  # fmt: skip
+        wrong = [name for name, value, kind in kinds if not isinstance(value, kind)]
+        if not wrong:
+            wrong = [f"tracker {name!r}" for name, text in self.trackers.items() if not isinstance(text, str)]
+            wrong += [f"tensor {name!r}" for name, one in self.strangers.items() if not isinstance(one, Tensor)]
+        if wrong:
+            raise CheckpointError(f"{file}: not as hanmo wrote it: {wrong[0][:80]} is of another kind")
+        if self.ranks < 1 or "module" in self.state or not isinstance(self.state.get("model", {}), dict):
+            raise CheckpointError(f"{file}: not as hanmo wrote it: {self.ranks} ranks, or weights in {STATE}")
+        if strange := self.trackers.keys() - set(_TRACKERS):
+            raise CheckpointError(
+                f"{file}: names the tracker file {min(strange)[:80]!r}; expected {' or '.join(_TRACKERS)}"
+            )
+        if self.folder != "":
+            plain_name(self.folder, file)
 
     def write(self, folder: Path) -> None:
         texts = {key: value for key, value in asdict(self).items() if key not in ("state", "strangers")}
@@ -111,7 +141,15 @@ def default_origin(family: type[Family], ranks: int) -> Origin:
 
 
 def layout_of(family: type[Family], name: str) -> Layout:
-    return next(layout for layout in family.legacy.LAYOUTS if layout.name == name)
+    """The family's layout of this name.
+
+    Raises:
+        CheckpointError: it has none of this name.
+    """
+    layouts = {layout.name: layout for layout in family.legacy.LAYOUTS}
+    if name not in layouts:
+        raise CheckpointError(f"{ORIGIN}: {unknown(f'layout of {family.name}', name, layouts)}")
+    return layouts[name]
 
 
 def written_entries(layout: Layout, origin: Origin, counts: Any) -> list[Entry]:

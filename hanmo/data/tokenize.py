@@ -59,6 +59,7 @@ class TokenizerPlace:
 def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
     from hanmo.checkpoints.hub import local_folder
     from hanmo.checkpoints.opening import family_of_folder  # it takes torch, which worker processes do without
+    from hanmo.families.safe_loading import safe_tokenizer
 
     path = local_folder(place.path)
     family = families.load(place.family) if place.family else family_of_folder(path)
@@ -68,10 +69,10 @@ def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
         raise VocabularyError(
             f"{path}: no model or tokenizer in it; for a vocabulary file say whose it is with --family"
         )
+    if path.is_dir():
+        return safe_tokenizer(path, family.tokenizer_class)
     try:
-        if path.is_file():
-            return family.tokenizer_class(vocab_file=str(path))
-        return family.tokenizer_class.from_pretrained(str(path))
+        return family.tokenizer_class(vocab_file=str(path))
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise VocabularyError(f"{path}: no tokenizer of {family.name}: {error}") from error
 

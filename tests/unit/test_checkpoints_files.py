@@ -141,7 +141,7 @@ def test_shards_are_joined_by_their_index(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="1 of 3 shards are missing: gone"):
             find_weights(folder)
         index.write_text(json.dumps({"weight_map": {"a": "../../secret"}}))
-        with pytest.raises(CheckpointError, match="is not the name of a file beside it"):
+        with pytest.raises(CheckpointError, match="expected the plain name of a file beside it"):
             find_weights(folder)
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from tokenizers.decoders import WordPiece
+from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import UnsupportedError

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 from transformers.cache_utils import EncoderDecoderCache
 
 from hanmo.errors import UnsupportedError
@@ -33,6 +33,8 @@ from hanmo.families.heads import (
 )
 from hanmo.families.huggingface.ranks import settle_heads, with_plan
 from hanmo.families.prenorm import check_positions
+from hanmo.families.safe_loading import own_code, safe_network
+from hanmo.files import read_json
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
@@ -275,20 +277,22 @@ class TransformersModel:
     _keep_in_fp32_modules_strict = ()  # what is not to be rounded, transformers sees to when it loads a folder
 
     @staticmethod
-    def from_pretrained(path: str, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """The model of a folder, and with ``output_loading_info`` what was missing; remote code never runs."""
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    def from_pretrained(path: Path, config: PretrainedConfig, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """The model of a folder, and what was missing; for ``safe_network``, which sees to it that no code runs."""
         auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        if type(config) not in auto._model_mapping:
+            unable = f"{path}: a model of type {config.model_type!r}, which transformers has no language model for"
+            raise UnsupportedError(own_code(path, read_json(path / "config.json")) or unable)
         if cut := kwargs.get("distributed_config"):
             kwargs["distributed_config"] = with_plan(cut, config)
-        model, info = auto.from_pretrained(path, trust_remote_code=False, output_loading_info=True, **kwargs)
+        model, info = safe_network(auto, path, config, **kwargs)
         if cut:
             settle_heads(model, cut.tp_size)
         model = adopt(model)
         if head := configured_value_head(config):
-            _load_value_head(head, Path(path), info)
+            _load_value_head(head, path, info)
             model.value_head = head.to(model.dtype)
-        return (model, info) if output_loading_info else model
+        return model, info
 
 
 def _load_value_head(head: ValueHead, folder: Path, info: dict[str, Any]) -> None:
