@@ -15,6 +15,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hanmo.checkpoints.archives import ArchiveError, look_into
+from hanmo.checkpoints.pickles import ClaimError, Claims, check_content, look_over
 from hanmo.errors import CheckpointError
 
 _PLAIN_NUMPY = re.compile(r"[<>=|]?(b1|[iuf][1248]|f16|c8|c16)")
@@ -102,19 +105,56 @@ def _allowed() -> list[Any]:
 
 
 def read_pickle(path: Path) -> Any:
-    """A ``torch.save`` file as data, its tensors memory-mapped on the CPU where its age permits.
+    """A ``torch.save`` file as data, its tensors memory-mapped on the CPU where its age and its form permit.
 
     Raises:
-        CheckpointError: empty, truncated, not a checkpoint, or asks for code.
+        CheckpointError: empty, truncated, not a checkpoint, asks for code, or claims what is not there.
     """
     is_zip = sniff(path).startswith(b"PK")
     try:
+        # Files from before torch 1.6 are not zip archives and cannot be mapped; neither can compressed ones.
+        mapped = _check_archive(path) if is_zip else _check_stream(path)
         with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "protocol 4 may not be supported": then it fails, with a reason
-            # Files from before torch 1.6 are not zip archives and cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        check_content(content, path.stat().st_size)
+        return content
     except Exception as error:  # a malformed file can make the reader fail in any way
         raise CheckpointError(f"{path}: {_reason(error, path, is_zip)}") from error
+
+
+def _check_archive(path: Path) -> bool:
+    """Whether the archive's members can be mapped; ArchiveError or ClaimError if it must not be read at all."""
+    archive = look_into(path)
+    with archive.open("data.pkl") as file:
+        claims = Claims()
+        look_over(BytesIO(file.read()), claims)
+    for storage in claims.storages.values():
+        info = archive.members.get(f"data/{storage.key}")
+        if info is not None and info.file_size != storage.nbytes:
+            raise ClaimError(
+                f"says that storage {storage.key} is {storage.numel:,} numbers of {storage.dtype}, that is "
+                f"{storage.nbytes:,} bytes, but holds {info.file_size:,}"
+            )
+    return archive.stored
+
+
+def _check_stream(path: Path) -> bool:
+    """As ``_check_archive`` for a file that is no archive: pickles one after the other, then the bytes of all storages."""
+    claims, size = Claims(), path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(1) != b"\x80":
+            raise ClaimError("is no pickle")
+        file.seek(0)
+        complete = all(look_over(file, claims) for _ in ("magic number", "protocol", "system", "content"))
+        last = Claims()
+        complete = complete and look_over(file, last)
+    claimed = sum(storage.nbytes for storage in claims.storages.values())
+    if claimed > size:
+        raise ClaimError(f"has tensors that claim {claimed:,} bytes, but the file has {size:,}")
+    if complete and (absent := sorted(claims.storages.keys() - last.texts)):
+        raise ClaimError(f"names bytes that it does not hold (storage {absent[0]})")
+    return False
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -166,6 +206,8 @@ def _reason(error: Exception, path: Path, is_zip: bool) -> str:
         return f"not a checkpoint that torch wrote: it starts with {start!r}"
     if isinstance(error, EOFError) or "unexpected EOF" in message or (is_zip and not _has_zip_index(path)):
         return f"cut short: it ends after {path.stat().st_size:,} bytes; copy or download it again"
+    if isinstance(error, ArchiveError | ClaimError):
+        return f"not as torch writes checkpoints, and refused: it {message}"
     # torch wraps the reason in advice to switch the protection off, which we do not pass on
     said = message.split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
     return f"damaged, or not a checkpoint that torch wrote: {said.splitlines()[0]}"

@@ -1,0 +1,283 @@
+"""What a pickle of tensors claims, found out without building anything.
+
+torch's restricted unpickler runs nothing, but it builds whatever it is told: a tuple of two references to a tuple of two
+references, sixty deep, takes a few hundred bytes and, as the key of a dict, years; a tensor may claim more numbers than
+there are bytes. ``look_over`` follows the same opcodes on a stack of what they would make, and refuses what cannot be
+honest. An opcode that torch does not know ends the look: there torch refuses the file itself.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from hanmo.checkpoints.archives import SLACK
+
+_UNFOLDED = 10_000_000  # objects that a file may stand for, each counted as often as it is referred to
+_DEPTH = 100  # of containers in containers
+_WIDE = 10_000  # whole numbers above 64 bits: as keys they can be chosen so that all fall together
+_CLAIMED = 16  # times the size of the file: tensors may share their bytes, a few with each other
+_REBUILD = "torch._utils._rebuild_tensor"
+_FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
+_CALLED = {  # of torch
+    *(f"{_REBUILD}{version}" for version in ("", "_v2", "_v3")),
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    _FROM_TYPE,
+    "torch.nn.parameter.Parameter",
+    "torch.serialization._get_layout",
+    "torch.Size",
+    "torch.device",
+}
+_NAMED = {"torch.Tensor", *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype))}
+_FIXED = {b"J": 4, b"K": 1, b"M": 2, b"G": 8}
+_PUSHED = {b"N": None, b"\x88": True, b"\x89": False, b")": (), b"]": None, b"}": None, b"\x8f": None, **_FIXED}
+_TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
+
+
+class ClaimError(ValueError):
+    """Why a pickle is not built."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The bytes of tensors as a pickle names them: a key, and what it says of them."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Global:
+    name: str
+
+
+@dataclass(slots=True)
+class _Made:
+    """What an opcode makes: its value where it is a plain one, and how large it is with all that it refers to."""
+
+    value: Any = None
+    size: int = 1
+    depth: int = 0
+
+
+@dataclass
+class Claims:
+    """What the pickles of a file claim.
+
+    Attributes:
+        storages: by key.
+        texts: all strings; the keys of the storages that follow are among them in files from before torch 1.6.
+    """
+
+    storages: dict[str, Storage] = field(default_factory=dict)
+    texts: set[str] = field(default_factory=set)
+    unfolded: int = 0
+    wide: int = 0
+
+
+def look_over(file: BinaryIO, claims: Claims) -> bool:
+    """Follow one pickle of a file to its end and add what it claims; False if torch will refuse it.
+
+    Raises:
+        ClaimError: it claims what cannot be honest.
+    """
+    try:
+        _Look(file, claims).run()
+    except (IndexError, KeyError, EOFError, TypeError, UnicodeDecodeError, struct.error, pickle.UnpicklingError):
+        return False
+    return True
+
+
+class _Look:
+    """A pickle machine whose objects are ``_Made``; like torch's, it has a new stack for each mark."""
+
+    def __init__(self, file: BinaryIO, claims: Claims):
+        self.file, self.claims = file, claims
+        self.stack: list[_Made] = []
+        self.marked: list[list[_Made]] = []
+        self.memo: dict[int, _Made] = {}
+
+    def run(self) -> None:
+        read = self.file.read
+        while (code := read(1)) != b".":
+            if code in _PUSHED:
+                self.stack.append(_Made(self.number(code) if code in _FIXED else _PUSHED[code]))
+            elif code == b"q":
+                self.memo[read(1)[0]] = self.stack[-1]
+            elif code == b"r":
+                self.memo[struct.unpack("<I", read(4))[0]] = self.stack[-1]
+            elif code in (b"h", b"j"):
+                self.refer(self.memo[read(1)[0] if code == b"h" else struct.unpack("<I", read(4))[0]])
+            elif code in (b"X", b"U"):
+                self.text(code)
+            elif code == b"(":
+                self.marked.append(self.stack)
+                self.stack = []
+            elif code in _TUPLES:
+                count = _TUPLES[code]
+                self.stack[-count:] = [self.tuple_of([self.stack[place] for place in range(-count, 0)])]
+            elif code == b"t":
+                self.stack.append(self.tuple_of(self.pop_mark()))
+            elif code in (b"a", b"b"):
+                self.stack.pop()
+                self.stack[-1]  # noqa: B018 (must be there)
+            elif code == b"s":
+                del self.stack[-2:]
+            elif code in (b"e", b"u"):
+                self.pop_mark()
+            elif code in (b"R", b"\x81"):
+                arguments, function = self.stack.pop(), self.stack.pop()
+                self.call(function.value, arguments.value)
+                shape = arguments.value[0] if function.value == _Global("torch.Size") else None
+                self.stack.append(_Made(shape, arguments.size + 1, arguments.depth + 1))
+            elif code == b"c":
+                self.ask()
+            elif code == b"Q":
+                self.stack.append(_Made(self.storage(self.stack.pop().value)))
+            elif code == b"\x8a":
+                self.long(read(read(1)[0]))
+            elif code == b"\x80":
+                read(1)[0]
+            else:
+                raise pickle.UnpicklingError("an opcode that torch does not know")
+
+    def number(self, code: bytes) -> int | float:
+        data = self.file.read(_FIXED[code])
+        if len(data) < _FIXED[code]:
+            raise EOFError
+        return struct.unpack(">d", data)[0] if code == b"G" else int.from_bytes(data, "little", signed=code == b"J")
+
+    def long(self, data: bytes) -> None:
+        self.stack.append(_Made(int.from_bytes(data, "little", signed=True)))
+        self.claims.wide += len(data) > 9
+        if self.claims.wide > _WIDE:
+            raise ClaimError(f"holds more than {_WIDE:,} whole numbers of over 64 bits")
+
+    def text(self, code: bytes) -> None:
+        length = struct.unpack("<I", self.file.read(4))[0] if code == b"X" else self.file.read(1)[0]
+        data = self.file.read(length)
+        if len(data) < length:
+            raise EOFError
+        value = str(data, "utf-8", "surrogatepass") if code == b"X" else data.decode("latin-1")
+        self.stack.append(_Made(value))
+        self.claims.texts.add(value)
+
+    def refer(self, made: _Made) -> None:
+        self.claims.unfolded += made.size
+        if self.claims.unfolded > _UNFOLDED:
+            raise ClaimError(f"stands for more than {_UNFOLDED:,} objects, by naming the same ones again and again")
+        self.stack.append(made)
+
+    def pop_mark(self) -> list[_Made]:
+        items, self.stack = self.stack, self.marked.pop()
+        return items
+
+    def tuple_of(self, items: list[_Made]) -> _Made:
+        depth = 1 + max((item.depth for item in items), default=0)
+        if depth > _DEPTH:
+            raise ClaimError(f"holds tuples in tuples, more than {_DEPTH} deep")
+        return _Made(tuple(item.value for item in items), 1 + sum(item.size for item in items), depth)
+
+    def ask(self) -> None:
+        module, name = (self.file.readline()[:-1].decode("utf-8") for _ in range(2))
+        full = f"{module}.{name}"
+        if full.startswith("torch.") and full not in _CALLED | _NAMED and not name.endswith("Storage"):
+            raise ClaimError(f"asks for {full}, which weights do not need; hanmo reads dense tensors and plain data")
+        self.stack.append(_Made(_Global(full)))
+
+    def storage(self, said: Any) -> Storage | None:
+        """What a reference to a storage says: ("storage", its class, key, device, numbers, and before 1.6 a view)."""
+        if not isinstance(said, tuple) or len(said) < 5 or not isinstance(said[1], _Global):
+            return None
+        kind, key, numel = said[1].name.rpartition(".")[2], said[2], said[4]
+        if not isinstance(key, str) or type(numel) is not int or not hasattr(torch, kind):
+            return None
+        dtype = torch.uint8 if kind == "UntypedStorage" else getattr(torch, kind).dtype
+        claimed = Storage(key, dtype, numel)
+        if self.claims.storages.setdefault(key, claimed) != claimed or numel < 0:
+            raise ClaimError(f"says two things of the same bytes (storage {key})")
+        view = said[5] if len(said) > 5 else None
+        return claimed if view is None else Storage(key, dtype, view[2])
+
+    def call(self, function: Any, arguments: Any) -> None:
+        """What is called with what: a tensor must lie inside its storage, and nothing makes much out of little."""
+        name = function.name if isinstance(function, _Global) else ""
+        if name.startswith("torch.") and name not in _CALLED:
+            raise ClaimError(f"asks for a new {name}, whose numbers are not in the file")
+        if name == _FROM_TYPE:
+            self.call(arguments[0], arguments[2])
+        elif name.startswith(_REBUILD):
+            _check_inside(arguments)
+        elif name == "_codecs.encode" and arguments[1:] not in (("latin1",), ("latin-1",)):
+            raise ClaimError("asks for a conversion of text that no checkpoint needs")
+        elif name.endswith("bytearray") and any(isinstance(said, int) for said in arguments or ()):
+            raise ClaimError("asks for bytes that are not in the file")
+
+
+def _check_inside(arguments: Any) -> None:
+    if not isinstance(arguments, tuple) or len(arguments) < 4 or not isinstance(arguments[0], Storage):
+        raise ClaimError("holds a tensor without a storage")
+    storage, offset, shape, strides = arguments[:4]
+    numbers = (offset, *(shape or ()), *(strides or ())) if isinstance(shape, tuple) else (None,)
+    if any(type(number) is not int or number < 0 for number in numbers) or len(shape) != len(strides or ()):
+        raise ClaimError("holds a tensor whose shape is not made of numbers")
+    reach = offset + sum((size - 1) * stride for size, stride in zip(shape, strides or (), strict=True)) + 1
+    if 0 not in shape and reach > storage.numel:
+        raise ClaimError(
+            f"holds a tensor {shape} that reaches to number {reach:,} of its storage, which has {storage.numel:,}"
+        )
+
+
+def check_content(content: Any, size: int) -> None:
+    """What was read can be walked through in time and memory that the file's ``size`` in bytes explains.
+
+    Raises:
+        ClaimError: it holds itself, is too deep, stands for too much, or its tensors are no plain ones.
+    """
+    done: dict[int, tuple[int, int, int]] = {}  # of finished ones: objects and bytes of tensors in all, and depth
+    entered: set[int] = set()
+    waiting: list[Any] = [content]
+    while waiting:
+        item = waiting[-1]
+        inner = list(_inside(item))
+        if id(item) not in entered:
+            entered.add(id(item))
+            if any(id(one) in entered and id(one) not in done for one in inner):
+                raise ClaimError("holds something that holds itself")
+            waiting += [one for one in inner if id(one) not in done]
+            if waiting[-1] is not item:
+                continue
+        waiting.pop()
+        if isinstance(item, Tensor) and (item.layout != torch.strided or item.device.type != "cpu"):
+            raise ClaimError(f"holds a tensor that is {item.layout} on {item.device}, not a dense one in memory")
+        facts = [done[id(one)] for one in inner]
+        objects, nbytes = 1 + sum(fact[0] for fact in facts), sum(fact[1] for fact in facts)
+        depth = 1 + max((fact[2] for fact in facts), default=0)
+        if objects > _UNFOLDED or depth > _DEPTH:
+            raise ClaimError(f"stands for more than {_UNFOLDED:,} objects, or lies more than {_DEPTH} deep")
+        done[id(item)] = objects, nbytes + (item.nbytes if isinstance(item, Tensor) else 0), depth
+    claimed = done[id(content)][1]
+    if claimed > _CLAIMED * size + SLACK:
+        raise ClaimError(f"has tensors that claim {claimed:,} bytes, but the file has {size:,}")
+
+
+def _inside(item: Any) -> Iterator[Any]:
+    if isinstance(item, dict):
+        yield from item.keys()
+        yield from item.values()
+    elif isinstance(item, list | tuple | set):
+        yield from item
+    if hasattr(item, "__dict__") and not isinstance(item, Tensor | type):
+        yield from vars(item).values()
