@@ -113,10 +113,12 @@ def leaks(
     train: Annotated[Path, typer.Argument(help="What the model learns from.", show_default=False)],
     held_out: Annotated[list[Path], typer.Argument(help="What it is tested on.", show_default=False)],
     near: Annotated[float, typer.Option(help="Similarity of whole records that counts; 1: only the same.")] = 0.8,
-    long: Annotated[int, typer.Option(help="Characters from which the same answer counts.", min=1)] = 12,
+    long: Annotated[int, typer.Option(help="Characters from which a text counts wherever it stands.", min=1)] = 12,
     as_json: Json = False,
 ) -> None:
     """Check that nothing of a test or development file lies in the training file; exit code 1 if something does.
+
+    A question is found in every form of record: as a prompt, a turn of a dialogue, an answer, or inside a text.
 
     \b
     Example:
@@ -135,9 +137,8 @@ def leaks(
 def _show_leaks(result: dict[str, Any]) -> None:
     print(f"{result['held_out']:,} held-out records against {result['learned']:,} to learn from")
     for leak in result["found"][:20]:
-        print(
-            f"{leak['where']}: {leak['kind']} as in {leak['learned']} ({leak['similarity']:.2f}): {leak['text'][:60]!r}"
-        )
+        what = leak["kind"] + (f" ({leak['form']})" if leak["form"] else "")
+        print(f"{leak['where']}: {what} in {leak['learned']} ({leak['similarity']:.2f}): {leak['text'][:60]!r}")
     count = result["records_with_leaks"]
     print(f"{count:,} records leak" if count else "no leaks")
 

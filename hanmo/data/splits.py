@@ -5,10 +5,10 @@ Adding data never moves a record, the same text never lies in two splits, and se
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from hanmo.data.folding import folded
 from hanmo.errors import ConfigError
 from hanmo.records import Dialogue, Record, Text
 
@@ -35,16 +35,6 @@ class Shares:
             return "train"
         place = fingerprint(key) / 2**64
         return "test" if place < self.test else "dev" if place < self.test + self.dev else "train"
-
-
-def folded(text: str) -> str:
-    """A text reduced to what tells it from others: width, case, white space and punctuation do not.
-
-    >>> folded("你好，ＡＢＣ！ 再见")
-    '你好abc再见'
-    """
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(filter(str.isalnum, plain)) or "".join(plain.split())
 
 
 def fingerprint(text: str) -> int:

@@ -81,7 +81,9 @@ def test_planted_leak_is_found_with_both_places(record: Record, kind: str, tmp_p
 
 def test_nearly_the_same_record_is_found(tmp_path: Path) -> None:
     text = "春天来了，万物复苏，小草从泥土里探出头来，河边的柳树也抽出了嫩绿的新芽，孩子们在田野里奔跑嬉戏。"
-    train = _file(tmp_path, "train.jsonl", [Text("别的一段文字，讲的是另外一件事情。"), Text(text + "真美！")])
+    train = _file(
+        tmp_path, "train.jsonl", [Text("别的一段文字，讲的是另外一件事情。"), Text(text.replace("小草", "嫩草"))]
+    )
     test = _file(tmp_path, "test.jsonl", [Text(text)])
     (leak,) = find_leaks([train], [test]).found
     assert leak.kind == "nearly the same" and leak.learned == f"{train}:2" and 0.8 <= leak.similarity < 1
@@ -99,3 +101,72 @@ def test_short_answers_come_again_without_being_leaks(tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [Dialogue(("今天吃什么", "好的"))])
     test = _file(tmp_path, "test.jsonl", [Dialogue(("明天几点起床", "好的"))])
     assert find_leaks([train], [test]).found == []
+
+
+QUESTION, REPLY = "春天的夜里为什么常常下雨呢", "因为冷空气和暖空气在这时相遇"
+ASKED: list[Record] = [
+    PromptResponse(QUESTION, "答案另说"),
+    Dialogue((QUESTION, "答案另说")),
+    Dialogue(("你在忙什么", "没什么", QUESTION, "答案另说")),
+    ScoredAnswers(QUESTION, (("答案另说", 1.0),), history=("你在忙什么", "没什么")),
+]
+LEARNED: list[tuple[Record, str]] = [
+    (PromptResponse(QUESTION + "？", "不一样的回答"), "asked"),
+    (Dialogue((QUESTION, "不一样的回答")), "asked"),
+    (Dialogue(("我想问一件事", "请说", QUESTION, "不一样的回答")), "another turn"),
+    (Dialogue((QUESTION, "不一样的回答", "谢谢", "不客气")), "another turn"),
+    (ScoredAnswers("写一个关于天气的问题", (("好", 1.0), (QUESTION, 0.0))), "another turn"),
+    (Dialogue(("写一个关于天气的问题", QUESTION)), "another turn"),
+    (Text(f"书上写道：“{QUESTION}？”没有人知道。"), "inside"),
+    (PromptResponse(f"请回答下面的问题。{QUESTION}？", "不一样的回答"), "inside"),
+]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=lambda record: type(record).__name__)
+@pytest.mark.parametrize(("learned", "form"), LEARNED)
+def test_a_question_is_found_in_every_form_of_record(asked: Record, learned: Record, form: str, tmp_path: Path) -> None:
+    train = _file(tmp_path, "train.jsonl", [*TRAIN, learned, *TRAIN[:3]])
+    (leak,) = find_leaks([train], [_file(tmp_path, "test.jsonl", [asked])], near=None).found
+    alone = isinstance(asked, PromptResponse) or (isinstance(asked, Dialogue) and len(asked.turns) == 2)
+    expected = ("the same" if alone else "another turn") if form == "asked" else form
+    assert (leak.learned, leak.form, leak.text) == (f"{train}:51", expected, QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("learned", "form"),
+    [
+        (PromptResponse("另一个提问", REPLY), "the same"),
+        (PromptResponse(REPLY, "为什么这样说"), "another turn"),
+        (Dialogue(("说一句话", REPLY, "为什么这样说", "不知道")), "another turn"),
+        (Text(f"我们都知道，{REPLY}。后来就下雨了。"), "inside"),
+    ],
+)
+def test_an_answer_is_found_on_the_other_side_and_inside(learned: Record, form: str, tmp_path: Path) -> None:
+    train = _file(tmp_path, "train.jsonl", [*TRAIN, learned])
+    test = _file(tmp_path, "test.jsonl", [PromptResponse("完全不同的提问", REPLY)])
+    (leak,) = find_leaks([train], [test], near=None).found
+    assert (leak.kind, leak.learned, leak.form) == ("answer", f"{train}:51", form)
+
+
+def test_the_context_of_a_reply_is_found_in_a_dialogue_that_goes_on(tmp_path: Path) -> None:
+    turns = ("今天想吃点什么呀", "想吃火锅", "那我们几点去", "六点", "好的", "到时候见")
+    train = _file(tmp_path, "train.jsonl", [Dialogue(turns)])
+    test = _file(tmp_path, "test.jsonl", [Dialogue((*turns[:3], "七点"))])
+    (leak,) = find_leaks([train], [test], near=None).found
+    assert (leak.kind, leak.form) == ("context", "inside")
+
+
+def test_short_questions_come_again_in_dialogues_without_being_leaks(tmp_path: Path) -> None:
+    train = _file(tmp_path, "train.jsonl", [Dialogue(("我要走了", "为什么呢", "有事", "好")), Text("他问我为什么呢。")])
+    test = _file(tmp_path, "test.jsonl", [Dialogue(("我不去", "随你", "为什么呢", "没空"))])
+    assert find_leaks([train], [test], near=None).found == []
+
+
+def test_many_texts_are_found_across_the_borders_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hanmo.data.leaks.BATCH", 100)
+    monkeypatch.setattr("hanmo.data.passages._BLOCK", 16)
+    lines = [f"第{n}章讲的是一个名叫{n:04d}的人的故事" for n in range(200)]
+    train = _file(tmp_path, "train.jsonl", [Text("。".join(lines[n : n + 10])) for n in range(0, 200, 10)])
+    test = _file(tmp_path, "test.jsonl", [PromptResponse(line, "好") for line in lines[::7]])
+    leaks = find_leaks([train], [test], near=None)
+    assert [leak.learned for leak in leaks.found] == [f"{train}:{n // 10 + 1}" for n in range(0, 200, 7)]

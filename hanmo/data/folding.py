@@ -1,0 +1,76 @@
+"""What counts as the same text: width, case, white space and punctuation do not tell texts apart, symbols do.
+
+Unicode's general categories decide. Letters, marks, numbers and symbols (S*: + × ÷ < = ° $, emoji) stay; separators,
+control and format characters and punctuation (P*) go. Signs and operators that Unicode counts as punctuation stay too:
+
+- a hyphen before a digit (-5℃), a dash between digits (3–5), a hyphen between letters of which one is Latin (x-y);
+- ``.`` ``,`` ``:`` between digits (3.5, 1,000, 3:2); ``%`` ``‰`` ``′`` ``/`` after a digit (50%, 6/天);
+- ``* / \\ & @ _`` between letters or digits of which one is Latin or a digit (a*b, km/h, R&D); ``#`` after a Latin
+  letter (C#); ``!`` before ``=``.
+
+White space, brackets and quotation marks are gone before that is asked: (-3) * 2 is -3*2.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_LATIN = "0-9a-zß-öø-ɏ"  # and digits
+_OTHER = r"[^\W_]"  # a letter or a digit of any script
+_HYPHEN = r"\-‐‑–−"
+_EMOJI = "\u2190-\u2bff\U0001f000-\U0001fbff"
+_TAGS = "\U000e0020-\U000e007f"  # spell the region of a flag
+_ASKED = r".,:%‰‱′/*\\&@_#!—―〜\u200d" + _TAGS + _HYPHEN.replace("−", "")  # stays or goes by what is beside it
+
+
+def _between_latin(sign: str) -> str:
+    """``sign`` between letters or digits, one of which is Latin or a digit."""
+    return f"(?<=[{_LATIN}]){sign}(?={_OTHER})|(?<={_OTHER}){sign}(?=[{_LATIN}])"
+
+
+_SIGNS = re.compile(
+    rf"(?=[{_ASKED}−])(?:(?P<hyphen>(?<![{_HYPHEN}—])[{_HYPHEN}](?=\d)|(?<=\d)[—―〜](?=\d)|"
+    + _between_latin(f"[{_HYPHEN}]")
+    + r")|(?P<kept>(?<=\d)[.,:]{1,3}(?=\d)|(?<=\d)(?:[%‰‱/]|′+)|(?<=[a-z])#+|!(?==)|"
+    + "|".join(map(_between_latin, (r"[*/\\&]{1,2}", "[@_]")))
+    + f"|(?<=[{_EMOJI}])\u200d(?=[{_EMOJI}])|(?<=[\U0001f3f4{_TAGS}])[{_TAGS}])|[{_ASKED}])"
+)
+_ASKED_FIRST = re.compile(f"[{_ASKED}]")
+
+
+class _Going(dict[int, int | None]):
+    """For ``str.translate``: None for a character that goes wherever it stands, itself for any other."""
+
+    def __missing__(self, code: int) -> int | None:
+        character = chr(code)
+        category = unicodedata.category(character)
+        selector = 0xFE00 <= code < 0xFE10 or 0xE0100 <= code < 0xE01F0  # how a character is drawn
+        goes = category[0] in "PZ" or category in ("Cc", "Cf", "Cs") or selector
+        self[code] = None if goes and not _ASKED_FIRST.match(character) else code
+        return self[code]
+
+
+_going = _Going()
+
+
+def folded(text: str) -> str:
+    """A text reduced to what tells it from others; of a text of punctuation alone all but the white space.
+
+    >>> folded("你好，ＡＢＣ！ 再见"), folded("(−3) × 2 = －6。"), folded("C#"), folded("3.50 元")
+    ('你好abc再见', '-3×2=-6', 'c#', '3.50元')
+    """
+    while (once := _once(text)) != text:  # what stands side by side only now may belong together
+        text = once
+    return text
+
+
+def _once(text: str) -> str:
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return _SIGNS.sub(_sign, plain.translate(_going)) or "".join(
+        c for c in plain if unicodedata.category(c)[0] not in "ZC"
+    )
+
+
+def _sign(found: re.Match[str]) -> str:
+    return "-" if found["hyphen"] else found["kept"] or ""
