@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -24,18 +24,20 @@ from typing import Any
 import pytest
 
 _WANTED, _OUTCOMES = Path(os.environ["MUTANTS_WANTED"]), Path(os.environ["MUTANTS_OUTCOMES"])
+UNPLANTED = "cannot be planted:"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool:
     items = {item.nodeid: item for item in session.items}
+    loaded = _loaded()
     end = time.monotonic() + float(os.environ.get("MUTANTS_SECONDS", "inf"))
     for wanted in json.loads(_WANTED.read_text(encoding="utf-8")):
         if time.monotonic() > end:
             break
         started = time.monotonic()
         tests = [items[nodeid] for nodeid in wanted["tests"] if nodeid in items]
-        outcome, by = _plant(wanted, tests) if tests else ("survived", "no fast test executes it")
+        outcome, by = _plant(wanted, tests, loaded) if tests else ("survived", "no fast test executes it")
         spent = round(time.monotonic() - started, 1)
         known = {"key": wanted["key"], "outcome": outcome, "by": by, "tests": len(tests), "seconds": spent}
         with _OUTCOMES.open("a", encoding="utf-8") as file:
@@ -44,7 +46,9 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     return True
 
 
-def _plant(wanted: dict[str, Any], tests: list[pytest.Item]) -> tuple[str, str]:
+def _plant(
+    wanted: dict[str, Any], tests: list[pytest.Item], loaded: dict[tuple[str, str], list[FunctionType]]
+) -> tuple[str, str]:
     path = Path(wanted["path"])
     source, stamp = path.read_bytes(), path.stat()
     changed = source[: wanted["start"]] + wanted["text"].encode() + source[wanted["end"] :]
@@ -53,11 +57,13 @@ def _plant(wanted: dict[str, Any], tests: list[pytest.Item]) -> tuple[str, str]:
     answer.unlink(missing_ok=True)
     child = os.fork()
     if not child:
-        _test(path, changed, wanted["scope"], tests, answer)
+        _test(lambda: _replace(path.resolve(), changed, wanted["scope"], loaded), tests, answer)
     try:
         if not _ended(child, wanted["limit"]):
             return "killed", "time"
         failed = answer.read_text(encoding="utf-8") if answer.is_file() else "the process ended"
+        if failed.startswith(UNPLANTED):
+            return "invalid", failed
         return ("killed", failed) if failed else ("survived", "all tests pass")
     finally:
         path.write_bytes(source)
@@ -77,11 +83,11 @@ def _ended(child: int, limit: float) -> bool:
     return ended
 
 
-def _test(path: Path, changed: bytes, scope: str, tests: list[pytest.Item], answer: Path) -> None:
+def _test(replace: Callable[[], None], tests: list[pytest.Item], answer: Path) -> None:
     """In the child: the tests until one fails, whose name is the answer; never returns."""
     os.setpgid(0, 0)
     try:
-        _replace(path.resolve(), changed, scope)
+        replace()
         silence = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(silence, stream)
@@ -93,7 +99,9 @@ def _test(path: Path, changed: bytes, scope: str, tests: list[pytest.Item], answ
                 failed = item.nodeid
                 break
         answer.write_text(failed, encoding="utf-8")
-    except BaseException as error:
+    except _UnplantedError as error:
+        answer.write_text(f"{UNPLANTED} {error}", encoding="utf-8")
+    except BaseException as error:  # also what a test lets through, such as SystemExit
         answer.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
     finally:
         os._exit(0)
@@ -105,22 +113,36 @@ def _reports(item: pytest.Item, following: pytest.Item | None) -> list[pytest.Te
     return runtestprotocol(item, log=False, nextitem=following)
 
 
-def _replace(path: Path, changed: bytes, scope: str) -> None:
+def _loaded() -> dict[tuple[str, str], list[FunctionType]]:
+    """The functions that are loaded, by file and qualified name, wherever they have been imported to."""
+    found: dict[tuple[str, str], list[FunctionType]] = {}
+    for one in gc.get_objects():
+        if type(one) is FunctionType:
+            found.setdefault((one.__code__.co_filename, one.__code__.co_qualname), []).append(one)
+    return found
+
+
+def _replace(path: Path, changed: bytes, scope: str, loaded: dict[tuple[str, str], list[FunctionType]]) -> None:
     """Give every loaded function of this name in this file the code that the changed file has for it.
 
+    A file that no test imports at its beginning is read when one needs it, with the fault.
+
     Raises:
-        LookupError: there is no such function: the fault would not be planted.
+        _UnplantedError: there is no such function, or the fault takes away a variable of the function around it.
     """
     code = next((one for one in _codes(compile(changed, str(path), "exec")) if one.co_qualname == scope), None)
-    loaded = [
-        one for one in gc.get_objects()
-        if isinstance(one, FunctionType) and one.__code__.co_qualname == scope
-        and Path(one.__code__.co_filename).resolve() == path
-    ]  # fmt: skip
-    if code is None or not loaded:
-        raise LookupError(f"{path}: no function {scope}")
-    for function in loaded:
-        function.__code__ = code
+    functions = loaded.get((str(path), scope), [])
+    if code is None or (not functions and any(file == str(path) for file, _ in loaded)):
+        raise _UnplantedError(f"{path}: no function {scope}")
+    try:
+        for function in functions:
+            function.__code__ = code
+    except ValueError as error:
+        raise _UnplantedError(str(error)) from error
+
+
+class _UnplantedError(Exception):
+    pass
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

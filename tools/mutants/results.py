@@ -36,6 +36,7 @@ class Results:
         rows, counts = [], []
         for part, mutants in chosen.items():
             found = [(mutant, self._known[mutant.key]) for mutant in mutants if mutant.key in self._known]
+            found = [(mutant, outcome) for mutant, outcome in found if outcome["outcome"] != "invalid"]
             killed = sum(outcome["outcome"] == "killed" for _, outcome in found)
             counts.append((part, len(found), killed))
             for mutant, outcome in sorted(found, key=lambda one: (one[1]["outcome"], one[0].path, one[0].line)):
