@@ -12,7 +12,7 @@ RANDOM_as-written =
 RANDOM_random     = --random-order --random-order-seed $(SEED)
 TESTS   = $(TESTENV) $(BIN)/python -m pytest -n 2 --dist worksteal $(RANDOM_$(ORDER))
 
-.PHONY: env demo check test test-slow bench clean
+.PHONY: env demo check test test-slow mutants bench clean
 
 env: $(VENV)/.installed
 
@@ -34,6 +34,11 @@ test: check
 
 test-slow: env
 	$(TESTS) -m "slow and not gpu"
+
+# Single faults planted in losses, rows, sampling and trainers, each shown to the fast tests of its line (hours; goes on
+# where it was stopped). make mutants MUTANTS="--count 300 --seed 2"
+mutants: env
+	$(TESTENV) $(BIN)/python -m tools.mutants $(MUTANTS)
 
 bench: env
 	$(BIN)/python -m benchmarks.run_all
