@@ -164,6 +164,7 @@ def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
     said = read_json(index)
     if said.get("hash") != HASH:
         return None
+    _check_listing(index, said.get("files"))
     compared = 0
     names = [str(file.relative_to(weights.folder)) for file in weights.files]
     for name, facts in said["files"].items():
@@ -178,6 +179,17 @@ def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
             _compare(weights.files[number], tensor_name, tensors.get(tensor_name), fact)
             compared += 1
     return compared
+
+
+def _check_listing(index: Path, files: Any) -> None:
+    """An index comes with a folder, from anybody."""
+    facts = {"dtype", "shape", "hash"}
+    listed = isinstance(files, dict) and all(isinstance(one, dict) for one in files.values())
+    tensors = [one.get("tensors") for one in files.values()] if listed else [None]
+    if not all(isinstance(one, dict) for one in tensors) or not all(
+        isinstance(fact, dict) and fact.keys() >= facts for one in tensors for fact in one.values()
+    ):
+        raise CheckpointError(f"{index}: not as a conversion writes it; remove it, or convert again")
 
 
 def _compare(file: Path, name: str, tensor: torch.Tensor | None, fact: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KINDS = ("text", "dialogue", "pair")
+DTYPES = ("uint16", "uint32")  # of ids
 ABOUT, IDS, PARTS, DOCUMENTS, KIND = "store.json", "ids.bin", "parts.bin", "documents.bin", "kinds.bin"
 _PROBE = "你好，世界！Hello, World 2024\n　全角ＡＢＣ１２３ “引号” ①②③ 繁體字 😀 #标签# @某人"
 
@@ -154,10 +155,13 @@ def _read_about(folder: Path) -> About:
         raise RecordError(path, 0, "the store is unfinished; run the same command again" if parts else "no store here")
     try:
         about = About(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise RecordError(path, 0, f"damaged store: {error}") from None
     if about.format != FORMAT:
         raise RecordError(path, 0, f"store format {about.format}; this hanmo reads {FORMAT}")
+    counts = (about.documents, about.parts, about.tokens)
+    if about.dtype not in DTYPES or not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise RecordError(path, 0, f"damaged store: {counts} documents, parts and tokens in {about.dtype!r}")
     return about
 
 
