@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hanmo.checkpoints.reading import read_pickle, read_safetensors, sniff
 from hanmo.errors import CheckpointError
+from hanmo.families.untrusted import check_counts
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _TRACKERS = (TRACKER, "latest")  # the second is DeepSpeed's, and counts where the first is missing
@@ -86,17 +87,20 @@ def find_weights(path: str | Path) -> Weights:
         if _RANK_FILE.fullmatch(path.name):
             return find_weights(path.parent)
         if path.suffix == ".safetensors":
-            return Weights(path, "safetensors", [path], [read_safetensors(path)], config=_config(path.parent))
+            tensors = read_safetensors(path)
+            return Weights(path, "safetensors", [path], [tensors], config=_config(path.parent, tensors))
         if path.name == _NESTED_FILE and _RANK_FOLDER.fullmatch(path.parent.name):
             return find_weights(path.parent.parent)
         if path.suffix == ".ckpt" and not sniff(path).startswith((b"PK", b"\x80")):
             raise CheckpointError(_mindspore(path))
-        return Weights(path, "bin", [path], [_tensors(path, read_pickle(path))], config=_config(path.parent))
+        tensors = _tensors(path, read_pickle(path))
+        return Weights(path, "bin", [path], [tensors], config=_config(path.parent, tensors))
     if folder := _iteration_folder(path):
         return _megatron(path, folder)
     for container, stem in (("safetensors", "model.safetensors"), ("bin", "pytorch_model.bin")):
         if files := _shards(path, stem):
-            return Weights(path, container, files, [_merged(path, container, files)], config=_config(path))
+            tensors = _merged(path, container, files)
+            return Weights(path, container, files, [tensors], config=_config(path, tensors))
     raise CheckpointError(_nothing_here(path))
 
 
@@ -163,7 +167,8 @@ def _megatron(path: Path, folder: Path) -> Weights:
         )
     ranks = [tensors[rank] for rank in range(count)]
     files = [found[rank] for rank in range(count)]
-    return Weights(path, container, files, ranks, states[0], iteration, _config(folder) or _config(path))
+    config = _config(folder, ranks[0]) or _config(path, ranks[0])
+    return Weights(path, container, files, ranks, states[0], iteration, config)
 
 
 def _parted(path: Path, content: Any, container: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -252,16 +257,20 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of text, of JSON, of numbers with too many digits, of depth
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
+def _config(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
     path = folder / "config.json"
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    config = read_json(path)
+    check_counts(config, len(tensors), path)
+    return config
 
 
 def _nothing_here(path: Path) -> str:

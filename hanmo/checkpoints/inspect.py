@@ -28,6 +28,7 @@ from hanmo.checkpoints.opening import (
 from hanmo.checkpoints.sizes import blank_network, expected_shapes, input_embedding, settle_config
 from hanmo.errors import CheckpointError, ConfigError, VocabularyError
 from hanmo.families.base import Family
+from hanmo.families.untrusted import check_tokenizer
 
 SMALL = 300_000_000  # bytes of weights that are read in full without being asked to
 SAMPLE = "你好,今天天气很好。我们一起去公园吧!"
@@ -194,6 +195,7 @@ def _plain(config: PretrainedConfig) -> dict[str, Any]:
 
 def _our_tokenizer(report: Report, path: Path, family: type[Family]) -> PreTrainedTokenizerBase | None:
     try:
+        check_tokenizer(path, family.tokenizer_class)
         return family.tokenizer_class.from_pretrained(path)
     except (OSError, ValueError) as error:
         report.add("vocabulary", "fault", f"the tokenizer does not load: {str(error).splitlines()[0]}")

@@ -15,11 +15,12 @@ from hanmo import families
 from hanmo.checkpoints.files import Weights, find_weights, read_json
 from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.layout import Original, recognise, some
-from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_config
+from hanmo.checkpoints.sizes import absent_tensors, check_size, expected_shapes, settle_config
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, unknown
 from hanmo.families.base import Family, OpenedModel
 from hanmo.families.int8 import to_int8
 from hanmo.families.parallel import distributed
+from hanmo.families.untrusted import check_pieces, check_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INT8 = "int8"
@@ -129,10 +130,12 @@ def _open_folder(path: Path, family: type[Family], dtype: str | None, device: to
     cut: dict[str, Any] = {}
     if ranks > 1:
         cut = distributed(AutoConfig.from_pretrained(path, trust_remote_code=False), ranks, device)
+    check_size(family, path, weights)
     with quiet():
         network, info = family.network_class.from_pretrained(
             path, dtype=wanted, output_loading_info=True, use_safetensors=weights.container == "safetensors", **cut
         )
+        check_tokenizer(path, family.tokenizer_class)
         tokenizer = family.tokenizer_class.from_pretrained(path)
     _require_loaded(path, info)
     check_vocabulary(family, network.config.get_text_config().vocab_size, tokenizer, str(path))
@@ -222,6 +225,8 @@ def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTo
         places = [Path(vocab) / name if Path(vocab).is_dir() else Path(vocab)]
     for place in places:
         if place.is_file():
+            if place.suffix == ".model":
+                check_pieces(place)
             try:
                 return tokenizer_class(vocab_file=str(place))
             except (ValueError, OSError, RuntimeError) as error:

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from hanmo.checkpoints.files import read_json
+from hanmo import families
+from hanmo.checkpoints.files import Weights, read_json
 from hanmo.checkpoints.layout import Original, all_families, some
 from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.base import Family
 
+_SLACK = 10_000_000  # numbers that a network may have beyond its files, however small they are
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -128,6 +130,28 @@ def blank_network(family: type[Family], config: PretrainedConfig) -> Any:
     """Our network without memory for its weights."""
     with torch.device("meta"):
         return family.network_class(config)
+
+
+def check_size(family: type[Family], path: Path, weights: Weights) -> None:
+    """Whether a folder's files can fill the network that its configuration describes: what they lack would be made.
+
+    Raises:
+        CheckpointError: it has more numbers than there are bytes.
+    """
+    ours = family.name != families.TRANSFORMERS
+    network = (
+        blank_network(family, family.config_class.from_pretrained(path)) if ours else family.network_class.blank(path)
+    )
+    described, size = (
+        sum(tensor.numel() for tensor in network.parameters()),
+        sum(f.stat().st_size for f in weights.files),
+    )
+    packed = 8 if getattr(network.config, "quantization_config", None) else 1  # numbers to a byte
+    if described > packed * size + _SLACK:
+        raise CheckpointError(
+            f"{path / 'config.json'}: describes a network of {described:,} numbers, but the files of weights have "
+            f"{size:,} bytes"
+        )
 
 
 def expected_shapes(family: type[Family], config: PretrainedConfig) -> Shapes:

@@ -275,6 +275,14 @@ class TransformersModel:
     _keep_in_fp32_modules_strict = ()  # what is not to be rounded, transformers sees to when it loads a folder
 
     @staticmethod
+    def blank(path: Path) -> Any:
+        """The network that a folder's configuration describes, without memory for its weights."""
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        with torch.device("meta"):
+            return auto.from_config(config, trust_remote_code=False)
+
+    @staticmethod
     def from_pretrained(path: str, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """The model of a folder, and with ``output_loading_info`` what was missing; remote code never runs."""
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
