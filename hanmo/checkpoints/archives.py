@@ -69,7 +69,9 @@ def look_into(path: Path) -> Archive:
                 raise ArchiveError(f"has members in its zip archive that lie over each other, at {info.filename!r}")
             place = _after(file, info)
             if place > end:
-                raise ArchiveError(f"has a member of its zip archive that reaches into the list of contents, {info.filename!r}")
+                raise ArchiveError(
+                    f"has a member of its zip archive that reaches into the list of contents, {info.filename!r}"
+                )
     size, unpacked = path.stat().st_size, sum(info.file_size for info in infos)
     if unpacked > _UNPACKED * size + SLACK:
         raise ArchiveError(f"unpacks from {size:,} to {unpacked:,} bytes, which no weights do")
@@ -123,9 +125,13 @@ def _after(file: BinaryIO, info: zipfile.ZipInfo) -> int:
         for said, listed in ((packed, info.compress_size), (unpacked, info.file_size))
     )
     if name != info.orig_filename.encode("utf-8" if flags & 0x800 else "cp437") or method != info.compress_type:
-        raise ArchiveError(f"has a member of its zip archive, {info.filename!r}, under another name or in another form than listed")
+        raise ArchiveError(
+            f"has a member of its zip archive, {info.filename!r}, under another name or in another form than listed"
+        )
     if not sizes_agree or (method == zipfile.ZIP_STORED and info.compress_size != info.file_size):
         raise ArchiveError(f"has a member of its zip archive, {info.filename!r}, of another size than listed")
     if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or flags & 1:
-        raise ArchiveError(f"has a member of its zip archive, {info.filename!r}, compressed or encrypted in a form that torch lacks")
+        raise ArchiveError(
+            f"has a member of its zip archive, {info.filename!r}, compressed or encrypted in a form that torch lacks"
+        )
     return info.header_offset + _HEADER.size + name_length + extra_length + info.compress_size

@@ -36,6 +36,7 @@ from hanmo.checkpoints.streams import (
     write_safetensors,
     write_torch,
 )
+from hanmo.checkpoints.verifying import verify_reading
 from hanmo.checkpoints.writing import (
     VALUE_HEAD,
     Origin,
@@ -104,7 +105,8 @@ def convert(
         force: write into a folder that holds something; what has nothing to do with the model stays.
         resume: continue a conversion that was interrupted, from its last finished file, and keep what is finished if
             this one is interrupted; without it nothing is kept.
-        verify: read the weights again from the disk and compare every tensor before the target appears.
+        verify: read the source a second time by another way, and what is written again from the disk, and compare
+            every tensor before the target appears.
         start: told the bytes to do before the work begins.
         progress: told the bytes that are done, a few megabytes at a time.
 
@@ -123,6 +125,8 @@ def convert(
         raise ConfigError(f"--tensor-parallel {ranks}: 1 or more, together with --to original")
     _check_target(source, target, force)
     content = find_source(source, size, config, needs_config=to != "original")
+    if verify:
+        verify_reading(find_weights(source))
     said = {"to": to, "size": size, "config": config, "vocab": vocab, "rules": rules, "dtype": dtype, "ranks": ranks}
     job = {key: None if value is None else str(value) for key, value in said.items()}
     wanted = DTYPES[dtype] if dtype else None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hanmo.checkpoints.reading import read_pickle, read_safetensors, sniff
 from hanmo.errors import CheckpointError
+from hanmo.families.untrusted import check_counts
 from hanmo.files import plain_name, read_json
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -86,17 +87,20 @@ def find_weights(path: str | Path) -> Weights:
         if _RANK_FILE.fullmatch(path.name):
             return find_weights(path.parent)
         if path.suffix == ".safetensors":
-            return Weights(path, "safetensors", [path], [read_safetensors(path)], config=_config(path.parent))
+            tensors = read_safetensors(path)
+            return Weights(path, "safetensors", [path], [tensors], config=_config(path.parent, tensors))
         if path.name == _NESTED_FILE and _RANK_FOLDER.fullmatch(path.parent.name):
             return find_weights(path.parent.parent)
         if path.suffix == ".ckpt" and not sniff(path).startswith((b"PK", b"\x80")):
             raise CheckpointError(_mindspore(path))
-        return Weights(path, "bin", [path], [_tensors(path, read_pickle(path))], config=_config(path.parent))
+        tensors = _tensors(path, read_pickle(path))
+        return Weights(path, "bin", [path], [tensors], config=_config(path.parent, tensors))
     if folder := _iteration_folder(path):
         return _megatron(path, folder)
     for container, stem in (("safetensors", "model.safetensors"), ("bin", "pytorch_model.bin")):
         if files := _shards(path, stem):
-            return Weights(path, container, files, [_merged(path, container, files)], config=_config(path))
+            tensors = _merged(path, container, files)
+            return Weights(path, container, files, [tensors], config=_config(path, tensors))
     raise CheckpointError(_nothing_here(path))
 
 
@@ -163,7 +167,8 @@ def _megatron(path: Path, folder: Path) -> Weights:
         )
     ranks = [tensors[rank] for rank in range(count)]
     files = [found[rank] for rank in range(count)]
-    return Weights(path, container, files, ranks, states[0], iteration, _config(folder) or _config(path))
+    config = _config(folder, ranks[0]) or _config(path, ranks[0])
+    return Weights(path, container, files, ranks, states[0], iteration, config)
 
 
 def _parted(path: Path, content: Any, container: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -247,9 +252,13 @@ def _merged(folder: Path, container: str, files: list[Path]) -> dict[str, Tensor
     return tensors
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
+def _config(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
     path = folder / "config.json"
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    config = read_json(path)
+    check_counts(config, len(tensors), path)
+    return config
 
 
 def _nothing_here(path: Path) -> str:

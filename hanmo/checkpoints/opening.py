@@ -16,12 +16,13 @@ from hanmo.checkpoints.files import Weights, find_weights
 from hanmo.checkpoints.generation import read_generation
 from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.layout import Original, recognise, some
-from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_config
+from hanmo.checkpoints.sizes import absent_tensors, check_size, expected_shapes, settle_config
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, unknown
 from hanmo.families.base import Family, OpenedModel
 from hanmo.families.int8 import to_int8
 from hanmo.families.parallel import distributed
 from hanmo.families.safe_loading import is_known_type, safe_config, safe_network, safe_tokenizer
+from hanmo.families.untrusted import check_pieces
 from hanmo.files import read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -130,6 +131,7 @@ def _open_folder(path: Path, family: type[Family], dtype: str | None, device: to
     stored = most_common_dtype(weights)
     wanted = choose_dtype(dtype, stored, device)
     config = safe_config(path, family.config_class)
+    check_size(family, config, weights)
     cut = distributed(config, ranks, device) if ranks > 1 else {}
     with quiet():
         network, info = safe_network(
@@ -225,6 +227,8 @@ def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTo
         places = [Path(vocab) / name if Path(vocab).is_dir() else Path(vocab)]
     for place in places:
         if place.is_file():
+            if place.suffix == ".model":
+                check_pieces(place)
             try:
                 return tokenizer_class(vocab_file=str(place))
             except (ValueError, OSError, RuntimeError) as error:

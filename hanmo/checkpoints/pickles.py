@@ -95,7 +95,16 @@ def look_over(file: BinaryIO, claims: Claims) -> bool:
     """
     try:
         _Look(file, claims).run()
-    except (IndexError, KeyError, EOFError, TypeError, UnicodeDecodeError, struct.error, pickle.UnpicklingError):
+    except (
+        AssertionError,
+        IndexError,
+        KeyError,
+        EOFError,
+        TypeError,
+        UnicodeDecodeError,
+        struct.error,
+        pickle.UnpicklingError,
+    ):
         return False
     return True
 
@@ -132,7 +141,7 @@ class _Look:
                 self.stack.append(self.tuple_of(self.pop_mark()))
             elif code in (b"a", b"b"):
                 self.stack.pop()
-                self.stack[-1]  # noqa: B018 (must be there)
+                assert self.stack  # what it is put into
             elif code == b"s":
                 del self.stack[-2:]
             elif code in (b"e", b"u"):

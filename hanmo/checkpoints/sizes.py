@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from hanmo import families
+from hanmo.checkpoints.files import Weights
 from hanmo.checkpoints.layout import Original, all_families, some
 from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.base import Family
 from hanmo.files import read_json
 
+_SLACK = 10_000_000  # numbers that a network may have beyond its files, however small they are
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -128,6 +131,24 @@ def blank_network(family: type[Family], config: PretrainedConfig) -> Any:
     """Our network without memory for its weights."""
     with torch.device("meta"):
         return family.network_class(config)
+
+
+def check_size(family: type[Family], config: PretrainedConfig, weights: Weights) -> None:
+    """Whether a folder's files can fill the network that its configuration describes: what they lack would be made.
+
+    Raises:
+        CheckpointError: it has more numbers than there are bytes.
+    """
+    ours = family.name != families.TRANSFORMERS
+    network = blank_network(family, config) if ours else family.network_class.blank(weights.path, config)
+    described = sum(tensor.numel() for tensor in network.parameters())
+    size = sum(file.stat().st_size for file in weights.files)
+    packed = 8 if getattr(config, "quantization_config", None) else 1  # numbers to a byte
+    if described > packed * size + _SLACK:
+        raise CheckpointError(
+            f"{weights.path / 'config.json'}: describes a network of {described:,} numbers, but the files of weights "
+            f"have {size:,} bytes"
+        )
 
 
 def expected_shapes(family: type[Family], config: PretrainedConfig) -> Shapes:

@@ -127,8 +127,8 @@ def original_source(original: Original, settled: PretrainedConfig | None, size_n
 
 
 def _our_source(path: Path, family: type[Family]) -> Source:
+    weights = find_weights(path)  # before the configuration, which it checks
     config = safe_config(path, family.config_class)
-    weights = find_weights(path)
     tensors = weights.ranks[0]
     shapes = expected_shapes(family, config)
     for name, shape in shapes.items():

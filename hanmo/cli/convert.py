@@ -32,7 +32,10 @@ def convert(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: the files'.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read the weights again from the disk and compare every tensor.")
+        bool,
+        typer.Option(
+            "--verify", help="Read source and target again, the source by another way, and compare every tensor."
+        ),
     ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted conversion; keep what is finished if it stops.")

@@ -18,12 +18,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, tokenizer_class_from_name
 from transformers.utils import CONFIG_NAME
 
 from hanmo.errors import CheckpointError, HanmoError, UnsupportedError, VocabularyError
+from hanmo.families.untrusted import check_tokenizer
 from hanmo.files import plain_name, read_json
 
 TOKENIZER_CONFIG, ADAPTER_CONFIG = "tokenizer_config.json", "adapter_config.json"
@@ -116,6 +118,16 @@ def safe_network(
         return network_class.from_pretrained(folder, config=config, **options)
 
 
+def safe_blank(auto_class: Any, folder: str | Path, config: PretrainedConfig) -> Any:
+    """The network of transformers that a configuration describes, on the meta device: its weights take no memory.
+
+    Raises:
+        CheckpointError: transformers cannot build it.
+    """
+    with torch.device("meta"), _asking_nothing(), _one_message(folder, "transformers cannot build it"):
+        return auto_class.from_config(config, trust_remote_code=False)
+
+
 def safe_tokenizer(folder: str | Path, tokenizer_class: Any) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder.
 
@@ -124,6 +136,7 @@ def safe_tokenizer(folder: str | Path, tokenizer_class: Any) -> PreTrainedTokeni
 
     Raises:
         VocabularyError: none there, or one that does not open.
+        CheckpointError: it takes more memory or time than any honest one.
         UnsupportedError: it needs code of its own.
     """
     folder = Path(folder)
@@ -134,8 +147,13 @@ def safe_tokenizer(folder: str | Path, tokenizer_class: Any) -> PreTrainedTokeni
     if tokenizer_class is AutoTokenizer:
         options["config"] = _config_beside(folder)
         _check_class(about, said, options["config"])
-    with _asking_nothing(), _one_message(folder, "its tokenizer does not open", VocabularyError):
-        tokenizer = tokenizer_class.from_pretrained(str(folder), **options)
+
+    def opened() -> PreTrainedTokenizerBase:
+        with _asking_nothing(), _one_message(folder, "its tokenizer does not open", VocabularyError):
+            return tokenizer_class.from_pretrained(str(folder), **options)
+
+    check_tokenizer(folder, opened)
+    tokenizer = opened()
     tokenizer.init_kwargs.pop("auto_map", None)  # or it would be written into folders without that code
     return tokenizer
 

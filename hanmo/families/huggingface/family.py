@@ -21,6 +21,7 @@ from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.huggingface import legacy
 from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.families.huggingface.stops import stops_of
+from hanmo.families.huggingface.templates import render_template
 from hanmo.families.huggingface.text import without_blanks
 from hanmo.families.stops import Stop, is_token, said_by_config
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
@@ -203,8 +204,7 @@ class HuggingfaceFamily(Family):
         return (prompt if limit is None or len(prompt) <= limit else []), self._plain(messages[-1]["content"])
 
     def _template(self, messages: list[Message], ask: bool = False) -> list[int]:
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-        return self._plain(str(text))
+        return self._plain(render_template(self.tokenizer, messages, ask))
 
     @property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -33,7 +33,7 @@ from hanmo.families.heads import (
 )
 from hanmo.families.huggingface.ranks import settle_heads, with_plan
 from hanmo.families.prenorm import check_positions
-from hanmo.families.safe_loading import own_code, safe_network
+from hanmo.families.safe_loading import own_code, safe_blank, safe_network
 from hanmo.files import read_json
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
@@ -277,12 +277,14 @@ class TransformersModel:
     _keep_in_fp32_modules_strict = ()  # what is not to be rounded, transformers sees to when it loads a folder
 
     @staticmethod
+    def blank(path: Path, config: PretrainedConfig) -> Any:
+        """The network that a folder's configuration describes, without memory for its weights."""
+        return safe_blank(_auto_class(path, config), path, config)
+
+    @staticmethod
     def from_pretrained(path: Path, config: PretrainedConfig, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """The model of a folder, and what was missing; for ``safe_network``, which sees to it that no code runs."""
-        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        if type(config) not in auto._model_mapping:
-            unable = f"{path}: a model of type {config.model_type!r}, which transformers has no language model for"
-            raise UnsupportedError(own_code(path, read_json(path / "config.json")) or unable)
+        auto = _auto_class(path, config)
         if cut := kwargs.get("distributed_config"):
             kwargs["distributed_config"] = with_plan(cut, config)
         model, info = safe_network(auto, path, config, **kwargs)
@@ -293,6 +295,19 @@ class TransformersModel:
             _load_value_head(head, path, info)
             model.value_head = head.to(model.dtype)
         return model, info
+
+
+def _auto_class(path: Path, config: PretrainedConfig) -> Any:
+    """The auto class of transformers for a configuration.
+
+    Raises:
+        UnsupportedError: the model is no language model, or needs code of its own.
+    """
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if type(config) not in auto._model_mapping:
+        unable = f"{path}: a model of type {config.model_type!r}, which transformers has no language model for"
+        raise UnsupportedError(own_code(path, read_json(path / "config.json")) or unable)
+    return auto
 
 
 def _load_value_head(head: ValueHead, folder: Path, info: dict[str, Any]) -> None:

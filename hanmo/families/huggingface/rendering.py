@@ -1,0 +1,51 @@
+"""The process in which chat templates are rendered: a request on a line of standard input, its answer on one of standard output.
+
+A template is a program of its own, and of a stranger: jinja's sandbox, which transformers uses, keeps it from files and
+attributes, but not from making a text of ten billion letters or from counting to it. This file is run by
+``templates.py`` as a script, so that neither torch nor hanmo's families are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+MEMORY = 512 << 20  # bytes; a template needs a few times the conversation's
+SECONDS = 3  # of processor time for one conversation
+LONGEST = 1 << 24  # characters of a rendered conversation
+
+
+def _answer(request: dict[str, Any]) -> dict[str, str]:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        (text,), _ = render_jinja_template(**request)
+    except MemoryError:
+        return {"limit": "memory"}
+    except RecursionError:
+        return {"error": "it calls itself without an end"}
+    except Exception as error:  # what the template says, or cannot do
+        return {"error": f"{type(error).__name__}: {error}"[:2000]}
+    return {"text": text} if len(text) <= LONGEST else {"limit": "memory"}
+
+
+def _serve() -> None:
+    import resource
+
+    import transformers.utils.chat_template_utils  # noqa: F401 (before the limits)
+
+    from hanmo.limits import limit_memory
+
+    limit_memory(MEMORY)
+    for line in sys.stdin:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = int(used.ru_utime + used.ru_stime) + SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        answer = json.dumps(_answer(json.loads(line)))
+        print(answer, flush=True)
+
+
+if __name__ == "__main__":
+    sys.path += [place for place in sys.argv[1:] if place not in sys.path]
+    _serve()

@@ -1,0 +1,156 @@
+"""Chat templates of strangers: rendered by transformers, within limits of memory and time.
+
+Most templates are a loop over the messages. One in which nothing can grow is rendered in this process; any other one in
+a process of its own (``rendering.py``), which is started once and ended when a template takes too much.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, TemplateError
+
+from hanmo.errors import CheckpointError, UnsupportedError
+from hanmo.limits import WAIT
+
+_SCRIPT = Path(__file__).with_name("rendering.py")
+_TAGS = {"for", "endfor", "if", "elif", "else", "endif", "set"}
+_FILTERS = {"trim", "length", "string"}
+_SILENT = {"whitespace", "data", "comment", "comment_begin", "comment_end", "linecomment"}
+_KINDS = {"block_begin", "variable_begin", "string"}
+_BEFORE_BRACKETS = {"raise_exception", "block_begin", "variable_begin", "if", "elif", "and", "or", "not", "in", "is"}
+_BEFORE_BRACKETS |= {"(", "[", "+", "~", "==", "!=", "<", ">", "=", ","}
+_SETS, _JOINS, _LONG = 2, 60, 1 << 16  # so that the text is at most a thousand times as long as the template
+
+
+class TemplateRefusalError(UnsupportedError):
+    """A chat template cannot render this conversation; the message is the template's own, or jinja's."""
+
+
+def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], ask: bool = False) -> str:
+    """The text of a conversation by the tokenizer's chat template, as ``apply_chat_template`` gives it.
+
+    Args:
+        messages: each with ``role`` and ``content``.
+        ask: end with what asks the assistant for an answer.
+
+    Raises:
+        TemplateRefusalError: the template refuses these messages (a role that it does not know), or has a mistake.
+        CheckpointError: it takes more memory or time than any conversation needs.
+    """
+    template = tokenizer.get_chat_template()
+    where = f"the chat template of {tokenizer.name_or_path or 'this tokenizer'}"
+    if is_plain(template) or importlib.util.find_spec("resource") is None:  # Windows has no limits
+        try:
+            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
+        except (TemplateError, TypeError, ValueError) as error:
+            raise TemplateRefusalError(f"{where} does not take this conversation: {error}") from error
+    request = {"conversations": [list(messages)], "chat_template": template, "add_generation_prompt": ask}
+    answer = _ask({**tokenizer.special_tokens_map, **request})
+    if "limit" in answer:
+        raise CheckpointError(f"{where} takes too much {answer['limit']}, which no honest one does; refused")
+    if "error" in answer:
+        raise TemplateRefusalError(f"{where} does not take this conversation: {answer['error']}")
+    return answer["text"]
+
+
+@functools.lru_cache(maxsize=64)
+def is_plain(template: str) -> bool:
+    """Whether nothing in a template can grow: its loops are not nested and carry nothing on, and few texts are joined."""
+    loops = sets = joins = 0
+    last = ""
+    try:
+        tokens = [(kind, text) for _, kind, text in Environment().lex(template) if kind not in _SILENT]
+    except TemplateError:
+        return False
+    for kind, text in tokens:
+        if last == "block_begin":
+            if text not in _TAGS:
+                return False
+            loops += {"for": 1, "endfor": -1}.get(text, 0)
+            sets += text == "set"
+        if kind == "operator":
+            joins += text in ("+", "~")
+            called = text == "(" and last not in _BEFORE_BRACKETS
+            if called or text in ("*", "**", "/", "//") or (text == "%" and last not in ("index", "index0")):
+                return False
+        if (last == "|" and text not in _FILTERS) or loops > 1:
+            return False
+        last = kind if kind in _KINDS else text
+    return sets <= _SETS and joins <= _JOINS and len(template) <= _LONG
+
+
+class _Renderer:
+    """The process that renders, of one process of ours; one request at a time."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.process = subprocess.Popen(
+            # Isolated: no module of the working folder. What this process imports from comes behind Python's own.
+            [sys.executable, "-I", str(_SCRIPT), *filter(None, sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process, which ends that one
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, str]:
+        assert self.process.stdin and self.process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], WAIT)[0]:
+            return {"limit": "time"}
+        line = self.process.stdout.readline()
+        if line.endswith(b"\n"):
+            return json.loads(line)
+        return {"limit": "time" if self.process.wait() == -24 else "memory"}  # 24: SIGXCPU
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+_lock = threading.Lock()
+_renderer: _Renderer | None = None
+
+
+def _ask(request: dict[str, Any]) -> dict[str, str]:
+    """An answer of the process that renders; after anything but a text or a refusal it is ended, and started when needed."""
+    global _renderer
+    with _lock:
+        if _renderer is None or _renderer.owner != os.getpid():  # a copy of this process does not share it
+            _renderer = _Renderer()
+        answer: dict[str, str] = {"limit": "time"}
+        try:
+            answer = _renderer.ask(request)
+            return answer
+        finally:
+            if "limit" in answer:
+                _end()
+
+
+def _end() -> None:
+    global _renderer
+    if _renderer is not None and _renderer.owner == os.getpid():
+        _renderer.end()
+    _renderer = None
+
+
+atexit.register(_end)

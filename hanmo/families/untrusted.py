@@ -1,0 +1,163 @@
+"""What a stranger's tokenizer and configuration may ask for: compared with the files, and tried where only that shows it.
+
+Rules that rewrite text can each double it, forty of them in a row; a configuration may claim a billion layers, or labels.
+Ordinary files are told by looking at them. Any other tokenizer is first opened, and tried on a text, within limits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hanmo.errors import CheckpointError
+from hanmo.limits import tried
+
+_TEXT = "你好,今天天气很好。 Hello,  wörld! 123\n我们一起去公园吧!"
+_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_KNOWN = {
+    *("Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "BertNormalizer", "Nmt"),
+    *("ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Digits", "Punctuation"),
+    *("CharDelimiterSplit", "UnicodeScripts", "TemplateProcessing", "RobertaProcessing", "BertProcessing"),
+    *("WordPiece", "BPEDecoder", "ByteFallback", "Fuse", "CTC"),
+}
+_GROWS = 8  # times that rules may lengthen a text before they are tried
+_PIECES = 64  # of a template around texts
+_LARGE = 100_000  # a number in a tokenizer's settings above which it is tried
+_SMALL = 256  # layers that a configuration may name, however few tensors there are
+_COUNTED = re.compile(r"(^|_)(num|n|depth|layers?|blocks?|labels|stages?)(_|$)")
+_LAYERS = re.compile(r"(^|_)(layers?|blocks?)$")
+_MEASURED = re.compile(r"vocab|token|position|ctx|embd|embed|size|dim|width|inner|length|param|step|seed|id$|ids$")
+_MOST = 1_000_000  # labels, experts, heads and the like
+
+
+def check_tokenizer(folder: Path, opened: Callable[[], Any]) -> None:
+    """See that the tokenizer of a folder opens and encodes a text within limits.
+
+    Args:
+        opened: opens it.
+
+    Raises:
+        CheckpointError: it does not; names the folder.
+    """
+    patterns: list[str] = []
+    try:
+        odd = any(_has_large(_read(folder / name)) for name in _FILES if (folder / name).is_file())
+        if (folder / "tokenizer.json").is_file():
+            said = _read(folder / "tokenizer.json")
+            patterns = list(_patterns(said))
+            odd = odd or not _is_ordinary(said)
+        else:
+            for file in sorted(folder.glob("*.model")):
+                check_pieces(file)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        odd = True
+
+    def attempt() -> None:
+        tokenizer = opened()
+        tokenizer.decode(tokenizer.encode(_TEXT + "".join(patterns)))
+
+    if odd:
+        tried(attempt, f"{folder}: its tokenizer")
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def check_pieces(path: Path) -> None:
+    """See that a model of sentencepiece opens and encodes a text within limits: it may hold rules that rewrite text.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    tried(lambda: SentencePieceProcessor(model_file=str(path)).encode(_TEXT), str(path))
+
+
+def _has_large(said: Any) -> bool:
+    """Whether some setting is a large number. Lengths are none: a tokenizer only compares with them."""
+    if isinstance(said, dict):
+        return any(_has_large(value) for key, value in said.items() if not re.search(r"max_len|length|id$", key))
+    if isinstance(said, list):
+        return any(_has_large(value) for value in said)
+    return isinstance(said, int | float) and abs(said) > _LARGE
+
+
+def _is_ordinary(said: dict[str, Any]) -> bool:
+    """Whether nothing in a tokenizer.json can make a text much longer, or take more than a time like its length."""
+    if said.get("padding") is not None or said.get("truncation") is not None:
+        return False
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        grows = 1.0
+        for step in _steps(said.get(part)):
+            if step["type"] in ("Replace", "Split"):
+                if not _is_simple(step["pattern"]):
+                    return False
+                grows *= _growth(step) if step["type"] == "Replace" else 1
+            elif step["type"] == "Prepend":
+                grows *= 1 + len(step["prepend"]) / len(_TEXT)
+            elif step["type"] not in _KNOWN or len(json.dumps(step)) > 1 << 16:
+                return False
+        if grows > _GROWS:
+            return False
+    return True
+
+
+def _steps(part: Any) -> Iterator[dict[str, Any]]:
+    if part is None:
+        return
+    inner = [part[key] for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part]
+    if part["type"] != "Sequence" or len(inner) != 1:
+        yield part
+        return
+    for one in inner[0]:
+        yield from _steps(one)
+
+
+def _is_simple(pattern: dict[str, str]) -> bool:
+    """A plain text, or a regular expression that repeats no group and few things one after the other."""
+    if "String" in pattern:
+        return bool(pattern["String"])
+    said = pattern["Regex"]
+    bare = re.sub(r"\\.|\[(\\.|[^\]])*\]", "x", said)  # neither escapes nor sets of characters
+    return not re.search(r"\)[*+{]", bare) and all(len(re.findall(r"[*+{]", one)) <= 3 for one in bare.split("|"))
+
+
+def _growth(step: dict[str, Any]) -> float:
+    """By how much a replacement lengthens a text at most: each match becomes the content; a match of nothing adds it."""
+    plain = step["pattern"].get("String")
+    return (
+        max(1.0, len(step["content"].encode()) / len(plain.encode())) if plain else 1.0 + len(step["content"].encode())
+    )
+
+
+def _patterns(said: dict[str, Any]) -> Iterator[str]:
+    """What is replaced, so that the text that is tried has it."""
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        for step in _steps(said.get(part)):
+            yield step.get("pattern", {}).get("String", "")
+
+
+def check_counts(config: dict[str, Any], tensors: int, where: object) -> None:
+    """CheckpointError if a configuration counts more layers than there are tensors, or anything by the million.
+
+    Building a network, even one without memory for its weights, takes time and memory for each.
+    """
+    for key, value in _numbers(config):
+        if not isinstance(value, int | float) or not _COUNTED.search(key) or _MEASURED.search(key):
+            continue
+        most = max(tensors, _SMALL) if _LAYERS.search(key) else max(tensors, _MOST)
+        if value > most:
+            raise CheckpointError(f"{where}: {key} is {value:,}, but the files hold {tensors:,} tensors")
+
+
+def _numbers(config: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if isinstance(config, dict | list) and depth < 20:
+        for name, value in config.items() if isinstance(config, dict) else ((key, value) for value in config):
+            yield from _numbers(value, str(name), depth + 1)
+    else:
+        yield key, config
