@@ -51,6 +51,7 @@ from hanmo.checkpoints.writing import (
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.files import write_text
+from hanmo.folders import recover_missing
 
 VALUE_HEAD = "value_head"  # what the names of its tensors begin with
 FORMS = ("hanmo", "hf", "original")
@@ -134,6 +135,7 @@ def convert(
 
 
 def _check_target(source: Path, target: Path, force: bool) -> None:
+    recover_missing(target)
     here, there = source.resolve(), target.resolve()
     if there == here or there in here.parents or here in there.parents:
         raise CheckpointError(f"{target}: is the source, holds it or lies in it; write to another folder")

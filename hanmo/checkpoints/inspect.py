@@ -26,7 +26,7 @@ from hanmo.checkpoints.opening import (
     open_tokenizer,
 )
 from hanmo.checkpoints.sizes import blank_network, expected_shapes, input_embedding, settle_config
-from hanmo.errors import CheckpointError, ConfigError, VocabularyError
+from hanmo.errors import CheckpointError, ConfigError, VocabularyError, quoted
 from hanmo.families.base import Family
 
 SMALL = 300_000_000  # bytes of weights that are read in full without being asked to
@@ -196,7 +196,7 @@ def _our_tokenizer(report: Report, path: Path, family: type[Family]) -> PreTrain
     try:
         return family.tokenizer_class.from_pretrained(path)
     except (OSError, ValueError) as error:
-        report.add("vocabulary", "fault", f"the tokenizer does not load: {str(error).splitlines()[0]}")
+        report.add("vocabulary", "fault", f"the tokenizer does not load: {quoted(error)}")
         return None
 
 

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hanmo.errors import CheckpointError
+from hanmo.errors import CheckpointError, without_advice
 
 _PLAIN_NUMPY = re.compile(r"[<>=|]?(b1|[iuf][1248]|f16|c8|c16)")
 
@@ -166,9 +166,10 @@ def _reason(error: Exception, path: Path, is_zip: bool) -> str:
         return f"not a checkpoint that torch wrote: it starts with {start!r}"
     if isinstance(error, EOFError) or "unexpected EOF" in message or (is_zip and not _has_zip_index(path)):
         return f"cut short: it ends after {path.stat().st_size:,} bytes; copy or download it again"
-    # torch wraps the reason in advice to switch the protection off, which we do not pass on
-    said = message.split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
-    return f"damaged, or not a checkpoint that torch wrote: {said.splitlines()[0]}"
+    if "TorchScript" in message:
+        return "a TorchScript archive, which is code; refused: hanmo never runs code from a checkpoint"
+    said = message.split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+    return f"damaged, or not a checkpoint that torch wrote: {without_advice(said) or type(error).__name__}"
 
 
 def _has_zip_index(path: Path) -> bool:

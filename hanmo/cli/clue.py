@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Json, Model, Opening, Processes, Published, emit, grouped, note, start_processes
+from hanmo.cli.common import (
+    Json,
+    Model,
+    Opening,
+    Processes,
+    Published,
+    emit,
+    grouped,
+    note,
+    only_writer,
+    start_processes,
+)
 from hanmo.cli.eval import First, answers_folder, origin, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -35,6 +46,7 @@ Written = Annotated[
 
 
 @grouped
+@only_writer
 def clue(
     model: Model,
     opening: Opening,

@@ -22,6 +22,7 @@ from hanmo.cli.common import (
     emit,
     grouped,
     note,
+    only_writer,
     start_processes,
 )
 
@@ -74,6 +75,7 @@ class Records:
 
 
 @grouped
+@only_writer
 def dialogue(
     model: Model,
     data: Data,
@@ -129,6 +131,7 @@ def dialogue(
 
 
 @grouped
+@only_writer
 def perplexity(
     model: Model,
     data: Data,
