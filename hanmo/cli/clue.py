@@ -36,6 +36,7 @@ Choices = Annotated[
 Candidates = Annotated[
     Path | None, typer.Option(help="With --published: JSON file of the original's wrong labels for IFLYTEK and TNEWS.")
 ]
+Seed = Annotated[int | None, typer.Option(help="Of the draw of examples and candidates; default: 0.")]
 Budget = Annotated[
     int | None, typer.Option(help="Tokens in memory at the same time; halved when memory runs out.", min=1)
 ]
@@ -60,7 +61,7 @@ def clue(
     as_json: Json = False,
     first: First = None,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of the examples.")] = 0,
+    seed: Seed = None,
     budget: Budget = None,
     nproc: Processes = 1,
 ) -> None:

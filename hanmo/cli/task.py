@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hanmo.cli.clue import Budget, Output, show_result
+from hanmo.cli.clue import Budget, Output, Seed, show_result
 from hanmo.cli.common import Json, Model, Opening, Processes, emit, grouped, note, only_writer, start_processes
 from hanmo.cli.eval import First, answers_folder, progress_bar
 from hanmo.cli.exam import Chat
@@ -31,7 +31,7 @@ def task(
     as_json: Json = False,
     first: First = None,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of the examples.")] = 0,
+    seed: Seed = None,
     budget: Budget = None,
     nproc: Processes = 1,
 ) -> None:

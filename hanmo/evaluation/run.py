@@ -33,6 +33,16 @@ def limit_of(opened: OpenedModel, wanted: int | None, default: int) -> int:
     return wanted or min(default, positions or default)
 
 
+def check_seed(seed: int | None, shots: int, choices: int | None) -> None:
+    """Whether anything is drawn with a seed that is given.
+
+    Raises:
+        ConfigError: nothing is.
+    """
+    if seed is not None and not shots and choices is None:
+        raise ConfigError(f"--seed {seed}: nothing is drawn without --shots or --choices; leave it out")
+
+
 def check_chat(opened: OpenedModel, task: Task) -> None:
     """Whether a task can be asked as a conversation.
 
