@@ -7,6 +7,7 @@
     ├── VocabularyError     vocabulary, tokenizer and embedding disagree
     ├── DivergedError       a loss or a gradient that is not a finite number
     ├── NotANumberError     a model that computes what is no number, or a result that holds such a thing
+    ├── InUseError          another run writes to the same place
     └── UnsupportedError    hanmo does not do this, and says so
 
 A message says what is wrong, where, what was expected and what to do next. Broken invariants of our own code
@@ -16,6 +17,7 @@ are ``assert``s, never these.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,6 +54,10 @@ class NotANumberError(HanmoError):
     """A model computes what is no finite number, or a result that is to be written as JSON holds such a thing."""
 
 
+class InUseError(HanmoError):
+    """Another run writes to the same place; the message says which."""
+
+
 class UnsupportedError(HanmoError):
     """Something hanmo does not do."""
 
@@ -66,3 +72,21 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
     return f"unknown {kind} {name!r}: {hint}"
+
+
+_PROTECTION = re.compile(r"weights_only|safe_globals|trust|arbitrary code", re.I)
+
+
+def quoted(error: BaseException) -> str:
+    """What a library's exception says, in one line, ``without_advice``; its name where nothing is left."""
+    return without_advice(str(error)) or type(error).__name__
+
+
+def without_advice(message: str) -> str:
+    """A library's message in one line, less the sentences that tell how to switch a protection off.
+
+    >>> without_advice("Cannot load a.bin. Set `weights_only` to `False` if you trust it.")
+    'Cannot load a.bin.'
+    """
+    sentences = re.split(r"(?<=[.!?])\s+|\s*\n\s*", message.strip())
+    return " ".join(sentence for sentence in sentences if not _PROTECTION.search(sentence)).strip()

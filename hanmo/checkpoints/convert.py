@@ -54,6 +54,7 @@ from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import safe_tokenizer
 from hanmo.files import write_text
+from hanmo.folders import recover_missing
 
 FORMS = ("hanmo", "hf", "original")
 
@@ -139,6 +140,7 @@ def convert(
 
 
 def _check_target(source: Path, target: Path, force: bool) -> None:
+    recover_missing(target)
     here, there = source.resolve(), target.resolve()
     if there == here or there in here.parents or here in there.parents:
         raise CheckpointError(f"{target}: is the source, holds it or lies in it; write to another folder")

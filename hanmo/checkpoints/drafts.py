@@ -1,7 +1,7 @@
 """A folder of weights in the making: file by file, with a content hash per tensor, so that it can be continued.
 
 .NAME.partial/      what is finished so far, beside the folder NAME that it becomes
-    job.json        what is being made, and by which process
+    job.json        what is being made
     tensors.json    per file: its size and, per tensor, shape, dtype and hash; stays in the finished folder
 """
 
@@ -18,10 +18,12 @@ from typing import Any
 import torch
 
 from hanmo.checkpoints.files import Weights, find_weights, read_json
-from hanmo.checkpoints.saving import INDEX, finish_folder
+from hanmo.checkpoints.saving import INDEX, is_no_weights
 from hanmo.checkpoints.streams import HASH, Progress, Stored, content_hash
 from hanmo.errors import CheckpointError
 from hanmo.files import replacing, write_text
+from hanmo.folders import finish_folder, recover
+from hanmo.locks import holding
 
 _JOB = "job.json"
 
@@ -45,7 +47,7 @@ class Draft:
             raise CheckpointError(f"{folder}: holds links, which a conversion never makes; remove it and begin again")
         for half in folder.rglob(".*.tmp"):  # of a process that was killed
             half.unlink()
-        write_text(folder / _JOB, json.dumps({"job": job, "process": os.getpid()}, indent=2) + "\n")
+        write_text(folder / _JOB, json.dumps({"job": job}, indent=2) + "\n")
 
     def write(
         self, name: str, tensors: dict[str, Stored], write: Callable[[Path, Progress], None], progress: Progress
@@ -93,27 +95,30 @@ def drafting(target: Path, job: dict[str, Any], *, resume: bool, verify: bool) -
         verify: read the files of weights again and compare the hashes before the target appears.
 
     Raises:
+        InUseError: another run writes it.
         CheckpointError: it cannot be written (a full disk), is not as it was written, or what was interrupted was
             another job.
     """
+    said, target = target, target.resolve()
     folder = target.with_name(f".{target.name}.partial")
     job = json.loads(json.dumps(job))
-    _look_at_earlier(folder, job, resume)
-    finished = False
     try:
-        draft = Draft(folder, job)
-        yield draft
-        if verify:
-            verify_index(find_weights(folder), from_disk=True)
-        (folder / _JOB).unlink()
-        finish_folder(target, folder, keep=True)
-        finished = True
+        with holding(said):
+            recover(target)
+            _look_at_earlier(folder, job, resume)
+            try:
+                yield (draft := Draft(folder, job))
+                if verify:
+                    verify_index(find_weights(folder), from_disk=True)
+                (draft.folder / _JOB).unlink()
+                finish_folder(target, folder, is_no_weights)
+            except BaseException:
+                if not resume:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
     except OSError as error:
         kept = f"; what is finished lies in {folder}: --resume continues" if resume else ""
-        raise CheckpointError(f"{target}: cannot be written: {error}; nothing has been changed{kept}") from error
-    finally:
-        if not finished and not resume:
-            shutil.rmtree(folder, ignore_errors=True)
+        raise CheckpointError(f"{said}: cannot be written: {error}; nothing has been changed{kept}") from error
 
 
 def _look_at_earlier(folder: Path, job: dict[str, Any], resume: bool) -> None:
@@ -122,9 +127,6 @@ def _look_at_earlier(folder: Path, job: dict[str, Any], resume: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         return
     earlier = read_json(folder / _JOB)
-    process = earlier.get("process")
-    if isinstance(process, int) and process != os.getpid() and _runs(process):
-        raise CheckpointError(f"{folder}: process {process} is writing it; wait for it, or end it and try again")
     if not resume:
         shutil.rmtree(folder)
     elif earlier.get("job") != job:
@@ -134,16 +136,6 @@ def _look_at_earlier(folder: Path, job: dict[str, Any], resume: bool) -> None:
             f"{folder}: the interrupted conversion was another one: different are {changed}; "
             "repeat it as it was, or leave out --resume to begin again"
         )
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's
-    return True
 
 
 def verify_index(weights: Weights, from_disk: bool = False) -> int | None:

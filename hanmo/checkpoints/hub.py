@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from hanmo.errors import CheckpointError, UnsupportedError
+from hanmo.folders import recover_missing
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MODELSCOPE = "modelscope:"
@@ -14,6 +15,8 @@ DATA_FILES = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.txt", "*.model", "*
 
 def local_folder(model: str | Path) -> Path:
     """The folder of a model: a path as it is, or a hub id (``org/name``; ``modelscope:org/name``) after download.
+
+    A folder whose replacement was interrupted is put in its place first.
 
     HF_ENDPOINT names another hub, HF_HOME the place where downloads are kept.
 
@@ -24,6 +27,7 @@ def local_folder(model: str | Path) -> Path:
     name = str(model)
     if name.startswith(MODELSCOPE):
         return _from_modelscope(name.removeprefix(MODELSCOPE))
+    recover_missing(Path(name))
     if Path(name).exists() or not HUB_ID.fullmatch(name):
         return Path(model)
     return _from_hugging_face(name)

@@ -28,7 +28,7 @@ from hanmo.checkpoints.opening import (
     open_tokenizer,
 )
 from hanmo.checkpoints.sizes import blank_network, expected_shapes, input_embedding, settle_config
-from hanmo.errors import CheckpointError, ConfigError, HanmoError, VocabularyError
+from hanmo.errors import CheckpointError, ConfigError, HanmoError, VocabularyError, quoted
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import safe_config, safe_tokenizer
 from hanmo.families.stops import strangers
@@ -214,7 +214,7 @@ def _our_tokenizer(report: Report, path: Path, family: type[Family]) -> PreTrain
     try:
         return safe_tokenizer(path, family.tokenizer_class)
     except (OSError, ValueError) as error:
-        report.add("vocabulary", "fault", f"the tokenizer does not load: {str(error).splitlines()[0]}")
+        report.add("vocabulary", "fault", f"the tokenizer does not load: {quoted(error)}")
         return None
 
 

@@ -17,7 +17,7 @@ from hanmo.checkpoints.generation import read_generation
 from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.layout import Original, recognise, some
 from hanmo.checkpoints.sizes import absent_tensors, check_size, expected_shapes, settle_config
-from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, unknown
+from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, quoted, unknown
 from hanmo.families.base import Family, OpenedModel
 from hanmo.families.int8 import to_int8
 from hanmo.families.parallel import distributed
@@ -232,7 +232,9 @@ def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTo
             try:
                 return tokenizer_class(vocab_file=str(place))
             except (ValueError, OSError, RuntimeError) as error:
-                raise VocabularyError(f"{place}: not a vocabulary of {original.family.name}: {error}") from error
+                raise VocabularyError(
+                    f"{place}: not a vocabulary of {original.family.name}: {quoted(error)}"
+                ) from error
     looked = ", ".join(map(str, places))
     raise VocabularyError(f"{original.weights.path}: no vocabulary: looked for {looked}; give it with --vocab FILE")
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hanmo.checkpoints.archives import ArchiveError, look_into
 from hanmo.checkpoints.pickles import ClaimError, Claims, check_content, look_over
-from hanmo.errors import CheckpointError
+from hanmo.errors import CheckpointError, without_advice
 
 _PLAIN_NUMPY = re.compile(r"[<>=|]?(b1|[iuf][1248]|f16|c8|c16)")
 
@@ -208,9 +208,10 @@ def _reason(error: Exception, path: Path, is_zip: bool) -> str:
         return f"cut short: it ends after {path.stat().st_size:,} bytes; copy or download it again"
     if isinstance(error, ArchiveError | ClaimError):
         return f"not as torch writes checkpoints, and refused: it {message}"
-    # torch wraps the reason in advice to switch the protection off, which we do not pass on
-    said = message.split("WeightsUnpickler error:")[-1].strip() or type(error).__name__
-    return f"damaged, or not a checkpoint that torch wrote: {said.splitlines()[0]}"
+    if "TorchScript" in message:
+        return "a TorchScript archive, which is code; refused: hanmo never runs code from a checkpoint"
+    said = message.split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+    return f"damaged, or not a checkpoint that torch wrote: {without_advice(said) or type(error).__name__}"
 
 
 def _has_zip_index(path: Path) -> bool:

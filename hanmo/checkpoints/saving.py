@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,11 @@ from torch import Tensor
 
 from hanmo.checkpoints.generation import write_generation
 from hanmo.checkpoints.opening import RULES, quiet
-from hanmo.errors import CheckpointError, UnsupportedError
+from hanmo.errors import UnsupportedError
 from hanmo.families.base import Family, OpenedModel
 from hanmo.families.int8 import is_int8
 from hanmo.families.parallel import is_cut, writes
+from hanmo.folders import new_folder
 
 SHARD_BYTES = 5_000_000_000
 INDEX = "tensors.json"  # a content hash per tensor, of folders that a conversion wrote
@@ -36,6 +34,7 @@ def save_model(opened: OpenedModel, folder: str | Path, weights: dict[str, Tenso
 
     Raises:
         CheckpointError: the folder cannot be written (a full disk), and nothing has changed.
+        InUseError: another run writes it.
         UnsupportedError: a model in int8.
     """
     if is_int8(opened.network):
@@ -45,7 +44,7 @@ def save_model(opened: OpenedModel, folder: str | Path, weights: dict[str, Tenso
             # Gives its slices to the rank that writes.
             opened.network.save_pretrained(nowhere, **_untied(opened.network, weights))
         return Path(folder)
-    with new_folder(folder, keep=True) as draft:
+    with new_folder(folder, keep=is_no_weights) as draft:
         with quiet():
             opened.network.save_pretrained(draft, max_shard_size=SHARD_BYTES, **_untied(opened.network, weights))
         opened.tokenizer.save_pretrained(draft)
@@ -72,50 +71,6 @@ def save_rules(family: Family, folder: Path) -> None:
         shutil.copyfile(source, target)
 
 
-@contextlib.contextmanager
-def new_folder(folder: str | Path, keep: bool = False) -> Iterator[Path]:
-    """A folder to write to that takes its real name when the block ends without an error, and vanishes otherwise.
-
-    Args:
-        keep: what an existing folder of that name holds beside weights and the files written anew is kept.
-    """
-    folder = Path(folder)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        draft.mkdir(parents=True)
-        yield draft
-        finish_folder(folder, draft, keep)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error}; nothing has been changed") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def finish_folder(folder: Path, draft: Path, keep: bool) -> None:
-    """Give a draft, once all of it is on the disk, its real name; ``keep`` as for ``new_folder``."""
-    for file in draft.rglob("*"):
-        _flush(file)
-    _replace(folder, draft, keep)
-
-
-def _flush(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def _replace(folder: Path, draft: Path, keep: bool) -> None:
-    if not folder.exists():
-        draft.rename(folder)
-        return
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: is a file; give a folder")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    folder.rename(old)
-    draft.rename(folder)
-    if keep:
-        for item in old.iterdir():
-            if not (folder / item.name).exists() and not _WEIGHT_FILE.fullmatch(item.name):
-                item.rename(folder / item.name)
-    shutil.rmtree(old)
+def is_no_weights(name: str) -> bool:
+    """Whether an entry of a model folder stays there when the weights are written anew."""
+    return not _WEIGHT_FILE.fullmatch(name)

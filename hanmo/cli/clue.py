@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Json, Model, Opening, Processes, Published, emit, grouped, note, start_processes
+from hanmo.cli.common import (
+    Json,
+    Model,
+    Opening,
+    Processes,
+    Published,
+    emit,
+    grouped,
+    note,
+    only_writer,
+    start_processes,
+)
 from hanmo.cli.eval import First, answers_folder, origin, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -25,6 +36,7 @@ Choices = Annotated[
 Candidates = Annotated[
     Path | None, typer.Option(help="With --published: JSON file of the original's wrong labels for IFLYTEK and TNEWS.")
 ]
+Seed = Annotated[int | None, typer.Option(help="Of the draw of examples and candidates; default: 0.")]
 Budget = Annotated[
     int | None, typer.Option(help="Tokens in memory at the same time; halved when memory runs out.", min=1)
 ]
@@ -35,6 +47,7 @@ Written = Annotated[
 
 
 @grouped
+@only_writer
 def clue(
     model: Model,
     opening: Opening,
@@ -48,7 +61,7 @@ def clue(
     as_json: Json = False,
     first: First = None,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of the examples.")] = 0,
+    seed: Seed = None,
     budget: Budget = None,
     nproc: Processes = 1,
 ) -> None:

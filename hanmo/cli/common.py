@@ -16,6 +16,7 @@ import typer
 
 from hanmo.errors import ConfigError
 from hanmo.files import json_text
+from hanmo.locks import holding_inside
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
@@ -91,6 +92,21 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
+
+
+def only_writer(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that is the only one to write to its output folder while it runs, if it is given one."""
+
+    @functools.wraps(command)
+    def alone(**given: Any) -> None:
+        output = given["output"]
+        if output is None or given["nproc"] > 1:  # the processes that it starts do so themselves
+            command(**given)
+            return
+        with holding_inside(output):
+            command(**given)
+
+    return alone
 
 
 def start_processes(count: int) -> NoReturn:

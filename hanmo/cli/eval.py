@@ -22,10 +22,12 @@ from hanmo.cli.common import (
     emit,
     grouped,
     note,
+    only_writer,
     start_processes,
 )
 
 if TYPE_CHECKING:
+    from hanmo.families.base import OpenedModel
     from hanmo.generation.settings import Settings
     from hanmo.records import Record
 
@@ -37,7 +39,9 @@ Data = Annotated[
 Output = Annotated[Path | None, typer.Option(help="Folder for results, every single score and the HTML report.")]
 BatchSize = Annotated[int, typer.Option(help="Examples per batch.", min=1)]
 Limit = Annotated[int, typer.Option(help="Most tokens of a row (of the context, for encoder-decoders).", min=2)]
-ResponseLimit = Annotated[int, typer.Option(help="Most tokens of a response, for encoder-decoders.", min=2)]
+ResponseLimit = Annotated[
+    int | None, typer.Option(help="Most tokens of a response, for encoder-decoders; default: 512.", min=2)
+]
 First = Annotated[int | None, typer.Option(help="Evaluate only the first N records.", min=1)]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Pass over bad records instead of stopping; say how many.")]
 
@@ -48,9 +52,19 @@ class Records:
 
     batch_size: BatchSize = 16
     limit: Limit = 512
-    response_limit: ResponseLimit = 512
+    response_limit: ResponseLimit = None
     first: First = None
     skip_bad: SkipBad = False
+
+    def most_of_response(self, opened: OpenedModel) -> int:
+        """Tokens of a response, for models whose responses have an axis of their own."""
+        from hanmo.errors import ConfigError
+
+        if self.response_limit is not None and not opened.network.config.is_encoder_decoder:
+            raise ConfigError(
+                f"--response-limit {self.response_limit}: in {opened.source} prompt and response share a row; give --limit"
+            )
+        return self.response_limit or 512
 
     def read(self, path: Path, output: Path | None, text: bool = False) -> list[Record]:
         """The records of a file; bad ones are listed in the output folder, where they are to be passed over."""
@@ -74,6 +88,7 @@ class Records:
 
 
 @grouped
+@only_writer
 def dialogue(
     model: Model,
     data: Data,
@@ -114,7 +129,7 @@ def dialogue(
                 records,
                 settings,
                 which.limit,
-                which.response_limit,
+                which.most_of_response(opened),
                 which.batch_size,
                 published,
                 watch("replies"),
@@ -129,6 +144,7 @@ def dialogue(
 
 
 @grouped
+@only_writer
 def perplexity(
     model: Model,
     data: Data,
@@ -157,7 +173,7 @@ def perplexity(
         with progress_bar() as watch:
             folder = answers_folder(output, "perplexity")
             result = evaluate(
-                opened, records, which.limit, which.response_limit, which.batch_size, watch("rows"), folder
+                opened, records, which.limit, which.most_of_response(opened), which.batch_size, watch("rows"), folder
             )
         if not main_process():
             return

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hanmo.cli.clue import Budget, Output, show_result
-from hanmo.cli.common import Json, Model, Opening, Processes, Published, emit, grouped, note, start_processes
+from hanmo.cli.common import (
+    Json,
+    Model,
+    Opening,
+    Processes,
+    Published,
+    emit,
+    grouped,
+    note,
+    only_writer,
+    start_processes,
+)
 from hanmo.cli.eval import First, answers_folder, origin, progress_bar
 
 if TYPE_CHECKING:
@@ -27,6 +38,7 @@ Limit = Annotated[
 
 
 @grouped
+@only_writer
 def exam(
     model: Model,
     opening: Opening,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hanmo.cli.clue import Budget, Output, show_result
-from hanmo.cli.common import Json, Model, Opening, Processes, emit, grouped, note, start_processes
+from hanmo.cli.clue import Budget, Output, Seed, show_result
+from hanmo.cli.common import Json, Model, Opening, Processes, emit, grouped, note, only_writer, start_processes
 from hanmo.cli.eval import First, answers_folder, progress_bar
 from hanmo.cli.exam import Chat
 
@@ -19,6 +19,7 @@ Limit = Annotated[int | None, typer.Option(help="Most tokens of a question; defa
 
 
 @grouped
+@only_writer
 def task(
     model: Model,
     files: Files,
@@ -30,7 +31,7 @@ def task(
     as_json: Json = False,
     first: First = None,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of the examples.")] = 0,
+    seed: Seed = None,
     budget: Budget = None,
     nproc: Processes = 1,
 ) -> None:

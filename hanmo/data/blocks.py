@@ -50,6 +50,11 @@ def job_folder(place: Path, job: dict[str, Any], inputs: Iterable[Path]) -> Path
     return place.with_name(f".{place.name}.{blake2b(text.encode(), digest_size=6).hexdigest()}.blocks")
 
 
+def share_place(place: Path, share: tuple[int, int] | None) -> Path:
+    """What a run is the only one to write: the whole, or with ``share``, (rank, world), its share of the blocks."""
+    return place if share is None else place.with_name(f"{place.name}.{share[0]}-of-{share[1]}")
+
+
 def run_blocks(
     blocks: Iterable[B],
     work: Work[B],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from hanmo import families
-from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks
+from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks, share_place
 from hanmo.data.store import (
     ABOUT,
     DOCUMENTS,
@@ -25,8 +25,9 @@ from hanmo.data.store import (
     encode_flat,
     vocabulary_hash,
 )
-from hanmo.errors import ConfigError, VocabularyError
+from hanmo.errors import ConfigError, VocabularyError, quoted
 from hanmo.files import replacing, write_text
+from hanmo.locks import holding
 from hanmo.records import Dialogue, Plain, Record, Rejects, ScoredAnswers, Text
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
     try:
         return family.tokenizer_class(vocab_file=str(path))
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise VocabularyError(f"{path}: no tokenizer of {family.name}: {error}") from error
+        raise VocabularyError(f"{path}: no tokenizer of {family.name}: {quoted(error)}") from error
 
 
 class _Block(NamedTuple):
@@ -139,6 +140,7 @@ def tokenize(
 
     Raises:
         ConfigError: ``out`` holds something else.
+        InUseError: another run writes ``out``, or the same share of it.
         VocabularyError: no such tokenizer.
     """
     others = {path.name for path in out.iterdir()} - {IDS, PARTS, DOCUMENTS, KIND, ABOUT} if out.is_dir() else set()
@@ -146,18 +148,19 @@ def tokenize(
         raise ConfigError(f"{out}: holds {', '.join(sorted(others)[:3])}; a store needs a folder of its own")
     opened = tokenizer.open()
     vocabulary = vocabulary_hash(opened)
-    folder = job_folder(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths)
-    told = (lambda done: progress(done * BLOCK)) if progress else None
-    blocks = map(_block, record_blocks(paths, BLOCK, plain, bad))
-    results = run_blocks(blocks, _Work(opened), folder, workers, told, share or (0, 1))
-    if share is not None:
-        return None
-    dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"
-    (out / ABOUT).unlink(missing_ok=True)
-    counts = _merge(results, out, dtype)
-    about = About(FORMAT, *counts, dtype, vocabulary, tokenizer.name, [path.name for path in paths])
-    write_text(out / ABOUT, about_text(about))
-    forget(folder)
+    with holding(share_place(out, share)):
+        folder = job_folder(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths)
+        told = (lambda done: progress(done * BLOCK)) if progress else None
+        blocks = map(_block, record_blocks(paths, BLOCK, plain, bad))
+        results = run_blocks(blocks, _Work(opened), folder, workers, told, share or (0, 1))
+        if share is not None:
+            return None
+        dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"
+        (out / ABOUT).unlink(missing_ok=True)
+        counts = _merge(results, out, dtype)
+        about = About(FORMAT, *counts, dtype, vocabulary, tokenizer.name, [path.name for path in paths])
+        write_text(out / ABOUT, about_text(about))
+        forget(folder)
     return about
 
 

@@ -24,7 +24,6 @@ import torch
 import transformers
 
 from hanmo.checkpoints import open_model, save_model
-from hanmo.checkpoints.saving import new_folder
 from hanmo.data import corpus
 from hanmo.demo.align import STEPS as ALIGN_STEPS
 from hanmo.demo.align import Alignment, align
@@ -35,6 +34,7 @@ from hanmo.demo.page import build_page
 from hanmo.demo.watch import ShowTraining, require_finished
 from hanmo.errors import ConfigError
 from hanmo.files import json_text, write_text
+from hanmo.folders import new_folder, recover_missing
 from hanmo.generation.settings import Settings
 from hanmo.records import write_records
 from hanmo.training.callbacks import read_metrics
@@ -98,8 +98,10 @@ def demo(
         UnsupportedError: the collected dialogues are not installed.
         ConfigError: ``output`` holds something else than an earlier demo.
         CheckpointError: ``output`` cannot be written.
+        InUseError: another demo writes there.
         KeyboardInterrupt: stopped by the user; ``output`` is as it was.
     """
+    recover_missing(output)
     _require_free(output)
     start = time.monotonic()
     with Display() as show, new_folder(output) as draft:

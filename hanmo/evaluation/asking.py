@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from hanmo.data.splits import folded
 from hanmo.errors import HanmoError
 from hanmo.evaluation.tasks import Example, Reading, Task
 from hanmo.families.base import Context, Family, Part
@@ -77,20 +78,25 @@ class Plan:
     shots: list[int]
 
 
-def plan(family: Family, task: Task, examples: Sequence[Example], fronts: Sequence[Front], limit: int) -> Plan:
-    """Ask a task's questions of at most ``limit`` tokens each, behind the first of the fronts that leaves room for all of it.
+def plan(
+    family: Family, task: Task, examples: Sequence[Example], fronts: Sequence[Sequence[Front]], limit: int
+) -> Plan:
+    """Ask a task's questions of at most ``limit`` tokens each.
+
+    Args:
+        fronts: of each question; it is asked behind the first one that leaves room for all of it.
 
     Raises:
         HanmoError: a question does not fit even behind the last one and without the text it is about.
     """
     asked = Plan(list(examples), [], [], [], [], [])
     known: dict[tuple[tuple[str, ...], Front, str, str], int] = {}
-    for example in examples:
+    for example, offered in zip(examples, fronts, strict=True):
         if task.generates:
-            asked.contexts.append(_context(family, task, example, fronts[-1], limit - NEW_TOKENS))
+            asked.contexts.append(_context(family, task, example, offered[-1], limit - NEW_TOKENS))
             continue
-        roomy = (one for one in fronts[:-1] if _length(family, task, example, example.fields, one) <= limit)
-        front = next(roomy, fronts[-1])
+        roomy = (one for one in offered[:-1] if _length(family, task, example, example.fields, one) <= limit)
+        front = next(roomy, offered[-1])
         fields = shortened(family, task, example, front, limit)
         before, after = task.template.around(fields)
         asked.questions.append(front.candidates(family, before, example.options, after))
@@ -176,6 +182,35 @@ def front_of(task: Task, shots: Sequence[Example], chat: bool = False) -> Front:
         before, after = task.template.around(shot.fields)
         solved.append((before, _right(shot) + after))
     return Front(task.instruction, tuple(solved), chat)
+
+
+def fronts_of(
+    task: Task,
+    examples: Sequence[Example],
+    pool: Sequence[Example],
+    draw: Callable[[Sequence[Example]], list[Example]],
+    chat: bool = False,
+) -> tuple[list[Front], int]:
+    """What stands in front of each question: the solved examples that ``draw`` takes from the pool.
+
+    No question is shown its own answer: where the examples hold the question itself, or another record that asks the
+    same, it gets those that are drawn from the pool without all of these. Also returned is of how many questions that is so.
+    """
+    usual = draw(pool)
+    drawn = {shot.where for shot in usual}
+    shown = {_question(task, one) for one in pool if one.where in drawn}
+    fronts = {"": front_of(task, usual, chat)}
+    asked = [_question(task, example) for example in examples] if shown else [""] * len(examples)
+    for question in shown.intersection(asked):
+        others = [one for one in pool if _question(task, one) != question]
+        fronts[question] = front_of(task, draw(others), chat)
+    found = [fronts[question if question in shown else ""] for question in asked]
+    return found, sum(question in shown for question in asked)
+
+
+def _question(task: Task, example: Example) -> str:
+    """What is asked, without the candidates; width, case and punctuation make no difference."""
+    return folded(task.template.fill(example.fields, ""))
 
 
 def fewer_options(examples: Sequence[Example], count: int, seed: int) -> Iterator[Example]:

@@ -1,7 +1,7 @@
-"""The official CMRC 2018 metric (Cui et al. 2019, arXiv:1810.07366): longest common run of characters, and equality.
+"""The official CMRC 2018 metric (Cui et al. 2019, arXiv:1810.07366): longest common run of tokens, and equality.
 
-Texts are lower-cased, stripped and freed of punctuation; a Chinese character is a token, and so is a word of other
-characters.
+Texts are lower-cased, stripped and freed of the official list of punctuation, character by character: its ``……`` is two
+characters and so takes nothing away. A Chinese character is a token; what stands between them is cut into words.
 """
 
 from __future__ import annotations
@@ -9,22 +9,61 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》……·、「」（）－～『』")
-# Words of other scripts, as the Treebank rules cut them: brackets, quotes and signs stand alone, so do a comma that no digit
-# follows, an English ending behind an apostrophe, and a full stop at the end.
-_ALONE = r"[;@#$%&?!\"()\[\]{}<>]|\.\.\.|,(?!\d)|'(?:s|m|d|ll|re|ve)\b|n't\b|\.(?=\s*$)"
-WORDS = re.compile(rf"{_ALONE}|(?:(?!{_ALONE})\S)+")
+PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 CHINESE = re.compile(r"([一-龥])")
+# The rules of the Penn Treebank as nltk 3.10 applies them to small letters without the punctuation above: (what is found, what
+# is put in its place), one after the other; then white space parts the words.
+_WORDS = [
+    (r"([«‘„])", r" \1 "),
+    (r"^\"", " `` "),
+    (r"([ (\[{<])(?:\"|'')", r"\1 `` "),  # quotes that open
+    (r"(?<!\w)'(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)", "' "),
+    (r"([^.])\.([])}>\"' »]*)\s*$", r"\1 . \2 "),  # the full stop at the end
+    (r",(\D|$)", r" , \1"),
+    (r"\.{2,}", r" \g<0> "),
+    (r"[;@#$%&\u2012-\u2015?!]", r" \g<0> "),
+    (r"([^'])'(?= )", r"\1 '"),
+    (r"[][(){}<>]", r" \g<0> "),
+    (r"^|$", " "),
+    (r"»", " » "),
+    (r"''|\"", " '' "),
+    (r"\s+", " "),
+    (r"([^' ])('[smd]?) ", r"\1 \2 "),
+    (r"([^' ])('(?:ll|re|ve)|n't) ", r"\1 \2 "),
+    (r"\b(?:(can)(not)|(d)('ye)|(gim)(me)|(gon)(na)|(got)(ta)|(lem)(me)|(more)('n)|(wan)(na)(?=\s))\b", r" \1\3\5\7\9\11\13\15 \2\4\6\8\10\12\14\16 "),
+    (r" ('t)(is)\b", r" \1 \2 "),
+    (r" ('t)(was)\b", r" \1 \2 "),
+]  # fmt: skip
+WORDS = [(re.compile(found), put) for found, put in _WORDS]
+# nltk cuts into sentences first, by a trained model, since only the last full stop of a sentence is a word. Here a sentence
+# ends at a full stop and white space, except after an initial, a number, a dotted or one of these abbreviations.
+_SHORT = "mr|mrs|ms|dr|prof|st|jr|sr|inc|co|corp|ltd|vs|gen|col|lt|sgt|capt|sen|rep|gov|jan|feb|aug|sept|oct|nov|dec"
+_SENTENCE_END = re.compile(rf"(?:^|(?<=\s))(?!(?:{_SHORT}|\w|\d+|\S*\.\S+)\.\s)\S*\.(?=\s)")
 
 
 def tokens(text: str) -> list[str]:
     """Characters and words without punctuation.
 
-    >>> tokens("18小时，HBO")
-    ['18', '小', '时', 'hbo']
+    >>> tokens("18小时，HBO's")
+    ['18', '小', '时', 'hbo', "'s"]
     """
-    pieces = CHINESE.split("".join(_kept(text)))
-    return [word for piece in pieces for word in WORDS.findall(piece)]
+    return [word for piece in CHINESE.split("".join(_kept(text))) for word in words(piece)]
+
+
+def words(text: str) -> list[str]:
+    """The words of a run of other characters than Chinese ones.
+
+    >>> words("that isn't (all).")
+    ['that', 'is', "n't", '(', 'all', ')', '.']
+    """
+    found, begin = [], 0
+    for end in (*(match.end() for match in _SENTENCE_END.finditer(text)), len(text)):
+        sentence = text[begin:end].strip()
+        for rule, put in WORDS:
+            sentence = rule.sub(put, sentence)
+        found += sentence.split()
+        begin = end
+    return found
 
 
 def exact(prediction: str, references: Sequence[str]) -> bool:

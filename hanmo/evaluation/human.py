@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -27,6 +28,8 @@ from hanmo.files import json_text, write_text
 RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}
 COLUMNS = ("item", "question", "answer", *RATINGS)
 KEY = "key.json"
+# A cell that begins so is a formula to spreadsheets. It gets an apostrophe in front, and so does one that has some already.
+FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
 @dataclass(frozen=True)
@@ -146,13 +149,30 @@ def _sheet(rows: Sequence[tuple[str, str, str]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
-    writer.writerows([*row, *[""] * len(RATINGS)] for row in rows)
+    writer.writerows([*map(as_cell, row), *[""] * len(RATINGS)] for row in rows)
     return "\ufeff" + text.getvalue()  # so that spreadsheets read it as UTF-8
+
+
+def as_cell(text: str) -> str:
+    """A text as a cell that no spreadsheet computes; ``text_of`` takes it back."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def text_of(cell: str) -> str:
+    """The text that ``as_cell`` was given."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def _page(rows: Sequence[tuple[str, str, str]], name: str) -> str:
     study = sha256(json_text(rows).encode()).hexdigest()[:16]  # browsers keep ratings by it
-    content = {"name": name, "study": study, "rows": rows, "ratings": RATINGS, "columns": COLUMNS}
+    content = {
+        "name": name,
+        "study": study,
+        "rows": rows,
+        "ratings": RATINGS,
+        "columns": COLUMNS,
+        "formula": f"^{FORMULA.pattern}",
+    }
     data = json_text(content)
     template = Template(files("hanmo.evaluation").joinpath("human.html").read_text(encoding="utf-8"))
     return template.substitute(title=name, data=data.replace("<", "\\u003c"))
@@ -160,7 +180,7 @@ def _page(rows: Sequence[tuple[str, str, str]], name: str) -> str:
 
 def _rows(sheet: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        reader = csv.DictReader(io.StringIO(sheet.read_text(encoding="utf-8-sig"), newline=""))
+        reader = csv.DictReader(io.StringIO(sheet.read_bytes().decode("utf-8-sig"), newline=""))
     except OSError as error:
         raise HanmoError(f"{sheet}: {error.strerror}; expected a rated sheet") from None
     missing = [name for name in ("item", *RATINGS) if name not in (reader.fieldnames or ())]
@@ -170,7 +190,7 @@ def _rows(sheet: Path) -> list[tuple[int, dict[str, str]]]:
     for row in reader:
         if any(row[name] is None for name in ("item", *RATINGS)):
             raise RecordError(sheet, reader.line_num, f"fewer than {len(COLUMNS)} columns")
-        rows.append((reader.line_num, row))
+        rows.append((reader.line_num, {name: text_of(cell or "") for name, cell in row.items() if name in COLUMNS}))
     return rows
 
 

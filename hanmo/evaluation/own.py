@@ -12,7 +12,7 @@ from hanmo.config import load
 from hanmo.data.sources.reading import Reading, objects, rows
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.results import Result
-from hanmo.evaluation.run import Run, Watch, about_run, check_chat, limit_of
+from hanmo.evaluation.run import Run, Watch, about_run, check_chat, check_seed, limit_of
 from hanmo.evaluation.tasks import OPTION, Example, Task, Template
 from hanmo.families.base import OpenedModel
 
@@ -71,10 +71,13 @@ class Setup:
     shots: int = 0
     chat: bool = False
     limit: int | None = None
-    seed: int = 0
+    seed: int | None = None
     choices: int | None = None
     first: int | None = None
     budget: int | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, self.shots, self.choices)
 
 
 def read_task(path: str | Path, place: int = 0) -> OwnTask:
@@ -147,12 +150,12 @@ def evaluate(opened: OpenedModel, tasks: Sequence[OwnTask], setup: Setup, cache:
         if setup.shots and task.train is None:
             raise ConfigError(f"{task.path}: examples in the prompt need records; say where with train: FILE")
         train[task.name] = read_examples(task, task.train) if setup.shots and task.train else []
-    about = about_run(opened, "corrected", setup.shots, limit, seed=setup.seed, chat=setup.chat)
+    about = about_run(opened, "corrected", setup.shots, limit, seed=setup.seed or 0, chat=setup.chat)
     results = []
     for task in tasks:
         run = Run(opened, task, limit, Path(cache), about, watch(task.title), setup.budget)
         found = examples[task.name], train[task.name]
-        results.append(run.corrected(*found, setup.shots, setup.seed, setup.choices, setup.chat))
+        results.append(run.corrected(*found, setup.shots, setup.seed or 0, setup.choices, setup.chat))
     return Result(TITLE, about, results)
 
 

@@ -1,14 +1,15 @@
 """Perplexity of texts and responses under any family.
 
-What is scored is what the family would learn: all of a text, or a response after its prompt, and the stop token.
-Sums are kept in fp64; the batch size never changes a score.
+What is scored is what the family would learn: all of a text, or a response after its prompt, and the stop token. Where
+nothing stands before a text (no prompt, no start token), its first token is predicted from nothing: it is not scored, and
+its characters do not count. Sums are kept in fp64; the batch size never changes a score.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from hanmo.errors import HanmoError
 from hanmo.evaluation.scoring import Progress, computed_by, records_hash, software
 from hanmo.evaluation.store import opened_store, score_into
-from hanmo.families.base import IGNORE, OpenedModel, Row
+from hanmo.families.base import IGNORE, Family, OpenedModel, Part, Row
 from hanmo.files import json_text, or_null, write_text
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 
@@ -29,7 +30,7 @@ RESAMPLES = 2000
 class RecordScore:
     """One record: the sum over its scored tokens of -log p, in nats, and the size of the text they stand for.
 
-    ``cut``: the record did not fit; only the text of the tokens that were scored counts here.
+    A character counts if the token that it ends in was scored. ``cut``: the record did not fit.
     """
 
     where: str
@@ -172,7 +173,9 @@ def bootstrap(nll: Sequence[float], tokens: Sequence[int], level: float = 0.95, 
 def _record_score(opened: OpenedModel, record: Record, predicted: list[int], nll: float, tokens: int) -> RecordScore:
     cut = predicted != _predicted(_rows(opened, record, WHOLE, WHOLE))
     text = _text(record)
-    if cut:
+    if not cut:
+        text = text[_unscored(opened.family, record, text) :]
+    else:
         stop_ids = opened.family.prompt(predicted).stop_ids
         text = opened.family.decode([id_ for id_ in predicted if id_ not in stop_ids])
     return RecordScore(record.where, nll, tokens, len(text), len(text.encode("utf-8")), cut)
@@ -180,6 +183,40 @@ def _record_score(opened: OpenedModel, record: Record, predicted: list[int], nll
 
 def _rows(opened: OpenedModel, record: Record, limit: int, response_limit: int | None) -> list[Row]:
     return [opened.family.row(parts) for parts in opened.family.parts(record, limit, response_limit)]
+
+
+def _unscored(family: Family, record: Record, text: str) -> int:
+    """The characters at the beginning of a text whose tokens are not scored."""
+    first, *_ = family.parts(record, WHOLE, WHOLE)
+    ids = _said(first)
+    scored = int((family.row(first).labels != IGNORE).sum()) - first[-1].scored  # the stop token is none of the text's
+    missing = ids[: len(ids) - scored]
+    if not missing:
+        return 0
+    if (said := family.decode(missing)) and text.startswith(said):
+        return len(said)
+    for length in range(1, len(text) + 1):  # not told from the token: unknown, normalized, or but a part of a character
+        rows = family.parts(_beginning(record, text[:length]), WHOLE, WHOLE)
+        ids = _said(rows[0]) if rows else []
+        if ids == missing:
+            return length
+        if len(ids) > len(missing):
+            return length - 1
+    return len(text)
+
+
+def _said(parts: Sequence[Part]) -> list[int]:
+    """The ids of a text that is to be scored."""
+    return [id_ for part in parts if part.scored for id_ in part.ids]
+
+
+def _beginning(record: Record, text: str) -> Record:
+    """The record with this in place of the text whose tokens are scored."""
+    if isinstance(record, Text):
+        return replace(record, text=text)
+    if isinstance(record, Dialogue):
+        return replace(record, turns=(*record.turns[:-1], text), ids=())
+    return replace(record.best() if isinstance(record, ScoredAnswers) else record, response=text)
 
 
 def _predicted(rows: Sequence[Row]) -> list[int]:

@@ -33,6 +33,16 @@ def limit_of(opened: OpenedModel, wanted: int | None, default: int) -> int:
     return wanted or min(default, positions or default)
 
 
+def check_seed(seed: int | None, shots: int, choices: int | None) -> None:
+    """Whether anything is drawn with a seed that is given.
+
+    Raises:
+        ConfigError: nothing is.
+    """
+    if seed is not None and not shots and choices is None:
+        raise ConfigError(f"--seed {seed}: nothing is drawn without --shots or --choices; leave it out")
+
+
 def check_chat(opened: OpenedModel, task: Task) -> None:
     """Whether a task can be asked as a conversation.
 
@@ -96,8 +106,14 @@ class Run:
         task, family, data = self.task, self.opened.family, data_hash(examples)
         if choices is not None:
             examples = list(asking.fewer_options(examples, choices, seed))
-        drawn = asking.draw_shots(family, task, train, shots, self.limit, seed) if shots else []
-        items, notes = self.ask(examples, [asking.front_of(task, drawn, chat)])
+
+        def draw(pool: Sequence[Example]) -> list[Example]:
+            return asking.draw_shots(family, task, pool, shots, self.limit, seed) if shots else []
+
+        drawn = draw(train)
+        fronts, itself = asking.fronts_of(task, examples, train, draw, chat)
+        items, notes = self.ask(examples, [[front] for front in fronts])
+        notes += among_the_examples(itself)
         about = {"data": data, "task": task.hash(), "shots": [shot.where for shot in drawn]}
         if choices is not None and any(len(one.options) == choices for one in examples):
             notes.append(f"{choices} candidates offered, the wrong ones drawn at random")
@@ -106,18 +122,19 @@ class Run:
         sizes = [len(one.options) for one in examples]
         return self.result(task.reading, values_of(task, items), items, about, notes, sizes)
 
-    def ask(self, examples: Sequence[Example], fronts: Sequence[Front]) -> tuple[list[Item], list[str]]:
-        """Every question behind the first of the fronts that leaves room for it, and remarks on how it was asked."""
+    def ask(self, examples: Sequence[Example], fronts: Sequence[Sequence[Front]]) -> tuple[list[Item], list[str]]:
+        """Every question behind the first of its fronts that leaves room for it, and remarks on how they were asked."""
         task = self.task
         plan = asking.plan(self.opened.family, task, examples, fronts, self.limit)
-        asked = [*self.asked(data_hash(examples)), fronts[0].text(), fronts[0].chat]
+        texts = dict.fromkeys(offered[0].text() for offered in fronts)
+        asked = [*self.asked(data_hash(examples)), *texts, fronts[0][0].chat]
         with self.store(asked) as store:
             if task.generates:
                 self._generate(plan, store)
                 return [_generated(task, example, store.values[n]) for n, example in enumerate(examples)], []
             self.score([*plan.questions, *plan.priors], store)  # in one list, by number
             items = [_scored(task, plan, number, store) for number in range(len(examples))]
-        fewer = sum(count < len(fronts[0].shots) for count in plan.shots)
+        fewer = sum(count < len(offered[0].shots) for count, offered in zip(plan.shots, fronts, strict=True))
         return items, [f"{fewer} questions left no room for all examples"] if fewer else []
 
     def result(
@@ -178,6 +195,11 @@ class Run:
             done += len(numbers)
             self.progress(done, len(plan.contexts))
         store.complete()
+
+
+def among_the_examples(count: int) -> list[str]:
+    """The remark that so many questions were asked with other examples than the rest."""
+    return [f"{count} questions are among the examples themselves, and had others in front of them"] if count else []
 
 
 def values_of(task: Task, items: Sequence[Item]) -> dict[str, list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +16,19 @@ from hanmo.evaluation.processes import agreed, gathered, main_process, mine, ran
 from hanmo.evaluation.scoring import Progress, score_rows
 from hanmo.families.base import OpenedModel, Row
 from hanmo.files import json_text, write_text
+from hanmo.locks import holding
 
 
 def cache_folder(stage: str) -> Path:
     """Where answers are kept if nobody says otherwise: XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hanmo" / stage
+
+
+def store_file(folder: str | Path, name: str, asked: Sequence[Any]) -> Path:
+    """The file of the results of what is asked, by this version of hanmo."""
+    asked = [*asked, hanmo.__version__]
+    key = sha256(json.dumps(asked, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(folder) / f"{name}-{key}.jsonl"
 
 
 class Store:
@@ -32,10 +40,8 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, name: str, asked: Sequence[Any]):
-        asked = [*asked, hanmo.__version__]
-        key = sha256(json.dumps(asked, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
         rank, _ = rank_and_count()
-        self.path = Path(folder) / f"{name}-{key}.jsonl"
+        self.path = store_file(folder, name, asked)
         self._own = self.path.with_suffix(f".{rank}.jsonl") if rank else self.path
         self.values: dict[int, Any] = agreed(self._take_in() if main_process() else {})
         self._own.parent.mkdir(parents=True, exist_ok=True)
@@ -84,13 +90,17 @@ class Store:
 
 @contextmanager
 def opened_store(folder: str | Path | None, name: str, asked: Sequence[Any]) -> Iterator[Store]:
-    """A store that is closed at the end; without a folder what it holds is forgotten then."""
-    with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
-        store = Store(place, name, asked)
-        try:
-            yield store
-        finally:
-            store.close()
+    """A store that is closed at the end; without a folder what it holds is forgotten then.
+
+    Raises:
+        InUseError: another run asks the same, and keeps its results in the same folder.
+    """
+    with (
+        TemporaryDirectory() if folder is None else nullcontext(folder) as place,
+        holding(store_file(place, name, asked)),
+        closing(Store(place, name, asked)) as store,
+    ):
+        yield store
 
 
 def score_into(

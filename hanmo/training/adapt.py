@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-from hanmo.errors import ConfigError, UnsupportedError
+from hanmo.errors import ConfigError, UnsupportedError, quoted
 from hanmo.families.parallel import tell_widths
 
 
@@ -74,7 +74,7 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
             adapted = get_peft_model(network, config)
     except ValueError as error:
         known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-        raise ConfigError(f"lora.targets: {error}; linear modules here: {', '.join(sorted(known))}") from None
+        raise ConfigError(f"lora.targets: {quoted(error)}; linear modules here: {', '.join(sorted(known))}") from None
     tell_widths(adapted)
     # With a name, saving asks the hub for a model of that name.
     adapted.peft_config["default"].base_model_name_or_path = ""

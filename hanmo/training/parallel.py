@@ -6,6 +6,7 @@ import atexit
 import os
 import pickle
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,10 @@ def read_once(name: str, read: Callable[[], T]) -> T:
 
     Args:
         name: of what is read, as a file name.
+
+    Raises:
+        ConfigError: the folder for it, in the temporary directory, is not this user's alone: a pickle of somebody
+            else's could do anything.
     """
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
         return read()
@@ -83,9 +88,9 @@ def read_once(name: str, read: Callable[[], T]) -> T:
     folder = Path(tempfile.gettempdir()) / place
     path = folder / f"{name}.pickle"
     if os.environ["LOCAL_RANK"] == "0":
-        if path.exists():
-            path.unlink()  # of a run that was killed
         folder.mkdir(mode=0o700, exist_ok=True)
+        _require_private(folder)
+        path.unlink(missing_ok=True)  # of a run that was killed
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         value = read()
         with replacing(path) as temporary:
@@ -93,9 +98,19 @@ def read_once(name: str, read: Callable[[], T]) -> T:
         return value
     while not path.exists():
         time.sleep(POLL)
-    if path.stat().st_uid != os.getuid():
-        raise ConfigError(f"{path}: of another user; remove it")
+    _require_private(folder)
     return pickle.loads(path.read_bytes())
+
+
+def _require_private(folder: Path) -> None:
+    """A folder in which nobody else can put or change anything."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise ConfigError(f"{folder}: expected a folder, found a link or a file; remove it")
+    if found.st_uid != os.getuid():
+        raise ConfigError(f"{folder}: of another user; remove it, or set TMPDIR to a folder of your own")
+    if found.st_mode & 0o077:
+        raise ConfigError(f"{folder}: open to other users (mode {stat.S_IMODE(found.st_mode):o}); remove it")
 
 
 # A DeepSpeed JSON: old key of the zero_optimization section -> its new one

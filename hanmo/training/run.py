@@ -29,8 +29,9 @@ from hanmo.checkpoints import open_model
 from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.layout import all_families, recognise
 from hanmo.checkpoints.opening import family_of_folder
-from hanmo.errors import ConfigError, unknown
+from hanmo.errors import ConfigError, quoted, unknown
 from hanmo.families.base import Family, OpenedModel
+from hanmo.folders import recover_missing
 from hanmo.report import Page
 from hanmo.training.callbacks import MetricsFile, Progress, StopOnSignal, read_metrics
 from hanmo.training.parallel import translate_deepspeed
@@ -188,7 +189,7 @@ def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:
             **{"dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": _only_cpu(), **_by_new_names(merged)},
         )
     except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"trainer: {error}") from error
+        raise ConfigError(f"trainer: {quoted(error)}") from error
 
 
 def _by_new_names(merged: dict[str, Any]) -> dict[str, Any]:
@@ -314,5 +315,6 @@ def family_name(model: str) -> str:
     """The family of a model, without opening it: that of its size, its folder, or its original files."""
     if model.startswith(NEW):
         return find_size(model.removeprefix(NEW))[0].name
+    recover_missing(Path(model))
     family = family_of_folder(Path(model))
     return family.name if family else recognise(find_weights(model)).family.name

@@ -21,12 +21,20 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from hanmo.checkpoints.opening import quiet
+from hanmo.checkpoints.reading import read_pickle
 from hanmo.data.rows import FILLER, ROW_IDS, Collator, EpochSampler, Rows
-from hanmo.errors import CheckpointError, DivergedError
+from hanmo.errors import CheckpointError, DivergedError, quoted
 from hanmo.training.explosion import STEPS, Explosion
 from hanmo.training.sliced import SlicedTrainer
 
 DRAFTS = ".saving"  # where a checkpoint grows until it is whole
+STATES = (
+    "optimizer.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "memory_*.pt",
+)  # what is read of it, as pickles
 
 
 class RowTrainer(SlicedTrainer):
@@ -64,6 +72,18 @@ class RowTrainer(SlicedTrainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; what a checkpoint (True: the last one) holds beside weights is read first, so that a bad file is named.
+
+        Raises:
+            CheckpointError: a file of the checkpoint is damaged, or asks for code.
+        """
+        checkpoint = get_last_checkpoint(str(self.folder)) if resume_from_checkpoint is True else resume_from_checkpoint
+        if checkpoint:
+            for file in (file for name in STATES for file in sorted(Path(checkpoint).glob(name))):
+                read_pickle(file)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @property
     def _replicas(self) -> int:
@@ -233,7 +253,7 @@ class RowTrainer(SlicedTrainer):
             shutil.rmtree(self._drafts, ignore_errors=True)
             last = get_last_checkpoint(str(self.folder))
             kept = f"the last checkpoint, {last}, is untouched" if last else "there is no earlier one"
-            raise CheckpointError(f"{final}: cannot be saved ({error}); {kept}") from error
+            raise CheckpointError(f"{final}: cannot be saved ({quoted(error)}); {kept}") from error
         finally:
             self._saving = False
         self.accelerator.wait_for_everyone()

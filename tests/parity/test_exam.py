@@ -85,7 +85,7 @@ def test_the_default_protocol_leaves_every_cell_as_it_stands(
             examples = read_subject(exam, task, files[name], split)
             rows = list(csv.reader(io.StringIO(content)))
             rows = rows[len(rows) - len(examples) :]
-            plan = asking.plan(opened.family, task, examples, [asking.Front(task.instruction)], 10**6)
+            plan = asking.plan(opened.family, task, examples, [[asking.Front(task.instruction)]] * len(examples), 10**6)
             for row, example, question in zip(rows, examples, plan.questions, strict=True):
                 cells = [example.fields[column] for column in ("question", *LETTERS)]
                 assert cells == row[row.index(cells[0]) :][:5] and example.label == row[row.index(cells[0]) + 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -18,8 +19,10 @@ from hanmo.checkpoints import drafts, source
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.inspect import inspect_model
+from hanmo.checkpoints.saving import save_model
 from hanmo.checkpoints.streams import content_hash
-from hanmo.errors import CheckpointError
+from hanmo.errors import CheckpointError, InUseError
+from hanmo.locks import holding
 from tests import processes
 from tests.unit.checkpoint_files import tiny_eva, write_hub, write_megatron
 
@@ -174,10 +177,38 @@ def test_a_killed_conversion_continues(tmp_path: Path, megatron: Path) -> None:
 def test_two_at_once_are_kept_apart(tmp_path: Path, megatron: Path) -> None:
     draft = tmp_path / ".two.partial"
     draft.mkdir()
-    (draft / "job.json").write_text(json.dumps({"job": {}, "process": os.getppid()}))
-    with pytest.raises(CheckpointError, match=f"process {os.getppid()} is writing it"):
+    with (
+        holding(tmp_path / "two"),
+        pytest.raises(InUseError, match=f"two: in use by process {os.getpid()} on .* since"),
+    ):
         split(megatron, tmp_path / "two")
-    assert draft.is_dir()
+    assert draft.is_dir(), "what the first one has written so far"
+
+
+def test_an_interrupted_replacement_is_completed_by_who_opens_or_writes_the_folder(tmp_path: Path) -> None:
+    """Killed between its two renames: the folder is gone, what it was and what it becomes lie beside it."""
+    from hanmo.checkpoints import open_model
+
+    source = write_hub(tmp_path / "hub")
+
+    def interrupt(name: str) -> Path:
+        """``new`` is the one that was to come; of ``old`` nothing but the user's notes is looked at."""
+        convert(source, tmp_path / name)
+        (tmp_path / name / "notes.txt").write_text("the user's")
+        shutil.copytree(tmp_path / name, tmp_path / f".{name}.old")
+        (tmp_path / name).rename(tmp_path / f".{name}.new")
+        return tmp_path / name
+
+    assert open_model(interrupt("opened"), device="cpu").network.num_parameters() > 0
+    assert inspect_model(interrupt("inspected")).healthy
+    with pytest.raises(CheckpointError, match="is not empty"):
+        convert(source, interrupt("converted"))
+    convert(source, interrupt("forced"), force=True)
+    save_model(open_model(source, device="cpu"), interrupt("saved"))
+    for name in ("opened", "inspected", "converted", "forced", "saved"):
+        assert (tmp_path / name / "notes.txt").read_text() == "the user's"
+        assert inspect_model(tmp_path / name).healthy
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_plain_transformers_folders_continue_and_are_compared_too(

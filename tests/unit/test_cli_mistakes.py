@@ -66,7 +66,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         ("generate model --input turns.jsonl", "turns.jsonl:1: prompt, text, prefix, system must be text, and turns a"),
         ("generate model --input test.txt --output test.txt/x --max-length 2", "test.txt: File exists"),
         ("generate model --input test.txt --output model --max-length 2", "model: Is a directory"),
-        ("eval dialogue model test.txt --output test.txt --set max_new_tokens=2", "test.txt/answers: Not a directory"),
+        ("eval dialogue model test.txt --output test.txt --set max_new_tokens=2", "test.txt: File exists"),
         ("eval rouge none.txt test.txt", "none.txt: no such file"),
         ("eval compare none none", "none: No such file or directory; expected the results.json"),
         ("eval human-prepare a=test.txt", 'test.txt:1: expected {"prompt"'),

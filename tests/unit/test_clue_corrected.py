@@ -87,11 +87,13 @@ def test_readings_by_hand() -> None:
 
 def test_the_prior_asks_without_the_records_text(eva: OpenedModel, data: Path) -> None:
     examples = read_split(TASKS["tnews"], data, "dev")
-    plan = asking.plan(eva.family, TASKS["tnews"], examples, [Front()], 200)
+    plan = asking.plan(eva.family, TASKS["tnews"], examples, [[Front()]] * len(examples), 200)
     assert len(plan.priors) == 1 and plan.prior_of == [0] * len(examples)
     before = TASKS["tnews"].template.around({"sentence": ""})[0]
     assert plan.priors[0] == eva.family.cloze(before, examples[0].options)
-    chid = asking.plan(eva.family, TASKS["chid"], read_split(TASKS["chid"], data, "dev"), [Front()], 200)
+    chid = asking.plan(
+        eva.family, TASKS["chid"], blanks := read_split(TASKS["chid"], data, "dev"), [[Front()]] * len(blanks), 200
+    )
     assert len(chid.priors) == 3  # what follows the gap is theirs
 
 

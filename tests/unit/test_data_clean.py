@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,10 +15,11 @@ import yaml
 from hanmo.data import blocks
 from hanmo.data.cleaning import clean as clean_module
 from hanmo.data.cleaning.clean import Cleaned, clean, report
+from hanmo.data.cleaning.judged import StepReport, read_judged, read_reports, write_block
 from hanmo.data.cleaning.personal import found, masked
 from hanmo.data.cleaning.recipe import Recipe, build, load, named
 from hanmo.data.cleaning.statistics import Fluency, Relevance
-from hanmo.errors import ConfigError, RecordError
+from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text, read_records, write_records
 
 SUBJECTS = ["我妈", "同事小李", "隔壁老王", "我弟弟", "数学老师", "楼下的阿姨", "我的室友", "老板", "表姐", "班长"]
@@ -407,3 +410,43 @@ def test_mistakes_in_recipes(entries: Any, message: str) -> None:
 def test_unknown_recipe() -> None:
     with pytest.raises(ConfigError, match="did you mean eva"):
         load("evaa")
+
+
+def test_what_lies_in_the_folder_of_blocks_is_data(tmp_path: Path) -> None:
+    """A pickle that somebody put there would run; as JSON lines it is refused, and says what to do."""
+
+    class Runs:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "executed",)
+
+    source, out = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("你好\t你好吗\n", encoding="utf-8")
+    recipe = named()["eva"]
+    clean(build(recipe, "eva"), [source], out, share=(0, 1))
+    (block,) = (file for folder in tmp_path.glob(".out.txt.*.blocks") for file in folder.iterdir())
+    block.write_bytes(pickle.dumps(Runs()))
+    with pytest.raises(HanmoError, match=r"00000000: not the result of a block .*; remove .*\.blocks and begin again"):
+        clean(build(recipe, "eva"), [source], out)
+    assert not (tmp_path / "executed").exists() and not out.exists()
+    pickle.loads(block.read_bytes())
+    assert (tmp_path / "executed").exists(), "the pickle would have run"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Text("一行\n两行\u2028三行\ud800"),
+        Dialogue(("你好", "", "再见"), "系统"),
+        PromptResponse("问", "答", "答：", "系统"),
+        ScoredAnswers("问", (("好", 1.5), ("坏", -2)), "答：", "", history=("早", "早啊")),
+    ],
+    ids=lambda record: type(record).__name__,
+)
+def test_a_record_comes_back_from_a_block_as_it_went_in(record: Record, tmp_path: Path) -> None:
+    record = replace(record, where="a.txt:7")
+    judged: list[Any] = [(record, []), (None, [("step", "reason", "text", "a.txt:8")])]
+    reports = {"step": StepReport(3, 1, [(5, "before", "→ after")])}
+    write_block(tmp_path / "block", judged, reports)
+    assert list(read_judged(tmp_path / "block")) == judged and read_reports(tmp_path / "block") == reports
+    back = next(read_judged(tmp_path / "block"))[0]
+    assert back is not None and back.where == "a.txt:7" and hash(back) == hash(record)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from hanmo.cli import app
 from hanmo.errors import HanmoError, RecordError
-from hanmo.evaluation.human import KEY, RATINGS, krippendorff, prepare, score
+from hanmo.evaluation.human import KEY, RATINGS, krippendorff, prepare, score, text_of
 
 ANSWERS = {
     "ours": {"天气？": "很好", "吃什么？": "火锅</script>"},
@@ -23,7 +23,7 @@ ANSWERS = {
 
 def fill(sheet: Path, ratings: dict[str, int]) -> None:
     """Give each answer its rating, the overall one twice as much."""
-    rows = list(csv.DictReader(io.StringIO(sheet.read_text(encoding="utf-8-sig"), newline="")))
+    rows = list(csv.DictReader(io.StringIO(sheet.read_bytes().decode("utf-8-sig"), newline="")))
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()
@@ -31,7 +31,7 @@ def fill(sheet: Path, ratings: dict[str, int]) -> None:
         value = ratings[row["answer"]]
         row |= {name: str(value * 2 if name == "overall" else value) for name in RATINGS}
         writer.writerow(row)
-    sheet.write_text(text.getvalue(), encoding="utf-8")
+    sheet.write_bytes(text.getvalue().encode())
 
 
 def test_sheets_are_blind_shuffled_and_whole(tmp_path: Path) -> None:
@@ -110,3 +110,28 @@ def test_command_line(tmp_path: Path) -> None:
     fill(folder / "rater1.csv", {"很好": 1, "火锅</script>": 3, "不错": 5, "面条": 4})
     result = runner.invoke(app, ["eval", "human-score", str(folder / "rater1.csv")])
     assert result.exit_code == 0 and "2.00" in result.output and "4.50" in result.output
+
+
+FORMULAS = ["=1+1", "+86 10", "-5℃", "@某人", "\t=1", "\r=1", "＝1", "'=1", "''-x"]
+PLAIN = ["很好", "'引号'", "1-2", "", "a=b", " =1"]
+
+
+@pytest.mark.parametrize("text", FORMULAS + PLAIN)
+def test_no_cell_of_a_sheet_is_a_formula_and_every_text_comes_back(text: str, tmp_path: Path) -> None:
+    """A spreadsheet computes what begins with = + - @, a tab or a line break, also in full width."""
+    sheet, _ = prepare({"ours": {f"问{text}": text}, "person": {f"问{text}": "答"}}, tmp_path, raters=1)
+    rows = list(csv.DictReader(io.StringIO(sheet.read_bytes().decode("utf-8-sig"), newline="")))
+    cells = [row["answer"] for row in rows if row["answer"] != "答"] or ["答"]
+    assert cells[0].startswith("'") if text in FORMULAS else cells[0] == text
+    assert text_of(cells[0]) == text
+    fill(sheet, {cells[0]: 4, "答": 2})
+    assert score([sheet], tmp_path / KEY).systems["ours"]["overall"].mean == 8
+
+
+def test_the_sheet_that_the_page_saves_has_no_formula_either(tmp_path: Path) -> None:
+    """The page is told the same pattern, and uses it for every cell."""
+    page = prepare({"ours": {"问": "=1"}, "person": {"问": "答"}}, tmp_path, raters=1)[1].read_text(encoding="utf-8")
+    data, _ = json.JSONDecoder().raw_decode(page, page.index('{"name"'))
+    for text in FORMULAS + PLAIN:
+        assert bool(re.search(data["formula"], text)) == (text in FORMULAS)
+    assert "const safe = text => formula.test(text)" in page and "safe(String(text))" in page

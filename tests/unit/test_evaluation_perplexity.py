@@ -7,12 +7,21 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.perplexity import bootstrap, evaluate
 from hanmo.evaluation.scoring import score_rows
-from hanmo.families.base import OpenedModel
-from hanmo.records import Dialogue, PromptResponse
+from hanmo.families.base import IGNORE, OpenedModel
+from hanmo.families.huggingface.family import HuggingfaceFamily
+from hanmo.families.huggingface.modeling import adopt
+from hanmo.records import Dialogue, PromptResponse, Record, Text
+from tests.unit.exam_files import one_token_a_character
+from tests.unit.tiny import NAMES, tiny
 
 RECORDS = [
     PromptResponse("你好吗", "我很好", where="a:1"),
@@ -90,3 +99,84 @@ def test_bootstrap_interval() -> None:
     assert math.log(low) == pytest.approx(1.5 - error, abs=0.012)
     assert math.log(high) == pytest.approx(1.5 + error, abs=0.012)
     assert bootstrap([1.0, 2.0], [1, 1]) == bootstrap([1.0, 2.0], [1, 1])
+
+
+def in_bits(opened: OpenedModel, record: Record, characters: int) -> float:
+    """Bits per character by plain arithmetic over the rows' own logits, the stop token included."""
+    nats = 0.0
+    for parts in opened.family.parts(record, 512):
+        row = opened.family.row(parts)
+        inputs = {name: value.unsqueeze(0) for name, value in row.inputs.items()}
+        with torch.inference_mode():
+            logits = opened.network(**inputs).logits[0].double()
+        scored = row.labels != IGNORE
+        nats -= logits.log_softmax(-1)[scored].gather(1, row.labels[scored][:, None]).sum().item()
+    return nats / math.log(2) / characters
+
+
+def pieces(opened: OpenedModel, text: str) -> list[str]:
+    ids = opened.tokenizer.encode(text, add_special_tokens=False)
+    return [str(piece) for piece in opened.tokenizer.convert_ids_to_tokens(ids)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_character_counts_if_its_token_is_scored(name: str, tmp_path: Path) -> None:
+    """The first token of a text is predicted from nothing where the family has no start token."""
+    opened = tiny(name, tmp_path)
+    text = "今天天气真不错。"
+    said = [PromptResponse("你好吗", text), Dialogue(("你好", "谢谢", text))]
+    for record in said if name == "eva" else [*said, Text(text)]:
+        characters = len(text)
+        if isinstance(record, Text) and name in ("transformer_xl", "huggingface"):
+            first = pieces(opened, text)[0].replace("▁", "")
+            assert text.startswith(first)
+            characters -= len(first)
+        (one,) = evaluate(opened, [record]).records
+        assert (one.characters, one.bytes, one.cut) == (characters, 3 * characters, False), record
+        assert evaluate(opened, [record]).bits_per_character == pytest.approx(in_bits(opened, record, characters))
+
+
+@pytest.mark.parametrize(("start", "characters"), [(True, 4), (False, 3)])
+def test_texts_with_and_without_a_start_token(start: bool, characters: int) -> None:
+    opened = one_token_a_character("你好再见")
+    if start:
+        opened.tokenizer.backend_tokenizer.post_processor = TemplateProcessing("</s> $A", None, [("</s>", 1)])
+    (one,) = evaluate(opened, [Text("你好再见")]).records
+    assert (one.characters, one.tokens) == (characters, characters + 1)
+    (reply,) = evaluate(opened, [PromptResponse("你好", "再见")]).records
+    assert (reply.characters, reply.tokens) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "characters"),
+    [("𠮷你好", 2), (" 你好", 1), ("Ａ你好", 2), ("你", 0), ("𠮷", 0)],
+    ids=["unknown", "white space", "another width", "a single token", "a single unknown one"],
+)
+def test_a_first_token_that_does_not_read_as_the_text(text: str, characters: int) -> None:
+    """What it stands for is what the tokenizer makes it of, whatever it reads."""
+    opened = one_token_a_character("你好")
+    backend = opened.tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()])
+    (one,) = evaluate(opened, [Text(text)]).records
+    assert one.characters == characters and one.bytes == 3 * characters
+
+
+def test_a_character_whose_first_byte_alone_is_not_scored_counts() -> None:
+    """Tokens of bytes: the character ends in a token that is scored."""
+    alphabet = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 3)}
+    backend = Tokenizer(BPE({"<pad>": 0, "</s>": 1, "<unk>": 2, **alphabet}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
+    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, eos_token_id=1)
+    opened = OpenedModel(adopt(GPT2LMHeadModel(config).eval()), HuggingfaceFamily(config, tokenizer), "bytes")
+    for text, characters in (("你好", 2), ("a你", 1), ("你", 1)):
+        (one,) = evaluate(opened, [Text(text)]).records
+        assert (one.characters, one.tokens) == (characters, len(text.encode())), text
+
+
+def test_a_long_text_in_several_rows_loses_one_token_only(tmp_path: Path) -> None:
+    opened = tiny("transformer_xl", tmp_path)
+    text = "今天天气真不错。" * 6
+    (one,) = evaluate(opened, [Text(text)], limit=8).records
+    assert not one.cut and one.characters == len(text) - len(pieces(opened, text)[0].replace("▁", ""))
+    assert one.tokens == len(pieces(opened, text))  # less the first, and the stop token

@@ -141,9 +141,9 @@ def test_the_last_examples_make_room(tmp_path: Path) -> None:
     lengths = [sum(len(part.ids) for part in front.candidates(MODEL.family, task.template.around(example.fields)[0], ["A"])[0]) + 2
                for front in fronts]  # fmt: skip
     for kept, limit in ((5, lengths[0]), (4, lengths[0] - 1), (0, lengths[5])):
-        plan = asking.plan(MODEL.family, task, [example], fronts, limit)
+        plan = asking.plan(MODEL.family, task, [example], [fronts], limit)
         assert plan.shots == [kept] and len(plan.questions[0][0][0].ids) + 3 == lengths[5 - kept]
-    short = asking.plan(MODEL.family, task, [example], fronts, lengths[5] - 5).questions[0]
+    short = asking.plan(MODEL.family, task, [example], [fronts], lengths[5] - 5).questions[0]
     text = MODEL.tokenizer.decode(short[0][0].ids)
     assert example.fields["question"] not in text and example.fields["question"][5:] in text
     notes = sit("ceval", data, tmp_path / "cache", shots=5, limit=lengths[0] - 1).result.tasks[0].notes

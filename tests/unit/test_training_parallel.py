@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 
 from hanmo.cli.common import without
 from hanmo.errors import ConfigError
-from hanmo.training.parallel import launch_lines, read_hostfile, translate_deepspeed
+from hanmo.training.parallel import launch_lines, read_hostfile, read_once, translate_deepspeed
 from tests import processes
 
 
@@ -162,3 +165,32 @@ def test_one_process_reads_for_the_others(tmp_path: Path) -> None:
     assert [one.stdout for one in done] == ["6\n", "6\n"], [one.stderr for one in done]
     assert [path.name for path in seen.glob("read by *")] == ["read by 0"]
     assert not list(shared.iterdir())
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    ("fault", "message"), [("open", "open to other users"), ("link", "found a link"), ("other", "of another user")]
+)
+def test_a_folder_that_others_can_write_to_is_not_read(
+    rank: str, fault: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read there is a pickle: whoever can put one there could run anything."""
+    for name, value in {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_PORT": "29511"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"hanmo-{os.getuid()}-none-29511-0-0"
+    real = tmp_path / "theirs" if fault == "link" else folder
+    real.mkdir(mode=0o700)
+    (real / "rows.pickle").write_bytes(pickle.dumps("planted"))
+    if fault == "link":
+        folder.symlink_to(real)
+    elif fault == "open":
+        folder.chmod(0o770)
+    else:
+        found = folder.lstat()
+        values = [found.st_mode, found.st_ino, found.st_dev, found.st_nlink, found.st_uid + 1, *found[5:]]
+        monkeypatch.setattr(Path, "lstat", lambda _: os.stat_result(values))
+    with pytest.raises(ConfigError, match=message):
+        read_once("rows", lambda: "read")
+    assert (real / "rows.pickle").exists()

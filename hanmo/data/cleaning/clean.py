@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks
+from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks, share_place
+from hanmo.data.cleaning.judged import (
+    EXAMPLES,
+    FORM,
+    Judged,
+    Reject,
+    StepReport,
+    read_judged,
+    read_reports,
+    write_block,
+)
 from hanmo.data.cleaning.recipe import Recipe
 from hanmo.data.cleaning.steps import Step
 from hanmo.data.cleaning.views import rebuilt, views, whole
-from hanmo.data.splits import fingerprint
 from hanmo.errors import ConfigError
 from hanmo.files import replacing
+from hanmo.locks import holding
 from hanmo.records import Plain, Record, Rejects, record_writer
 from hanmo.report import Page
 
 BLOCK = 2000  # records of one unit of work
-EXAMPLES = 3
 FIT = 200_000  # records that statistics are learnt from
-
-
-@dataclass
-class StepReport:
-    """What a step did: views (see ``views``) changed and removed, and a few examples that anyone would draw again."""
-
-    changed: int = 0
-    removed: int = 0
-    examples: list[tuple[int, str, str]] = field(default_factory=list)  # rank, text, reason or text afterwards
-
-    def example(self, text: str, reason: str) -> None:
-        self.examples = sorted({*self.examples, (fingerprint(text), text, reason)})[:EXAMPLES]
-
-    def add(self, other: StepReport) -> None:
-        self.changed += other.changed
-        self.removed += other.removed
-        self.examples = sorted({*self.examples, *other.examples})[:EXAMPLES]
 
 
 @dataclass
@@ -78,10 +69,6 @@ def _short(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-Reject = tuple[str, str, str, str]  # step, reason, text, where
-Judged = tuple[Record | None, list[Reject]]
-
-
 def clean(
     recipe: Recipe,
     paths: Sequence[Path],
@@ -101,21 +88,26 @@ def clean(
         progress: told how many records have been looked at.
         share: (rank, world): only look at this share of the records, for a later call without it that then only has
             to finish; returns None.
+
+    Raises:
+        ConfigError: ``out`` is one of the inputs.
+        InUseError: another run writes ``out``, or the same share of it.
     """
     targets = {path.resolve() for path in (out, rejects) if path}
     if targets & {path.resolve() for path in paths}:
         raise ConfigError(f"{out}: would be written over its own input")
-    _fit(recipe, paths, plain)
-    job = {"recipe": recipe.settings(), "plain": plain, "block": BLOCK}
-    folder = job_folder(out, job, [*paths, *recipe.files()])
-    blocks = record_blocks(paths, BLOCK, plain, bad)
-    told = (lambda done: progress(done * BLOCK)) if progress else None
-    results = run_blocks(blocks, partial(_judge_block, recipe), folder, workers, told, share or (0, 1))
-    if share is not None:
-        return None
-    cleaned = _write(recipe, results, out, rejects)
-    cleaned.bad = len(bad) if bad is not None else 0
-    forget(folder)
+    with holding(share_place(out, share)):
+        _fit(recipe, paths, plain)
+        job = {"recipe": recipe.settings(), "plain": plain, "block": BLOCK, "form": FORM}
+        folder = job_folder(out, job, [*paths, *recipe.files()])
+        blocks = record_blocks(paths, BLOCK, plain, bad)
+        told = (lambda done: progress(done * BLOCK)) if progress else None
+        results = run_blocks(blocks, partial(_judge_block, recipe), folder, workers, told, share or (0, 1))
+        if share is not None:
+            return None
+        cleaned = _write(recipe, results, out, rejects)
+        cleaned.bad = len(bad) if bad is not None else 0
+        forget(folder)
     return cleaned
 
 
@@ -135,8 +127,7 @@ def _judge_block(recipe: Recipe, block: list[Record], path: Path) -> None:
     """The result of a block: for each record what is left and what was removed, and what the steps did."""
     reports = {name: StepReport() for name, _ in recipe.steps}
     judged = judge(recipe, block, reports)
-    with path.open("wb") as file:
-        pickle.dump((judged, reports), file)
+    write_block(path, judged, reports)
 
 
 def judge(recipe: Recipe, records: Sequence[Record], reports: dict[str, StepReport]) -> list[Judged]:
@@ -180,13 +171,7 @@ def _edited(step: Step, turns: list[str], report: StepReport) -> list[str]:
 
 def _judged(results: Sequence[Path]) -> Iterator[Judged]:
     for path in results:
-        yield from _loaded(path)[0]
-
-
-def _loaded(path: Path) -> tuple[list[Judged], dict[str, StepReport]]:
-    with path.open("rb") as file:
-        found: tuple[list[Judged], dict[str, StepReport]] = pickle.load(file)  # our own file, see _judge_block
-    return found
+        yield from read_judged(path)
 
 
 def _duplicates(recipe: Recipe, results: Sequence[Path]) -> dict[int, tuple[str, str]]:
@@ -209,7 +194,7 @@ def _duplicates(recipe: Recipe, results: Sequence[Path]) -> dict[int, tuple[str,
 def _write(recipe: Recipe, results: Sequence[Path], out: Path, rejects: Path | None) -> Cleaned:
     cleaned = Cleaned(0, 0, 0, {name: StepReport() for name in recipe.names})
     for path in results:
-        for name, report in _loaded(path)[1].items():
+        for name, report in read_reports(path).items():
             cleaned.steps[name].add(report)
     duplicates = _duplicates(recipe, results)
     with ExitStack() as stack:

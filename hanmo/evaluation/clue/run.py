@@ -14,7 +14,7 @@ from hanmo.evaluation.clue.reading import read_split
 from hanmo.evaluation.clue.tasks import ClueTask
 from hanmo.evaluation.processes import mine
 from hanmo.evaluation.results import GAP, Item, Result, TaskResult
-from hanmo.evaluation.run import Run, Watch, about_run, limit_of
+from hanmo.evaluation.run import Run, Watch, about_run, check_seed, limit_of
 from hanmo.evaluation.tasks import Example, data_hash
 from hanmo.families.base import OpenedModel
 
@@ -30,17 +30,17 @@ class Setup:
         shots: examples in the prompt.
         published: the published protocol, flaws included.
         limit: most tokens of a question; None is 1024 or what the model can read, and 512 as published.
-        seed: of the examples' draw (the published protocol has its own).
+        seed: of the draw of examples and of candidates; None is 0. The published protocol has its own.
         choices: so many candidates at most for tasks with many labels; None offers all.
         first: only the first records of every task.
-        budget: tokens in memory at the same time; None suits the device.
+        budget: tokens in memory at the same time; None suits the device. As published, prompts are scored one by one.
         candidates: file of the original's draws for IFLYTEK and TNEWS, see ``published.read_candidates``.
     """
 
     shots: int = 0
     published: bool = False
     limit: int | None = None
-    seed: int = 0
+    seed: int | None = None
     choices: int | None = None
     first: int | None = None
     budget: int | None = None
@@ -51,6 +51,26 @@ class Setup:
             raise ConfigError("--candidates names the original's draws, which only the published protocol has")
         if self.published and self.choices is not None:
             raise ConfigError("--choices is for the corrected protocol; the published one always draws 3 wrong labels")
+        if self.published and self.seed is not None:
+            raise ConfigError(
+                f"--seed is for the corrected protocol; the published one always draws with {published.SEED}"
+            )
+        if self.published and self.budget is not None:
+            raise ConfigError("--budget is for the corrected protocol; the published one scores prompts one by one")
+        check_seed(self.seed, self.shots, self.choices)
+
+    def check(self, tasks: Sequence[ClueTask]) -> None:
+        """Whether all that is given has an effect on these tasks.
+
+        Raises:
+            ConfigError: something has none.
+        """
+        names = ", ".join(task.title for task in tasks)
+        if self.candidates is not None and not any(task.published.drawn for task in tasks):
+            raise ConfigError(f"--candidates names wrong labels of IFLYTEK and TNEWS; chosen are {names}")
+        for option, value in (("--choices", self.choices), ("--budget", self.budget)):
+            if value is not None and all(task.generates for task in tasks):
+                raise ConfigError(f"{option} has no effect on {names}: the model says the answer, nothing is offered")
 
 
 def evaluate(
@@ -63,12 +83,13 @@ def evaluate(
         cache: folder in which answers are kept; what is in it is not asked again.
         watch: told what is going on.
     """
+    setup.check(tasks)
     limit = (setup.limit or published.MAX_LENGTH) if setup.published else limit_of(opened, setup.limit, LIMIT)
     examples = {task.name: read_split(task, data, "dev", setup.first) for task in tasks}
     train = {}
     if setup.shots and not setup.published:
         train = {task.name: read_split(task, data, "train") for task in tasks}
-    protocol, seed = ("published", published.SEED) if setup.published else ("corrected", setup.seed)
+    protocol, seed = ("published", published.SEED) if setup.published else ("corrected", setup.seed or 0)
     about = about_run(opened, protocol, setup.shots, limit, seed=seed)
     results = []
     for task in tasks:
@@ -77,7 +98,7 @@ def evaluate(
         if setup.published:
             results.append(run.run_published_cmrc(found) if task.generates else run.run_published(found))
         else:
-            results.append(run.corrected(found, train.get(task.name, []), setup.shots, setup.seed, setup.choices))
+            results.append(run.corrected(found, train.get(task.name, []), setup.shots, seed, setup.choices))
     return Result(TITLE, about, results)
 
 

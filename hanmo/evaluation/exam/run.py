@@ -14,7 +14,7 @@ from hanmo.evaluation.exam import published
 from hanmo.evaluation.exam.exams import LETTERS, Exam
 from hanmo.evaluation.exam.reading import read_subject, subject_file
 from hanmo.evaluation.results import GAP, Item, Result
-from hanmo.evaluation.run import Run, Watch, about_run, check_chat, limit_of, values_of
+from hanmo.evaluation.run import Run, Watch, about_run, among_the_examples, check_chat, limit_of, values_of
 from hanmo.evaluation.tasks import Example, Task, data_hash
 from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
@@ -113,7 +113,7 @@ def evaluate(
         raise ConfigError(
             f"{without} has no answers, but other subjects have; choose with --subjects what belongs together"
         )
-    dev = {task.name: read_subject(exam, task, data, DEV, setup.shots) for task in tasks} if setup.shots else {}
+    dev = {task.name: read_subject(exam, task, data, DEV) for task in tasks} if setup.shots else {}
     if setup.published:
         protocol, limit = "published", setup.limit or published.MAX_LENGTH
     else:
@@ -129,14 +129,16 @@ def evaluate(
             items, notes = run.ask_as_published(found)
             reading, right = "published", {"published": [float(one.choice("published") == one.gold) for one in items]}
         else:
-            items, notes = run.ask(found, asking.front_of(task, shots, setup.chat).shorter())
+            fronts, itself = asking.fronts_of(task, found, shots, lambda pool: list(pool[: setup.shots]), setup.chat)
+            items, notes = run.ask(found, [front.shorter() for front in fronts])
+            notes += among_the_examples(itself)
             reading, right = task.reading, values_of(task, items)
         if len(shots) < setup.shots:
             notes.append(f"only {len(shots)} questions in the dev split")
         submission[task.name] = {
             example.fields["id"]: LETTERS[item.choice(reading)] for example, item in zip(found, items, strict=True)
         }
-        hashes = {"data": data_hash(found), "task": task.hash(), "shots": [shot.where for shot in shots]}
+        hashes = {"data": data_hash(found), "task": task.hash(), "shots": [shot.where for shot in shots[: setup.shots]]}
         if found[0].label:
             results.append(run.result(reading, right, items, hashes, notes, [len(LETTERS)] * len(items)))
     return Sat(exam.title, about, Result(exam.title, about, results) if results else None, submission)

@@ -1,0 +1,148 @@
+"""Writing folders: complete or not at all, and nothing of the user's is lost, whenever the process is killed.
+
+What an existing folder keeps is linked into the new one before anything moves, so that both are whole by themselves:
+
+    NAME            the folder
+    .NAME.tmp       the new one while it is written
+    .NAME.new       the new one when all of it is on the disk
+    .NAME.old       the former one, from when it is moved away until NAME is the new one
+
+``recover`` completes what a killed process has left of this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hanmo.errors import CheckpointError
+from hanmo.locks import holding
+
+Keep = Callable[[str], bool]  # whether an entry of that name is taken over from the former folder
+
+
+def nothing(name: str) -> bool:
+    """Keep nothing."""
+    return False
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path, keep: Keep = nothing) -> Iterator[Path]:
+    """A folder to write to that takes its real name when the block ends without an error, and vanishes otherwise.
+
+    Args:
+        keep: which entries of an existing folder of that name stay, where none is written anew.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing has changed.
+        InUseError: another run writes it.
+    """
+    said, folder = folder, Path(folder).resolve()
+    draft = folder.with_name(f".{folder.name}.tmp")
+    with _changing_nothing(said), holding(said):
+        recover(folder)
+        try:
+            shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+            draft.mkdir(parents=True)
+            yield draft
+            finish_folder(folder, draft, keep)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _changing_nothing(folder: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error}; nothing has been changed") from error
+
+
+def finish_folder(folder: Path, draft: Path, keep: Keep = nothing) -> None:
+    """Give a draft its real name once all of it is on the disk; who calls holds the folder. See ``new_folder``."""
+    for file in draft.rglob("*"):
+        _flush(file)
+    if not folder.exists():
+        draft.rename(folder)
+        return
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: is a file; give a folder")
+    for entry in folder.iterdir():
+        if keep(entry.name) and not os.path.lexists(draft / entry.name):
+            _link(entry, draft / entry.name)
+    new, old = _places(folder)
+    draft.rename(new)
+    folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Complete a replacement that was killed on its way; who calls holds the folder.
+
+    Raises:
+        CheckpointError: something else has been put in the folder's place since; says what to do.
+    """
+    new, old = _places(folder)
+    if not os.path.lexists(folder) and old.exists():
+        (new if new.exists() else old).rename(folder)
+    elif old.exists() and new.exists():
+        raise CheckpointError(
+            f"{folder}: was put there after its replacement had been interrupted; the former folder is {old}, the new "
+            f"one {new}: move to {folder.name} what you need of them, and remove them"
+        )
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def recover_missing(folder: Path) -> None:
+    """``recover`` a folder that is to be read and is not there, if a replacement was interrupted.
+
+    Raises:
+        CheckpointError: it cannot be done here; says what to rename.
+        InUseError: it is being replaced right now.
+    """
+    if not folder.name or os.path.lexists(folder) or not _places(folder)[1].exists():
+        return
+    new, old = _places(folder)
+    try:
+        with holding(folder):
+            recover(folder)
+    except OSError as error:
+        if os.path.lexists(folder):
+            return  # another process of this run was quicker
+        there = new if new.exists() else old
+        raise CheckpointError(
+            f"{folder}: its replacement was interrupted, and it cannot be completed here ({error.strerror}): "
+            f"rename {there} to {folder.name}"
+        ) from error
+
+
+def _places(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _flush(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same entry at another place, which costs no space; copied where the file system has no links."""
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+    elif source.is_dir():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link_file)
+    else:
+        _link_file(source, target)
+
+
+def _link_file(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
