@@ -28,7 +28,7 @@ from hanmo.checkpoints.opening import (
 from hanmo.checkpoints.sizes import blank_network, expected_shapes, input_embedding, settle_config
 from hanmo.errors import CheckpointError, ConfigError, HanmoError, VocabularyError
 from hanmo.families.base import Family
-from hanmo.families.safe_loading import safe_config, safe_tokenizer
+from hanmo.families.safe_loading import check_adapter, safe_config, safe_tokenizer
 
 SMALL = 300_000_000  # bytes of weights that are read in full without being asked to
 SAMPLE = "你好,今天天气很好。我们一起去公园吧!"
@@ -128,6 +128,7 @@ def inspect_model(
 def _rows_of_transformers(report: Report, path: Path) -> int | None:
     """Rows of the embedding of a model of transformers; None for one that reads no text, or does not open."""
     try:
+        check_adapter(path)
         return getattr(safe_config(path).get_text_config(), "vocab_size", None)
     except HanmoError as error:
         report.add("configuration", "fault", str(error))
