@@ -30,7 +30,7 @@ from hanmo.checkpoints.opening import (
 from hanmo.checkpoints.sizes import blank_network, expected_shapes, input_embedding, settle_config
 from hanmo.errors import CheckpointError, ConfigError, HanmoError, VocabularyError, quoted
 from hanmo.families.base import Family
-from hanmo.families.safe_loading import safe_config, safe_tokenizer
+from hanmo.families.safe_loading import check_adapter, safe_config, safe_tokenizer
 from hanmo.families.stops import strangers
 
 SMALL = 300_000_000  # bytes of weights that are read in full without being asked to
@@ -136,6 +136,7 @@ def inspect_model(
 def _config_of_transformers(report: Report, path: Path) -> PretrainedConfig | None:
     """The configuration of a model of transformers; None for one that does not open."""
     try:
+        check_adapter(path)
         return safe_config(path)
     except HanmoError as error:
         report.add("configuration", "fault", str(error))

@@ -19,7 +19,7 @@ from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_conf
 from hanmo.checkpoints.streams import Stored, in_blocks
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
-from hanmo.families.safe_loading import safe_config
+from hanmo.families.safe_loading import check_adapter, safe_config
 from hanmo.families.tables import Entry, rows_of_a_rank
 
 
@@ -140,6 +140,7 @@ def _our_source(path: Path, family: type[Family]) -> Source:
 
 def _transformers_source(path: Path, family: type[Family]) -> Source:
     """A model of transformers: tensors by the names they have, as transformers itself knows which there must be."""
+    check_adapter(path)
     weights = find_weights(path)
     config = safe_config(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.ranks[0].items()}

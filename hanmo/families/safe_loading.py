@@ -108,14 +108,20 @@ def safe_network(
     Raises:
         CheckpointError: transformers cannot open it; an adapter lies beside the model.
     """
-    if folder is not None and (adapter := Path(folder) / ADAPTER_CONFIG).exists():
+    if folder is not None:
+        check_adapter(folder)
+    with _asking_nothing(), _one_message(folder, "transformers cannot open it"):
+        options |= {"trust_remote_code": False, "local_files_only": True, "output_loading_info": True}
+        return network_class.from_pretrained(folder, config=config, **options)
+
+
+def check_adapter(folder: str | Path) -> None:
+    """CheckpointError where an adapter lies beside a model: transformers would apply it, and fetch the base it names."""
+    if (adapter := Path(folder) / ADAPTER_CONFIG).exists():
         raise CheckpointError(
             f"{adapter}: an adapter beside a model, which hanmo does not apply; merge it into the model with peft "
             f"(merge_and_unload), or take {ADAPTER_CONFIG} away to open the model without it"
         )
-    with _asking_nothing(), _one_message(folder, "transformers cannot open it"):
-        options |= {"trust_remote_code": False, "local_files_only": True, "output_loading_info": True}
-        return network_class.from_pretrained(folder, config=config, **options)
 
 
 def safe_blank(auto_class: Any, folder: str | Path, config: PretrainedConfig) -> Any:

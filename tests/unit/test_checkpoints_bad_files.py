@@ -18,6 +18,7 @@ from hanmo.checkpoints import open_model
 from hanmo.checkpoints.convert import convert
 from hanmo.errors import HanmoError
 from tests.unit.checkpoint_files import MEGATRON, original_tensors, write_hub, write_megatron
+from tests.unit.transformers_models import write_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
 TABLE = PAGE.split("## What wrong files print")[1].split("\n\n")[1]
@@ -117,8 +118,31 @@ def nobodys(folder: Path) -> Path:
     return write_megatron(folder, {"language_model.x": torch.zeros(1), "lm_head.weight": torch.zeros(1)})
 
 
+def own_code(folder: Path) -> Path:
+    said = {"model_type": "chatglm", "auto_map": {"AutoConfig": "modeling_chatglm.Own"}}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(said))
+    save_file({"a": torch.zeros(2)}, folder / "model.safetensors")
+    return folder
+
+
+def adapter(folder: Path) -> Path:
+    write_model("qwen3", folder)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    return folder
+
+
+def leading_out(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret"}}))
+    return folder
+
+
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "asks for code": with_code,
+    "a model with code of its own": own_code,
+    "an adapter beside a model": adapter,
+    "a name that leads out": leading_out,
     "cut short": cut_short,
     "damaged": damaged,
     "damaged safetensors": damaged_safetensors,
