@@ -49,17 +49,17 @@ def check_tokenizer(path: str | Path, tokenizer_class: Any) -> None:
 def _try_if_odd(folder: Path, tokenizer_class: Any, files: tuple[tuple[str, int], ...]) -> None:
     names = [name for name, _ in files]
     patterns: list[str] = []
+    odd = any(_has_large(_object(folder / name)) for name in _FILES if name in names)
     try:
-        odd = any(_has_large(json.loads((folder / name).read_text("utf-8"))) for name in _FILES if name in names)
         if "tokenizer.json" in names:
-            said = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+            said = _object(folder / "tokenizer.json")
             patterns = list(_patterns(said))
-            odd = odd or not _is_ordinary(said)
+            odd = odd or not _is_ordinary(said, folder / "tokenizer.json")
         else:
             for name in names:
                 if name.endswith(".model"):
                     check_pieces(folder / name)
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+    except (TypeError, AttributeError, LookupError):
         odd = True
 
     def attempt() -> None:
@@ -68,6 +68,16 @@ def _try_if_odd(folder: Path, tokenizer_class: Any, files: tuple[tuple[str, int]
 
     if odd:
         tried(attempt, f"{folder}: its tokenizer")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(said).__name__}")
+    return said
 
 
 def check_pieces(path: Path) -> None:
@@ -90,10 +100,18 @@ def _has_large(said: Any) -> bool:
     return isinstance(said, int | float) and abs(said) > _LARGE
 
 
-def _is_ordinary(said: dict[str, Any]) -> bool:
-    """Whether nothing in a tokenizer.json can make a text much longer, or take more than a time like its length."""
-    if said.get("padding") is not None or said.get("truncation") is not None:
-        return False
+def _is_ordinary(said: dict[str, Any], path: Path) -> bool:
+    """Whether nothing in a tokenizer.json can make a text much longer, or take more than a time like its length.
+
+    Raises:
+        CheckpointError: something makes texts longer without measure.
+    """
+    padding = said.get("padding") or {}
+    fixed = padding["strategy"].get("Fixed", 0) if isinstance(padding.get("strategy"), dict) else 0
+    if max(fixed, padding.get("pad_to_multiple_of") or 0) > _LARGE:
+        raise CheckpointError(
+            f"{path}: fills every text up to {fixed or padding['pad_to_multiple_of']:,} tokens; refused"
+        )
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         grows = 1.0
         for step in _steps(said.get(part)):
@@ -105,6 +123,8 @@ def _is_ordinary(said: dict[str, Any]) -> bool:
                 grows *= 1 + len(step["prepend"]) / len(_TEXT)
             elif step["type"] not in _KNOWN or len(json.dumps(step)) > 1 << 16:
                 return False
+        if grows > _LARGE:
+            raise CheckpointError(f"{path}: its {part} can make a text {grows:.1e} times as long; refused")
         if grows > _GROWS:
             return False
     return True
