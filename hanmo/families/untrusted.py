@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import CheckpointError
+from hanmo.files import read_json
 from hanmo.limits import tried
 
 _TEXT = "你好,今天天气很好。 Hello,  wörld! 123\n我们一起去公园吧!"
@@ -43,16 +44,16 @@ def check_tokenizer(folder: Path, opened: Callable[[], Any]) -> None:
         CheckpointError: it does not; names the folder.
     """
     patterns: list[str] = []
+    odd = any(_has_large(read_json(folder / name)) for name in _FILES if (folder / name).is_file())
     try:
-        odd = any(_has_large(_read(folder / name)) for name in _FILES if (folder / name).is_file())
-        if (folder / "tokenizer.json").is_file():
-            said = _read(folder / "tokenizer.json")
+        if (rules := folder / "tokenizer.json").is_file():
+            said = read_json(rules)
             patterns = list(_patterns(said))
-            odd = odd or not _is_ordinary(said)
+            odd = odd or not _is_ordinary(said, rules)
         else:
             for file in sorted(folder.glob("*.model")):
                 check_pieces(file)
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+    except (TypeError, AttributeError, LookupError):
         odd = True
 
     def attempt() -> None:
@@ -61,10 +62,6 @@ def check_tokenizer(folder: Path, opened: Callable[[], Any]) -> None:
 
     if odd:
         tried(attempt, f"{folder}: its tokenizer")
-
-
-def _read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def check_pieces(path: Path) -> None:
@@ -87,10 +84,18 @@ def _has_large(said: Any) -> bool:
     return isinstance(said, int | float) and abs(said) > _LARGE
 
 
-def _is_ordinary(said: dict[str, Any]) -> bool:
-    """Whether nothing in a tokenizer.json can make a text much longer, or take more than a time like its length."""
-    if said.get("padding") is not None or said.get("truncation") is not None:
-        return False
+def _is_ordinary(said: dict[str, Any], path: Path) -> bool:
+    """Whether nothing in a tokenizer.json can make a text much longer, or take more than a time like its length.
+
+    Raises:
+        CheckpointError: something makes texts longer without measure.
+    """
+    padding = said.get("padding") or {}
+    fixed = padding["strategy"].get("Fixed", 0) if isinstance(padding.get("strategy"), dict) else 0
+    if max(fixed, padding.get("pad_to_multiple_of") or 0) > _LARGE:
+        raise CheckpointError(
+            f"{path}: fills every text up to {fixed or padding['pad_to_multiple_of']:,} tokens; refused"
+        )
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         grows = 1.0
         for step in _steps(said.get(part)):
@@ -102,6 +107,8 @@ def _is_ordinary(said: dict[str, Any]) -> bool:
                 grows *= 1 + len(step["prepend"]) / len(_TEXT)
             elif step["type"] not in _KNOWN or len(json.dumps(step)) > 1 << 16:
                 return False
+        if grows > _LARGE:
+            raise CheckpointError(f"{path}: its {part} can make a text {grows:.1e} times as long; refused")
         if grows > _GROWS:
             return False
     return True

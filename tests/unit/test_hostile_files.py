@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -15,13 +16,24 @@ import torch
 from hanmo.checkpoints import open_model
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.files import find_weights
+from hanmo.checkpoints.inspect import inspect_model
 from hanmo.checkpoints.verifying import verify_reading
-from hanmo.errors import CheckpointError
+from hanmo.errors import CheckpointError, HanmoError
+from hanmo.families.huggingface.templates import TemplateRefusalError, is_plain, render_template
 from hanmo.limits import tried
 from tests.hostile import command, run
 from tests.unit.checkpoint_files import HUB, original_tensors, write_hub
-from tests.unit.hostile_files import FOLDERS, HONEST, ORIGINALS, TEMPLATES, WEIGHTS, deflated
-from tests.unit.transformers_models import write_model
+from tests.unit.hostile_files import FOLDERS, HONEST, ORIGINALS, TEMPLATES, WIDE, deflated, rewritten
+from tests.unit.transformers_models import TEMPLATE, tokenizer, write_model
+
+TALK = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "你好呀"}]
+RICH = (
+    "{%- set n = namespace(first=true, last='') -%}{%- macro turn(m) -%}<|im_start|>{{ m['role'] | upper }}\n"
+    "{{- m.content.split('。')[-1].strip() }}{{ m | tojson }}<|im_end|>{%- endmacro -%}"
+    "{%- for m in messages[::-1] if m.role != 'tool' -%}{%- if n.first -%}{{ eos_token }}{%- set n.first = false -%}"
+    "{%- endif -%}{{ turn(m) }}{% generation %}{{ m.content | length * 2 }}{% endgeneration %}"
+    "{%- if loop.last -%}{%- break -%}{%- endif -%}{%- endfor -%}{{ add_generation_prompt }}{{ range(3) | list | join('-') }}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,46 +47,121 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commands(folder: Path, target: Path) -> dict[str, Callable[[], object]]:
+    """As the command line calls them, without a third of a second for the command line itself."""
+
+    def inspect() -> None:
+        if faults := [check.detail for check in inspect_model(folder).checks if check.verdict == "fault"]:
+            raise HanmoError("; ".join(faults))
+
     return {
-        "inspect": lambda: command("inspect", folder),
-        "convert": lambda: command("convert", folder, target),
+        "inspect": inspect,
+        "convert": lambda: convert(folder, target),
         "open": lambda: open_model(folder, device="cpu"),
     }
 
 
-def check_refused(folder: Path, tmp_path: Path) -> None:
-    """Each way to read a folder ends in a message, and a conversion leaves nothing behind."""
+def check_refused(folder: Path, tmp_path: Path, harmless: tuple[str, ...] = ()) -> None:
+    """Each way to read a folder ends in a message, and a conversion leaves nothing behind.
+
+    Args:
+        harmless: ways that do not rely on what is not so, and may do what they were asked.
+    """
     target = tmp_path / "target"
     for name, action in commands(folder, target).items():
         outcome = run(action, canary=tmp_path / "executed")
-        assert outcome.kind == "message", f"{name}: {outcome}"
+        assert outcome.kind == "message" or (outcome.kind == "fine" and name in harmless), f"{name}: {outcome}"
         assert len(outcome.printed) < 20_000, f"{name}: {outcome}"
-    assert not target.exists()
+        assert target.exists() == (name == "convert" and outcome.kind == "fine") or name == "open"
+
+
+def made(make: Callable[[Path], object], honest: Path, folder: Path) -> Path:
+    """A copy of an honest folder in which something is not so: what is changed is one of its files, as the maker says."""
+    shutil.copytree(honest, folder)
+    make(folder)
+    before, after = ({file.name: file.read_bytes() for file in one.iterdir()} for one in (honest, folder))
+    assert before != after
+    return folder
 
 
 @pytest.mark.parametrize("kind", ORIGINALS)
 def test_an_original_that_lies_is_refused_in_one_message(original: Path, tmp_path: Path, kind: str) -> None:
-    folder = shutil.copytree(original, tmp_path / "model")
-    ORIGINALS[kind](folder)
-    check_refused(folder, tmp_path)
+    check_refused(made(ORIGINALS[kind], original, tmp_path / "model"), tmp_path)
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_a_folder_that_lies_is_refused_in_one_message(qwen: Path, tmp_path: Path, kind: str) -> None:
-    folder = shutil.copytree(qwen, tmp_path / "model")
-    FOLDERS[kind](folder)
-    check_refused(folder, tmp_path)
+    """Sizes that no file fills matter to who builds the network; its tensors are what they are."""
+    harmless = ("inspect", "convert") if kind in WIDE else ()
+    check_refused(made(FOLDERS[kind], qwen, tmp_path / "model"), tmp_path, harmless)
 
 
-@pytest.mark.parametrize("kind", TEMPLATES)
-def test_a_chat_template_that_takes_too_much_is_refused_in_one_message(qwen: Path, tmp_path: Path, kind: str) -> None:
-    folder = shutil.copytree(qwen, tmp_path / "model")
-    (folder / "chat_template.jinja").write_text(TEMPLATES[kind])
-    prompts = tmp_path / "prompts.txt"
+def test_a_chat_template_that_takes_too_much_is_refused_in_one_message(qwen: Path, tmp_path: Path) -> None:
+    make = rewritten("chat_template.jinja", TEMPLATES["a text of ten billion letters"])
+    folder, prompts = made(make, qwen, tmp_path / "model"), tmp_path / "prompts.txt"
     prompts.write_text("你好\n", encoding="utf-8")
     outcome = run(lambda: command("generate", folder, "--input", prompts, "--device", "cpu"), tmp_path / "executed")
     assert outcome.kind == "message", str(outcome)
-    assert "chat template" in outcome.printed
+    assert re.search(r"hanmo: the chat template of \S+ takes too much memory", outcome.printed)
+    assert outcome.printed.count("\n") == 1
+
+
+def test_no_chat_template_takes_more_than_its_time_and_memory(tmp_path: Path) -> None:
+    """Whatever it does; and the next conversation is rendered as ever."""
+
+    def render() -> None:
+        words = tokenizer()
+        for kind, template in TEMPLATES.items():
+            words.chat_template = template
+            with pytest.raises(HanmoError, match="the chat template"):
+                render_template(words, TALK)
+            words.chat_template = "{% set n = namespace(x='>') %}{{ n.x }}" + TEMPLATE
+            assert render_template(words, TALK) == words.apply_chat_template(TALK, tokenize=False), kind
+
+    outcome = run(render, canary=tmp_path / "executed")
+    assert outcome.kind == "fine", str(outcome)
+
+
+@pytest.mark.parametrize(
+    ("template", "plain"),
+    [
+        (TEMPLATE, True),
+        ("{% for m in messages %}{{ (m['role'] == 'user') != (loop.index0 % 2 == 0) }}{% endfor %}", True),
+        ("{{ '%9d' % 1 }}", False),
+        ("{{ ('%9d') % 1 }}", False),
+        ("{% set x = '%9d' %}{{ x % 1 }}", False),
+        ("{{ 'a'.center(9) }}", False),
+        ("{% set n = namespace(x=1) %}{{ n.x }}", False),
+        ("{% for a in messages %}{% for b in messages %}{{ b }}{% endfor %}{% endfor %}", False),
+        ("{% set a = 'x' %}{% set b = a ~ a %}{% set c = b ~ b %}{% set d = c ~ c %}{{ d }}", False),
+        ("{{ messages | tojson(indent=9) }}", False),
+        ("{% include 'a' %}", False),
+        ("{% generation %}a{% endgeneration %}", False),
+        ("{% if %}", False),
+    ],
+)
+def test_a_template_is_plain_where_nothing_in_it_can_grow(template: str, plain: bool) -> None:
+    assert is_plain(template) == plain
+
+
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("ask", [False, True])
+def test_both_processes_render_what_transformers_renders(system: bool, ask: bool) -> None:
+    """A template with everything that common ones use, and a plain one, against ``apply_chat_template``."""
+    words = tokenizer()
+    talk = [{"role": "system", "content": "简短"}] * system + TALK
+    for template in (TEMPLATE, RICH):
+        words.chat_template = template
+        expected = words.apply_chat_template(talk, tokenize=False, add_generation_prompt=ask)
+        assert render_template(words, talk, ask) == expected
+    assert is_plain(TEMPLATE) and not is_plain(RICH)
+
+
+def test_what_a_template_says_itself_is_passed_on() -> None:
+    words = tokenizer()
+    for rich in ("", "{% set n = namespace(x=1) %}"):
+        words.chat_template = rich + "{{ raise_exception('no system turns') }}"
+        with pytest.raises(TemplateRefusalError, match=r"does not take this conversation: .*no system turns"):
+            render_template(words, TALK)
 
 
 @pytest.mark.parametrize("kind", HONEST)
@@ -148,19 +235,7 @@ def test_code_that_runs_would_be_noticed(tmp_path: Path) -> None:
     assert run(lambda: print("done"), canary).kind == "fine"
     assert run(lambda: command("inspect", tmp_path / "nothing"), canary).kind == "message"
     assert run(lambda: 1 // 0, canary).kind == "traceback"
-    assert run(lambda: [bytearray(b"a" * (1 << 28)) for _ in range(5)], canary).kind == "memory"
+    assert run(lambda: bytearray(b"a") * (1100 << 20), canary).kind == "memory"
     assert run(lambda: os.abort(), canary).kind == "crashed"
     assert run(lambda: os.kill(os.getpid(), signal.SIGXCPU), canary).kind == "hung"
     assert run(canary.touch, canary).kind == "executed"
-
-
-def test_the_makers_change_what_they_say(original: Path, tmp_path: Path) -> None:
-    """Every lie is in the file: none of the makers leaves the honest weights and settings as they were."""
-    for number, make in enumerate(ORIGINALS.values()):
-        folder = shutil.copytree(original, tmp_path / str(number))
-        make(folder)
-        same = [
-            (folder / name).is_file() and (folder / name).read_bytes() == (original / name).read_bytes()
-            for name in (WEIGHTS, "config.json")
-        ]
-        assert not all(same)

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 MEMORY = 512 << 20  # bytes; a template needs a few times the conversation's
-SECONDS = 3  # of processor time for one conversation
+SECONDS = 2  # of processor time for one conversation
 LONGEST = 1 << 24  # characters of a rendered conversation
 
 
@@ -38,6 +38,7 @@ def _serve() -> None:
     from hanmo.limits import limit_memory
 
     limit_memory(MEMORY)
+    print("ready", flush=True)
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(used.ru_utime + used.ru_stime) + SECONDS

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,8 @@ from jinja2 import Environment, TemplateError
 from hanmo.errors import CheckpointError, UnsupportedError
 from hanmo.limits import WAIT
 
+READY = b"ready\n"  # what the process says first
+_LIMITS = importlib.util.find_spec("resource") is not None  # Windows has none: there, all is rendered in this process
 _SCRIPT = Path(__file__).with_name("rendering.py")
 _TAGS = {"for", "endfor", "if", "elif", "else", "endif", "set"}
 _FILTERS = {"trim", "length", "string"}
@@ -52,7 +55,7 @@ def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], ask: boo
     """
     template = tokenizer.get_chat_template()
     where = f"the chat template of {tokenizer.name_or_path or 'this tokenizer'}"
-    if is_plain(template) or importlib.util.find_spec("resource") is None:  # Windows has no limits
+    if is_plain(template) or not _LIMITS:
         try:
             return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
         except (TemplateError, TypeError, ValueError) as error:
@@ -106,17 +109,30 @@ class _Renderer:
             start_new_session=True,  # Ctrl-C is for this process, which ends that one
         )
 
-    def ask(self, request: dict[str, Any]) -> dict[str, str]:
-        assert self.process.stdin and self.process.stdout
+        if self._line() != READY:
+            self.end()
+            raise UnsupportedError(
+                f"chat templates are rendered in a process of their own, which does not start: {sys.executable} {_SCRIPT}"
+            )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, str] | None:
+        """Its answer; None if it has ended, or does not answer in time."""
+        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
-        if not select.select([self.process.stdout], [], [], WAIT)[0]:
-            return {"limit": "time"}
-        line = self.process.stdout.readline()
-        if line.endswith(b"\n"):
-            return json.loads(line)
-        return {"limit": "time" if self.process.wait() == -24 else "memory"}  # 24: SIGXCPU
+        line = self._line()
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    def _line(self) -> bytes:
+        assert self.process.stdout is not None
+        answers, _, _ = select.select([self.process.stdout], [], [], WAIT)
+        return self.process.stdout.readline() if answers else b""
+
+    @property
+    def ended_for_memory(self) -> bool:
+        """Whether the system has ended it, for another reason than time."""
+        return self.process.poll() not in (None, -signal.SIGXCPU)
 
     def end(self) -> None:
         self.process.kill()
@@ -132,17 +148,18 @@ _renderer: _Renderer | None = None
 
 
 def _ask(request: dict[str, Any]) -> dict[str, str]:
-    """An answer of the process that renders; after anything but a text or a refusal it is ended, and started when needed."""
+    """The answer of the process that renders. It is started for the first request, and again after one that has ended it."""
     global _renderer
     with _lock:
         if _renderer is None or _renderer.owner != os.getpid():  # a copy of this process does not share it
             _renderer = _Renderer()
-        answer: dict[str, str] = {"limit": "time"}
+        answer = None
         try:
-            answer = _renderer.ask(request)
-            return answer
+            if answer := _renderer.ask(request):
+                return answer
+            return {"limit": "memory" if _renderer.ended_for_memory else "time"}
         finally:
-            if "limit" in answer:
+            if answer is None:
                 _end()
 
 
