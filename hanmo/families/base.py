@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.stops import Stop, collect
+from hanmo.families.stops import Stop
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 
 IGNORE = -100  # a label that is not scored
@@ -173,7 +173,7 @@ class Family(ABC):
     @cached_property
     def stops(self) -> tuple[Stop, ...]:
         """The tokens that end a reply, each with where the model says so; the first is the one that rows predict."""
-        return collect([(self.tokenizer.eos_token_id, "tokenizer's eos_token")], self.config, self.tokenizer)
+        return (Stop(self.tokenizer.eos_token_id, ("tokenizer's eos_token",)),)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

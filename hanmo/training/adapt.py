@@ -95,7 +95,7 @@ def _untie(network: Any, targets: Sequence[str]) -> None:
         module, _, weight = name.rpartition(".")
         own = nn.Parameter(parameters[name].detach().clone(), parameters[name].requires_grad)
         setattr(network.get_submodule(module), weight, own)
-    network.all_tied_weights_keys = network.get_expanded_tied_weights_keys(all_submodels=True)
+    network.all_tied_weights_keys = {name: source for name, source in tied.items() if name not in same}
 
 
 def _say_untied(config: Any) -> None:

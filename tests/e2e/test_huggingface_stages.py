@@ -125,7 +125,8 @@ def test_convert(name: str, place: Path, tmp_path: Path) -> None:
     (pickled / "model.safetensors").unlink()
     hanmo("convert", pickled, tmp_path / "again", "--verify")
     after = Plain(tmp_path / "again")
-    assert after.asked("你好") == given and after.model.generation_config.eos_token_id == EOS
+    stated = after.model.generation_config.eos_token_id
+    assert after.asked("你好") == given and stated == (EOS if after.stop == EOS else [after.stop, EOS])
     assert torch.equal(after.hidden_and_logits(given, answer)[1], before.hidden_and_logits(given, answer)[1])
     checks = json.loads(hanmo("inspect", tmp_path / "again", "--json").stdout)["checks"]
     assert {"name": "hashes", "verdict": "ok"}.items() <= next(one for one in checks if one["name"] == "hashes").items()

@@ -38,7 +38,19 @@ from tests.unit.tiny import tiny_eva
 LETTERS = 60  # ids from 10 on are text
 COMMANDS = {"[MASK]": 50003, "[sMASK]": 50008, "[gMASK]": 50009, "<|startofpiece|>": 50006, "<|endofpiece|>": 50007}
 COMMANDS["<|endoftext|>"] = 50000
-SPECIALS: Any = SimpleNamespace(
+
+
+class Specials(SimpleNamespace):
+    """A tokenizer as far as ids are concerned."""
+
+    def __len__(self) -> int:
+        return 50048
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        return [10] * len(text)
+
+
+SPECIALS: Any = Specials(
     convert_tokens_to_ids=COMMANDS.__getitem__,
     bos_token_id=1,
     eos_token_id=2,

@@ -21,7 +21,7 @@ from hanmo.families.causal import example_numbers
 from hanmo.families.eva import legacy
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
-from hanmo.families.stops import Stop, collect
+from hanmo.families.stops import Stop
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class EvaFamily(Family):
 
     @cached_property
     def stops(self) -> tuple[Stop, ...]:
-        return collect([(self.tokenizer.sep_token_id, "vocabulary's <sep>")], self.config, self.tokenizer)
+        return (Stop(self.tokenizer.sep_token_id, ("vocabulary's <sep>",)),)
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         """One row: the turns before the last as context, the last as target.

@@ -32,6 +32,10 @@ class TransformerXLFamily(Family):
     vocab_padded_to = 128 * 8  # to 128 rows for each of up to 8 tensor-parallel ranks
     lora_targets = ("q_proj", "k_proj", "v_proj", "r_proj", "o_proj", "up_proj", "down_proj")
 
+    def __post_init__(self) -> None:
+        # The original's configuration names no ids: the vocabulary decides them.
+        self.config.pad_token_id = self.config.eos_token_id = self.tokenizer.eos_token_id
+
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         """Running text is cut into rows; of a prompt the beginning is cut, of a response too long for that the end.
 
