@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import UnsupportedError
