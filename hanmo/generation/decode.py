@@ -19,6 +19,7 @@ from hanmo.errors import ConfigError
 from hanmo.families.base import Context, DecodingForm, OpenedModel, Prompt, Rules
 from hanmo.families.finite import require_logprobs
 from hanmo.families.heads import without_barred
+from hanmo.families.ways import together
 from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Hypothesis
 from hanmo.generation.draws import Place, Sampler, placed_sampler
 from hanmo.generation.filters import top_k, top_p
@@ -70,23 +71,31 @@ def generate(
     """
     if not contexts:
         return []
+    places = places or [Place(number) for number in range(len(contexts))]
+    found = [Generation((), (), 0.0, False)] * len(contexts)
     with _evaluating(opened.network):
-        batch = _batch(opened, contexts, settings, sampler, form, places)
         try:
-            for drawn in batch.run():
-                if on_token is not None:
-                    for index, token in drawn:
-                        on_token(index, token)
+            for chosen in together(opened.network, [len(context.ids) for context in contexts]):
+                given, kept = ([one[number] for number in chosen] for one in (contexts, places))
+                batch = _batch(opened, given, settings, _of_rows(sampler, chosen), form, kept)
+                try:
+                    for drawn in batch.run():
+                        if on_token is not None:
+                            for index, token in drawn:
+                                on_token(chosen[index], token)
+                finally:
+                    for number, reply in zip(chosen, batch.results(), strict=True):
+                        found[number] = reply
         except KeyboardInterrupt:
             if not keep_on_interrupt:
                 raise
-        return batch.results()
+    return found
 
 
 def stream(opened: OpenedModel, context: Context, settings: Settings, sampler: Sampler | None = None) -> Iterator[int]:
     """The ids after one context, each as soon as it is drawn, without the stop token; all at the end for beams."""
     with _evaluating(opened.network):
-        batch = _batch(opened, [context], settings, sampler, None, None)
+        batch = _batch(opened, [context], settings, sampler, None, [Place(0)])
         for drawn in batch.run():
             yield from (token for _, token in drawn)
         if isinstance(batch, _Beams):
@@ -97,11 +106,22 @@ def search(
     opened: OpenedModel, contexts: Sequence[Context], settings: Settings, form: DecodingForm | None = None
 ) -> list[list[Hypothesis]]:
     """Beam search that returns all replies it has kept for each context (at most ``num_beams``), best first."""
+    found: dict[int, list[Hypothesis]] = {}
     with _evaluating(opened.network):
-        batch = _Beams(opened, contexts, settings, None, form, None)
-        for _ in batch.run():
-            pass
-        return batch.search.results()
+        for chosen in together(opened.network, [len(context.ids) for context in contexts]):
+            places = [Place(number) for number in chosen]
+            batch = _Beams(opened, [contexts[number] for number in chosen], settings, None, form, places)
+            for _ in batch.run():
+                pass
+            found |= zip(chosen, batch.search.results(), strict=True)
+    return [found[number] for number in range(len(contexts))]
+
+
+def _of_rows(sampler: Sampler | None, chosen: Sequence[int]) -> Sampler | None:
+    """The sampler of some of the contexts, which knows them by their numbers among all."""
+    if sampler is None:
+        return None
+    return lambda step, samples, probs, count: sampler(step, [chosen[sample] for sample in samples], probs, count)
 
 
 @contextmanager
@@ -121,7 +141,7 @@ def _batch(
     settings: Settings,
     sampler: Sampler | None,
     form: DecodingForm | None,
-    places: Sequence[Place] | None,
+    places: Sequence[Place],
 ) -> _Rows | _Beams:
     return (_Rows if settings.num_beams == 1 else _Beams)(opened, contexts, settings, sampler, form, places)
 
@@ -146,7 +166,7 @@ class _Batch:
         settings: Settings,
         sampler: Sampler | None,
         form: DecodingForm | None,
-        places: Sequence[Place] | None,
+        places: Sequence[Place],
     ):
         family, network = opened.family, opened.network
         prompts = [family.prompt(context.ids) for context in contexts]
@@ -154,7 +174,6 @@ class _Batch:
         self.form = form or (family.published_decoding if settings.published else DecodingForm())
         self.stop_ids = prompts[0].stop_ids
         self.device = network.device
-        places = places or [Place(number) for number in range(len(contexts))]
         self.sampler = sampler or placed_sampler(settings.seed, places, self.device)
         self.rules: Rules | None = family.rules(settings, [context.unabridged for context in contexts])
         if self.rules is None and TokenRules.needed(settings):

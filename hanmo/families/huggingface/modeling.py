@@ -8,7 +8,6 @@ whole logits instead, which is exact and takes more memory.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
-from transformers.cache_utils import EncoderDecoderCache
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE
@@ -31,7 +29,9 @@ from hanmo.families.heads import (
     values_of,
     without_barred,
 )
+from hanmo.families.huggingface.probes import SPARSE, FoundWays, find_ways, head_is_exact, packing_is_exact
 from hanmo.families.huggingface.ranks import settle_heads, with_plan
+from hanmo.families.huggingface.states import ReadAgain, TransformersState
 from hanmo.families.prenorm import check_positions
 from hanmo.families.safe_loading import own_code, safe_blank, safe_network
 from hanmo.files import read_json
@@ -39,37 +39,6 @@ from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
 POSITION_TABLES = ("wpe", "position_embeddings")  # of learned positions, by name in GPT-2 and BERT and their kin
-PROBE_TOLERANCE = 1e-3  # relative to the largest logit; scaled or capped logits are off by whole units
-
-
-class TransformersState:
-    """The cache of transformers and the mask of what is in it, as a decoding state."""
-
-    def __init__(self, cache: Any, mask_RC: Tensor, encoder: Any = None, encoder_mask_RT: Tensor | None = None):
-        self.cache, self.mask_RC = cache, mask_RC
-        self.encoder, self.encoder_mask_RT = encoder, encoder_mask_RT
-
-    def take(self, rows: Tensor) -> TransformersState:
-        """The state of the given rows; a row may be taken more than once. Shares nothing with this one."""
-        cache = _own_layers(self.cache)
-        cache.reorder_cache(rows)
-        if self.encoder is None:
-            return TransformersState(cache, self.mask_RC[rows])
-        assert self.encoder_mask_RT is not None
-        encoder = type(self.encoder)(last_hidden_state=self.encoder.last_hidden_state[rows])
-        return TransformersState(cache, self.mask_RC[rows], encoder, self.encoder_mask_RT[rows])
-
-
-def _own_layers(cache: Any) -> Any:
-    """A copy whose layers can be reordered without touching the original's tensors."""
-    new = copy.copy(cache)
-    if isinstance(cache, EncoderDecoderCache):
-        new.self_attention_cache = _own_layers(cache.self_attention_cache)
-        new.cross_attention_cache = _own_layers(cache.cross_attention_cache)
-        new.is_updated = dict(cache.is_updated)
-    else:
-        new.layers = [copy.copy(layer) for layer in cache.layers]
-    return new
 
 
 class TransformersRows:
@@ -83,6 +52,7 @@ class TransformersRows:
     packing_is_exact: bool | None = None
     #: ``tree`` computes what it should; None: nobody has asked yet
     trees_are_exact: bool | None = None
+    _ways: FoundWays | None = None
     value_head: ValueHead | None
     critic: Any
 
@@ -100,7 +70,9 @@ class TransformersRows:
         if labels is None or weights is None:
             if labels is not None:
                 inputs["labels"] = labels
+            self._settle_attention()
             return super().forward(*args, **inputs)  # type: ignore[misc]
+        self._settle_attention()
         known = dict(inputs)
         inputs["use_cache"] = False
         if "position_ids" in inputs:  # packed rows, see HuggingfaceFamily.pack
@@ -120,29 +92,63 @@ class TransformersRows:
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
         return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA)
 
+    def _settle_attention(self) -> None:
+        """BigBird gives sparse attention up for good when it meets a short text; the next long one needs it again."""
+        if getattr(self.config, "attention_type", "") == SPARSE:  # type: ignore[attr-defined]
+            for module in self.modules():  # type: ignore[attr-defined]
+                if module is not self and getattr(module, "attention_type", SPARSE) != SPARSE:
+                    module.set_attention_type(SPARSE)
+
     def _check_packing(self) -> None:
         if self.packing_is_exact is None:
-            self.packing_is_exact = _packing_is_exact(self)
+            self.packing_is_exact = packing_is_exact(self)
         if not self.packing_is_exact:
             raise UnsupportedError(
                 f"{type(self).__name__} lets examples that share a row see each other: packing=false"
             )
 
-    def prefill(self, **inputs: Tensor) -> tuple[Tensor, TransformersState]:
-        """Read left-filled prompts: logits after the last token (R, 1, V) and the state to go on from."""
+    @property
+    def ways(self) -> FoundWays:
+        """In which company texts are read as alone; probed when it is first asked."""
+        if self._ways is None:
+            self._ways = find_ways(self)
+        return self._ways
+
+    def prefill(self, **inputs: Tensor) -> tuple[Tensor, Any]:
+        """Read prompts: logits after the last token (R, 1, V) and the state to go on from.
+
+        They are filled on the left; what an encoder reads, on the right.
+        """
+        return self.read(self.ways, **inputs)
+
+    def read(self, ways: FoundWays, **inputs: Tensor) -> tuple[Tensor, Any]:
+        """``prefill`` in one of the ways to do it."""
+        self._settle_attention()
         mask_RT = inputs["attention_mask"]
-        if self.config.is_encoder_decoder:  # type: ignore[attr-defined]
-            start_R1 = inputs["decoder_input_ids"]
+        start_R1 = inputs.get("decoder_input_ids")
+        encoder = None
+        if start_R1 is not None:
             encoder = self.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_RT)  # type: ignore[attr-defined]
+        if not ways.cached:
+            again = ReadAgain.of(inputs["input_ids"], mask_RT) if start_R1 is None else ReadAgain(start_R1)
+            again.encoder, again.encoder_mask_RT = encoder, None if encoder is None else mask_RT
+            return again.logits(self.forward, 1), again
+        if start_R1 is not None:
             output = self.forward(
                 encoder_outputs=encoder, attention_mask=mask_RT, decoder_input_ids=start_R1, use_cache=True
             )
-            return output.logits, TransformersState(output.past_key_values, torch.ones_like(start_R1), encoder, mask_RT)
+            state = TransformersState(output.past_key_values, torch.ones_like(start_R1), encoder, mask_RT)
+            return output.logits, state
+        if not ways.positions:
+            inputs.pop("position_ids", None)
         output = self.forward(**self._known(inputs), use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1:], TransformersState(output.past_key_values, mask_RT)
+        return output.logits[:, -1:], TransformersState(output.past_key_values, mask_RT, positions=ways.positions)
 
-    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: TransformersState) -> Tensor:
+    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
         """Feed q further tokens to every row: logits (R, q, V); ``state`` is extended in place."""
+        if isinstance(state, ReadAgain):
+            state.extend(ids_Rq)
+            return state.logits(self.forward, ids_Rq.shape[1])
         state.mask_RC = torch.cat([state.mask_RC, torch.ones_like(ids_Rq)], dim=1)
         inputs: dict[str, Any] = {"past_key_values": state.cache, "use_cache": True}
         if state.encoder is not None:
@@ -152,9 +158,9 @@ class TransformersRows:
                 "decoder_input_ids": ids_Rq,
             }
         else:
-            inputs |= self._known(
-                {"input_ids": ids_Rq, "attention_mask": state.mask_RC, "position_ids": positions_RPq[:, 0]}
-            )
+            inputs |= {"input_ids": ids_Rq, "attention_mask": state.mask_RC}
+            if state.positions:
+                inputs |= self._known({"position_ids": positions_RPq[:, 0]})
         output = self.forward(**inputs)
         state.cache = output.past_key_values
         return output.logits
@@ -205,7 +211,7 @@ def adopt(model: Any) -> Any:
     for name, module in model.named_modules():
         if type(module) is nn.Embedding and name.endswith(POSITION_TABLES):
             module.register_forward_pre_hook(_check_positions)
-    model.head_is_exact = _head_is_exact(model)
+    model.head_is_exact = head_is_exact(model, _last_hidden)
     if not model.head_is_exact:
         warnings.warn(
             f"{cls.__name__} changes its logits after the output head: rows are scored from whole logits, "
@@ -222,53 +228,6 @@ def _check_positions(table: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     # While decoding a row is one token, and only what costs nothing is asked: a GPU would have to be waited for.
     columns = table.num_embeddings + 1 if positions.device.type == "cpu" else positions.shape[-1]
     check_positions(positions, table, columns)
-
-
-@torch.no_grad()
-def _head_is_exact(model: Any) -> bool:
-    """Compare the output head on the last hidden states with the model's own logits, on four tokens."""
-    training = model.training
-    model.eval()
-    device = model.get_input_embeddings().weight.device
-    ids = torch.arange(4, device=device)[None] % model.config.get_text_config().vocab_size
-    inputs = {"input_ids": ids, "use_cache": False}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
-    own = model(**inputs).logits
-    try:
-        difference = (model.get_output_embeddings()(_last_hidden(model, **inputs)) - own).abs().max()
-    except (AttributeError, TypeError, RuntimeError):
-        return False  # built differently: whole logits are always right
-    finally:
-        model.train(training)
-    return bool(difference <= PROBE_TOLERANCE * own.abs().max())
-
-
-@torch.no_grad()
-def _packing_is_exact(model: Any) -> bool:
-    """Compare the hidden states of three short examples that share a row, beside a padded one, with those of each alone.
-
-    transformers keeps such examples apart by their positions, but not in every architecture and with every attention.
-    """
-    training = model.training
-    model.eval()
-    device, size = model.get_input_embeddings().weight.device, model.config.get_text_config().vocab_size
-    drawn = torch.randint(size, (2, 15), generator=torch.Generator().manual_seed(0)).to(device)
-    lengths = (4, 6, 5)
-    places = torch.cat([torch.arange(length) for length in lengths]).to(device)
-    padded = torch.where(torch.arange(15, device=device) < 10, places, 0)
-    try:
-        together = model.base_model(input_ids=drawn, position_ids=torch.stack([places, padded]), use_cache=False)
-        pieces = [*drawn[0].split(lengths), *drawn[1].split(lengths)[:2]]
-        alone = [model.base_model(input_ids=piece[None], use_cache=False).last_hidden_state[0] for piece in pieces]
-    except (AttributeError, TypeError, RuntimeError):
-        return False  # built differently, e.g. without positions
-    finally:
-        model.train(training)
-    expected = torch.cat(alone).float()
-    found = together.last_hidden_state.flatten(0, 1)[: len(expected)].float()
-    tolerance = PROBE_TOLERANCE if model.dtype == torch.float32 else 30 * PROBE_TOLERANCE
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 class TransformersModel:

@@ -1,0 +1,246 @@
+"""What a transformers model can do exactly, found by asking it: architectures differ in what they leave aside.
+
+Shape suffixes: R rows, T tokens, q new tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hanmo.errors import UnsupportedError
+from hanmo.families.base import stack
+from hanmo.families.finite import require_finite
+from hanmo.families.int8 import is_int8
+from hanmo.families.ways import Ways
+
+TOLERANCE = 1e-3  # relative to the largest value; scaled or capped logits are off by whole units
+CLOSE = 1e-4  # of logits in fp32, in company and alone: root mean squares of the difference by that of the logits
+CLOSE_ROUNDED = 0.15  # the same in half precision and int8, where rounding grows from layer to layer
+#: a model that is built differently answers a probe with one of these
+ODD = (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError)
+LENGTHS = (5, 11)  # of the prompts of a probe
+SAID = 3  # tokens that go on from each
+SPARSE = "block_sparse"  # attention of BigBird
+Batch = Literal["any", "even", "one"]
+
+
+@dataclass(frozen=True)
+class FoundWays(Ways):
+    """What a probe has found.
+
+    Attributes:
+        cached: what was read is kept by the model's own cache; otherwise all of it is read again for every token.
+        positions: the model is told positions; otherwise it counts by itself.
+    """
+
+    cached: bool = True
+    positions: bool = True
+
+
+@contextmanager
+def asked(model: Any) -> Iterator[torch.Generator]:
+    """Without dropout and gradients; a generator that draws the same every time."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield torch.Generator().manual_seed(0)
+    finally:
+        model.train(training)
+
+
+def drawn(model: Any, generator: torch.Generator, *shape: int) -> Tensor:
+    """Ids of the vocabulary, none of which is the padding's: some models do not count that."""
+    config = model.config.get_text_config()
+    ids = torch.randint(config.vocab_size, shape, generator=generator)
+    pad_id = getattr(config, "pad_token_id", None)
+    ids[ids == (0 if pad_id is None else pad_id)] = (0 if pad_id else 2) % config.vocab_size
+    return ids.to(model.get_input_embeddings().weight.device)
+
+
+def find_ways(model: Any) -> FoundWays:
+    """Decode and score in every way, the fastest first, and compare with the model's own logits of each text alone.
+
+    Raises:
+        UnsupportedError: none is right.
+    """
+    with asked(model) as generator:
+        prompts = [drawn(model, generator, length) for length in (*LENGTHS, LENGTHS[1])]
+        said_RS = drawn(model, generator, len(prompts), SAID)
+        try:
+            whole = [_own_logits(model, prompt, said_S) for prompt, said_S in zip(prompts, said_RS, strict=True)]
+            start = [_own_logits(model, prompt, said_S[:1]) for prompt, said_S in zip(prompts, said_RS, strict=True)]
+        except ODD as error:
+            raise UnsupportedError(f"{_named(model)} is not read like a language model: {error}") from error
+        expected_RSV = torch.stack(whole)
+        if bool(expected_RSV.isnan().any()) or bool(expected_RSV.isposinf().any()):
+            require_finite([float("nan")], model)
+        if not _close(model, torch.stack(start)[:, :2], expected_RSV[:, :2]):
+            raise UnsupportedError(
+                f"{_named(model)} sees the tokens that it is to predict, so that it can neither be scored nor decoded; "
+                "if its configuration has is_decoder, that must be true"
+            )
+        probe = _Probe(model, prompts, said_RS, expected_RSV)
+        alone = _depends_on_size(model.config)
+        rows: Literal["any", "one"] = "any" if not alone and probe.rows() else "one"
+        for cached, positions, batch in _candidates(model):
+            ways = FoundWays(batch=batch, rows=rows, cached=cached, positions=positions)
+            if alone and (cached or batch != "one"):
+                continue
+            if probe.decodes(ways):
+                return FoundWays(batch, batch == "any" and probe.decodes(ways, at_once=SAID), rows, cached, positions)
+    raise UnsupportedError(
+        f"{_named(model)} does not go on from what it has read as it reads the whole: it cannot be decoded"
+    )
+
+
+def _candidates(model: Any) -> Iterator[tuple[bool, bool, Batch]]:
+    """Ways to decode (cached, positions, batch), the fastest first."""
+    told: Sequence[bool] = (False,) if model.config.is_encoder_decoder else (True, False)
+    batches: tuple[Batch, ...] = ("any", "even", "one")
+    yield from ((True, positions, batch) for batch in batches for positions in told)
+    yield from ((False, False, batch) for batch in batches)
+
+
+def _depends_on_size(config: Any) -> bool:
+    """Some models read a text otherwise when the batch or the pieces it is fed in get larger than a probe is.
+
+    Experts that take in so many tokens and drop the others; attention that is sparse from some width of the batch on.
+    """
+    return hasattr(config, "expert_capacity") or getattr(config, "attention_type", "") == SPARSE
+
+
+def _named(model: Any) -> str:
+    return f"{type(model).__name__} ({model.config.model_type})"
+
+
+def _own_logits(model: Any, prompt_T: Tensor, said_S: Tensor) -> Tensor:
+    """The model's own logits (S + 1, V) of what follows a prompt, from one look at the whole."""
+    if model.config.is_encoder_decoder:
+        fed = torch.cat([said_S.new_tensor([model.config.decoder_start_token_id]), said_S])
+        logits = model(input_ids=prompt_T[None], decoder_input_ids=fed[None], use_cache=False).logits
+    else:
+        logits = model(input_ids=torch.cat([prompt_T, said_S])[None], use_cache=False).logits
+    return logits[0, -len(said_S) - 1 :].float()
+
+
+def _close(model: Any, found: Tensor, expected: Tensor) -> bool:
+    """Logits (…, V), of which -inf says that a token is never said."""
+    said = expected.isfinite()
+    difference, size = ((x[said]).square().mean().sqrt() for x in (found.float() - expected, expected))
+    exact = model.dtype == torch.float32 and not is_int8(model)
+    return bool(difference <= size * (CLOSE if exact else CLOSE_ROUNDED))
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Two prompts of unlike and two of even length, what is said after each, and the logits that predict it."""
+
+    model: Any
+    prompts: list[Tensor]
+    said: Tensor  # (R, S)
+    expected: Tensor  # (R, S + 1, V)
+
+    def rows(self) -> bool:
+        """Rows of unlike length are read together as alone, filled on the right."""
+        encodes = self.model.config.is_encoder_decoder
+        rows = [torch.cat([p, s]) for p, s in zip(self.prompts, self.said, strict=True)]
+        inputs = stack([_with_mask(row) for row in (self.prompts if encodes else rows)], {})
+        if encodes:
+            start = torch.full_like(self.said[:, :1], self.model.config.decoder_start_token_id)
+            inputs["decoder_input_ids"] = torch.cat([start, self.said], dim=1)
+        try:
+            logits_RTV = self.model(**inputs, use_cache=False).logits
+        except ODD:
+            return False
+        ends = [logits_RTV.shape[1] if encodes else len(row) for row in rows]
+        found = [logits_RTV[number, end - SAID - 1 : end] for number, end in enumerate(ends)]
+        return self._right(torch.stack(found), self.expected)
+
+    def decodes(self, ways: FoundWays, at_once: int = 1) -> bool:
+        """Prompts are read together and gone on from, in another order and with one row doubled."""
+        groups = {"any": [[0, 1]], "even": [[1, 2]], "one": [[0], [1]]}[ways.batch]
+        try:
+            return all(self._decodes(ways, group, at_once) for group in groups)
+        except ODD:
+            return False
+
+    def _decodes(self, ways: FoundWays, group: list[int], at_once: int) -> bool:
+        model, encodes = self.model, self.model.config.is_encoder_decoder
+        inputs = stack([_with_mask(self.prompts[number]) for number in group], {}, left=not encodes)
+        if encodes:
+            inputs["decoder_input_ids"] = torch.full_like(
+                inputs["input_ids"][:, :1], model.config.decoder_start_token_id
+            )
+        logits_R1V, first = model.read(ways, **inputs)
+        found = [self._right(logits_R1V[:, 0], self.expected[group, 0])]
+        lengths = torch.tensor([len(self.prompts[number]) for number in group], device=model.device)
+        kept = list(range(len(group)))
+        state = first
+        for start in range(0, SAID, at_once):
+            if start < 2:  # what is taken shares nothing with what it is taken from
+                kept = [*kept[::-1], kept[0]]
+                state = state.take(torch.tensor([*range(len(kept) - 2, -1, -1), len(kept) - 2], device=model.device))
+            numbers = [group[place] for place in kept]
+            end = start + at_once
+            positions = lengths[kept][:, None, None] + torch.arange(start, end, device=model.device)
+            logits_RqV = model.step(self.said[numbers, start:end], positions, state)
+            found.append(self._right(logits_RqV, self.expected[numbers, start + 1 : end + 1]))
+        again = model.step(self.said[group, :1], lengths[:, None, None], first)
+        return all(found) and self._right(again, self.expected[group, 1:2])
+
+    def _right(self, found: Tensor, expected: Tensor) -> bool:
+        return found.shape == expected.shape and _close(self.model, found, expected)
+
+
+def _with_mask(ids_T: Tensor) -> dict[str, Tensor]:
+    return {
+        "input_ids": ids_T,
+        "attention_mask": torch.ones_like(ids_T),
+        "position_ids": torch.arange(len(ids_T)).to(ids_T),
+    }
+
+
+def head_is_exact(model: Any, last_hidden: Any) -> bool:
+    """Compare the output head on the last hidden states with the model's own logits, on four tokens."""
+    with asked(model):
+        device = model.get_input_embeddings().weight.device
+        ids = torch.arange(4, device=device)[None] % model.config.get_text_config().vocab_size
+        inputs = {"input_ids": ids, "use_cache": False}
+        if model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids
+        own = model(**inputs).logits
+        try:
+            difference = (model.get_output_embeddings()(last_hidden(model, **inputs)) - own).abs().max()
+        except ODD:
+            return False  # built differently: whole logits are always right
+        return bool(difference <= TOLERANCE * own.abs().max())
+
+
+def packing_is_exact(model: Any) -> bool:
+    """Compare the hidden states of three short examples that share a row, beside a padded one, with those of each alone.
+
+    transformers keeps such examples apart by their positions, but not in every architecture and with every attention.
+    """
+    with asked(model) as generator:
+        device, size = model.get_input_embeddings().weight.device, model.config.get_text_config().vocab_size
+        ids = torch.randint(size, (2, 15), generator=generator).to(device)
+        lengths = (4, 6, 5)
+        places = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        padded = torch.where(torch.arange(15, device=device) < 10, places, 0)
+        try:
+            together = model.base_model(input_ids=ids, position_ids=torch.stack([places, padded]), use_cache=False)
+            pieces = [*ids[0].split(lengths), *ids[1].split(lengths)[:2]]
+            alone = [model.base_model(input_ids=piece[None], use_cache=False).last_hidden_state[0] for piece in pieces]
+        except ODD:
+            return False  # built differently, e.g. without positions
+        expected = torch.cat(alone).float()
+        found = together.last_hidden_state.flatten(0, 1)[: len(expected)].float()
+        tolerance = TOLERANCE if model.dtype == torch.float32 else 30 * TOLERANCE
+        return bool((found - expected).abs().max() <= tolerance * expected.abs().max())

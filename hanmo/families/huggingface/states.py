@@ -1,0 +1,114 @@
+"""What a transformers model has read so far: kept in its cache, or to be read again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import EncoderDecoderCache
+
+
+class TransformersState:
+    """The cache of transformers and the mask of what is in it, as a decoding state."""
+
+    def __init__(
+        self,
+        cache: Any,
+        mask_RC: Tensor,
+        encoder: Any = None,
+        encoder_mask_RT: Tensor | None = None,
+        positions: bool = True,
+    ):
+        self.cache, self.mask_RC, self.positions = cache, mask_RC, positions
+        self.encoder, self.encoder_mask_RT = encoder, encoder_mask_RT
+
+    def take(self, rows: Tensor) -> TransformersState:
+        """The state of the given rows; a row may be taken more than once. Shares nothing with this one."""
+        cache = _own_layers(self.cache)
+        cache.reorder_cache(rows)
+        if self.encoder is None:
+            return TransformersState(cache, self.mask_RC[rows], positions=self.positions)
+        assert self.encoder_mask_RT is not None
+        return TransformersState(
+            cache, self.mask_RC[rows], _encoder_rows(self.encoder, rows), self.encoder_mask_RT[rows]
+        )
+
+
+def _own_layers(cache: Any) -> Any:
+    """A copy whose layers can be reordered without touching the original's tensors."""
+    new = copy.copy(cache)
+    if isinstance(cache, EncoderDecoderCache):
+        new.self_attention_cache = _own_layers(cache.self_attention_cache)
+        new.cross_attention_cache = _own_layers(cache.cross_attention_cache)
+        new.is_updated = dict(cache.is_updated)
+    else:
+        new.layers = [_own_layer(layer) for layer in cache.layers]
+    return new
+
+
+def _own_layer(layer: Any) -> Any:
+    """Recurrent layers keep their states in dictionaries."""
+    new = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):
+            setattr(new, name, {key: item.clone() if isinstance(item, Tensor) else item for key, item in value.items()})
+    return new
+
+
+def _encoder_rows(encoder: Any, rows: Tensor) -> Any:
+    return type(encoder)(last_hidden_state=encoder.last_hidden_state[rows])
+
+
+class ReadAgain:
+    """The ids of every row, filled on the right: for models without a cache, or with one that does not do what it should.
+
+    Args:
+        ids_RC: of the rows.
+        lengths_R: how many of them there are; all if not given.
+    """
+
+    def __init__(self, ids_RC: Tensor, lengths_R: Tensor | None = None):
+        self.ids_RC = ids_RC
+        self.lengths_R = torch.full_like(ids_RC[:, 0], ids_RC.shape[1]) if lengths_R is None else lengths_R
+        self.encoder: Any = None
+        self.encoder_mask_RT: Tensor | None = None
+
+    @classmethod
+    def of(cls, ids_RT: Tensor, mask_RT: Tensor) -> ReadAgain:
+        """Of prompts that are filled on the left."""
+        lengths_R = mask_RT.sum(1)
+        columns = torch.arange(ids_RT.shape[1], device=ids_RT.device) + (ids_RT.shape[1] - lengths_R)[:, None]
+        return cls(ids_RT.gather(1, columns % ids_RT.shape[1]) * cls._mask(ids_RT, lengths_R), lengths_R)
+
+    @staticmethod
+    def _mask(ids_RC: Tensor, lengths_R: Tensor) -> Tensor:
+        return (torch.arange(ids_RC.shape[1], device=ids_RC.device) < lengths_R[:, None]).long()
+
+    def extend(self, ids_Rq: Tensor) -> None:
+        """Every row goes on with these."""
+        q = ids_Rq.shape[1]
+        places_Rq = self.lengths_R[:, None] + torch.arange(q, device=ids_Rq.device)
+        self.ids_RC = torch.nn.functional.pad(self.ids_RC, (0, q)).scatter(1, places_Rq, ids_Rq)
+        self.lengths_R = self.lengths_R + q
+
+    def logits(self, forward: Callable[..., Any], count: int) -> Tensor:
+        """After the last ``count`` tokens of every row, (R, count, V)."""
+        mask_RC = self._mask(self.ids_RC, self.lengths_R)
+        if self.encoder is None:
+            output = forward(input_ids=self.ids_RC, attention_mask=mask_RC, use_cache=False)
+        else:
+            fed = {"encoder_outputs": self.encoder, "attention_mask": self.encoder_mask_RT}
+            output = forward(**fed, decoder_input_ids=self.ids_RC, use_cache=False)
+        places_Rq = self.lengths_R[:, None] + torch.arange(-count, 0, device=self.ids_RC.device)
+        return output.logits[torch.arange(len(places_Rq), device=places_Rq.device)[:, None], places_Rq]
+
+    def take(self, rows: Tensor) -> ReadAgain:
+        """The state of the given rows; a row may be taken more than once."""
+        taken = ReadAgain(self.ids_RC[rows], self.lengths_R[rows])
+        if self.encoder is not None:
+            assert self.encoder_mask_RT is not None
+            taken.encoder, taken.encoder_mask_RT = _encoder_rows(self.encoder, rows), self.encoder_mask_RT[rows]
+        return taken

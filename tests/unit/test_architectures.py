@@ -1,0 +1,95 @@
+"""Transformers' architectures alone, in batches, with beams, scored and packed are what plain transformers says of each text."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hanmo.errors import UnsupportedError
+from hanmo.evaluation.candidates import score_candidates
+from hanmo.evaluation.scoring import RowScore, score_rows
+from hanmo.families.base import IGNORE, Context, OpenedModel, Part, collate
+from hanmo.generation.decode import generate, search
+from hanmo.generation.settings import Settings
+from tests.unit.architectures import BOTH, SEES_AHEAD, adopted, build, logprobs, said
+
+PROMPTS = [tuple(range(10, 24)), tuple(range(30, 43)), tuple(range(40, 47))]
+ANSWERS = [(50, 51, 52, 53), (50, 54), (60, 61, 62, 63, 64)]
+COUNT = 7
+FAST = ("bart", "m2m_100", "gpt2", "openai-gpt")  # positions in an encoder, by padding, in a decoder; and no cache
+NAMES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in BOTH]
+
+
+def contexts() -> list[Context]:
+    return [Context(prompt, prompt) for prompt in PROMPTS]
+
+
+def rows(opened: OpenedModel) -> list[list[list[Part]]]:
+    return [[[Part(prompt, False), Part(answer, True)] for answer in ANSWERS] for prompt in PROMPTS]
+
+
+def close(found: list[RowScore], expected: list[torch.Tensor]) -> None:
+    for score, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(score.logprobs), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_company_changes_nothing(name: str) -> None:
+    """Replies, beams, candidates, rows; packed examples are right or refused."""
+    model = build(name)
+    opened = adopted(model)
+    for beams in (1, 3):
+        settings = Settings(do_sample=False, num_beams=beams, max_new_tokens=COUNT)
+        expected = [said(model, prompt, beams, COUNT) for prompt in PROMPTS]
+        assert [one.ids for one in generate(opened, contexts(), settings)] == expected
+        assert [generate(opened, [one], settings)[0].ids for one in contexts()] == expected
+        if beams > 1:
+            assert [found[0].ids for found in search(opened, contexts(), settings)] == expected
+    scores = [logprobs(model, prompt, answer) for prompt in PROMPTS for answer in ANSWERS]
+    questions = rows(opened)
+    close([score for scored in score_candidates(opened, questions) for score in scored], scores)
+    made = [opened.family.row(parts, stop=False) for question in questions for parts in question]
+    close(score_rows(opened, made), scores)
+    if opened.family.packs:
+        batch = collate([opened.family.pack(made[:4]), opened.family.pack(made[4:])], opened.family.padding)
+        try:
+            found = opened.network(**batch).logprob[batch["labels"] != IGNORE]
+        except UnsupportedError as error:
+            assert type(opened.network).__name__ in str(error)  # by name
+        else:
+            torch.testing.assert_close(found, torch.cat(scores), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "bert" else pytest.mark.slow) for n in SEES_AHEAD])
+def test_a_model_that_sees_ahead_is_refused_by_name(name: str) -> None:
+    """A masked language model opens as a decoder and would say anything."""
+    opened = adopted(build(name, **({"is_decoder": False} if name == "bert" else {})))
+    with pytest.raises(UnsupportedError, match=rf"\({name}\) sees the tokens that it is to predict"):
+        generate(opened, contexts(), Settings(max_new_tokens=2))
+    with pytest.raises(UnsupportedError, match="is_decoder"):
+        score_rows(opened, [opened.family.row(parts) for parts in rows(opened)[0]])
+
+
+def test_sparse_attention_comes_back_after_a_short_text() -> None:
+    """BigBird reads short texts with full attention, and then would read every text so."""
+    model = build("bigbird_pegasus")
+    opened = adopted(model)
+    long, short = tuple(range(4, 68)), tuple(range(10, 20))
+    settings = Settings(do_sample=False, max_new_tokens=COUNT)
+    asked = [short, long, short, long]
+    found = generate(opened, [Context(ids, ids) for ids in asked], settings)
+    assert [one.ids for one in found] == [said(model, ids, 1, COUNT) for ids in asked]
+    parts = [[Part(ids, False), Part(ANSWERS[0], True)] for ids in asked]
+    close(
+        score_rows(opened, [opened.family.row(one, stop=False) for one in parts]),
+        [logprobs(model, ids, ANSWERS[0]) for ids in asked],
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "openai-gpt"))]
+)
+def test_half_precision_passes_the_probe(name: str) -> None:
+    """Rounding is not mistaken for a model that reads otherwise in company."""
+    ways = adopted(build(name).to(torch.bfloat16)).network.ways
+    assert ways.batch == "any" and ways.cached == (name != "openai-gpt")
