@@ -5,21 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from random import Random
 from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE, Context, Export, Family, Part, Prompt, Row, as_pair, split_at_difference
 from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.huggingface import legacy
+from hanmo.families.huggingface.boundaries import Message, TemplateForm, behind, plain, separator
 from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
-
-Message = dict[str, str]
 
 
 class HuggingfaceFamily(Family):
@@ -102,9 +103,7 @@ class HuggingfaceFamily(Family):
 
     def context(self, record: Record, limit: int) -> Context:
         if isinstance(record, Text):
-            ids = self.tokenizer.encode(record.text)
-            if ids and ids[-1] == self.tokenizer.eos_token_id and not self.config.is_encoder_decoder:
-                ids = ids[:-1]  # an end of text is no place to go on from
+            ids = self._opened(record.text)
             return Context(tuple(ids[-limit:]), tuple(ids))
         if isinstance(record, Dialogue):
             record = replace(record, turns=(*record.turns, ""))  # the response is still to come
@@ -145,33 +144,64 @@ class HuggingfaceFamily(Family):
     def _prompt_and_answer(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
         """The ids of everything before the response, oldest turns dropped to fit in ``limit``, and of the response.
 
-        Nothing stands before the response where its last prompt alone does not fit into the chat template.
+        Nothing stands before the response where its last prompt alone does not fit into the chat template, or where
+        there is none. See ``boundaries``.
         """
         if not self.tokenizer.chat_template:
-            pair = as_pair(record)
-            given = self.tokenizer.encode(pair.prompt + ("\n" + pair.prefix if pair.prefix else "\n"))
-            if given and given[-1] == self.tokenizer.eos_token_id and not self.config.is_encoder_decoder:
-                given = given[:-1]
-            return given[-limit:] if limit else given, self._plain(pair.response)
+            return self._plain_pair(record, limit)
         system, turns = _conversation(record)
         first = (len(turns) - 1) % 2 == 0  # who speaks first, so that the response is the assistant's
         roles = ("assistant", "user") if first else ("user", "assistant")
         messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
-        if messages[0]["role"] == "assistant" and len(messages) > 1:
+        if messages[0]["role"] == "assistant":
             messages = messages[1:]  # templates want the user to begin
-        head: list[Message] = [{"role": "system", "content": system}] if system else []
+        if not messages:
+            return [], []
+        prefix = record.prefix if not isinstance(record, Text | Dialogue) else ""
         while True:
-            prompt = self._template([*head, *messages[:-1]], ask=True)
+            asked = self._rendered(self._template_form.messages(system, messages[:-1]), ask=True)
+            given, said = self._template_form.said(asked, prefix, messages[-1]["content"])
+            prompt = self._plain(given)
             if limit is None or len(prompt) <= limit or len(messages) <= 2:
                 break
             messages = messages[2:]
-        prefix = record.prefix if not isinstance(record, Text | Dialogue) else ""
-        prompt = [*prompt, *self._plain(prefix)]
-        return (prompt if limit is None or len(prompt) <= limit else []), self._plain(messages[-1]["content"])
+        return (prompt if limit is None or len(prompt) <= limit else []), self._answer(given, said)
+
+    def _plain_pair(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
+        """The same without a chat template: a line a turn, or whatever keeps turns apart."""
+        mark, pair = self._separator, as_pair(record, separator=self._separator)
+        if isinstance(record, Dialogue) and len(record.turns) < 2:
+            return [], []
+        ends = self.config.is_encoder_decoder and mark != "\n" and not pair.prefix  # with what ends every text
+        given = pair.prompt + ("" if ends else mark) + pair.prefix
+        ids = self._opened(given)
+        return ids[-limit:] if limit else ids, self._answer(given, pair.response)
+
+    def _answer(self, given: str, said: str) -> list[int]:
+        """A decoder goes on from what is given; what an encoder-decoder says is a text of its own."""
+        return self._plain(said) if self.config.is_encoder_decoder else behind(self.tokenizer, given, said)
+
+    def _opened(self, text: str) -> list[int]:
+        """A text as the model reads it; what a tokenizer puts behind it is no place for a decoder to go on from."""
+        head, tail = self._around
+        return [*head, *self._plain(text), *(tail if self.config.is_encoder_decoder else ())]
+
+    @cached_property
+    def _separator(self) -> str:
+        return separator(self.tokenizer)
+
+    @cached_property
+    def _template_form(self) -> TemplateForm:
+        return TemplateForm.of(self._rendered)
 
     def _template(self, messages: list[Message], ask: bool = False) -> list[int]:
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-        return self._plain(str(text))
+        return self._plain(self._rendered(messages, ask))
+
+    def _rendered(self, messages: list[Message], ask: bool = False) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
+        except TemplateError as error:
+            raise UnsupportedError(f"the chat template refuses a conversation: {error}") from None
 
     @property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -181,7 +211,7 @@ class HuggingfaceFamily(Family):
         return tuple(whole[:start]), tuple(whole[start + len(plain) :])
 
     def _plain(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return plain(self.tokenizer, text)
 
 
 def _fitting(given: Sequence[int], ids: list[int], room: int) -> list[list[Part]]:
@@ -195,7 +225,7 @@ def _conversation(record: Record) -> tuple[str, list[str]]:
     """System message and turns; the last turn is the response."""
     assert not isinstance(record, Text), "running text has no turns"
     if isinstance(record, ScoredAnswers):
-        record = record.best()
+        record = record.ending(record.best().response)
     if isinstance(record, Dialogue):
         return record.system, list(record.turns)
     return record.system, [record.prompt, record.response]
