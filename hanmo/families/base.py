@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -330,23 +330,22 @@ def split_at_difference(rows: Sequence[Sequence[int]]) -> list[list[Part]]:
     return [[Part(tuple(row[:shared]), False), Part(tuple(row[shared:]), True)] for row in rows]
 
 
-def as_pair(record: Record, waiting: bool = False) -> PromptResponse:
+def as_pair(record: Record, waiting: bool = False, separator: str = "\n") -> PromptResponse:
     """A record as one prompt and its response, for families that know no turns: what was said so far, a line each.
 
     The system message is the prompt's first line; of scored answers the best one is the response.
 
     Args:
         waiting: a dialogue's last turn is the user's and the response is still to come.
+        separator: what stands between turns instead of a line break.
     """
     assert not isinstance(record, Text), "running text has no prompt"
     if isinstance(record, ScoredAnswers):
-        record = record.best()
+        record = replace(record.best(), prompt=separator.join((*record.history, record.prompt)))
     if isinstance(record, Dialogue):
         *said, response = (*record.turns, "") if waiting else record.turns
-        record = PromptResponse("\n".join(said), response, system=record.system, where=record.where)
-    if record.system:
-        return PromptResponse(f"{record.system}\n{record.prompt}", record.response, record.prefix, where=record.where)
-    return record
+        record = PromptResponse(separator.join(said), response, system=record.system, where=record.where)
+    return replace(record, prompt=f"{record.system}{separator}{record.prompt}", system="") if record.system else record
 
 
 def collate(rows: Sequence[Row], padding: dict[str, int]) -> dict[str, Tensor]:

@@ -19,14 +19,13 @@ from hanmo.errors import UnsupportedError
 from hanmo.families.base import IGNORE, Context, Export, Family, Part, Prompt, Row, as_pair, split_at_difference, stack
 from hanmo.families.causal import causal_pack, causal_prompt, causal_row
 from hanmo.families.huggingface import legacy
+from hanmo.families.huggingface.boundaries import Message, TemplateForm, behind, plain, separator
 from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.families.huggingface.stops import stops_of
 from hanmo.families.huggingface.templates import render_template
 from hanmo.families.huggingface.text import without_blanks
 from hanmo.families.stops import Stop, is_token, said_by_config
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
-
-Message = dict[str, str]
 
 
 class HuggingfaceFamily(Family):
@@ -115,9 +114,7 @@ class HuggingfaceFamily(Family):
 
     def context(self, record: Record, limit: int) -> Context:
         if isinstance(record, Text):
-            ids = self.tokenizer.encode(record.text)
-            if ids and ids[-1] in self.stop_ids and not self.config.is_encoder_decoder:
-                ids = ids[:-1]  # an end of text is no place to go on from
+            ids = self._opened(record.text)
             return Context(tuple(ids[-limit:]), tuple(ids))
         if isinstance(record, Dialogue):
             record = replace(record, turns=(*record.turns, ""))  # the response is still to come
@@ -179,32 +176,61 @@ class HuggingfaceFamily(Family):
     def _prompt_and_answer(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
         """The ids of everything before the response, oldest turns dropped to fit in ``limit``, and of the response.
 
-        Nothing stands before the response where its last prompt alone does not fit into the chat template.
+        Nothing stands before the response where its last prompt alone does not fit into the chat template, or where
+        there is none. See ``boundaries``.
         """
         if not self.tokenizer.chat_template:
-            pair = as_pair(record)
-            given = self.tokenizer.encode(pair.prompt + ("\n" + pair.prefix if pair.prefix else "\n"))
-            if given and given[-1] in self.stop_ids and not self.config.is_encoder_decoder:
-                given = given[:-1]
-            return given[-limit:] if limit else given, self._plain(pair.response)
+            return self._plain_pair(record, limit)
         system, turns = _conversation(record)
         first = (len(turns) - 1) % 2 == 0  # who speaks first, so that the response is the assistant's
         roles = ("assistant", "user") if first else ("user", "assistant")
         messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
-        if messages[0]["role"] == "assistant" and len(messages) > 1:
+        if messages[0]["role"] == "assistant":
             messages = messages[1:]  # templates want the user to begin
-        head: list[Message] = [{"role": "system", "content": system}] if system else []
+        if not messages:
+            return [], []
+        prefix = record.prefix if not isinstance(record, Text | Dialogue) else ""
         while True:
-            prompt = self._template([*head, *messages[:-1]], ask=True)
+            asked = self._rendered(self._template_form.messages(system, messages[:-1]), ask=True)
+            given, said = self._template_form.said(asked, prefix, messages[-1]["content"])
+            prompt = self._plain(given)
             if limit is None or len(prompt) <= limit or len(messages) <= 2:
                 break
             messages = messages[2:]
-        prefix = record.prefix if not isinstance(record, Text | Dialogue) else ""
-        prompt = [*prompt, *self._plain(prefix)]
-        return (prompt if limit is None or len(prompt) <= limit else []), self._plain(messages[-1]["content"])
+        return (prompt if limit is None or len(prompt) <= limit else []), self._answer(given, said)
+
+    def _plain_pair(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
+        """The same without a chat template: a line a turn, or whatever keeps turns apart."""
+        mark, pair = self._separator, as_pair(record, separator=self._separator)
+        if isinstance(record, Dialogue) and len(record.turns) < 2:
+            return [], []
+        ends = self.config.is_encoder_decoder and mark != "\n" and not pair.prefix  # with what ends every text
+        given = pair.prompt + ("" if ends else mark) + pair.prefix
+        ids = self._opened(given)
+        return ids[-limit:] if limit else ids, self._answer(given, pair.response)
+
+    def _answer(self, given: str, said: str) -> list[int]:
+        """A decoder goes on from what is given; what an encoder-decoder says is a text of its own."""
+        return self._plain(said) if self.config.is_encoder_decoder else behind(self.tokenizer, given, said)
+
+    def _opened(self, text: str) -> list[int]:
+        """A text as the model reads it; what a tokenizer puts behind it is no place for a decoder to go on from."""
+        head, tail = self._around
+        return [*head, *self._plain(text), *(tail if self.config.is_encoder_decoder else ())]
+
+    @cached_property
+    def _separator(self) -> str:
+        return separator(self.tokenizer)
+
+    @cached_property
+    def _template_form(self) -> TemplateForm:
+        return TemplateForm.of(self._rendered)
 
     def _template(self, messages: list[Message], ask: bool = False) -> list[int]:
-        return self._plain(render_template(self.tokenizer, messages, ask))
+        return self._plain(self._rendered(messages, ask))
+
+    def _rendered(self, messages: list[Message], ask: bool = False) -> str:
+        return render_template(self.tokenizer, messages, ask)
 
     @property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -214,7 +240,7 @@ class HuggingfaceFamily(Family):
         return tuple(whole[:start]), tuple(whole[start + len(plain) :])
 
     def _plain(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return plain(self.tokenizer, text)
 
 
 def _fitting(given: Sequence[int], ids: list[int], room: int) -> list[list[Part]]:
@@ -228,7 +254,7 @@ def _conversation(record: Record) -> tuple[str, list[str]]:
     """System message and turns; the last turn is the response."""
     assert not isinstance(record, Text), "running text has no turns"
     if isinstance(record, ScoredAnswers):
-        record = record.best()
+        record = record.ending(record.best().response)
     if isinstance(record, Dialogue):
         return record.system, list(record.turns)
     return record.system, [record.prompt, record.response]

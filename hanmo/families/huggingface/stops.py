@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from hanmo.errors import UnsupportedError
+from hanmo.families.huggingface.templates import render_template
 from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, said_by_config
 
 # Turns that no template holds by itself and none changes.
@@ -51,8 +52,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     talk = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}]
     for messages in ([*talk, {"role": "user", "content": _ASKED_AGAIN}], talk):
         try:
-            text = str(tokenizer.apply_chat_template(messages, tokenize=False))  # type: ignore[arg-type]
-        except (TemplateError, ValueError, TypeError):
+            text = render_template(tokenizer, messages)
+        except UnsupportedError:
             continue
         _, said, rest = text.rpartition(_SAID)
         if said and (token := _token_at_start(tokenizer, rest.lstrip())) is not None:

@@ -1,0 +1,104 @@
+"""Where a boundary of texts falls among ids: an answer has the ids that it has behind its prompt, not those it has alone.
+
+SentencePiece puts ``▁`` before a text by itself, byte-level tokenizers join a space to the word behind it, and a chat
+template may write white space where an answer begins. A prompt always has the ids that it has alone, since those are all
+a model is given when it is asked; what is learned or scored after it is what it would have to say from there on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hanmo.errors import HanmoError
+
+Message = dict[str, str]
+ANCHORS = ("。", "a", "0", "\n", " ")  # texts that few tokenizers join with what follows them, at least one of them
+
+
+def plain(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text, without what the tokenizer puts around one."""
+    return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+
+def behind(tokenizer: Any, given: str, text: str) -> list[int]:
+    """The ids of a text that stands behind a given one.
+
+    Where a token would hold the end of what is given and the beginning of the text, what is given keeps its own ids and
+    the text has those that it has behind some other character.
+    """
+    if not text:
+        return []
+    for before in (given, *ANCHORS):
+        alone, whole = plain(tokenizer, before), plain(tokenizer, before + text)
+        if whole[: len(alone)] == alone:
+            return whole[len(alone) :]
+    return plain(tokenizer, text)
+
+
+def separator(tokenizer: Any) -> str:
+    """What stands between turns where there is no chat template, so that they have other ids than one turn.
+
+    A line break; where the tokenizer drops it, or makes it a space, the token between sentences, the token that ends a
+    text, or a bar.
+    """
+    joined = [plain(tokenizer, text) for text in ("一二", "一 二")]
+    for mark in ("\n", tokenizer.sep_token, tokenizer.eos_token, "|"):
+        if mark and plain(tokenizer, f"一{mark}二") not in joined:
+            return str(mark)
+    return "\n"
+
+
+@dataclass(frozen=True)
+class TemplateForm:
+    """What a chat template does with messages, found out by rendering some.
+
+    Attributes:
+        system: it has a place for a system message.
+        lead: white space that it writes between a prompt and the assistant's text; "" if it writes anything else.
+        strips: it takes white space from the ends of the assistant's text.
+    """
+
+    system: bool
+    lead: str
+    strips: bool
+
+    @classmethod
+    def of(cls, render: Callable[[list[Message], bool], str]) -> TemplateForm:
+        """``render``: messages, and whether an answer is asked for, as text."""
+        user = {"role": "user", "content": "甲"}
+        try:
+            system = "丙丁" in render([{"role": "system", "content": "丙丁"}, user], True)
+        except HanmoError:
+            system = False
+        asked, said = (
+            render([user], True),
+            [render([user, {"role": "assistant", "content": text}], False) for text in ("乙", "  乙  ")],
+        )
+        rests = [text.removeprefix(asked) for text in said]
+        lead = rests[0].partition("乙")[0]
+        return cls(system, lead if lead.isspace() and said[0].startswith(asked) else "", "  乙  " not in rests[1])
+
+    def messages(self, system: str, turns: list[Message]) -> list[Message]:
+        """Messages with the system text: as one of its own, or before the text of the first user turn."""
+        if not system:
+            return turns
+        if self.system:
+            return [{"role": "system", "content": system}, *turns]
+        place = next((place for place, turn in enumerate(turns) if turn["role"] == "user"), None)
+        if place is None:
+            return turns
+        warnings.warn(
+            "the chat template has no system role: the system text stands before the first turn", stacklevel=2
+        )
+        first = {"role": "user", "content": f"{system}\n\n{turns[place]['content']}"}
+        return [*turns[:place], first, *turns[place + 1 :]]
+
+    def said(self, given: str, prefix: str, answer: str) -> tuple[str, str]:
+        """What the model is given with the words that open its answer, and what it says after them."""
+        if prefix:
+            return given + self.lead + prefix, answer.rstrip() if self.strips else answer
+        answer = answer.strip() if self.strips else answer
+        return given, self.lead + answer if answer else ""
