@@ -77,10 +77,23 @@ def open_model(
 
 
 def _device(name: str | torch.device) -> torch.device:
+    """The device, if a tensor can be made on it."""
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device={name}: no such device; expected cpu, cuda, or one of several like cuda:0") from None
+        raise ConfigError(
+            f"device={name}: no such device; expected cpu, cuda, mps, or one of several like cuda:0"
+        ) from None
+    if device.type == "meta":
+        raise ConfigError(f"device={name}: holds no values; expected cpu, cuda, mps, or one of several like cuda:0")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise ConfigError(
+            f"device={name}: cannot be used here ({reason}); give another --device, such as cpu"
+        ) from None
+    return device
 
 
 def family_of_ours(path: Path) -> type[Family] | None:

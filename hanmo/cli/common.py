@@ -31,7 +31,7 @@ RulesFolder = Annotated[Path | None, typer.Option("--rules", help="Folder of sco
 Dtype = Annotated[
     str | None, typer.Option(help="fp32, bf16, fp16, or int8 (CPU only); default: what suits the device.")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the fastest there is.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda if there is one, else cpu.")]
 Published = Annotated[bool, typer.Option("--published", help="Reproduce the published behaviour, flaws included.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one decoding setting.")]

@@ -162,7 +162,9 @@ class PairTrainer(RowTrainer):
             figures = self.pair_figures(model, batch)
         self._columns = list(figures)
         self._evaluated.append(
-            self.accelerator.gather_for_metrics(torch.stack(list(figures.values()), 1)).double().cpu()
+            self.accelerator.gather_for_metrics(torch.stack(list(figures.values()), 1))
+            .cpu()
+            .double()  # some devices have no float64
         )
         return figures["loss"].mean(), None, None
 

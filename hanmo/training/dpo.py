@@ -88,7 +88,7 @@ class DpoTrainer(PairTrainer):
                 self._references[id(data)] = self._all_logprobs(model, data, batch_size)
 
     def _all_logprobs(self, model: nn.Module, data: Any, batch_size: int) -> Tensor:
-        """(pairs, 2): every process computes its share of them."""
+        """(pairs, 2) fp32, on the device of the training: every process computes its share of them."""
         assert isinstance(data, PairDataset)
         rank, world = self.args.process_index, self.args.world_size
         order = sorted(range(len(data)), key=data.lengths.__getitem__)[rank::world]
@@ -102,19 +102,23 @@ class DpoTrainer(PairTrainer):
             }
             sides = response_logprobs(model, batch, self.config.loss == "ipo").chunk(2)
             found[places] = torch.stack(sides, dim=1).float().cpu()
+        found = found.to(self.args.device)
         if world > 1:
-            whole = found.to(self.args.device)
-            torch.distributed.all_reduce(whole)
-            found = whole.cpu()
+            torch.distributed.all_reduce(found)
         return found
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        inputs["references"] = self._references[id(self.train_dataset)][inputs[ROW_IDS]]
+        inputs["references"] = self._references_of(self.train_dataset, inputs)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        inputs["references"] = self._references[id(self.eval_dataset)][inputs[ROW_IDS].cpu()]
+        inputs["references"] = self._references_of(self.eval_dataset, inputs)
         return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def _references_of(self, data: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """(B, 2), on the device of the training, whose places would not do as an index of a tensor on the host."""
+        references = self._references[id(data)]
+        return references[inputs[ROW_IDS].to(references.device)]
 
     def pair_figures(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config = self.config

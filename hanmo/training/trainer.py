@@ -149,7 +149,7 @@ class RowTrainer(SlicedTrainer):
 
     def _everywhere(self, fed: list[Tensor]) -> list[Tensor]:
         """What the processes were fed, to be called by all of them."""
-        return gather_object(fed) if self._replicas > 1 else fed
+        return gather_object([places.cpu() for places in fed]) if self._replicas > 1 else fed
 
     def _diverged(self, what: str, fed: Iterable[Tensor] = (), of: str = "the batch") -> str:
         """The message that ends a run; ``fed`` are the places of the rows ``of`` something."""
@@ -187,7 +187,7 @@ class RowTrainer(SlicedTrainer):
         sums_B2 = torch.stack([-(weights_BA * output.logprob).sum(1), weights_BA.sum(1)], dim=1)
         if self._replicas > 1:  # leaves out the rows that other processes got twice to fill up the last batch
             sums_B2 = self.accelerator.gather_for_metrics(sums_B2)
-        self._evaluated.append(sums_B2.double().cpu())
+        self._evaluated.append(sums_B2.cpu().double())  # some devices have no float64
         return output.loss.detach(), None, None
 
     def _evaluated_output(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:

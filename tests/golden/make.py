@@ -37,7 +37,8 @@ def compute(opened: OpenedModel) -> dict[str, Any]:
     family, network = opened.family, opened.network
     rows = [family.row(parts) for pair in PAIRS for parts in family.parts(pair, 64)]
     network.zero_grad()
-    output = network(**collate(rows, family.padding), entropy=True)
+    batch = {name: value.to(network.device) for name, value in collate(rows, family.padding).items()}
+    output = network(**batch, entropy=True)
     output.loss.backward()
     squares = [parameter.grad.square().sum() for parameter in network.parameters() if parameter.grad is not None]
     contexts = [family.context(talk, 64) for talk in TALKS]

@@ -224,6 +224,8 @@ def judge(logits_TV: Tensor, ids_T: Tensor, pad_id: int | None) -> Score:
 
     Where the pad token also ends texts (GLM), their end is left out of the perplexity, as published.
     """
+    if logits_TV.device.type == "mps":  # has no float64
+        logits_TV, ids_T = logits_TV.cpu(), ids_T.cpu()
     length = len(ids_T)
     kept_T = torch.ones_like(ids_T, dtype=torch.bool) if pad_id is None else ids_T != pad_id
     rounded, twice, nll = [], [], []
