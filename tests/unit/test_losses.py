@@ -112,6 +112,15 @@ def test_running_moments_are_those_of_all_rewards(batches: list[list[float]]) ->
     everything = torch.tensor([x for batch in batches for x in batch]).double()
     assert moments.mean == pytest.approx(everything.mean().item(), abs=1e-6)
     assert moments.std == pytest.approx(everything.std().item(), abs=1e-6)
+    assert moments.var == pytest.approx(everything.var(unbiased=False).item(), abs=1e-6)
+    assert moments.count == len(everything)
+
+
+def test_moments_of_a_batch_are_its_own() -> None:
+    moments = losses.RunningMoments()
+    assert (moments.mean, moments.std) == (0, 1)
+    moments.update(torch.tensor([10.0, 20.0]))
+    assert moments.update(torch.tensor([1.0, 2.0, 3.0, 6.0])) == pytest.approx((3, (14 / 3) ** 0.5))
 
 
 def test_the_first_update_has_the_gradient_of_the_advantage() -> None:
