@@ -89,7 +89,7 @@ class Origin:
 
     def _check(self, file: Path) -> None:
         """The folder may come from anybody, and what this says becomes names of files and content of pickles."""
-        kinds = [
+        kinds: list[tuple[str, Any, Any]] = [
             ("layout", self.layout, str), ("ranks", self.ranks, int), ("prefix", self.prefix, str),
             ("absent", self.absent, list), ("trackers", self.trackers, dict), ("config", self.config, dict | None),
             ("state", self.state, dict), ("strangers", self.strangers, dict),
