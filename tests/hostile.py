@@ -71,10 +71,15 @@ def run(action: Callable[[], Any], canary: Path) -> Outcome:
         warnings.simplefilter("ignore")  # threads of this process are not in the copy, and are not needed there
         sys.stdout.flush()
         sys.stderr.flush()
+        began, tell = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(tell, str(_resident()).encode())
             _act(action, printed.fileno())
-        status, peak = _wait(child)
+        os.close(tell)
+        status, most = _wait(child)
+        with os.fdopen(began) as told:
+            peak = most - int(told.read() or most)
         printed.seek(0)
         text = printed.read().decode("utf-8", "replace")
     return Outcome("executed" if canary.exists() else _kind(status, peak, text), text)
@@ -110,9 +115,13 @@ def _act(action: Callable[[], Any], printed: int) -> None:
         os._exit(code)
 
 
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def _wait(child: int) -> tuple[int, int]:
-    """How a copy ended, and the most memory that it or a process of its own had beyond what it began with."""
-    began = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    """How a copy ended, and the most memory that it or a process of its own had."""
     start, ended = time.monotonic(), 0
     while not ended:
         if time.monotonic() - start > _WAIT:
@@ -121,7 +130,7 @@ def _wait(child: int) -> tuple[int, int]:
         time.sleep(0.002)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # what it may have left running
-    return status, usage.ru_maxrss * 1024 - began
+    return status, usage.ru_maxrss * 1024
 
 
 def _kind(status: int, peak: int, text: str) -> str:

@@ -26,6 +26,7 @@ from tests.unit.checkpoint_files import HUB, original_tensors, write_hub
 from tests.unit.hostile_files import FOLDERS, HONEST, ORIGINALS, TEMPLATES, WIDE, deflated, rewritten
 from tests.unit.transformers_models import TEMPLATE, tokenizer, write_model
 
+FAST = [kind for kind in TEMPLATES if kind not in ("a number of billions of digits", "a text that doubles", "itself")]
 TALK = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "你好呀"}]
 RICH = (
     "{%- set n = namespace(first=true, last='') -%}{%- macro turn(m) -%}<|im_start|>{{ m['role'] | upper }}\n"
@@ -105,13 +106,14 @@ def test_a_chat_template_that_takes_too_much_is_refused_in_one_message(qwen: Pat
     assert outcome.printed.count("\n") == 1
 
 
-def test_no_chat_template_takes_more_than_its_time_and_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kinds", [FAST, pytest.param([*TEMPLATES], marks=pytest.mark.slow)], ids=["some", "all"])
+def test_no_chat_template_takes_more_than_its_time_and_memory(tmp_path: Path, kinds: list[str]) -> None:
     """Whatever it does; and the next conversation is rendered as ever."""
 
     def render() -> None:
         words = tokenizer()
-        for kind, template in TEMPLATES.items():
-            words.chat_template = template
+        for kind in kinds:
+            words.chat_template = TEMPLATES[kind]
             with pytest.raises(HanmoError, match="the chat template"):
                 render_template(words, TALK)
             words.chat_template = "{% set n = namespace(x='>') %}{{ n.x }}" + TEMPLATE
@@ -136,7 +138,7 @@ def test_no_chat_template_takes_more_than_its_time_and_memory(tmp_path: Path) ->
         ("{{ messages | tojson(indent=9) }}", False),
         ("{% include 'a' %}", False),
         ("{% generation %}a{% endgeneration %}", False),
-        ("{% if %}", False),
+        ("{{ 'a", False),
     ],
 )
 def test_a_template_is_plain_where_nothing_in_it_can_grow(template: str, plain: bool) -> None:
