@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import UnsupportedError
@@ -22,6 +26,17 @@ TP_PLAN = {
     "layers.*.down_proj": IN_HEADS,
     "lm_head": WHOLE_LOGITS,
 }
+
+
+GELUS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_new": partial(nn.GELU, approximate="tanh"),
+}  # exact (erf), and the faster way to the tanh form
+# By transformers' names, those that it had when the ports were written.
+ACTIVATIONS = (
+    *GELUS, "gelu_10", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "gelu_accurate", "laplace", "linear", "mish",
+    "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "swish", "tanh",
+)  # fmt: skip
 
 
 class Attention(nn.Module):
@@ -59,7 +74,7 @@ class PreNormBlock(GradientCheckpointingLayer):
     """x += attention(norm(x)); x += mlp(norm(x)). Queries may come from elsewhere (PanGu's query layer).
 
     Args:
-        gelu: "none" is the exact (erf) GELU, "tanh" its approximation.
+        activation: a name of ``ACTIVATIONS``.
     """
 
     def __init__(
@@ -67,7 +82,7 @@ class PreNormBlock(GradientCheckpointingLayer):
         width: int,
         heads: int,
         inner: int,
-        gelu: str,
+        activation: str,
         epsilon: float,
         attention_dropout: float,
         dropout: float,
@@ -77,7 +92,7 @@ class PreNormBlock(GradientCheckpointingLayer):
         self.attention = Attention(width, heads, attention_dropout)
         self.mlp_norm = nn.LayerNorm(width, eps=epsilon)
         self.up_proj = Linear(width, inner)
-        self.activation = nn.GELU(approximate=gelu)
+        self.activation = GELUS[activation]() if activation in GELUS else ACT2FN[activation]
         self.down_proj = _residual(Linear(inner, width))
         self.dropout = Dropout(dropout)
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hanmo.families.base import IGNORE
 from hanmo.families.glm import legacy
-from hanmo.families.glm.modeling import ACTIVATIONS, GlmModel
+from hanmo.families.glm.modeling import GlmModel
+from hanmo.families.prenorm import GELUS
 from hanmo.families.tables import expand
 from tests.originals import network as open_network
 from tests.places import PARITY, load, needs_parity
@@ -33,7 +34,7 @@ def network(checkpoint: Path | str, activation: str = "gelu") -> GlmModel:
 
 def with_activation(model: GlmModel, activation: str) -> GlmModel:
     for block in model.layers:
-        block.activation.approximate = ACTIVATIONS[activation]
+        block.activation = GELUS[activation]()
     return model
 
 

@@ -12,7 +12,7 @@ import torch
 from hanmo.checkpoints import open_model
 from hanmo.families.base import Context, OpenedModel, Prompt
 from hanmo.families.glm.family import GlmFamily
-from hanmo.families.glm.modeling import ACTIVATIONS
+from hanmo.families.prenorm import GELUS
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.records import Text
@@ -53,7 +53,7 @@ def as_ported(checkpoint: Path) -> Any:
     """The port's network: exact GELU."""
     model = network(checkpoint)
     for block in model.layers:
-        block.activation.approximate = ACTIVATIONS["gelu"]
+        block.activation = GELUS["gelu"]()
     return model
 
 
@@ -123,7 +123,7 @@ def test_text_to_text(index: int) -> None:
     case = recorded["generation"][index]
     opened = open_model(FOLDER / recorded["checkpoint"], vocab=VOCAB / "cog-pretrain.model", dtype="fp32", device="cpu")
     for block in opened.network.layers:
-        block.activation.approximate = ACTIVATIONS["gelu"]
+        block.activation = GELUS["gelu"]()
     context = opened.family.context(Text(case["text"]), 1024)
     assert [[*context.ids, opened.family.config.sop_token_id]] == case["input_ids"]
     width = len(context.ids) + 1

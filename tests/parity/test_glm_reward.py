@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hanmo.families.glm.modeling import ACTIVATIONS
+from hanmo.families.prenorm import GELUS
 from hanmo.losses import pairwise_loss, tokenwise_loss
 from tests.originals import network
 from tests.places import PARITY, load, needs_parity
@@ -26,7 +26,7 @@ def reward_model() -> Any:
     """With the exact GELU of the port that made the recordings."""
     model = network(FOLDER / RECORDED["checkpoint"])
     for block in model.layers:
-        block.activation.approximate = ACTIVATIONS["gelu"]
+        block.activation = GELUS["gelu"]()
     return model
 
 

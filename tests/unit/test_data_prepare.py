@@ -278,3 +278,41 @@ def test_damaged_array_names_the_line(tmp_path: Path) -> None:
     path.write_text('[\n["好", "的"]', encoding="utf-8")
     with pytest.raises(RecordError, match="expected a comma or"):
         _records("lccc", path)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_thread_of_different_questions_takes_that_of_its_last_reply(published: bool, tmp_path: Path) -> None:
+    """As the original does, which sorts the replies of a title, the best first, and ends with the last one's prompt."""
+    path = tmp_path / "z.csv"
+    lines = [
+        "title,question,reply,is_best",
+        "甲,甲,答一,0",  # sorted behind 答二; its question is the title
+        "甲,何时,答二,1",
+        "乙,何地,答三,1",
+        "乙,何故,答四,0",
+        "丙,,答五,1",
+        "丙,何人,答六,1",  # of equal ones the order of the file
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    records = {record.prompt: record.answers for record in _records("zhidao", path, published=published)}
+    assert records == {
+        "问题：甲": (("答二", 1.0), ("答一", 0.0)),
+        "问题：乙 内容：何故": (("答三", 1.0), ("答四", 0.0)),
+        "问题：丙 内容：何人": (("答五", 1.0), ("答六", 1.0)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("title", "prompts"),
+    [
+        ("", ["标题： 内容："]),
+        ("短", ["标题：短 内容："]),
+        ("<b> 短 </b>", ["标题：短 内容："]),  # counted as it is shown
+        ("标题", ["标题：标题 内容：", "内容："]),
+    ],
+)
+def test_news_with_a_title_of_one_character_make_one_sample(title: str, prompts: list[str], tmp_path: Path) -> None:
+    path = _json(tmp_path / "n.json", [[title, "正文" * 51]])
+    records = _records("news", path)
+    assert [record.prompt for record in records] == prompts
+    assert {record.response for record in records} == {"正文" * 51}

@@ -72,8 +72,9 @@ def _one_line(text: str) -> str:
 def zhidao(place: Path, reading: Reading) -> Iterator[Item]:
     """CSV of title, question, reply, is_best: one record a title, its best reply first.
 
-    A file's threads are sorted by title, so a file is held in memory. As published, only the last thread of each
-    file has what opens the answer.
+    A file's threads are sorted by title, so a file is held in memory. Where the replies of a title come with different
+    questions, that of the last one counts, as in the original. As published, only the last thread of each file has what
+    opens the answer.
     """
     for path in files(place, "*.csv*"):
         replies = []
@@ -87,7 +88,7 @@ def zhidao(place: Path, reading: Reading) -> Iterator[Item]:
         replies.sort(key=lambda reply: reply[:2], reverse=True)
         threads = [(title, list(thread)) for title, thread in groupby(replies, key=lambda reply: reply[0])]
         for number, (title, thread) in enumerate(threads, 1):
-            question, line = thread[0][2], thread[0][4]
+            question, line = thread[-1][2], thread[0][4]
             detail = f"内容：{question}" if question and question != title else ""
             prompt = reading.prompt(f"问题：{title}", detail, opening="回答：")
             lost = reading.published and number < len(threads)

@@ -95,14 +95,14 @@ def sections(entry: Any) -> list[Sample]:
 
 
 def news(entry: Any) -> list[Sample]:
-    """``[title, content]`` with HTML tags: the content after its title, and once more after none."""
+    """``[title, content]`` with HTML tags: the content after its title, and once more alone if the title is longer than a character."""
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
         raise ValueError("expected a list of a title and a content")
     title, content = map(_untagged, entry)
     if len(content) <= LONG:
         return []
     samples = [(f"标题：{title} 内容：", content)]
-    return [*samples, ("内容：", content)] if title else samples
+    return [*samples, ("内容：", content)] if len(title) > 1 else samples
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hanmo.families.heads import RowModel
 from hanmo.families.linear import Linear
 from hanmo.families.prenorm import TP_PLAN, PreNormBlock, check_positions, init_prenorm
 
-ACTIVATIONS = {"gelu_new": "tanh", "gelu": "none"}  # torch's name of the approximation
+ACTIVATIONS = ("gelu_new", "gelu")
 
 
 class GlmConfig(PretrainedConfig):
@@ -88,7 +88,7 @@ class GlmModel(RowModel):
                 width=width,
                 heads=config.num_attention_heads,
                 inner=4 * width,
-                gelu=ACTIVATIONS[config.activation_function],
+                activation=config.activation_function,
                 epsilon=config.layer_norm_epsilon,
                 attention_dropout=config.attention_dropout_prob,
                 dropout=config.output_dropout_prob,

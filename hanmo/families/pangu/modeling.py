@@ -18,9 +18,7 @@ from hanmo.families.causal import causal_mask
 from hanmo.families.dropout import Dropout
 from hanmo.families.heads import RowModel
 from hanmo.families.linear import Linear
-from hanmo.families.prenorm import TP_PLAN, PreNormBlock, check_positions, init_prenorm
-
-ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh"}  # torch's name of the approximation
+from hanmo.families.prenorm import ACTIVATIONS, TP_PLAN, PreNormBlock, check_positions, init_prenorm
 
 
 class PanguConfig(PretrainedConfig):
@@ -28,7 +26,8 @@ class PanguConfig(PretrainedConfig):
 
     Args:
         num_layers: blocks, the query layer included.
-        activation_function: "gelu" is the exact (erf) GELU of the port, "gelu_new" the tanh form of the original.
+        activation_function: "gelu" is the exact (erf) GELU of the port, "gelu_new" the tanh form of the original; or another
+            of ``prenorm.ACTIVATIONS``.
         intermediate_size: width of the MLP; 4 x hidden_size if None.
     """
 
@@ -80,7 +79,7 @@ class PanguModel(RowModel):
                 width=width,
                 heads=config.num_heads,
                 inner=config.intermediate_size or 4 * width,
-                gelu=ACTIVATIONS[config.activation_function],
+                activation=config.activation_function,
                 epsilon=config.layer_norm_epsilon,
                 attention_dropout=config.attn_pdrop,
                 dropout=config.resid_pdrop,
