@@ -51,7 +51,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     talk = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}]
     for messages in ([*talk, {"role": "user", "content": _ASKED_AGAIN}], talk):
         try:
-            text = str(tokenizer.apply_chat_template(messages, tokenize=False))  # type: ignore[arg-type]
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False))
         except (TemplateError, ValueError, TypeError):
             continue
         _, said, rest = text.rpartition(_SAID)
