@@ -18,7 +18,7 @@ from hanmo.families.glm import legacy
 from hanmo.families.glm.modeling import GlmConfig, GlmModel
 from hanmo.families.glm.pretraining import draw_document, draw_objective, draw_sentences, draw_spans
 from hanmo.families.glm.tokenization import GlmTokenizer
-from hanmo.records import Record, Text
+from hanmo.records import Dialogue, Record, Text
 
 SENTENCE_MARKS = tuple("。！？；!?;")
 MASK, GMASK = "[MASK]", "[gMASK]"
@@ -55,6 +55,8 @@ class GlmFamily(Family):
             self.config.pad_token_id = self.config.eos_token_id = self._id("<|endoftext|>")
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
+        if isinstance(record, Dialogue) and len(record.turns) < 2:
+            return []
         if isinstance(record, Text):
             answer = self._ids(record.text)
             source = self._source("", GMASK)
