@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -66,8 +66,11 @@ class Records:
             )
         return self.response_limit or 512
 
-    def read(self, path: Path, output: Path | None, text: bool = False) -> list[Record]:
-        """The records of a file; bad ones are listed in the output folder, where they are to be passed over."""
+    def read(self, path: Path, output: Path | None, text: bool = False, published: bool = False) -> list[Record]:
+        """The records of a file; bad ones are listed in the output folder, where they are to be passed over.
+
+        The published evaluation also counts dialogues without a reply.
+        """
         from itertools import islice
 
         from hanmo.errors import RecordError
@@ -75,7 +78,8 @@ class Records:
         from hanmo.records import Rejects, iter_records
 
         rejects = Rejects() if self.skip_bad else None
-        records = list(islice(iter_records(path, rejects, "text" if text else "dialogue"), self.first))
+        reply: Literal["any", "needed"] = "any" if published else "needed"
+        records = list(islice(iter_records(path, rejects, "text" if text else "dialogue", reply), self.first))
         if rejects and main_process():
             kept = ""
             if output is not None:
@@ -119,7 +123,7 @@ def dialogue(
     from hanmo.evaluation.processes import joined, main_process
 
     with joined():
-        records = which.read(data, output)
+        records = which.read(data, output, published=published)
         opened = opening.open(model, rules)
         settings = _settings(opened.family.name, preset, rules is not None, sets or [])
         published = published or settings.published

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hanmo.families.base import Context, OpenedModel
     from hanmo.generation.decode import Generation
     from hanmo.generation.settings import Settings
-    from hanmo.records import Record
+    from hanmo.records import Dialogue, Record
 
 STOP = "stop"  # the word that ends the interactive mode
 
@@ -133,12 +133,12 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
     """Prompts of a file, one a line, as they stand there and as records.
 
     A line of text is a prompt; a JSON object has ``prompt`` (with ``prefix`` and ``system`` if wanted), ``text`` to be
-    continued, or the ``turns`` of a dialogue, the user's last.
+    continued, or the turns of a dialogue, the user's last, in any form that records have.
 
     Raises:
         RecordError: a line that is none of these, no lines, or no such file.
     """
-    from hanmo.records import Dialogue, PromptResponse, Text, opened_text
+    from hanmo.records import TURNS, Dialogue, PromptResponse, Text, opened_text
 
     with opened_text(path) as file:
         lines = file.read().split("\n")
@@ -155,6 +155,9 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise RecordError(path, number, f"not JSON: {error.msg} at column {error.colno}") from None
+        if any(isinstance(turn, dict) for key in TURNS for turn in _list(value.get(key))):
+            yield line, _messages(value, path, number)
+            continue
         fields = {key: value.get(key, "") for key in ("prompt", "text", "prefix", "system")}
         turns = value.get("turns", [])
         if not isinstance(turns, list) or not all(isinstance(text, str) for text in (*fields.values(), *turns)):
@@ -167,6 +170,23 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
             yield line, Text(fields["text"], where)
         else:
             raise RecordError(path, number, "expected prompt, text or turns")
+
+
+def _messages(value: dict[str, Any], path: Path, number: int) -> Dialogue:
+    """A dialogue whose turns name their speakers; it waits for the assistant."""
+    from hanmo.records import Dialogue, json_record
+
+    try:
+        record = json_record(value, f"{path}:{number}", waiting=True)
+    except ValueError as error:
+        raise RecordError(path, number, str(error)) from None
+    if not isinstance(record, Dialogue) or len(record.turns) < 2 or record.turns[-1]:
+        raise RecordError(path, number, "the last turn is not the user's; expected one that is to be answered")
+    return Dialogue(record.turns[:-1], record.system, record.where)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def as_context(opened: OpenedModel, record: Record, limit: int) -> Context:

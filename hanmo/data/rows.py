@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from hanmo.errors import RecordError
 from hanmo.families.base import Family, Part, Row, collate
-from hanmo.records import Record, Rejects
+from hanmo.records import Record, Rejects, unanswered
 
 ROW_IDS = "row_ids"  # a batch's places in its RowDataset, for messages; no input of any model
 
@@ -114,7 +114,8 @@ def make_rows(
         if not made:
             file, _, line = record.where.rpartition(":")
             limits = f"limit={limit}" + (f", response_limit={response_limit}" if response_limit is not None else "")
-            dropped.errors.append(RecordError(file, int(line or 0), f"does not fit into {limits}"))
+            problem = unanswered(record) or f"does not fit into {limits}"
+            dropped.errors.append(RecordError(file, int(line or 0), problem))
     return rows
 
 

@@ -1,7 +1,7 @@
 """The records hanmo reads and writes: what one line of data means, whatever file it came from."""
 
 from hanmo.records.forms import FORMS, TURNS, json_record
-from hanmo.records.kinds import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text
+from hanmo.records.kinds import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text, unanswered
 from hanmo.records.reading import iter_records, opened_text, read_records
 from hanmo.records.writing import record_writer, write_records
 
@@ -20,5 +20,6 @@ __all__ = [
     "opened_text",
     "read_records",
     "record_writer",
+    "unanswered",
     "write_records",
 ]

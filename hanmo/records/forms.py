@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -22,21 +23,26 @@ ROLES = {
 }
 
 
-def json_record(value: Any, where: str) -> Record:
-    """The record that a JSON value stands for, see ``FORMS``; a ValueError says why it stands for none."""
+def json_record(value: Any, where: str, waiting: bool = False) -> Record:
+    """The record that a JSON value stands for, see ``FORMS``; a ValueError says why it stands for none.
+
+    Args:
+        waiting: the reply may be still to come: it is "" then, as after messages that end with the user's.
+    """
     if isinstance(value, list):
-        return _dialogue(value, "", where)
+        return _dialogue(value, "", where, waiting)
     if not isinstance(value, dict):
         raise ValueError(f"found {type(value).__name__}, expected {FORMS}")
     if "chosen" in value and "rejected" in value:
         return _preference(value, where)
     for key in TURNS:
         if isinstance(value.get(key), list):
-            return _dialogue(value[key], _text(value, "system", ""), where)
+            return _dialogue(value[key], _text(value, "system", ""), where, waiting)
     if "instruction" in value:
-        return _instruction(value, where)
+        return _instruction({"output": "", **value} if waiting else value, where)
     if "prompt" in value:
-        return _prompt(value, where)
+        answered = {"answers", "response", "text", "completion"} & value.keys()
+        return _prompt(value if answered or not waiting else {**value, "response": ""}, where)
     if "text" in value:
         return Text(_text(value, "text"), where)
     raise ValueError(f"keys {', '.join(map(repr, value)) or 'none'}; expected {FORMS}")
@@ -51,7 +57,7 @@ def _text(value: dict[str, Any], key: str, default: str | None = None) -> str:
     return found
 
 
-def _dialogue(turns: list[Any], system: str, where: str) -> Dialogue:
+def _dialogue(turns: list[Any], system: str, where: str, waiting: bool = False) -> Dialogue:
     texts, roles = [], []
     for number, turn in enumerate(turns, 1):
         role, text = _turn(turn, number)
@@ -66,7 +72,11 @@ def _dialogue(turns: list[Any], system: str, where: str) -> Dialogue:
         for number, (before, after) in enumerate(pairwise(roles), 1):
             if before == after or "system" in (before, after):
                 raise ValueError(f"turns {number} and {number + 1} are {before} and {after}; they must alternate")
-        if roles[-1] != "assistant":
+        if roles == ["assistant"]:
+            raise ValueError("the assistant speaks alone; expected a user's turn before it")
+        if roles[-1] == "user" and waiting:
+            texts.append("")
+        elif roles[-1] != "assistant":
             raise ValueError(f"the last turn is the {roles[-1]}'s; the assistant's is to be learned from")
     return Dialogue(tuple(texts), system, where=where)
 
@@ -152,5 +162,7 @@ def _answers(answers: Any) -> tuple[tuple[str, float], ...]:
         score = answer.get("score") if isinstance(answer, dict) else None
         if not isinstance(score, (int, float)) or isinstance(score, bool):
             raise ValueError(f'answer {number}: expected {{"answer": text, "score": number}}')
+        if not abs(score) <= sys.float_info.max:  # true of NaN as well
+            raise ValueError(f"answer {number} has the score {str(score)[:20]}; expected a finite number")
         pairs.append((_text(answer, "answer"), float(score)))
     return tuple(pairs)

@@ -75,6 +75,21 @@ Record = Text | Dialogue | PromptResponse | ScoredAnswers
 Plain = Literal["dialogue", "text"]
 
 
+def unanswered(record: Record) -> str | None:
+    """Why there is no reply in a record to learn or to compare with; None where there is one, and of running text."""
+    if isinstance(record, Text):
+        return None
+    if isinstance(record, Dialogue):
+        if len(record.turns) < 2:
+            return "a dialogue of one turn; expected what is said and a reply to it"
+        if not record.turns[-1].strip():
+            return "the last turn is empty; expected a reply"
+        return None
+    if isinstance(record, PromptResponse):
+        return None if record.response.strip() else "the response is empty"
+    return None if record.best().response.strip() else "the best answer is empty"
+
+
 @dataclass
 class Rejects:
     """Bad records that were passed over instead of stopping the reading."""

@@ -10,12 +10,15 @@ import gzip
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from hanmo.errors import RecordError
 from hanmo.records.forms import json_record
-from hanmo.records.kinds import Dialogue, Plain, Record, Rejects, Text
+from hanmo.records.kinds import Dialogue, Plain, Record, Rejects, Text, unanswered
+
+Reply = Literal["any", "needed", "waiting"]
 
 
 def read_records(path: str | Path, rejects: Rejects | None = None, plain: Plain = "dialogue") -> list[Record]:
@@ -23,19 +26,23 @@ def read_records(path: str | Path, rejects: Rejects | None = None, plain: Plain 
     return list(iter_records(path, rejects, plain))
 
 
-def iter_records(path: str | Path, rejects: Rejects | None = None, plain: Plain = "dialogue") -> Iterator[Record]:
+def iter_records(
+    path: str | Path, rejects: Rejects | None = None, plain: Plain = "dialogue", reply: Reply = "any"
+) -> Iterator[Record]:
     """The records of a file, one after the other.
 
     Args:
         rejects: takes bad records, which are then passed over; without it the first one stops the reading.
         plain: what a line of plain text is: the tab-separated turns of a dialogue, or running text.
+        reply: "needed" to learn from it: one turn, or an empty reply, is a bad record. "waiting": it may be still to come,
+            as in prompts. "any": whatever can be read.
 
     Raises:
         RecordError: a record that cannot be read; file, line, reason and what was expected.
     """
     path = Path(path)
     with opened_text(path) as file:
-        yield from _records(path, file, rejects, plain)
+        yield from _records(path, file, rejects, plain, reply)
 
 
 @contextmanager
@@ -61,26 +68,30 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8-sig")
 
 
-def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain) -> Iterator[Record]:
+def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain, reply: Reply) -> Iterator[Record]:
     read = _reader(path, file)
     if read is _plain_values:
         as_record: Callable[[Any, str], Record] = _dialogue_line if plain == "dialogue" else _text_line
     else:
-        as_record = json_record
+        as_record = partial(json_record, waiting=reply == "waiting")
     for line, value in read(path, file):
         try:
             if isinstance(value, RecordError):
                 raise value
-            yield as_record(value, f"{path}:{line}")
+            record = as_record(value, f"{path}:{line}")
+            if reply == "needed" and (problem := unanswered(record)):
+                raise ValueError(problem)
         except RecordError as error:
             if rejects is None:
                 raise
             rejects.errors.append(error)
         except ValueError as error:
-            problem = RecordError(path, line, str(error))
+            bad = RecordError(path, line, str(error))
             if rejects is None:
-                raise problem from None
-            rejects.errors.append(problem)
+                raise bad from None
+            rejects.errors.append(bad)
+        else:
+            yield record
 
 
 Values = Iterator[tuple[int, Any]]  # line number from 1, and what stands there; a RecordError where it is unreadable

@@ -74,7 +74,8 @@ def run_policy(
     opened = open_policy(config)
     rejects = Rejects()
     questions = [
-        question(record, opened, config.limit) for record in iter_records(file, rejects if config.skip_bad else None)
+        question(record, opened, config.limit)
+        for record in iter_records(file, rejects if config.skip_bad else None, reply="waiting")
     ]
     if not questions:
         raise ConfigError(f"{file}: no prompts")

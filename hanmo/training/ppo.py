@@ -187,7 +187,11 @@ def ppo(
             return
         dropped = Rejects()
         rows = make_rows(
-            iter_records(Path(config.ptx)), trainer.opened.family, config.limit, config.response_limit, dropped
+            iter_records(Path(config.ptx), reply="needed"),
+            trainer.opened.family,
+            config.limit,
+            config.response_limit,
+            dropped,
         )
         if not len(rows):
             reasons = f"; the first: {dropped.errors[0]}" if dropped else ""

@@ -127,7 +127,9 @@ def _rows(path: Path, opened: OpenedModel, config: PretrainConfig, seed: int, re
     if (path / ABOUT).is_file():
         documents = StoreDocuments(Store(path, opened.tokenizer), family)
     else:
-        records = tokenising(iter_records(path, rejects if config.skip_bad else None, config.plain), path.name, bars)
+        records = tokenising(
+            iter_records(path, rejects if config.skip_bad else None, config.plain, "needed"), path.name, bars
+        )
         rows, running = read_documents(records, family, config.limit, config.response_limit, rejects)
         if not running and len(rows):
             return _packed(rows, config, seed)

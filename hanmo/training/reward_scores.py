@@ -61,6 +61,8 @@ def with_answers(record: Record) -> list[Dialogue | PromptResponse]:
     """The records whose responses are to be scored: one for each answer of scored answers, else the record itself."""
     if isinstance(record, ScoredAnswers):
         return [record.ending(text) for text, _ in record.answers]
+    if isinstance(record, Dialogue) and len(record.turns) < 2:
+        raise ConfigError(f"{record.where}: a dialogue of one turn has no reply to score")
     if isinstance(record, Dialogue | PromptResponse):
         return [record]
     raise ConfigError(f"{record.where}: running text has no response to score")

@@ -6,6 +6,7 @@ server can stand in for it by the same small interface.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -123,9 +124,13 @@ def _function_reward(spec: str) -> Reward:
         if len(scores) != len(samples):
             raise ConfigError(f"rewards: {spec} gave {len(scores)} scores for {len(samples)} replies")
         try:
-            return [float(one) for one in scores]
+            numbers = [float(one) for one in scores]
         except (TypeError, ValueError) as error:
             raise ConfigError(f"rewards: {spec} must give a number for every reply: {error}") from None
+        bad = next((place for place, number in enumerate(numbers) if not math.isfinite(number)), None)
+        if bad is not None:
+            raise ConfigError(f"rewards: {spec} gave {numbers[bad]} for the reply {samples[bad].reply[:40]!r}")
+        return numbers
 
     return score
 

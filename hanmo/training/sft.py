@@ -115,7 +115,7 @@ def _read(
 
 
 def _rows(file: Path, opened: OpenedModel, config: SftConfig, rejects: Rejects, bars: bool) -> Rows:
-    records = tokenising(iter_records(file, rejects if config.skip_bad else None), file.name, bars)
+    records = tokenising(iter_records(file, rejects if config.skip_bad else None, reply="needed"), file.name, bars)
     if config.streams and not opened.family.streams:
         raise ConfigError(f"streams: {opened.family.name} carries no memory from row to row; streams=false")
     limits = (sys.maxsize, None) if config.streams else (config.limit, config.response_limit)

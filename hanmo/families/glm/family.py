@@ -20,7 +20,7 @@ from hanmo.families.glm.modeling import GlmConfig, GlmModel
 from hanmo.families.glm.pretraining import draw_document, draw_objective, draw_sentences, draw_spans
 from hanmo.families.glm.tokenization import GlmTokenizer
 from hanmo.families.stops import CONFIG, Stop, collect
-from hanmo.records import Record, Text
+from hanmo.records import Dialogue, Record, Text
 
 SENTENCE_MARKS = tuple("。！？；!?;")
 MASK, GMASK = "[MASK]", "[gMASK]"
@@ -62,6 +62,8 @@ class GlmFamily(Family):
         return collect(found, self.config, self.tokenizer)
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
+        if isinstance(record, Dialogue) and len(record.turns) < 2:
+            return []
         if isinstance(record, Text):
             answer = self._ids(record.text)
             source = self._source("", GMASK)

@@ -32,6 +32,8 @@ class PanguFamily(Family):
         if isinstance(record, Text):
             ids = self._ids(record.text)[: limit - 1]
             return [[Part((bos,), False), Part(tuple(ids), True)]] if ids else []
+        if isinstance(record, Dialogue) and len(record.turns) < 2:
+            return []
         pair = as_pair(record)
         prompt, given = self._ids(pair.prompt), self._ids(pair.prefix) if pair.prefix else []
         answer = self._ids(pair.prefix + pair.response)

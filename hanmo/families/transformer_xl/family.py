@@ -18,7 +18,7 @@ from hanmo.families.transformer_xl import legacy
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
 from hanmo.families.transformer_xl.streams import stream_rows
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
-from hanmo.records import Record, Text
+from hanmo.records import Dialogue, Record, Text
 
 
 class TransformerXLFamily(Family):
@@ -43,6 +43,8 @@ class TransformerXLFamily(Family):
         """
         if isinstance(record, Text):
             return _pieces(self._ids(record.text), limit)
+        if isinstance(record, Dialogue) and len(record.turns) < 2:
+            return []
         pair = as_pair(record)
         prompt, given = self._ids(pair.prompt), self._ids(pair.prefix)
         answer = self._ids(pair.prefix + pair.response)

@@ -1,0 +1,132 @@
+"""Records without a reply, and scores that are no numbers: bad where something is learned or compared, each with its reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from hanmo.checkpoints import save_model
+from hanmo.cli import app
+from hanmo.cli.generate import read_prompts
+from hanmo.data.rows import make_rows
+from hanmo.errors import ConfigError, RecordError
+from hanmo.records import Dialogue, PromptResponse, Rejects, iter_records, read_records
+from hanmo.training.reward_scores import with_answers
+from hanmo.training.rollout import question
+from tests.unit.tiny import NAMES, tiny
+
+GOOD = {"turns": ["你好", "嗨", "再见", "明天见"]}
+UNANSWERED: list[tuple[Any, str]] = [
+    ({"turns": ["你好"]}, "a dialogue of one turn"),
+    (["你好"], "a dialogue of one turn"),
+    ({"messages": [{"role": "assistant", "content": "你好"}]}, "the assistant speaks alone"),
+    ({"messages": [{"role": "system", "content": "s"}, {"role": "assistant", "content": "你好"}]}, "speaks alone"),
+    ({"messages": [{"role": "user", "content": "你好"}]}, "the last turn is the user's"),
+    ({"turns": ["你好", ""]}, "the last turn is empty"),
+    ({"turns": ["你好", " \n"]}, "the last turn is empty"),
+    ({"prompt": "你好", "response": ""}, "the response is empty"),
+    ({"instruction": "你好", "output": " "}, "the response is empty"),
+    ({"instruction": "你好"}, "'output' must be text, found nothing"),
+    ({"prompt": "你好", "answers": [{"answer": "", "score": 2}, {"answer": "嗨", "score": 1}]}, "best answer is empty"),
+]
+SCORES = ["NaN", "Infinity", "-Infinity", "1e999", "true", '"1"', "null", "1" + "0" * 400]
+
+
+def written(folder: Path, *lines: Any) -> Path:
+    path = folder / "data.jsonl"
+    texts = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines]
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("value", "problem"), UNANSWERED)
+def test_a_record_without_a_reply_is_a_bad_record(value: Any, problem: str, tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD, value, GOOD)
+    with pytest.raises(RecordError, match=rf"data\.jsonl:2: .*{problem}"):
+        list(iter_records(path, reply="needed"))
+    rejects = Rejects()
+    assert len(list(iter_records(path, rejects, reply="needed"))) == 2
+    assert [error.line for error in rejects.errors] == [2]
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_score_that_is_no_number_is_a_bad_record(score: str, tmp_path: Path) -> None:
+    line = '{"prompt": "p", "answers": [{"answer": "好", "score": 1}, {"answer": "坏", "score": SCORE}]}'
+    line = line.replace("SCORE", score)
+    path = written(tmp_path, GOOD, line)
+    with pytest.raises(RecordError, match=r"data\.jsonl:2: answer 2"):
+        read_records(path)
+    rejects = Rejects()
+    assert len(read_records(path, rejects)) == len(rejects) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_family_learns_the_users_only_turn(name: str, tmp_path: Path) -> None:
+    """EVA alone makes a row of it, with two unknown words as its target, as published."""
+    family = tiny(name, tmp_path).family
+    rows = make_rows([Dialogue(("你好",))], family, 64, 64, Rejects())
+    if name == "eva":
+        unknown = family.tokenizer.unk_token_id
+        assert rows.parts(0)[-1].ids == (unknown, unknown)
+    else:
+        assert len(rows) == 0
+    assert family.context(Dialogue(("你好",)), 64).ids  # asked, it is answered
+
+
+COMMANDS = [
+    ("train", "sft", "trainer.max_steps=1"),
+    ("eval", "dialogue"),
+    ("eval", "perplexity"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: " ".join(words[:2]))
+@pytest.mark.parametrize("value", [{"turns": ["你好"]}, {"turns": ["你好", ""]}], ids=["one", "empty"])
+def test_a_command_names_file_and_line(command: tuple[str, ...], value: Any, tmp_path: Path) -> None:
+    data = written(tmp_path, GOOD, value)
+    model = str(tmp_path / "model")
+    save_model(tiny("pangu", tmp_path), model)
+    out = [str(tmp_path / "out")] if command[0] == "train" else []
+    result = CliRunner().invoke(app, [*command[:2], model, str(data), *out, *command[2:]])
+    assert isinstance(result.exception, RecordError) and str(result.exception).startswith(f"{data}:2: ")
+
+
+PROMPTS: list[tuple[Any, tuple[str, ...]]] = [
+    ({"messages": [{"role": "user", "content": "你好"}]}, ("你好",)),
+    ({"messages": [{"role": r, "content": c} for r, c in (("user", "甲"), ("assistant", "乙"), ("user", "丙"))]}, ("甲", "乙", "丙")),
+    ({"messages": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "嗨"}]}, ("你好",)),
+    ({"turns": ["你好"]}, ("你好",)),
+    ({"turns": ["你好", "嗨"]}, ("你好",)),
+    ({"prompt": "你好"}, ("你好",)),
+    ({"instruction": "你好"}, ("你好",)),
+    ({"prompt": "你好", "response": ""}, ("你好",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "turns"), PROMPTS)
+def test_prompts_of_a_policy_may_wait_for_their_reply(value: Any, turns: tuple[str, ...], tmp_path: Path) -> None:
+    (record,) = iter_records(written(tmp_path, value), reply="waiting")
+    opened = tiny("pangu", tmp_path)
+    asked = question(record, opened, 64)
+    assert asked.text == "\n".join(turns)
+    assert asked.context.ids == opened.family.context(Dialogue(turns), 64).ids
+
+
+def test_generate_reads_messages_that_end_with_the_user(tmp_path: Path) -> None:
+    said = [{"role": "system", "content": "客服"}, {"role": "user", "content": "你好"}]
+    path = written(tmp_path, {"messages": said}, {"turns": ["你好"]}, {"prompt": "你好"})
+    records = [record for _, record in read_prompts(path)]
+    assert records == [Dialogue(("你好",), "客服"), Dialogue(("你好",)), PromptResponse("你好", "")]
+    said.append({"role": "assistant", "content": "嗨"})
+    for bad in ({"messages": said}, {"messages": [said[0], said[2]]}, {"messages": [{"role": "user"}]}):
+        with pytest.raises(RecordError, match=r"data\.jsonl:1: "):
+            list(read_prompts(written(tmp_path, bad)))
+
+
+def test_one_turn_has_no_reply_to_score() -> None:
+    with pytest.raises(ConfigError, match="x:3: a dialogue of one turn"):
+        with_answers(Dialogue(("你好",), where="x:3"))
