@@ -96,6 +96,8 @@ def build(name: str, **changes: Any) -> Any:
         known.pop("sliding_window", None)
     chosen = {**known, **BOTH.get(name, {}), **changes}
     config = config_class(**{key: value for key, value in chosen.items() if value is not None})
+    if config.is_encoder_decoder:
+        config.decoder_start_token_id = START  # not every configuration knows it until it is set
     torch.manual_seed(0)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = auto.from_config(config).float().eval()

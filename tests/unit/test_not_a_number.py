@@ -1,0 +1,162 @@
+"""A model that computes no numbers is one message, never a reply or a result; all JSON is JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hanmo.checkpoints import save_model
+from hanmo.cli import app
+from hanmo.errors import ConfigError, NotANumberError
+from hanmo.evaluation.candidates import score_candidates
+from hanmo.evaluation.perplexity import PerplexityResult
+from hanmo.families.base import Context, OpenedModel, Part
+from hanmo.families.heads import attach_value_head
+from hanmo.files import json_text, or_null
+from hanmo.generation.chat import ChatSession
+from hanmo.generation.decode import generate, stream
+from hanmo.generation.draws import Place
+from hanmo.generation.settings import Settings
+from hanmo.records import PromptResponse
+from hanmo.training.callbacks import MetricsFile, read_metrics
+from hanmo.training.reward_scores import score_records
+from hanmo.training.rollout import OwnEngine
+from tests.unit.tiny import tiny
+
+GREEDY = Settings(do_sample=False, max_new_tokens=4)
+WAYS = [GREEDY, Settings(max_new_tokens=4, seed=1), GREEDY.change(num_beams=2),
+        Settings(max_new_tokens=4, seed=1, num_beams=2), Settings(max_new_tokens=4, seed=1, top_k=3, top_p=0.9)]  # fmt: skip
+DAMAGED = "computes what is not a finite number .* weights are damaged: hanmo inspect"
+
+
+def broken(folder: Path, value: float = float("nan")) -> OpenedModel:
+    """A small PanGu one row of whose output head is damaged."""
+    opened = tiny("pangu", folder)
+    with torch.no_grad():
+        opened.network.get_output_embeddings().weight[7] = value
+    return opened
+
+
+def context(opened: OpenedModel, text: str = "你好") -> Context:
+    return opened.family.context(PromptResponse(text, ""), 32)
+
+
+@pytest.mark.parametrize("settings", WAYS, ids=["greedy", "sampled", "beams", "sampled beams", "filtered"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_decoding_stops(settings: Settings, value: float, tmp_path: Path) -> None:
+    opened = broken(tmp_path, value)
+    asked = [context(opened), context(opened, "今天天气真不错")]
+    with pytest.raises(NotANumberError, match=f"PanguModel in float32 {DAMAGED}"):
+        generate(opened, asked, settings)
+    with pytest.raises(NotANumberError, match=DAMAGED):
+        list(stream(opened, asked[0], settings))
+    with pytest.raises(NotANumberError, match=DAMAGED):
+        ChatSession(opened, settings, 32).say("你好")
+    with pytest.raises(NotANumberError, match=DAMAGED):
+        OwnEngine(opened, 4)(asked, settings, [Place(0), Place(1)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_message_says_what_to_try(dtype: torch.dtype, tmp_path: Path) -> None:
+    opened = tiny("pangu", tmp_path)
+    opened.network.to(dtype)
+    with torch.no_grad():  # finite weights whose products are beyond fp16
+        for parameter in opened.network.get_output_embeddings().parameters():
+            parameter.fill_(6e4 if dtype == torch.float16 else 3e38)
+    wanted = "try --dtype bf16 or --dtype fp32" if dtype == torch.float16 else "try --dtype fp32"
+    with pytest.raises(NotANumberError, match=f"in {str(dtype)[6:]} .*{wanted}"):
+        generate(opened, [context(opened)], GREEDY)
+
+
+def test_scoring_stops(tmp_path: Path) -> None:
+    opened = broken(tmp_path)
+    ids = context(opened).ids
+    questions = [[[Part(ids, False), Part((9, answer), True)] for answer in (10, 11)]]
+    with pytest.raises(NotANumberError, match=DAMAGED):
+        score_candidates(opened, questions)
+    attach_value_head(opened.network, "linear")
+    with torch.no_grad():
+        opened.network.value_head.output.weight.fill_(float("inf"))
+    with pytest.raises(NotANumberError, match=DAMAGED):
+        score_records(opened, [PromptResponse("你好", "再见")], 32)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_nothing_left_to_say_is_a_mistake_of_the_settings(beams: int, sampled: bool, tmp_path: Path) -> None:
+    """Every token banned; that some are is what rules are for."""
+    opened = tiny("pangu", tmp_path)
+    every = tuple(range(opened.network.config.vocab_size))
+    settings = Settings(do_sample=sampled, num_beams=beams, max_new_tokens=3, seed=1)
+    with pytest.raises(ConfigError, match="every token is ruled out"):
+        generate(opened, [context(opened)], settings.change(banned_ids=every))
+    [said] = generate(opened, [context(opened)], settings.change(banned_ids=every[:40] + every[41:]))
+    assert said.ids == (40, 40, 40)
+
+
+def strict(text: str) -> Any:
+    def refuse(name: str) -> Any:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    model, talks, texts = str(folder / "model"), str(folder / "talks.txt"), str(folder / "texts.txt")
+    few = ["--set", "max_new_tokens=4", "--device", "cpu"]
+    return {
+        "generate": ["generate", model, "你好", "--json", *few],
+        "generate beams": ["generate", model, "--input", texts, "--set", "num_beams=2", *few],
+        "perplexity": ["eval", "perplexity", model, texts, "--text", "--json", "--output", str(folder / "p")],
+        "dialogue": ["eval", "dialogue", model, talks, "--json", "--output", str(folder / "d"), *few],
+    }
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
+def test_commands_print_json_or_one_message(damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    opened = broken(tmp_path) if damaged else tiny("pangu", tmp_path)
+    save_model(opened, tmp_path / "model")
+    (tmp_path / "talks.txt").write_text("你好吗\t我很好\n谢谢\t再见\n", encoding="utf-8")
+    (tmp_path / "texts.txt").write_text("今天天气真不错\n明天去哪里玩\n", encoding="utf-8")
+    for name, arguments in commands(tmp_path).items():
+        result = CliRunner().invoke(app, arguments)
+        if damaged:
+            assert isinstance(result.exception, NotANumberError | SystemExit) and result.exit_code, name
+            assert "hanmo inspect" in f"{result.output} {result.exception}" and not result.stdout.strip(), name
+            continue
+        assert result.exit_code == 0, (name, result.output)
+        for text in [result.stdout] if name != "generate beams" else result.stdout.splitlines():
+            strict(text)
+    for file in [*tmp_path.glob("[pd]/*.json"), *tmp_path.glob("[pd]/*.jsonl")]:
+        for text in file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]:
+            strict(text)
+
+
+def test_what_is_infinite_by_nature_is_null() -> None:
+    result = PerplexityResult(1e6, 10, 0, 0, (1.0, float("inf")), 0, [], {})
+    told = strict(json_text(result.as_dict()))
+    assert (told["perplexity"], told["interval"], told["bits_per_character"]) == (None, [1.0, None], None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_json_refuses_what_it_cannot_say(value: float) -> None:
+    with pytest.raises(NotANumberError, match=r"the result\['a'\]\[1\]\['b'\] is "):
+        json_text({"a": [0.5, {"b": value}]})
+    assert strict(json_text(or_null({"a": (0.5, {"b": value}), "c": "NaN"}))) == {"a": [0.5, {"b": None}], "c": "NaN"}
+
+
+def test_metrics_of_a_diverged_run_are_json(tmp_path: Path) -> None:
+    state: Any = SimpleNamespace(is_world_process_zero=True, global_step=1)
+    told = MetricsFile(tmp_path / "metrics.jsonl")
+    told.on_log(None, state, None, {"loss": float("nan"), "grad_norm": float("inf"), "learning_rate": 0.1})  # type: ignore[arg-type]
+    [line] = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert strict(line)["loss"] is None and strict(line)["grad_norm"] is None
+    [entry] = read_metrics(tmp_path / "metrics.jsonl")
+    assert entry["loss"] != entry["loss"] and entry["learning_rate"] == 0.1
