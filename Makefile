@@ -6,7 +6,7 @@ EXTRAS  = dev
 # Worker processes share the cores: one thread each, or two processes slow each other down tenfold.
 TESTENV = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: env demo check test test-slow bench clean
+.PHONY: env demo check test test-slow bench gpu gpu-wheels clean
 
 env: $(VENV)/.installed
 
@@ -31,6 +31,14 @@ test-slow: env
 
 bench: env
 	$(BIN)/python -m benchmarks.run_all
+
+# On a machine with a GPU, which may have no network: whatever PYTHON has torch there, without an environment of its own.
+gpu:
+	$(PYTHON) tools/gpu_check.py
+
+# Where there is a network: what such a machine may lack, to be brought along as build/gpu-wheels.
+gpu-wheels:
+	$(PYTHON) -m pip wheel --no-deps --wheel-dir build/gpu-wheels "jieba>=0.42.1" "rjieba>=0.2" tqdm
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
