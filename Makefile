@@ -12,7 +12,7 @@ RANDOM_as-written =
 RANDOM_random     = --random-order --random-order-seed $(SEED)
 TESTS   = $(TESTENV) $(BIN)/python -m pytest -n 2 --dist worksteal $(RANDOM_$(ORDER))
 
-.PHONY: env demo check test test-slow mutants bench clean
+.PHONY: env demo check test test-slow mutants bench gpu gpu-wheels clean
 
 env: $(VENV)/.installed
 
@@ -42,6 +42,14 @@ mutants: env
 
 bench: env
 	$(BIN)/python -m benchmarks.run_all
+
+# On a machine with a GPU, which may have no network: whatever PYTHON has torch there, without an environment of its own.
+gpu:
+	$(PYTHON) tools/gpu_check.py
+
+# Where there is a network: what such a machine may lack, to be brought along as build/gpu-wheels.
+gpu-wheels:
+	$(PYTHON) -m pip wheel --no-deps --wheel-dir build/gpu-wheels "jieba>=0.42.1" "rjieba>=0.2" tqdm
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -34,14 +34,11 @@ CARRIED = ("jieba", "rjieba", "tqdm")
 PRETENDED = "pretended"
 LIMITS = {"golden": 80, "decode": 60, "step": 75, "stages": 90}  # seconds of each part, in the order they are run
 SIZE = "pangu-2.6b"
-# Of log-probabilities and entropies, in nats: by how much the device's may differ from those recorded on a CPU in fp32.
-# fp16 and bf16 keep 11 and 8 bits; the golden models are a few layers deep, with logits of up to some tens.
-TOLERANCES = {"fp32": 1e-3, "fp16": 0.03, "bf16": 0.3}
-LOSS_TOLERANCES = {
-    "fp32": 1e-4,
-    "fp16": 5e-3,
-    "bf16": 5e-2,
-}  # relative; half of it goes to single tokens, not to the mean
+SHORTEST = 15.0  # seconds; a part for which less is left is skipped
+# By how much a device's results may differ from those recorded on a CPU in fp32; a CPU's own in fp16 and bf16 differ by a
+# third of it at most. Log-probabilities and entropies in nats, the largest difference; the mean loss relatively.
+TOLERANCES = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.45}
+LOSS_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 1e-2}
 
 Line = dict[str, Any]
 
@@ -49,7 +46,7 @@ Line = dict[str, Any]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", help=f"{', '.join(LIMITS)}; default: all")
-    parser.add_argument("--device", default=os.environ.get("HANMO_GPU", "cuda"), help="cuda, cuda:1 …, or pretended")
+    parser.add_argument("--device", default=os.environ.get("HANMO_GPU", "cuda"), choices=["cuda", PRETENDED])
     parser.add_argument("--minutes", type=float, default=3.8, help="parts that could end later are skipped")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -89,7 +86,7 @@ def carry() -> str | None:
 
 def run_part(part: str, device: str, limit: float) -> list[Line]:
     """The lines of a part, which are printed as they come, and one more where it did not end by itself."""
-    if limit < 15:
+    if limit < SHORTEST:
         line = {"part": part, "ok": None, "error": "skipped: no time is left"}
         print(json.dumps(line), flush=True)
         return [line]

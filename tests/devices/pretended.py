@@ -194,7 +194,9 @@ class _Pretended(TorchFunctionMode):
             return self._moved(args[0], _HOST)
         if func in (Tensor.cuda, Tensor.pin_memory):
             return self._moved(args[0], self.device) if func is Tensor.cuda else args[0]
-        if func is Tensor.data.__set__:  # type: ignore[attr-defined]
+        if func == Tensor.data.__get__ and isinstance(args[0], OnDevice):  # type: ignore[attr-defined]
+            return OnDevice(args[0].inner)
+        if func == Tensor.data.__set__:  # type: ignore[attr-defined]
             return self._set_data(*args)
         if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], Tensor):
             copied = args[0].detach().clone() if func is torch.tensor else args[0]

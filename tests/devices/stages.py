@@ -72,7 +72,7 @@ def prepare(folder: Path, family: str) -> None:
 
 
 def run_stage(stage: str, folder: Path, out: Path, **trainer: Any) -> list[dict[str, float]]:
-    """Two steps of a stage on what ``prepare`` made; returns what it logged. ``out``/model is what it trained."""
+    """Two steps, or two rounds of one, on what ``prepare`` made; what was logged. The trained model is ``out``/model."""
     kind, train, given = STAGES[stage]
     data = {"pretrain": "texts", "reward": "pairs", "dpo": "pairs"}.get(stage.partition(",")[0], "prompts")
     settings: dict[str, Any] = {
@@ -83,7 +83,7 @@ def run_stage(stage: str, folder: Path, out: Path, **trainer: Any) -> list[dict[
     }
     steps = {"per_device_train_batch_size": 2, "logging_steps": 1, "seed": 1, "learning_rate": 1e-3, **trainer}
     if stage in LEARNS_FROM_REWARDS:
-        settings |= {"rewards": (f"{__name__}:different_characters",), "rounds": 1, "samples": 4}
+        settings |= {"rewards": (f"{__name__}:different_characters",), "rounds": 2, "samples": 2}
         settings |= {"generation": {"max_new_tokens": 4}}
     else:
         steps |= {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}

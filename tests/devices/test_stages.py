@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.devices.pretended import pretended
-from tests.devices.stages import LEARNS_FROM_REWARDS, PAIRS, STAGES, prepare, run_stage
+from tests.devices.stages import PAIRS, STAGES, prepare, run_stage
 from tests.unit.tiny import NAMES
 
+# Not AdamW, by which a weight whose gradient is 0 but for rounding (a key's bias) moves as far as any other.
+SGD = {"optim": "sgd", "learning_rate": 0.1}
 TIMES = {"time", "rollout_share"}
 # Further forms of a stage that differ little from family to family: one family each runs with the fast tests.
 FAST_FORMS = {
@@ -60,10 +62,10 @@ def figures(entries: list[dict[str, float]]) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(("stage", "family", "kind"), _cases())
 def test_a_stage_on_a_device(stage: str, family: str, kind: str, prepared: Any, tmp_path: Path) -> None:
-    expected = figures(run_stage(stage, prepared(family), tmp_path / "cpu", use_cpu=True))
+    expected = figures(run_stage(stage, prepared(family), tmp_path / "cpu", use_cpu=True, **SGD))
     with pretended(kind):
-        found = figures(run_stage(stage, prepared(family), tmp_path / kind))
-    assert len(expected) == (2 if stage in LEARNS_FROM_REWARDS else 4) and len(found) == len(expected)
+        found = figures(run_stage(stage, prepared(family), tmp_path / kind, **SGD))
+    assert sum("loss" in entry for entry in expected) == 2
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
     weights, wanted = (load_file(tmp_path / name / "model" / "model.safetensors") for name in (kind, "cpu"))

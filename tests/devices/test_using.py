@@ -61,9 +61,9 @@ def used(opened: OpenedModel) -> dict[str, Any]:
         "perplexity": [one.nll for one in perplexity.evaluate(opened, ANSWERED, limit=64).records],
         "candidates": [[one.nll for one in each] for each in score_candidates(opened, questions)],
     }
-    if hasattr(network, "trees_are_exact"):
-        network.trees_are_exact = not network.trees_are_exact  # the other way of scoring the same
-        scores["the other way"] = [[one.nll for one in each] for each in score_candidates(opened, questions, budget=4096)]
+    if getattr(network, "trees_are_exact", False):
+        network.trees_are_exact = False  # the other way to the same scores: candidates go on from a kept state
+        scores["continued"] = [[one.nll for one in each] for each in score_candidates(opened, questions, budget=4096)]
     torch.manual_seed(0)
     attach_value_head(network, "linear")
     scores["rewards"] = score_records(opened, ANSWERED, 64)
@@ -83,7 +83,7 @@ def test_decoding_and_scoring(family: str, kind: str, tmp_path: Path) -> None:
     if family == "eva":
         rules = tmp_path
         (rules / "antonym").mkdir()
-        (rules / "antonym" / "antonym.txt").write_text("('好', '坏')\n('来', '去')\n", encoding="utf-8")
+        (rules / "antonym" / "antonym.txt").write_text("('好', '再')\n('天', '火')\n", encoding="utf-8")
     expected = used(opened_on(family, "cpu", rules))
     with pretended(kind) as device:
         opened = opened_on(family, None if kind == "cuda" else "mps", rules)  # CUDA is taken where there is one
