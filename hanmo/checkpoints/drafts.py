@@ -177,7 +177,7 @@ def _check_listing(index: Path, files: Any) -> None:
     """An index comes with a folder, from anybody."""
     facts = {"dtype", "shape", "hash"}
     listed = isinstance(files, dict) and all(isinstance(one, dict) for one in files.values())
-    tensors = [one.get("tensors") for one in files.values()] if listed else [None]
+    tensors: list[Any] = [one.get("tensors") for one in files.values()] if listed else [None]
     if not all(isinstance(one, dict) for one in tensors) or not all(
         isinstance(fact, dict) and fact.keys() >= facts for one in tensors for fact in one.values()
     ):

@@ -121,6 +121,7 @@ def decoding_settings(
     known = presets(family).get("generation", {})
     if preset is not None and preset not in known:
         raise ConfigError(unknown("preset", preset, known) if known else f"{family} has no presets to decode by")
+    base: dict[str, Any] | None
     if preset is not None:
         base = known[preset]
     else:

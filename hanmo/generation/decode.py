@@ -76,7 +76,8 @@ def generate(
     with _evaluating(opened.network):
         try:
             for chosen in together(opened.network, [len(context.ids) for context in contexts]):
-                given, kept = ([one[number] for number in chosen] for one in (contexts, places))
+                given = [contexts[number] for number in chosen]
+                kept = [places[number] for number in chosen]
                 batch = _batch(opened, given, settings, _of_rows(sampler, chosen), form, kept)
                 try:
                     for drawn in batch.run():

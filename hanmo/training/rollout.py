@@ -74,7 +74,8 @@ class OwnEngine:
         replies: dict[int, Generation] = {}
         for first in range(0, len(order), self.batch_size):
             chosen = order[first : first + self.batch_size]
-            asked, drawn = ([given[number] for number in chosen] for given in (contexts, places))
+            asked = [contexts[number] for number in chosen]
+            drawn = [places[number] for number in chosen]
             replies.update(zip(chosen, generate(self.opened, asked, settings, places=drawn), strict=True))
         return [replies[number] for number in range(len(contexts))]
 
