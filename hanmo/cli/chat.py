@@ -121,12 +121,11 @@ def decoding_settings(
     known = presets(family).get("generation", {})
     if preset is not None and preset not in known:
         raise ConfigError(unknown("preset", preset, known) if known else f"{family} has no presets to decode by")
-    base: dict[str, Any] | None
     if preset is not None:
         base = known[preset]
     else:
         own = getattr(opened.family.config, "decoding", None)
-        base = own or _of_the_folder(opened) or next((known[name] for name in PRESETS if name in known), None)
+        base = own or _of_the_folder(opened) or next((known[name] for name in PRESETS if name in known), {})
     asked = load(Settings, base, overrides=sets or ())
     return asked.change(seed=asked.seed if seed is None else seed, published=published or asked.published)
 

@@ -20,14 +20,14 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        rendered, _ = render_jinja_template(**request)
+        rendered: list[str] = render_jinja_template(**request)[0]
     except MemoryError:
         return {"limit": "memory"}
     except RecursionError:
         return {"error": "it calls itself without an end"}
     except Exception as error:  # what the template says, or cannot do
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
-    text = str(rendered[0])
+    text = rendered[0]
     return {"text": text} if len(text) <= LONGEST else {"limit": "memory"}
 
 
