@@ -20,7 +20,7 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        rendered: list[str] = render_jinja_template(**request)[0]
+        rendered: Any = render_jinja_template(**request)[0]  # a list of one for each conversation
     except MemoryError:
         return {"limit": "memory"}
     except RecursionError:
