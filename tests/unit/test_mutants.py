@@ -16,6 +16,7 @@ class Counter:
         """Text 1."""
         if x < 5 and not mask:
             self.size += 1
+        torch.roll(x, 2)
         return (x * mask).sum(dim=1), min(x, -2)
 '''
 
@@ -32,7 +33,7 @@ def test_every_fault_is_one_change_that_python_reads() -> None:
         ("mask of ones", "x * mask", "(x * torch.ones_like(mask))"),
         ("keyword dropped", "(x * mask).sum(dim=1)", "(x * mask).sum()"),
         ("function swapped", "min(x, -2)", "max(x, -2)"),
-        ("arguments swapped", "min(x, -2)", "min(-2, x)"),
+        ("arguments swapped", "torch.roll(x, 2)", "torch.roll(2, x)"),
         ("return changed", "(x * mask).sum(dim=1), min(x, -2)", "(min(x, -2), (x * mask).sum(dim=1))"),
     } <= said
     whole = ast.dump(ast.parse(SOURCE))

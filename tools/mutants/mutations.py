@@ -43,6 +43,7 @@ SWAPPED = {
 }
 SWAPPED |= {other: one for one, other in SWAPPED.items() if one not in ("logsumexp", "sum")}
 DROPPED = {"clamp", "clamp_min", "detach", "float", "double", "abs", "square", "exp", "neg", "sorted", "masked_fill"}
+UNSEEN = ("device", "strict")  # of one device, and of lists that are of one length, they change nothing
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ class _Walk:
             if name in ("annotation", "slice") and isinstance(value, ast.Constant) and isinstance(value.value, str):
                 continue
             for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, ast.keyword) and part.arg in UNSEEN:
+                    continue
                 if isinstance(part, (ast.expr, ast.comprehension, ast.keyword)):
                     yield from self._expressions(part, statement, scope)
 
@@ -211,10 +214,11 @@ def _changed_call(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
         yield "function swapped", other
     if name in DROPPED and isinstance(node.func, ast.Attribute):
         yield "call dropped", node.func.value
-    if len(node.args) > 1 and not any(isinstance(one, ast.Starred) for one in node.args[:2]):
+    plain = len(node.args) > 1 and not any(isinstance(one, ast.Starred) for one in node.args[:2])
+    if plain and name not in SWAPPED and ast.dump(node.args[0]) != ast.dump(node.args[1]):
         yield "arguments swapped", ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)
     for place, keyword in enumerate(node.keywords):
-        if keyword.arg is not None:
+        if keyword.arg is not None and keyword.arg not in UNSEEN:
             left = node.keywords[:place] + node.keywords[place + 1 :]
             yield "keyword dropped", ast.Call(node.func, node.args, left)
     for place, argument in enumerate(node.args):
@@ -228,4 +232,4 @@ def _changed_call(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
 
 def _is_mask(node: ast.AST) -> bool:
     name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-    return "mask" in name.lower() or name.startswith("counts_")
+    return ("mask" in name.lower() and not name.isupper()) or name.startswith("counts_")
