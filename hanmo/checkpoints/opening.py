@@ -60,9 +60,9 @@ def open_model(
         VocabularyError: no vocabulary, or one that disagrees with the embedding.
     """
     path = local_folder(path)
-    target = _device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
-    if dtype == INT8 and (target.type != "cpu" or tensor_parallel > 1):
+    if dtype == INT8 and (str(device or "cpu") != "cpu" or tensor_parallel > 1):
         raise UnsupportedError("int8 is for one process on a CPU; elsewhere use bf16 or fp16")
+    target = _device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
     if family := family_of_folder(path):
         if given := [name for name, value in (("size", size), ("config", config), ("vocab", vocab)) if value]:
             raise ConfigError(f"{path} is a model folder, complete in itself: leave out --{' and --'.join(given)}")

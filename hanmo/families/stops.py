@@ -45,9 +45,12 @@ def listed(said: Any) -> list[Any]:
 
 def is_token(id_: Any, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether an id has a row of the embedding and a token of the tokenizer."""
-    if not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < config.get_text_config().vocab_size:
-        return False
-    return id_ < len(tokenizer) or id_ in tokenizer.get_vocab().values()
+    return has_row(id_, config) and (id_ < len(tokenizer) or id_ in tokenizer.get_vocab().values())
+
+
+def has_row(id_: Any, config: PretrainedConfig) -> bool:
+    """Whether an id has a row of the embedding."""
+    return isinstance(id_, int) and not isinstance(id_, bool) and 0 <= id_ < config.get_text_config().vocab_size
 
 
 def said_by_config(config: PretrainedConfig, key: str) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import processes
 from tests.devices.pretended import pretended
 from tools import gpu_check
 
@@ -19,7 +19,7 @@ SCRIPT = ROOT / "tools" / "gpu_check.py"
 
 def run(*arguments: str, limit: float = 600) -> tuple[int, list[dict[str, object]], str]:
     """Exit code, JSON lines and standard error of the script."""
-    done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=limit)
+    done = processes.run([sys.executable, SCRIPT, *arguments], timeout=limit)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines() if line[0] == "{"], done.stderr
 
 

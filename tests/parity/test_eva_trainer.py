@@ -22,7 +22,7 @@ FORWARD = load(EVA / "forward.json", {})
 def test_first_steps(tmp_path: Path, batch: int | None, accumulation: int | None) -> None:
     padded = FORWARD[STEPS["model"]]["padded"]
     records = read_records(EVA / "data" / "dialogues.txt")
-    model = opened.__wrapped__(STEPS["model"], None)  # a copy of its own: it is trained
+    model = opened(STEPS["model"], None)
     lengths = (padded["dataset"]["enc_len"], padded["dataset"]["dec_len"])
     dropped = Rejects()
     rows = make_rows([records[sample] for sample in padded["samples"]], model.family, *lengths, dropped)

@@ -93,11 +93,9 @@ def test_blanks_are_filled_left_to_right(name: str, tmp_path: Path) -> None:
     model.config.sop_token_id, model.config.eop_token_id = offset + 6, offset + 7
 
     class Stopping(GlmFamily):
-        spare_ids = range(0)  # there is no tokenizer that could tell which ids are tokens
-
-        def prompt(self, context_ids: Any) -> Prompt:
-            prompt = super().prompt(context_ids)
-            return Prompt(prompt.inputs, prompt.start, prompt.step, tuple(case["end_tokens"]))
+        # There is no tokenizer that could tell which ids are tokens.
+        spare_ids = range(0)
+        stop_ids = tuple(case["end_tokens"])
 
     family = Stopping(model.config, None)  # type: ignore[arg-type]
     ids: tuple[int, ...] | None = tuple(case["context_ids"])

@@ -89,7 +89,8 @@ def test_sparse_attention_comes_back_after_a_short_text() -> None:
 @pytest.mark.parametrize(
     "name", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "openai-gpt"))]
 )
-def test_half_precision_passes_the_probe(name: str) -> None:
-    """Rounding is not mistaken for a model that reads otherwise in company."""
-    ways = adopted(build(name).to(torch.bfloat16)).network.ways
-    assert ways.batch == "any" and ways.cached == (name != "openai-gpt")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sound_models_are_read_in_the_fastest_way(name: str, dtype: torch.dtype) -> None:
+    """In batches, from their caches; rounding is not mistaken for a model that reads otherwise in company."""
+    ways = adopted(build(name).to(dtype)).network.ways
+    assert ways.batch == ways.rows == "any" and ways.continues and ways.cached == (name != "openai-gpt")

@@ -103,7 +103,7 @@ def test_the_prior_has_the_examples_of_its_question(chat: bool, eva: OpenedModel
     task, examples = TASKS["tnews"], read_split(TASKS["tnews"], data, "dev")
     shots = asking.draw_shots(eva.family, task, read_split(task, data, "train"), 2, 400, seed=0)
     front = asking.front_of(task, shots, chat)
-    plan = asking.plan(eva.family, task, examples, front.shorter(), 400)
+    plan = asking.plan(eva.family, task, examples, [front.shorter()] * len(examples), 400)
     assert plan.shots == [2] * len(examples)
     before = task.template.around({"sentence": ""})[0]
     (prior,) = plan.priors
@@ -112,7 +112,7 @@ def test_the_prior_has_the_examples_of_its_question(chat: bool, eva: OpenedModel
         solved = "".join(asked + answered + asking.SEPARATOR for asked, answered in front.shots)
         lead = task.instruction + asking.SEPARATOR if task.instruction else ""
         assert prior == eva.family.cloze(lead + solved + before, examples[0].options)
-    bare = asking.plan(eva.family, task, examples, front.shorter()[2:], 400)
+    bare = asking.plan(eva.family, task, examples, [front.shorter()[2:]] * len(examples), 400)
     assert bare.shots == [0] * len(examples) and bare.priors[0] != prior
 
 

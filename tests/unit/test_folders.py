@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ import pytest
 
 from hanmo.errors import CheckpointError
 from hanmo.folders import new_folder, recover_missing
+from tests import processes
 
-ROOT = Path(__file__).resolve().parents[2]
 OLD = {"weights": "old", "config": "old", "notes.txt": "the user's", "photos/2024/a.jpg": "a picture", "link": "a link"}
 NEW = {"weights": "new", "config": "new"}
 # Ends without a word before the call number STOP of those that change names in a file system.
@@ -54,7 +53,7 @@ def content(folder: Path) -> dict[str, str]:
 
 def replace(folder: Path, stop: int = 0) -> int:
     command = [sys.executable, "-c", textwrap.dedent(REPLACE), str(folder), str(stop)]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return processes.run(command, cwd=processes.ROOT).returncode
 
 
 def killed(tmp_path: Path) -> Iterator[Path]:

@@ -199,5 +199,5 @@ def test_what_a_template_refuses_is_one_message() -> None:
     words = tokenizer("byte_level", "chatml")
     words.chat_template = "{{ raise_exception('not today') }}"
     made = HuggingfaceFamily(made.config, words)
-    with pytest.raises(UnsupportedError, match="the chat template refuses a conversation: not today"):
+    with pytest.raises(UnsupportedError, match="does not take this conversation: not today"):
         made.context(Dialogue(("你好",)), 64)

@@ -17,8 +17,8 @@ import pytest
 
 from hanmo.errors import InUseError
 from hanmo.locks import holding
+from tests import processes
 
-ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
     import sys
     from pathlib import Path
@@ -33,14 +33,11 @@ HOLD = """
 def holder(target: Path, *lock: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds a place until it is told to end."""
     command = [sys.executable, "-c", textwrap.dedent(HOLD), str(target), *map(str, lock)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+    with processes.started(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=processes.ROOT, env=environment()
     ) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == "held\n"
-            yield process
-        finally:
-            process.kill()
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
 
 
 def environment() -> dict[str, str]:
@@ -95,14 +92,14 @@ def test_a_child_that_outlives_a_killed_run_holds_nothing(tmp_path: Path) -> Non
             print(child, flush=True)
             os._exit(9)
     """
-    started = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
-    )
-    try:
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with processes.started(command, stdout=subprocess.PIPE, cwd=processes.ROOT, env=environment()) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.read())  # to its end: the child is through with letting go
+        process.wait(60)
+        os.kill(child, 0)  # it is there
         with holding(tmp_path / "run"):
             pass
-    finally:
-        os.kill(int(started.stdout), signal.SIGKILL)
 
 
 def test_of_the_processes_of_one_run_only_the_main_one_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hanmo.checkpoints.reading import read_pickle
-from hanmo.errors import CheckpointError, VocabularyError, quoted
+from hanmo.errors import CheckpointError, HanmoError, quoted
 
 ADVICE = re.compile(r"weights_only|safe_globals|trust|re-running", re.I)
 
@@ -70,7 +70,7 @@ def test_a_tokenizer_that_wants_code_is_refused_without_advice(tmp_path: Path) -
         '{"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["t.T", null]}}'
     )
     (tmp_path / "t.py").write_text("raise SystemExit('executed')")
-    with pytest.raises(VocabularyError) as ours:
+    with pytest.raises(HanmoError) as ours:
         TokenizerPlace(str(tmp_path)).open()
     assert not ADVICE.search(str(ours.value))
 

@@ -24,7 +24,7 @@ from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.families.huggingface.stops import stops_of
 from hanmo.families.huggingface.templates import render_template
 from hanmo.families.huggingface.text import without_blanks
-from hanmo.families.stops import Stop, is_token, said_by_config
+from hanmo.families.stops import Stop, has_row, said_by_config
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 
 
@@ -160,10 +160,10 @@ class HuggingfaceFamily(Family):
     def _decoder_start(self) -> int:
         """What an encoder-decoder's decoder reads first."""
         found = [said_by_config(self.config, "decoder_start_token_id"), self.generation.get("decoder_start_token_id")]
-        known = [id_ for id_ in (*found, self.config.bos_token_id) if is_token(id_, self.config, self.tokenizer)]
+        known = [id_ for id_ in (*found, self.config.bos_token_id) if has_row(id_, self.config)]
         if not known:
             raise UnsupportedError(
-                "no token starts a reply: decoder_start_token_id in config.json must be one of the vocabulary"
+                "no token starts a reply: decoder_start_token_id in config.json must have a row of the embedding"
             )
         return int(known[0])
 

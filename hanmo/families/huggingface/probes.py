@@ -185,8 +185,9 @@ class _Probe:
         state = first
         for start in range(0, SAID, at_once):
             if start < 2:  # what is taken shares nothing with what it is taken from
-                kept = [*kept[::-1], kept[0]]
-                state = state.take(torch.tensor([*range(len(kept) - 2, -1, -1), len(kept) - 2], device=model.device))
+                taken = [*reversed(range(len(kept))), 0]
+                kept = [kept[place] for place in taken]
+                state = state.take(torch.tensor(taken, device=model.device))
             numbers = [group[place] for place in kept]
             end = start + at_once
             positions = lengths[kept][:, None, None] + torch.arange(start, end, device=model.device)

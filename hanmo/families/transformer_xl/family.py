@@ -6,7 +6,7 @@ The stop token is only ever predicted, never fed, except at the end of a closed 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import ClassVar
 
@@ -21,6 +21,7 @@ from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
 from hanmo.records import Dialogue, Record, Text
 
 
+@dataclass
 class TransformerXLFamily(Family):
     name = "transformer_xl"
     config_class = TransformerXLConfig
