@@ -6,7 +6,7 @@
     ├── CheckpointError     a file of weights that is missing, partial, mis-shaped or unsafe
     ├── VocabularyError     vocabulary, tokenizer and embedding disagree
     ├── DivergedError       a loss or a gradient that is not a finite number
-    ├── NotANumberError     a model that computes what is no number, or a result that holds such a thing
+    ├── NotANumberError     NaN or infinity from a model or in a result
     ├── InUseError          another run writes to the same place
     └── UnsupportedError    hanmo does not do this, and says so
 
@@ -51,11 +51,11 @@ class DivergedError(HanmoError):
 
 
 class NotANumberError(HanmoError):
-    """A model computes what is no finite number, or a result that is to be written as JSON holds such a thing."""
+    """A model computes NaN or infinity, or a result that is to be written as JSON holds one."""
 
 
 class InUseError(HanmoError):
-    """Another run writes to the same place; the message says which."""
+    """Another run writes to the same place; the message names it."""
 
 
 class UnsupportedError(HanmoError):
@@ -78,12 +78,12 @@ _PROTECTION = re.compile(r"weights_only|safe_globals|trust|arbitrary code", re.I
 
 
 def quoted(error: BaseException) -> str:
-    """What a library's exception says, in one line, ``without_advice``; its name where nothing is left."""
+    """The message of a library's exception in one line, ``without_advice``; the exception's name if nothing is left."""
     return without_advice(str(error)) or type(error).__name__
 
 
 def without_advice(message: str) -> str:
-    """A library's message in one line, less the sentences that tell how to switch a protection off.
+    """A library's message in one line, without the sentences that tell how to switch a protection off.
 
     >>> without_advice("Cannot load a.bin. Set `weights_only` to `False` if you trust it.")
     'Cannot load a.bin.'

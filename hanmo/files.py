@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, JSON that any reader can read, and names that files give."""
+"""Atomic writing of files, strictly valid JSON, and checks of file names that untrusted files contain."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON as its standard has it, in which NaN and infinity are no numbers; Chinese stays readable.
+    """Valid JSON, without NaN and infinity; Chinese stays readable.
 
     Raises:
-        NotANumberError: a number is not finite. Where that may be, the caller says so by ``or_null``.
+        NotANumberError: a number is not finite; callers for whom that is no error use ``or_null`` first.
     """
     try:
         return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
@@ -60,7 +60,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def or_null(value: Any) -> Any:
-    """The same with None for every number that is not finite, as JSON then says it: null."""
+    """A copy with None (null in JSON) in place of every number that is not finite."""
     if isinstance(value, dict):
         return {key: or_null(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -77,15 +77,15 @@ def _not_finite(value: Any, path: str) -> Iterator[str]:
 
 
 def plain_name(name: object, source: str | Path) -> str:
-    """The name of a file or folder that a file gives: one component, and the same one on every system.
+    """Check a name of a file or folder that another file contains: a single path component, valid on every system.
 
-    Nothing that a file says may lead out of the folder that it speaks of, so every such name goes through here.
+    Every such name is checked here, so that none leads out of its folder.
 
     Args:
-        source: the file that says it, for the message.
+        source: the file that contains the name, for the message.
 
     Raises:
-        CheckpointError: no text, empty, a path, ``..``, or with characters that are special somewhere.
+        CheckpointError: not a string, empty, a path, ``..``, or with characters that are special on some system.
     """
     if not isinstance(name, str) or not name:
         problem = "is no name of a file"
@@ -105,10 +105,10 @@ def plain_name(name: object, source: str | Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """The object in a JSON file.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: it is not valid JSON, or no object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

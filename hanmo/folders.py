@@ -1,13 +1,13 @@
-"""Writing folders: complete or not at all, and nothing of the user's is lost, whenever the process is killed.
+"""Replaces folders atomically: a reader sees the old folder or the new one, and a kill at any moment loses neither.
 
-What an existing folder keeps is linked into the new one before anything moves, so that both are whole by themselves:
+Files that the new folder keeps from the old one are hard-linked into it before anything is renamed:
 
     NAME            the folder
     .NAME.tmp       the new one while it is written
     .NAME.new       the new one when all of it is on the disk
-    .NAME.old       the former one, from when it is moved away until NAME is the new one
+    .NAME.old       the former one, while the new one is renamed to NAME
 
-``recover`` completes what a killed process has left of this.
+``recover`` completes a replacement that was interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from hanmo.errors import CheckpointError
 from hanmo.locks import holding
 
-Keep = Callable[[str], bool]  # whether an entry of that name is taken over from the former folder
+Keep = Callable[[str], bool]  # whether an entry of this name is kept from the former folder
 
 
 def nothing(name: str) -> bool:
@@ -31,10 +31,10 @@ def nothing(name: str) -> bool:
 
 @contextlib.contextmanager
 def new_folder(folder: str | Path, keep: Keep = nothing) -> Iterator[Path]:
-    """A folder to write to that takes its real name when the block ends without an error, and vanishes otherwise.
+    """A draft folder that takes its real name when the block ends without an error and is removed otherwise.
 
     Args:
-        keep: which entries of an existing folder of that name stay, where none is written anew.
+        keep: which entries of an existing folder stay unless the draft has an entry of that name.
 
     Raises:
         CheckpointError: it cannot be written; nothing has changed.
@@ -62,7 +62,7 @@ def _changing_nothing(folder: str | Path) -> Iterator[None]:
 
 
 def finish_folder(folder: Path, draft: Path, keep: Keep = nothing) -> None:
-    """Give a draft its real name once all of it is on the disk; who calls holds the folder. See ``new_folder``."""
+    """Flush a draft to disk and give it its real name, see ``new_folder``. The caller holds the folder's lock."""
     for file in draft.rglob("*"):
         _flush(file)
     if not folder.exists():
@@ -81,10 +81,10 @@ def finish_folder(folder: Path, draft: Path, keep: Keep = nothing) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Complete a replacement that was killed on its way; who calls holds the folder.
+    """Complete a replacement that was interrupted. The caller holds the folder's lock.
 
     Raises:
-        CheckpointError: something else has been put in the folder's place since; says what to do.
+        CheckpointError: another folder has been put in its place since; the message says what to do.
     """
     new, old = _places(folder)
     if not os.path.lexists(folder) and old.exists():
@@ -99,10 +99,10 @@ def recover(folder: Path) -> None:
 
 
 def recover_missing(folder: Path) -> None:
-    """``recover`` a folder that is to be read and is not there, if a replacement was interrupted.
+    """``recover`` a missing folder before it is read, if its replacement was interrupted.
 
     Raises:
-        CheckpointError: it cannot be done here; says what to rename.
+        CheckpointError: nothing can be renamed here; the message says what to rename.
         InUseError: it is being replaced right now.
     """
     if not folder.name or os.path.lexists(folder) or not _places(folder)[1].exists():
@@ -132,7 +132,7 @@ def _flush(path: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same entry at another place, which costs no space; copied where the file system has no links."""
+    """Hard-link an entry to another place, or copy it where the file system has no links."""
     if source.is_symlink():
         target.symlink_to(source.readlink())
     elif source.is_dir():

@@ -1,9 +1,9 @@
-"""Limits on what reading a stranger's file may take, where only the reading itself shows it.
+"""Limits of memory and time for reading untrusted files whose cost only shows when they are read.
 
-Sizes that a file claims are compared with the bytes that are there, where the file is read. Some files are small programs,
-though, such as a tokenizer's rules that rewrite text. ``tried`` runs such a reading first in a process of its own, a
-copy of this one, so that it starts in milliseconds with everything imported. (Chat templates are rendered for as long as
-a command runs; families/huggingface/rendering.py is a process for them.)
+Where a file claims sizes, its reader compares them with the file's bytes. Other files are small programs, such as a
+tokenizer's rewriting rules: ``run_within_limits`` first reads such a file in a forked process, which starts within
+milliseconds with everything imported. (Chat templates have a long-lived process instead, see
+families/huggingface/templates.py.)
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from typing import NoReturn
 
 from hanmo.errors import CheckpointError
 
-MEMORY = 800 << 20  # bytes beyond what the process has
-SECONDS = 5  # of processor time; a crowded machine must not make an honest file look like a trap
-WAIT = 60  # seconds in all
+MEMORY = 800 << 20  # bytes beyond what the process already uses
+SECONDS = 5  # of processor time, not wall-clock time: a busy machine must not fail a harmless file
+WAIT = 60  # seconds of wall-clock time
 _MEMORY_ENDED = 3  # exit status
 
 
-def tried(task: Callable[[], object], what: str) -> None:
-    """Do ``task`` in a copy of this process, to see that it ends within the limits; its result and its errors are lost.
+def run_within_limits(task: Callable[[], object], what: str) -> None:
+    """Check in a forked process that ``task`` ends within the limits; its result and its own errors are discarded.
 
-    Where the system has no such copies (Windows), nothing is tried.
+    Where the system cannot fork (Windows), nothing is checked.
 
     Raises:
-        CheckpointError: it took too much memory or time, or it crashed; ``what`` names the file.
+        CheckpointError: it exceeded the memory or the time, or it crashed; ``what`` names the file.
     """
     if not hasattr(os, "fork"):
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this process has threads: the copy has none, and does without
+        warnings.simplefilter("ignore")  # about threads: the child has none and needs none
         process = os.fork()
     if process == 0:
         _try(task)
@@ -55,7 +55,7 @@ def tried(task: Callable[[], object], what: str) -> None:
 
 
 def _ended(process: int) -> int | None:
-    """The status with which a child ends, or None if it does not in time."""
+    """The exit status of a child, or None if it does not end in time."""
     start, pause = time.monotonic(), 0.001
     while time.monotonic() - start < WAIT:
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -67,12 +67,12 @@ def _ended(process: int) -> int | None:
 
 
 def _try(task: Callable[[], object]) -> NoReturn:
-    """The copy's part: it ends here, whatever happens."""
+    """Run ``task`` in the child under limits; never returns."""
     import resource
 
     status = 0
     try:
-        os.setpgid(0, 0)  # Ctrl-C is for the parent, which ends this process
+        os.setpgid(0, 0)  # so that Ctrl-C reaches the parent only, which then ends this process
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
@@ -81,14 +81,14 @@ def _try(task: Callable[[], object]) -> NoReturn:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
         task()
-    except BaseException as error:  # the parent meets the same, and tells it
+    except BaseException as error:  # the parent will meet the same error and report it
         status = _MEMORY_ENDED if _of_memory(error) else 0
     finally:
         os._exit(status)
 
 
 def limit_memory(more: int) -> None:
-    """Limit this process to so many bytes more than it has, where the system counts them (Linux does, macOS does not)."""
+    """Limit this process to ``more`` bytes beyond its present size, where the system enforces it (Linux; not macOS)."""
     import resource
 
     with contextlib.suppress(OSError, ValueError):
@@ -97,7 +97,7 @@ def limit_memory(more: int) -> None:
 
 
 def _of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised for, is a lack of memory."""
+    """Whether an error or one of its causes is a lack of memory."""
     while error is not None:
         if isinstance(error, MemoryError) or "alloc" in str(error).lower():
             return True

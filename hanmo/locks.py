@@ -1,8 +1,8 @@
-"""One run at a time where two would overwrite each other: a locked file, which says who holds it.
+"""Lock files that keep two runs from writing to the same place; each names its holder.
 
-The system frees the lock when its process ends, however that ends: what a killed run leaves never stands in the way of the
-next. On network file systems that pass locks on (NFS with its lock service, Lustre with ``flock``) this holds across
-machines; where a file system has no locks, a warning says so and the run goes on unprotected.
+The operating system releases a lock when its process ends in any way, so a killed run never blocks the next one. On network
+file systems with lock support (NFS with its lock service, Lustre with ``flock``) a lock also holds across machines. On a
+file system without locks a warning is printed and the run goes on unprotected.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-SHOWN = 200  # characters of a command
+SHOWN = 200  # most characters of a command in a message
 
-_held: set[int] = set()  # descriptors of this process
+_held: set[int] = set()  # file descriptors of the locks that this process holds
 
 
 @contextmanager
 def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
-    """Be the only run that writes to ``target`` until the block ends. Of torchrun's processes only the main one locks.
+    """Be the only run that writes to ``target`` until the block ends. Under torchrun only the main process locks.
 
     Args:
         lock: the file to lock; default: ``.NAME.lock`` beside the target. It is removed at the end.
 
     Raises:
-        InUseError: another run holds it; says which, where and since when.
+        InUseError: another run holds it; the message names its process, machine, start and command.
 
     >>> with holding("runs/kdconv"):
     ...     write("runs/kdconv")
@@ -53,14 +53,14 @@ def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            path.unlink(missing_ok=True)  # while it is held, so that nobody's new lock is removed
+            path.unlink(missing_ok=True)  # before it is released, so that no other run's new lock is removed
             _held.discard(descriptor)
             os.close(descriptor)
 
 
 @contextmanager
 def holding_inside(folder: str | Path) -> Iterator[None]:
-    """``holding`` a folder that is written file by file, by a lock inside it; it vanishes again if nothing comes of it."""
+    """``holding`` for a folder that is written file by file: the lock lies inside. A new folder that stays empty is removed."""
     folder = Path(folder)
     fresh = not folder.exists()
     try:
@@ -73,13 +73,13 @@ def holding_inside(folder: str | Path) -> Iterator[None]:
 
 
 def _beside(target: Path) -> Path:
-    """One file for all ways to name a target."""
+    """The lock file beside a target, the same one for every path that leads to the target."""
     target = target.resolve()
     return target.with_name(f".{target.name}.lock")
 
 
 def _locked(path: Path, target: str | Path) -> int | None:
-    """A descriptor of the locked file; None where there are no locks."""
+    """Lock the file and return its descriptor; None on a file system without locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
@@ -103,7 +103,7 @@ def _locked(path: Path, target: str | Path) -> int | None:
             os.write(descriptor, _about_this_process())
             _held.add(descriptor)
             return descriptor
-        os.close(descriptor)  # of a run that has just ended and removed it
+        os.close(descriptor)  # the file of a run that has just ended and removed it: try again
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -127,13 +127,13 @@ def _holder(said: bytes) -> str:
     try:
         about = json.loads(said)
         text = f"process {about['process']} on {about['machine']} since {about['since']} ({about['command']})"
-    except (ValueError, KeyError, TypeError):  # it has not said yet
+    except (ValueError, KeyError, TypeError):  # the holder has not written it yet
         return "another process"
     return "".join(character for character in text if character.isprintable())
 
 
 def _let_go() -> None:
-    """A child that was forked must not hold what its parent holds: it may outlive it."""
+    """Close the parent's locks in a forked child, which may outlive the parent."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

@@ -1,11 +1,11 @@
-"""The zip archives that torch writes, looked over before anything relies on them.
+"""Checks the zip archives that torch writes before they are read.
 
-A zip file says everything twice: in the list of contents at its end and in a header before each member. Readers differ
-in which they believe, torch maps members where the header says and takes their length from elsewhere, and none of
-them minds that members lie over each other. So one archive can hold one model for one reader and another, or
-compressed bytes, for the next. Here an archive must say one thing only, and what it says must be there.
+A zip file stores every fact twice: in the central directory at its end and in a header before each member. Readers differ
+in which one they use, torch memory-maps members by the header and takes their length from the directory, and none of them
+rejects overlapping members. So one archive can hold one model for one reader and another model, or compressed bytes, for
+the next. Here both must agree, and the bytes they describe must exist.
 
-Format: PKWARE's APPNOTE.TXT, sections 4.3.7 (header of a member) and 4.3.16 (end of the list).
+Format: PKWARE's APPNOTE.TXT, sections 4.3.7 (local file header) and 4.3.16 (end of central directory).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import IO, BinaryIO
 
 _END, _END_64, _LOCATOR_64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 _HEADER = struct.Struct("<4s5H3L2H")
-_IN_END_64 = 0xFFFFFFFF  # a size or an offset that stands elsewhere, because it needs 64 bits
-_LIST_BYTES = 16 << 20  # of the list of contents: more than 100,000 members
-_UNPACKED = 20  # times the size of the file: weights shrink by a tenth, never to a twentieth
-SLACK = 64 << 20  # bytes that any file may claim, however small
+_IN_END_64 = 0xFFFFFFFF  # stands for a size or an offset that needs 64 bits and is stored elsewhere
+_LIST_BYTES = 16 << 20  # most bytes of the central directory: more than 100,000 members
+_UNPACKED = 20  # most unpacked bytes per byte of the file: compression takes about a tenth off weights
+SLACK = 64 << 20  # bytes that a file of any size may claim
 
 
 class ArchiveError(ValueError):
@@ -30,11 +30,11 @@ class ArchiveError(ValueError):
 
 @dataclass(frozen=True)
 class Archive:
-    """What an archive holds.
+    """The content of a checked archive.
 
     Attributes:
-        members: by name, without the folder that all of them lie in.
-        stored: no member is compressed, so all can be mapped.
+        members: by name, without the common folder.
+        stored: no member is compressed, so all can be memory-mapped.
     """
 
     path: Path
@@ -42,19 +42,19 @@ class Archive:
     stored: bool
 
     def open(self, name: str) -> IO[bytes]:
-        """A member as a stream of its unpacked bytes, by the standard library's reader."""
+        """A member's unpacked bytes as a stream, read by the standard library."""
         info = self.members[name]
         if hasattr(info, "CRC"):
-            del info.CRC  # torch can be told to write none, and then there is a number all the same
+            del info.CRC  # torch may be set to write no checksums, and then the field holds any number
         return zipfile.ZipFile(self.path).open(info)
 
 
-def look_into(path: Path) -> Archive:
-    """The contents of an archive of torch's, every statement in it checked.
+def read_archive(path: Path) -> Archive:
+    """Check an archive of torch's and return its content.
 
     Raises:
-        ArchiveError: it says two things, or something that is not so.
-        zipfile.BadZipFile: it has no list of contents (cut short), or a damaged one.
+        ArchiveError: it contradicts itself or its bytes.
+        zipfile.BadZipFile: its central directory is missing (the file is cut short) or damaged.
     """
     with path.open("rb") as file:
         _check_list(path, file)
@@ -80,7 +80,7 @@ def look_into(path: Path) -> Archive:
 
 
 def _check_list(path: Path, file: BinaryIO) -> None:
-    """The end of the list of contents is the end of the file, and the list is of a size that can be read."""
+    """Check that the central directory ends the file and is not too large to read."""
     size = path.stat().st_size
     file.seek(max(size - _END.size, 0))
     end = file.read()
@@ -102,7 +102,7 @@ def _check_list(path: Path, file: BinaryIO) -> None:
 
 
 def _check_names(infos: list[zipfile.ZipInfo]) -> None:
-    """All in one folder, none twice: torch's reader takes upper and lower case for the same."""
+    """Check that all members lie in one folder and no name comes twice; torch's reader ignores case."""
     folders, seen = {info.filename.partition("/")[0] for info in infos}, set()
     if len(folders) > 1:
         raise ArchiveError(f"has {len(folders)} folders in its zip archive, torch's have one")
@@ -113,7 +113,7 @@ def _check_names(infos: list[zipfile.ZipInfo]) -> None:
 
 
 def _after(file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Where a member ends; its header must say what the list says, or leave it to the list."""
+    """The offset at which a member ends. Its header must agree with the central directory, or defer to it."""
     file.seek(info.header_offset)
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(b"PK\3\4"):

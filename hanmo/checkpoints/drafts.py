@@ -174,7 +174,7 @@ def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
 
 
 def _check_listing(index: Path, files: Any) -> None:
-    """An index comes with a folder, from anybody."""
+    """Check the form of an index: the folder is untrusted."""
     facts = {"dtype", "shape", "hash"}
     listed = isinstance(files, dict) and all(isinstance(one, dict) for one in files.values())
     tensors: list[Any] = [one.get("tensors") for one in files.values()] if listed else [None]

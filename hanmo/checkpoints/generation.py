@@ -1,4 +1,4 @@
-"""generation_config.json of a model's folder: what it says of decoding, and what we state in it."""
+"""Reads and writes generation_config.json of a model folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hanmo.files import json_text, read_json, write_text
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
-    """What the file says; nothing where there is none."""
+    """The content of the file; empty if there is none."""
     file = folder / GENERATION_CONFIG_NAME
     return read_json(file) if file.is_file() else {}
 
 
 def write_generation(family: Family, folder: Path) -> None:
-    """State a model's stops where transformers looks for them, beside what its own file, or configuration, said of decoding."""
+    """Write a model's stop tokens where transformers looks for them, beside the decoding settings that it came with."""
     before = family.generation or GenerationConfig.from_model_config(family.config).to_diff_dict()
     said = stated(before, family.stops, family.config, family.tokenizer)
     write_text(folder / GENERATION_CONFIG_NAME, json_text(said, indent=2) + "\n")

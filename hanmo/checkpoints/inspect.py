@@ -31,7 +31,7 @@ from hanmo.checkpoints.sizes import blank_network, expected_shapes, input_embedd
 from hanmo.errors import CheckpointError, ConfigError, HanmoError, VocabularyError, quoted
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import check_adapter, safe_config, safe_tokenizer
-from hanmo.families.stops import strangers
+from hanmo.families.stops import ids_outside_vocabulary
 
 SMALL = 300_000_000  # bytes of weights that are read in full without being asked to
 SAMPLE = "你好,今天天气很好。我们一起去公园吧!"
@@ -134,7 +134,7 @@ def inspect_model(
 
 
 def _config_of_transformers(report: Report, path: Path) -> PretrainedConfig | None:
-    """The configuration of a model of transformers; None for one that does not open."""
+    """The configuration of a transformers model; None, and a fault in the report, if it does not open."""
     try:
         check_adapter(path)
         return safe_config(path)
@@ -258,11 +258,11 @@ def _check_stops(
     tokenizer: PreTrainedTokenizerBase | None,
     generation: dict[str, Any],
 ) -> None:
-    """What ends a reply and where the model says so; special ids that are not in the vocabulary."""
+    """Report the stop tokens and the files that name them, and special ids outside the vocabulary."""
     if config is None or tokenizer is None:
         return
     model = family(copy.deepcopy(config), tokenizer, generation=generation)
-    ignored = list(strangers(model.config, generation, tokenizer))
+    ignored = list(ids_outside_vocabulary(model.config, generation, tokenizer))
     for stop in model.stops:
         token = str(tokenizer.convert_ids_to_tokens(stop.id))
         report.stops.append({"id": stop.id, "token": token, "from": list(stop.sources)})

@@ -1,9 +1,9 @@
-"""What a pickle of tensors claims, found out without building anything.
+"""Checks the sizes that a pickle of tensors claims, without building its objects.
 
-torch's restricted unpickler runs nothing, but it builds whatever it is told: a tuple of two references to a tuple of two
-references, sixty deep, takes a few hundred bytes and, as the key of a dict, years; a tensor may claim more numbers than
-there are bytes. ``look_over`` follows the same opcodes on a stack of what they would make, and refuses what cannot be
-honest. An opcode that torch does not know ends the look: there torch refuses the file itself.
+torch's restricted unpickler runs no code, but it builds every object that a pickle asks for: a tuple of two references to
+a tuple of two references, sixty deep, takes a few hundred bytes to store and years to hash; a tensor may claim more
+elements than the file has bytes. ``scan_pickle`` follows the same opcodes with stand-ins for the objects and refuses claims
+that the file cannot meet. It stops at an opcode that torch does not know, because torch then refuses the file itself.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from hanmo.checkpoints.archives import SLACK
 
-_UNFOLDED = 10_000_000  # objects that a file may stand for, each counted as often as it is referred to
-_DEPTH = 100  # of containers in containers
-_WIDE = 10_000  # whole numbers above 64 bits: as keys they can be chosen so that all fall together
-_CLAIMED = 16  # times the size of the file: tensors may share their bytes, a few with each other
+_UNFOLDED = 10_000_000  # most objects, each counted once per reference
+_DEPTH = 100  # most levels of nested containers
+_WIDE = 10_000  # most integers above 64 bits: as dict keys they can be chosen so that all their hashes collide
+_CLAIMED = 16  # most bytes of tensors per byte of the file: a few tensors may share a storage
 _REBUILD = "torch._utils._rebuild_tensor"
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
-_CALLED = {  # of torch
+_CALLED = {  # what a pickle may call in torch
     *(f"{_REBUILD}{version}" for version in ("", "_v2", "_v3")),
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
@@ -42,12 +42,12 @@ _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 
 
 class ClaimError(ValueError):
-    """Why a pickle is not built."""
+    """A pickle claims what its file cannot hold; the message says what."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """The bytes of tensors as a pickle names them: a key, and what it says of them."""
+    """A storage as a pickle declares it."""
 
     key: str
     dtype: torch.dtype
@@ -65,7 +65,7 @@ class _Global:
 
 @dataclass(slots=True)
 class _Made:
-    """What an opcode makes: its value where it is a plain one, and how large it is with all that it refers to."""
+    """Stand-in for an object: its value if that is a plain one, and its number of objects and depth, references included."""
 
     value: Any = None
     size: int = 1
@@ -74,11 +74,11 @@ class _Made:
 
 @dataclass
 class Claims:
-    """What the pickles of a file claim.
+    """The claims of a file's pickles, added up.
 
     Attributes:
         storages: by key.
-        texts: all strings; the keys of the storages that follow are among them in files from before torch 1.6.
+        texts: all strings; in files from before torch 1.6 these include the keys of the storages that follow.
     """
 
     storages: dict[str, Storage] = field(default_factory=dict)
@@ -87,14 +87,14 @@ class Claims:
     wide: int = 0
 
 
-def look_over(file: BinaryIO, claims: Claims) -> bool:
-    """Follow one pickle of a file to its end and add what it claims; False if torch will refuse it.
+def scan_pickle(file: BinaryIO, claims: Claims) -> bool:
+    """Follow one pickle of a file to its end and add up its claims; False if torch will refuse it.
 
     Raises:
-        ClaimError: it claims what cannot be honest.
+        ClaimError: it claims more than the file can hold.
     """
     try:
-        _Look(file, claims).run()
+        _Scanner(file, claims).run()
     except (
         AssertionError,
         IndexError,
@@ -109,8 +109,8 @@ def look_over(file: BinaryIO, claims: Claims) -> bool:
     return True
 
 
-class _Look:
-    """A pickle machine whose objects are ``_Made``; like torch's, it has a new stack for each mark."""
+class _Scanner:
+    """A pickle machine whose objects are ``_Made``; like torch's, it starts a new stack at each mark."""
 
     def __init__(self, file: BinaryIO, claims: Claims):
         self.file, self.claims = file, claims
@@ -141,7 +141,7 @@ class _Look:
                 self.stack.append(self.tuple_of(self.pop_mark()))
             elif code in (b"a", b"b"):
                 self.stack.pop()
-                assert self.stack  # what it is put into
+                assert self.stack  # the object that it is put into
             elif code == b"s":
                 del self.stack[-2:]
             elif code in (b"e", b"u"):
@@ -207,7 +207,7 @@ class _Look:
         self.stack.append(_Made(_Global(full)))
 
     def storage(self, said: Any) -> Storage | None:
-        """What a reference to a storage says: ("storage", its class, key, device, numbers, and before 1.6 a view)."""
+        """The storage of a persistent id: ("storage", class, key, device, number of elements and, before 1.6, a view)."""
         if not isinstance(said, tuple) or len(said) < 5 or not isinstance(said[1], _Global):
             return None
         kind, key, numel = said[1].name.rpartition(".")[2], said[2], said[4]
@@ -221,7 +221,7 @@ class _Look:
         return claimed if view is None else Storage(key, dtype, view[2])
 
     def call(self, function: Any, arguments: Any) -> None:
-        """What is called with what: a tensor must lie inside its storage, and nothing makes much out of little."""
+        """Check a call: a tensor must lie inside its storage, and no call may build a large object from small arguments."""
         name = function.name if isinstance(function, _Global) else ""
         if name.startswith("torch.") and name not in _CALLED:
             raise ClaimError(f"asks for a new {name}, whose numbers are not in the file")
@@ -250,12 +250,12 @@ def _check_inside(arguments: Any) -> None:
 
 
 def check_content(content: Any, size: int) -> None:
-    """What was read can be walked through in time and memory that the file's ``size`` in bytes explains.
+    """Check that walking through what was read takes time and memory in proportion to the file's ``size`` in bytes.
 
     Raises:
-        ClaimError: it holds itself, is too deep, stands for too much, or its tensors are no plain ones.
+        ClaimError: it contains itself, is nested too deep or has too many objects, or a tensor is not dense and on the CPU.
     """
-    done: dict[int, tuple[int, int, int]] = {}  # of finished ones: objects and bytes of tensors in all, and depth
+    done: dict[int, tuple[int, int, int]] = {}  # of finished objects: number of objects, bytes of tensors, depth
     entered: set[int] = set()
     waiting: list[Any] = [content]
     while waiting:

@@ -24,8 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hanmo.checkpoints.archives import ArchiveError, look_into
-from hanmo.checkpoints.pickles import ClaimError, Claims, check_content, look_over
+from hanmo.checkpoints.archives import ArchiveError, read_archive
+from hanmo.checkpoints.pickles import ClaimError, Claims, check_content, scan_pickle
 from hanmo.errors import CheckpointError, without_advice
 
 _PLAIN_NUMPY = re.compile(r"[<>=|]?(b1|[iuf][1248]|f16|c8|c16)")
@@ -105,10 +105,10 @@ def _allowed() -> list[Any]:
 
 
 def read_pickle(path: Path) -> Any:
-    """A ``torch.save`` file as data, its tensors memory-mapped on the CPU where its age and its form permit.
+    """A ``torch.save`` file as data, its tensors on the CPU, memory-mapped if its format permits.
 
     Raises:
-        CheckpointError: empty, truncated, not a checkpoint, asks for code, or claims what is not there.
+        CheckpointError: empty, truncated, not a checkpoint, asks for code, or claims more than it holds.
     """
     is_zip = sniff(path).startswith(b"PK")
     try:
@@ -124,11 +124,11 @@ def read_pickle(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> bool:
-    """Whether the archive's members can be mapped; ArchiveError or ClaimError if it must not be read at all."""
-    archive = look_into(path)
+    """Whether the archive's members can be memory-mapped; raises ArchiveError or ClaimError if it must not be read."""
+    archive = read_archive(path)
     with archive.open("data.pkl") as file:
         claims = Claims()
-        look_over(BytesIO(file.read()), claims)
+        scan_pickle(BytesIO(file.read()), claims)
     for storage in claims.storages.values():
         info = archive.members.get(f"data/{storage.key}")
         if info is not None and info.file_size != storage.nbytes:
@@ -140,15 +140,15 @@ def _check_archive(path: Path) -> bool:
 
 
 def _check_stream(path: Path) -> bool:
-    """As ``_check_archive`` for a file that is no archive: pickles one after the other, then the bytes of all storages."""
+    """As ``_check_archive``, for the format before torch 1.6: several pickles, then the bytes of all storages."""
     claims, size = Claims(), path.stat().st_size
     with path.open("rb") as file:
         if file.read(1) != b"\x80":
             raise ClaimError("is no pickle")
         file.seek(0)
-        complete = all(look_over(file, claims) for _ in ("magic number", "protocol", "system", "content"))
+        complete = all(scan_pickle(file, claims) for _ in ("magic number", "protocol", "system", "content"))
         last = Claims()
-        complete = complete and look_over(file, last)
+        complete = complete and scan_pickle(file, last)
     claimed = sum(storage.nbytes for storage in claims.storages.values())
     if claimed > size:
         raise ClaimError(f"has tensors that claim {claimed:,} bytes, but the file has {size:,}")

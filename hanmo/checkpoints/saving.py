@@ -72,5 +72,5 @@ def save_rules(family: Family, folder: Path) -> None:
 
 
 def is_no_weights(name: str) -> bool:
-    """Whether an entry of a model folder stays there when the weights are written anew."""
+    """Whether an entry of a model folder is kept when new weights are written."""
     return not _WEIGHT_FILE.fullmatch(name)

@@ -18,7 +18,7 @@ from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.base import Family
 from hanmo.files import read_json
 
-_SLACK = 10_000_000  # numbers that a network may have beyond its files, however small they are
+_SLACK = 10_000_000  # parameters that a network may have beyond its files
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -134,16 +134,16 @@ def blank_network(family: type[Family], config: PretrainedConfig) -> Any:
 
 
 def check_size(family: type[Family], config: PretrainedConfig, weights: Weights) -> None:
-    """Whether a folder's files can fill the network that its configuration describes: what they lack would be made.
+    """Check that a folder's files can fill the network of its configuration: missing weights would be allocated.
 
     Raises:
-        CheckpointError: it has more numbers than there are bytes.
+        CheckpointError: the network has more parameters than the files have bytes.
     """
     ours = family.name != families.TRANSFORMERS
     network = blank_network(family, config) if ours else family.network_class.blank(weights.path, config)
     described = sum(tensor.numel() for tensor in network.parameters())
     size = sum(file.stat().st_size for file in weights.files)
-    packed = 8 if getattr(config, "quantization_config", None) else 1  # numbers to a byte
+    packed = 8 if getattr(config, "quantization_config", None) else 1  # parameters per byte
     if described > packed * size + _SLACK:
         raise CheckpointError(
             f"{weights.path / 'config.json'}: describes a network of {described:,} numbers, but the files of weights "

@@ -1,8 +1,8 @@
-"""Reading a source a second time, by another way, to see that what was mapped is what the file holds.
+"""Reads the source of a conversion a second time with a second implementation and compares.
 
-Tensors are read through torch and safetensors, which map files. Here the bytes come through the standard library: a zip
-archive's members unpacked one after the other, a safetensors file by its header. A mistake in one way, or a file that the
-two understand differently, is not repeated in the other.
+Tensors are read through torch and safetensors, which memory-map files. Here the bytes are read through the standard
+library: the members of a zip archive one after the other, a safetensors file by its header. An error in one implementation,
+or a file that the two understand differently, shows as a difference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from hanmo.checkpoints.archives import look_into
+from hanmo.checkpoints.archives import read_archive
 from hanmo.checkpoints.files import Weights
 from hanmo.checkpoints.reading import sniff
 from hanmo.errors import CheckpointError
@@ -25,10 +25,10 @@ _BLOCK = 1 << 20  # bytes read at a time; a multiple of every number's size
 
 
 def verify_reading(weights: Weights) -> None:
-    """Compare every tensor's bytes with what its file holds, read anew. Files from before torch 1.6 are not mapped and pass.
+    """Compare every tensor's bytes with a second reading of its file. Files from before torch 1.6 are not compared.
 
     Raises:
-        CheckpointError: a tensor is not what the file holds; names it.
+        CheckpointError: a tensor differs; names it.
     """
     if weights.container == "safetensors":
         held = {name: digest for file in weights.files for name, digest in _in_safetensors(file)}
@@ -52,8 +52,8 @@ def verify_reading(weights: Weights) -> None:
 
 
 def _in_archive(path: Path) -> Iterator[str]:
-    """Of each member with numbers its digest; of a file from a machine of the other byte order, for each size of a number."""
-    archive = look_into(path)
+    """The digest of each storage; for a big-endian file one digest for every element size that it may have."""
+    archive = read_archive(path)
     swapped = False
     if "byteorder" in archive.members:
         with archive.open("byteorder") as file:
@@ -79,7 +79,7 @@ def _in_safetensors(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _digest_of(file: IO[bytes], length: int, size: int = 1) -> str:
-    """Of the next bytes; ``size``: of the numbers whose bytes are turned round, 1 for none."""
+    """The digest of the next ``length`` bytes; ``size`` > 1 reverses the bytes of elements of this size."""
     digest = hashlib.blake2b(digest_size=16)
     while length > 0:
         block = file.read(min(_BLOCK, length))

@@ -88,7 +88,7 @@ class Origin:
         return origin
 
     def _check(self, file: Path) -> None:
-        """The folder may come from anybody, and what this says becomes names of files and content of pickles."""
+        """Check the fields, which become file names and the content of pickles: the folder is untrusted."""
         kinds: list[tuple[str, Any, Any]] = [
             ("layout", self.layout, str), ("ranks", self.ranks, int), ("prefix", self.prefix, str),
             ("absent", self.absent, list), ("trackers", self.trackers, dict), ("config", self.config, dict | None),
@@ -158,7 +158,7 @@ def written_entries(layout: Layout, origin: Origin, counts: Any) -> list[Entry]:
 
 
 def check_all_have_a_place(layout: Layout, counts: Any, shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    """UnsupportedError naming tensors that an original layout cannot hold; a value head is left out with a remark."""
+    """Raise UnsupportedError for tensors that an original layout cannot hold; a value head is left out with a remark."""
     placed = {ours for entry in expand(layout.entries, counts) for ours in entry.ours}
     homeless = [name for name in shapes if name not in placed and not name.startswith(f"{VALUE_HEAD}.")]
     if homeless:

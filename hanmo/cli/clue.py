@@ -14,9 +14,9 @@ from hanmo.cli.common import (
     Processes,
     Published,
     emit,
+    exclusive_output,
     grouped,
     note,
-    only_writer,
     start_processes,
 )
 from hanmo.cli.eval import First, answers_folder, origin, print_table, progress_bar
@@ -47,7 +47,7 @@ Written = Annotated[
 
 
 @grouped
-@only_writer
+@exclusive_output
 def clue(
     model: Model,
     opening: Opening,

@@ -94,7 +94,7 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def only_writer(command: Callable[..., None]) -> Callable[..., None]:
+def exclusive_output(command: Callable[..., None]) -> Callable[..., None]:
     """A command that is the only one to write to its output folder while it runs, if it is given one."""
 
     @functools.wraps(command)

@@ -20,9 +20,9 @@ from hanmo.cli.common import (
     RulesFolder,
     Sets,
     emit,
+    exclusive_output,
     grouped,
     note,
-    only_writer,
     start_processes,
 )
 
@@ -92,7 +92,7 @@ class Records:
 
 
 @grouped
-@only_writer
+@exclusive_output
 def dialogue(
     model: Model,
     data: Data,
@@ -148,7 +148,7 @@ def dialogue(
 
 
 @grouped
-@only_writer
+@exclusive_output
 def perplexity(
     model: Model,
     data: Data,

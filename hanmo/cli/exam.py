@@ -15,9 +15,9 @@ from hanmo.cli.common import (
     Processes,
     Published,
     emit,
+    exclusive_output,
     grouped,
     note,
-    only_writer,
     start_processes,
 )
 from hanmo.cli.eval import First, answers_folder, origin, progress_bar
@@ -38,7 +38,7 @@ Limit = Annotated[
 
 
 @grouped
-@only_writer
+@exclusive_output
 def exam(
     model: Model,
     opening: Opening,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hanmo.cli.clue import Budget, Output, Seed, show_result
-from hanmo.cli.common import Json, Model, Opening, Processes, emit, grouped, note, only_writer, start_processes
+from hanmo.cli.common import Json, Model, Opening, Processes, emit, exclusive_output, grouped, note, start_processes
 from hanmo.cli.eval import First, answers_folder, progress_bar
 from hanmo.cli.exam import Chat
 
@@ -19,7 +19,7 @@ Limit = Annotated[int | None, typer.Option(help="Most tokens of a question; defa
 
 
 @grouped
-@only_writer
+@exclusive_output
 def task(
     model: Model,
     files: Files,

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from hanmo.data.splits import fingerprint, folded
+from hanmo.data.folding import folded
+from hanmo.data.splits import fingerprint
 
 N_GRAM = 4  # characters
 BANDS, ROWS = 20, 6

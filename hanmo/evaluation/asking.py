@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from hanmo.data.splits import folded
+from hanmo.data.folding import folded
 from hanmo.errors import HanmoError
 from hanmo.evaluation.tasks import Example, Reading, Task
 from hanmo.families.base import Context, Family, Part

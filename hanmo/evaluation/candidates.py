@@ -25,8 +25,8 @@ from hanmo.errors import HanmoError
 from hanmo.evaluation import trees
 from hanmo.evaluation.scoring import Progress, RowScore, evaluating, score_rows
 from hanmo.families.base import OpenedModel, Part, Prompt
+from hanmo.families.batching import batching_of
 from hanmo.families.finite import require_finite
-from hanmo.families.ways import ways_of
 
 Candidate = Sequence[Part]
 OnScored = Callable[[int, list[RowScore]], None]  # index of the question, scores of its candidates
@@ -108,10 +108,10 @@ def score_candidates(
             progress(done, len(questions))
 
     shared, apart = [], []
-    ways = ways_of(opened.network)
+    batching = batching_of(opened.network)
     for index, candidates in enumerate(questions):
         # Networks that cannot go on by several tokens, or from contexts of unlike length, read every row whole.
-        question = _shared(opened, index, candidates, stop) if ways.continues else None
+        question = _shared(opened, index, candidates, stop) if batching.continues else None
         if question is None:
             apart.append(index)
         else:

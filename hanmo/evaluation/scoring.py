@@ -17,8 +17,8 @@ import torch
 import hanmo
 from hanmo.errors import ConfigError
 from hanmo.families.base import IGNORE, OpenedModel, Row, collate
+from hanmo.families.batching import batching_of
 from hanmo.families.finite import require_finite
-from hanmo.families.ways import ways_of
 from hanmo.records import Record
 
 Progress = Callable[[int, int], None]  # done, of how many
@@ -60,7 +60,7 @@ def score_rows(
     """
     found: list[RowScore | None] = [None] * len(rows)
     with evaluating(opened.network) as network:
-        at_once = batch_size if len(rows) == 1 or ways_of(network).rows == "any" else 1
+        at_once = batch_size if len(rows) == 1 or batching_of(network).rows == "any" else 1
         for chosen in batches([row.inputs["input_ids"].shape[-1] + len(row.labels) for row in rows], at_once):
             batch = collate([rows[index] for index in chosen], opened.family.padding)
             batch = {name: value.to(network.device) for name, value in batch.items()}

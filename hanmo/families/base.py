@@ -167,12 +167,12 @@ class Family(ABC):
     tokenizer: PreTrainedTokenizerBase
     #: the ``rule_files`` that this model has, by role: paths
     assets: dict[str, str] = field(default_factory=dict)
-    #: what generation_config.json of the model's folder says
+    #: the content of the model folder's generation_config.json
     generation: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def stops(self) -> tuple[Stop, ...]:
-        """The tokens that end a reply, each with where the model says so; the first is the one that rows predict."""
+        """The tokens that end a reply, each with the files that name it; rows predict the first one."""
         return (Stop(self.tokenizer.eos_token_id, ("tokenizer's eos_token",)),)
 
     @property
@@ -215,7 +215,7 @@ class Family(ABC):
         """The start of generation after the unscored parts' ids."""
 
     def stack_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """The inputs of ``prefill`` for several prompts: filled on the left, so that all rows end in the same column."""
+        """The inputs of ``prefill`` for several prompts: padded on the left, so that all rows end in the same column."""
         return stack([prompt.inputs for prompt in prompts], self.padding, left=True)
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a network has computed must be numbers; asked of what is on the host anyway, so that no device waits for it."""
+"""Checks that a network's results are finite. Only values already on the host are checked, so no device is synchronised."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST_FP16 = 65504
 
 
 def require_logprobs(values: Iterable[float], network: Any) -> None:
-    """Log-probabilities are numbers, or -inf where a probability is zero.
+    """Check log-probabilities; -inf (a probability of zero) is allowed.
 
     Raises:
         NotANumberError: NaN, or +inf.
@@ -22,7 +22,7 @@ def require_logprobs(values: Iterable[float], network: Any) -> None:
 
 
 def require_finite(values: Iterable[float], network: Any) -> None:
-    """Rewards and the like.
+    """Check rewards and scores.
 
     Raises:
         NotANumberError: NaN, or infinite.

@@ -1,10 +1,10 @@
-"""The one door through which transformers reads a folder. Nothing that lies in the folder is ever run.
+"""The only module that lets transformers read a folder. Nothing in the folder is ever run.
 
-A folder of a model may bring Python of its own (``auto_map``), name kernels that are downloaded and run, or bring an
-adapter whose base is taken from a hub. transformers follows some of this by itself, and for some of it asks on the
-console, where it takes the first line of standard input for the answer. Here its questions are off, files are local
-ones, and what a configuration may decide is cut down to data. tests/unit/test_nothing_runs.py sees to it that no other
-module of hanmo calls ``from_pretrained`` or ``from_config``.
+A model folder may hold Python code (``auto_map``), name kernels that transformers downloads and runs, or hold an adapter
+whose base comes from a hub. transformers follows some of this by itself and asks about the rest on the console, where the
+first line of standard input counts as the answer. Here questions are switched off, only local files are read, and the keys
+that name code or other places are removed from configurations. tests/unit/test_nothing_runs.py checks that no other module
+of hanmo calls ``from_pretrained`` or ``from_config``.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from hanmo.files import plain_name, read_json
 
 TOKENIZER_CONFIG, ADAPTER_CONFIG = "tokenizer_config.json", "adapter_config.json"
 
-# Where code lies. transformers' own classes are taken instead, so nothing changes by leaving these out.
+# Keys that name code. They are removed silently: transformers' own classes are used instead.
 _CODE = {"auto_map", "_auto_class", "custom_pipelines", "custom_generate", "trust_remote_code"}
-# What makes transformers take weights, settings or parts of the network from somewhere else.
+# Keys that make transformers take weights, settings or parts of the network from another place.
 _ELSEWHERE = {
     "allow_all_kernels",
     "configuration_files",
@@ -44,7 +44,7 @@ _ELSEWHERE = {
     "use_kernels",
     "use_pretrained_backbone",
 }
-# What a file may choose where transformers takes any other value for a kernel, and downloads it.
+# Allowed values; transformers takes any other value as the name of a kernel and downloads it.
 _CHOICES = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
@@ -68,10 +68,10 @@ def is_known_type(model_type: object) -> bool:
 
 
 def safe_config(folder: str | Path, config_class: type[PretrainedConfig] = PretrainedConfig) -> PretrainedConfig:
-    """The configuration in a folder, without what would run or fetch something; what is left out is said once.
+    """The configuration of a folder without keys that would run or fetch something; each removed key is reported once.
 
     Args:
-        config_class: PretrainedConfig stands for the class of the folder's model_type.
+        config_class: the default, PretrainedConfig, means the class of the folder's model_type.
 
     Raises:
         CheckpointError: no configuration, or one that its class does not take.
@@ -85,9 +85,9 @@ def safe_config(folder: str | Path, config_class: type[PretrainedConfig] = Pretr
             unknown = f"{file}: model type {said.get('model_type')!r} is none that the installed transformers knows"
             raise UnsupportedError(own_code(folder, said) or unknown)
         auto = AutoConfig
-    with tempfile.TemporaryDirectory() as alone, _asking_nothing(), _one_message(file, "not a configuration"):
+    with tempfile.TemporaryDirectory() as alone, _without_questions(), _as_hanmo_error(file, "not a configuration"):
         said = _as_data(said, str(file))
-        # By itself, so that no file beside it can take part.
+        # In a folder of its own, so that transformers reads no other file.
         (Path(alone) / CONFIG_NAME).write_text(json.dumps(said), encoding="utf-8")
         config = auto.from_pretrained(alone, trust_remote_code=False, local_files_only=True)
     config._name_or_path = str(folder)
@@ -110,13 +110,13 @@ def safe_network(
     """
     if folder is not None:
         check_adapter(folder)
-    with _asking_nothing(), _one_message(folder, "transformers cannot open it"):
+    with _without_questions(), _as_hanmo_error(folder, "transformers cannot open it"):
         options |= {"trust_remote_code": False, "local_files_only": True, "output_loading_info": True}
         return network_class.from_pretrained(folder, config=config, **options)
 
 
 def check_adapter(folder: str | Path) -> None:
-    """CheckpointError where an adapter lies beside a model: transformers would apply it, and fetch the base it names."""
+    """Raise CheckpointError for an adapter beside a model: transformers would apply it and download the base it names."""
     if (adapter := Path(folder) / ADAPTER_CONFIG).exists():
         raise CheckpointError(
             f"{adapter}: an adapter beside a model, which hanmo does not apply; merge it into the model with peft "
@@ -130,7 +130,7 @@ def safe_blank(auto_class: Any, folder: str | Path, config: PretrainedConfig) ->
     Raises:
         CheckpointError: transformers cannot build it.
     """
-    with torch.device("meta"), _asking_nothing(), _one_message(folder, "transformers cannot build it"):
+    with torch.device("meta"), _without_questions(), _as_hanmo_error(folder, "transformers cannot build it"):
         return auto_class.from_config(config, trust_remote_code=False)
 
 
@@ -155,7 +155,7 @@ def safe_tokenizer(folder: str | Path, tokenizer_class: Any) -> PreTrainedTokeni
         _check_class(about, said, options["config"])
 
     def opened() -> PreTrainedTokenizerBase:
-        with _asking_nothing(), _one_message(folder, "its tokenizer does not open", VocabularyError):
+        with _without_questions(), _as_hanmo_error(folder, "its tokenizer does not open", VocabularyError):
             return tokenizer_class.from_pretrained(str(folder), **options)
 
     check_tokenizer(folder, opened)
@@ -165,9 +165,9 @@ def safe_tokenizer(folder: str | Path, tokenizer_class: Any) -> PreTrainedTokeni
 
 
 def own_code(folder: str | Path, config: Mapping[str, Any]) -> str:
-    """What to say where transformers has no class for the content of a config.json: that of the folder is never run.
+    """The message for a config.json that transformers has no class for, where the folder names its own code.
 
-    Empty if the folder names none either.
+    Empty if it names none.
     """
     if not config.get("auto_map"):
         return ""
@@ -175,8 +175,8 @@ def own_code(folder: str | Path, config: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _asking_nothing() -> Iterator[None]:
-    """No question on the console: without time for an answer, transformers refuses what it would have asked about."""
+def _without_questions() -> Iterator[None]:
+    """Switch transformers' console questions off: with a timeout of 0 it refuses what it would have asked about."""
     before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
@@ -186,8 +186,8 @@ def _asking_nothing() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_message(where: object, problem: str, kind: type[HanmoError] = CheckpointError) -> Iterator[None]:
-    """What transformers trips over in a folder, as one message."""
+def _as_hanmo_error(where: object, problem: str, kind: type[HanmoError] = CheckpointError) -> Iterator[None]:
+    """Turn the errors that a bad folder causes in transformers into one HanmoError."""
     try:
         yield
     except HanmoError:
@@ -198,7 +198,7 @@ def _one_message(where: object, problem: str, kind: type[HanmoError] = Checkpoin
 
 
 def _as_data(said: dict[str, Any], file: str) -> dict[str, Any]:
-    """A configuration without what names code, kernels or files; in every part of it, for parts are models too."""
+    """A configuration without keys that name code, kernels or files, in all its parts (sub-configurations)."""
     kept = {}
     for key, value in said.items():
         choice = key.removeprefix("_").removesuffix("_internal")
@@ -222,7 +222,7 @@ def _part(value: Any, file: str) -> Any:
 
 
 def _chosen(value: Any, choice: str, file: str) -> Any:
-    """The implementation that a file chooses, or None; of a model of several parts, one for each."""
+    """The implementation that a file chooses if it is allowed, else None; of a model of several parts, one for each."""
     if isinstance(value, dict):
         return {part: _chosen(one, choice, file) for part, one in value.items()}
     if value is None or value in _CHOICES[choice]:
@@ -233,19 +233,19 @@ def _chosen(value: Any, choice: str, file: str) -> Any:
 
 @functools.cache
 def _say(remark: str) -> None:
-    """Once, for a command reads a configuration several times."""
+    """Print a remark once, since a command reads a configuration several times."""
     print(f"hanmo: {remark}", file=sys.stderr)
 
 
 def _config_beside(folder: Path) -> PretrainedConfig:
-    """For the choice of a tokenizer: the model's configuration, or an empty one where it has none that is known."""
+    """The configuration by which AutoTokenizer chooses a class; an empty one if the folder has none of a known type."""
     file = folder / CONFIG_NAME
     known = file.is_file() and is_known_type(read_json(file).get("model_type"))
     return safe_config(folder) if known else PretrainedConfig()
 
 
 def _check_places(about: Path, said: dict[str, Any]) -> None:
-    """A tokenizer's settings are no way to files outside its folder."""
+    """Check that a tokenizer's settings name no files outside its folder."""
     for key in ("init_inputs", "gguf_file", "tokenizer_object"):
         if said.get(key):
             raise VocabularyError(f"{about}: {key} is {said[key]!r}: hanmo reads a tokenizer from its own files alone")
@@ -254,7 +254,7 @@ def _check_places(about: Path, said: dict[str, Any]) -> None:
 
 
 def _check_class(about: Path, said: dict[str, Any], config: PretrainedConfig) -> None:
-    """The class that the folder names must be a tokenizer of transformers, for any class of that name would be taken."""
+    """Check that the class that the folder names is a tokenizer: transformers would take any of its classes by that name."""
     known = type(config) in TOKENIZER_MAPPING
     for name in (said.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
         if name is None:

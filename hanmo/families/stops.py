@@ -1,4 +1,4 @@
-"""What ends a reply, and which of the special ids that a model's files name are tokens of its vocabulary."""
+"""Stop tokens, and special ids of a model's files checked against its vocabulary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Stop:
 
 
 def collect(found: Iterable[tuple[Any, str]], config: PretrainedConfig, tokenizer: Any) -> tuple[Stop, ...]:
-    """Ids with their sources as stops, each once, in order; what is no token of the vocabulary is left out."""
+    """(ids, source) pairs as stops: each id once, in order; ids outside the vocabulary are left out."""
     sources: dict[int, list[str]] = {}
     for said, source in found:
         for id_ in listed(said):
@@ -39,7 +39,7 @@ def collect(found: Iterable[tuple[Any, str]], config: PretrainedConfig, tokenize
 
 
 def listed(said: Any) -> list[Any]:
-    """Ids as the files state them: one, several or none."""
+    """The ids that a file gives under a key, as a list: one, several or none."""
     return [id_ for id_ in (said if isinstance(said, list | tuple) else [said]) if id_ is not None]
 
 
@@ -53,20 +53,20 @@ def has_row(id_: Any, config: PretrainedConfig) -> bool:
     return isinstance(id_, int) and not isinstance(id_, bool) and 0 <= id_ < config.get_text_config().vocab_size
 
 
-def said_by_config(config: PretrainedConfig, key: str) -> Any:
-    """What a configuration, or its part for text, says under a key; None if nothing."""
+def config_value(config: PretrainedConfig, key: str) -> Any:
+    """A configuration's value for a key, or that of its text part; None if neither has one."""
     return next(
         (said for one in (config, config.get_text_config()) if (said := getattr(one, key, None)) is not None), None
     )
 
 
-def strangers(
+def ids_outside_vocabulary(
     config: PretrainedConfig, generation: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[str]:
-    """Remarks on ids that the files name and that the vocabulary does not have, which are ignored."""
+    """One remark for each id that the files name and the vocabulary does not have; such ids are ignored."""
     rows = config.get_text_config().vocab_size
     for key in ID_KEYS:
-        for place, said in ((CONFIG, said_by_config(config, key)), (GENERATION, generation.get(key))):
+        for place, said in ((CONFIG, config_value(config, key)), (GENERATION, generation.get(key))):
             for id_ in listed(said):
                 if not is_token(id_, config, tokenizer):
                     yield f"{place}: {key}={id_!r} is none of the {min(len(tokenizer), rows):,} tokens: ignored"
@@ -75,7 +75,7 @@ def strangers(
 def stated(
     said: Mapping[str, Any], stops: Iterable[Stop], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """What generation_config.json is to say: as before, with these stops, and no id that is not in the vocabulary."""
+    """The content of generation_config.json: ``said`` with these stops and without ids outside the vocabulary."""
 
     def known(ids: Any) -> Any:
         kept = [id_ for id_ in listed(ids) if is_token(id_, config, tokenizer)]
@@ -84,7 +84,7 @@ def stated(
     result = {key: known(value) if key in ID_KEYS else value for key, value in said.items()}
     for key in ID_KEYS:
         if result.get(key) is None:
-            result[key] = known(said_by_config(config, key))
+            result[key] = known(config_value(config, key))
     if result["pad_token_id"] is None:
         result["pad_token_id"] = known(tokenizer.pad_token_id)
     ids = [stop.id for stop in stops]

@@ -1,7 +1,8 @@
-"""What a stranger's tokenizer and configuration may ask for: compared with the files, and tried where only that shows it.
+"""Bounds what an untrusted tokenizer or configuration can cost.
 
-Rules that rewrite text can each double it, forty of them in a row; a configuration may claim a billion layers, or labels.
-Ordinary files are told by looking at them. Any other tokenizer is first opened, and tried on a text, within limits.
+Forty rewriting rules in a row can double a text forty times; a configuration may claim a billion layers or labels. Counts
+are compared with the tensors in the files. A tokenizer whose rules are not known to be harmless is first opened and run on
+a text in a child process with limits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from hanmo.errors import CheckpointError
 from hanmo.files import read_json
-from hanmo.limits import tried
+from hanmo.limits import run_within_limits
 
 _TEXT = "你好,今天天气很好。 Hello,  wörld! 123\n我们一起去公园吧!"
 _FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -24,9 +25,9 @@ _KNOWN = {
     *("CharDelimiterSplit", "UnicodeScripts", "TemplateProcessing", "RobertaProcessing", "BertProcessing"),
     *("WordPiece", "BPEDecoder", "ByteFallback", "Fuse", "CTC"),
 }
-_GROWS = 8  # times that rules may lengthen a text before they are tried
+_GROWS = 8  # factor by which rules may lengthen a text without a trial run
 _PIECES = 64  # of a template around texts
-_LARGE = 100_000  # a number in a tokenizer's settings above which it is tried
+_LARGE = 100_000  # a larger number in a tokenizer's settings asks for a trial run
 _SMALL = 256  # layers that a configuration may name, however few tensors there are
 _COUNTED = re.compile(r"(^|_)(num|n|depth|layers?|blocks?|labels|stages?)(_|$)")
 _LAYERS = re.compile(r"(^|_)(layers?|blocks?)$")
@@ -35,13 +36,13 @@ _MOST = 1_000_000  # labels, experts, heads and the like
 
 
 def check_tokenizer(folder: Path, opened: Callable[[], Any]) -> None:
-    """See that the tokenizer of a folder opens and encodes a text within limits.
+    """Check that the tokenizer of a folder opens and encodes a text within limits.
 
     Args:
         opened: opens it.
 
     Raises:
-        CheckpointError: it does not; names the folder.
+        CheckpointError: it exceeds them; names the folder.
     """
     patterns: list[str] = []
     odd = any(_has_large(read_json(folder / name)) for name in _FILES if (folder / name).is_file())
@@ -61,22 +62,22 @@ def check_tokenizer(folder: Path, opened: Callable[[], Any]) -> None:
         tokenizer.decode(tokenizer.encode(_TEXT + "".join(patterns)))
 
     if odd:
-        tried(attempt, f"{folder}: its tokenizer")
+        run_within_limits(attempt, f"{folder}: its tokenizer")
 
 
 def check_pieces(path: Path) -> None:
-    """See that a model of sentencepiece opens and encodes a text within limits: it may hold rules that rewrite text.
+    """Check that a sentencepiece model, which may hold rewriting rules, opens and encodes a text within limits.
 
     Raises:
-        CheckpointError: it does not.
+        CheckpointError: it exceeds them.
     """
     from sentencepiece import SentencePieceProcessor
 
-    tried(lambda: SentencePieceProcessor(model_file=str(path)).encode(_TEXT), str(path))
+    run_within_limits(lambda: SentencePieceProcessor(model_file=str(path)).encode(_TEXT), str(path))
 
 
 def _has_large(said: Any) -> bool:
-    """Whether some setting is a large number. Lengths are none: a tokenizer only compares with them."""
+    """Whether a setting is a large number. Lengths do not count: a tokenizer only compares with them."""
     if isinstance(said, dict):
         return any(_has_large(value) for key, value in said.items() if not re.search(r"max_len|length|id$", key))
     if isinstance(said, list):
@@ -85,10 +86,10 @@ def _has_large(said: Any) -> bool:
 
 
 def _is_ordinary(said: dict[str, Any], path: Path) -> bool:
-    """Whether nothing in a tokenizer.json can make a text much longer, or take more than a time like its length.
+    """Whether a tokenizer.json lengthens texts little and takes time linear in their length.
 
     Raises:
-        CheckpointError: something makes texts longer without measure.
+        CheckpointError: its rules lengthen texts beyond any use.
     """
     padding = said.get("padding") or {}
     fixed = padding["strategy"].get("Fixed", 0) if isinstance(padding.get("strategy"), dict) else 0
@@ -135,7 +136,7 @@ def _is_simple(pattern: dict[str, str]) -> bool:
 
 
 def _growth(step: dict[str, Any]) -> float:
-    """By how much a replacement lengthens a text at most: each match becomes the content; a match of nothing adds it."""
+    """The largest factor by which a replacement lengthens a text; an empty match inserts the whole content."""
     plain = step["pattern"].get("String")
     return (
         max(1.0, len(step["content"].encode()) / len(plain.encode())) if plain else 1.0 + len(step["content"].encode())
@@ -143,14 +144,14 @@ def _growth(step: dict[str, Any]) -> float:
 
 
 def _patterns(said: dict[str, Any]) -> Iterator[str]:
-    """What is replaced, so that the text that is tried has it."""
+    """The replaced strings, which the text of a trial run must contain."""
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         for step in _steps(said.get(part)):
             yield step.get("pattern", {}).get("String", "")
 
 
 def check_counts(config: dict[str, Any], tensors: int, where: object) -> None:
-    """CheckpointError if a configuration counts more layers than there are tensors, or anything by the million.
+    """Raise CheckpointError if a configuration claims more layers than there are tensors, or any other count in the millions.
 
     Building a network, even one without memory for its weights, takes time and memory for each.
     """

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hanmo.errors import ConfigError
 from hanmo.families.base import Context, DecodingForm, OpenedModel, Prompt, Rules
+from hanmo.families.batching import batch_groups
 from hanmo.families.finite import require_logprobs
 from hanmo.families.heads import without_barred
-from hanmo.families.ways import together
 from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Hypothesis
 from hanmo.generation.draws import Place, Sampler, placed_sampler
 from hanmo.generation.filters import top_k, top_p
@@ -75,7 +75,7 @@ def generate(
     found = [Generation((), (), 0.0, False)] * len(contexts)
     with _evaluating(opened.network):
         try:
-            for chosen in together(opened.network, [len(context.ids) for context in contexts]):
+            for chosen in batch_groups(opened.network, [len(context.ids) for context in contexts]):
                 given = [contexts[number] for number in chosen]
                 kept = [places[number] for number in chosen]
                 batch = _batch(opened, given, settings, _of_rows(sampler, chosen), form, kept)
@@ -109,7 +109,7 @@ def search(
     """Beam search that returns all replies it has kept for each context (at most ``num_beams``), best first."""
     found: dict[int, list[Hypothesis]] = {}
     with _evaluating(opened.network):
-        for chosen in together(opened.network, [len(context.ids) for context in contexts]):
+        for chosen in batch_groups(opened.network, [len(context.ids) for context in contexts]):
             places = [Place(number) for number in chosen]
             batch = _Beams(opened, [contexts[number] for number in chosen], settings, None, form, places)
             for _ in batch.run():

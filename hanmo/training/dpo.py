@@ -26,8 +26,8 @@ from hanmo.training.alignment import (
     prepare_pairs,
     row_inputs,
 )
-from hanmo.training.alone import only_run
 from hanmo.training.callbacks import read_metrics
+from hanmo.training.exclusive import exclusive_run
 from hanmo.training.run import arguments, begin, callbacks, figures, kept_step, rate_factor
 
 
@@ -141,7 +141,7 @@ class DpoTrainer(PairTrainer):
         }
 
 
-@only_run
+@exclusive_run
 def dpo(config: DpoConfig, resume: bool = False, show: TrainerCallback | None = None) -> PairOutcome:
     """Train on preferences; the run's folder is described in ``training/run.py``.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hanmo.losses import clipped_policy_loss, group_advantages, kl_estimates, policy_statistics
-from hanmo.training.alone import only_run
+from hanmo.training.exclusive import exclusive_run
 from hanmo.training.policy import Experience, PolicyConfig, PolicyTrainer
 from hanmo.training.policy_run import PolicyOutcome, run_policy
 from hanmo.training.rollout import Engine
@@ -73,7 +73,7 @@ def grpo_losses(trainer: GrpoTrainer, logprob_N: Tensor, tokens: dict[str, Tenso
     return losses_N
 
 
-@only_run
+@exclusive_run
 def grpo(
     config: GrpoConfig, resume: bool = False, show: TrainerCallback | None = None, engine: Engine | None = None
 ) -> PolicyOutcome:

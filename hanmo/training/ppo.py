@@ -26,7 +26,7 @@ from hanmo.losses import (
     value_clip_count,
 )
 from hanmo.records import Rejects, iter_records
-from hanmo.training.alone import only_run
+from hanmo.training.exclusive import exclusive_run
 from hanmo.training.policy import Experience, PolicyConfig, PolicyTrainer
 from hanmo.training.policy_run import PolicyOutcome, run_policy
 from hanmo.training.rollout import Engine, prompt_order
@@ -176,7 +176,7 @@ class PpoTrainer(PolicyTrainer):
         return loss.detach()
 
 
-@only_run
+@exclusive_run
 def ppo(
     config: PpoConfig, resume: bool = False, show: TrainerCallback | None = None, engine: Engine | None = None
 ) -> PolicyOutcome:

@@ -18,7 +18,7 @@ from hanmo.families.base import Family, OpenedModel
 from hanmo.records import Plain, Rejects, iter_records
 from hanmo.training import stage
 from hanmo.training.adapt import checkpoint_layers
-from hanmo.training.alone import only_run
+from hanmo.training.exclusive import exclusive_run
 from hanmo.training.parallel import read_once
 from hanmo.training.run import Outcome, data_files, open_for_training, tokenising, trainer_settings
 from hanmo.training.settings import RunConfig, one_checkpointing, one_parallelism
@@ -60,7 +60,7 @@ class PretrainConfig(RunConfig):
         one_parallelism(self.tensor_parallel, self.trainer)
 
 
-@only_run
+@exclusive_run
 def pretrain(config: PretrainConfig, resume: bool = False, show: TrainerCallback | None = None) -> Outcome:
     """Pretrain a model; the run's folder is described in ``training/run.py``.
 

@@ -27,8 +27,8 @@ from hanmo.training.alignment import (
     row_inputs,
     values_at,
 )
-from hanmo.training.alone import only_run
 from hanmo.training.callbacks import read_metrics
+from hanmo.training.exclusive import exclusive_run
 from hanmo.training.run import arguments, begin, callbacks, figures, kept_step, rate_factor
 
 
@@ -85,7 +85,7 @@ class RewardTrainer(PairTrainer):
         }
 
 
-@only_run
+@exclusive_run
 def train_reward(config: RewardConfig, resume: bool = False, show: TrainerCallback | None = None) -> PairOutcome:
     """Train a reward model; the run's folder is described in ``training/run.py``.
 

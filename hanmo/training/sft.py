@@ -18,7 +18,7 @@ from hanmo.families.base import OpenedModel
 from hanmo.records import Rejects, iter_records
 from hanmo.training import stage
 from hanmo.training.adapt import LoraSettings, add_lora, checkpoint_layers, freeze_layers
-from hanmo.training.alone import only_run
+from hanmo.training.exclusive import exclusive_run
 from hanmo.training.parallel import read_once
 from hanmo.training.run import (
     Outcome,
@@ -71,7 +71,7 @@ class SftConfig(TuningConfig):
         one_parallelism(self.tensor_parallel, self.trainer)
 
 
-@only_run
+@exclusive_run
 def sft(config: SftConfig, resume: bool = False, show: TrainerCallback | None = None) -> Outcome:
     """Fine-tune a model; the run's folder is described in ``training/run.py``.
 

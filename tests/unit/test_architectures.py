@@ -92,5 +92,5 @@ def test_sparse_attention_comes_back_after_a_short_text() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sound_models_are_read_in_the_fastest_way(name: str, dtype: torch.dtype) -> None:
     """In batches, from their caches; rounding is not mistaken for a model that reads otherwise in company."""
-    ways = adopted(build(name).to(dtype)).network.ways
-    assert ways.batch == ways.rows == "any" and ways.continues and ways.cached == (name != "openai-gpt")
+    batching = adopted(build(name).to(dtype)).network.batching
+    assert batching.batch == batching.rows == "any" and batching.continues and batching.cached == (name != "openai-gpt")

@@ -14,8 +14,8 @@ import yaml
 
 from hanmo.data import blocks
 from hanmo.data.cleaning import clean as clean_module
+from hanmo.data.cleaning.block_files import StepReport, read_judged, read_reports, write_block
 from hanmo.data.cleaning.clean import Cleaned, clean, report
-from hanmo.data.cleaning.judged import StepReport, read_judged, read_reports, write_block
 from hanmo.data.cleaning.personal import found, masked
 from hanmo.data.cleaning.recipe import Recipe, build, load, named
 from hanmo.data.cleaning.statistics import Fluency, Relevance

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from hanmo.data.cleaning.duplicates import NearlySame, SameSessions, SameUtterances
 from hanmo.data.cleaning.steps import Parrot, Words
+from hanmo.data.folding import folded
 from hanmo.data.leaks import find_leaks
-from hanmo.data.splits import fingerprint, folded
+from hanmo.data.splits import fingerprint
 from hanmo.records import Dialogue, Text, write_records
 
 # What is told apart, written by hand; both sides of each pair had one folded text before.

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hanmo.data.folding import folded
 from hanmo.data.leaks import find_leaks
-from hanmo.data.splits import Shares, fingerprint, folded
+from hanmo.data.splits import Shares, fingerprint
 from hanmo.errors import ConfigError
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, write_records
 

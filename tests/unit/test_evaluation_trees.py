@@ -24,10 +24,10 @@ from transformers import (
 from hanmo.evaluation import candidates, trees
 from hanmo.evaluation.candidates import score_alone, score_candidates
 from hanmo.families.base import OpenedModel, Part, Prompt
+from hanmo.families.batching import batching_of
 from hanmo.families.causal import causal_prompt
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.families.huggingface.modeling import adopt
-from hanmo.families.ways import ways_of
 from tests.unit.test_evaluation_candidates import SPECIALS, louder, opened, questions
 
 READERS = ("pangu", "gpt2", "qwen3", "llama")
@@ -164,7 +164,7 @@ def test_no_token_is_read_twice_and_none_is_filled_up(monkeypatch: pytest.Monkey
         read.append(inputs["input_ids"].numel())
 
     model = gpt2()
-    ways_of(model.network)  # asked once, by texts of its own
+    batching_of(model.network)  # asked once, by texts of its own
     monkeypatch.setattr(GPT2LMHeadModel, "forward", None)  # logits of all places are never made
     handle = model.network.base_model.register_forward_pre_hook(counting, with_kwargs=True)
     context = tuple(range(10, 60))

@@ -20,7 +20,7 @@ from hanmo.checkpoints.inspect import inspect_model
 from hanmo.checkpoints.verifying import verify_reading
 from hanmo.errors import CheckpointError, HanmoError
 from hanmo.families.huggingface.templates import TemplateRefusalError, is_plain, render_template
-from hanmo.limits import tried
+from hanmo.limits import run_within_limits
 from tests.hostile import command, run
 from tests.unit.checkpoint_files import HUB, original_tensors, write_hub
 from tests.unit.hostile_files import FOLDERS, HONEST, ORIGINALS, TEMPLATES, WIDE, deflated, rewritten
@@ -220,7 +220,7 @@ def test_ctrl_c_ends_what_is_tried_and_its_process(tmp_path: Path) -> None:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, 0.5)
         try:
-            tried(endless, "a file")
+            run_within_limits(endless, "a file")
         except KeyboardInterrupt:
             print("stopped")
             raise SystemExit(3) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks, share_place
-from hanmo.data.cleaning.judged import (
+from hanmo.data.cleaning.block_files import (
     EXAMPLES,
     FORM,
     Judged,

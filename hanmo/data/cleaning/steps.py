@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 
+from hanmo.data.folding import folded
 from hanmo.data.sources.reading import lines
-from hanmo.data.splits import folded
 
 Turns = Sequence[str]
 

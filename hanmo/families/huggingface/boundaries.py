@@ -1,8 +1,8 @@
-"""Where a boundary of texts falls among ids: an answer has the ids that it has behind its prompt, not those it has alone.
+"""Where prompt and answer meet among ids: an answer is tokenised as it follows its prompt, not as a text of its own.
 
 SentencePiece puts ``▁`` before a text by itself, byte-level tokenizers join a space to the word behind it, and a chat
-template may write white space where an answer begins. A prompt always has the ids that it has alone, since those are all
-a model is given when it is asked; what is learned or scored after it is what it would have to say from there on.
+template may write white space where an answer begins. A prompt always has the ids that it has alone, since a model is given
+just those in generation; the ids that are learned or scored are those it would have to generate next.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 from hanmo.errors import HanmoError
 
 Message = dict[str, str]
-ANCHORS = ("。", "a", "0", "\n", " ")  # texts that few tokenizers join with what follows them, at least one of them
+ANCHORS = ("。", "a", "0", "\n", " ")  # of these texts at least one is never joined with what follows it
 
 
 def plain(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text, without what the tokenizer puts around one."""
+    """The ids of a text, without the special tokens that the tokenizer adds around it."""
     return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
 
 
 def behind(tokenizer: Any, given: str, text: str) -> list[int]:
-    """The ids of a text that stands behind a given one.
+    """The ids of ``text`` as it follows ``given``.
 
-    Where a token would hold the end of what is given and the beginning of the text, what is given keeps its own ids and
-    the text has those that it has behind some other character.
+    Where one token would span the boundary, ``given`` keeps its own ids and ``text`` is tokenised as it follows one of
+    ``ANCHORS`` instead.
     """
     if not text:
         return []
@@ -39,10 +39,9 @@ def behind(tokenizer: Any, given: str, text: str) -> list[int]:
 
 
 def separator(tokenizer: Any) -> str:
-    """What stands between turns where there is no chat template, so that they have other ids than one turn.
+    """The text between turns where there is no chat template, such that two turns and one joined turn differ in ids.
 
-    A line break; where the tokenizer drops it, or makes it a space, the token between sentences, the token that ends a
-    text, or a bar.
+    A line break; where the tokenizer drops it or makes it a space, ``sep_token``, ``eos_token`` or a bar.
     """
     joined = [plain(tokenizer, text) for text in ("一二", "一 二")]
     for mark in ("\n", tokenizer.sep_token, tokenizer.eos_token, "|"):
@@ -53,12 +52,12 @@ def separator(tokenizer: Any) -> str:
 
 @dataclass(frozen=True)
 class TemplateForm:
-    """What a chat template does with messages, found out by rendering some.
+    """How a chat template treats messages, found by rendering some.
 
     Attributes:
-        system: it has a place for a system message.
-        lead: white space that it writes between a prompt and the assistant's text; "" if it writes anything else.
-        strips: it takes white space from the ends of the assistant's text.
+        system: it takes a system message.
+        lead: white space that it writes between a prompt and the assistant's text; "" if it writes anything else there.
+        strips: it strips the assistant's text.
     """
 
     system: bool
@@ -67,7 +66,7 @@ class TemplateForm:
 
     @classmethod
     def of(cls, render: Callable[[list[Message], bool], str]) -> TemplateForm:
-        """``render``: messages, and whether an answer is asked for, as text."""
+        """``render(messages, ask)`` gives the rendered text; ``ask`` adds the generation prompt."""
         user = {"role": "user", "content": "甲"}
         try:
             system = "丙丁" in render([{"role": "system", "content": "丙丁"}, user], True)
@@ -82,7 +81,7 @@ class TemplateForm:
         return cls(system, lead if lead.isspace() and said[0].startswith(asked) else "", "  乙  " not in rests[1])
 
     def messages(self, system: str, turns: list[Message]) -> list[Message]:
-        """Messages with the system text: as one of its own, or before the text of the first user turn."""
+        """Messages with the system text: as a message of its own, or before the text of the first user turn."""
         if not system:
             return turns
         if self.system:
@@ -97,7 +96,7 @@ class TemplateForm:
         return [*turns[:place], first, *turns[place + 1 :]]
 
     def said(self, given: str, prefix: str, answer: str) -> tuple[str, str]:
-        """What the model is given with the words that open its answer, and what it says after them."""
+        """The rendered prompt followed by ``prefix`` (the given beginning of the answer), and the rest of the answer."""
         if prefix:
             return given + self.lead + prefix, answer.rstrip() if self.strips else answer
         answer = answer.strip() if self.strips else answer

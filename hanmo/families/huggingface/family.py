@@ -24,7 +24,7 @@ from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.families.huggingface.stops import stops_of
 from hanmo.families.huggingface.templates import render_template
 from hanmo.families.huggingface.text import without_blanks
-from hanmo.families.stops import Stop, has_row, said_by_config
+from hanmo.families.stops import Stop, config_value, has_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 
 
@@ -159,7 +159,7 @@ class HuggingfaceFamily(Family):
     @cached_property
     def _decoder_start(self) -> int:
         """What an encoder-decoder's decoder reads first."""
-        found = [said_by_config(self.config, "decoder_start_token_id"), self.generation.get("decoder_start_token_id")]
+        found = [config_value(self.config, "decoder_start_token_id"), self.generation.get("decoder_start_token_id")]
         known = [id_ for id_ in (*found, self.config.bos_token_id) if has_row(id_, self.config)]
         if not known:
             raise UnsupportedError(

@@ -29,7 +29,7 @@ from hanmo.families.heads import (
     values_of,
     without_barred,
 )
-from hanmo.families.huggingface.probes import SPARSE, FoundWays, find_ways, head_is_exact, packing_is_exact
+from hanmo.families.huggingface.probes import SPARSE, ProbedBatching, find_batching, head_is_exact, packing_is_exact
 from hanmo.families.huggingface.ranks import settle_heads, with_plan
 from hanmo.families.huggingface.states import ReadAgain, TransformersState
 from hanmo.families.prenorm import check_positions
@@ -52,7 +52,7 @@ class TransformersRows:
     packing_is_exact: bool | None = None
     #: ``tree`` computes what it should; None: nobody has asked yet
     trees_are_exact: bool | None = None
-    _ways: FoundWays | None = None
+    _batching: ProbedBatching | None = None
     value_head: ValueHead | None
     critic: Any
 
@@ -93,7 +93,7 @@ class TransformersRows:
         return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA)
 
     def _settle_attention(self) -> None:
-        """BigBird gives sparse attention up for good when it meets a short text; the next long one needs it again."""
+        """Restore BigBird's sparse attention: it switches to full attention at a short text and never switches back."""
         if getattr(self.config, "attention_type", "") == SPARSE:  # type: ignore[attr-defined]
             for module in self.modules():  # type: ignore[attr-defined]
                 if module is not self and getattr(module, "attention_type", SPARSE) != SPARSE:
@@ -108,28 +108,28 @@ class TransformersRows:
             )
 
     @property
-    def ways(self) -> FoundWays:
-        """In which company texts are read as alone; probed when it is first asked."""
-        if self._ways is None:
-            self._ways = find_ways(self)
-        return self._ways
+    def batching(self) -> ProbedBatching:
+        """Which texts can share a batch; probed at the first use."""
+        if self._batching is None:
+            self._batching = find_batching(self)
+        return self._batching
 
     def prefill(self, **inputs: Tensor) -> tuple[Tensor, Any]:
         """Read prompts: logits after the last token (R, 1, V) and the state to go on from.
 
-        They are filled on the left; what an encoder reads, on the right.
+        Prompts are padded on the left, the input of an encoder on the right.
         """
-        return self.read(self.ways, **inputs)
+        return self.read(self.batching, **inputs)
 
-    def read(self, ways: FoundWays, **inputs: Tensor) -> tuple[Tensor, Any]:
-        """``prefill`` in one of the ways to do it."""
+    def read(self, batching: ProbedBatching, **inputs: Tensor) -> tuple[Tensor, Any]:
+        """``prefill`` with a given ``batching``; ``find_batching`` tries several."""
         self._settle_attention()
         mask_RT = inputs["attention_mask"]
         start_R1 = inputs.get("decoder_input_ids")
         encoder = None
         if start_R1 is not None:
             encoder = self.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_RT)  # type: ignore[attr-defined]
-        if not ways.cached:
+        if not batching.cached:
             again = ReadAgain.of(inputs["input_ids"], mask_RT) if start_R1 is None else ReadAgain(start_R1)
             again.encoder, again.encoder_mask_RT = encoder, None if encoder is None else mask_RT
             return again.logits(self.forward, 1), again
@@ -139,10 +139,10 @@ class TransformersRows:
             )
             state = TransformersState(output.past_key_values, torch.ones_like(start_R1), encoder, mask_RT)
             return output.logits, state
-        if not ways.positions:
+        if not batching.positions:
             inputs.pop("position_ids", None)
         output = self.forward(**self._known(inputs), use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1:], TransformersState(output.past_key_values, mask_RT, positions=ways.positions)
+        return output.logits[:, -1:], TransformersState(output.past_key_values, mask_RT, positions=batching.positions)
 
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
         """Feed q further tokens to every row: logits (R, q, V); ``state`` is extended in place."""
@@ -242,7 +242,7 @@ class TransformersModel:
 
     @staticmethod
     def from_pretrained(path: Path, config: PretrainedConfig, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """The model of a folder, and what was missing; for ``safe_network``, which sees to it that no code runs."""
+        """The model of a folder, and what was missing. Use it through ``safe_network``, which prevents code from running."""
         auto = _auto_class(path, config)
         if cut := kwargs.get("distributed_config"):
             kwargs["distributed_config"] = with_plan(cut, config)

@@ -1,4 +1,4 @@
-"""What a transformers model can do exactly, found by asking it: architectures differ in what they leave aside.
+"""Probes that find what a transformers model computes exactly: architectures differ in which inputs they ignore.
 
 Shape suffixes: R rows, T tokens, q new tokens, V vocabulary.
 """
@@ -15,28 +15,28 @@ from torch import Tensor
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import stack
+from hanmo.families.batching import Batching
 from hanmo.families.finite import require_finite
 from hanmo.families.int8 import is_int8
-from hanmo.families.ways import Ways
 
 TOLERANCE = 1e-3  # relative to the largest value; scaled or capped logits are off by whole units
-CLOSE = 1e-4  # of logits in fp32, in company and alone: root mean squares of the difference by that of the logits
+CLOSE = 1e-4  # RMS of the difference between batched and single logits over the RMS of the logits, in fp32
 CLOSE_ROUNDED = 0.15  # the same in half precision and int8, where rounding grows from layer to layer
-#: a model that is built differently answers a probe with one of these
-ODD = (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError)
+#: what a model of an unusual architecture raises in a probe
+PROBE_ERRORS = (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError)
 LENGTHS = (5, 11)  # of the prompts of a probe
-SAID = 3  # tokens that go on from each
+SAID = 3  # tokens that follow each prompt
 SPARSE = "block_sparse"  # attention of BigBird
 Batch = Literal["any", "even", "one"]
 
 
 @dataclass(frozen=True)
-class FoundWays(Ways):
-    """What a probe has found.
+class ProbedBatching(Batching):
+    """The ``Batching`` that a probe has found for a transformers model.
 
     Attributes:
-        cached: what was read is kept by the model's own cache; otherwise all of it is read again for every token.
-        positions: the model is told positions; otherwise it counts by itself.
+        cached: the model's own cache is right; otherwise the whole text is read again for every token.
+        positions: the model is given position ids; otherwise it counts positions by itself.
     """
 
     cached: bool = True
@@ -45,7 +45,7 @@ class FoundWays(Ways):
 
 @contextmanager
 def asked(model: Any) -> Iterator[torch.Generator]:
-    """Without dropout and gradients; a generator that draws the same every time."""
+    """Switch dropout and gradients off; yields a generator with a fixed seed."""
     training = model.training
     model.eval()
     try:
@@ -56,7 +56,7 @@ def asked(model: Any) -> Iterator[torch.Generator]:
 
 
 def drawn(model: Any, generator: torch.Generator, *shape: int) -> Tensor:
-    """Ids of the vocabulary, none of which is the padding's: some models do not count that."""
+    """Random ids of the vocabulary without the padding id, which some models mask by themselves."""
     config = model.config.get_text_config()
     ids = torch.randint(config.vocab_size, shape, generator=generator)
     pad_id = getattr(config, "pad_token_id", None)
@@ -64,11 +64,11 @@ def drawn(model: Any, generator: torch.Generator, *shape: int) -> Tensor:
     return ids.to(model.get_input_embeddings().weight.device)
 
 
-def find_ways(model: Any) -> FoundWays:
-    """Decode and score in every way, the fastest first, and compare with the model's own logits of each text alone.
+def find_batching(model: Any) -> ProbedBatching:
+    """Try every ``ProbedBatching``, the fastest first, and return the first whose logits are those of each text alone.
 
     Raises:
-        UnsupportedError: none is right.
+        UnsupportedError: none gives the right logits.
     """
     with asked(model) as generator:
         prompts = [drawn(model, generator, length) for length in (*LENGTHS, LENGTHS[1])]
@@ -76,7 +76,7 @@ def find_ways(model: Any) -> FoundWays:
         try:
             whole = [_own_logits(model, prompt, said_S) for prompt, said_S in zip(prompts, said_RS, strict=True)]
             start = [_own_logits(model, prompt, said_S[:1]) for prompt, said_S in zip(prompts, said_RS, strict=True)]
-        except ODD as error:
+        except PROBE_ERRORS as error:
             raise UnsupportedError(f"{_named(model)} is not read like a language model: {error}") from error
         expected_RSV = torch.stack(whole)
         if bool(expected_RSV.isnan().any()) or bool(expected_RSV.isposinf().any()):
@@ -90,18 +90,20 @@ def find_ways(model: Any) -> FoundWays:
         alone = _depends_on_size(model.config)
         rows: Literal["any", "one"] = "any" if not alone and probe.rows() else "one"
         for cached, positions, batch in _candidates(model):
-            ways = FoundWays(batch=batch, rows=rows, cached=cached, positions=positions)
+            batching = ProbedBatching(batch=batch, rows=rows, cached=cached, positions=positions)
             if alone and (cached or batch != "one"):
                 continue
-            if probe.decodes(ways):
-                return FoundWays(batch, batch == "any" and probe.decodes(ways, at_once=SAID), rows, cached, positions)
+            if probe.decodes(batching):
+                return ProbedBatching(
+                    batch, batch == "any" and probe.decodes(batching, at_once=SAID), rows, cached, positions
+                )
     raise UnsupportedError(
         f"{_named(model)} does not go on from what it has read as it reads the whole: it cannot be decoded"
     )
 
 
 def _candidates(model: Any) -> Iterator[tuple[bool, bool, Batch]]:
-    """Ways to decode (cached, positions, batch), the fastest first."""
+    """(cached, positions, batch) to try, the fastest first."""
     told: Sequence[bool] = (False,) if model.config.is_encoder_decoder else (True, False)
     batches: tuple[Batch, ...] = ("any", "even", "one")
     yield from ((True, positions, batch) for batch in batches for positions in told)
@@ -109,9 +111,9 @@ def _candidates(model: Any) -> Iterator[tuple[bool, bool, Batch]]:
 
 
 def _depends_on_size(config: Any) -> bool:
-    """Some models read a text otherwise when the batch or the pieces it is fed in get larger than a probe is.
+    """Whether a model's results change with the size of a batch, beyond the sizes that a probe tries.
 
-    Experts that take in so many tokens and drop the others; attention that is sparse from some width of the batch on.
+    Experts with a capacity drop the tokens above it; BigBird's attention is sparse only above some width.
     """
     return hasattr(config, "expert_capacity") or getattr(config, "attention_type", "") == SPARSE
 
@@ -121,7 +123,7 @@ def _named(model: Any) -> str:
 
 
 def _own_logits(model: Any, prompt_T: Tensor, said_S: Tensor) -> Tensor:
-    """The model's own logits (S + 1, V) of what follows a prompt, from one look at the whole."""
+    """The model's own logits (S + 1, V) of what follows a prompt, from one forward pass without a cache."""
     if model.config.is_encoder_decoder:
         fed = torch.cat([said_S.new_tensor([model.config.decoder_start_token_id]), said_S])
         logits = model(input_ids=prompt_T[None], decoder_input_ids=fed[None], use_cache=False).logits
@@ -131,7 +133,7 @@ def _own_logits(model: Any, prompt_T: Tensor, said_S: Tensor) -> Tensor:
 
 
 def _close(model: Any, found: Tensor, expected: Tensor) -> bool:
-    """Logits (…, V), of which -inf says that a token is never said."""
+    """Compare logits (…, V); places that are -inf in ``expected`` (ids the model rules out) are left out."""
     said = expected.isfinite()
     difference, size = ((x[said]).square().mean().sqrt() for x in (found.float() - expected, expected))
     exact = model.dtype == torch.float32 and not is_int8(model)
@@ -140,7 +142,7 @@ def _close(model: Any, found: Tensor, expected: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _Probe:
-    """Two prompts of unlike and two of even length, what is said after each, and the logits that predict it."""
+    """Prompts of different and of equal length, what follows each, and the logits that predict it."""
 
     model: Any
     prompts: list[Tensor]
@@ -148,7 +150,7 @@ class _Probe:
     expected: Tensor  # (R, S + 1, V)
 
     def rows(self) -> bool:
-        """Rows of unlike length are read together as alone, filled on the right."""
+        """Whether rows of different lengths, padded on the right, are scored in one batch as each alone."""
         encodes = self.model.config.is_encoder_decoder
         rows = [torch.cat([p, s]) for p, s in zip(self.prompts, self.said, strict=True)]
         inputs = stack([_with_mask(row) for row in (self.prompts if encodes else rows)], {})
@@ -157,34 +159,34 @@ class _Probe:
             inputs["decoder_input_ids"] = torch.cat([start, self.said], dim=1)
         try:
             logits_RTV = self.model(**inputs, use_cache=False).logits
-        except ODD:
+        except PROBE_ERRORS:
             return False
         ends = [logits_RTV.shape[1] if encodes else len(row) for row in rows]
         found = [logits_RTV[number, end - SAID - 1 : end] for number, end in enumerate(ends)]
         return self._right(torch.stack(found), self.expected)
 
-    def decodes(self, ways: FoundWays, at_once: int = 1) -> bool:
-        """Prompts are read together and gone on from, in another order and with one row doubled."""
-        groups = {"any": [[0, 1]], "even": [[1, 2]], "one": [[0], [1]]}[ways.batch]
+    def decodes(self, batching: ProbedBatching, at_once: int = 1) -> bool:
+        """Whether decoding is exact: prompts are read in one batch and continued in another order, one row twice."""
+        groups = {"any": [[0, 1]], "even": [[1, 2]], "one": [[0], [1]]}[batching.batch]
         try:
-            return all(self._decodes(ways, group, at_once) for group in groups)
-        except ODD:
+            return all(self._decodes(batching, group, at_once) for group in groups)
+        except PROBE_ERRORS:
             return False
 
-    def _decodes(self, ways: FoundWays, group: list[int], at_once: int) -> bool:
+    def _decodes(self, batching: ProbedBatching, group: list[int], at_once: int) -> bool:
         model, encodes = self.model, self.model.config.is_encoder_decoder
         inputs = stack([_with_mask(self.prompts[number]) for number in group], {}, left=not encodes)
         if encodes:
             inputs["decoder_input_ids"] = torch.full_like(
                 inputs["input_ids"][:, :1], model.config.decoder_start_token_id
             )
-        logits_R1V, first = model.read(ways, **inputs)
+        logits_R1V, first = model.read(batching, **inputs)
         found = [self._right(logits_R1V[:, 0], self.expected[group, 0])]
         lengths = torch.tensor([len(self.prompts[number]) for number in group], device=model.device)
         kept = list(range(len(group)))
         state = first
         for start in range(0, SAID, at_once):
-            if start < 2:  # what is taken shares nothing with what it is taken from
+            if start < 2:  # ``take`` must copy: ``first`` is used again below
                 taken = [*reversed(range(len(kept))), 0]
                 kept = [kept[place] for place in taken]
                 state = state.take(torch.tensor(taken, device=model.device))
@@ -219,7 +221,7 @@ def head_is_exact(model: Any, last_hidden: Any) -> bool:
         own = model(**inputs).logits
         try:
             difference = (model.get_output_embeddings()(last_hidden(model, **inputs)) - own).abs().max()
-        except ODD:
+        except PROBE_ERRORS:
             return False  # built differently: whole logits are always right
         return bool(difference <= TOLERANCE * own.abs().max())
 
@@ -239,7 +241,7 @@ def packing_is_exact(model: Any) -> bool:
             together = model.base_model(input_ids=ids, position_ids=torch.stack([places, padded]), use_cache=False)
             pieces = [*ids[0].split(lengths), *ids[1].split(lengths)[:2]]
             alone = [model.base_model(input_ids=piece[None], use_cache=False).last_hidden_state[0] for piece in pieces]
-        except ODD:
+        except PROBE_ERRORS:
             return False  # built differently, e.g. without positions
         expected = torch.cat(alone).float()
         found = together.last_hidden_state.flatten(0, 1)[: len(expected)].float()

@@ -1,8 +1,8 @@
-"""The process in which chat templates are rendered: a request on a line of standard input, its answer on one of standard output.
+"""Script of the process that renders chat templates: a JSON request per line of standard input, an answer per line of output.
 
-A template is a program of its own, and of a stranger: jinja's sandbox, which transformers uses, keeps it from files and
-attributes, but not from making a text of ten billion letters or from counting to it. This file is run by
-``templates.py`` as a script, so that neither torch nor hanmo's families are loaded.
+A template is an untrusted program. jinja's sandbox, which transformers uses, keeps it from files and attributes, but not
+from building a text of ten billion characters or from looping as often. ``templates.py`` runs this file as a script, so
+that neither torch nor hanmo's families are loaded.
 """
 
 from __future__ import annotations

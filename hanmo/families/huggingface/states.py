@@ -1,4 +1,4 @@
-"""What a transformers model has read so far: kept in its cache, or to be read again."""
+"""Decoding states of transformers models: a cache, or the ids to be read again at every step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.cache_utils import EncoderDecoderCache
 
 
 class TransformersState:
-    """The cache of transformers and the mask of what is in it, as a decoding state."""
+    """A decoding state made of transformers' cache and the attention mask of its content."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ def _own_layers(cache: Any) -> Any:
 
 
 def _own_layer(layer: Any) -> Any:
-    """Recurrent layers keep their states in dictionaries."""
+    """A copy of a layer; recurrent layers keep their states in dictionaries, which are copied too."""
     new = copy.copy(layer)
     for name, value in vars(layer).items():
         if isinstance(value, dict):
@@ -63,11 +63,11 @@ def _encoder_rows(encoder: Any, rows: Tensor) -> Any:
 
 
 class ReadAgain:
-    """The ids of every row, filled on the right: for models without a cache, or with one that does not do what it should.
+    """A decoding state for models without a usable cache: the ids of every row, padded on the right.
 
     Args:
-        ids_RC: of the rows.
-        lengths_R: how many of them there are; all if not given.
+        ids_RC: int64, padded.
+        lengths_R: number of ids of each row; default: all columns.
     """
 
     def __init__(self, ids_RC: Tensor, lengths_R: Tensor | None = None):
@@ -78,7 +78,7 @@ class ReadAgain:
 
     @classmethod
     def of(cls, ids_RT: Tensor, mask_RT: Tensor) -> ReadAgain:
-        """Of prompts that are filled on the left."""
+        """The state of prompts that are padded on the left."""
         lengths_R = mask_RT.sum(1)
         columns = torch.arange(ids_RT.shape[1], device=ids_RT.device) + (ids_RT.shape[1] - lengths_R)[:, None]
         return cls(ids_RT.gather(1, columns % ids_RT.shape[1]) * cls._mask(ids_RT, lengths_R), lengths_R)
@@ -88,14 +88,14 @@ class ReadAgain:
         return (torch.arange(ids_RC.shape[1], device=ids_RC.device) < lengths_R[:, None]).long()
 
     def extend(self, ids_Rq: Tensor) -> None:
-        """Every row goes on with these."""
+        """Append ids to every row."""
         q = ids_Rq.shape[1]
         places_Rq = self.lengths_R[:, None] + torch.arange(q, device=ids_Rq.device)
         self.ids_RC = torch.nn.functional.pad(self.ids_RC, (0, q)).scatter(1, places_Rq, ids_Rq)
         self.lengths_R = self.lengths_R + q
 
     def logits(self, forward: Callable[..., Any], count: int) -> Tensor:
-        """After the last ``count`` tokens of every row, (R, count, V)."""
+        """The logits after the last ``count`` tokens of every row, (R, count, V)."""
         mask_RC = self._mask(self.ids_RC, self.lengths_R)
         if self.encoder is None:
             output = forward(input_ids=self.ids_RC, attention_mask=mask_RC, use_cache=False)

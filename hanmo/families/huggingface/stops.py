@@ -1,4 +1,4 @@
-"""Where any transformers model's replies end, by its chat template, tokenizer and configurations."""
+"""The stop tokens of a transformers model, from its chat template, tokenizer and configuration files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.huggingface.templates import render_template
-from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, said_by_config
+from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value
 
-# Turns that no template holds by itself and none changes.
+# Texts of turns that no template contains by itself or changes.
 _ASKED, _SAID, _ASKED_AGAIN = "Qxqxq", "Rxrxr", "Qzqzq"
 _BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
@@ -20,16 +20,16 @@ _BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 def stops_of(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, generation: Mapping[str, Any]
 ) -> tuple[Stop, ...]:
-    """The tokens that end a reply. The first is the one that rows predict: what ends an assistant's turn, if one is known.
+    """The tokens that end a reply. Rows predict the first one: the token that ends an assistant's turn, if there is one.
 
     Args:
-        generation: what generation_config.json says.
+        generation: the content of generation_config.json.
     """
     found = (
         (end_of_turn(tokenizer), "chat template"),
         (tokenizer.eos_token_id, "tokenizer's eos_token"),
         (_end_of_text(tokenizer), "tokenizer's sep_token"),
-        (said_by_config(config, "eos_token_id"), CONFIG),
+        (config_value(config, "eos_token_id"), CONFIG),
         (generation.get("eos_token_id"), GENERATION),
     )
     return collect(found, config, tokenizer)
@@ -42,10 +42,10 @@ def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the chat template puts right behind what the assistant says; None if there is none.
+    """The token that the chat template puts right after the assistant's text; None if there is none.
 
-    It is looked for in a conversation that goes on: behind the last turn of all, some templates close the conversation
-    with another token (Phi-3's), and others end a turn by nothing but the next one's first token (GLM-4's).
+    A conversation with a further user turn is rendered first: after the very last turn some templates close the conversation
+    with another token (Phi-3's), and in others only the next turn's first token ends a turn (GLM-4's).
     """
     if not tokenizer.chat_template:
         return None
@@ -62,7 +62,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _token_at_start(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    """The special token that a text begins with; one that is not marked as special counts where it stands in brackets."""
+    """The special token that a text begins with; a token in brackets counts even if it is not marked as special."""
     special = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
     if bracketed := _BRACKETED.match(text):
         special.add(bracketed[0])

@@ -1,7 +1,8 @@
-"""Chat templates of strangers: rendered by transformers, within limits of memory and time.
+"""Renders untrusted chat templates with transformers, within limits of memory and time.
 
-Most templates are a loop over the messages. One in which nothing can grow is rendered in this process; any other one in
-a process of its own (``rendering.py``), which is started once and ended when a template takes too much.
+Most templates are one loop over the messages. A template whose output is bounded by its form (``is_plain``) is rendered in
+this process; any other one in a child process (``rendering.py``), which is started once and killed when a template exceeds
+the limits.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from jinja2 import Environment, TemplateError
 from hanmo.errors import CheckpointError, UnsupportedError
 from hanmo.limits import WAIT
 
-READY = b"ready\n"  # what the process says first
-_LIMITS = importlib.util.find_spec("resource") is not None  # Windows has none: there, all is rendered in this process
+READY = b"ready\n"  # the first line that the child writes
+_LIMITS = importlib.util.find_spec("resource") is not None  # not on Windows, where this process renders everything
 _SCRIPT = Path(__file__).with_name("rendering.py")
 _TAGS = {"for", "endfor", "if", "elif", "else", "endif", "set"}
 _FILTERS = {"trim", "length", "string"}
@@ -71,7 +72,7 @@ def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], ask: boo
 
 @functools.lru_cache(maxsize=64)
 def is_plain(template: str) -> bool:
-    """Whether nothing in a template can grow: its loops are not nested and carry nothing on, and few texts are joined."""
+    """Whether a template's output is bounded: no nested loops, no calls, no arithmetic, few variables and joined texts."""
     loops = sets = joins = 0
     last = ""
     try:
@@ -96,17 +97,17 @@ def is_plain(template: str) -> bool:
 
 
 class _Renderer:
-    """The process that renders, of one process of ours; one request at a time."""
+    """The child process that renders; it belongs to one process of hanmo and answers one request at a time."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
         self.process = subprocess.Popen(
-            # Isolated: no module of the working folder. What this process imports from comes behind Python's own.
+            # Isolated, so that no module of the working folder is imported; this process's sys.path is added after Python's.
             [sys.executable, "-I", str(_SCRIPT), *filter(None, sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for this process, which ends that one
+            start_new_session=True,  # so that Ctrl-C reaches this process only, which then ends the child
         )
 
         if self._line() != READY:
@@ -116,7 +117,7 @@ class _Renderer:
             )
 
     def ask(self, request: dict[str, Any]) -> dict[str, str] | None:
-        """Its answer; None if it has ended, or does not answer in time."""
+        """The child's answer; None if it has ended or does not answer in time."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -131,7 +132,7 @@ class _Renderer:
 
     @property
     def ended_for_memory(self) -> bool:
-        """Whether the system has ended it, for another reason than time."""
+        """Whether the child has ended for another reason than its time limit."""
         return self.process.poll() not in (None, -signal.SIGXCPU)
 
     def end(self) -> None:
@@ -148,10 +149,10 @@ _renderer: _Renderer | None = None
 
 
 def _ask(request: dict[str, Any]) -> dict[str, str]:
-    """The answer of the process that renders. It is started for the first request, and again after one that has ended it."""
+    """The renderer's answer. The renderer is started at the first request, and again after a request that ended it."""
     global _renderer
     with _lock:
-        if _renderer is None or _renderer.owner != os.getpid():  # a copy of this process does not share it
+        if _renderer is None or _renderer.owner != os.getpid():  # a forked process starts its own
             _renderer = _Renderer()
         answer = None
         try:

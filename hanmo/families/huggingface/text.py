@@ -1,4 +1,4 @@
-"""Text as word-piece tokenizers give it back."""
+"""Repairs text that word-piece tokenizers decode."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def only_run(stage: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
+def exclusive_run(stage: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
     """A stage that is the only one to write to the run's folder that its settings name; else it raises InUseError."""
 
     @functools.wraps(stage)

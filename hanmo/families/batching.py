@@ -1,0 +1,37 @@
+"""Which texts a network can process in one batch without changing any text's result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What may share a batch. The defaults hold for our own networks; models of transformers are probed.
+
+    Attributes:
+        batch: prompts that may be decoded in one batch: "any", those of "even" length, or "one" at a time.
+        continues: several tokens may be fed in one step after a prompt.
+        rows: rows that may be scored in one batch: "any", or "one" at a time.
+    """
+
+    batch: Literal["any", "even", "one"] = "any"
+    continues: bool = True
+    rows: Literal["any", "one"] = "any"
+
+
+def batching_of(network: Any) -> Batching:
+    """The ``Batching`` of any network that has our ``prefill`` and ``step``."""
+    return getattr(network, "batching", None) or Batching()
+
+
+def batch_groups(network: Any, lengths: Sequence[int]) -> list[list[int]]:
+    """Split prompts of these lengths into batches that change no reply; each batch lists the prompts' numbers."""
+    how = batching_of(network).batch
+    if how == "any" or len(lengths) == 1:
+        return [list(range(len(lengths)))]
+    if how == "one":
+        return [[number] for number in range(len(lengths))]
+    return [[number for number, one in enumerate(lengths) if one == length] for length in dict.fromkeys(lengths)]
