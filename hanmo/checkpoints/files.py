@@ -23,7 +23,7 @@ from hanmo.families.untrusted import check_counts
 from hanmo.files import plain_name, read_json
 
 TRACKER = "latest_checkpointed_iteration.txt"
-_TRACKERS = (TRACKER, "latest")  # the second is DeepSpeed's, and counts where the first is missing
+TRACKERS = (TRACKER, "latest")  # the second is DeepSpeed's, and counts where the first is missing
 _RANK_FILE = re.compile(r"mp_rank_(\d{2,})_model_states\.pt")
 _RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})")
 _NESTED_FILE = "model_optim_rng.pt"
@@ -106,23 +106,32 @@ def find_weights(path: str | Path) -> Weights:
 
 def _iteration_folder(path: Path) -> Path | None:
     """The folder of rank files: by the tracker file, or the folder itself; None if this is no megatron checkpoint."""
-    for name in _TRACKERS:
+    for name in TRACKERS:
         tracker = path / name
         if not tracker.is_file():
             continue
         said = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        if said != "release" and not (said.isascii() and said.isdigit() and len(said) < 20 and int(said) > 0):
+        names = tracked_folders(said)
+        if not names:
             raise CheckpointError(f"{tracker}: says {said[:40]!r}, expected an iteration above 0 or 'release'")
-        folder = path / said
-        if said != "release" and not folder.is_dir():
-            folder = path / f"iter_{int(said):07d}"
-        if not folder.is_dir():
+        folder = next((path / name for name in names if (path / name).is_dir()), None)
+        if folder is None:
             others = [item.name for item in sorted(path.iterdir()) if item.is_dir()]
             raise CheckpointError(
                 f"{tracker}: names {said}, but there is no folder {path / said}; folders here: {', '.join(others) or 'none'}"
             )
         return folder
     return path if _rank_files(path)[1] else None
+
+
+def tracked_folders(text: str) -> tuple[str, ...]:
+    """The names that the folder of a tracker file's text may have; none if it is no iteration above 0 or "release"."""
+    said = text.strip()
+    if said == "release":
+        return (said,)
+    if said.isascii() and said.isdigit() and len(said) < 20 and int(said) > 0:
+        return said, f"iter_{int(said):07d}"
+    return ()
 
 
 def _rank_files(folder: Path) -> tuple[str, dict[int, Path]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hanmo.checkpoints.files import NESTED, RANK_ARGUMENTS, ROWS, TRACKER, Weights, rank_file
+from hanmo.checkpoints.files import NESTED, RANK_ARGUMENTS, ROWS, TRACKER, TRACKERS, Weights, rank_file, tracked_folders
 from hanmo.checkpoints.layout import Original, without_optional
 from hanmo.checkpoints.reading import read_pickle
 from hanmo.checkpoints.streams import Stored, write_torch
@@ -24,7 +24,6 @@ from hanmo.files import plain_name, read_json
 
 ORIGIN, STATE = "origin.json", "original_state.pt"
 VALUE_HEAD = "value_head"  # what the names of its tensors begin with
-_TRACKERS = (TRACKER, "latest")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Origin:
         known = {original.prefix + name for entry in original.entries for name in (entry.theirs, *entry.copies)}
         folder = weights.inside
         tracked = original.layout.splits and folder != weights.path
-        files = [weights.path / name for name in _TRACKERS] if tracked else []
+        files = [weights.path / name for name in TRACKERS] if tracked else []
         return cls(
             layout=original.layout.name,
             ranks=len(weights.ranks),
@@ -102,12 +101,18 @@ class Origin:
             raise CheckpointError(f"{file}: not as hanmo wrote it: {wrong[0][:80]} is of another kind")
         if self.ranks < 1 or "module" in self.state or not isinstance(self.state.get("model", {}), dict):
             raise CheckpointError(f"{file}: not as hanmo wrote it: {self.ranks} ranks, or weights in {STATE}")
-        if strange := self.trackers.keys() - set(_TRACKERS):
+        if strange := self.trackers.keys() - set(TRACKERS):
             raise CheckpointError(
-                f"{file}: names the tracker file {min(strange)[:80]!r}; expected {' or '.join(_TRACKERS)}"
+                f"{file}: names the tracker file {min(strange)[:80]!r}; expected {' or '.join(TRACKERS)}"
             )
         if self.folder != "":
             plain_name(self.folder, file)
+        tracked = next((self.trackers[name] for name in TRACKERS if name in self.trackers), None)
+        if tracked is not None and self.folder not in tracked_folders(tracked):
+            raise CheckpointError(
+                f"{file}: not as hanmo wrote it: the tracker file says {tracked.strip()[:40]!r}, but the folder is "
+                f"{self.folder!r}"
+            )
 
     def write(self, folder: Path) -> None:
         texts = {key: value for key, value in asdict(self).items() if key not in ("state", "strangers")}

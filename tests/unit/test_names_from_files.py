@@ -138,6 +138,8 @@ def test_an_origin_writes_below_the_target(
         ({"trackers": {"../.bashrc": "7"}}, "names the tracker file '../.bashrc'; expected latest_checkpointed"),
         ({"folder": "../../outside"}, "'../../outside' holds /; expected the plain name of a file beside it"),
         ({"folder": "/tmp"}, "'/tmp' holds /; expected the plain name of a file beside it"),
+        ({"folder": ""}, "the tracker file says '7', but the folder is ''"),
+        ({"folder": "8"}, "the tracker file says '7', but the folder is '8'"),
         ({"layout": "nobody's"}, "unknown layout of eva"),
         ({"ranks": 0}, "not as hanmo wrote it: 0 ranks"),
         ({"absent": 7}, "not as hanmo wrote it: absent is of another kind"),
