@@ -5,11 +5,14 @@ BIN     = $(VENV)/bin
 EXTRAS  = dev
 # Worker processes share the cores: one thread each, or two processes slow each other down tenfold.
 TESTENV = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-# make test ORDER=random SEED=3: files, and the tests of each, in an order that the seed gives; without ORDER as they stand.
+# make test ORDER=random SEED=3 shuffles the files, and the tests of each, by the seed; the default is the order as written.
 ORDER   = as-written
 SEED    = 1
 RANDOM_as-written =
 RANDOM_random     = --random-order --random-order-seed $(SEED)
+ifeq ($(origin RANDOM_$(ORDER)),undefined)
+$(error ORDER=$(ORDER): expected as-written or random)
+endif
 TESTS   = $(TESTENV) $(BIN)/python -m pytest -n 2 --dist worksteal $(RANDOM_$(ORDER))
 
 .PHONY: env demo check test test-slow mutants bench gpu gpu-wheels clean
@@ -35,19 +38,19 @@ test: check
 test-slow: env
 	$(TESTS) -m "slow and not gpu"
 
-# Single faults planted in losses, rows, sampling and trainers, each shown to the fast tests of its line (hours; goes on
-# where it was stopped). make mutants MUTANTS="--count 300 --seed 2"
+# Mutation testing: plants single faults in losses, rows, sampling and trainers and runs the fast tests of each line (takes
+# hours; continues where it was stopped). make mutants MUTANTS="--count 300 --seed 2"
 mutants: env
 	$(TESTENV) $(BIN)/python -m tools.mutants $(MUTANTS)
 
 bench: env
 	$(BIN)/python -m benchmarks.run_all
 
-# On a machine with a GPU, which may have no network: whatever PYTHON has torch there, without an environment of its own.
+# For a machine with a GPU and perhaps no network: uses the torch of PYTHON and installs no environment.
 gpu:
 	$(PYTHON) tools/gpu_check.py
 
-# Where there is a network: what such a machine may lack, to be brought along as build/gpu-wheels.
+# For a machine with a network: downloads what that machine may lack; copy build/gpu-wheels there.
 gpu-wheels:
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir build/gpu-wheels "jieba>=0.42.1" "rjieba>=0.2" tqdm
 

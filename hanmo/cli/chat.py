@@ -131,7 +131,7 @@ def decoding_settings(
 
 
 def _of_the_folder(opened: OpenedModel) -> dict[str, Any]:
-    """The sampling settings of the model's generation_config.json."""
+    """The sampling settings of the model's generation_config.json; printed, as they are no defaults of hanmo."""
     from hanmo.generation.settings import sampling_of
 
     found, wrong = sampling_of(opened.family.generation)

@@ -95,12 +95,12 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def exclusive_output(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that is the only one to write to its output folder while it runs, if it is given one."""
+    """Decorator: while the command runs, no other run may write to its ``output`` folder, if it is given one."""
 
     @functools.wraps(command)
     def alone(**given: Any) -> None:
         output = given["output"]
-        if output is None or given["nproc"] > 1:  # the processes that it starts do so themselves
+        if output is None or given["nproc"] > 1:  # the processes that it starts lock it themselves
             command(**given)
             return
         with holding_inside(output):

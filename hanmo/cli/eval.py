@@ -57,7 +57,7 @@ class Records:
     skip_bad: SkipBad = False
 
     def most_of_response(self, opened: OpenedModel) -> int:
-        """Tokens of a response, for models whose responses have an axis of their own."""
+        """The limit of a response in tokens; only encoder-decoders have one apart from ``limit``."""
         from hanmo.errors import ConfigError
 
         if self.response_limit is not None and not opened.network.config.is_encoder_decoder:

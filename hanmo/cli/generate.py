@@ -173,7 +173,7 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def _messages(value: dict[str, Any], path: Path, number: int) -> Dialogue:
-    """A dialogue whose turns name their speakers; it waits for the assistant."""
+    """A dialogue from messages with roles; the last one must be the user's."""
     from hanmo.records import Dialogue, json_record
 
     try:

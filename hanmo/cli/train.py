@@ -215,7 +215,7 @@ def _show_outcome(result: dict[str, Any]) -> None:
     if result["eval_loss"] is not None:
         before = f"{result['eval_loss_before']:.4f} before, " if result["eval_loss_before"] is not None else ""
         print(
-            f"validation loss {before}{result['eval_loss']:.4f} of the model, which is that after step {result['kept_step']}"
+            f"validation loss {before}{result['eval_loss']:.4f} after step {result['kept_step']}, whose weights are kept"
         )
     if result["model"]:
         print(f"report  {result['run']}/report.html")

@@ -51,7 +51,7 @@ def job_folder(place: Path, job: dict[str, Any], inputs: Iterable[Path]) -> Path
 
 
 def share_place(place: Path, share: tuple[int, int] | None) -> Path:
-    """What a run is the only one to write: the whole, or with ``share``, (rank, world), its share of the blocks."""
+    """The path that a run locks: ``place``, or with ``share``, (rank, world), one for its share of the blocks."""
     return place if share is None else place.with_name(f"{place.name}.{share[0]}-of-{share[1]}")
 
 

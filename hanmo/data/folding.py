@@ -1,14 +1,15 @@
-"""What counts as the same text: width, case, white space and punctuation do not tell texts apart, symbols do.
+"""Folds texts for comparison: width, case, white space and punctuation are ignored, symbols are kept.
 
-Unicode's general categories decide. Letters, marks, numbers and symbols (S*: + × ÷ < = ° $, emoji) stay; separators,
-control and format characters and punctuation (P*) go. Signs and operators that Unicode counts as punctuation stay too:
+Unicode's general categories decide. Letters, marks, numbers and symbols (S*: + × ÷ < = ° $, emoji) are kept; separators,
+control and format characters and punctuation (P*) are removed. Signs and operators that Unicode counts as punctuation are
+kept in these places:
 
 - a hyphen before a digit (-5℃), a dash between digits (3–5), a hyphen between letters of which one is Latin (x-y);
 - ``.`` ``,`` ``:`` between digits (3.5, 1,000, 3:2); ``%`` ``‰`` ``′`` ``/`` after a digit (50%, 6/天);
 - ``* / \\ & @ _`` between letters or digits of which one is Latin or a digit (a*b, km/h, R&D); ``#`` after a Latin
   letter (C#); ``!`` before ``=``.
 
-White space, brackets and quotation marks are gone before that is asked: (-3) * 2 is -3*2.
+White space, brackets and quotation marks are removed first: (-3) * 2 becomes -3*2.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _OTHER = r"[^\W_]"  # a letter or a digit of any script
 _HYPHEN = r"\-‐‑–−"
 _EMOJI = "\u2190-\u2bff\U0001f000-\U0001fbff"
 _TAGS = "\U000e0020-\U000e007f"  # spell the region of a flag
-_ASKED = r".,:%‰‱′/*\\&@_#!—―〜\u200d" + _TAGS + _HYPHEN.replace("−", "")  # stays or goes by what is beside it
+_ASKED = r".,:%‰‱′/*\\&@_#!—―〜\u200d" + _TAGS + _HYPHEN.replace("−", "")  # kept or removed by the characters beside it
 
 
 def _between_latin(sign: str) -> str:
@@ -40,7 +41,7 @@ _ASKED_FIRST = re.compile(f"[{_ASKED}]")
 
 
 class _Going(dict[int, int | None]):
-    """For ``str.translate``: None for a character that goes wherever it stands, itself for any other."""
+    """For ``str.translate``: maps characters that are removed everywhere to None and any other to itself."""
 
     def __missing__(self, code: int) -> int | None:
         character = chr(code)
@@ -55,12 +56,12 @@ _going = _Going()
 
 
 def folded(text: str) -> str:
-    """A text reduced to what tells it from others; of a text of punctuation alone all but the white space.
+    """The folded text. A text of punctuation alone loses only its white space.
 
     >>> folded("你好，ＡＢＣ！ 再见"), folded("(−3) × 2 = －6。"), folded("C#"), folded("3.50 元")
     ('你好abc再见', '-3×2=-6', 'c#', '3.50元')
     """
-    while (once := _once(text)) != text:  # what stands side by side only now may belong together
+    while (once := _once(text)) != text:  # removals bring other characters side by side
         text = once
     return text
 

@@ -1,4 +1,4 @@
-"""Whether what a model is tested on lies in what it learns from, in whatever form of record it stands there."""
+"""Finds texts of held-out files in training files, in any form of record."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def find_leaks(train: Sequence[Path], held_out: Sequence[Path], near: float | No
 
 
 FORMS = ("the same", "another turn", "inside")  # the closest first
-SAME, TURN, INSIDE = range(len(FORMS))
+SAME, TURN, INSIDE = range(len(FORMS))  # indexes of FORMS
 
 
 class _Search:
-    """Finds held-out texts, given as (kind, place, text), among the records that are added."""
+    """Searches the records that are added for held-out texts, given as (kind, place, text)."""
 
     def __init__(self, tested: Sequence[tuple[str, str, str]], long: int):
         self._tested = tested
@@ -116,7 +116,7 @@ class _Search:
 
     @property
     def found(self) -> list[Leak]:
-        """In the order of the held-out texts; a question is not named beside the context that ends in it."""
+        """The leaks in the order of the held-out texts; a question is left out if its whole context leaks."""
         found, contexts = [], set()
         for number, (kind, where, text) in enumerate(self._tested):
             if number in self._found and not (kind == "question" and where in contexts):
@@ -126,7 +126,7 @@ class _Search:
         return found
 
     def add(self, record: Record) -> None:
-        """Look for texts in a training record: equal ones now, others when ``BATCH`` characters have come together."""
+        """Search a training record: for equal texts now, for others once ``BATCH`` characters are collected."""
         asked, others = _sides(record)
         side = "text" if isinstance(record, Text) else "answer"
         for text, role in [("".join(asked), "asked"), *((text, side) for text in others)]:
@@ -142,7 +142,7 @@ class _Search:
             self.finish()
 
     def finish(self) -> None:
-        """Search what has come together."""
+        """Search the records collected so far."""
         for known, first in self._passages.inside("\n".join(self._pieces)):  # no folded text has a line break
             piece = bisect_right(self._starts, first) - 1
             where, turns = self._about[piece]

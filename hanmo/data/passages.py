@@ -1,4 +1,4 @@
-"""Which of many known passages stand somewhere in a text: exact search for all of them at once.
+"""Exact search for many known passages at once in a text.
 
 A passage is known by one of its n-grams, the one that the fewest passages have. A text's n-grams are looked up among
 those, and where one is found its passages are compared character by character. Memory: about 30 bytes for each

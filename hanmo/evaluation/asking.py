@@ -84,7 +84,7 @@ def plan(
     """Ask a task's questions of at most ``limit`` tokens each.
 
     Args:
-        fronts: of each question; it is asked behind the first one that leaves room for all of it.
+        fronts: alternatives for each question; the first one that leaves room for the whole question is used.
 
     Raises:
         HanmoError: a question does not fit even behind the last one and without the text it is about.
@@ -191,10 +191,10 @@ def fronts_of(
     draw: Callable[[Sequence[Example]], list[Example]],
     chat: bool = False,
 ) -> tuple[list[Front], int]:
-    """What stands in front of each question: the solved examples that ``draw`` takes from the pool.
+    """The few-shot examples in front of each question, drawn from the pool by ``draw``, and how many questions got others.
 
-    No question is shown its own answer: where the examples hold the question itself, or another record that asks the
-    same, it gets those that are drawn from the pool without all of these. Also returned is of how many questions that is so.
+    No question is shown its own answer: if the usual examples contain the question, or another record that asks the same,
+    it gets examples drawn from the pool without such records.
     """
     usual = draw(pool)
     drawn = {shot.where for shot in usual}

@@ -204,7 +204,7 @@ def title(metric: str) -> str:
 
 
 def _number(record: Record, number: int) -> int:
-    """Of a record in its file, from 0, bad records being counted too; ``number``, if it comes from no file."""
+    """A record's number in its file, from 0, bad records included; ``number`` if it comes from no file."""
     line = record.where.rpartition(":")[2]
     return int(line) - 1 if line.isdecimal() else number
 

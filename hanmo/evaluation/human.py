@@ -28,7 +28,7 @@ from hanmo.files import json_text, write_text
 RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}
 COLUMNS = ("item", "question", "answer", *RATINGS)
 KEY = "key.json"
-# A cell that begins so is a formula to spreadsheets. It gets an apostrophe in front, and so does one that has some already.
+# Spreadsheets compute a cell that begins like this. Such a cell, with apostrophes before it or not, gets one more in front.
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
@@ -154,7 +154,7 @@ def _sheet(rows: Sequence[tuple[str, str, str]]) -> str:
 
 
 def as_cell(text: str) -> str:
-    """A text as a cell that no spreadsheet computes; ``text_of`` takes it back."""
+    """A text as a cell that no spreadsheet computes; ``text_of`` is the inverse."""
     return f"'{text}" if FORMULA.match(text) else text
 
 

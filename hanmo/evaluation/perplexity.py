@@ -195,7 +195,8 @@ def _unscored(family: Family, record: Record, text: str) -> int:
         return 0
     if (said := family.decode(missing)) and text.startswith(said):
         return len(said)
-    for length in range(1, len(text) + 1):  # not told from the token: unknown, normalized, or but a part of a character
+    # The token does not decode to the text's beginning (unknown, normalised or a part of a character): try every length.
+    for length in range(1, len(text) + 1):
         rows = family.parts(_beginning(record, text[:length]), WHOLE, WHOLE)
         ids = _said(rows[0]) if rows else []
         if ids == missing:
@@ -206,12 +207,12 @@ def _unscored(family: Family, record: Record, text: str) -> int:
 
 
 def _said(parts: Sequence[Part]) -> list[int]:
-    """The ids of a text that is to be scored."""
+    """The ids of the parts that are scored."""
     return [id_ for part in parts if part.scored for id_ in part.ids]
 
 
 def _beginning(record: Record, text: str) -> Record:
-    """The record with this in place of the text whose tokens are scored."""
+    """The record with ``text`` in place of its scored text."""
     if isinstance(record, Text):
         return replace(record, text=text)
     if isinstance(record, Dialogue):

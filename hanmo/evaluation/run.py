@@ -34,10 +34,10 @@ def limit_of(opened: OpenedModel, wanted: int | None, default: int) -> int:
 
 
 def check_seed(seed: int | None, shots: int, choices: int | None) -> None:
-    """Whether anything is drawn with a seed that is given.
+    """Check that a given seed has an effect.
 
     Raises:
-        ConfigError: nothing is.
+        ConfigError: nothing is drawn.
     """
     if seed is not None and not shots and choices is None:
         raise ConfigError(f"--seed {seed}: nothing is drawn without --shots or --choices; leave it out")
@@ -198,7 +198,7 @@ class Run:
 
 
 def among_the_examples(count: int) -> list[str]:
-    """The remark that so many questions were asked with other examples than the rest."""
+    """The remark on questions that were asked with other examples than the rest, if there are any."""
     return [f"{count} questions are among the examples themselves, and had others in front of them"] if count else []
 
 

@@ -93,7 +93,7 @@ def opened_store(folder: str | Path | None, name: str, asked: Sequence[Any]) -> 
     """A store that is closed at the end; without a folder what it holds is forgotten then.
 
     Raises:
-        InUseError: another run asks the same, and keeps its results in the same folder.
+        InUseError: another run asks the same with the same folder.
     """
     with (
         TemporaryDirectory() if folder is None else nullcontext(folder) as place,

@@ -64,7 +64,7 @@ def generate(
         sampler: replaces the random draws.
         form: conventions of the search; by default the family's published ones if ``settings.published``, else ours.
         keep_on_interrupt: Ctrl-C ends decoding and returns what there is, instead of being raised.
-        places: where each reply stands among all that are asked for, which its draws depend on; by default in ``contexts``.
+        places: identity of each reply, which its random draws depend on; default: its number in ``contexts``.
 
     Returns:
         One generation for each context, in order.
@@ -119,7 +119,7 @@ def search(
 
 
 def _of_rows(sampler: Sampler | None, chosen: Sequence[int]) -> Sampler | None:
-    """The sampler of some of the contexts, which knows them by their numbers among all."""
+    """A sampler for some of the contexts, which ``sampler`` gets by their numbers among all."""
     if sampler is None:
         return None
     return lambda step, samples, probs, count: sampler(step, [chosen[sample] for sample in samples], probs, count)

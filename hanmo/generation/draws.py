@@ -1,8 +1,8 @@
-"""Random draws that belong to a reply: not to the batch it is decoded in, its row there, or the device.
+"""Random draws that depend on the reply alone, not on its batch, its row or the device.
 
 The noise of a token is a function of (seed, the reply's place, step, token): a counter goes through SplitMix64 (Steele
-et al. 2014, "Fast splittable pseudorandom number generators"). So a reply is the same alone and in company, in one
-process and in several, and in a run that goes on.
+et al. 2014, "Fast splittable pseudorandom number generators"). So a reply is the same alone and in a batch, in one
+process and in several, and in a run that is continued.
 
 Shape suffixes: R rows, S samples, N things to draw from.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Place(NamedTuple):
-    """Where a reply stands: its noise is drawn for (seed, place, step).
+    """The identity of a reply among all that are asked for; its noise is a function of (seed, place, step).
 
     Attributes:
         record: number of the prompt in its input, from 0; 0 for a single prompt.
@@ -46,7 +46,7 @@ class Sampler(Protocol):
 
 
 def _signed(number: int) -> int:
-    """64 bits as an int64."""
+    """The int64 with the same lowest 64 bits."""
     return (number & (1 << 64) - 1) - ((number & 1 << 63) << 1)
 
 
@@ -58,16 +58,16 @@ BELOW_ONE = 1 - 2.0**-24  # the largest fp32 under 1
 
 
 def placed_sampler(seed: int | None, places: Sequence[Place], device: torch.device) -> Sampler:
-    """Draws for the replies at these places, one for each context of a batch; None draws a seed."""
+    """A sampler for a batch: ``places`` has one entry per context. Without a seed one is drawn."""
     chosen = secrets.randbits(63) if seed is None else seed
     keys_S = torch.tensor([_key(chosen, place) for place in places]).to(device)
     rows: tuple[list[int], Tensor] = (list(range(len(places))), keys_S)
 
     def draw(step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor:
         nonlocal rows
-        if rows[0] != samples:  # rows have left the batch: only then a device is sent anything
+        if rows[0] != samples:  # rows have left the batch; otherwise nothing is copied to the device
             rows = (list(samples), keys_S[torch.tensor(samples, device=device)])
-        # A race of exponential clocks: the first to ring are a draw without replacement.
+        # Exponential races: the ``count`` largest of probability / noise are a draw without replacement.
         return (probs / exponential(rows[1], step, probs.shape[1])).topk(count).indices
 
     return draw
@@ -95,5 +95,5 @@ def _mixed(numbers: Tensor) -> Tensor:
 
 
 def _shifted(numbers: Tensor, bits: int) -> Tensor:
-    """To the right, as if unsigned."""
+    """Logical (unsigned) shift to the right."""
     return (numbers >> bits).bitwise_and_((1 << (64 - bits)) - 1)

@@ -71,14 +71,14 @@ class Settings:
         return replace(self, **changes)
 
 
-# What of a generation_config.json is taken over: how replies are drawn, not how long they are or how they are searched for.
+# The keys of generation_config.json that are used: they say how replies are sampled, not their length or beam search.
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
 
 def sampling_of(generation: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The sampling settings of a generation_config.json, by our names, and those that are no values of ours.
+    """The sampling settings of a generation_config.json, and the entries with invalid values, as ``key=value``.
 
-    Temperature 0 is greedy decoding, as programs that write such files mean it.
+    Temperature 0 means greedy decoding, as in other programs.
     """
     said = {key: generation[key] for key in SAMPLING if generation.get(key) is not None}
     if said.get("temperature") == 0:

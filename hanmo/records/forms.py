@@ -27,7 +27,7 @@ def json_record(value: Any, where: str, waiting: bool = False) -> Record:
     """The record that a JSON value stands for, see ``FORMS``; a ValueError says why it stands for none.
 
     Args:
-        waiting: the reply may be still to come: it is "" then, as after messages that end with the user's.
+        waiting: the reply may be missing, as after messages that end with the user's; it is "" then.
     """
     if isinstance(value, list):
         return _dialogue(value, "", where, waiting)

@@ -76,7 +76,7 @@ Plain = Literal["dialogue", "text"]
 
 
 def unanswered(record: Record) -> str | None:
-    """Why there is no reply in a record to learn or to compare with; None where there is one, and of running text."""
+    """Why a record has no reply to learn from or compare with; None if it has one or is running text."""
     if isinstance(record, Text):
         return None
     if isinstance(record, Dialogue):

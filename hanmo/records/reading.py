@@ -34,8 +34,8 @@ def iter_records(
     Args:
         rejects: takes bad records, which are then passed over; without it the first one stops the reading.
         plain: what a line of plain text is: the tab-separated turns of a dialogue, or running text.
-        reply: "needed" to learn from it: one turn, or an empty reply, is a bad record. "waiting": it may be still to come,
-            as in prompts. "any": whatever can be read.
+        reply: "needed": a record without a reply (one turn, or an empty one) is a bad record. "waiting": the reply may be
+            missing, as in prompts. "any": no check.
 
     Raises:
         RecordError: a record that cannot be read; file, line, reason and what was expected.

@@ -51,7 +51,7 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
 
     Raises:
         ConfigError: no targets, or no module has such a name.
-        UnsupportedError: a target's weight is shared and the model's configuration cannot say that it is not.
+        UnsupportedError: a target shares its weight and the model's configuration cannot untie it.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -82,7 +82,7 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
 
 
 def _untie(network: Any, targets: Sequence[str]) -> None:
-    """Where a target shares its weight with another module, give every module that shares one a weight of its own."""
+    """If a target shares its weight with another module, give all modules with shared weights weights of their own."""
     tied = network.all_tied_weights_keys
     holders = {name.rpartition(".")[0] for name in (*tied.keys(), *tied.values())}
     adapted = [name for name in holders if any(f".{name}".endswith(f".{target}") for target in targets)]
@@ -102,7 +102,7 @@ def _say_untied(config: Any) -> None:
     """Change a configuration so that the output head has a weight of its own when the model is opened again.
 
     Raises:
-        UnsupportedError: this architecture's configuration does not keep that (T5's ties them whatever it is told).
+        UnsupportedError: this architecture's configuration ties them in any case (T5).
     """
     for one in (changed := copy.deepcopy(config)), changed.get_text_config():
         one.tie_word_embeddings = False

@@ -56,7 +56,7 @@ class MetricsFile(TrainerCallback):
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The entries of a metrics file; none if there is no file. A last line cut off by a kill is left out.
 
-    What was not finite stands there as null, JSON having no other word for it, and is NaN here.
+    A number that was not finite is null in the file and NaN here.
     """
     if not path.is_file():
         return []
@@ -68,8 +68,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class StopOnSignal(TrainerCallback):
     """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second one stops at once.
 
-    A signal that the caller ignores stays ignored: a script that starts a run in the background asks so for SIGINT, since
-    a Ctrl-C at its terminal is not meant for the run.
+    A signal that the caller ignores stays ignored: a shell script ignores SIGINT for runs in the background, because a
+    Ctrl-C at its terminal is not meant for them.
 
     ``signal`` is the number of the signal that stopped the run, None if none did.
     """

@@ -116,7 +116,7 @@ class DpoTrainer(PairTrainer):
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _references_of(self, data: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """(B, 2), on the device of the training, whose places would not do as an index of a tensor on the host."""
+        """The batch's references (B, 2), on the training's device: a tensor on the host cannot be indexed by device ids."""
         references = self._references[id(data)]
         return references[inputs[ROW_IDS].to(references.device)]
 

@@ -1,4 +1,4 @@
-"""One training in a run's folder at a time: of two, the second would overwrite what the first has learned."""
+"""Allows one training at a time per run folder: a second one would overwrite the first one's checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def exclusive_run(stage: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
-    """A stage that is the only one to write to the run's folder that its settings name; else it raises InUseError."""
+    """Decorator of a training stage: it holds the lock of its run folder, and raises InUseError if another run does."""
 
     @functools.wraps(stage)
     def alone(config: C, *args: P.args, **kwargs: P.kwargs) -> T:

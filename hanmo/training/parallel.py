@@ -103,7 +103,7 @@ def read_once(name: str, read: Callable[[], T]) -> T:
 
 
 def _require_private(folder: Path) -> None:
-    """A folder in which nobody else can put or change anything."""
+    """Check that a folder belongs to this user and that no other user can write to or read it."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise ConfigError(f"{folder}: expected a folder, found a link or a file; remove it")

@@ -51,8 +51,8 @@ class Engine(Protocol):
     need not be computed again.
 
     Args:
-        places: of the replies in their round, over all processes; whoever draws by (seed, place) gives the same replies
-            whatever the batches and the number of processes.
+        places: of the replies in their round, over all processes. An engine that samples by (seed, place) gives the same
+            replies for any batch size and number of processes.
     """
 
     exact: bool

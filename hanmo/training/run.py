@@ -269,13 +269,13 @@ def main_process() -> bool:
 
 
 def kept_step(trainer: Trainer) -> int:
-    """The step whose weights the network has at the end: that of the best checkpoint, where it was loaded, else the last."""
+    """The step of the final weights: that of the best checkpoint if it was loaded at the end, else the last step."""
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     return int(best.rpartition("-")[2]) if best else trainer.state.global_step
 
 
 def figures(folder: Path, kept: int) -> dict[str, float | int | None]:
-    """The last training loss, and the validation losses of the start and of the step that is kept, from the metrics file."""
+    """The last training loss, and the validation losses before training and at the kept step, from the metrics file."""
     entries = read_metrics(folder / "metrics.jsonl")
     losses = [entry["loss"] for entry in entries if "loss" in entry]
     evaluated = {entry["step"]: entry["eval_loss"] for entry in entries if "eval_loss" in entry}

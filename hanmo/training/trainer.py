@@ -34,7 +34,7 @@ STATES = (
     "scaler.pt",
     "rng_state*.pth",
     "memory_*.pt",
-)  # what is read of it, as pickles
+)  # pickles that the Trainer reads beside weights
 
 
 class RowTrainer(SlicedTrainer):
@@ -74,10 +74,10 @@ class RowTrainer(SlicedTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; what a checkpoint (True: the last one) holds beside weights is read first, so that a bad file is named.
+        """Train. The state files of a checkpoint (True: the last one) are read first, so that a bad file is named.
 
         Raises:
-            CheckpointError: a file of the checkpoint is damaged, or asks for code.
+            CheckpointError: a state file of the checkpoint is damaged, or asks for code.
         """
         checkpoint = get_last_checkpoint(str(self.folder)) if resume_from_checkpoint is True else resume_from_checkpoint
         if checkpoint:

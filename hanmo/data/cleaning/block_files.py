@@ -1,6 +1,6 @@
-"""What cleaning makes of a block of records, on disk as JSON lines: a file that anyone may have put there is only ever data.
+"""The results of cleaning a block of records, as a file of JSON lines, which is safe to read whoever wrote it.
 
-The first line is what each step did; then a line for each record: what is left of it, or null, and what was removed.
+The first line has the reports of all steps; then comes a line per record: the cleaned record, or null, and what was removed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass
 class StepReport:
-    """What a step did: views (see ``views``) changed and removed, and a few examples that anyone would draw again."""
+    """Counts of views (see ``views``) that a step changed and removed, and a few examples, chosen by hash."""
 
     changed: int = 0
     removed: int = 0
@@ -62,14 +62,14 @@ def read_judged(path: Path) -> Iterator[Judged]:
 
 
 def read_reports(path: Path) -> dict[str, StepReport]:
-    """What the steps did in a block; raises as ``read_judged`` does."""
+    """The reports of all steps of a block; raises as ``read_judged`` does."""
     with path.open("rb") as file:
         return _read(path, file.readline(), _reports)
 
 
-def _read(path: Path, line: bytes, meaning: Callable[[Any], T]) -> T:
+def _read(path: Path, line: bytes, parse: Callable[[Any], T]) -> T:
     try:
-        return meaning(json.loads(line))
+        return parse(json.loads(line))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise HanmoError(
             f"{path}: not the result of a block ({error!r}); remove {path.parent} and begin again"

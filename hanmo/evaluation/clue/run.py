@@ -60,10 +60,10 @@ class Setup:
         check_seed(self.seed, self.shots, self.choices)
 
     def check(self, tasks: Sequence[ClueTask]) -> None:
-        """Whether all that is given has an effect on these tasks.
+        """Check that every given option has an effect on these tasks.
 
         Raises:
-            ConfigError: something has none.
+            ConfigError: one has none.
         """
         names = ", ".join(task.title for task in tasks)
         if self.candidates is not None and not any(task.published.drawn for task in tasks):
