@@ -21,43 +21,50 @@ from hanmo.errors import CheckpointError
 
 MEMORY = 800 << 20  # bytes beyond what the process has
 SECONDS = 5  # of processor time; a crowded machine must not make an honest file look like a trap
-WAIT = 60  # seconds in all
+SECONDS_PER_MB = 3  # more: a vocabulary of 250,000 words takes a second for each MB of its file
+MEMORY_PER_BYTE = 50  # more: such a vocabulary takes as much
+WAIT = 60  # seconds in all, and ten for each second of processor time that a large file has more
 _MEMORY_ENDED = 3  # exit status
 
 
-def tried(task: Callable[[], object], what: str) -> None:
+def tried(task: Callable[[], object], what: str, size: int = 0) -> None:
     """Do ``task`` in a copy of this process, to see that it ends within the limits; its result and its errors are lost.
 
     Where the system has no such copies (Windows), nothing is tried.
+
+    Args:
+        size: bytes of the files that are read; the limits grow with it.
 
     Raises:
         CheckpointError: it took too much memory or time, or it crashed; ``what`` names the file.
     """
     if not hasattr(os, "fork"):
         return
+    seconds = SECONDS + SECONDS_PER_MB * (size >> 20)
+    memory = MEMORY + MEMORY_PER_BYTE * size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this process has threads: the copy has none, and does without
         process = os.fork()
     if process == 0:
-        _try(task)
+        _try(task, seconds, memory)
     status = None
     try:
-        status = _ended(process)
+        status = _ended(process, WAIT + 10 * (seconds - SECONDS))
     finally:
         if status is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
     if status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)):
-        raise CheckpointError(f"{what}: takes more than {SECONDS} seconds to read, which no honest file does; refused")
+        raise CheckpointError(f"{what}: takes more than {seconds} seconds to read, which no honest file does; refused")
     if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == _MEMORY_ENDED:
-        raise CheckpointError(f"{what}: takes more than {MEMORY >> 20} MB of memory to read, or crashes; refused")
+        raise CheckpointError(f"{what}: takes more than {memory >> 20} MB of memory to read, or crashes; refused")
 
 
-def _ended(process: int) -> int | None:
+def _ended(process: int, seconds: int) -> int | None:
     """The status with which a child ends, or None if it does not in time."""
     start, pause = time.monotonic(), 0.001
-    while time.monotonic() - start < WAIT:
+    while time.monotonic() - start < seconds:
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
             return status
@@ -66,7 +73,7 @@ def _ended(process: int) -> int | None:
     return None
 
 
-def _try(task: Callable[[], object]) -> NoReturn:
+def _try(task: Callable[[], object], seconds: int, memory: int) -> NoReturn:
     """The copy's part: it ends here, whatever happens."""
     import resource
 
@@ -77,9 +84,9 @@ def _try(task: Callable[[], object]) -> NoReturn:
         for stream in (0, 1, 2):
             os.dup2(null, stream)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        limit_memory(MEMORY)
+        limit_memory(memory)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         task()
     except BaseException as error:  # the parent meets the same, and tells it
         status = _MEMORY_ENDED if _of_memory(error) else 0
