@@ -21,43 +21,50 @@ from hanmo.errors import CheckpointError
 
 MEMORY = 800 << 20  # bytes beyond what the process already uses
 SECONDS = 5  # of processor time, not wall-clock time: a busy machine must not fail a harmless file
-WAIT = 60  # seconds of wall-clock time
+SECONDS_PER_MB = 3  # added: a vocabulary of 250,000 words takes a second for each MB of its file
+MEMORY_PER_BYTE = 50  # added: such a vocabulary takes as much
+WAIT = 60  # seconds of wall-clock time; ten more for each second of processor time that a large file adds
 _MEMORY_ENDED = 3  # exit status
 
 
-def run_within_limits(task: Callable[[], object], what: str) -> None:
+def run_within_limits(task: Callable[[], object], what: str, size: int = 0) -> None:
     """Check in a forked process that ``task`` ends within the limits; its result and its own errors are discarded.
 
     Where the system cannot fork (Windows), nothing is checked.
+
+    Args:
+        size: bytes of the files that are read; the limits grow with it.
 
     Raises:
         CheckpointError: it exceeded the memory or the time, or it crashed; ``what`` names the file.
     """
     if not hasattr(os, "fork"):
         return
+    seconds = SECONDS + SECONDS_PER_MB * (size >> 20)
+    memory = MEMORY + MEMORY_PER_BYTE * size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about threads: the child has none and needs none
         process = os.fork()
     if process == 0:
-        _try(task)
+        _try(task, seconds, memory)
     status = None
     try:
-        status = _ended(process)
+        status = _ended(process, WAIT + 10 * (seconds - SECONDS))
     finally:
         if status is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
     if status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)):
-        raise CheckpointError(f"{what}: takes more than {SECONDS} seconds to read, which no honest file does; refused")
+        raise CheckpointError(f"{what}: takes more than {seconds} seconds to read, which no honest file does; refused")
     if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == _MEMORY_ENDED:
-        raise CheckpointError(f"{what}: takes more than {MEMORY >> 20} MB of memory to read, or crashes; refused")
+        raise CheckpointError(f"{what}: takes more than {memory >> 20} MB of memory to read, or crashes; refused")
 
 
-def _ended(process: int) -> int | None:
-    """The exit status of a child, or None if it does not end in time."""
+def _ended(process: int, seconds: int) -> int | None:
+    """The exit status of a child, or None if it does not end within ``seconds`` of wall-clock time."""
     start, pause = time.monotonic(), 0.001
-    while time.monotonic() - start < WAIT:
+    while time.monotonic() - start < seconds:
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
             return status
@@ -66,8 +73,8 @@ def _ended(process: int) -> int | None:
     return None
 
 
-def _try(task: Callable[[], object]) -> NoReturn:
-    """Run ``task`` in the child under limits; never returns."""
+def _try(task: Callable[[], object], seconds: int, memory: int) -> NoReturn:
+    """The copy's part: it ends here, whatever happens."""
     import resource
 
     status = 0
@@ -77,9 +84,9 @@ def _try(task: Callable[[], object]) -> NoReturn:
         for stream in (0, 1, 2):
             os.dup2(null, stream)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        limit_memory(MEMORY)
+        limit_memory(memory)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         task()
     except BaseException as error:  # the parent will meet the same error and report it
         status = _MEMORY_ENDED if _of_memory(error) else 0

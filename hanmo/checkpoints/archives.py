@@ -107,7 +107,7 @@ def _check_names(infos: list[zipfile.ZipInfo]) -> None:
     if len(folders) > 1:
         raise ArchiveError(f"has {len(folders)} folders in its zip archive, torch's have one")
     for info in infos:
-        if info.filename.lower() in seen or "\0" in info.orig_filename:
+        if info.filename.lower() in seen or info.filename != info.orig_filename:  # cut at a zero, or said elsewhere
             raise ArchiveError(f"has {info.filename!r} in its zip archive twice")
         seen.add(info.filename.lower())
 

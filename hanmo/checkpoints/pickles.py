@@ -21,8 +21,9 @@ from hanmo.checkpoints.archives import SLACK
 
 _UNFOLDED = 10_000_000  # most objects, each counted once per reference
 _DEPTH = 100  # most levels of nested containers
-_WIDE = 10_000  # most integers above 64 bits: as dict keys they can be chosen so that all their hashes collide
-_CLAIMED = 16  # most bytes of tensors per byte of the file: a few tensors may share a storage
+_ODD = 10_000  # most keys that are neither strings nor 64-bit numbers: all their hashes can be chosen to collide
+_ITEM, _ENTRY = 8, 100  # bytes of a list item and of a dict entry in a copy
+_CLAIMED = 16  # most bytes of tensors, or of copies, per byte of the file: a few tensors may share a storage
 _REBUILD = "torch._utils._rebuild_tensor"
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _CALLED = {  # what a pickle may call in torch
@@ -36,8 +37,10 @@ _CALLED = {  # what a pickle may call in torch
     "torch.device",
 }
 _NAMED = {"torch.Tensor", *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype))}
+_KEYED = {"builtins.set", "builtins.dict", "collections.OrderedDict", "collections.Counter"}  # make keys out of a list
 _FIXED = {b"J": 4, b"K": 1, b"M": 2, b"G": 8}
-_PUSHED = {b"N": None, b"\x88": True, b"\x89": False, b")": (), b"]": None, b"}": None, b"\x8f": None, **_FIXED}
+_PUSHED = {b"N": None, b"\x88": True, b"\x89": False, b")": (), **_FIXED}
+_CONTAINERS = (b"]", b"}", b"\x8f")
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 
 
@@ -65,11 +68,18 @@ class _Global:
 
 @dataclass(slots=True)
 class _Made:
-    """Stand-in for an object: its value if that is a plain one, and its number of objects and depth, references included."""
+    """Stand-in for an object.
+
+    Attributes:
+        value: the object itself if it is a plain one.
+        size: its number of objects, each counted once per reference.
+        held: bytes that a copy of it takes.
+    """
 
     value: Any = None
     size: int = 1
     depth: int = 0
+    held: int = 0
 
 
 @dataclass
@@ -79,12 +89,21 @@ class Claims:
     Attributes:
         storages: by key.
         texts: all strings; in files from before torch 1.6 these include the keys of the storages that follow.
+        unfolded: number of objects, each counted once per reference.
+        copied: bytes that are passed to classes and functions, which copy them.
+        odd: number of keys that are neither strings nor 64-bit numbers.
     """
 
     storages: dict[str, Storage] = field(default_factory=dict)
     texts: set[str] = field(default_factory=set)
     unfolded: int = 0
-    wide: int = 0
+    copied: int = 0
+    odd: int = 0
+
+    def check_copies(self, size: int) -> None:
+        """ClaimError if what is copied, over and over, is more than a file of ``size`` bytes explains."""
+        if self.copied > _CLAIMED * size + SLACK:
+            raise ClaimError(f"asks for copies of {self.copied:,} bytes, but the file has {size:,}")
 
 
 def scan_pickle(file: BinaryIO, claims: Claims) -> bool:
@@ -92,6 +111,7 @@ def scan_pickle(file: BinaryIO, claims: Claims) -> bool:
 
     Raises:
         ClaimError: it claims more than the file can hold.
+        TypeError: a call has arguments of the wrong kind.
     """
     try:
         _Scanner(file, claims).run()
@@ -100,7 +120,6 @@ def scan_pickle(file: BinaryIO, claims: Claims) -> bool:
         IndexError,
         KeyError,
         EOFError,
-        TypeError,
         UnicodeDecodeError,
         struct.error,
         pickle.UnpicklingError,
@@ -123,6 +142,9 @@ class _Scanner:
         while (code := read(1)) != b".":
             if code in _PUSHED:
                 self.stack.append(_Made(self.number(code) if code in _FIXED else _PUSHED[code]))
+            elif code in _CONTAINERS:
+                self.count(1)
+                self.stack.append(_Made())
             elif code == b"q":
                 self.memo[read(1)[0]] = self.stack[-1]
             elif code == b"r":
@@ -139,18 +161,24 @@ class _Scanner:
                 self.stack[-count:] = [self.tuple_of([self.stack[place] for place in range(-count, 0)])]
             elif code == b"t":
                 self.stack.append(self.tuple_of(self.pop_mark()))
-            elif code in (b"a", b"b"):
+            elif code == b"a":
                 self.stack.pop()
-                assert self.stack  # the object that it is put into
+                self.stack[-1].held += _ITEM
+            elif code == b"b":
+                self.build(self.stack.pop())
             elif code == b"s":
-                del self.stack[-2:]
-            elif code in (b"e", b"u"):
-                self.pop_mark()
+                _, key = self.stack.pop(), self.stack.pop()
+                self.enter([key])
+            elif code == b"e":
+                count = len(self.pop_mark())
+                self.stack[-1].held += _ITEM * count
+            elif code == b"u":
+                self.enter(self.pop_mark()[::2])
             elif code in (b"R", b"\x81"):
                 arguments, function = self.stack.pop(), self.stack.pop()
-                self.call(function.value, arguments.value)
-                shape = arguments.value[0] if function.value == _Global("torch.Size") else None
-                self.stack.append(_Made(shape, arguments.size + 1, arguments.depth + 1))
+                self.call(function.value, arguments)
+                shape = (*arguments.value, ())[0] if function.value == _Global("torch.Size") else None
+                self.stack.append(_Made(shape, arguments.size + 1, arguments.depth + 1, arguments.held))
             elif code == b"c":
                 self.ask()
             elif code == b"Q":
@@ -170,9 +198,6 @@ class _Scanner:
 
     def long(self, data: bytes) -> None:
         self.stack.append(_Made(int.from_bytes(data, "little", signed=True)))
-        self.claims.wide += len(data) > 9
-        if self.claims.wide > _WIDE:
-            raise ClaimError(f"holds more than {_WIDE:,} whole numbers of over 64 bits")
 
     def text(self, code: bytes) -> None:
         length = struct.unpack("<I", self.file.read(4))[0] if code == b"X" else self.file.read(1)[0]
@@ -180,14 +205,34 @@ class _Scanner:
         if len(data) < length:
             raise EOFError
         value = str(data, "utf-8", "surrogatepass") if code == b"X" else data.decode("latin-1")
-        self.stack.append(_Made(value))
+        self.stack.append(_Made(value, held=length))
         self.claims.texts.add(value)
 
     def refer(self, made: _Made) -> None:
-        self.claims.unfolded += made.size
+        self.count(made.size)
+        self.stack.append(made)
+
+    def count(self, objects: int) -> None:
+        self.claims.unfolded += objects
         if self.claims.unfolded > _UNFOLDED:
             raise ClaimError(f"stands for more than {_UNFOLDED:,} objects, by naming the same ones again and again")
-        self.stack.append(made)
+
+    def enter(self, keys: list[_Made]) -> None:
+        """Entries of the dict on top of the stack."""
+        self.stack[-1].held += _ENTRY * len(keys)
+        self.odd(sum(not _is_ordinary_key(key.value) for key in keys))
+
+    def odd(self, keys: int) -> None:
+        self.claims.odd += keys
+        if self.claims.odd > _ODD:
+            raise ClaimError(f"has more than {_ODD:,} keys that are neither texts nor numbers of 64 bits")
+
+    def build(self, state: _Made) -> None:
+        """The state of the object on top of the stack: attributes, or the numbers of an array."""
+        assert self.stack
+        if isinstance(state.value, tuple) and len(state.value) == 4:  # torch would lay the tensor out anew
+            raise ClaimError("holds a tensor whose place is given twice")
+        self.claims.copied += state.held
 
     def pop_mark(self) -> list[_Made]:
         items, self.stack = self.stack, self.marked.pop()
@@ -197,7 +242,8 @@ class _Scanner:
         depth = 1 + max((item.depth for item in items), default=0)
         if depth > _DEPTH:
             raise ClaimError(f"holds tuples in tuples, more than {_DEPTH} deep")
-        return _Made(tuple(item.value for item in items), 1 + sum(item.size for item in items), depth)
+        size, held = 1 + sum(item.size for item in items), sum(item.held + _ITEM for item in items)
+        return _Made(tuple(item.value for item in items), size, depth, held)
 
     def ask(self) -> None:
         module, name = (self.file.readline()[:-1].decode("utf-8") for _ in range(2))
@@ -220,19 +266,29 @@ class _Scanner:
         view = said[5] if len(said) > 5 else None
         return claimed if view is None else Storage(key, dtype, view[2])
 
-    def call(self, function: Any, arguments: Any) -> None:
+    def call(self, function: Any, given: _Made) -> None:
         """Check a call: a tensor must lie inside its storage, and no call may build a large object from small arguments."""
         name = function.name if isinstance(function, _Global) else ""
+        arguments = given.value
+        if not isinstance(arguments, tuple):  # torch takes a list too, whose content is not followed here
+            raise ClaimError(f"calls {name or 'something'} with what no checkpoint gives it")
+        self.claims.copied += given.held
+        if name in _KEYED:
+            self.odd(given.held // _ITEM)
         if name.startswith("torch.") and name not in _CALLED:
             raise ClaimError(f"asks for a new {name}, whose numbers are not in the file")
         if name == _FROM_TYPE:
-            self.call(arguments[0], arguments[2])
+            self.call(arguments[0], _Made(arguments[2], held=given.held))
         elif name.startswith(_REBUILD):
             _check_inside(arguments)
         elif name == "_codecs.encode" and arguments[1:] not in (("latin1",), ("latin-1",)):
             raise ClaimError("asks for a conversion of text that no checkpoint needs")
-        elif name.endswith("bytearray") and any(isinstance(said, int) for said in arguments or ()):
+        elif name.endswith("bytearray") and any(isinstance(said, int) for said in arguments):
             raise ClaimError("asks for bytes that are not in the file")
+
+
+def _is_ordinary_key(value: Any) -> bool:
+    return isinstance(value, str | bool | float) or (isinstance(value, int) and -(1 << 63) <= value < 1 << 64)
 
 
 def _check_inside(arguments: Any) -> None:

@@ -129,9 +129,12 @@ def _check_archive(path: Path) -> bool:
     with archive.open("data.pkl") as file:
         claims = Claims()
         scan_pickle(BytesIO(file.read()), claims)
+    claims.check_copies(path.stat().st_size)
     for storage in claims.storages.values():
         info = archive.members.get(f"data/{storage.key}")
-        if info is not None and info.file_size != storage.nbytes:
+        if info is None:  # torch would take one in other letters' case
+            raise ClaimError(f"names bytes that it does not hold (storage {storage.key})")
+        if info.file_size != storage.nbytes:
             raise ClaimError(
                 f"says that storage {storage.key} is {storage.numel:,} numbers of {storage.dtype}, that is "
                 f"{storage.nbytes:,} bytes, but holds {info.file_size:,}"
@@ -149,6 +152,7 @@ def _check_stream(path: Path) -> bool:
         complete = all(scan_pickle(file, claims) for _ in ("magic number", "protocol", "system", "content"))
         last = Claims()
         complete = complete and scan_pickle(file, last)
+    claims.check_copies(size)
     claimed = sum(storage.nbytes for storage in claims.storages.values())
     if claimed > size:
         raise ClaimError(f"has tensors that claim {claimed:,} bytes, but the file has {size:,}")

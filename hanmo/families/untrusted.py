@@ -27,7 +27,8 @@ _KNOWN = {
 }
 _GROWS = 8  # factor by which rules may lengthen a text without a trial run
 _PIECES = 64  # of a template around texts
-_LARGE = 100_000  # a larger number in a tokenizer's settings asks for a trial run
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
+_LARGE = 100_000  # a larger number in a tokenizer's settings asks for a trial run, unless its files have as many bytes
 _SMALL = 256  # layers that a configuration may name, however few tensors there are
 _COUNTED = re.compile(r"(^|_)(num|n|depth|layers?|blocks?|labels|stages?)(_|$)")
 _LAYERS = re.compile(r"(^|_)(layers?|blocks?)$")
@@ -45,7 +46,11 @@ def check_tokenizer(folder: Path, opened: Callable[[], Any]) -> None:
         CheckpointError: it exceeds them; names the folder.
     """
     patterns: list[str] = []
-    odd = any(_has_large(read_json(folder / name)) for name in _FILES if (folder / name).is_file())
+    beside = [folder / name for name in _FILES if (folder / name).is_file()]
+    size = sum(
+        file.stat().st_size for file in folder.iterdir() if file.name in _VOCABULARIES or file.suffix == ".model"
+    )
+    odd = any(_has_large(read_json(file), max(_LARGE, size)) for file in beside)
     try:
         if (rules := folder / "tokenizer.json").is_file():
             said = read_json(rules)
@@ -62,7 +67,7 @@ def check_tokenizer(folder: Path, opened: Callable[[], Any]) -> None:
         tokenizer.decode(tokenizer.encode(_TEXT + "".join(patterns)))
 
     if odd:
-        run_within_limits(attempt, f"{folder}: its tokenizer")
+        run_within_limits(attempt, f"{folder}: its tokenizer", size)
 
 
 def check_pieces(path: Path) -> None:
@@ -73,16 +78,18 @@ def check_pieces(path: Path) -> None:
     """
     from sentencepiece import SentencePieceProcessor
 
-    run_within_limits(lambda: SentencePieceProcessor(model_file=str(path)).encode(_TEXT), str(path))
+    run_within_limits(
+        lambda: SentencePieceProcessor(model_file=str(path)).encode(_TEXT), str(path), path.stat().st_size
+    )
 
 
-def _has_large(said: Any) -> bool:
-    """Whether a setting is a large number. Lengths do not count: a tokenizer only compares with them."""
+def _has_large(said: Any, most: int) -> bool:
+    """Whether a setting is above ``most``. Lengths do not count: a tokenizer only compares with them."""
     if isinstance(said, dict):
-        return any(_has_large(value) for key, value in said.items() if not re.search(r"max_len|length|id$", key))
+        return any(_has_large(value, most) for key, value in said.items() if not re.search(r"max_len|length|id$", key))
     if isinstance(said, list):
-        return any(_has_large(value) for value in said)
-    return isinstance(said, int | float) and abs(said) > _LARGE
+        return any(_has_large(value, most) for value in said)
+    return isinstance(said, int | float) and abs(said) > most
 
 
 def _is_ordinary(said: dict[str, Any], path: Path) -> bool:

@@ -74,6 +74,52 @@ def calls(name: str, number: int) -> bytes:
     return b"\x80\x02}X\x01\0\0\0a" + f"c{module}\n{function}\n".encode() + argument + b"\x85Rs."
 
 
+def _unicode(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def copies(name: str, of: bytes, times: int, more: bytes = b"") -> bytes:
+    """A list of so many results of name(the same object): each result is a copy, and takes a few bytes of the file."""
+    module, _, function = name.rpartition(".")
+    call = f"c{module}\n{function}\n".encode()
+    if name == "argparse.Namespace":  # copies what its attributes are set to
+        return b"\x80\x02](" + of + b"q\1" + (call + b")\x81h\1b") * times + b"e."
+    return b"\x80\x02](" + of + b"q\1" + (call + b"(h\1" + more + b"tR") * times + b"e."
+
+
+def colliding(keys: int, key: Callable[[int], bytes]) -> bytes:
+    """A dict whose keys all have the same hash: a new one is compared with all that are there."""
+    return b"\x80\x02}(" + b"".join(key(n) + b"N" for n in range(keys)) + b"u."
+
+
+def _text_as_number(number: int) -> bytes:
+    return b"cbuiltins\nint\n" + _unicode(f"{(5000 + number) * (2**61 - 1):x}") + b"K\x10\x86R"
+
+
+def _after_what_is_not_followed(folder: Path, odd: bytes) -> None:
+    """A call that torch takes and that is unusual, and then the tuples."""
+    with_pickle(folder, b"\x80\x02](" + odd + shared_tuples(60)[2:-1] + b"e.")
+
+
+def of_another_case(folder: Path) -> None:
+    """A tensor names its bytes in capitals, which torch finds in a member in small letters, and claims more of them."""
+    torch.save({"a": torch.zeros(4)}, folder / WEIGHTS)
+    with zipfile.ZipFile(folder / WEIGHTS) as archive:
+        held = {info.filename.partition("/")[2]: archive.read(info) for info in archive.infolist()}
+    pickled = held["data.pkl"].replace(b"X\x01\0\0\x000", b"X\x01\0\0\0A")
+    held["data/a"] = held.pop("data/0")
+    write_members(folder / WEIGHTS, {**held, "data.pkl": storage_of(pickled, 4, 8)})
+
+
+def laid_out_anew(folder: Path) -> None:
+    """A parameter of four numbers whose state says that it has a million."""
+    torch.save({"a": torch.zeros(4)}, folder / WEIGHTS)
+    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0000X\3\0\0\0cpuK\4tQ"
+    state = b"(" + storage + b"K\0J\x40\x42\x0f\0\x85K\1\x85t"
+    parameter = b"ctorch.nn.parameter\nParameter\n)\x81" + state + b"b"
+    changed(folder, lambda held: held.update({"data.pkl": b"\x80\x02}X\1\0\0\0a" + parameter + b"s."}))
+
+
 def _long(number: int) -> bytes:
     return b"\x8a\x08" + number.to_bytes(8, "little")
 
@@ -238,6 +284,23 @@ ORIGINALS: dict[str, Callable[[Path], Any]] = {
     "a tensor out of nothing": lambda folder: with_pickle(folder, calls("torch.FloatTensor", 10**8)),
     "a storage out of nothing": lambda folder: with_pickle(folder, calls("torch.storage.UntypedStorage", 10**9)),
     "bytes out of nothing": lambda folder: with_pickle(folder, calls("builtins.bytearray", 10**10)),
+    "a text converted again and again": lambda folder: with_pickle(
+        folder, copies("_codecs.encode", _unicode("a" * 10**6), 4000, _unicode("latin1"))
+    ),
+    "a list copied again and again": lambda folder: with_pickle(
+        folder, copies("builtins.list", b"](" + b"N" * 10**5 + b"e", 9000)
+    ),
+    "attributes copied again and again": lambda folder: with_pickle(
+        folder,
+        copies("argparse.Namespace", b"}(" + b"".join(_unicode(f"k{n}") + b"N" for n in range(20_000)) + b"u", 4000),
+    ),
+    "numbers as texts that all fall together": lambda folder: with_pickle(folder, colliding(60_000, _text_as_number)),
+    "tuples after a call with a list": lambda folder: _after_what_is_not_followed(
+        folder, b"c_codecs\nencode\n](" + _unicode("a") + _unicode("latin1") + b"eR"
+    ),
+    "tuples after an empty size": lambda folder: _after_what_is_not_followed(folder, b"ctorch\nSize\n)R"),
+    "a tensor laid out anew": laid_out_anew,
+    "bytes under a name in another case": of_another_case,
     "a sparse tensor": lambda folder: torch.save({"a": torch.eye(3).to_sparse()}, folder / WEIGHTS),
     "a tensor without numbers": lambda folder: torch.save({"a": torch.empty(3, device="meta")}, folder / WEIGHTS),
     "a member twice": twice,
