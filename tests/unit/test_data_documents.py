@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hanmo.data.documents import Pieces, StoreDocuments, StreamRows, StreamSampler, read_documents
 from hanmo.data.rows import FILLER, EpochSampler, RowDataset
 from hanmo.data.store import Store
-from hanmo.data.streams import stream_batches
+from hanmo.data.streams import crop_row, stream_batches
 from hanmo.data.tokenize import TokenizerPlace, tokenize
 from hanmo.errors import ConfigError, RecordError
 from hanmo.families.base import IGNORE, Family, Part
@@ -165,3 +165,13 @@ def test_what_is_drawn_changes_with_the_epoch_alone(tmp_path: Path) -> None:
     other = [pieces.row(item % len(pieces)).inputs["input_ids"].tolist() for item in items]
     assert other != [pieces.row(item).inputs["input_ids"].tolist() for item in items]
     assert pieces.where(items[0]) == pieces.where(items[0] % len(pieces))
+
+
+def test_crops_have_the_types_of_rows() -> None:
+    """A document of one token and its end, then false padding: what is scored is by hand."""
+    row = crop_row([[Part((5,), True)]], length=4, number=0, stop_id=1, across=False)
+    assert row.inputs["input_ids"].tolist() == [5, 1, 1, 1] and row.labels.tolist() == [1, IGNORE, IGNORE, IGNORE]
+    assert row.weights.tolist() == [1, 0, 0, 0] and row.end == 3
+    assert row.inputs["attention_mask"].tolist() == [1] * 4
+    types = (row.inputs["input_ids"].dtype, row.inputs["attention_mask"].dtype, row.labels.dtype, row.weights.dtype)
+    assert types == (torch.int64, torch.int64, torch.int64, torch.float32)

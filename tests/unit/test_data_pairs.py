@@ -43,6 +43,11 @@ def test_best_against_each_worse_one() -> None:
     ]
 
 
+def test_answers_as_good_as_the_best_make_no_pair() -> None:
+    record = ScoredAnswers("问", (("甲", 1.0), ("乙", 1.0), ("丙", 0.0)))
+    assert [(pair.chosen.response, pair.rejected.response) for pair in preferences(record)] == [("甲", "丙")]
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -91,3 +96,13 @@ def test_batches() -> None:
     ends = batch["ends"]
     fed = batch["decoder_input_ids"][torch.arange(4), ends]
     assert fed.tolist() == [family.tokenizer.sep_token_id] * 4  # the stop token, last of what is fed
+
+
+def test_a_pair_says_where_it_is_from() -> None:
+    """Also where a record makes several: two rows a pair."""
+    records = [
+        ScoredAnswers("你好吗", (("我很好", 2.0), ("不好", 1.0), ("再见", 0.0)), where="a.jsonl:1"),
+        ScoredAnswers("你好", (("好", 1.0), ("再见", 0.0)), where="a.jsonl:2"),
+    ]
+    pairs = make_pairs(records, tiny_eva().family, 32, None, True, False, Rejects())
+    assert [pairs.where(place) for place in range(len(pairs))] == ["a.jsonl:1", "a.jsonl:1", "a.jsonl:2"]

@@ -117,3 +117,11 @@ def test_groups_come_in_random_order_and_whole() -> None:
     means = [sum(order[start : start + 10]) / 10 for start in range(0, 1000, 10)]
     falls = sum(later < earlier for earlier, later in itertools.pairwise(means))
     assert 35 < falls < 65  # sorted groups would fall nearly always
+
+
+def test_rows_are_grouped_by_length_only_where_asked() -> None:
+    """Grouped, the longest row comes first; else its place is the seed's."""
+    lengths = [1] * 19 + [9]
+    firsts = [next(iter(EpochSampler(lengths, seed))) for seed in range(8)]
+    assert len(set(firsts)) > 1
+    assert [next(iter(EpochSampler(lengths, seed, group=2))) for seed in range(8)] == [19] * 8

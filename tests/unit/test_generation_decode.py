@@ -11,6 +11,7 @@ from hanmo.families.base import TRANSFORMERS_4_31, Context
 from hanmo.generation.decode import generate, search, stream
 from hanmo.generation.settings import Settings
 from tests.unit.decoding_peers import GPT2_SIZE, GPT2_STOP, as_t5, eva, gpt2
+from tests.unit.tiny import tiny
 
 PROMPTS = [(3, 7, 2, 9), (5,), (11, 4), (8, 8, 1, 6, 2, 3, 13)]
 PLAIN = Settings(do_sample=False, max_new_tokens=12)
@@ -231,3 +232,20 @@ def test_the_last_token_is_not_fed():
     opened = gpt2(0, stop_bias=-9.0)
     generate(opened, contexts(PROMPTS[:1]), PLAIN.change(max_new_tokens=3))
     assert len(opened.network.rows_read) == 3
+
+
+def test_logprobs_of_a_bf16_model_are_computed_in_fp32(tmp_path):
+    """Every token's: rounded to bf16 they would be off by up to 1 in 256."""
+    opened = tiny("pangu", tmp_path)
+    network = opened.network.to(torch.bfloat16)
+    ids = (9, 10, 11, 12)
+    (reply,) = generate(opened, [Context(ids, ids)], Settings(do_sample=False, max_new_tokens=3))
+    assert len(reply.logprobs) == len(reply.ids) + reply.finished
+    inputs = {name: value[None] for name, value in opened.family.prompt(ids).inputs.items()}
+    with torch.no_grad():
+        logits, state = network.prefill(**inputs)
+        expected = []
+        for place, token in enumerate(reply.ids, len(ids)):
+            expected.append(logits[0, -1].double().log_softmax(-1)[token].item())
+            logits = network.step(torch.tensor([[token]]), torch.tensor([[[place]]]), state)
+    assert reply.logprobs[: len(reply.ids)] == pytest.approx(expected, abs=1e-5)

@@ -28,6 +28,13 @@ def test_penalty_by_hand():
     assert scores.tolist() == [1.0, -4.0, 3.0, 0.0]
 
 
+@pytest.mark.parametrize("penalty", [0.5, 2.0])
+def test_any_penalty_but_one_counts(penalty):
+    """The prompt's 1 and what was said, 4; scores are -3, -2 … 2."""
+    scores = apply(Settings(repetition_penalty=penalty), [[1]], [[4]])
+    assert scores.tolist() == [[-3, -2 * penalty, -1, 0, 1 / penalty, 2]]
+
+
 def test_repeated_by_hand():
     assert repeated([1, 2, 3, 1, 2], 3) == {3}
     assert repeated([1, 2, 1, 3, 1], 2) == {2, 3}

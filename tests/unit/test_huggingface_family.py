@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -162,3 +163,45 @@ def test_positions_beyond_learned_ones_are_one_message() -> None:
     assert model(input_ids=torch.ones(1, 16, dtype=torch.long)).logits.shape == (1, 16, 64)
     with pytest.raises(UnsupportedError, match="17 tokens in a row, but this model has 16 positions"):
         model(input_ids=torch.ones(1, 17, dtype=torch.long))
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_put_around_every_one(tmp_path: Path) -> None:
+    """An encoder reads it all; a decoder goes on from the text, so that nothing stands behind it."""
+    around, text = "<bos> $A <eos>", [9, 10]  # 你好
+    for name, expected in (("mt5", [3, *text, 2]), ("llama", [3, *text])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            folder = write_model(name, tmp_path / name, chat=False, around=around)
+            family = open_model(folder, dtype="fp32", device="cpu").family
+        assert list(family.context(Text("你好"), 64).ids) == expected
+
+
+@pytest.mark.parametrize("name", ["mt5", "llama"])
+def test_without_a_template_the_prefix_stands_on_a_line_of_its_own(name: str, tmp_path: Path) -> None:
+    family = opened(name, tmp_path, chat=False).family
+    ids = family.tokenizer.encode("你好\n我", add_special_tokens=False)
+    assert len(ids) == 4
+    assert list(family.context(PromptResponse("你好", "", prefix="我"), 64).ids) == ids
+    assert list(family.context(PromptResponse("你好", ""), 64).ids) == ids[:3]
+    ((given, said),) = family.parts(PromptResponse("你好", "再见", prefix="我"), 64)
+    assert list(given.ids) == ids
+    assert list(said.ids) == family.tokenizer.encode("再见", add_special_tokens=False)
+
+
+def test_an_encoder_decoder_learns_to_go_on_from_any_place(tmp_path: Path) -> None:
+    """The encoder has what stands before the place, the decoder the rest and the end, which a cut text does not have."""
+    family, ids = opened("mt5", tmp_path).family, (9, 10, 11, 12)
+    places = set()
+    for seed in range(30):
+        row = family.pretrain([Part(ids, True)], Random(seed))
+        given, labels = row.inputs["input_ids"].tolist(), row.labels.tolist()
+        assert [*given, *labels] == [*ids, family.stop_id]
+        assert row.inputs["decoder_input_ids"].tolist() == [1, *labels[:-1]]  # decoder_start_token_id
+        places.add(len(given))
+        cut = family.pretrain([Part(ids, True), Part((), False)], Random(seed))
+        assert cut.inputs["input_ids"].tolist() == given
+        assert cut.labels.tolist() == [*labels[:-1], IGNORE]
+    assert places == {1, 2, 3}
+    single = family.pretrain([Part((9,), True)], Random(0))
+    assert single.inputs["input_ids"].tolist() == [family.stop_id]  # an encoder must be given something
+    assert single.labels.tolist() == [9, family.stop_id]
