@@ -58,7 +58,8 @@ _BAD_FOLDER = (
     AttributeError,
     ImportError,
     ArithmeticError,
-    RecursionError,
+    AssertionError,  # from torch's layers
+    RuntimeError,  # from sentencepiece, and RecursionError
 )
 
 
@@ -106,13 +107,23 @@ def safe_network(
         options: as ``from_pretrained`` takes them.
 
     Raises:
-        CheckpointError: transformers cannot open it; an adapter lies beside the model.
+        CheckpointError: transformers cannot open it; a tensor has another shape than configured; an adapter lies beside
+            the model.
     """
     if folder is not None:
         check_adapter(folder)
+    # Mismatched tensors are told by the loading information: transformers' own error names none of them.
+    options |= {"trust_remote_code": False, "local_files_only": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _without_questions(), _as_hanmo_error(folder, "transformers cannot open it"):
-        options |= {"trust_remote_code": False, "local_files_only": True, "output_loading_info": True}
-        return network_class.from_pretrained(folder, config=config, **options)
+        network, info = network_class.from_pretrained(folder, config=config, **options)
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        more = f", and {len(mismatched) - 1} more tensors do not fit" if len(mismatched) > 1 else ""
+        raise CheckpointError(
+            f"{folder}: {name} has the shape {tuple(found)}, but {CONFIG_NAME} describes {tuple(expected)}{more}"
+        )
+    return network, info
 
 
 def check_adapter(folder: str | Path) -> None:
@@ -190,7 +201,7 @@ def _as_hanmo_error(where: object, problem: str, kind: type[HanmoError] = Checkp
     """Turn the errors that a bad folder causes in transformers into one HanmoError."""
     try:
         yield
-    except HanmoError:
+    except (HanmoError, torch.OutOfMemoryError):
         raise
     except _BAD_FOLDER as error:
         said = str(error).strip().split("\n")[0] or type(error).__name__

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -136,6 +137,20 @@ def test_make_targets_exist() -> None:
     }
     assert shown
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in shown)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_takes_an_order_that_it_knows() -> None:
+    def dry(*given: str) -> tuple[int, str]:
+        done = subprocess.run(["make", "-n", "test", *given], cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = dry("ORDER=random", "SEED=3")
+    assert code == 0 and "--random-order --random-order-seed 3 " in said
+    code, said = dry()
+    assert code == 0 and "--random-order" not in said
+    code, said = dry("ORDER=randm")
+    assert code == 2 and "ORDER=randm: expected as-written or random" in said
 
 
 def test_the_readmes_are_in_step() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from hanmo.checkpoints import open_model, save_model
+from hanmo.checkpoints.inspect import inspect_model
 from hanmo.checkpoints.opening import check_vocabulary, choose_dtype
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError
 from hanmo.families.eva import legacy
@@ -29,6 +30,8 @@ from tests.unit.checkpoint_files import (
     write_megatron,
     write_vocabulary,
 )
+from tests.unit.tiny import tiny
+from tests.unit.transformers_models import write_model
 
 
 @pytest.fixture
@@ -257,3 +260,39 @@ def test_a_full_disk_leaves_the_previous_model(tmp_path: Path, monkeypatch: pyte
         ours(tmp_path / "new")
     assert {item.name: item.read_bytes() for item in folder.iterdir()} == before
     assert [item.name for item in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", ["eva", "glm", "pangu", "transformer_xl"])
+@pytest.mark.parametrize("damaged", [b"", b"\x0a\x03abc"])
+def test_a_damaged_vocabulary_file_is_one_message(tmp_path: Path, name: str, damaged: bytes) -> None:
+    opened = tiny(name, tmp_path / "vocabulary")
+    save_model(opened, tmp_path / "ours")
+    (tmp_path / "ours" / opened.tokenizer.vocab_files_names["vocab_file"]).write_bytes(damaged)
+    with pytest.raises(VocabularyError, match="ours: its tokenizer does not open: "):
+        open_model(tmp_path / "ours", device="cpu")
+    faults = [check for check in inspect_model(tmp_path / "ours").checks if check.verdict == "fault"]
+    assert [check.name for check in faults] == ["vocabulary"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"hidden_size": 48},
+            r"lm_head.weight has the shape \(41, 32\), but config.json describes \(41, 48\), and 20 more",
+        ),
+        (
+            {"intermediate_size": 7},
+            r"mlp.down_proj.weight has the shape \(32, 48\), but config.json describes \(32, 7\)",
+        ),
+        ({"vocab_size": 1}, "transformers cannot build it: "),
+    ],
+)
+def test_a_configuration_of_other_shapes_than_the_files_is_one_message(
+    tmp_path: Path, change: dict[str, int], message: str
+) -> None:
+    write_model("qwen3", tmp_path / "qwen")
+    config = json.loads((tmp_path / "qwen" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "qwen" / "config.json").write_text(json.dumps({**config, **change}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=message):
+        open_model(tmp_path / "qwen", device="cpu")
