@@ -46,3 +46,9 @@ def test_never_above_the_peak_nor_below_zero(schedule: str, step: int, warmup: i
     value = factor(schedule, step, warmup, decay)  # type: ignore[arg-type]
     assert math.isfinite(value)
     assert -1e-12 <= value <= 1
+
+
+def test_the_floor_is_of_the_cosine_alone() -> None:
+    """Two steps after the warm-up, of four: half way."""
+    assert factor("linear", 12, 10, 4, floor=0.2) == pytest.approx(0.5)
+    assert factor("cosine", 12, 10, 4, floor=0.2) == pytest.approx(0.6)
