@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -94,6 +95,15 @@ def test_a_folder_that_lies_is_refused_in_one_message(qwen: Path, tmp_path: Path
     """Sizes that no file fills matter to who builds the network; its tensors are what they are."""
     harmless = ("inspect", "convert") if kind in WIDE else ()
     check_refused(made(FOLDERS[kind], qwen, tmp_path / "model"), tmp_path, harmless)
+
+
+def test_a_given_configuration_counts_no_more_layers_than_an_original_can_have(original: Path, tmp_path: Path) -> None:
+    """Downloaded beside the model as often as config.json inside it."""
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps({**json.loads((original / "config.json").read_text()), "num_layers": 10**9}))
+    outcome = run(lambda: command("convert", original, tmp_path / "target", "--config", given), tmp_path / "executed")
+    assert outcome.kind == "message", str(outcome)
+    assert "num_layers is 1,000,000,000" in outcome.printed
 
 
 def test_a_chat_template_that_takes_too_much_is_refused_in_one_message(qwen: Path, tmp_path: Path) -> None:
