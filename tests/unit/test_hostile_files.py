@@ -106,6 +106,18 @@ def test_a_given_configuration_counts_no_more_layers_than_an_original_can_have(o
     assert "num_layers is 1,000,000,000" in outcome.printed
 
 
+def test_a_rule_that_gives_up_at_a_text_ends_in_a_message(qwen: Path, tmp_path: Path) -> None:
+    """A regular expression that tries 2^45 ways at a text of one letter, and passes the trial on other texts."""
+    folder, prompts = shutil.copytree(qwen, tmp_path / "model"), tmp_path / "prompts.txt"
+    said = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    rule = {"type": "Split", "pattern": {"Regex": "(?:a|a)" * 45 + "b"}, "behavior": "Isolated", "invert": False}
+    (folder / "tokenizer.json").write_text(json.dumps({**said, "pre_tokenizer": rule}), encoding="utf-8")
+    prompts.write_text("a" * 60 + "\n", encoding="utf-8")
+    outcome = run(lambda: command("generate", folder, "--input", prompts, "--device", "cpu"), tmp_path / "executed")
+    assert outcome.kind == "message", str(outcome)
+    assert "hanmo: the model's tokenizer cannot read this text by its own rules" in outcome.printed
+
+
 def test_a_chat_template_that_takes_too_much_is_refused_in_one_message(qwen: Path, tmp_path: Path) -> None:
     make = rewritten("chat_template.jinja", TEMPLATES["a text of ten billion letters"])
     folder, prompts = made(make, qwen, tmp_path / "model"), tmp_path / "prompts.txt"
