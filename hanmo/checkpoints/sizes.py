@@ -16,6 +16,7 @@ from hanmo.checkpoints.files import Weights
 from hanmo.checkpoints.layout import Original, all_families, some
 from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.base import Family
+from hanmo.families.untrusted import check_counts
 from hanmo.files import read_json
 
 _SLACK = 10_000_000  # parameters that a network may have beyond its files
@@ -37,7 +38,9 @@ def settle_config(
         raise ConfigError("give a size or a configuration file, not both")
     legacy = original.family.legacy
     if config is not None:
-        said = {**_dimensions(original), **legacy.read_config(read_json(Path(config)))}
+        given = read_json(Path(config))
+        check_counts(given, len(original.shapes), config)
+        said = {**_dimensions(original), **legacy.read_config(given)}
     elif size is not None:
         said = legacy.SIZES[find_size(original.family, size)].config
     elif original.weights.config is not None:

@@ -116,6 +116,11 @@ def main() -> None:
     except KeyboardInterrupt:
         print("hanmo: stopped", file=sys.stderr)
         sys.exit(130)
+    except BaseException as error:  # the tokenizers package stops like this, for one, at a rule that never ends
+        if type(error).__name__ != "PanicException":
+            raise
+        print(f"hanmo: the model's tokenizer cannot read this text by its own rules: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _part() -> None:

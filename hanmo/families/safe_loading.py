@@ -203,7 +203,9 @@ def _as_hanmo_error(where: object, problem: str, kind: type[HanmoError] = Checkp
         yield
     except (HanmoError, torch.OutOfMemoryError):
         raise
-    except _BAD_FOLDER as error:
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, _BAD_FOLDER):  # tokenizers raises no other kind
+            raise
         said = str(error).strip().split("\n")[0] or type(error).__name__
         raise kind(f"{where}: {problem}: {said}") from error
 

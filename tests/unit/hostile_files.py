@@ -361,6 +361,10 @@ FOLDERS: dict[str, Callable[[Path], Any]] = {
     "a billion words": with_config(vocab_size=10**9),
     "settings of brackets": rewritten("tokenizer_config.json", "[" * 200_000),
     "a tokenizer of brackets": rewritten("tokenizer.json", "[" * 200_000),
+    "a tokenizer of no known kind": _tokenizer(lambda said: said.update(model={"type": "Nope"})),
+    "a rule that is no regular expression": _tokenizer(
+        lambda said: said.update(pre_tokenizer={**_NESTED, "pattern": {"Regex": "(一"}})
+    ),
     "a tokenizer that is a list": rewritten("tokenizer.json", "[1, 2]"),
 }
 WIDE = ("a width of a million", "a billion words")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -96,6 +97,27 @@ def test_a_folder_that_lies_is_refused_in_one_message(qwen: Path, tmp_path: Path
     check_refused(made(FOLDERS[kind], qwen, tmp_path / "model"), tmp_path, harmless)
 
 
+def test_a_given_configuration_counts_no_more_layers_than_an_original_can_have(original: Path, tmp_path: Path) -> None:
+    """Downloaded beside the model as often as config.json inside it."""
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps({**json.loads((original / "config.json").read_text()), "num_layers": 10**9}))
+    outcome = run(lambda: command("convert", original, tmp_path / "target", "--config", given), tmp_path / "executed")
+    assert outcome.kind == "message", str(outcome)
+    assert "num_layers is 1,000,000,000" in outcome.printed
+
+
+def test_a_rule_that_gives_up_at_a_text_ends_in_a_message(qwen: Path, tmp_path: Path) -> None:
+    """A regular expression that tries 2^45 ways at a text of one letter, and passes the trial on other texts."""
+    folder, prompts = shutil.copytree(qwen, tmp_path / "model"), tmp_path / "prompts.txt"
+    said = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    rule = {"type": "Split", "pattern": {"Regex": "(?:a|a)" * 45 + "b"}, "behavior": "Isolated", "invert": False}
+    (folder / "tokenizer.json").write_text(json.dumps({**said, "pre_tokenizer": rule}), encoding="utf-8")
+    prompts.write_text("a" * 60 + "\n", encoding="utf-8")
+    outcome = run(lambda: command("generate", folder, "--input", prompts, "--device", "cpu"), tmp_path / "executed")
+    assert outcome.kind == "message", str(outcome)
+    assert "hanmo: the model's tokenizer cannot read this text by its own rules" in outcome.printed
+
+
 def test_a_chat_template_that_takes_too_much_is_refused_in_one_message(qwen: Path, tmp_path: Path) -> None:
     make = rewritten("chat_template.jinja", TEMPLATES["a text of ten billion letters"])
     folder, prompts = made(make, qwen, tmp_path / "model"), tmp_path / "prompts.txt"
@@ -139,6 +161,13 @@ def test_no_chat_template_takes_more_than_its_time_and_memory(tmp_path: Path, ki
         ("{% include 'a' %}", False),
         ("{% generation %}a{% endgeneration %}", False),
         ("{{ 'a", False),
+        ("{% for c in 'aaaa' %}bbbb{% endfor %}", False),
+        ("{% for m in messages[1:] %}{{ m.content }}{% endfor %}", True),
+        ("{% for m in messages ~ messages %}{{ m }}{% endfor %}", False),
+        ("{% set messages = 'aaaa' %}{% for m in messages %}{{ m }}{% endfor %}", False),
+        ("{% set x = 'aaaa' %}{% set y = x ~ x ~ x %}{{ y }}{{ y }}", False),
+        ("{% set index = '%9d' %}{{ index % 1 }}", False),
+        ("a" * 5000, False),
     ],
 )
 def test_a_template_is_plain_where_nothing_in_it_can_grow(template: str, plain: bool) -> None:
@@ -156,6 +185,38 @@ def test_both_processes_render_what_transformers_renders(system: bool, ask: bool
         expected = words.apply_chat_template(talk, tokenize=False, add_generation_prompt=ask)
         assert render_template(words, talk, ask) == expected
     assert is_plain(TEMPLATE) and not is_plain(RICH)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ " + "(" * 1500 + "1" + ")" * 1500 + " }}",
+        "{{ " + "not " * 900 + "1 }}",
+        "{% if 1 %}" * 150 + "{% endif %}" * 150,
+        "{% for m in messages %}{{ loop.index % 0 }}{% endfor %}",
+    ],
+    ids=["brackets", "not", "if", "a remainder of nothing"],
+)
+def test_a_plain_template_that_python_trips_over_is_refused_in_one_message(template: str) -> None:
+    words = tokenizer()
+    words.chat_template = template
+    assert is_plain(template)
+    with pytest.raises(TemplateRefusalError, match="does not take this conversation"):
+        render_template(words, TALK)
+
+
+def test_tokens_that_are_texts_are_not_repeated_without_limits(tmp_path: Path) -> None:
+    """A million letters as the token that begins, two hundred times in every turn of many."""
+
+    def render() -> None:
+        words = tokenizer()
+        words.add_special_tokens({"bos_token": "a" * 10**6})
+        words.chat_template = "{% for m in messages %}" + "{{ bos_token }}" * 200 + "{% endfor %}"
+        with pytest.raises(CheckpointError, match="takes too much memory"):
+            render_template(words, TALK * 5)
+
+    outcome = run(render, canary=tmp_path / "executed")
+    assert outcome.kind == "fine", str(outcome)
 
 
 def test_what_a_template_says_itself_is_passed_on() -> None:

@@ -36,7 +36,9 @@ _SILENT = {"whitespace", "data", "comment", "comment_begin", "comment_end", "lin
 _KINDS = {"block_begin", "variable_begin", "string"}
 _BEFORE_BRACKETS = {"raise_exception", "block_begin", "variable_begin", "if", "elif", "and", "or", "not", "in", "is"}
 _BEFORE_BRACKETS |= {"(", "[", "+", "~", "==", "!=", "<", ">", "=", ","}
-_SETS, _JOINS, _LONG = 2, 60, 1 << 16  # so that the text is at most a thousand times as long as the template
+_SETS, _JOINS, _LONG = 2, 60, 1 << 12  # so that a turn is at most a thousand times as long as the template
+_LOOP = ("messages", "loop", "index", "index0")  # names that a template must not give another meaning
+_TROUBLES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, SyntaxError)
 
 
 class TemplateRefusalError(UnsupportedError):
@@ -56,10 +58,11 @@ def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], ask: boo
     """
     template = tokenizer.get_chat_template()
     where = f"the chat template of {tokenizer.name_or_path or 'this tokenizer'}"
-    if is_plain(template) or not _LIMITS:
+    short = len(str(tokenizer.special_tokens_map)) <= _LONG  # a template may repeat these
+    if (short and is_plain(template)) or not _LIMITS:
         try:
             return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
-        except (TemplateError, TypeError, ValueError) as error:
+        except (*_TROUBLES, RecursionError) as error:
             raise TemplateRefusalError(f"{where} does not take this conversation: {error}") from error
     request = {"conversations": [list(messages)], "chat_template": template, "add_generation_prompt": ask}
     answer = _ask({**tokenizer.special_tokens_map, **request})
@@ -72,28 +75,46 @@ def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], ask: boo
 
 @functools.lru_cache(maxsize=64)
 def is_plain(template: str) -> bool:
-    """Whether a template's output is bounded: no nested loops, no calls, no arithmetic, few variables and joined texts."""
+    """Whether a template's output is bounded: a single loop, over the messages; no calls, no arithmetic, few joins."""
     loops = sets = joins = 0
-    last = ""
+    last, tag = "", ""
+    if len(template) > _LONG:
+        return False
     try:
         tokens = [(kind, text) for _, kind, text in Environment().lex(template) if kind not in _SILENT]
     except TemplateError:
         return False
-    for kind, text in tokens:
+    for place, (kind, text) in enumerate(tokens):
         if last == "block_begin":
-            if text not in _TAGS:
+            tag = text
+            if text not in _TAGS or not _keeps_names(text, tokens[place + 1 : place + 5]):
                 return False
             loops += {"for": 1, "endfor": -1}.get(text, 0)
             sets += text == "set"
         if kind == "operator":
             joins += text in ("+", "~")
             called = text == "(" and last not in _BEFORE_BRACKETS
-            if called or text in ("*", "**", "/", "//") or (text == "%" and last not in ("index", "index0")):
+            if (
+                called
+                or (tag == "set" and text in ("+", "~"))
+                or text in ("*", "**", "/", "//")
+                or (text == "%" and last not in ("index", "index0"))
+            ):
                 return False
         if (last == "|" and text not in _FILTERS) or loops > 1:
             return False
+        tag = "" if kind == "block_end" else tag
         last = kind if kind in _KINDS else text
-    return sets <= _SETS and joins <= _JOINS and len(template) <= _LONG
+    return sets <= _SETS and joins <= _JOINS
+
+
+def _keeps_names(tag: str, following: list[tuple[str, str]]) -> bool:
+    """Whether a loop is one over the messages or some of them, and no tag gives a name of such loops another meaning."""
+    if tag not in ("for", "set"):
+        return True
+    kinds, texts = zip(*following, strict=True) if following else ((), ())
+    over_messages = texts[1:3] == ("in", "messages") and (texts[3:] == ("[",) or kinds[3:] == ("block_end",))
+    return texts[:1] > () and texts[0] not in _LOOP and (tag == "set" or over_messages)
 
 
 class _Renderer:
