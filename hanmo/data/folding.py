@@ -4,8 +4,9 @@ Unicode's general categories decide. Letters, marks, numbers and symbols (S*: + 
 control and format characters and punctuation (P*) are removed. Signs and operators that Unicode counts as punctuation are
 kept in these places:
 
-- a hyphen before a digit (-5℃), a dash between digits (3–5), a hyphen between letters of which one is Latin (x-y);
-- ``.`` ``,`` ``:`` between digits (3.5, 1,000, 3:2); ``%`` ``‰`` ``′`` ``/`` after a digit (50%, 6/天);
+- a hyphen before a digit (-5℃), a dash between digits (3–5), a hyphen between letters of which one is Latin (x-y), two
+  between Latin letters or digits (5-(-3));
+- ``.`` ``,`` ``:`` between digits (3.5, 1,000, 3:2) or before a negative one (3:(-2)); ``%`` ``‰`` ``′`` ``/`` after a digit (50%, 6/天);
 - ``* / \\ & @ _`` between letters or digits of which one is Latin or a digit (a*b, km/h, R&D); ``#`` after a Latin
   letter (C#); ``!`` before ``=``.
 
@@ -31,9 +32,10 @@ def _between_latin(sign: str) -> str:
 
 
 _SIGNS = re.compile(
-    rf"(?=[{_ASKED}−])(?:(?P<hyphen>(?<![{_HYPHEN}—])[{_HYPHEN}](?=\d)|(?<=\d)[—―〜](?=\d)|"
+    rf"(?=[{_ASKED}−])(?:(?P<minus>(?<=[{_LATIN}])[{_HYPHEN}]{{2}}(?=[{_LATIN}]))|"
+    rf"(?P<hyphen>(?<![{_HYPHEN}—])[{_HYPHEN}](?=\d)|(?<=\d)[—―〜](?=\d)|"
     + _between_latin(f"[{_HYPHEN}]")
-    + r")|(?P<kept>(?<=\d)[.,:]{1,3}(?=\d)|(?<=\d)(?:[%‰‱/]|′+)|(?<=[a-z])#+|!(?==)|"
+    + rf")|(?P<kept>(?<=\d)[.,:]{{1,3}}(?=[{_HYPHEN}]?\d)|(?<=\d)(?:[%‰‱/]|′+)|(?<=[a-z])#+|!(?==)|"
     + "|".join(map(_between_latin, (r"[*/\\&]{1,2}", "[@_]")))
     + f"|(?<=[{_EMOJI}])\u200d(?=[{_EMOJI}])|(?<=[\U0001f3f4{_TAGS}])[{_TAGS}])|[{_ASKED}])"
 )
@@ -74,4 +76,4 @@ def _once(text: str) -> str:
 
 
 def _sign(found: re.Match[str]) -> str:
-    return "-" if found["hyphen"] else found["kept"] or ""
+    return "--" if found["minus"] else "-" if found["hyphen"] else found["kept"] or ""

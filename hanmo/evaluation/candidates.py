@@ -93,6 +93,7 @@ def score_candidates(
     Raises:
         HanmoError: memory runs out even for one candidate at a time.
         NotANumberError: the network computes what is no number.
+        UnsupportedError: a stop token is to be scored and the model names none.
     """
     found: list[list[RowScore] | None] = [None] * len(questions)
     done = 0
@@ -151,7 +152,7 @@ def _shared(opened: OpenedModel, index: int, candidates: Sequence[Candidate], st
     if len(contexts) != 1 or not all(answers):
         return None
     prompt = opened.family.prompt(contexts.pop())
-    return _Question(index, prompt, [(*ids, prompt.stop_ids[0]) if stop else ids for ids in answers])
+    return _Question(index, prompt, [(*ids, opened.family.stop_id) if stop else ids for ids in answers])
 
 
 def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int, finish: OnScored) -> list[_Question]:

@@ -180,6 +180,15 @@ class Family(ABC):
         return tuple(stop.id for stop in self.stops)
 
     @property
+    def stop_id(self) -> int:
+        """The token that rows predict where a reply ends.
+
+        Raises:
+            UnsupportedError: the model names none.
+        """
+        return self.stop_ids[0]
+
+    @property
     def spare_ids(self) -> range:
         """Rows of the embedding that stand for no token. The originals may draw them; we do so only as published."""
         return range(len(self.tokenizer), self.config.get_text_config().vocab_size)

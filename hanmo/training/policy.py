@@ -221,7 +221,8 @@ class PolicyTrainer(RowTrainer):
         family, model = self.opened.family, self.model
         assert isinstance(model, nn.Module)
         rows = [family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
-        known = self.engine.exact and not (self.needs_values and self.critic is None)
+        mixed = self.args.bf16 or self.args.fp16  # whoever decodes rounds elsewhere
+        known = self.engine.exact and not mixed and not (self.needs_values and self.critic is None)
         old = [torch.tensor(sample.generation.logprobs) for sample in samples]
         values = nothing = [torch.zeros_like(x) for x in old]
         if not known:

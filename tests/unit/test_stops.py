@@ -33,7 +33,8 @@ from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.inspect import Report, inspect_model
 from hanmo.cli import app, chat
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE, OpenedModel, collate
+from hanmo.evaluation.candidates import score_candidates
+from hanmo.families.base import IGNORE, OpenedModel, Part, collate
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
@@ -312,6 +313,11 @@ def test_a_model_that_names_no_stop_says_so(tmp_path: Path) -> None:
     assert model.family.stop_ids == ()
     with pytest.raises(UnsupportedError, match="no token ends a text"):
         model.family.row(model.family.parts(PromptResponse("你好", "我很好"), 64)[0])
+    candidates = [[Part((9, 10), False), Part((11,), True)], [Part((9, 10), False), Part((12, 13), True)]]
+    with pytest.raises(UnsupportedError, match="no token ends a text"):
+        score_candidates(model, [candidates], stop=True)
+    [without] = score_candidates(model, [candidates])
+    assert [len(score.logprobs) for score in without] == [1, 2]
     [reply] = generate(model, [model.family.context(Dialogue(("你好",)), 64)], Settings(max_new_tokens=3, seed=1))
     assert len(reply.ids) == 3 and not reply.finished
     assert verdict(inspect_model(tmp_path / "start"), "stops").verdict == "warning"

@@ -34,6 +34,7 @@ from hanmo.training.rollout import OwnEngine, Reference, load_reward, prompt_ord
 from hanmo.training.rounds import Rounds
 from tests.unit.alignment_cases import REWARD, starts, trainer
 from tests.unit.tiny import NAMES, tiny
+from tests.unit.transformers_models import write_model
 
 
 def small(config: Any, folder: Path, **settings: Any) -> Any:
@@ -281,3 +282,14 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(config: Any, train: Any,
     one, other = (open_model(tmp_path / run / "model", device="cpu").network for run in ("whole", "again"))
     for (name, ours), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("lora", [{}, {"rank": 2}])
+def test_mixed_precision_neither_misleads_the_probe_nor_the_first_kl(lora: dict[str, int], tmp_path: Path) -> None:
+    """The trainer wraps the network in autocast, in which no logits are as near to each other as those of fp32."""
+    write_model("mt5", tmp_path / "start")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "你好吗"}\n{"prompt": "明天去哪里玩"}\n', encoding="utf-8")
+    settings = trainer(per_device_train_batch_size=8, bf16=True)
+    grpo(small(GrpoConfig, tmp_path, rounds=1, samples=8, group=4, beta=0.1, lora=lora, trainer=settings))
+    first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert abs(first["kl_k3"]) < 1e-6  # the policy still is the model that it started from

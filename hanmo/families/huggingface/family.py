@@ -144,17 +144,12 @@ class HuggingfaceFamily(Family):
 
     @property
     def stop_id(self) -> int:
-        """The token that rows predict where a reply ends.
-
-        Raises:
-            UnsupportedError: the model names none.
-        """
         if not self.stop_ids:
             raise UnsupportedError(
                 "no token ends a text: neither the chat template nor the tokenizer, config.json or generation_config.json "
                 "names one of the vocabulary; set eos_token in tokenizer_config.json"
             )
-        return self.stop_ids[0]
+        return super().stop_id
 
     @cached_property
     def _decoder_start(self) -> int:
