@@ -160,7 +160,8 @@ class _Scanner:
                 count = _TUPLES[code]
                 self.stack[-count:] = [self.tuple_of([self.stack[place] for place in range(-count, 0)])]
             elif code == b"t":
-                self.stack.append(self.tuple_of(self.pop_mark()))
+                made = self.tuple_of(self.pop_mark())  # first: it puts the stack before the mark back
+                self.stack.append(made)
             elif code == b"a":
                 self.stack.pop()
                 self.stack[-1].held += _ITEM

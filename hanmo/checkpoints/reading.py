@@ -112,10 +112,11 @@ def read_pickle(path: Path) -> Any:
     """
     is_zip = sniff(path).startswith(b"PK")
     try:
-        # Files from before torch 1.6 are not zip archives and cannot be mapped; neither can compressed ones.
-        mapped = _check_archive(path) if is_zip else _check_stream(path)
         with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "protocol 4 may not be supported": then it fails, with a reason
+            # "protocol 4 may not be supported": then it fails, with a reason; classes of storages are deprecated
+            warnings.simplefilter("ignore")
+            # Files from before torch 1.6 are not zip archives and cannot be mapped; neither can compressed ones.
+            mapped = _check_archive(path) if is_zip else _check_stream(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         check_content(content, path.stat().st_size)
         return content
@@ -155,7 +156,7 @@ def _check_stream(path: Path) -> bool:
     claims.check_copies(size)
     claimed = sum(storage.nbytes for storage in claims.storages.values())
     if claimed > size:
-        raise ClaimError(f"has tensors that claim {claimed:,} bytes, but the file has {size:,}")
+        raise EOFError(f"its tensors claim {claimed:,} bytes")
     if complete and (absent := sorted(claims.storages.keys() - last.texts)):
         raise ClaimError(f"names bytes that it does not hold (storage {absent[0]})")
     return False

@@ -22,6 +22,7 @@ import torch
 
 from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.layout import recognise
+from hanmo.checkpoints.pickles import Claims, Storage, scan_pickle
 from hanmo.checkpoints.reading import read_pickle, read_safetensors, sniff
 from hanmo.errors import CheckpointError
 from tests.counting import counted_calls
@@ -271,3 +272,14 @@ def test_many_mutated_checkpoints_are_opened_or_refused(tmp_path: Path, seed: in
     assert 300 < refused < 1000
     assert not marker.exists()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kilobytes"
+
+
+def test_the_scan_follows_an_ordinary_checkpoint_to_its_end(tmp_path: Path) -> None:
+    """Otherwise nothing of what the file claims would be checked."""
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.ones(3, 4), "n": torch.arange(5), "shape": torch.Size((3, 4, 5, 6))}, path)
+    claims = Claims()
+    with zipfile.ZipFile(path) as archive, archive.open("a/data.pkl") as file:
+        assert scan_pickle(io.BytesIO(file.read()), claims)
+    expected = {"0": Storage("0", torch.float32, 12), "1": Storage("1", torch.int64, 5)}
+    assert claims.storages == expected
