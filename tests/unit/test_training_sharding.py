@@ -231,13 +231,13 @@ OLD_FILES: dict[str, dict[str, Any]] = {
 }
 
 
-def command(model: Path, out: Path, processes: int, *more: str) -> list[dict[str, Any]]:
+def command(model: Path, out: Path, nproc: int, *more: str) -> list[dict[str, Any]]:
     """The log of ``hanmo train sft`` with batches of four over all processes, which saves after the second step of four."""
     data = out.with_suffix(".jsonl")
     data.write_text("\n".join(json.dumps({"prompt": text[:5], "response": text[5:]}) for text in SENTENCES * 2))
     result = processes.run(
         [sys.executable, "-m", "hanmo", "train", "sft", str(model), str(data), str(out), "limit=64",
-         "--preset", "none", "--nproc", str(processes), f"trainer.per_device_train_batch_size={2 // processes}",
+         "--preset", "none", "--nproc", str(nproc), f"trainer.per_device_train_batch_size={2 // nproc}",
          "trainer.gradient_accumulation_steps=2", "trainer.max_steps=4", "trainer.save_strategy=steps",
          "trainer.save_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
          "trainer.adam_epsilon=1e-4",  # below it is rounding, all the gradient that key biases have: Adam leaves them alone

@@ -154,8 +154,10 @@ class HuggingfaceFamily(Family):
     @cached_property
     def _decoder_start(self) -> int:
         """What an encoder-decoder's decoder reads first."""
-        found = [config_value(self.config, "decoder_start_token_id"), self.generation.get("decoder_start_token_id")]
-        known = [id_ for id_ in (*found, self.config.bos_token_id) if has_row(id_, self.config)]
+        key = "decoder_start_token_id"
+        # T5's configuration class has no bos_token_id at all
+        named = config_value(self.config, key), self.generation.get(key), config_value(self.config, "bos_token_id")
+        known = [id_ for id_ in named if has_row(id_, self.config)]
         if not known:
             raise UnsupportedError(
                 "no token starts a reply: decoder_start_token_id in config.json must have a row of the embedding"
