@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
 from hanmo.checkpoints.archives import SLACK
 
@@ -106,6 +107,12 @@ class Claims:
             raise ClaimError(f"asks for copies of {self.copied:,} bytes, but the file has {size:,}")
 
 
+def full_name(module: str, name: str) -> str:
+    """The name that torch's reader looks up: pickles of protocol 2 say ``__builtin__.set``, as Python 2 called it."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f"{module}.{name}"
+
+
 def scan_pickle(file: BinaryIO, claims: Claims) -> bool:
     """Follow one pickle of a file to its end and add up its claims; False if torch will refuse it.
 
@@ -115,15 +122,7 @@ def scan_pickle(file: BinaryIO, claims: Claims) -> bool:
     """
     try:
         _Scanner(file, claims).run()
-    except (
-        AssertionError,
-        IndexError,
-        KeyError,
-        EOFError,
-        UnicodeDecodeError,
-        struct.error,
-        pickle.UnpicklingError,
-    ):
+    except (AssertionError, IndexError, KeyError, EOFError, UnicodeDecodeError, struct.error, pickle.UnpicklingError):
         return False
     return True
 
@@ -248,7 +247,7 @@ class _Scanner:
 
     def ask(self) -> None:
         module, name = (self.file.readline()[:-1].decode("utf-8") for _ in range(2))
-        full = f"{module}.{name}"
+        full = full_name(module, name)
         if full.startswith("torch.") and full not in _CALLED | _NAMED and not name.endswith("Storage"):
             raise ClaimError(f"asks for {full}, which weights do not need; hanmo reads dense tensors and plain data")
         self.stack.append(_Made(_Global(full)))

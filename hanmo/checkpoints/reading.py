@@ -25,9 +25,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hanmo.checkpoints.archives import ArchiveError, read_archive
-from hanmo.checkpoints.pickles import ClaimError, Claims, check_content, scan_pickle
+from hanmo.checkpoints.pickles import ClaimError, Claims, check_content, full_name, scan_pickle
 from hanmo.errors import CheckpointError, without_advice
 
+_OF_TORCH = {  # names outside of torch that its restricted reader knows
+    *("collections.OrderedDict", "collections.Counter", "_codecs.encode"),
+    *("builtins.bytearray", "builtins.set", "builtins.complex"),
+}
 _PLAIN_NUMPY = re.compile(r"[<>=|]?(b1|[iuf][1248]|f16|c8|c16)")
 
 
@@ -43,6 +47,9 @@ class _Dtype:
         order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
         if order in ("<", ">"):
             self.kind = order + self.kind.lstrip("<>=|")
+
+    def __reduce__(self) -> Any:
+        return np.dtype(self.kind).__reduce__()
 
 
 class _Array:
@@ -76,6 +83,18 @@ def _plain_dict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
+def _no_bytes() -> bytes:
+    """Stands in for ``bytes``, which pickles of protocol 2 call for empty ones; others go through ``_codecs.encode``."""
+    return b""
+
+
+class _Path(pathlib.PurePosixPath):
+    """Stands in for ``pathlib.PosixPath`` on every system; written again, it is one."""
+
+    def __reduce__(self) -> Any:
+        return pathlib.PosixPath, self.parts
+
+
 class _LossScaler:
     """Stands in for the loss scalers that old trainers pickled whole; written again, it is a dict of its values."""
 
@@ -92,15 +111,17 @@ def _allowed() -> list[Any]:
         (list, "builtins.list"),
         (int, "builtins.int"),
         (float, "builtins.float"),
-        (pathlib.PurePosixPath, "pathlib.PosixPath"),
-        (pathlib.PurePosixPath, "pathlib._local.PosixPath"),
+        (_no_bytes, "builtins.bytes"),
+        (_Path, "pathlib.PosixPath"),
+        (_Path, "pathlib._local.PosixPath"),
         (_Array, "numpy.ndarray"),
         (_Dtype, "numpy.dtype"),
     ]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         allowed += [(_reconstruct, f"{module}._reconstruct"), (_scalar, f"{module}.scalar")]
-    for module in ("fp16.loss_scaler", "deepspeed.runtime.fp16.loss_scaler", "deepspeed.pt.loss_scaler"):
-        allowed += [(_LossScaler, f"{module}.LossScaler"), (_LossScaler, f"{module}.DynamicLossScaler")]
+    for package in ("fp16", "megatron.fp16", "apex.fp16_utils", "deepspeed.runtime.fp16", "deepspeed.pt"):
+        for name in ("LossScaler", "DynamicLossScaler"):
+            allowed.append((_LossScaler, f"{package}.loss_scaler.{name}"))
     return allowed
 
 
@@ -216,6 +237,11 @@ def _reason(error: Exception, path: Path, is_zip: bool) -> str:
     if "TorchScript" in message:
         return "a TorchScript archive, which is code; refused: hanmo never runs code from a checkpoint"
     said = message.split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+    if said.startswith("Unsupported operand ") and (form := pickletools.code2op.get(chr(int(said.split()[-1])))):
+        return (
+            f"damaged, or pickled in a form that torch's restricted reader lacks ({form.name} of protocol {form.proto}); "
+            "in the program that it comes from, load it and save it again: torch.save of Python 3, without pickle_protocol"
+        )
     return f"damaged, or not a checkpoint that torch wrote: {without_advice(said) or type(error).__name__}"
 
 
@@ -229,19 +255,24 @@ def _has_zip_index(path: Path) -> bool:
 
 def _first_global(path: Path) -> str:
     """The first thing outside the allowlist that a plain pickle asks for, for the message; "" if it is none."""
-    allowed = {"collections.OrderedDict"} | {
-        item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__name__}" for item in _allowed()
-    }
+    allowed = {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__name__}" for item in _allowed()}
     strings: list[str] = []
+    memo: list[str] = []
     try:
         with path.open("rb") as file:
             for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in ("BINGET", "LONG_BINGET") and argument < len(memo):
+                    argument = memo[argument]
                 if isinstance(argument, str):
                     strings = [*strings[-1:], argument]
+                if opcode.name == "MEMOIZE":
+                    memo.append(
+                        strings[-1] if strings else ""
+                    )  # right where the object is a string, which is all we ask
                 if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
-                    name = ".".join(strings) if opcode.name == "STACK_GLOBAL" else str(argument)
-                    name = name.replace(" ", ".")
-                    if name not in allowed and not name.startswith("torch."):
+                    module, name = strings if opcode.name == "STACK_GLOBAL" else str(argument).split(" ", 1)
+                    name = full_name(module, name)
+                    if name not in allowed | _OF_TORCH and not name.startswith("torch."):
                         return name
     except ValueError:  # not a pickle to its end
         pass

@@ -24,6 +24,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from hanmo.errors import UnsupportedError
+
 _SMALL = 64 << 10  # bytes of headers, which are written together
 _AHEAD = 4  # writes that may wait for the disk
 _to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has the second only
@@ -46,6 +48,14 @@ _NAMES = {  # dtype -> its name in safetensors, and torch's storage class
 HASH = "xxh3_64" if importlib.util.find_spec("xxhash") else "blake2b_64"
 
 Progress = Callable[[int], None]  # told the bytes that are done
+
+
+def _names(dtype: torch.dtype) -> tuple[str, Any]:
+    if dtype not in _NAMES:
+        raise UnsupportedError(
+            f"a tensor of {dtype}, which hanmo does not write; it writes {', '.join(map(str, _NAMES))}"
+        )
+    return _NAMES[dtype]
 
 
 def _new_digest() -> Any:
@@ -194,7 +204,7 @@ def write_safetensors(tensors: dict[str, Stored], path: Path, progress: Progress
     offset = 0
     for name, stored in tensors.items():
         end = offset + stored.nbytes
-        header[name] = {"dtype": _NAMES[stored.dtype][0], "shape": stored.shape, "data_offsets": [offset, end]}
+        header[name] = {"dtype": _names(stored.dtype)[0], "shape": stored.shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -258,7 +268,7 @@ class _Pickler(pickle.Pickler):
         if not isinstance(value, _Storage):
             return None
         stored = value.stored
-        return "storage", _NAMES[stored.dtype][1], value.key, "cpu", stored.nbytes // stored.dtype.itemsize
+        return "storage", _names(stored.dtype)[1], value.key, "cpu", stored.nbytes // stored.dtype.itemsize
 
 
 def write_torch(content: Any, path: Path, progress: Progress = lambda _: None) -> None:

@@ -96,6 +96,11 @@ def _text_as_number(number: int) -> bytes:
     return b"cbuiltins\nint\n" + _unicode(f"{(5000 + number) * (2**61 - 1):x}") + b"K\x10\x86R"
 
 
+def colliding_set(numbers: int) -> bytes:
+    """As ``colliding``, for a set, by the name that pickles of protocol 2 give it."""
+    return b"\x80\x02c__builtin__\nset\n](" + b"".join(_text_as_number(n) for n in range(numbers)) + b"e\x85R."
+
+
 def _after_what_is_not_followed(folder: Path, odd: bytes) -> None:
     """A call that torch takes and that is unusual, and then the tuples."""
     with_pickle(folder, b"\x80\x02](" + odd + shared_tuples(60)[2:-1] + b"e.")
@@ -295,6 +300,7 @@ ORIGINALS: dict[str, Callable[[Path], Any]] = {
         copies("argparse.Namespace", b"}(" + b"".join(_unicode(f"k{n}") + b"N" for n in range(20_000)) + b"u", 4000),
     ),
     "numbers as texts that all fall together": lambda folder: with_pickle(folder, colliding(60_000, _text_as_number)),
+    "a set of numbers that all fall together": lambda folder: with_pickle(folder, colliding_set(60_000)),
     "tuples after a call with a list": lambda folder: _after_what_is_not_followed(
         folder, b"c_codecs\nencode\n](" + _unicode("a") + _unicode("latin1") + b"eR"
     ),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
 import os
+import random
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -61,6 +64,31 @@ def test_the_way_back_to_megatron_is_bit_identical(tmp_path: Path, megatron: Pat
     tracker = "latest_checkpointed_iteration.txt"
     assert (tmp_path / "back" / tracker).read_bytes() == (megatron / tracker).read_bytes()
     assert digest(megatron) == before
+
+
+def test_what_lies_beside_the_weights_is_the_same_for_the_original_programs_after_the_way_back(tmp_path: Path) -> None:
+    state = {
+        "args": argparse.Namespace(load=Path("/data"), params_dtype=torch.float16, best=np.float64(2.5)),
+        "random_rng_state": random.getstate(),
+        "np_rng_state": ("MT19937", 3, [1, 2]),
+        "rng_tracker_states": {"model-parallel-rng": torch.get_rng_state()},
+        "kind": np.dtype("float32"),
+    }
+    original = write_megatron(tmp_path / "original", **state)
+    to_hanmo(original, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "back", to="original")
+    back = torch.load(tmp_path / "back" / "7" / "mp_rank_00_model_states.pt", weights_only=False)
+    tracker = "rng_tracker_states"
+    assert torch.equal(back[tracker].pop("model-parallel-rng"), state[tracker]["model-parallel-rng"])  # type: ignore[index]
+    assert {name: back[name] for name in state} == {**state, tracker: {}}
+    assert type(back["args"].load) is type(Path())
+
+
+def test_a_tensor_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    original = write_megatron(tmp_path / "original", rotations=torch.zeros(3, dtype=torch.complex64))
+    with pytest.raises(UnsupportedError, match=r"a tensor of torch\.complex64, which hanmo does not write"):
+        to_hanmo(original, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
 
 
 def test_the_way_back_to_the_hub_layout_is_bit_identical(tmp_path: Path) -> None:
