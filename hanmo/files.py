@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,51 @@ def json_text(value: Any, indent: int | None = None) -> str:
         raise NotANumberError(
             f"{path}, which JSON cannot say and no result should be; please report how it came"
         ) from None
+
+
+_DECODER = json.JSONDecoder()
+_MAY_BE_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character beyond U+FFFF, which JSON writes as a pair
+_HALF = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+
+
+def data_of(text: str) -> Any:
+    """The value of JSON text whose strings must be text: half of a character, such as ``\\ud83d`` alone, is none.
+
+    Raises:
+        JSONDecodeError: not JSON, nested too deeply, a number of thousands of digits, or half a character, which no
+            tokenizer takes and no file of UTF-8 can hold.
+    """
+    value, end = data_at(text, len(text) - len(text.lstrip(" \t\r\n")))
+    if text[end:].strip(" \t\r\n"):
+        raise json.JSONDecodeError("Extra data", text, end)
+    check_characters(value, text)
+    return value
+
+
+def data_at(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins at ``start``, its characters unchecked, and where it ends; raises as ``data_of``."""
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("nested too deeply", text, start) from None
+    except ValueError as error:  # Python refuses to compute numbers of more than 4,300 digits
+        raise json.JSONDecodeError(str(error).partition(";")[0], text, start) from None
+
+
+def check_characters(value: Any, text: str, start: int = 0, end: int | None = None) -> None:
+    """Check a value that was read from ``text[start:end]``; see ``data_of``."""
+    if _MAY_BE_HALF.search(text, start, len(text) if end is None else end) is None:
+        return
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=True).encode("utf-8")
+    except UnicodeEncodeError:
+        place = _HALF.search(text, start)
+        problem = f"{place.group() if place else 'a surrogate'} alone is half of a character"
+        raise json.JSONDecodeError(problem, text, place.start() if place else start) from None
 
 
 def or_null(value: Any) -> Any:

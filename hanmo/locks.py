@@ -120,7 +120,7 @@ def _about_this_process() -> bytes:
         "command": shlex.join(sys.argv)[:SHOWN],
         "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
     }
-    return json.dumps(about, ensure_ascii=False).encode("utf-8", "replace")
+    return json.dumps(about, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
 def _holder(said: bytes) -> str:

@@ -21,7 +21,7 @@ from hanmo.checkpoints.files import Weights, find_weights, read_json
 from hanmo.checkpoints.saving import INDEX, is_no_weights
 from hanmo.checkpoints.streams import HASH, Progress, Stored, content_hash
 from hanmo.errors import CheckpointError
-from hanmo.files import replacing, write_text
+from hanmo.files import json_text, replacing, write_text
 from hanmo.folders import finish_folder, recover
 from hanmo.locks import holding
 
@@ -47,7 +47,7 @@ class Draft:
             raise CheckpointError(f"{folder}: holds links, which a conversion never makes; remove it and begin again")
         for half in folder.rglob(".*.tmp"):  # of a process that was killed
             half.unlink()
-        write_text(folder / _JOB, json.dumps({"job": job}, indent=2) + "\n")
+        write_text(folder / _JOB, json_text({"job": job}, indent=2) + "\n")
 
     def write(
         self, name: str, tensors: dict[str, Stored], write: Callable[[Path, Progress], None], progress: Progress
@@ -64,7 +64,7 @@ class Draft:
             for key, stored in tensors.items()
         }
         self.files[name] = {"bytes": path.stat().st_size, "tensors": facts}
-        write_text(self.folder / INDEX, json.dumps({"hash": HASH, "files": self.files}) + "\n")
+        write_text(self.folder / INDEX, json_text({"hash": HASH, "files": self.files}) + "\n")
 
 
 @contextlib.contextmanager

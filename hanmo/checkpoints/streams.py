@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import UnsupportedError
+from hanmo.files import json_text
 
 _SMALL = 64 << 10  # bytes of headers, which are written together
 _AHEAD = 4  # writes that may wait for the disk
@@ -206,7 +207,7 @@ def write_safetensors(tensors: dict[str, Stored], path: Path, progress: Progress
         end = offset + stored.nbytes
         header[name] = {"dtype": _names(stored.dtype)[0], "shape": stored.shape, "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 8)
     with _Written(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -236,7 +237,7 @@ def shard_index(files: dict[str, dict[str, Stored]]) -> str:
     """The text of model.safetensors.index.json for these files."""
     total = sum(stored.nbytes for tensors in files.values() for stored in tensors.values())
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
+    return json_text({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
 
 
 class _Storage:

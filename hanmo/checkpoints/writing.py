@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from hanmo.checkpoints.streams import Stored, write_torch
 from hanmo.errors import CheckpointError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.families.tables import Entry, Layout, expand
-from hanmo.files import plain_name, read_json
+from hanmo.files import json_text, plain_name, read_json
 
 ORIGIN, STATE = "origin.json", "original_state.pt"
 VALUE_HEAD = "value_head"  # what the names of its tensors begin with
@@ -116,7 +115,7 @@ class Origin:
 
     def write(self, folder: Path) -> None:
         texts = {key: value for key, value in asdict(self).items() if key not in ("state", "strangers")}
-        (folder / ORIGIN).write_text(json.dumps(texts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        (folder / ORIGIN).write_text(json_text(texts, indent=2) + "\n", encoding="utf-8")
         write_torch({"state": self.state, "strangers": self.strangers}, folder / STATE)
 
 
@@ -274,7 +273,7 @@ def write_bin_config(folder: Path, origin: Origin, config: PretrainedConfig) -> 
     if said is None:
         ours = ("model_type", "architectures", "transformers_version", "dtype")
         said = {key: value for key, value in config.to_dict().items() if key not in ours}
-    (folder / "config.json").write_text(json.dumps(said, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json_text(said, indent=2) + "\n", encoding="utf-8")
 
 
 def origin_of_folder(weights: Weights, family: type[Family], ranks: int | None) -> Origin:

@@ -27,7 +27,7 @@ from hanmo.cli.common import (
 )
 from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
-from hanmo.files import json_text, replacing
+from hanmo.files import data_of, json_text, replacing
 
 if TYPE_CHECKING:
     from hanmo.families.base import Context, OpenedModel
@@ -152,7 +152,7 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
             yield line, Text(line, where)
             continue
         try:
-            value = json.loads(line)
+            value = data_of(line)
         except json.JSONDecodeError as error:
             raise RecordError(path, number, f"not JSON: {error.msg} at column {error.colno}") from None
         if any(isinstance(turn, dict) for key in TURNS for turn in _list(value.get(key))):

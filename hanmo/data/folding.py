@@ -4,9 +4,11 @@ Unicode's general categories decide. Letters, marks, numbers and symbols (S*: + 
 control and format characters and punctuation (P*) are removed. Signs and operators that Unicode counts as punctuation are
 kept in these places:
 
-- a hyphen before a digit (-5℃), a dash between digits (3–5), a hyphen between letters of which one is Latin (x-y), two
-  between Latin letters or digits (5-(-3));
-- ``.`` ``,`` ``:`` between digits (3.5, 1,000, 3:2) or before a negative one (3:(-2)); ``%`` ``‰`` ``′`` ``/`` after a digit (50%, 6/天);
+- a hyphen before a digit or a Latin letter that begins a number or a word (-5℃, -.5, -x); a hyphen between letters of
+  which one is Latin (x-y), two between Latin letters or digits (5-(-3)); one or two dashes between digits (3–5);
+- ``.`` before a digit or a Latin letter (.5, .NET, Node.js), so English sentences that end in other marks differ;
+- ``.`` ``,`` ``:`` ``、`` ``·`` between digits (3.5, 1,000, 3:2, 3、5, 9·11) or before a negative one (3:(-2)), ``、`` as ``,``;
+  ``%`` ``‰`` ``′`` ``/`` after a digit (50%, 6/天);
 - ``* / \\ & @ _`` between letters or digits of which one is Latin or a digit (a*b, km/h, R&D); ``#`` after a Latin
   letter (C#); ``!`` before ``=``.
 
@@ -23,7 +25,11 @@ _OTHER = r"[^\W_]"  # a letter or a digit of any script
 _HYPHEN = r"\-‐‑–−"
 _EMOJI = "\u2190-\u2bff\U0001f000-\U0001fbff"
 _TAGS = "\U000e0020-\U000e007f"  # spell the region of a flag
-_ASKED = r".,:%‰‱′/*\\&@_#!—―〜\u200d" + _TAGS + _HYPHEN.replace("−", "")  # kept or removed by the characters beside it
+_DOTS = "·・•"  # of a number, as in 9·11
+_POINTS = f".,:、{_DOTS}"
+_ASKED = (
+    _POINTS + r"%‰‱′/*\\&@_#!—―〜\u200d" + _TAGS + _HYPHEN.replace("−", "")
+)  # kept or removed by the characters beside it
 
 
 def _between_latin(sign: str) -> str:
@@ -33,12 +39,14 @@ def _between_latin(sign: str) -> str:
 
 _SIGNS = re.compile(
     rf"(?=[{_ASKED}−])(?:(?P<minus>(?<=[{_LATIN}])[{_HYPHEN}]{{2}}(?=[{_LATIN}]))|"
-    rf"(?P<hyphen>(?<![{_HYPHEN}—])[{_HYPHEN}](?=\d)|(?<=\d)[—―〜](?=\d)|"
+    rf"(?P<hyphen>(?<![{_HYPHEN}—])[{_HYPHEN}](?=\.?(?:\d|[{_LATIN}]))|(?<=\d)[—―〜]{{1,2}}(?=\d)|"
     + _between_latin(f"[{_HYPHEN}]")
-    + rf")|(?P<kept>(?<=\d)[.,:]{{1,3}}(?=[{_HYPHEN}]?\d)|(?<=\d)(?:[%‰‱/]|′+)|(?<=[a-z])#+|!(?==)|"
+    + rf")|(?P<kept>(?<=\d)[{_POINTS}]{{1,3}}(?=[{_HYPHEN}]?\.?\d)|(?<!\.)\.(?=\d|[{_LATIN}])|"
+    rf"(?<=\d)(?:[%‰‱/]|′+)|(?<=[a-z])#+|!(?==)|"
     + "|".join(map(_between_latin, (r"[*/\\&]{1,2}", "[@_]")))
     + f"|(?<=[{_EMOJI}])\u200d(?=[{_EMOJI}])|(?<=[\U0001f3f4{_TAGS}])[{_TAGS}])|[{_ASKED}])"
 )
+_ONE_OF_EACH = str.maketrans("、・•", ",··")
 _ASKED_FIRST = re.compile(f"[{_ASKED}]")
 
 
@@ -76,4 +84,4 @@ def _once(text: str) -> str:
 
 
 def _sign(found: re.Match[str]) -> str:
-    return "--" if found["minus"] else "-" if found["hyphen"] else found["kept"] or ""
+    return "--" if found["minus"] else "-" if found["hyphen"] else (found["kept"] or "").translate(_ONE_OF_EACH)

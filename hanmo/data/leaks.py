@@ -160,16 +160,14 @@ class _Search:
             self._found[number] = form, where
 
 
-_WORD = "0123456789abcdefghijklmnopqrstuvwxyz"
-_SIGNS = _WORD + "%‰.,:/*#+-_@&\\=<>^~×÷−$¥€£°′"
+_WORD = frozenset("0123456789abcdefghijklmnopqrstuvwxyz")
+_WITHIN = _WORD | set("%‰.,:/*#+-_@&\\=<>^~×÷−$¥€£°′·")
 
 
 def _cuts(text: str, first: int, end: int) -> bool:
-    """Whether text[first:end] begins or ends within a number or a Latin word: 5元 in -5元 or 15元, C in C++."""
-    before, after = text[max(first - 1, 0) : first], text[end : end + 1]
-    return (text[first] in _WORD and before != "" and before in _SIGNS) or (
-        text[end - 1] in _WORD and after != "" and after in _SIGNS
-    )
+    """Whether text[first:end] begins or ends within a number or a Latin word: 5元 in -5元 or 15元, .5 in 3.5, C in C++."""
+    beside = (text[max(first - 1, 0) : first + 1], text[end - 1 : end + 1])
+    return any(len(two) == 2 and set(two) <= _WITHIN and not _WORD.isdisjoint(two) for two in beside)
 
 
 _ROLES = {"text": "text", "prompt": "asked", "context": "asked", "question": "", "answer": "answer"}

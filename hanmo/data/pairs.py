@@ -111,7 +111,11 @@ def make_pairs(
         found = preferences(record, published)
         file, _, line = record.where.rpartition(":")
         if not found:
-            dropped.errors.append(RecordError(file, int(line or 0), "holds no two answers of which one is better"))
+            dropped.errors.append(
+                RecordError(
+                    file, int(line or 0), "holds no two answers of which one is better (empty ones do not count)"
+                )
+            )
         for pair in found:
             sides = [family.parts(side, limit, response_limit) for side in (pair.chosen, pair.rejected)]
             if not all(len(rows) == 1 for rows in sides) or sides[0] == sides[1]:

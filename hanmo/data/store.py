@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hanmo.errors import RecordError, VocabularyError
+from hanmo.files import json_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -167,7 +168,7 @@ def _read_about(folder: Path) -> About:
 
 def about_text(about: About) -> str:
     """The content of store.json."""
-    return json.dumps(asdict(about), ensure_ascii=False, indent=2) + "\n"
+    return json_text(asdict(about), indent=2) + "\n"
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:

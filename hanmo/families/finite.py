@@ -11,18 +11,8 @@ from hanmo.errors import NotANumberError
 LARGEST_FP16 = 65504
 
 
-def require_logprobs(values: Iterable[float], network: Any) -> None:
-    """Check log-probabilities; -inf (a probability of zero) is allowed.
-
-    Raises:
-        NotANumberError: NaN, or +inf.
-    """
-    if any(math.isnan(value) or value == math.inf for value in values):
-        raise NotANumberError(_message(network))
-
-
 def require_finite(values: Iterable[float], network: Any) -> None:
-    """Check rewards and scores.
+    """Check logits, log-probabilities, rewards or scores.
 
     Raises:
         NotANumberError: NaN, or infinite.

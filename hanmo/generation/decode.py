@@ -18,7 +18,7 @@ from torch import Tensor
 from hanmo.errors import ConfigError
 from hanmo.families.base import Context, DecodingForm, OpenedModel, Prompt, Rules
 from hanmo.families.batching import batch_groups
-from hanmo.families.finite import require_logprobs
+from hanmo.families.finite import require_finite
 from hanmo.families.heads import without_barred
 from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Hypothesis
 from hanmo.generation.draws import Place, Sampler, placed_sampler
@@ -251,13 +251,15 @@ class _Rows(_Batch):
         else:
             ids_R1 = scores_RV.argmax(-1, keepdim=True)
         logits_RV = without_barred(self.logits_RV, self._barred)
-        logprobs_R1 = logits_RV.gather(-1, ids_R1) - logits_RV.logsumexp(-1, keepdim=True)
-        told_R2 = torch.cat([logprobs_R1, scores_RV.gather(-1, ids_R1)], dim=1)
+        totals_R1 = logits_RV.logsumexp(-1, keepdim=True)  # NaN or infinite if any logit is, said or not
+        logprobs_R1 = logits_RV.gather(-1, ids_R1) - totals_R1
+        told_R3 = torch.cat([logprobs_R1, scores_RV.gather(-1, ids_R1), totals_R1], dim=1)
         drawn = []
-        for sample, token, (logprob, score) in zip(self._samples, ids_R1[:, 0].tolist(), told_R2.tolist(), strict=True):
+        for sample, token, told in zip(self._samples, ids_R1[:, 0].tolist(), told_R3.tolist(), strict=True):
             if self._stopped(sample):
                 continue
-            require_logprobs([logprob], self._network)
+            logprob, score, total = told
+            require_finite([total], self._network)
             if score == DEAD:
                 raise ConfigError(NOTHING_LEFT)
             self._said[sample].append(token)
@@ -329,12 +331,12 @@ class _Beams(_Batch):
             chosen_Sc = self.sampler(step, search.live, joint_SN.softmax(-1), search.width)
             best_Sc, order_Sc = joint_SN.gather(-1, chosen_Sc).sort(dim=-1, descending=True, stable=True)
             chosen_Sc = chosen_Sc.gather(-1, order_Sc)
-            peak_S1 = joint_SN.amax(-1, keepdim=True)  # NaN if anything is
         else:
-            best_Sc, chosen_Sc = joint_SN.topk(search.width)  # NaN comes first
-            peak_S1 = best_Sc[:, :1]
-        peaks, *totals = torch.cat([peak_S1, best_Sc], dim=1).T.tolist()
-        require_logprobs(peaks, self._network)
+            best_Sc, chosen_Sc = joint_SN.topk(search.width)
+        # Asked of the logits: rules and filters write finite scores and -inf over NaN.
+        peaks_S1 = self.logits_RV.amax(-1).view(len(search.live), -1).amax(-1, keepdim=True)
+        peaks, *totals = torch.cat([peaks_S1, best_Sc], dim=1).T.tolist()
+        require_finite(peaks, self._network)
         beams_Sc, ids_Sc = chosen_Sc // vocabulary, chosen_Sc % vocabulary
         return search.advance(beams_Sc.tolist(), ids_Sc.tolist(), list(zip(*totals, strict=True)))
 

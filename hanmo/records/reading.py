@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from hanmo.errors import RecordError
+from hanmo.files import check_characters, data_at, data_of
 from hanmo.records.forms import json_record
 from hanmo.records.kinds import Dialogue, Plain, Record, Rejects, Text, unanswered
 
@@ -105,7 +106,8 @@ def _reader(path: Path, file: TextIO) -> Callable[[Path, TextIO], Values]:
     if not first or (not names_json and first[0] not in "[{"):
         return _plain_values
     try:
-        whole_line = isinstance(json.loads(first), (dict, list))
+        value, end = data_at(first, 0)
+        whole_line = isinstance(value, (dict, list)) and end == len(first)
     except json.JSONDecodeError:
         whole_line = False
     if first[0] == "[" and not (whole_line and ".jsonl" in path.suffixes) and (names_json or first in ("[", "[{")):
@@ -125,22 +127,22 @@ def _line_values(path: Path, file: TextIO) -> Values:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield number, json.loads(line.strip())
+                yield number, data_of(line.strip())
             except json.JSONDecodeError as error:
                 yield number, RecordError(path, number, f"not JSON: {error.msg} at column {error.colno}")
 
 
 def _array_values(path: Path, file: TextIO) -> Values:
     """The items of one JSON array, which is held in memory as text; larger data belongs in JSON lines."""
-    text, decoder, end, line = file.read(), json.JSONDecoder(), 0, 1
+    text, end, line = file.read(), 0, 1
     position = _skip(text, text.index("[") + 1)
     while position < len(text) and text[position] != "]":
         line += text.count("\n", end, position)
         try:
-            value, end = decoder.raw_decode(text, position)
+            value, end = data_at(text, position)
         except json.JSONDecodeError as error:
             raise RecordError(path, error.lineno, f"not JSON: {error.msg} at column {error.colno}") from None
-        yield line, value
+        yield line, _checked(path, line, value, text, position, end)
         line += text.count("\n", position, end)
         position = _skip(text, end)
         if position < len(text) and text[position] == ",":
@@ -153,6 +155,14 @@ def _array_values(path: Path, file: TextIO) -> Values:
     if rest < len(text):
         line = text.count("\n", 0, rest) + 1
         raise RecordError(path, line, "text after the end of the array; for one array a line name the file .jsonl")
+
+
+def _checked(path: Path, line: int, value: Any, text: str, start: int, end: int) -> Any:
+    try:
+        check_characters(value, text, start, end)
+    except json.JSONDecodeError as error:
+        return RecordError(path, line, f"not JSON: {error.msg}")
+    return value
 
 
 def _skip(text: str, position: int) -> int:

@@ -93,7 +93,7 @@ def prepare_pairs(
     rejects = Rejects()
 
     def pairs(file: Path) -> PairDataset:
-        records = iter_records(file, rejects if config.skip_bad else None)
+        records = iter_records(file, rejects if config.skip_bad else None, reply="needed")
         made = make_pairs(
             tokenising(records, file.name, bars), opened.family, config.limit, config.response_limit,
             closed, published, rejects,

@@ -50,6 +50,19 @@ DIFFERENT = [
     ("a@b.com", "ab.com"),
     ("$5", "¥5"),
     ("x²", "x"),
+    ("-.5", ".5"),
+    (".5", "5"),
+    ("等于-.5", "等于5"),
+    ("(1,-.5)", "(1,.5)"),
+    (".NET", "NET"),
+    ("用.NET写", "用NET写"),
+    ("Node.js", "Nodejs"),
+    ("-x", "x"),
+    ("(-x)+y", "x+y"),
+    ("第3、5条", "第35条"),
+    ("3、-2", "3、2"),
+    ("9·11", "911"),
+    ("2020——2021年", "20202021年"),
 ]
 SAME = [
     ("你好，世界！", "你好 世界"),
@@ -58,6 +71,15 @@ SAME = [
     ("３－５", "3-5"),
     ("3—5", "3−5"),
     ("−5℃", "- 5 ℃"),
+    ("−x", "-x"),
+    ("−.5", "-.5"),
+    ("f(−x)", "f(－x)"),
+    ("第3、5条", "第3，5条"),
+    ("9·11", "9・11"),
+    ("2020——2021年", "2020-2021年"),
+    ("你好、再见", "你好再见"),
+    ("他说…OK", "他说OK"),
+    ("你好.再见", "你好。再见"),
     ("好的——5个", "好的，5个"),
     ("等于8。", "等于8."),
     ("我有3，你有5", "我有3。你有5"),
@@ -87,7 +109,7 @@ def test_folding_twice_changes_nothing(text: str) -> None:
     assert folded(folded(text)) == folded(text)
 
 
-@given(st.text(st.sampled_from("3a好-−–—.,:/%*&@#!= ′‰()’\u200d❤\ufe0f🏴\U000e0067×ß\u0301"), max_size=8))
+@given(st.text(st.sampled_from("3a好-−–—.,:、·/%*&@#!= ′‰()’\u200d❤\ufe0f🏴\U000e0067×ß\u0301"), max_size=8))
 def test_folding_twice_changes_nothing_where_signs_meet(text: str) -> None:
     assert folded(folded(text)) == folded(text)
 
@@ -120,7 +142,7 @@ def test_every_symbol_tells_texts_apart(one: str, other: str, symbol: str) -> No
     assert folded(one + symbol + other) != folded(one + other)
 
 
-@given(st.text("0123456789", min_size=1), st.text("0123456789", min_size=1), st.sampled_from(".,:/%-×÷+"))
+@given(st.text("0123456789", min_size=1), st.text("0123456789", min_size=1), st.sampled_from(".,:、·/%-×÷+"))
 def test_signs_between_digits_tell_numbers_apart(one: str, other: str, sign: str) -> None:
     assert folded(one + sign + other) != folded(one + other)
 
@@ -142,6 +164,8 @@ def test_texts_that_differ_in_a_sign_are_neither_duplicates_nor_leaks(one: str, 
     [
         ("+v", "加我+V详聊", "VIP会员"),
         ("c++", "会 C++ 吗", "会C吗"),
+        (".com", "上taobao.com看看", "很comfortable"),
+        ("3、5", "第3、5条", "第35条"),
         ("-5", "零下 -5 度", "15度"),
         ("50%", "涨50％", "涨50元"),
     ],

@@ -171,3 +171,16 @@ def test_many_texts_are_found_across_the_borders_of_batches(tmp_path: Path, monk
     test = _file(tmp_path, "test.jsonl", [PromptResponse(line, "好") for line in lines[::7]])
     leaks = find_leaks([train], [test], near=None)
     assert [leak.learned for leak in leaks.found] == [f"{train}:{n // 10 + 1}" for n in range(0, 200, 7)]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "learned"),
+    [(".5元一斤的苹果买了六斤一共多少钱", "3.5元一斤的苹果买了六斤一共多少钱"), ("-5加上六再乘以七等于多少呢", "3-5加上六再乘以七等于多少呢"),
+     ("六斤苹果一共要花多少元呢，是不是3", "六斤苹果一共要花多少元呢，是不是3.5")],
+)  # fmt: skip
+def test_what_is_cut_out_of_a_number_is_no_leak(held_out: str, learned: str, tmp_path: Path) -> None:
+    train = _file(tmp_path, "train.jsonl", [Text(f"老师问：{learned}？"), Text(f"老师问：{learned}")])
+    test = _file(tmp_path, "test.jsonl", [PromptResponse(held_out, "好")])
+    assert find_leaks([train], [test], near=None).found == []
+    whole = _file(tmp_path, "whole.jsonl", [Text(f"老师问：{held_out}？")])
+    assert [leak.form for leak in find_leaks([whole], [test], near=None).found] == ["inside"]

@@ -78,3 +78,14 @@ def test_the_longer_side_is_cut_one_token_at_a_time(family: GlmFamily) -> None:
         kept = asked[source - given :]
         assert context == Part((CLS, *kept, SEP, MASK, EOS), False)
         assert learned == Part(tuple(said[: told - 1]), True)
+
+
+@pytest.mark.parametrize("room", [1, 2, 9])
+def test_a_text_that_is_cut_is_not_said_to_end(room: int, family: GlmFamily) -> None:
+    """Labels by hand: the text's tokens, and behind its last one, if it is seen, the stop token."""
+    ids = pieces(family, "今天天气真不错")
+    context = family.context(Text(""), 100).ids
+    [parts] = family.parts(Text("今天天气真不错"), len(context) + room + 1)
+    row = family.row(parts)
+    stop = family.config.eop_token_id if room >= len(ids) else -100
+    assert len(ids) == 2 and row.labels.tolist() == [*[-100] * len(context), *ids[:room], stop]

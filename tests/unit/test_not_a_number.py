@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import hanmo
 from hanmo.checkpoints import save_model
 from hanmo.cli import app
 from hanmo.errors import ConfigError, NotANumberError
@@ -23,11 +25,11 @@ from hanmo.generation.chat import ChatSession
 from hanmo.generation.decode import generate, stream
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
-from hanmo.records import PromptResponse
+from hanmo.records import Dialogue, PromptResponse
 from hanmo.training.callbacks import MetricsFile, read_metrics
 from hanmo.training.reward_scores import score_records
 from hanmo.training.rollout import OwnEngine
-from tests.unit.tiny import tiny
+from tests.unit.tiny import tiny, tiny_eva
 
 GREEDY = Settings(do_sample=False, max_new_tokens=4)
 WAYS = [GREEDY, Settings(max_new_tokens=4, seed=1), GREEDY.change(num_beams=2),
@@ -60,6 +62,20 @@ def test_decoding_stops(settings: Settings, value: float, tmp_path: Path) -> Non
         ChatSession(opened, settings, 32).say("你好")
     with pytest.raises(NotANumberError, match=DAMAGED):
         OwnEngine(opened, 4)(asked, settings, [Place(0), Place(1)])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("settings", [*WAYS, WAYS[3].change(top_k=3, top_p=0.9)])
+@pytest.mark.parametrize("token", ["<unk>", "你", None], ids=["banned", "sayable", "all"])
+def test_rules_and_filters_hide_nothing(token: str | None, settings: Settings, value: float) -> None:
+    """EVA's rules write finite scores over NaN and infinity (of <unk> always), and filters -inf; both were believed."""
+    opened = tiny_eva()
+    ids = slice(None) if token is None else opened.tokenizer.convert_tokens_to_ids(token)
+    with torch.no_grad():
+        opened.network.get_output_embeddings().weight[ids] = value
+    rules = settings.change(repetition_penalty=1.2, no_repeat_ngram_size=3, min_new_tokens=1)
+    with pytest.raises(NotANumberError, match=DAMAGED):
+        generate(opened, [opened.family.context(Dialogue(("你好吗",)), 32)], rules)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -107,29 +123,49 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
+def commands(folder: Path, family: str, dtype: str) -> dict[str, list[str]]:
     model, talks, texts = str(folder / "model"), str(folder / "talks.txt"), str(folder / "texts.txt")
-    few = ["--set", "max_new_tokens=4", "--device", "cpu"]
+    here = ["--device", "cpu", "--dtype", dtype]
+    few = ["--set", "max_new_tokens=4", "--set", "top_p=0.9", *here]
+    read = [texts, "--text"] if family == "pangu" else [talks]
     return {
         "generate": ["generate", model, "你好", "--json", *few],
         "generate beams": ["generate", model, "--input", texts, "--set", "num_beams=2", *few],
-        "perplexity": ["eval", "perplexity", model, texts, "--text", "--json", "--output", str(folder / "p")],
+        "perplexity": ["eval", "perplexity", model, *read, "--json", "--output", str(folder / "p"), *here],
         "dialogue": ["eval", "dialogue", model, talks, "--json", "--output", str(folder / "d"), *few],
     }
 
 
-@pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
-def test_commands_print_json_or_one_message(damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def overflowing(folder: Path) -> OpenedModel:
+    """A small EVA of finite weights (up to about 1,000) whose activations are beyond fp16, and within fp32."""
+    opened = tiny_eva()
+    with torch.no_grad():
+        for name, parameter in opened.network.named_parameters():
+            if ".ff." in name:
+                parameter.mul_(1000)
+    return opened
+
+
+MODELS = {"sound": tiny, "sound eva": tiny, "NaN in pangu": broken, "eva in fp16": overflowing}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_commands_print_json_or_one_message(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    opened = broken(tmp_path) if damaged else tiny("pangu", tmp_path)
-    save_model(opened, tmp_path / "model")
+    family = "eva" if "eva" in kind else "pangu"
+    save_model(tiny(family, tmp_path) if "sound" in kind else MODELS[kind](tmp_path), tmp_path / "model")
     (tmp_path / "talks.txt").write_text("你好吗\t我很好\n谢谢\t再见\n", encoding="utf-8")
     (tmp_path / "texts.txt").write_text("今天天气真不错\n明天去哪里玩\n", encoding="utf-8")
-    for name, arguments in commands(tmp_path).items():
+    for name, arguments in commands(tmp_path, family, "fp16" if "fp16" in kind else "fp32").items():
         result = CliRunner().invoke(app, arguments)
-        if damaged:
-            assert isinstance(result.exception, NotANumberError | SystemExit) and result.exit_code, name
-            assert "hanmo inspect" in f"{result.output} {result.exception}" and not result.stdout.strip(), name
+        if "sound" not in kind:
+            assert isinstance(result.exception, NotANumberError | SystemExit) and result.exit_code, (
+                name,
+                result.exception,
+            )
+            message = f"{result.output} {result.exception}"
+            assert "hanmo inspect" in message and ("--dtype bf16" in message) == ("fp16" in kind), name
+            assert not result.stdout.strip(), name
             continue
         assert result.exit_code == 0, (name, result.output)
         for text in [result.stdout] if name != "generate beams" else result.stdout.splitlines():
@@ -137,6 +173,39 @@ def test_commands_print_json_or_one_message(damaged: bool, tmp_path: Path, monke
     for file in [*tmp_path.glob("[pd]/*.json"), *tmp_path.glob("[pd]/*.jsonl")]:
         for text in file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]:
             strict(text)
+
+
+# Functions that may call json.dumps without allow_nan=False: their text is no result and no file for others.
+HASHED_OR_PIPED = {
+    "checkpoints/drafts.py:drafting": "compared with a job that was read back",
+    "cli/train.py:read_settings": "names of folders, read by the configuration",
+    "data/blocks.py:job_folder": "hashed",
+    "data/store.py:vocabulary_hash": "hashed",
+    "evaluation/scoring.py:computed_by": "hashed",
+    "evaluation/scoring.py:records_hash": "hashed",
+    "evaluation/store.py:store_file": "hashed",
+    "evaluation/tasks.py:data_hash": "hashed",
+    "evaluation/tasks.py:hash": "hashed",
+    "evaluation/texts.py:origin": "hashed",
+    "families/huggingface/rendering.py:_serve": "between two of our processes",
+    "families/huggingface/templates.py:ask": "between two of our processes",
+    "families/safe_loading.py:safe_config": "for transformers, which writes infinity so",
+    "families/untrusted.py:_is_ordinary": "only its length matters",
+}
+
+
+def test_json_is_written_by_what_refuses_not_a_number() -> None:
+    """Outside ``hanmo.files`` json.dump is not called, and json.dumps with allow_nan=False or in a function above."""
+    root, found = Path(hanmo.__file__).parent, set()
+    for path in root.rglob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
+                called = node.func if isinstance(node, ast.Call) else None
+                if isinstance(called, ast.Attribute) and ast.unparse(called) in ("json.dump", "json.dumps"):
+                    assert called.attr == "dumps", path
+                    if "allow_nan=False" not in ast.unparse(node):
+                        found.add(f"{path.relative_to(root)}:{function.name}")
+    assert found == HASHED_OR_PIPED.keys()
 
 
 def test_what_is_infinite_by_nature_is_null() -> None:

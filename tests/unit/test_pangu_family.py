@@ -17,7 +17,7 @@ from hanmo.families.pangu.family import PanguFamily
 from hanmo.families.pangu.legacy import read_config
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
 from hanmo.families.prenorm import ACTIVATIONS
-from hanmo.records import Dialogue, PromptResponse
+from hanmo.records import Dialogue, PromptResponse, Text
 from tests.unit.tiny import tiny
 
 LIMIT = 12
@@ -37,6 +37,18 @@ def test_of_a_dialogue_the_last_words_are_seen(family: Family) -> None:
     assert (seen[0], seen[-1]) == (whole[0], whole[-1]) and seen[1:] == whole[1 - LIMIT :]
     ((given, _),) = family.parts(talk, LIMIT)
     assert given.ids[0] == whole[0] and given.ids[1:] == whole[1 - len(given.ids) :]
+
+
+@pytest.mark.parametrize("limit", [3, 4, 5, 100])
+def test_a_text_that_is_cut_is_not_said_to_end(limit: int, family: Family) -> None:
+    """Labels by hand: the text's tokens, and behind its last one, if it is seen, the stop token."""
+    ids = family.tokenizer.encode("今天天气真不错", add_special_tokens=False)
+    assert len(ids) == 4
+    [parts] = family.parts(Text("今天天气真不错"), limit)
+    row = family.row(parts)
+    seen = ids[: limit - 1]
+    assert row.inputs["input_ids"].tolist() == [family.tokenizer.bos_token_id, *seen]
+    assert row.labels.tolist() == [*seen, family.config.eos_token_id if limit > 4 else -100]
 
 
 def test_of_a_prompt_the_beginning_is_seen(family: Family) -> None:

@@ -13,6 +13,7 @@ from hanmo.checkpoints import save_model
 from hanmo.cli import app
 from hanmo.cli.generate import read_prompts
 from hanmo.data.rows import make_rows
+from hanmo.data.sources.reading import Reading, members, objects
 from hanmo.errors import ConfigError, RecordError
 from hanmo.records import Dialogue, PromptResponse, Rejects, iter_records, read_records
 from hanmo.training.reward_scores import with_answers
@@ -130,3 +131,43 @@ def test_generate_reads_messages_that_end_with_the_user(tmp_path: Path) -> None:
 def test_one_turn_has_no_reply_to_score() -> None:
     with pytest.raises(ConfigError, match="x:3: a dialogue of one turn"):
         with_answers(Dialogue(("你好",), where="x:3"))
+
+
+NO_TEXT = {
+    '"\\ud83d"': r"not JSON: \\ud83d alone is half of a character",
+    '"\\\\ \\ude00好"': r"not JSON: \\ude00 alone is half of a character",
+    "1" * 5000: "not JSON: Exceeds the limit",
+    "[" * 200_000: "not JSON: nested too deeply",
+}
+
+
+@pytest.mark.parametrize("value", NO_TEXT, ids=["high half", "low half", "digits", "depth"])
+def test_json_that_holds_no_text_is_a_bad_record_everywhere(value: str, tmp_path: Path) -> None:
+    """Half of a character (which no tokenizer and no file takes), and numbers and depths that Python refuses."""
+    line, good = f'{{"prompt": {value}, "response": "好"}}', '{"prompt": "\\ud83d\\ude00\\\\ud83d", "response": "好"}'
+    path = written(tmp_path, good, "", line, good)
+    with pytest.raises(RecordError, match=rf"data\.jsonl:3: {NO_TEXT[value]}"):
+        read_records(path)
+    with pytest.raises(RecordError, match=rf"data\.jsonl:3: {NO_TEXT[value]}"):
+        list(read_prompts(path))
+    rejects = Rejects()
+    assert [record.prompt for record in iter_records(path, rejects)] == ["😀\\ud83d"] * 2  # type: ignore[union-attr]
+    assert [error.line for error in rejects.errors] == [3]
+    with pytest.raises(RecordError, match=rf"data\.jsonl:3: {NO_TEXT[value]}"):
+        list(objects(path, Reading()))
+    (tmp_path / "array.json").write_text(f"[\n{good},\n{line}\n]")
+    for read in (read_records, lambda path: list(members(path))):
+        with pytest.raises(RecordError, match=rf"array\.json:3: {NO_TEXT[value]}"):
+            read(tmp_path / "array.json")  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+@pytest.mark.parametrize(("value", "problem"), [UNANSWERED[0], UNANSWERED[7], UNANSWERED[10]])
+def test_a_missing_answer_is_a_bad_record_for_pairs_too(stage: str, value: Any, problem: str, tmp_path: Path) -> None:
+    save_model(tiny("pangu", tmp_path), tmp_path / "model")
+    path = written(tmp_path, {"prompt": "你好", "chosen": "嗨", "rejected": "哼"}, value)
+    result = CliRunner().invoke(app, ["train", stage, str(tmp_path / "model"), str(path), str(tmp_path / "out")])
+    assert (
+        isinstance(result.exception, RecordError) and result.exception.line == 2 and problem in result.exception.problem
+    )
+    assert not (tmp_path / "out").exists()

@@ -44,9 +44,10 @@ class StepReport:
 def write_block(path: Path, judged: Sequence[Judged], reports: dict[str, StepReport]) -> None:
     """Write the result of a block."""
     with path.open("w", encoding="ascii") as file:
-        print(json.dumps({name: asdict(report) for name, report in reports.items()}), file=file)
+        print(json.dumps({name: asdict(report) for name, report in reports.items()}, allow_nan=False), file=file)
         for record, rejected in judged:
-            print(json.dumps([record and [type(record).__name__, asdict(record)], rejected]), file=file)
+            said = [record and [type(record).__name__, asdict(record)], rejected]
+            print(json.dumps(said, allow_nan=False), file=file)
 
 
 def read_judged(path: Path) -> Iterator[Judged]:

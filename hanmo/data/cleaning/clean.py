@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from hanmo.data.cleaning.recipe import Recipe
 from hanmo.data.cleaning.steps import Step
 from hanmo.data.cleaning.views import rebuilt, views, whole
 from hanmo.errors import ConfigError
-from hanmo.files import replacing
+from hanmo.files import json_text, replacing
 from hanmo.locks import holding
 from hanmo.records import Plain, Record, Rejects, record_writer
 from hanmo.report import Page
@@ -223,7 +222,7 @@ def _reject_writer(stack: ExitStack, path: Path | None) -> Callable[[Reject], No
         return lambda reject: None
     file = stack.enter_context(stack.enter_context(replacing(path)).open("w", encoding="utf-8", newline="\n"))
     keys = ("step", "reason", "text", "where")
-    return lambda reject: print(json.dumps(dict(zip(keys, reject, strict=True)), ensure_ascii=False), file=file)
+    return lambda reject: print(json_text(dict(zip(keys, reject, strict=True))), file=file)
 
 
 def report(cleaned: Cleaned, recipe: str, inputs: Sequence[str]) -> Page:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TextIO
 
 from hanmo.data.splits import Shares
 from hanmo.errors import HanmoError, RecordError
+from hanmo.files import check_characters, data_at, data_of
 from hanmo.records import Record, Rejects
 
 CHUNK = 1 << 20  # characters read at once from a JSON array
@@ -153,7 +154,7 @@ def values(path: Path, reading: Reading) -> Iterator[tuple[int, Any]]:
     for line, text in lines(path):
         if text.strip():
             try:
-                yield line, json.loads(text)
+                yield line, data_of(text)
             except json.JSONDecodeError as error:
                 reading.bad(path, line, f"not JSON: {error.msg} at column {error.colno}")
 
@@ -210,7 +211,6 @@ class _Scan:
     def __init__(self, path: Path, file: TextIO):
         self.path, self.file, self.line = path, file, 1
         self.text, self.place, self.ended = "", 0, False
-        self.decoder = json.JSONDecoder()
 
     def next(self) -> str:
         """The next character that is no white space, "" at the end."""
@@ -234,16 +234,24 @@ class _Scan:
         self.skip()
         while True:
             try:
-                value, end = self.decoder.raw_decode(self.text, self.place)
+                value, end = data_at(self.text, self.place)
             except json.JSONDecodeError as error:
                 line = self.line + self.text.count("\n", self.place, error.pos)
                 if self._more():
                     continue
                 raise RecordError(self.path, line, f"not JSON: {error.msg}") from None
             if end < len(self.text) or not self._more():  # a number may go on in the next chunk
+                self._check(value, end)
                 self.line += self.text.count("\n", self.place, end)
                 self.place = end
                 return value
+
+    def _check(self, value: Any, end: int) -> None:
+        try:
+            check_characters(value, self.text, self.place, end)
+        except json.JSONDecodeError as error:
+            line = self.line + self.text.count("\n", self.place, error.pos)
+            raise RecordError(self.path, line, f"not JSON: {error.msg}") from None
 
     def _more(self) -> bool:
         """Read on; what has been walked over is forgotten."""

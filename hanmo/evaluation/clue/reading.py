@@ -16,6 +16,7 @@ from typing import Any
 from hanmo.errors import HanmoError, RecordError
 from hanmo.evaluation.clue.tasks import ClueTask
 from hanmo.evaluation.tasks import Example
+from hanmo.files import data_of
 
 BLANK = re.compile(r"#idiom\d*#")
 GAP = "____"
@@ -234,7 +235,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
+            record = data_of(text)
         except json.JSONDecodeError as error:
             raise RecordError(
                 path, number, f"not JSON ({error.msg}, column {error.colno}); expected an object"
@@ -246,7 +247,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _document(path: Path) -> Any:
     try:
-        return json.loads(_content(path))
+        return data_of(_content(path))
     except json.JSONDecodeError as error:
         raise RecordError(path, error.lineno, f"not JSON: {error.msg}, column {error.colno}") from None
 

@@ -18,6 +18,7 @@ from hanmo.families.eva import legacy, tokenization
 from hanmo.families.eva.modeling import EvaConfig
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.tables import expand
+from hanmo.files import json_text
 
 MAX_DISTANCE = 128  # of the relative positions; fixed in EVA, a setting in T5
 
@@ -55,7 +56,7 @@ def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: to
     settings = folder / "tokenizer_config.json"
     said = json.loads(settings.read_text(encoding="utf-8"))
     said["auto_map"] = {"AutoTokenizer": ["tokenization.EvaTokenizer", None]}
-    settings.write_text(json.dumps(said, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    settings.write_text(json_text(said, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_README.format(name=folder.name), encoding="utf-8")
     notes = ["the role embeddings have no place in T5 and are left out; no published program uses them"]
     if dtype != torch.float32 and config.attn_scale:

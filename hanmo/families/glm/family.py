@@ -71,7 +71,7 @@ class GlmFamily(Family):
             pair = as_pair(record)
             answer = self._ids(pair.response)
             source = self._source(pair.prompt, pair.prefix + MASK)
-        cut = 0
+        cut, whole = 0, len(answer)
         while len(source) - cut + len(answer) + 1 > limit and answer:
             if len(source) - cut > len(answer) + 1:
                 cut += 1  # the oldest tokens after [CLS] go first
@@ -80,7 +80,10 @@ class GlmFamily(Family):
         source = [source[0], *source[1 + cut :]]
         if not answer or not self._masks(source):
             return []
-        return [[Part(tuple(source), False), Part(tuple(answer), True)]]
+        parts = [Part(tuple(source), False), Part(tuple(answer), True)]
+        if isinstance(record, Text) and len(answer) < whole:
+            parts.append(Part((), False))  # the text goes on: no stop token follows what is seen of it
+        return [parts]
 
     def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
         """Unscored parts are the context; every scored part answers the next mask token of it."""
@@ -89,7 +92,7 @@ class GlmFamily(Family):
         ids, labels = list(context), [IGNORE] * len(context)
         outline = list(context)  # without the answers' own ids: a policy may say <sop> in the middle of one
         for number, answer in enumerate(answers):
-            ends = stop or number + 1 < len(answers)
+            ends = (stop and parts[-1].scored) or number + 1 < len(answers)
             fed = [self.config.sop_token_id, *answer]
             labels += [*answer, self.config.eop_token_id if ends else IGNORE]
             if closed and number + 1 == len(answers):

@@ -30,8 +30,11 @@ class PanguFamily(Family):
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         bos, sep = self.tokenizer.bos_token_id, self.tokenizer.sep_token_id
         if isinstance(record, Text):
-            ids = self._ids(record.text)[: limit - 1]
-            return [[Part((bos,), False), Part(tuple(ids), True)]] if ids else []
+            ids = self._ids(record.text)
+            seen = [Part((bos,), False), Part(tuple(ids[: limit - 1]), True)]
+            if len(ids) >= limit:
+                seen.append(Part((), False))  # the text goes on: no stop token follows what is seen of it
+            return [seen] if seen[1].ids else []
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return []
         pair = as_pair(record)
