@@ -107,22 +107,32 @@ def journey(checkout: Path, who: str, work: Path, chosen: Sequence[str]) -> dict
     return found
 
 
-def parity(checkout: Path, who: str, work: Path, chosen: Sequence[str], processes: int) -> dict[str, Facts]:
+def recorded_cases(checkouts: Sequence[Path]) -> dict[str, str]:
+    """Where the recorded cases lie that both checkouts' tests read: beside the first that has some, or as the user says."""
+    for shared in (checkout.parent / "shared" for checkout in checkouts):
+        if (shared / "parity").is_dir():
+            found = {"HANMO_PARITY": str(shared / "parity"), "HANMO_DATA": str(shared / "data")}
+            return {name: os.environ.get(name) or place for name, place in found.items()}
+    return {}
+
+
+def parity(checkout: Path, who: str, work: Path, options: argparse.Namespace) -> dict[str, Facts]:
     """File of tests -> the outcome of each test, and what it compared."""
     paths = {path for pattern in TESTS for path in checkout.glob(pattern)}
     files = {one for path in paths for one in (path.rglob("test_*.py") if path.is_dir() else [path])}
     names = sorted(path.relative_to(checkout).as_posix() for path in files)
-    names = [name for name in names if starts(f"parity/{name}", chosen)]
+    names = [name for name in names if starts(f"parity/{name}", options.only)]
     if not names:
         return {}
     records = work / f"records-{who}"
     records.mkdir()
-    spread = ["-n", str(processes), "--dist", "loadfile"] if processes > 1 else ["-n", "0"]
+    spread = ["-n", str(options.processes), "--dist", "loadfile"] if options.processes > 1 else ["-n", "0"]
     command = [
         sys.executable, "-m", "pytest", "-v", "-p", "comparing.recording", "-p", "no:cacheprovider", "--tb=no",
         "--hypothesis-seed=0", "-m", "not slow and not gpu", f"--basetemp={work / 'pytest'}", *spread, *names,
     ]  # fmt: skip
-    subprocess.run(command, cwd=checkout, env=environment(checkout, COMPARE_RECORDS=str(records)), stdout=sys.stderr)
+    environ = environment(checkout, COMPARE_RECORDS=str(records), **recorded_cases((options.before, options.after)))
+    subprocess.run(command, cwd=checkout, env=environ, stdout=sys.stderr)
     return read_records(records, who)
 
 
@@ -155,7 +165,7 @@ def run(options: argparse.Namespace, work: Path) -> list[Item]:
     found = []
     for who, checkout in (("before", options.before), ("after", options.after)):
         made = journey(checkout, who, work, options.only)
-        found.append(made | parity(checkout, who, work, options.only, options.processes))
+        found.append(made | parity(checkout, who, work, options))
     renames = dict(one.split("=", 1) for one in options.renamed)
     before = {
         renamed(item, renames): {renamed(name, renames): value for name, value in made.items()}

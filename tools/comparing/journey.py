@@ -79,7 +79,7 @@ def commands(work: Path, chosen: Sequence[str]) -> list[Command]:
         values = {
             "model": model,
             "running": "dialogues" if family == "eva" else "text",
-            "form": "hf" if family == "huggingface" else "original",
+            "form": "hanmo" if family == "huggingface" else "original",
             "vocabulary": vocabulary,
         }
         for name, text in COMMANDS.items():
