@@ -102,7 +102,7 @@ def journey(checkout: Path, who: str, work: Path, chosen: Sequence[str]) -> dict
     found = {}
     for one in planned:
         messages = one.folder.with_name(f"{one.folder.name}.stderr").read_text(encoding="utf-8").strip()
-        said = f"exit code {ended[one.name]}: {messages[-300:]}" if ended[one.name] else "done"
+        said = f"exit code {ended[one.name]}: {messages[-600:]}" if ended[one.name] else "done"
         found[one.name] = {f"outcome of {one.name}": said, **facts(one.folder)}
     return found
 

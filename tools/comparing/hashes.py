@@ -23,6 +23,7 @@ FILES = {
 FIELDS = {
     "time": "when a step was logged",
     "seconds": "how long something took",
+    "commit": "which checkout made it",
     "rollout_share": "the share of the time that replies took",
     "train_runtime": "how long the training took",
     "train_samples_per_second": "speed",

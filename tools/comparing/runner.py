@@ -3,8 +3,8 @@
     PYTHONPATH=CHECKOUT:tools python -m comparing.runner PLAN
 
 Of a checkout it uses nothing but ``python -m hanmo``. PLAN is a JSON list; of each command the first spelling that is not
-refused counts. What a command prints goes to NAME/printed.json (or .txt) in the folder of results, its messages to
-NAME.stderr; its exit code to the file of codes.
+refused counts. What a command prints goes into its folder, as printed.json where it is JSON and as printed where not; its messages
+go to a file beside the folder, and its exit code into a file of all.
 """
 
 from __future__ import annotations
@@ -69,8 +69,11 @@ def _run(words: list[str], folder: Path) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     code = 1
     try:
-        for stream, path in ((1, folder / "printed"), (2, folder.with_name(f"{folder.name}.stderr"))):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        for stream, path, mode in (
+            (1, folder / "printed", os.O_TRUNC),
+            (2, folder.with_name(f"{folder.name}.stderr"), os.O_APPEND),  # why each spelling was refused
+        ):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | mode), stream)
         sys.argv = ["hanmo", *words]
         runpy.run_module("hanmo", run_name="__main__", alter_sys=True)
         code = 0
