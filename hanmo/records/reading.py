@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from hanmo.errors import RecordError
-from hanmo.records.forms import json_record
-from hanmo.records.kinds import Dialogue, Plain, Record, Rejects, Text, unanswered
+from hanmo.records.schemas import json_record
+from hanmo.records.types import Dialogue, Plain, Record, Rejects, Text, unanswered
 
 Reply = Literal["any", "needed", "waiting"]
 

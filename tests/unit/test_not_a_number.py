@@ -14,19 +14,20 @@ from typer.testing import CliRunner
 from hanmo.checkpoints import save_model
 from hanmo.cli import app
 from hanmo.errors import ConfigError, NotANumberError
-from hanmo.evaluation.candidates import score_candidates
+from hanmo.evaluation.engine.candidates import score_candidates
 from hanmo.evaluation.perplexity import PerplexityResult
-from hanmo.families.base import Context, OpenedModel, Part
-from hanmo.families.heads import attach_value_head
+from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, or_null
 from hanmo.generation.chat import ChatSession
 from hanmo.generation.decode import generate, stream
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
+from hanmo.nn.row_model import attach_value_head
 from hanmo.records import PromptResponse
+from hanmo.rows import Context, Part
 from hanmo.training.callbacks import MetricsFile, read_metrics
-from hanmo.training.reward_scores import score_records
-from hanmo.training.rollout import OwnEngine
+from hanmo.training.rl.rewards import score_records
+from hanmo.training.rl.rollout import OwnEngine
 from tests.unit.tiny import tiny
 
 GREEDY = Settings(do_sample=False, max_new_tokens=4)
