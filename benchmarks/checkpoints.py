@@ -27,22 +27,22 @@ from safetensors.torch import save_file
 
 from benchmarks.common import Figure, arguments, finish
 from hanmo.checkpoints.convert import convert
-from hanmo.checkpoints.files import rank_file
-from hanmo.checkpoints.layout import merge
-from hanmo.checkpoints.sizes import expected_shapes
-from hanmo.checkpoints.streams import BLOCK, Stored, write_torch
+from hanmo.checkpoints.files.tensor_files import BLOCK, Stored, write_torch
+from hanmo.checkpoints.originals.config_inference import expected_shapes
+from hanmo.checkpoints.originals.locate import rank_file
+from hanmo.checkpoints.originals.recognise import merge
 from hanmo.families import load
-from hanmo.families.tables import Entry, expand
+from hanmo.families.weight_map import Entry, expand
 from tests.unit.checkpoint_files import tiny_eva
 
 FAMILY = load("eva")
-MEGATRON = next(layout for layout in FAMILY.legacy.LAYOUTS if layout.splits)
+MEGATRON = next(layout for layout in FAMILY.original_format.LAYOUTS if layout.splits)
 LIMIT_MB = 1000.0
 
 
 def table(size: str) -> tuple[list[Entry], dict[str, tuple[int, ...]]]:
     """The original's tensors at this size, and the shapes of ours."""
-    config = FAMILY.config_class(**FAMILY.legacy.SIZES[size].config)
+    config = FAMILY.config_class(**FAMILY.original_format.SIZES[size].config)
     return expand(MEGATRON.entries, config), expected_shapes(FAMILY, config)
 
 

@@ -19,9 +19,9 @@ _HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(_HERE.parent), *(place for place in sys.path if Path(place).resolve() != _HERE)]
 
 from benchmarks.common import VOCAB, Figure, alternate, arguments, finish, real_texts  # noqa: E402
-from hanmo.data.cleaning.clean import clean  # noqa: E402
-from hanmo.data.cleaning.recipe import load  # noqa: E402
-from hanmo.data.dedup import NearDuplicates  # noqa: E402
+from hanmo.data.prepare.cleaning.clean import clean  # noqa: E402
+from hanmo.data.prepare.cleaning.recipe import load  # noqa: E402
+from hanmo.data.prepare.dedup import NearDuplicates  # noqa: E402
 from hanmo.records import Text, write_records  # noqa: E402
 
 COPIES = 10  # every tenth document is a near copy of the one before it
@@ -75,8 +75,8 @@ def minhash_figures(sizes: list[int]) -> list[Figure]:
 def store_figure(megabytes: float) -> Figure:
     """The store, with reading and writing, against encoding text by text into lists; one process each."""
     # Here, because processes that clean import this file and have no use for torch.
-    from hanmo.data.store import Store
-    from hanmo.data.tokenize import TokenizerPlace, tokenize
+    from hanmo.data.store.token_store import Store
+    from hanmo.data.store.tokenize import TokenizerPlace, tokenize
 
     texts = real_texts(int(megabytes * 1e6))
     size = sum(len(text.encode()) for text in texts) / 1e6

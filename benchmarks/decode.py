@@ -27,14 +27,15 @@ from benchmarks import common
 from benchmarks.common import Figure
 from hanmo.checkpoints import save_model
 from hanmo.checkpoints.convert import convert
-from hanmo.data.vocabulary import build
+from hanmo.data.prepare.vocabulary import build
 from hanmo.families import load
-from hanmo.families.base import Context, OpenedModel
-from hanmo.families.int8 import to_int8
+from hanmo.families.base import OpenedModel
 from hanmo.families.presets import presets
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
+from hanmo.nn.cpu.int8 import to_int8
 from hanmo.records import Dialogue
+from hanmo.rows import Context
 
 CONTEXT, NEW = 66, 32  # tokens read and written, as in the recording of the original EVA
 RECORDED = {"eva beam": 7.0, "eva no beam": 14.2, "transformer_xl": 9.5}  # tokens/s of the originals
@@ -62,7 +63,7 @@ def eva(folder: Path) -> tuple[OpenedModel, T5ForConditionalGeneration, Context]
     rules = folder / "antonym.txt"
     pairs = zip(plain[::2], plain[1::2], strict=True)
     rules.write_text("".join(f"({one!r}, {other!r})\n" for one, other in pairs), encoding="utf-8")
-    config = family.config_class(**{**family.legacy.SIZES["eva2.0-base"].config, "vocab_size": len(tokenizer)})
+    config = family.config_class(**{**family.original_format.SIZES["eva2.0-base"].config, "vocab_size": len(tokenizer)})
     network = fill(family.network_class(config))
     opened = OpenedModel(network, family(config, tokenizer, {"antonyms": str(rules)}), "eva2.0-base")
     save_model(opened, folder / "ours")
@@ -135,7 +136,7 @@ def _eva_figures(opened: OpenedModel, peer: T5ForConditionalGeneration, context:
 def measure_decoder(name: str, size: str, quick: bool) -> list[Figure]:
     """A decoder-only family in a released size: against GPT-2 of that size, and against recomputing the whole sequence."""
     family_class = load(name)
-    config = family_class.config_class(**family_class.legacy.SIZES[size].config)
+    config = family_class.config_class(**family_class.original_format.SIZES[size].config)
     network = fill(family_class.network_class(config))
     family = family_class(config, None)
     type(family).spare_ids = range(0)  # there is no tokenizer here

@@ -42,8 +42,8 @@ Run = Callable[[Questions], list[list[float]]]
 
 
 def texts() -> list[str]:
-    from hanmo.evaluation.clue.reading import read_split
-    from hanmo.evaluation.clue.tasks import all_tasks
+    from hanmo.evaluation.suites.clue.reading import read_split
+    from hanmo.evaluation.suites.clue.tasks import all_tasks
 
     tasks = [task for name, task in all_tasks().items() if name in RECORDS]
     examples = [example for task in tasks for example in read_split(task, DATA / "clue", "dev")]
@@ -88,7 +88,7 @@ def families(layers: int) -> dict[str, Any]:
 
     import torch
 
-    from hanmo.data.vocabulary import build
+    from hanmo.data.prepare.vocabulary import build
     from hanmo.families import load
     from hanmo.families.base import OpenedModel
 
@@ -113,9 +113,9 @@ def families(layers: int) -> dict[str, Any]:
 
 
 def questions(opened: Any, name: str, count: int) -> Questions:
-    from hanmo.evaluation.asking import Front, plan
-    from hanmo.evaluation.clue.reading import read_split
-    from hanmo.evaluation.clue.tasks import all_tasks
+    from hanmo.evaluation.suites.clue.reading import read_split
+    from hanmo.evaluation.suites.clue.tasks import all_tasks
+    from hanmo.evaluation.suites.prompting import Front, plan
 
     name, _, published = name.partition(" ")
     task = all_tasks()[name]
@@ -158,15 +158,15 @@ def harness(opened: Any) -> Run:
 
 def ours(opened: Any) -> Run:
     """The scorer as a long run has it: with few questions it would not ask first whether the network reads trees."""
-    from hanmo.evaluation import trees
-    from hanmo.evaluation.candidates import score_candidates
+    from hanmo.evaluation.engine import trees
+    from hanmo.evaluation.engine.candidates import score_candidates
 
     trees.exact(opened, sys.maxsize)
     return lambda asked: [[-score.nll for score in scores] for scores in score_candidates(opened, asked)]
 
 
 def one_by_one(opened: Any) -> Run:
-    from hanmo.evaluation.candidates import score_alone
+    from hanmo.evaluation.engine.candidates import score_alone
 
     return lambda asked: [[-score.nll for score in score_alone(opened, question)] for question in asked]
 

@@ -106,8 +106,8 @@ class Clock(TrainerCallback):
 
 def ours(folder: Path, rounds: int, own_critic: bool) -> float:
     from hanmo.checkpoints import open_model, save_model
-    from hanmo.families.heads import attach_value_head
-    from hanmo.training.ppo import PpoConfig, ppo
+    from hanmo.nn.row_model import attach_value_head
+    from hanmo.training.stages.ppo import PpoConfig, ppo
 
     judge = open_model(folder / "policy", dtype="fp32", device="cpu")
     attach_value_head(judge.network, "linear")

@@ -34,15 +34,15 @@ import torch  # noqa: E402
 from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments  # noqa: E402
 
 from benchmarks.common import Figure, arguments, finish  # noqa: E402
-from hanmo.data.packing import PackedRows  # noqa: E402
-from hanmo.data.rows import Collator, EpochSampler, RowDataset  # noqa: E402
-from hanmo.families.base import Part  # noqa: E402
+from hanmo.data.rows.dataset import Collator, EpochSampler, RowDataset  # noqa: E402
+from hanmo.data.rows.packing import PackedRows  # noqa: E402
 from hanmo.families.eva.modeling import EvaConfig, EvaModel  # noqa: E402
 from hanmo.families.huggingface.family import HuggingfaceFamily  # noqa: E402
 from hanmo.families.huggingface.modeling import adopt  # noqa: E402
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel  # noqa: E402
-from hanmo.training.adapt import checkpoint_layers  # noqa: E402
-from hanmo.training.memory import keep_freed_memory  # noqa: E402
+from hanmo.nn.cpu.malloc import keep_heap  # noqa: E402
+from hanmo.rows import Part  # noqa: E402
+from hanmo.training.trainable import checkpoint_layers  # noqa: E402
 from hanmo.training.trainer import RowTrainer  # noqa: E402
 
 VOCABULARY, BATCH, LIMIT = 8192, 8, 256
@@ -153,7 +153,7 @@ def original_step(name: str, dtype: str, checkpointing: bool, steps: int = 3) ->
         ids, said = torch.randint(5, 29000, (8, context)), torch.randint(5, 29000, (8, reply))
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": said, "labels": said}
     else:
-        keep_freed_memory()  # as StreamTrainer does
+        keep_heap()  # as StreamTrainer does
         model = TransformerXLModel(TransformerXLConfig(hidden_size=768, num_layers=12, num_heads=12))
         ids = torch.randint(5, 29000, (4, 512))
         batch = {"input_ids": ids, "labels": ids, "memory": tuple(torch.randn(4, 256, 768) for _ in range(13))}

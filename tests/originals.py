@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hanmo.checkpoints.opening import load_network, read_original
+from hanmo.checkpoints.open import load_network, read_original
 from tests.ranks import cut
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.parallel import distributed
+from hanmo.nn.tensor_parallel import distributed
 from tests import processes
 
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from hanmo.data.rows import RowDataset
-from hanmo.families.base import IGNORE, Family, Part, Row
-from hanmo.families.heads import RowModel
+from hanmo.data.rows.dataset import RowDataset
+from hanmo.families.base import Family
+from hanmo.nn.row_model import RowModel
 from hanmo.records import Dialogue, Record
+from hanmo.rows import IGNORE, Part, Row
 
 LETTERS = 64
 

@@ -234,9 +234,9 @@ def step(device: Any, dry: bool) -> Iterator[Line]:
     """Seconds and peak memory of an SFT step of PanGu-2.6B by the trainer: fp32 weights, bf16 autocast, AdamW."""
     import torch
 
-    from hanmo.data.rows import RowDataset
-    from hanmo.families.base import Part
-    from hanmo.training.run import arguments
+    from hanmo.data.rows.dataset import RowDataset
+    from hanmo.rows import Part
+    from hanmo.training.run_folder import arguments
     from hanmo.training.trainer import RowTrainer
 
     batch, length = (2, 16) if dry else (8, 512)
@@ -290,12 +290,12 @@ def _pangu(device: Any, dtype: Any, dry: bool) -> Any:
     import torch
 
     from hanmo.families.base import OpenedModel
-    from hanmo.training.run import find_size
+    from hanmo.training.run_folder import find_size
 
     kind, name = find_size(SIZE)
     tokenizer = kind.tokenizer_class.from_pretrained(ROOT / "tests" / "golden" / "pangu")
     small = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 128} if dry else {}
-    config = kind.config_class(**{**kind.legacy.SIZES[name].config, **small})
+    config = kind.config_class(**{**kind.original_format.SIZES[name].config, **small})
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32 if dry else dtype)
     try:

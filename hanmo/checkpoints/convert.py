@@ -13,11 +13,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hanmo import families
-from hanmo.checkpoints.drafts import Draft, bytes_of, drafting
-from hanmo.checkpoints.files import find_weights
-from hanmo.checkpoints.generation import read_generation, write_generation
+from hanmo.checkpoints.files.resumable import Draft, bytes_of, drafting
+from hanmo.checkpoints.files.tensor_files import Progress, Stored, shard_index, shards, write_safetensors, write_torch
+from hanmo.checkpoints.files.verifying import verify_reading
+from hanmo.checkpoints.generation_config import read_generation, write_generation
 from hanmo.checkpoints.hub import local_folder
-from hanmo.checkpoints.opening import (
+from hanmo.checkpoints.open import (
     DTYPES,
     RULES,
     check_vocabulary,
@@ -26,18 +27,8 @@ from hanmo.checkpoints.opening import (
     most_common_dtype,
     open_tokenizer,
 )
-from hanmo.checkpoints.saving import SHARD_BYTES, save_rules
-from hanmo.checkpoints.source import Source, find_source
-from hanmo.checkpoints.streams import (
-    Progress,
-    Stored,
-    shard_index,
-    shards,
-    write_safetensors,
-    write_torch,
-)
-from hanmo.checkpoints.verifying import verify_reading
-from hanmo.checkpoints.writing import (
+from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.originals.writer import (
     VALUE_HEAD,
     Origin,
     check_all_have_a_place,
@@ -50,6 +41,8 @@ from hanmo.checkpoints.writing import (
     write_bin_config,
     written_entries,
 )
+from hanmo.checkpoints.save import SHARD_BYTES, save_rules
+from hanmo.checkpoints.source import Source, find_source
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import safe_tokenizer
@@ -173,7 +166,7 @@ def _to_hanmo(content: Source, order: _Order) -> list[str]:
 def _to_original(content: Source, order: _Order) -> list[str]:
     """Write it; returns what is to be known about it."""
     ranks = order.ranks
-    if not content.family.legacy.LAYOUTS:
+    if not content.family.original_format.LAYOUTS:
         raise UnsupportedError(f"{order.source}: a model of transformers has no other layout that is its original one")
     if content.original is None:
         origin = origin_of_folder(find_weights(order.source), content.family, ranks)

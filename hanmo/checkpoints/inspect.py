@@ -15,19 +15,13 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hanmo import families
-from hanmo.checkpoints.drafts import verify_index
-from hanmo.checkpoints.files import Weights, find_weights
-from hanmo.checkpoints.generation import read_generation
+from hanmo.checkpoints.files.resumable import verify_index
+from hanmo.checkpoints.generation_config import read_generation
 from hanmo.checkpoints.hub import local_folder
-from hanmo.checkpoints.layout import Original, recognise, some
-from hanmo.checkpoints.opening import (
-    check_vocabulary,
-    dtype_name,
-    family_of_ours,
-    is_transformers_model,
-    open_tokenizer,
-)
-from hanmo.checkpoints.sizes import blank_network, expected_shapes, input_embedding, settle_config
+from hanmo.checkpoints.open import check_vocabulary, dtype_name, family_of_ours, is_transformers_model, open_tokenizer
+from hanmo.checkpoints.originals.config_inference import blank_network, expected_shapes, infer_config, input_embedding
+from hanmo.checkpoints.originals.locate import Weights, find_weights
+from hanmo.checkpoints.originals.recognise import Original, recognise, some
 from hanmo.errors import CheckpointError, ConfigError, HanmoError, VocabularyError, quoted
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import check_adapter, safe_config, safe_tokenizer
@@ -197,7 +191,7 @@ def _settle(report: Report, original: Original, size: str | None, config: str | 
     if original.missing or original.unexpected:
         return None
     try:
-        settled, report.size = settle_config(original, size, config)
+        settled, report.size = infer_config(original, size, config)
     except (CheckpointError, ConfigError) as error:
         given = size is not None or config is not None or original.weights.config is not None
         report.add("configuration", "fault" if given else "warning", str(error))

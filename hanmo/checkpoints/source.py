@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hanmo.checkpoints.files import Weights, find_weights
-from hanmo.checkpoints.layout import Original, recognise
-from hanmo.checkpoints.opening import dtype_name, family_of_folder, family_of_ours, keeps_precision
-from hanmo.checkpoints.sizes import absent_tensors, expected_shapes, settle_config
-from hanmo.checkpoints.streams import Stored, in_blocks
+from hanmo.checkpoints.files.tensor_files import Stored, in_blocks
+from hanmo.checkpoints.open import dtype_name, family_of_folder, family_of_ours, keeps_precision
+from hanmo.checkpoints.originals.config_inference import absent_tensors, expected_shapes, infer_config
+from hanmo.checkpoints.originals.locate import Weights, find_weights
+from hanmo.checkpoints.originals.recognise import Original, recognise
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import check_adapter, safe_config
-from hanmo.families.tables import Entry, rows_of_a_rank
+from hanmo.families.weight_map import Entry, rows_of_a_rank
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _settled(
 ) -> tuple[PretrainedConfig | None, str | None]:
     """The configuration and the size's name; re-splitting does without, but what is given must fit."""
     try:
-        return settle_config(original, size, config)
+        return infer_config(original, size, config)
     except CheckpointError:
         if needed or size or config:
             raise

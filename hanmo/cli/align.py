@@ -30,7 +30,7 @@ def reward(
 
     Example: hanmo train reward runs/sft/model data/pairs.jsonl runs/reward trained_layers=0.3
     """
-    from hanmo.training.reward import RewardConfig, train_reward
+    from hanmo.training.stages.reward import RewardConfig, train_reward
 
     _run("reward", RewardConfig, train_reward, model, data, rest or [], config, preset, dry_run, resume, as_json)
 
@@ -51,8 +51,8 @@ def dpo(
 
     Example: hanmo train dpo runs/sft/model data/pairs.jsonl runs/dpo beta=0.1 trainer.learning_rate=1e-6
     """
-    from hanmo.training.dpo import DpoConfig
-    from hanmo.training.dpo import dpo as train
+    from hanmo.training.stages.dpo import DpoConfig
+    from hanmo.training.stages.dpo import dpo as train
 
     _run("dpo", DpoConfig, train, model, data, rest or [], config, preset, dry_run, resume, as_json)
 
@@ -73,8 +73,8 @@ def grpo(
 
     Example: hanmo train grpo runs/sft/model data/prompts.jsonl runs/grpo rewards=[my_rewards:ends_well] group=8
     """
-    from hanmo.training.grpo import GrpoConfig
-    from hanmo.training.grpo import grpo as train
+    from hanmo.training.stages.grpo import GrpoConfig
+    from hanmo.training.stages.grpo import grpo as train
 
     _run("grpo", GrpoConfig, train, model, data, rest or [], config, preset, dry_run, resume, as_json)
 
@@ -95,8 +95,8 @@ def ppo(
 
     Example: hanmo train ppo runs/sft/model data/prompts.jsonl runs/ppo rewards=[runs/reward/model] beta=0.1
     """
-    from hanmo.training.ppo import PpoConfig
-    from hanmo.training.ppo import ppo as train
+    from hanmo.training.stages.ppo import PpoConfig
+    from hanmo.training.stages.ppo import ppo as train
 
     _run("ppo", PpoConfig, train, model, data, rest or [], config, preset, dry_run, resume, as_json)
 

@@ -150,7 +150,7 @@ def describe(opened: OpenedModel, settings: Settings) -> str:
     import torch
     import transformers
 
-    from hanmo.families.int8 import count_parameters
+    from hanmo.nn.cpu.int8 import count_parameters
 
     network, family = opened.network, opened.family
     device = torch.cuda.get_device_name(network.device) if network.device.type == "cuda" else str(network.device)

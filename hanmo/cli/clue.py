@@ -22,7 +22,7 @@ from hanmo.cli.common import (
 from hanmo.cli.eval import First, answers_folder, origin, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from hanmo.evaluation.results import Result
+    from hanmo.evaluation.results.result import Result
 
 Data = Annotated[Path, typer.Option(help="Folder of CLUE's files: one folder per task, as CLUE publishes them.")]
 Tasks = Annotated[str, typer.Option(help="Names of tasks, separated by commas; default: all ten.")]
@@ -78,9 +78,9 @@ def clue(
     """
     if nproc > 1:
         start_processes(nproc)
-    from hanmo.evaluation.clue.run import Setup, evaluate
-    from hanmo.evaluation.clue.tasks import chosen_tasks
-    from hanmo.evaluation.processes import joined, main_process
+    from hanmo.evaluation.engine.distributed import joined, main_process
+    from hanmo.evaluation.suites.clue.run import Setup, evaluate
+    from hanmo.evaluation.suites.clue.tasks import chosen_tasks
 
     chosen = chosen_tasks([name.strip() for name in tasks.split(",") if name.strip()])
     setup = Setup(shots, published, limit, seed, choices, first, budget, candidates)
@@ -105,7 +105,7 @@ def compare(first: Written, second: Written, as_json: Json = False) -> None:
     """
     from dataclasses import asdict
 
-    from hanmo.evaluation.results import compare_results, read_result
+    from hanmo.evaluation.results.result import compare_results, read_result
 
     one, other = read_result(first), read_result(second)
     found = compare_results(one, other)
@@ -123,8 +123,8 @@ def table(
     Example:
       hanmo eval table pangu/results.json glm/results.json glm-5-shot/results.json --output table.html
     """
-    from hanmo.evaluation.results import read_result
-    from hanmo.evaluation.table import Table
+    from hanmo.evaluation.results.result import read_result
+    from hanmo.evaluation.results.table import Table
 
     made = Table([read_result(path) for path in results])
     if output is None:
@@ -136,7 +136,7 @@ def table(
 
 def show_result(result: Result) -> None:
     """Every task, the averages, and remarks."""
-    from hanmo.evaluation.statistics import interval
+    from hanmo.evaluation.results.statistics import interval
 
     about = result.about
     print(f"{about['model']}\n{origin(about)}\n")

@@ -52,7 +52,7 @@ class Opening:
     def open(self, model: str, rules: Path | None = None) -> OpenedModel:
         """Of several processes each takes a GPU of its own, where there are any."""
         from hanmo.checkpoints import open_model
-        from hanmo.evaluation.processes import own_device
+        from hanmo.evaluation.engine.distributed import own_device
 
         return open_model(
             model,

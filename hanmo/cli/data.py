@@ -27,7 +27,7 @@ def corpus(
       hanmo data corpus runs/corpus --size 5000 --seed 1
       hanmo train sft runs/demo runs/corpus runs/more
     """
-    from hanmo.data.corpus import build
+    from hanmo.demo.corpus.build import build
     from hanmo.records import write_records
 
     found = build(size, seed, per_topic)
@@ -89,9 +89,9 @@ def prepare(
     """
     from dataclasses import asdict
 
-    from hanmo.data.prepare import prepare as run
-    from hanmo.data.sources.reading import Reading
-    from hanmo.data.splits import Shares
+    from hanmo.data.prepare.from_source import prepare as run
+    from hanmo.data.prepare.sources.reading import Reading
+    from hanmo.data.prepare.splits import Shares
     from hanmo.records import Rejects
 
     reading = Reading(published, sep, seed, Shares(dev, test), Rejects() if skip_bad else None)
@@ -126,9 +126,9 @@ def leaks(
     """
     from dataclasses import asdict
 
-    from hanmo.data.leaks import find_leaks
+    from hanmo.data.prepare.contamination import find_contamination
 
-    found = find_leaks([train], held_out, near if near < 1 else None, long)
+    found = find_contamination([train], held_out, near if near < 1 else None, long)
     emit({**asdict(found), "records_with_leaks": found.records}, as_json, _show_leaks)
     if found.found:
         raise typer.Exit(1)
@@ -172,9 +172,9 @@ def clean(
       hanmo data clean wiki.jsonl.gz --recipe text --out clean.jsonl.gz --workers 8
       hanmo data recipe eva > mine.yaml   # then change it and give --recipe mine.yaml
     """
-    from hanmo.data.cleaning.clean import clean as run
-    from hanmo.data.cleaning.clean import report
-    from hanmo.data.cleaning.recipe import load
+    from hanmo.data.prepare.cleaning.clean import clean as run
+    from hanmo.data.prepare.cleaning.clean import report
+    from hanmo.data.prepare.cleaning.recipe import load
     from hanmo.errors import ConfigError
     from hanmo.records import Rejects
 
@@ -231,7 +231,7 @@ def recipe(name: Annotated[str, typer.Argument(help="eva, assistant, text, or a 
     """
     import yaml
 
-    from hanmo.data.cleaning.recipe import load
+    from hanmo.data.prepare.cleaning.recipe import load
 
     print(yaml.safe_dump(load(name).settings(), allow_unicode=True, sort_keys=False), end="")
 
@@ -277,8 +277,8 @@ def tokenize(
     """
     from dataclasses import asdict
 
-    from hanmo.data.tokenize import TokenizerPlace
-    from hanmo.data.tokenize import tokenize as run
+    from hanmo.data.store.tokenize import TokenizerPlace
+    from hanmo.data.store.tokenize import tokenize as run
     from hanmo.records import Rejects
 
     bad = Rejects() if skip_bad else None
@@ -309,13 +309,13 @@ def inspect(
     Example:
       hanmo data inspect train.jsonl --page inspect.html
     """
-    from hanmo.data.inspection import inspect_file
-    from hanmo.data.inspection import page as as_page
+    from hanmo.data.prepare.inspection import inspect_file
+    from hanmo.data.prepare.inspection import page as as_page
 
     lengths = None
     if tokenizer:
-        from hanmo.data.store import encode
-        from hanmo.data.tokenize import TokenizerPlace
+        from hanmo.data.store.token_store import encode
+        from hanmo.data.store.tokenize import TokenizerPlace
 
         opened = TokenizerPlace(tokenizer, family).open()
 

@@ -74,7 +74,7 @@ class Records:
         from itertools import islice
 
         from hanmo.errors import RecordError
-        from hanmo.evaluation.processes import main_process
+        from hanmo.evaluation.engine.distributed import main_process
         from hanmo.records import Rejects, iter_records
 
         rejects = Rejects() if self.skip_bad else None
@@ -120,7 +120,7 @@ def dialogue(
     if nproc > 1:
         start_processes(nproc)
     from hanmo.evaluation.dialogue import evaluate
-    from hanmo.evaluation.processes import joined, main_process
+    from hanmo.evaluation.engine.distributed import joined, main_process
 
     with joined():
         records = which.read(data, output, published=published)
@@ -168,8 +168,8 @@ def perplexity(
     """
     if nproc > 1:
         start_processes(nproc)
+    from hanmo.evaluation.engine.distributed import joined, main_process
     from hanmo.evaluation.perplexity import evaluate
-    from hanmo.evaluation.processes import joined, main_process
 
     with joined():
         records = which.read(data, output, text)
@@ -204,7 +204,7 @@ def rouge(
     Example:
       hanmo eval rouge replies.txt references.txt
     """
-    from hanmo.evaluation.texts import measure, origin, read_pairs
+    from hanmo.evaluation.text_overlap import measure, origin, read_pairs
 
     said, expected = read_pairs(hypotheses, references)
     emit({"about": origin(said, expected), **measure(said, expected, words)}, as_json, _show_texts)
@@ -228,7 +228,7 @@ def _settings(family: str, preset: str | None, rules: bool, sets: list[str]) -> 
 
 def answers_folder(output: Path | None, stage: str) -> Path:
     """Where a command keeps what it has found so far."""
-    from hanmo.evaluation.store import cache_folder
+    from hanmo.evaluation.engine.cache import cache_folder
 
     return output / "answers" if output else cache_folder(stage)
 
@@ -246,7 +246,7 @@ def progress_bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from hanmo.evaluation.processes import main_process
+    from hanmo.evaluation.engine.distributed import main_process
 
     with Progress(
         *Progress.get_default_columns()[:2],

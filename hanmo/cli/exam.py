@@ -23,7 +23,7 @@ from hanmo.cli.common import (
 from hanmo.cli.eval import First, answers_folder, origin, progress_bar
 
 if TYPE_CHECKING:
-    from hanmo.evaluation.exam.run import Sat
+    from hanmo.evaluation.suites.exam.run import Sat
 
 Kind = Annotated[str, typer.Option(help="ceval, cmmlu or mmlu.", show_default=False)]
 Data = Annotated[Path, typer.Option(help="Folder of the CSV files, as the authors publish it.", show_default=False)]
@@ -70,9 +70,9 @@ def exam(
     """
     if nproc > 1:
         start_processes(nproc)
-    from hanmo.evaluation.exam.exams import find_exam
-    from hanmo.evaluation.exam.run import Setup, evaluate
-    from hanmo.evaluation.processes import joined, main_process
+    from hanmo.evaluation.engine.distributed import joined, main_process
+    from hanmo.evaluation.suites.exam.exams import find_exam
+    from hanmo.evaluation.suites.exam.run import Setup, evaluate
 
     wanted = find_exam(kind)
     chosen = wanted.chosen(name.strip() for name in subjects.split(",") if name.strip())

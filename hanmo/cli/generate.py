@@ -30,10 +30,11 @@ from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
 from hanmo.files import data_of, json_text, replacing
 
 if TYPE_CHECKING:
-    from hanmo.families.base import Context, OpenedModel
+    from hanmo.families.base import OpenedModel
     from hanmo.generation.decode import Generation
     from hanmo.generation.settings import Settings
     from hanmo.records import Dialogue, Record
+    from hanmo.rows import Context
 
 STOP = "stop"  # the word that ends the interactive mode
 

@@ -35,7 +35,7 @@ def score(
     from hanmo.errors import RecordError
     from hanmo.files import write_text
     from hanmo.records import Dialogue, iter_records
-    from hanmo.training.reward_scores import score_records, with_answers
+    from hanmo.training.rl.rewards import score_records, with_answers
 
     answers = [answer for record in iter_records(file) for answer in with_answers(record)]
     if not answers:

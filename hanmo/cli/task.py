@@ -46,8 +46,8 @@ def task(
     """
     if nproc > 1:
         start_processes(nproc)
-    from hanmo.evaluation.own import Setup, evaluate, read_task
-    from hanmo.evaluation.processes import joined, main_process
+    from hanmo.evaluation.engine.distributed import joined, main_process
+    from hanmo.evaluation.suites.custom import Setup, evaluate, read_task
 
     tasks = [read_task(path, place) for place, path in enumerate(files)]
     setup = Setup(shots, chat, limit, seed, choices, first, budget)

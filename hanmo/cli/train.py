@@ -105,7 +105,7 @@ def _several(processes: int, hostfile: Path | None) -> bool:
     if hostfile is None:
         start_processes(processes)
     else:
-        from hanmo.training.parallel import launch_lines, read_hostfile
+        from hanmo.training.launch import launch_lines, read_hostfile
 
         arguments = without(sys.argv[1:], "--nproc", "--hostfile")
         for host, line in launch_lines(read_hostfile(hostfile), arguments).items():
@@ -119,11 +119,11 @@ def _run(
 ) -> None:  # fmt: skip
     stage: Any
     if name == "sft":
-        from hanmo.training import sft as stage
+        from hanmo.training.stages import sft as stage
 
         kind, train = stage.SftConfig, stage.sft
     else:
-        from hanmo.training import pretrain as stage
+        from hanmo.training.stages import pretrain as stage
 
         kind, train = stage.PretrainConfig, stage.pretrain
     settings = read_settings(name, kind, model, data, rest, file, preset)
@@ -158,7 +158,7 @@ def run(
     train: Callable[[Any, bool], Any], settings: Any, resume: bool, as_json: bool, show: Callable[[dict[str, Any]], None]
 ) -> None:  # fmt: skip
     """Run a stage; print what it has come to, from one of its processes; exit as a signal asks where one stopped it."""
-    from hanmo.training.run import main_process
+    from hanmo.training.run_folder import main_process
 
     with results_only():
         outcome = train(settings, resume)
@@ -176,7 +176,7 @@ def _preset(model: str, stage: str, name: str | None) -> dict[str, Any]:
     """The settings of a preset of the model's family; of "published" if none is named and the family has it."""
     from hanmo.errors import ConfigError, unknown
     from hanmo.families.presets import presets
-    from hanmo.training.run import family_name
+    from hanmo.training.run_folder import family_name
 
     if name == "none":
         return {}

@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import torch
 
-from hanmo.families.base import IGNORE, Part, Row
+from hanmo.rows import IGNORE, Part, Row
 
 
 def split_documents(count: int, shares: Sequence[float], seed: int | None) -> list[list[int]]:

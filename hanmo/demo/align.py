@@ -16,8 +16,8 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hanmo.checkpoints import open_model
-from hanmo.data.corpus import Corpus, conversations
-from hanmo.data.corpus_template import Exchange
+from hanmo.demo.corpus.build import Corpus, conversations
+from hanmo.demo.corpus.template import Exchange
 from hanmo.demo.display import Display, Update
 from hanmo.demo.examine import talk
 from hanmo.demo.judge import Judge, Judged, reward, share_asking
@@ -28,10 +28,10 @@ from hanmo.demo.watch import ShowTraining, require_finished
 from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
 from hanmo.generation.settings import Settings
-from hanmo.report import Point
+from hanmo.report.page import Point
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.dpo import DpoConfig, dpo
-from hanmo.training.reward import RewardConfig, train_reward
+from hanmo.training.stages.dpo import DpoConfig, dpo
+from hanmo.training.stages.reward import RewardConfig, train_reward
 
 DRAWN = 7  # dialogues for every pair that asks back: one in six or seven ends where a question may follow
 STEPS = 120  # of DPO; the reward model takes half as many

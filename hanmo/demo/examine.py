@@ -10,7 +10,7 @@ from hanmo import metrics
 from hanmo.demo.model import LIMIT
 from hanmo.demo.openings import OPENINGS
 from hanmo.evaluation.dialogue import DialogueResult, Sample, evaluate
-from hanmo.evaluation.scoring import Progress
+from hanmo.evaluation.engine.row_scores import Progress
 from hanmo.families.base import OpenedModel
 from hanmo.generation.chat import ChatSession
 from hanmo.generation.settings import Settings

@@ -13,7 +13,7 @@ from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue
-from hanmo.training.reward_scores import score_records
+from hanmo.training.rl.rewards import score_records
 
 LONGEST = 1024  # an untrained model's 40 tokens may take many more when their text is read again
 

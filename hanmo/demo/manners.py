@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
-from hanmo.data.corpus_template import Exchange
+from hanmo.demo.corpus.template import Exchange
 
 # topic, what the reply is like, what to ask after it
 _ASKING = tuple(

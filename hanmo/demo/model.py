@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hanmo.data import vocabulary
+from hanmo.data.prepare import vocabulary
 from hanmo.families.base import OpenedModel
 from hanmo.records import Dialogue
 

@@ -24,9 +24,9 @@ import torch
 import transformers
 
 from hanmo.checkpoints import open_model, save_model
-from hanmo.data import corpus
 from hanmo.demo.align import STEPS as ALIGN_STEPS
 from hanmo.demo.align import Alignment, align
+from hanmo.demo.corpus import build
 from hanmo.demo.display import Display
 from hanmo.demo.examine import BEYOND, CONVERSATIONS, Examination, examine, talk
 from hanmo.demo.model import DECODING, LIMIT, new_model
@@ -38,7 +38,7 @@ from hanmo.folders import new_folder, recover_missing
 from hanmo.generation.settings import Settings
 from hanmo.records import write_records
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.sft import SftConfig, sft
+from hanmo.training.stages.sft import SftConfig, sft
 
 STEPS, QUICK_STEPS = 3000, 1100
 VOCABULARY_SAMPLE = 20_000  # composed dialogues whose words are counted: more of them have no other words
@@ -106,7 +106,7 @@ def demo(
     start = time.monotonic()
     with Display() as show, new_folder(output) as draft:
         with show.stage("corpus") as update:
-            found = corpus.build(steps * BATCH, seed, per_topic)
+            found = build.build(steps * BATCH, seed, per_topic)
             write_records(draft / "corpus" / "train.jsonl", found.train)
             held_out = [dialogue for dialogues in found.held_out.values() for dialogue in dialogues]
             write_records(draft / "corpus" / "held_out.jsonl", held_out)

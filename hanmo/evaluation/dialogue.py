@@ -21,16 +21,17 @@ from typing import Any
 
 from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
-from hanmo.evaluation.processes import mine
-from hanmo.evaluation.scoring import Progress, batches, computed_by, evaluating, records_hash, software
-from hanmo.evaluation.store import Store, opened_store, score_into
-from hanmo.families.base import Context, OpenedModel, Part
+from hanmo.evaluation.engine.cache import Store, opened_store, score_into
+from hanmo.evaluation.engine.distributed import mine
+from hanmo.evaluation.engine.row_scores import Progress, batches, computed_by, evaluating, records_hash, software
+from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, or_null, write_text
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, Record, Text
-from hanmo.report import Page
+from hanmo.report.page import Page
+from hanmo.rows import Context, Part
 
 Reading = dict[str, float]
 PUBLISHED_TABLE = ("loss", "bleu-4", "dist-4", "f1")

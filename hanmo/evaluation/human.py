@@ -22,7 +22,7 @@ from string import Template
 from typing import Any
 
 from hanmo.errors import HanmoError, RecordError
-from hanmo.evaluation.statistics import interval
+from hanmo.evaluation.results.statistics import interval
 from hanmo.files import json_text, write_text
 
 RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation.scoring import Progress, computed_by, records_hash, software
-from hanmo.evaluation.store import opened_store, score_into
-from hanmo.families.base import IGNORE, Family, OpenedModel, Part, Row
+from hanmo.evaluation.engine.cache import opened_store, score_into
+from hanmo.evaluation.engine.row_scores import Progress, computed_by, records_hash, software
+from hanmo.families.base import Family, OpenedModel
 from hanmo.files import json_text, or_null, write_text
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
+from hanmo.rows import IGNORE, Part, Row
 
 WHOLE = 10**9  # a limit that cuts nothing
 RESAMPLES = 2000

@@ -1,10 +1,5 @@
 """The Family interface: everything that differs between architectures, and nothing else.
 
-Whatever the architecture, an example is a Row: the model's inputs and, on the axis where the model predicts,
-``labels[t]`` = the token that the logits at ``t`` must predict and ``weights[t]`` = how much it counts. Shifting,
-decoder starts, mask tokens and two-dimensional positions are settled here, once; every stage after that is the
-same code for all families.
-
 Shape suffixes: B batch, R decoding rows, T input tokens, A predicting axis, P position dimensions, q new tokens.
 """
 
@@ -27,66 +22,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from hanmo.errors import UnsupportedError
 from hanmo.families.stops import Stop
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
-
-IGNORE = -100  # a label that is not scored
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of an example as token ids; ``scored``: the model is to learn it, or is judged on it."""
-
-    ids: tuple[int, ...]
-    scored: bool
+from hanmo.rows import Context, Part, Prompt, Row, split_at_difference, stack
 
 
 @dataclass(frozen=True)
-class Row:
-    """One example, ready for the model.
-
-    Attributes:
-        inputs: keyword arguments of the model's forward for one example, without the batch axis: (T,), (A,), (P, A)
-            or scalars; always with an ``attention_mask`` of ones over the input tokens.
-        labels: (A,) int64, ``IGNORE`` where nothing is scored.
-        weights: (A,) fp32, zero where nothing is scored. 1 everywhere makes the loss a mean over tokens.
-        end: index on A of the last real input, where a reward model reads its value.
-        stream: rows of the same stream are consecutive segments of one text (families with memory), else None.
-    """
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    weights: Tensor
-    end: int
-    stream: int | None = None
-
-    @property
-    def size(self) -> int:
-        """Places on all axes: rows of similar size need little padding when they share a batch."""
-        return len(self.inputs["attention_mask"]) + len(self.labels)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What generation starts from: the inputs of ``prefill`` for one example and how positions go on.
-
-    The k-th new token (k = 0, 1, …) is fed at position ``start + k * step``, both (P,) int64.
-    """
-
-    inputs: dict[str, Tensor]
-    start: Tensor
-    step: Tensor
-    stop_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Context:
-    """The part of a conversation the model sees (``ids``) and all of it (``unabridged``, for score rules)."""
-
-    ids: tuple[int, ...]
-    unabridged: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class DecodingForm:
+class SearchConventions:
     """The conventions by which implementations of sampling and beam search differ. The defaults are ours.
 
     Attributes:
@@ -112,7 +52,7 @@ class DecodingForm:
 
 
 # Beam search up to transformers 4.38, by which the PanGu and GLM ports of 2023 decode.
-TRANSFORMERS_4_31 = DecodingForm(length="whole", stop_is_open=True)
+TRANSFORMERS_4_31 = SearchConventions(length="whole", stop_is_open=True)
 
 
 class Rules(Protocol):
@@ -141,7 +81,7 @@ class Family(ABC):
     config_class: ClassVar[type[PretrainedConfig]]
     network_class: ClassVar[type[Any]]
     tokenizer_class: ClassVar[type[PreTrainedTokenizerBase]]
-    legacy: ClassVar[ModuleType]  # SIZES, LAYOUTS, read_config: see families/tables.py
+    original_format: ClassVar[ModuleType]  # SIZES, LAYOUTS, read_config: see families/weight_map.py
     #: value that fills a shorter row up, by name of the input; 0 for every name not listed
     padding: ClassVar[dict[str, int]] = {}
     #: several examples may share one row without seeing each other: see ``pack``
@@ -153,7 +93,7 @@ class Family(ABC):
     #: files of the checkpoint's owner that score rules read, by role: where they lie in the folder of rules
     rule_files: ClassVar[dict[str, str]] = {}
     #: how the original decodes, for settings.published
-    published_decoding: ClassVar[DecodingForm] = DecodingForm()
+    published_decoding: ClassVar[SearchConventions] = SearchConventions()
     #: tokens of a conversation that a chat shows the model
     chat_limit: ClassVar[int] = 512
     #: names of the linear modules that LoRA adapts
@@ -292,7 +232,7 @@ class Family(ABC):
         )
 
     def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
-        """Score rules for ``settings`` (generation.settings.Settings) over unabridged contexts; none by default."""
+        """Score rules for ``settings`` (generation.settings.Settings) over full_ids contexts; none by default."""
         return None
 
 
@@ -322,23 +262,6 @@ class OpenedModel:
         return self.family.tokenizer
 
 
-def split_at_difference(rows: Sequence[Sequence[int]]) -> list[list[Part]]:
-    """Ids that begin alike as a shared context and what each goes on with, at least one id each.
-
-    Raises:
-        UnsupportedError: they have nothing in common, so that the first id would be predicted from nothing.
-    """
-    shared, shortest = 0, min(map(len, rows))
-    while shared < shortest - 1 and all(row[shared] == rows[0][shared] for row in rows):
-        shared += 1
-    if not shared:
-        raise UnsupportedError(
-            "nothing stands before the options, so that their first token would be predicted from nothing; "
-            "let the text begin with something they share"
-        )
-    return [[Part(tuple(row[:shared]), False), Part(tuple(row[shared:]), True)] for row in rows]
-
-
 def as_pair(record: Record, waiting: bool = False, separator: str = "\n") -> PromptResponse:
     """A record as one prompt and its response, for families that know no turns: what was said so far, a line each.
 
@@ -355,31 +278,3 @@ def as_pair(record: Record, waiting: bool = False, separator: str = "\n") -> Pro
         *said, response = (*record.turns, "") if waiting else record.turns
         record = PromptResponse(separator.join(said), response, system=record.system, where=record.where)
     return replace(record, prompt=f"{record.system}{separator}{record.prompt}", system="") if record.system else record
-
-
-def collate(rows: Sequence[Row], padding: dict[str, int]) -> dict[str, Tensor]:
-    """Rows to one batch, padded on the right: the inputs by name, ``labels`` (B, A) and ``weights`` (B, A)."""
-    batch = stack([row.inputs for row in rows], padding)
-    batch["labels"] = torch.nn.utils.rnn.pad_sequence([row.labels for row in rows], True, IGNORE)
-    batch["weights"] = torch.nn.utils.rnn.pad_sequence([row.weights for row in rows], True, 0.0)
-    return batch
-
-
-def stack(examples: Sequence[dict[str, Tensor]], padding: dict[str, int], left: bool = False) -> dict[str, Tensor]:
-    """Inputs of several examples to one batch. Shorter ones are filled on their last axis, on the right or left.
-
-    Training fills on the right; prompts are filled on the left, so that all rows end in the same column.
-    """
-
-    def pad(tensor: Tensor, width: int, value: int) -> Tensor:
-        missing = width - tensor.shape[-1]
-        return torch.nn.functional.pad(tensor, (missing, 0) if left else (0, missing), value=value)
-
-    batch = {}
-    for name in examples[0]:
-        tensors = [example[name] for example in examples]
-        if tensors[0].dim():
-            width = max(tensor.shape[-1] for tensor in tensors)
-            tensors = [pad(tensor, width, padding.get(name, 0)) for tensor in tensors]
-        batch[name] = torch.stack(tensors)
-    return batch

@@ -1,7 +1,7 @@
 """The bookkeeping of beam search: which beams go on, which replies are finished, when a search is done.
 
 Pure Python on the few candidates of a step; the network and the scores are decode.py's business. The conventions
-by which implementations differ are a ``families.base.DecodingForm``.
+by which implementations differ are a ``families.base.SearchConventions``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from hanmo.errors import ConfigError
-from hanmo.families.base import DecodingForm
+from hanmo.families.base import SearchConventions
 from hanmo.generation.settings import Settings
 
 NOTHING_LEFT = (
@@ -75,7 +75,7 @@ class BeamSearch:
         self,
         samples: int,
         settings: Settings,
-        form: DecodingForm,
+        form: SearchConventions,
         stop_ids: Collection[int],
         prompt_width: int = 0,
         pad_id: int = 0,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hanmo.families.base import Context, OpenedModel
+from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import Generation, generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
+from hanmo.rows import Context
 
 
 def fill(

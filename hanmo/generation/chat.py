@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from hanmo.families.base import Context, OpenedModel
+from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Sampler
 from hanmo.generation.settings import Settings
 from hanmo.generation.text import GrowingText, OnText
 from hanmo.records import Dialogue, write_records
+from hanmo.rows import Context
 
 
 @dataclass(frozen=True)

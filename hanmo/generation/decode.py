@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import ConfigError
-from hanmo.families.base import Context, DecodingForm, OpenedModel, Prompt, Rules
-from hanmo.families.batching import batch_groups
-from hanmo.families.finite import require_finite
-from hanmo.families.heads import without_barred
+from hanmo.families.base import OpenedModel, Rules, SearchConventions
 from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Hypothesis
 from hanmo.generation.draws import Place, Sampler, placed_sampler
 from hanmo.generation.filters import top_k, top_p
-from hanmo.generation.rules import TokenRules
+from hanmo.generation.processors import TokenLogitsProcessor
 from hanmo.generation.settings import Settings
+from hanmo.nn.batching import batch_groups
+from hanmo.nn.finite import require_finite
+from hanmo.nn.row_model import without_suppressed
+from hanmo.rows import Context, Prompt
 
 OnToken = Callable[[int, int], None]  # index of the context, token
 
@@ -53,7 +54,7 @@ def generate(
     settings: Settings,
     on_token: OnToken | None = None,
     sampler: Sampler | None = None,
-    form: DecodingForm | None = None,
+    form: SearchConventions | None = None,
     keep_on_interrupt: bool = False,
     places: Sequence[Place] | None = None,
 ) -> list[Generation]:
@@ -104,7 +105,7 @@ def stream(opened: OpenedModel, context: Context, settings: Settings, sampler: S
 
 
 def search(
-    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, form: DecodingForm | None = None
+    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, form: SearchConventions | None = None
 ) -> list[list[Hypothesis]]:
     """Beam search that returns all replies it has kept for each context (at most ``num_beams``), best first."""
     found: dict[int, list[Hypothesis]] = {}
@@ -141,7 +142,7 @@ def _batch(
     contexts: Sequence[Context],
     settings: Settings,
     sampler: Sampler | None,
-    form: DecodingForm | None,
+    form: SearchConventions | None,
     places: Sequence[Place],
 ) -> _Rows | _Beams:
     return (_Rows if settings.num_beams == 1 else _Beams)(opened, contexts, settings, sampler, form, places)
@@ -166,19 +167,19 @@ class _Batch:
         contexts: Sequence[Context],
         settings: Settings,
         sampler: Sampler | None,
-        form: DecodingForm | None,
+        form: SearchConventions | None,
         places: Sequence[Place],
     ):
         family, network = opened.family, opened.network
         prompts = [family.prompt(context.ids) for context in contexts]
         self.settings = settings
-        self.form = form or (family.published_decoding if settings.published else DecodingForm())
+        self.form = form or (family.published_decoding if settings.published else SearchConventions())
         self.stop_ids = prompts[0].stop_ids
         self.device = network.device
         self.sampler = sampler or placed_sampler(settings.seed, places, self.device)
-        self.rules: Rules | None = family.rules(settings, [context.unabridged for context in contexts])
-        if self.rules is None and TokenRules.needed(settings):
-            self.rules = TokenRules(settings, [_read(prompt).tolist() for prompt in prompts], self.stop_ids)
+        self.rules: Rules | None = family.rules(settings, [context.full_ids for context in contexts])
+        if self.rules is None and TokenLogitsProcessor.needed(settings):
+            self.rules = TokenLogitsProcessor(settings, [_read(prompt).tolist() for prompt in prompts], self.stop_ids)
         self._spare = range(0) if settings.published else family.spare_ids
         self.prompt_width = max(len(_read(prompt)) for prompt in prompts)
         self._network = network
@@ -250,7 +251,7 @@ class _Rows(_Batch):
             ids_R1 = self.sampler(step, self._samples, probs_RV, 1)
         else:
             ids_R1 = scores_RV.argmax(-1, keepdim=True)
-        logits_RV = without_barred(self.logits_RV, self._barred)
+        logits_RV = without_suppressed(self.logits_RV, self._barred)
         totals_R1 = logits_RV.logsumexp(-1, keepdim=True)  # NaN or infinite if any logit is, said or not
         logprobs_R1 = logits_RV.gather(-1, ids_R1) - totals_R1
         told_R3 = torch.cat([logprobs_R1, scores_RV.gather(-1, ids_R1), totals_R1], dim=1)

@@ -1,8 +1,8 @@
 """The records hanmo reads and writes: what one line of data means, whatever file it came from."""
 
-from hanmo.records.forms import FORMS, TURNS, json_record
-from hanmo.records.kinds import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text, unanswered
 from hanmo.records.reading import iter_records, opened_text, read_records
+from hanmo.records.schemas import FORMS, TURNS, json_record
+from hanmo.records.types import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text, unanswered
 from hanmo.records.writing import record_writer, write_records
 
 __all__ = [

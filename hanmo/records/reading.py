@@ -16,8 +16,8 @@ from typing import Any, Literal, TextIO
 
 from hanmo.errors import RecordError
 from hanmo.files import check_characters, data_at, data_of
-from hanmo.records.forms import json_record
-from hanmo.records.kinds import Dialogue, Plain, Record, Rejects, Text, unanswered
+from hanmo.records.schemas import json_record
+from hanmo.records.types import Dialogue, Plain, Record, Rejects, Text, unanswered
 
 Reply = Literal["any", "needed", "waiting"]
 

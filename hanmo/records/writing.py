@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from hanmo.errors import RecordError
 from hanmo.files import json_text, replacing
-from hanmo.records.kinds import Dialogue, PromptResponse, Record, Text
+from hanmo.records.types import Dialogue, PromptResponse, Record, Text
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:

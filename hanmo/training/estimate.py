@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from hanmo.data.rows import ROW_IDS
-from hanmo.training.adapt import checkpoint_layers
+from hanmo.data.rows.dataset import ROW_IDS
+from hanmo.training.trainable import checkpoint_layers
 from hanmo.training.trainer import RowTrainer
 
 

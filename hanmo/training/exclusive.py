@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 from hanmo.locks import holding_inside
-from hanmo.training.settings import RunConfig
+from hanmo.training.config import RunConfig
 
 C = TypeVar("C", bound=RunConfig)
 P = ParamSpec("P")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hanmo.data.documents import StreamSampler
-from hanmo.training.memory import keep_freed_memory
+from hanmo.data.rows.documents import StreamSampler
+from hanmo.nn.cpu.malloc import keep_heap
 from hanmo.training.trainer import RowTrainer
 
 Memory = tuple[Tensor, ...]
@@ -29,7 +29,7 @@ class StreamTrainer(RowTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
-            keep_freed_memory()  # all steps are of one shape
+            keep_heap()  # all steps are of one shape
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StreamSampler:
         rows: Any = train_dataset or self.train_dataset

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from hanmo.checkpoints.opening import quiet
-from hanmo.checkpoints.reading import read_pickle
-from hanmo.data.rows import FILLER, ROW_IDS, Collator, EpochSampler, Rows
+from hanmo.checkpoints.open import quiet
+from hanmo.checkpoints.originals.unpickle import read_pickle
+from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, Collator, EpochSampler, Rows
 from hanmo.errors import CheckpointError, DivergedError, quoted
-from hanmo.training.explosion import STEPS, Explosion
-from hanmo.training.sliced import SlicedTrainer
+from hanmo.training.divergence import STEPS, LossWatch
+from hanmo.training.sharded import ShardedTrainer
 
 DRAFTS = ".saving"  # where a checkpoint grows until it is whole
 STATES = (
@@ -37,7 +37,7 @@ STATES = (
 )  # pickles that the Trainer reads beside weights
 
 
-class RowTrainer(SlicedTrainer):
+class RowTrainer(ShardedTrainer):
     """Trains a network that gives ``RowOutput`` on ``Rows``.
 
     Args:
@@ -62,7 +62,7 @@ class RowTrainer(SlicedTrainer):
         self._factor = factor
         self._fed: deque[list[Tensor]] = deque(maxlen=STEPS)  # places of the rows of the last optimizer steps
         self._step_loss: Tensor | None = None  # of the optimizer step so far, in this process; None between steps
-        self._explosion = Explosion()
+        self._explosion = LossWatch()
         self._evaluated: list[Tensor] = []
         self._saving = False
         shutil.rmtree(self._drafts, ignore_errors=True)  # of a run that was killed while saving
@@ -165,7 +165,7 @@ class RowTrainer(SlicedTrainer):
             where = "there is no checkpoint yet"
         advice = "try a smaller learning rate, a longer warm-up or trainer.max_grad_norm"
         said = f"step {self.state.global_step + 1}: {what}; {where}; {advice}"
-        if places := [place for batch in fed for place in batch.tolist() if place != FILLER]:
+        if places := [place for batch in fed for place in batch.tolist() if place != DUMMY_ROW]:
             assert isinstance(self.train_dataset, Rows)
             said += f"; records of {of}: {', '.join(map(self.train_dataset.where, places))}"
         return said

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.checkpoints import save_model
-from hanmo.checkpoints.files import read_json
+from hanmo.checkpoints.originals.locate import read_json
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.dpo import DpoConfig, dpo
-from hanmo.training.grpo import GrpoConfig, grpo
-from hanmo.training.ppo import PpoConfig, ppo
-from hanmo.training.pretrain import PretrainConfig, pretrain
-from hanmo.training.reward import RewardConfig, train_reward
-from hanmo.training.sft import SftConfig, sft
+from hanmo.training.stages.dpo import DpoConfig, dpo
+from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.ppo import PpoConfig, ppo
+from hanmo.training.stages.pretrain import PretrainConfig, pretrain
+from hanmo.training.stages.reward import RewardConfig, train_reward
+from hanmo.training.stages.sft import SftConfig, sft
 from tests.unit.tiny import NAMES, tiny
 
 TALKS = (

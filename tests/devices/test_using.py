@@ -10,20 +10,20 @@ import torch
 from typer.testing import CliRunner
 
 from hanmo.checkpoints import open_model
-from hanmo.checkpoints.opening import find_rules
+from hanmo.checkpoints.open import find_rules
 from hanmo.cli import app
 from hanmo.errors import ConfigError
 from hanmo.evaluation import perplexity
-from hanmo.evaluation.candidates import score_candidates
-from hanmo.evaluation.clue.published import judge
+from hanmo.evaluation.engine.candidates import score_candidates
+from hanmo.evaluation.suites.clue.published import judge
 from hanmo.families.base import OpenedModel
 from hanmo.families.eva.family import EvaFamily
-from hanmo.families.heads import attach_value_head
 from hanmo.generation.chat import ChatSession
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
+from hanmo.nn.row_model import attach_value_head
 from hanmo.records import Dialogue, PromptResponse
-from hanmo.training.reward_scores import score_records
+from hanmo.training.rl.rewards import score_records
 from tests.devices.pretended import pretended
 from tests.golden.make import FOLDER
 from tests.unit.tiny import NAMES

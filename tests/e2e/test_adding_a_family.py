@@ -14,11 +14,12 @@ import torch
 from hanmo import families
 from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.convert import convert
-from hanmo.families.base import Context, OpenedModel
+from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue
-from hanmo.training.sft import SftConfig, sft
+from hanmo.rows import Context
+from hanmo.training.stages.sft import SftConfig, sft
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-family.md"
 

@@ -17,11 +17,11 @@ from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.records import PromptResponse
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.dpo import DpoConfig, dpo
-from hanmo.training.grpo import GrpoConfig, grpo
-from hanmo.training.ppo import PpoConfig, ppo
-from hanmo.training.reward import RewardConfig, train_reward
-from hanmo.training.reward_scores import score_records
+from hanmo.training.rl.rewards import score_records
+from hanmo.training.stages.dpo import DpoConfig, dpo
+from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.ppo import PpoConfig, ppo
+from hanmo.training.stages.reward import RewardConfig, train_reward
 from tests.unit.alignment_cases import QUESTIONS, REWARD, contains, starts, trainer
 from tests.unit.tiny import NAMES
 

@@ -22,10 +22,10 @@ from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse
-from hanmo.training.ppo import PpoConfig, ppo
-from hanmo.training.reward import RewardConfig, train_reward
-from hanmo.training.reward_scores import score_records
-from hanmo.training.sft import SftConfig, sft
+from hanmo.training.rl.rewards import score_records
+from hanmo.training.stages.ppo import PpoConfig, ppo
+from hanmo.training.stages.reward import RewardConfig, train_reward
+from hanmo.training.stages.sft import SftConfig, sft
 from tests.places import DATA, needs_data
 
 pytestmark = [pytest.mark.slow, needs_data]

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from hanmo.checkpoints import open_model, save_model
-from hanmo.families.base import collate
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse
-from hanmo.training.sft import SftConfig, sft
+from hanmo.rows import collate
+from hanmo.training.stages.sft import SftConfig, sft
 from tests.unit.tiny import NAMES, tiny
 
 PAIRS = [

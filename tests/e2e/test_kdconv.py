@@ -11,7 +11,7 @@ import pytest
 
 from hanmo import families
 from hanmo.checkpoints import save_model
-from hanmo.data import vocabulary
+from hanmo.data.prepare import vocabulary
 from hanmo.demo.model import start_aligned
 from hanmo.families.base import OpenedModel
 from hanmo.records import read_records

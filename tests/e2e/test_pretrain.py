@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from hanmo.checkpoints import open_model, save_model
 from hanmo.errors import ConfigError
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.pretrain import PretrainConfig, dry_run, pretrain
+from hanmo.training.stages.pretrain import PretrainConfig, dry_run, pretrain
 from tests import processes
 from tests.unit.tiny import NAMES, SENTENCES, tiny
 

@@ -17,11 +17,11 @@ import sentencepiece
 import torch
 
 from hanmo.checkpoints import open_model, save_model
-from hanmo.data.vocabulary import build
+from hanmo.data.prepare.vocabulary import build
 from hanmo.families import load
 from hanmo.families.base import OpenedModel
-from hanmo.training.pretrain import PretrainConfig, pretrain
-from hanmo.training.sft import SftConfig, sft
+from hanmo.training.stages.pretrain import PretrainConfig, pretrain
+from hanmo.training.stages.sft import SftConfig, sft
 from tests.places import DATA, needs_data
 from tests.unit.tiny import NAMES, PANGU_PIECES
 

@@ -17,17 +17,18 @@ from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.inspect import inspect_model
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE, OpenedModel, collate
-from hanmo.families.heads import attach_value_head
+from hanmo.families.base import OpenedModel
+from hanmo.nn.row_model import attach_value_head
 from hanmo.records import PromptResponse, Record, iter_records
-from hanmo.training.adapt import LoraSettings, add_lora
+from hanmo.rows import IGNORE, collate
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.dpo import DpoConfig, dpo
-from hanmo.training.grpo import GrpoConfig, grpo
-from hanmo.training.ppo import PpoConfig, ppo
-from hanmo.training.pretrain import PretrainConfig, pretrain
-from hanmo.training.reward import RewardConfig, train_reward
-from hanmo.training.sft import SftConfig, sft
+from hanmo.training.stages.dpo import DpoConfig, dpo
+from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.ppo import PpoConfig, ppo
+from hanmo.training.stages.pretrain import PretrainConfig, pretrain
+from hanmo.training.stages.reward import RewardConfig, train_reward
+from hanmo.training.stages.sft import SftConfig, sft
+from hanmo.training.trainable import LoraSettings, add_lora
 from tests.unit.tiny import NAMES, tiny
 from tests.unit.transformers_models import Plain, write_model
 

@@ -17,7 +17,7 @@ from hanmo.checkpoints import open_model
 from hanmo.config import load
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.sft import SftConfig, dry_run, sft
+from hanmo.training.stages.sft import SftConfig, dry_run, sft
 from tests import processes
 from tests.parity.eva_models import EVA, MODELS
 from tests.places import needs_parity

@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.convert import convert
-from hanmo.training.adapt import LoraSettings, add_lora, switch_dropout_off
+from hanmo.training.trainable import LoraSettings, add_lora, switch_dropout_off
 from hanmo.training.trainer import RowTrainer
 from tests import processes
 from tests.golden.make import FOLDER

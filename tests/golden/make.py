@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from hanmo.checkpoints import open_model, save_model
-from hanmo.families.base import OpenedModel, collate
+from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse
+from hanmo.rows import collate
 from tests.unit.tiny import NAMES, tiny
 
 FOLDER = Path(__file__).parent

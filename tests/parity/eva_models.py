@@ -6,9 +6,10 @@ import copy
 import functools
 from typing import Any
 
-from hanmo.checkpoints.opening import open_model
-from hanmo.families.base import Context, OpenedModel
+from hanmo.checkpoints.open import open_model
+from hanmo.families.base import OpenedModel
 from hanmo.generation.settings import Settings
+from hanmo.rows import Context
 from tests.places import PARITY, load
 from tests.ranks import RANKS
 
@@ -57,8 +58,8 @@ def settings(args: dict[str, Any]) -> Settings:
 def contexts(case: dict[str, Any], tokenizer: Any) -> list[Context]:
     """The recorded contexts, without the padding and the ``<s_0>`` that ``Family.prompt`` appends."""
     result = []
-    for ids, unabridged in zip(case["enc_input_ids"], case["full_context"], strict=True):
+    for ids, full_ids in zip(case["enc_input_ids"], case["full_context"], strict=True):
         end = ids.index(tokenizer.bos_token_id)
         assert set(ids[end + 1 :]) <= {tokenizer.pad_token_id}
-        result.append(Context(tuple(ids[:end]), tuple(unabridged)))
+        result.append(Context(tuple(ids[:end]), tuple(full_ids)))
     return result

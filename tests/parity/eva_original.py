@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from hanmo.checkpoints import open_model
-from hanmo.families.eva import legacy
+from hanmo.families.eva import original_format
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
-from hanmo.families.tables import Entry, expand
+from hanmo.families.weight_map import Entry, expand
 from tests.places import PARITY, load
 from tests.ranks import RANKS
 
 EVA = PARITY / "eva"
 MODELS = load(EVA / "models.json", {})
-LAYOUTS = {layout.name: layout for layout in legacy.LAYOUTS}
+LAYOUTS = {layout.name: layout for layout in original_format.LAYOUTS}
 
 
 def network(name: str, layout: str = "megatron", dtype: str = "fp32") -> EvaModel:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hanmo.evaluation.clue.tasks import all_tasks
+from hanmo.evaluation.suites.clue.tasks import all_tasks
 
 FAMILIES = ("eva", "transformer_xl", "pangu", "glm", "clue", "data", "rl")
 SMALL = 0.01  # no tolerance of ours is larger

@@ -16,15 +16,16 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from hanmo.evaluation.clue.reading import read_split
-from hanmo.evaluation.clue.run import Setup, evaluate
-from hanmo.evaluation.clue.tasks import all_tasks
-from hanmo.evaluation.results import Result
-from hanmo.evaluation.statistics import compare, interval
-from hanmo.families.base import OpenedModel, Row, collate
+from hanmo.evaluation.results.result import Result
+from hanmo.evaluation.results.statistics import compare, interval
+from hanmo.evaluation.suites.clue.reading import read_split
+from hanmo.evaluation.suites.clue.run import Setup, evaluate
+from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.families.huggingface.modeling import adopt
 from hanmo.records import Text
+from hanmo.rows import Row, collate
 from tests.places import DATA, needs_data
 
 pytestmark = [needs_data, pytest.mark.slow]

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation import cmrc
-from hanmo.evaluation.clue import published
-from hanmo.evaluation.clue.published import Draws, Item
-from hanmo.evaluation.clue.reading import read_split
-from hanmo.evaluation.clue.run import Setup, evaluate
-from hanmo.evaluation.clue.tasks import all_tasks
-from hanmo.evaluation.tasks import Example
+from hanmo.evaluation.suites import cmrc
+from hanmo.evaluation.suites.clue import published
+from hanmo.evaluation.suites.clue.published import Draws, Item
+from hanmo.evaluation.suites.clue.reading import read_split
+from hanmo.evaluation.suites.clue.run import Setup, evaluate
+from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.task import Example
 from hanmo.families.base import OpenedModel
 from hanmo.families.glm.family import GlmFamily
 from hanmo.families.glm.modeling import GlmConfig

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from hanmo.checkpoints import open_model
-from hanmo.evaluation.candidates import score_alone, score_candidates
-from hanmo.evaluation.clue import published
-from hanmo.families.base import OpenedModel, Part
-from hanmo.families.prenorm import GELUS
+from hanmo.evaluation.engine.candidates import score_alone, score_candidates
+from hanmo.evaluation.suites.clue import published
+from hanmo.families.base import OpenedModel
+from hanmo.nn.prenorm import GELUS
+from hanmo.rows import Part
 from tests.originals import network
 from tests.places import PARITY, VOCAB, load, needs_parity
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hanmo.data.prepare import read_source
-from hanmo.data.sources.reading import Reading
+from hanmo.data.prepare.from_source import read_source
+from hanmo.data.prepare.sources.reading import Reading
 from hanmo.records import Text, read_records
 from tests.places import PARITY, VOCAB, load, needs_parity
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hanmo.data.pairs import preferences
-from hanmo.data.prepare import read_source
-from hanmo.data.sources.reading import Reading
+from hanmo.data.prepare.from_source import read_source
+from hanmo.data.prepare.sources.reading import Reading
+from hanmo.data.rows.pairs import preferences
 from hanmo.records import ScoredAnswers
 from tests.places import PARITY, load, needs_parity
 

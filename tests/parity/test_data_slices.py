@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from hanmo.data.cleaning.clean import clean
-from hanmo.data.cleaning.recipe import build, load
-from hanmo.data.leaks import find_leaks
-from hanmo.data.prepare import prepare
-from hanmo.data.sources.reading import Reading
-from hanmo.data.splits import Shares
+from hanmo.data.prepare.cleaning.clean import clean
+from hanmo.data.prepare.cleaning.recipe import build, load
+from hanmo.data.prepare.contamination import find_contamination
+from hanmo.data.prepare.from_source import prepare
+from hanmo.data.prepare.sources.reading import Reading
+from hanmo.data.prepare.splits import Shares
 from hanmo.records import Rejects
 from tests.places import DATA, needs_data
 
@@ -97,7 +97,7 @@ def test_slice_is_prepared_without_leaks(slice_: Slice, tmp_path: Path) -> None:
     assert left_out < 0.05 * total
     assert 0.02 < done.records["dev"] / total < 0.1
     files = {split: Path(path) for split, path in done.files.items()}
-    leaks = find_leaks([files["train"]], [files["dev"], files["test"]], near=None, long=1_000_000)
+    leaks = find_contamination([files["train"]], [files["dev"], files["test"]], near=None, long=1_000_000)
     assert leaks.found == []
 
 

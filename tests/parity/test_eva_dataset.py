@@ -53,7 +53,7 @@ def test_context_of_a_chat(chat):
         ids.append(None)
         context = eva.context(Dialogue(tuple(turns), ids=tuple(ids)), limit=128)
         prompt = eva.prompt(context.ids)
-        assert list(context.unabridged) == event["full_context"]
+        assert list(context.full_ids) == event["full_context"]
         assert prompt.inputs["input_ids"].tolist() == event["enc_input_ids"]
         assert prompt.inputs["decoder_input_ids"].tolist() == event["dec_input_ids"]
         turns.append(event["reply"])

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
-from hanmo.families.base import IGNORE
 from hanmo.families.eva.biases import relative_buckets
 from hanmo.families.eva.modeling import EvaModel
+from hanmo.rows import IGNORE
 from tests.parity.eva_original import EVA, MODELS, entries, network
 from tests.places import load, needs_parity
 

@@ -36,7 +36,7 @@ def played(chat: ChatSession, users: list[str], say: Callable[[str], Reply]) -> 
         events.append(
             {
                 "user": user,
-                "full_context": list(reply.context.unabridged),
+                "full_context": list(reply.context.full_ids),
                 "enc_input_ids": [*reply.context.ids, bos],
                 "dec_input_ids": [bos],
                 "reply_ids": list(reply.ids),

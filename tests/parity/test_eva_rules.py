@@ -7,8 +7,8 @@ import functools
 import pytest
 import torch
 
-from hanmo.families.base import DecodingForm
-from hanmo.families.eva.decoding import EvaRules, RuleBook
+from hanmo.families.base import SearchConventions
+from hanmo.families.eva.decoding import EvaLogitsProcessor, Vocabulary
 from hanmo.families.eva.family import EvaFamily
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.generation.beam import Hypotheses
@@ -23,8 +23,8 @@ UNITS = load(EVA / "rules_units.json", {"postprocess": [], "filters": [], "beam_
 
 
 @functools.cache
-def book(vocab: str, rules: str | None) -> RuleBook:
-    return RuleBook.of(EvaTokenizer(str(EVA / vocab)), EVA / rules / ANTONYMS if rules else None)
+def book(vocab: str, rules: str | None) -> Vocabulary:
+    return Vocabulary.of(EvaTokenizer(str(EVA / vocab)), EVA / rules / ANTONYMS if rules else None)
 
 
 def base_scores(rows: int, vocabulary: int) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_postprocess(unit):
         settings = settings.change(min_new_tokens=0)
         new = min(map(len, rows))
     contexts, generated = zip(*(split(ids, new) for ids in rows), strict=True)
-    rules = EvaRules(rule_book, settings, contexts)
+    rules = EvaLogitsProcessor(rule_book, settings, contexts)
     scores = rules(generated, range(len(rows)), base_scores(len(rows), len(rule_book.texts)))
     assert torch.equal(scores, expected)
 
@@ -67,7 +67,9 @@ def test_postprocess(unit):
 @pytest.mark.parametrize("unit", UNITS["postprocess"], ids=lambda unit: unit["id"])
 def test_bans_alone(unit):
     rule_book = book(unit["vocab"], unit["rules"] if unit["antonyms"] else None)
-    rules = EvaRules(rule_book, Settings(no_repeat_ngram_size=unit["no_repeat_ngram_size"]), unit["input_ids"])
+    rules = EvaLogitsProcessor(
+        rule_book, Settings(no_repeat_ngram_size=unit["no_repeat_ngram_size"]), unit["input_ids"]
+    )
     if unit["banned_ngram"] is not None:
         assert [sorted(said.bans([])) for said in rules._contexts] == unit["banned_ngram"]
     if unit["banned_antonym"] is not None:
@@ -83,7 +85,7 @@ def test_filters(unit):
         scores = torch.tensor(unit["values"])
     else:
         scores = base_scores(unit["rows"], unit["V"]) / 2 + torch.arange(unit["V"]).float() * 1e-4
-    cut = DecodingForm().cut
+    cut = SearchConventions().cut
     kept = top_p(top_k(scores, unit["top_k"], cut), unit["top_p"], cut) > cut
     found = [row.nonzero()[:, 0].tolist() for row in kept]
     expected = unit["kept"] if isinstance(unit["kept"][0], list) else [unit["kept"]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from hanmo.data.rows import make_rows
+from hanmo.data.rows.dataset import make_rows
 from hanmo.records import Rejects, read_records
 from hanmo.training.trainer import RowTrainer
 from tests.parity.eva_models import EVA, opened

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hanmo.families.base import IGNORE
+from hanmo.rows import IGNORE
 from tests.parity.eva_original import EVA, entries, network
 from tests.places import load, needs_parity
 from tests.ranks import whole

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from hanmo.evaluation import asking
-from hanmo.evaluation.exam import published
-from hanmo.evaluation.exam.exams import LETTERS, Exam, all_exams
-from hanmo.evaluation.exam.reading import read_subject, subject_file
-from hanmo.evaluation.exam.run import DEV, Setup, evaluate
+from hanmo.evaluation.suites import prompting
+from hanmo.evaluation.suites.exam import published
+from hanmo.evaluation.suites.exam.exams import LETTERS, Exam, all_exams
+from hanmo.evaluation.suites.exam.reading import read_subject, subject_file
+from hanmo.evaluation.suites.exam.run import DEV, Setup, evaluate
 from hanmo.families.base import OpenedModel
 from tests.places import PARITY, load, needs_parity
 from tests.unit.exam_files import one_token_a_character
@@ -85,7 +85,9 @@ def test_the_default_protocol_leaves_every_cell_as_it_stands(
             examples = read_subject(exam, task, files[name], split)
             rows = list(csv.reader(io.StringIO(content)))
             rows = rows[len(rows) - len(examples) :]
-            plan = asking.plan(opened.family, task, examples, [[asking.Front(task.instruction)]] * len(examples), 10**6)
+            plan = prompting.plan(
+                opened.family, task, examples, [[prompting.Front(task.instruction)]] * len(examples), 10**6
+            )
             for row, example, question in zip(rows, examples, plan.questions, strict=True):
                 cells = [example.fields[column] for column in ("question", *LETTERS)]
                 assert cells == row[row.index(cells[0]) :][:5] and example.label == row[row.index(cells[0]) + 5]

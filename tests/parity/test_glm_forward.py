@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hanmo.families.base import IGNORE
-from hanmo.families.glm import legacy
+from hanmo.families.glm import original_format
 from hanmo.families.glm.modeling import GlmModel
-from hanmo.families.prenorm import GELUS
-from hanmo.families.tables import expand
+from hanmo.families.weight_map import expand
+from hanmo.nn.prenorm import GELUS
+from hanmo.rows import IGNORE
 from tests.originals import network as open_network
 from tests.places import PARITY, load, needs_parity
 from tests.ranks import whole
@@ -141,7 +141,7 @@ def test_losses_and_gradients(path: Path) -> None:
         if "gradients_file" in case:
             output.loss.backward()
             parameters = dict(model.named_parameters())
-            entries = {entry.theirs: entry for entry in expand(legacy.HF_BIN.entries, model.config)}
+            entries = {entry.theirs: entry for entry in expand(original_format.HF_BIN.entries, model.config)}
             for name, gradient in load_file(FOLDER / case["gradients_file"]).items():
                 ours = torch.cat([whole(parameters[part].grad) for part in entries[name.removeprefix("glm.")].ours])
                 assert (ours - gradient).abs().max() < GRADIENTS, name

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from hanmo.checkpoints import open_model
-from hanmo.families.base import Context, OpenedModel, Prompt
+from hanmo.families.base import OpenedModel
 from hanmo.families.glm.family import GlmFamily
-from hanmo.families.prenorm import GELUS
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
+from hanmo.nn.prenorm import GELUS
 from hanmo.records import Text
+from hanmo.rows import Context, Prompt
 from tests.originals import network
 from tests.parity.transformers_431 import check_generation
 from tests.places import PARITY, VOCAB, load, needs_parity

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hanmo.families.prenorm import GELUS
 from hanmo.losses import pairwise_loss, tokenwise_loss
+from hanmo.nn.prenorm import GELUS
 from tests.originals import network
 from tests.places import PARITY, load, needs_parity
 

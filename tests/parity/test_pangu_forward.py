@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hanmo.families.base import IGNORE
-from hanmo.families.pangu import legacy
+from hanmo.families.pangu import original_format
 from hanmo.families.pangu.modeling import PanguModel
-from hanmo.families.tables import expand
+from hanmo.families.weight_map import expand
+from hanmo.rows import IGNORE
 from tests.originals import network as open_network
 from tests.places import PARITY, load, needs_parity
 from tests.ranks import whole
@@ -122,7 +122,7 @@ def test_losses_and_gradients(path: Path) -> None:
             output.loss.backward()
             expected = load_file(FOLDER / case["gradients_file"])
             parameters = dict(model.named_parameters())
-            entries = {entry.theirs: entry.ours[0] for entry in expand(legacy.HF_BIN.entries, model.config)}
+            entries = {entry.theirs: entry.ours[0] for entry in expand(original_format.HF_BIN.entries, model.config)}
             for theirs, gradient in expected.items():
                 assert (whole(parameters[entries[theirs]].grad) - gradient).abs().max() < GRADIENTS, theirs
 

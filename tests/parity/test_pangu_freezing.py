@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
-from hanmo.training.adapt import freeze_layers, keep_top_layers
+from hanmo.training.trainable import freeze_layers, keep_top_layers
 from tests.places import PARITY, load, needs_parity
 
 pytestmark = needs_parity("pangu")

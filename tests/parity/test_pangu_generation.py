@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from hanmo.checkpoints import open_model
-from hanmo.families.base import Context, OpenedModel, Prompt
+from hanmo.families.base import OpenedModel
 from hanmo.families.pangu.family import PanguFamily
 from hanmo.families.pangu.modeling import PanguModel
 from hanmo.generation.decode import generate
 from hanmo.generation.filters import top_k, top_p
 from hanmo.generation.settings import Settings
 from hanmo.records import Text
+from hanmo.rows import Context, Prompt
 from tests.originals import network
 from tests.parity.transformers_431 import check_generation
 from tests.places import PARITY, VOCAB, load, needs_parity

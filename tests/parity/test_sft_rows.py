@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from hanmo.families.base import IGNORE, Row
 from hanmo.families.glm.family import GlmFamily
 from hanmo.families.glm.modeling import GlmConfig
 from hanmo.families.glm.tokenization import GlmTokenizer
@@ -17,6 +16,7 @@ from hanmo.families.pangu.family import PanguFamily
 from hanmo.families.pangu.modeling import PanguConfig
 from hanmo.families.pangu.tokenization import PanguTokenizer
 from hanmo.records import PromptResponse
+from hanmo.rows import IGNORE, Row
 from tests.places import PARITY, VOCAB, load, needs_parity
 
 pytestmark = needs_parity("clue")

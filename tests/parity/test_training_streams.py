@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
-from hanmo.data.documents import StreamRows
-from hanmo.data.rows import RowDataset
+from hanmo.data.rows.dataset import RowDataset
+from hanmo.data.rows.documents import StreamRows
 from hanmo.training.streams import StreamTrainer
 from tests.parity.test_transformer_xl_streams import DOCUMENTS, document
 from tests.parity.test_transformer_xl_training import LOSS, RUNS, Trainee, compare_weights, number

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hanmo.checkpoints.opening import read_original
+from hanmo.checkpoints.open import read_original
 from hanmo.errors import CheckpointError
-from hanmo.families.tables import expand
+from hanmo.families.weight_map import expand
 from tests.parity.transformer_xl_models import CONFIGS, FOLDER
 from tests.places import needs_parity
 

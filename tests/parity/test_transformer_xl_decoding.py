@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hanmo.families.base import Context, DecodingForm, OpenedModel, collate
+from hanmo.families.base import OpenedModel, SearchConventions
 from hanmo.families.transformer_xl.family import TransformerXLFamily
 from hanmo.families.transformer_xl.modeling import TransformerXLModel
 from hanmo.families.transformer_xl.relative import visible
@@ -21,6 +21,7 @@ from hanmo.generation.decode import generate
 from hanmo.generation.filters import top_k, top_p
 from hanmo.generation.settings import Settings
 from hanmo.records import PromptResponse, Text
+from hanmo.rows import Context, collate
 from tests.parity.transformer_xl_models import FOLDER, decoder, family, network
 from tests.places import load, needs_parity
 
@@ -171,7 +172,7 @@ def test_beam_scorer(case: dict[str, Any]) -> None:
         early_stopping=case["early_stopping"],
         max_new_tokens=case["max_length"],
     )
-    form = DecodingForm(length="whole", lookahead=0, stop_is_open=True)
+    form = SearchConventions(length="whole", lookahead=0, stop_is_open=True)
     search = BeamSearch(case["batch_size"], settings, form, [stop], prompt_width=len(prompts[0]))
     for step in case["steps"]:
         live = list(search.live)

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hanmo.data.streams import stream_batches
-from hanmo.families.base import Row, collate
-from hanmo.families.tables import expand
-from hanmo.families.transformer_xl import legacy
+from hanmo.families.transformer_xl import original_format
 from hanmo.families.transformer_xl.modeling import TransformerXLModel
-from hanmo.training.adapt import checkpoint_layers
+from hanmo.families.weight_map import expand
+from hanmo.rows import Row, collate
 from hanmo.training.schedules import factor
+from hanmo.training.trainable import checkpoint_layers
 from hanmo.training.trainer import RowTrainer
 from tests.parity.test_transformer_xl_streams import rows, same
 from tests.parity.transformer_xl_models import FOLDER, network
@@ -30,7 +30,7 @@ LOSS, WEIGHT, NOISE = 1e-4, 1e-4, 3e-3  # the tolerances its README gives
 
 def original_names(model: TransformerXLModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of ours under the original's names, fused as there."""
-    layout = legacy.RELATIVE if model.config.relative else legacy.ABSOLUTE
+    layout = original_format.RELATIVE if model.config.relative else original_format.ABSOLUTE
     return {
         entry.theirs: torch.cat([tensors[name] for name in entry.ours])
         for entry in expand(layout.entries, model.config)
@@ -185,7 +185,7 @@ def test_weight_decay_groups() -> None:
     recorded = load(FOLDER / "train" / "weight_decay_groups.json")
     model = network("txl_tiny")
     decaying = set(RowTrainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
-    for entry in expand(legacy.RELATIVE.entries, model.config):
+    for entry in expand(original_format.RELATIVE.entries, model.config):
         if entry.theirs in (*recorded["weight_decay"], *recorded["no_weight_decay"]):
             for name in entry.ours:
                 assert (name in decaying) == decays(name) == (entry.theirs in recorded["weight_decay"]), name

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hanmo.checkpoints.opening import load_network, read_original
+from hanmo.checkpoints.open import load_network, read_original
 from hanmo.families.transformer_xl.family import TransformerXLFamily
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from hanmo.families.base import TRANSFORMERS_4_31, Context, OpenedModel
+from hanmo.families.base import TRANSFORMERS_4_31, OpenedModel
 from hanmo.generation.decode import generate, search
 from hanmo.generation.settings import Settings
+from hanmo.rows import Context
 
 # Their names -> ours; what is not listed must be known to change nothing.
 NAMES = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "early_stopping")

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hanmo.families.base import OpenedModel
-from hanmo.families.glm import legacy as glm
-from hanmo.families.parallel import local
-from hanmo.families.tables import Entry, expand
-from hanmo.families.transformer_xl import legacy as transformer_xl
+from hanmo.families.glm import original_format as glm
+from hanmo.families.transformer_xl import original_format as transformer_xl
+from hanmo.families.weight_map import Entry, expand
 from hanmo.generation.decode import generate
+from hanmo.nn.tensor_parallel import local
 from tests.originals import network as open_network
 from tests.parity import eva_models, transformer_xl_models
 from tests.parity.eva_original import entries

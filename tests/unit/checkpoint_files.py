@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from hanmo.families.base import OpenedModel
-from hanmo.families.eva import legacy
+from hanmo.families.eva import original_format
 from hanmo.families.eva.family import EvaFamily
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
-from hanmo.families.tables import Layout, expand
+from hanmo.families.weight_map import Layout, expand
 from tests.unit import tiny
 
-MEGATRON = next(layout for layout in legacy.LAYOUTS if layout.container == "megatron")
-HUB = next(layout for layout in legacy.LAYOUTS if layout.container == "bin")
+MEGATRON = next(layout for layout in original_format.LAYOUTS if layout.container == "megatron")
+HUB = next(layout for layout in original_format.LAYOUTS if layout.container == "bin")
 SHAPE_KEYS = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "num_decoder_layers")
 
 

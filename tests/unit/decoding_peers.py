@@ -13,11 +13,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5ForConditionalGeneration
 
 from hanmo.checkpoints import save_model
 from hanmo.checkpoints.convert import convert
-from hanmo.families.base import Context, Family, OpenedModel, Part, Prompt, Row
-from hanmo.families.causal import causal_prompt, causal_row
+from hanmo.families.base import Family, OpenedModel
 from hanmo.families.eva.family import EvaFamily
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
+from hanmo.nn.causal import causal_prompt, causal_row
+from hanmo.rows import Context, Part, Prompt, Row
 
 GPT2_STOP, GPT2_SIZE = 0, 24
 

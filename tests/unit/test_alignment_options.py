@@ -14,16 +14,17 @@ from torch import Tensor
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.errors import ConfigError
-from hanmo.families.base import IGNORE, OpenedModel, collate
-from hanmo.families.heads import RowOutput, attach_value_head
+from hanmo.families.base import OpenedModel
 from hanmo.losses import RunningMoments
+from hanmo.nn.row_model import RowOutput, attach_value_head
 from hanmo.records import PromptResponse
-from hanmo.training import ppo as ppo_module
+from hanmo.rows import IGNORE, collate
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.dpo import DpoConfig, DpoTrainer, dpo
-from hanmo.training.grpo import GrpoConfig, grpo
-from hanmo.training.ppo import PpoConfig, PpoTrainer, ppo
-from hanmo.training.reward import RewardConfig, RewardTrainer, train_reward
+from hanmo.training.stages import ppo as ppo_module
+from hanmo.training.stages.dpo import DpoConfig, DpoTrainer, dpo
+from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.ppo import PpoConfig, PpoTrainer, ppo
+from hanmo.training.stages.reward import RewardConfig, RewardTrainer, train_reward
 from tests.unit.alignment_cases import PAYS, QUESTIONS, starts, trainer
 from tests.unit.test_training_policy import small
 from tests.unit.tiny import NAMES, tiny

@@ -9,10 +9,10 @@ import pytest
 from hanmo.config import load
 from hanmo.families import NAMES
 from hanmo.families.presets import presets
-from hanmo.training.dpo import DpoConfig
-from hanmo.training.grpo import GrpoConfig
-from hanmo.training.ppo import PpoConfig
-from hanmo.training.reward import RewardConfig
+from hanmo.training.stages.dpo import DpoConfig
+from hanmo.training.stages.grpo import GrpoConfig
+from hanmo.training.stages.ppo import PpoConfig
+from hanmo.training.stages.reward import RewardConfig
 from tests.places import PARITY
 from tests.places import load as load_json
 

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from hanmo.checkpoints import open_model
 from hanmo.generation.decode import Generation
 from hanmo.generation.settings import Settings
-from hanmo.training import policy
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.dpo import DpoConfig, dpo
-from hanmo.training.grpo import GrpoConfig, grpo
+from hanmo.training.rl import policy
+from hanmo.training.stages.dpo import DpoConfig, dpo
+from hanmo.training.stages.grpo import GrpoConfig, grpo
 from tests.unit.transformers_models import write_model
 
 pytest.importorskip("trl", reason="trl is not installed (it is part of the dev extra); it is the oracle of these tests")

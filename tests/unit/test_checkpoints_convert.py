@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.convert import convert
-from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.layout import recognise
+from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.originals.recognise import recognise
 from hanmo.cli import app
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError
-from hanmo.families.heads import attach_value_head
+from hanmo.nn.row_model import attach_value_head
 from tests.unit.checkpoint_files import HUB, MEGATRON, logits, original_tensors, tiny_eva, write_hub, write_megatron
 
 

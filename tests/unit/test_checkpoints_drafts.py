@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from hanmo.checkpoints import convert as convert_module
-from hanmo.checkpoints import drafts, source
+from hanmo.checkpoints import source
 from hanmo.checkpoints.convert import convert
-from hanmo.checkpoints.files import find_weights
+from hanmo.checkpoints.files import resumable
+from hanmo.checkpoints.files.tensor_files import content_hash
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.saving import save_model
-from hanmo.checkpoints.streams import content_hash
+from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.save import save_model
 from hanmo.errors import CheckpointError, InUseError
 from hanmo.locks import holding
 from tests import processes
@@ -83,13 +84,13 @@ def test_verifying_finds_what_the_disk_changed(tmp_path: Path, to: str, monkeypa
     hub = write_hub(tmp_path / "hub")
     convert(hub, tmp_path / "sound", to=to, verify=True)
     assert inspect_model(tmp_path / "sound").healthy
-    verify = drafts.verify_index
+    verify = resumable.verify_index
 
     def damaged(weights: Any, **options: Any) -> Any:
         damage(weights.files[0])
         return verify(find_weights(weights.path), **options)
 
-    monkeypatch.setattr(drafts, "verify_index", damaged)
+    monkeypatch.setattr(resumable, "verify_index", damaged)
     with pytest.raises(CheckpointError, match=r"is not as it was written: its content hash is .*, tensors\.json says"):
         convert(hub, tmp_path / "new", to=to, verify=True)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["hub", "sound"]

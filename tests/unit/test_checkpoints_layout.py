@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hanmo.checkpoints.files import Weights, find_weights
-from hanmo.checkpoints.layout import layer_counts, merge, overlapping, recognise, some
-from hanmo.checkpoints.writing import check_divides
+from hanmo.checkpoints.originals.locate import Weights, find_weights
+from hanmo.checkpoints.originals.recognise import layer_counts, merge, overlapping, recognise, some
+from hanmo.checkpoints.originals.writer import check_divides
 from hanmo.errors import CheckpointError
-from hanmo.families.tables import Entry
+from hanmo.families.weight_map import Entry
 from tests.unit.checkpoint_files import HUB, MEGATRON, original_tensors, tiny_eva, write_hub, write_megatron
 
 

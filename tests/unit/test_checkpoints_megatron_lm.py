@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hanmo.checkpoints import open_model
 from hanmo.checkpoints.convert import convert
-from hanmo.checkpoints.files import find_weights
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.layout import recognise
+from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.originals.recognise import recognise
 from hanmo.errors import CheckpointError
 from hanmo.families.base import OpenedModel
 from tests.unit.tiny import tiny

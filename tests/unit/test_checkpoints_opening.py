@@ -14,11 +14,11 @@ import torch
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.opening import check_vocabulary, choose_dtype
+from hanmo.checkpoints.open import check_vocabulary, choose_dtype
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError
-from hanmo.families.eva import legacy
+from hanmo.families.eva import original_format
 from hanmo.families.eva.family import EvaFamily
-from hanmo.families.tables import Size
+from hanmo.families.weight_map import Size
 from tests.unit.checkpoint_files import (
     HUB,
     MEGATRON,
@@ -44,7 +44,7 @@ def two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two released sizes of the tiny shapes that differ in the attention scale, as EVA 1.0 and 2.0-xLarge do."""
     for name, scale in (("tiny1", False), ("tiny2", True)):
         config = {"vocab_size": 30000, **config_json(attn_scale=scale)}
-        monkeypatch.setitem(legacy.SIZES, name, Size(config, 1, (f"{name}-alias",)))
+        monkeypatch.setitem(original_format.SIZES, name, Size(config, 1, (f"{name}-alias",)))
 
 
 def test_every_form_gives_the_same_network(tmp_path: Path, megatron: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_size_is_asked_where_shapes_do_not_decide(megatron: Path, two_sizes:
 
 
 def test_a_size_that_alone_fits_is_taken(megatron: Path, two_sizes: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(legacy.SIZES, "tiny1")
+    monkeypatch.delitem(original_format.SIZES, "tiny1")
     assert open_model(megatron, device="cpu").network.config.attn_scale
 
 

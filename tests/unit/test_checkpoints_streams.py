@@ -19,9 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from hanmo.checkpoints import streams
-from hanmo.checkpoints.reading import read_pickle
-from hanmo.checkpoints.streams import (
+from hanmo.checkpoints.files import tensor_files
+from hanmo.checkpoints.files.tensor_files import (
     Stored,
     content_hash,
     in_blocks,
@@ -30,9 +29,10 @@ from hanmo.checkpoints.streams import (
     write_safetensors,
     write_torch,
 )
+from hanmo.checkpoints.originals.unpickle import read_pickle
 from tests import processes
 
-DTYPES = list(streams._NAMES)
+DTYPES = list(tensor_files._NAMES)
 TENSORS = {
     **{str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPES},
     "scalar": torch.tensor(3.5),
@@ -44,7 +44,7 @@ TENSORS = {
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "BLOCK", 1000)
+    monkeypatch.setattr(tensor_files, "BLOCK", 1000)
 
 
 def assert_same(read: dict[str, torch.Tensor]) -> None:
@@ -107,7 +107,7 @@ def test_the_hash_is_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_safetensors({"a": stored}, tmp_path / "a")
     content = np.arange(6, dtype="<f4").reshape(2, 3).T.tobytes()
     assert stored.digest == content_hash(TENSORS["transposed"]) == xxhash.xxh3_64(content).hexdigest()
-    monkeypatch.setattr(streams, "HASH", "blake2b_64")
+    monkeypatch.setattr(tensor_files, "HASH", "blake2b_64")
     assert content_hash(TENSORS["transposed"]) == hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
@@ -135,9 +135,9 @@ def test_shards_hold_no_more_than_the_limit() -> None:
 def test_threads_write_what_a_file_would_hold(writes: list[tuple[int, int]]) -> None:
     """Small and large pieces, here and there, also over one another: the later one counts."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(streams, "_SMALL", 8)
+        patch.setattr(tensor_files, "_SMALL", 8)
         plain = BytesIO()
-        with streams._Written(Path(folder) / "a") as file:
+        with tensor_files.BackgroundFile(Path(folder) / "a") as file:
             for number, (back, size) in enumerate(writes):
                 place = max(plain.tell() - back, 0)
                 for written in (plain, file):
@@ -155,7 +155,7 @@ def test_what_only_the_flush_meets_is_raised(tmp_path: Path, monkeypatch: pytest
     def fails(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(streams, "_to_disk", fails)
+    monkeypatch.setattr(tensor_files, "_to_disk", fails)
     with pytest.raises(OSError, match="No space left"):
         write({"a": Stored.of(torch.zeros(300_000))}, tmp_path / "a")
 

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hanmo.checkpoints import streams
-from hanmo.checkpoints.files import ROWS, Weights
-from hanmo.checkpoints.layout import all_families, recognise
-from hanmo.checkpoints.sizes import expected_shapes
+from hanmo.checkpoints.files import tensor_files
+from hanmo.checkpoints.originals.config_inference import expected_shapes
+from hanmo.checkpoints.originals.locate import ROWS, Weights
+from hanmo.checkpoints.originals.recognise import all_families, recognise
+from hanmo.checkpoints.originals.writer import filled_rows
 from hanmo.checkpoints.source import Source, original_source
-from hanmo.checkpoints.writing import filled_rows
 from hanmo.families.base import Family
-from hanmo.families.tables import Layout, expand
+from hanmo.families.weight_map import Layout, expand
 
-LAYOUTS = [(family, layout) for family in all_families() for layout in family.legacy.LAYOUTS]
+LAYOUTS = [(family, layout) for family in all_families() for layout in family.original_format.LAYOUTS]
 # Configuration keys by what is drawn; a family's own names.
 KEYS = {
     "eva": {"width": ["d_model"], "heads": ["num_heads"], "depth": ["num_layers"], "other": ["num_decoder_layers"]},
@@ -40,7 +40,7 @@ FIXED = {
 def small_blocks() -> Any:
     """Tensors of these tests, too, are read in several blocks."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(streams, "BLOCK", 64)
+    patch.setattr(tensor_files, "BLOCK", 64)
     yield
     patch.undo()
 

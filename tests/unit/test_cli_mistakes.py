@@ -12,7 +12,7 @@ import pytest
 
 from hanmo.checkpoints import save_model
 from hanmo.cli import main
-from hanmo.families.heads import attach_value_head
+from hanmo.nn.row_model import attach_value_head
 from tests.unit.tiny import tiny_eva
 
 LINES = "你好吗\t我很好\n谢谢\t再见\n"

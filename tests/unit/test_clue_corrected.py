@@ -14,14 +14,15 @@ from typer.testing import CliRunner
 import hanmo.checkpoints
 from hanmo.cli import app
 from hanmo.errors import ConfigError, HanmoError
-from hanmo.evaluation import asking, candidates
-from hanmo.evaluation.asking import Front
-from hanmo.evaluation.clue.reading import read_split
-from hanmo.evaluation.clue.run import Setup, evaluate
-from hanmo.evaluation.clue.tasks import all_tasks, chosen_tasks
-from hanmo.evaluation.results import Item, Result, compare_results, read_result
-from hanmo.evaluation.scoring import software, weights_hash
-from hanmo.evaluation.tasks import data_hash
+from hanmo.evaluation.engine import candidates
+from hanmo.evaluation.engine.row_scores import software, weights_hash
+from hanmo.evaluation.results.result import Item, Result, compare_results, read_result
+from hanmo.evaluation.suites import prompting
+from hanmo.evaluation.suites.clue.reading import read_split
+from hanmo.evaluation.suites.clue.run import Setup, evaluate
+from hanmo.evaluation.suites.clue.tasks import all_tasks, chosen_tasks
+from hanmo.evaluation.suites.prompting import Front
+from hanmo.evaluation.suites.task import data_hash
 from hanmo.families.base import OpenedModel
 from tests.unit.clue_files import clue_folder
 from tests.unit.tiny import tiny_eva
@@ -46,12 +47,12 @@ def test_only_the_text_is_cut(eva: OpenedModel, data: Path) -> None:
     (example, *_) = read_split(TASKS["csl"], data, "dev")
     example = replace(example, fields={**example.fields, "abst": "天气" * 300})
     for limit in (100, 200):
-        fields = asking.shortened(eva.family, TASKS["csl"], example, Front(), limit)
+        fields = prompting.shortened(eva.family, TASKS["csl"], example, Front(), limit)
         assert 0 < len(fields["abst"]) < 600 and fields["keywords"] == example.fields["keywords"]
         parts = eva.family.cloze(*corrected_around(example, fields))[0]
         assert limit - 12 <= length(parts) + 2 <= limit
     with pytest.raises(HanmoError, match=r"dev.json:1: the question has \d+ tokens even without"):
-        asking.shortened(eva.family, TASKS["csl"], example, Front(), 10)
+        prompting.shortened(eva.family, TASKS["csl"], example, Front(), 10)
 
 
 def corrected_around(example: Any, fields: dict[str, str]) -> tuple[str, list[str]]:
@@ -60,38 +61,38 @@ def corrected_around(example: Any, fields: dict[str, str]) -> tuple[str, list[st
 
 def test_examples_are_balanced_fixed_and_short_enough(eva: OpenedModel, data: Path) -> None:
     train = read_split(TASKS["afqmc"], data, "train")
-    shots = asking.draw_shots(eva.family, TASKS["afqmc"], train, 4, 1000, seed=1)
+    shots = prompting.draw_shots(eva.family, TASKS["afqmc"], train, 4, 1000, seed=1)
     assert Counter(shot.gold for shot in shots) == {0: 2, 1: 2}
-    assert asking.draw_shots(eva.family, TASKS["afqmc"], train, 4, 1000, seed=1) == shots
+    assert prompting.draw_shots(eva.family, TASKS["afqmc"], train, 4, 1000, seed=1) == shots
     assert len({shot.where for shot in shots}) == 4
-    lead = asking.front_of(TASKS["afqmc"], shots).text()
+    lead = prompting.front_of(TASKS["afqmc"], shots).text()
     assert all(shot.fields["sentence1"] in lead and shot.options[shot.gold] in lead for shot in shots)
     csl = [replace(one, fields={**one.fields, "abst": "天气" * 400}) for one in read_split(TASKS["csl"], data, "train")]
-    (shot,) = asking.draw_shots(eva.family, TASKS["csl"], csl, 1, 200, seed=0)
-    assert len(eva.tokenizer.encode(asking.front_of(TASKS["csl"], [shot]).text(), add_special_tokens=False)) <= 100
+    (shot,) = prompting.draw_shots(eva.family, TASKS["csl"], csl, 1, 200, seed=0)
+    assert len(eva.tokenizer.encode(prompting.front_of(TASKS["csl"], [shot]).text(), add_special_tokens=False)) <= 100
 
 
 def test_fewer_options_keep_the_right_one(data: Path) -> None:
     examples = read_split(TASKS["iflytek"], data, "dev")
-    fewer = list(asking.fewer_options(examples, 4, seed=0))
+    fewer = list(prompting.fewer_options(examples, 4, seed=0))
     assert all(len(set(one.options)) == 4 and one.options[one.gold] == "电台" for one in fewer)
     assert len({one.options for one in fewer}) > 1
-    assert list(asking.fewer_options(examples, 4, seed=0)) == fewer
+    assert list(prompting.fewer_options(examples, 4, seed=0)) == fewer
 
 
 def test_readings_by_hand() -> None:
-    readings = asking.read_scores([-4.0, -3.0], [4, 1], [-5.0, -1.0])
+    readings = prompting.read_scores([-4.0, -3.0], [4, 1], [-5.0, -1.0])
     assert readings == {"sum": [-4.0, -3.0], "mean": [-1.0, -3.0], "prior": [1.0, -2.0]}
-    assert asking.answer_of("\n 很好 \n再见") == "很好"
+    assert prompting.answer_of("\n 很好 \n再见") == "很好"
 
 
 def test_the_prior_asks_without_the_records_text(eva: OpenedModel, data: Path) -> None:
     examples = read_split(TASKS["tnews"], data, "dev")
-    plan = asking.plan(eva.family, TASKS["tnews"], examples, [[Front()]] * len(examples), 200)
+    plan = prompting.plan(eva.family, TASKS["tnews"], examples, [[Front()]] * len(examples), 200)
     assert len(plan.priors) == 1 and plan.prior_of == [0] * len(examples)
     before = TASKS["tnews"].template.around({"sentence": ""})[0]
     assert plan.priors[0] == eva.family.cloze(before, examples[0].options)
-    chid = asking.plan(
+    chid = prompting.plan(
         eva.family, TASKS["chid"], blanks := read_split(TASKS["chid"], data, "dev"), [[Front()]] * len(blanks), 200
     )
     assert len(chid.priors) == 3  # what follows the gap is theirs
@@ -101,18 +102,18 @@ def test_the_prior_asks_without_the_records_text(eva: OpenedModel, data: Path) -
 def test_the_prior_has_the_examples_of_its_question(chat: bool, eva: OpenedModel, data: Path) -> None:
     """All that differs from the question is the record's text; fewer examples make another prior."""
     task, examples = TASKS["tnews"], read_split(TASKS["tnews"], data, "dev")
-    shots = asking.draw_shots(eva.family, task, read_split(task, data, "train"), 2, 400, seed=0)
-    front = asking.front_of(task, shots, chat)
-    plan = asking.plan(eva.family, task, examples, [front.shorter()] * len(examples), 400)
+    shots = prompting.draw_shots(eva.family, task, read_split(task, data, "train"), 2, 400, seed=0)
+    front = prompting.front_of(task, shots, chat)
+    plan = prompting.plan(eva.family, task, examples, [front.shorter()] * len(examples), 400)
     assert plan.shots == [2] * len(examples)
     before = task.template.around({"sentence": ""})[0]
     (prior,) = plan.priors
     assert len(front.shots) == 2 and prior == front.candidates(eva.family, before, examples[0].options)
     if not chat:
-        solved = "".join(asked + answered + asking.SEPARATOR for asked, answered in front.shots)
-        lead = task.instruction + asking.SEPARATOR if task.instruction else ""
+        solved = "".join(asked + answered + prompting.SEPARATOR for asked, answered in front.shots)
+        lead = task.instruction + prompting.SEPARATOR if task.instruction else ""
         assert prior == eva.family.cloze(lead + solved + before, examples[0].options)
-    bare = asking.plan(eva.family, task, examples, [front.shorter()[2:]] * len(examples), 400)
+    bare = prompting.plan(eva.family, task, examples, [front.shorter()[2:]] * len(examples), 400)
     assert bare.shots == [0] * len(examples) and bare.priors[0] != prior
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from hanmo.errors import ConfigError, HanmoError, RecordError
-from hanmo.evaluation.clue.reading import read_split
-from hanmo.evaluation.clue.tasks import all_tasks, chosen_tasks
-from hanmo.evaluation.tasks import OPTION, READINGS, data_hash
+from hanmo.evaluation.suites.clue.reading import read_split
+from hanmo.evaluation.suites.clue.tasks import all_tasks, chosen_tasks
+from hanmo.evaluation.suites.task import OPTION, READINGS, data_hash
 from tests.unit.clue_files import clue_folder, write_lines
 
 TASKS = all_tasks()

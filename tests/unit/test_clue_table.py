@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from hanmo.cli import app
 from hanmo.errors import HanmoError
-from hanmo.evaluation.table import Table
+from hanmo.evaluation.results.table import Table
 
 
 def run(model: str, shots: int = 0, protocol: str = "corrected", tasks: str = "tnews ocnli", **about: Any) -> Any:

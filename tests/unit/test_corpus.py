@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from hanmo.cli import app
-from hanmo.data import corpus
-from hanmo.data.corpus_grammar import TEMPLATES
-from hanmo.data.corpus_reckoning import numeral
-from hanmo.data.corpus_template import HELD_OUT, Template
+from hanmo.demo.corpus import build
+from hanmo.demo.corpus.arithmetic import numeral
+from hanmo.demo.corpus.grammar import TEMPLATES
+from hanmo.demo.corpus.template import HELD_OUT, Template
 from hanmo.errors import UnsupportedError
 from hanmo.records import read_records
 
@@ -18,8 +18,8 @@ END_MARKS = str.maketrans("", "", "。？！")
 
 
 @pytest.fixture(scope="module")
-def built() -> corpus.Corpus:
-    return corpus.build(size=20_000, seed=0)
+def built() -> build.Corpus:
+    return build.build(size=20_000, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def test_numerals_as_spoken(number, words):
 
 
 def test_the_seed_decides_everything(built):
-    again = corpus.build(size=300, seed=3)
-    assert again == corpus.build(size=300, seed=3)
-    assert again.train != corpus.build(size=300, seed=4).train
+    again = build.build(size=300, seed=3)
+    assert again == build.build(size=300, seed=3)
+    assert again.train != build.build(size=300, seed=4).train
     assert set(built.held_out) == set(again.held_out)
 
 
@@ -62,7 +62,7 @@ def test_no_held_out_exchange_is_trained_on(built):
 
 
 def test_held_out_does_not_depend_on_the_seed(built):
-    other = corpus.build(size=20_000, seed=1)
+    other = build.build(size=20_000, seed=1)
     trained = {bare(dialogue.turns) for dialogue in other.train}
     assert not trained & {bare(dialogue.turns) for found in built.held_out.values() for dialogue in found}
 
@@ -82,7 +82,7 @@ def test_every_topic_has_held_out_dialogues(built):
 
 def test_dialogues_are_well_formed(built):
     for dialogue in built.train:
-        assert 2 <= len(dialogue.turns) <= corpus.LONGEST
+        assert 2 <= len(dialogue.turns) <= build.LONGEST
         assert all(turn and "{" not in turn and "|" not in turn for turn in dialogue.turns)
 
 
@@ -119,7 +119,7 @@ def test_a_choice_that_makes_no_sense_is_drawn_again():
 
 
 def test_collected_dialogues_are_short_and_distinct():
-    dialogues = corpus.collected_dialogues(longest=20)
+    dialogues = build.collected_dialogues(longest=20)
     assert len(dialogues) > 100 and len(set(dialogues)) == len(dialogues)
     assert max(len(turn) for dialogue in dialogues for turn in dialogue.turns) <= 20
     assert any(dialogue.turns == ("你好", "嗨") for dialogue in dialogues)
@@ -132,7 +132,7 @@ def test_the_command_writes_what_the_report_of_it_says(tmp_path):
     train, valid = read_records(tmp_path / "train.jsonl"), read_records(tmp_path / "valid.jsonl")
     assert (len(train), len(valid)) == (said["train_dialogues"], said["valid_dialogues"])
     assert sum(said["topics"].values()) == len(valid) and set(said["topics"].values()) == {2}
-    assert train == corpus.build(50, 0, 2).train
+    assert train == build.build(50, 0, 2).train
 
 
 def test_without_the_collected_dialogues_the_message_says_what_to_install(monkeypatch):
@@ -141,4 +141,4 @@ def test_without_the_collected_dialogues_the_message_says_what_to_install(monkey
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
     with pytest.raises(UnsupportedError, match=r"chatterbot-corpus.*pip install"):
-        corpus.collected_dialogues()
+        build.collected_dialogues()

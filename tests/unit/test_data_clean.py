@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from hanmo.data import blocks
-from hanmo.data.cleaning import clean as clean_module
-from hanmo.data.cleaning.block_files import StepReport, read_judged, read_reports, write_block
-from hanmo.data.cleaning.clean import Cleaned, clean, report
-from hanmo.data.cleaning.personal import found, masked
-from hanmo.data.cleaning.recipe import Recipe, build, load, named
-from hanmo.data.cleaning.statistics import Fluency, Relevance
+from hanmo.data.prepare.cleaning import clean as clean_module
+from hanmo.data.prepare.cleaning.block_files import StepReport, read_judged, read_reports, write_block
+from hanmo.data.prepare.cleaning.clean import Cleaned, clean, report
+from hanmo.data.prepare.cleaning.personal import found, masked
+from hanmo.data.prepare.cleaning.recipe import Recipe, build, load, named
+from hanmo.data.prepare.cleaning.statistics import Fluency, Relevance
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text, read_records, write_records
 

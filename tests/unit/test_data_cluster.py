@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("datatrove")
 
-from hanmo.data.cleaning.clean import clean
-from hanmo.data.cleaning.recipe import load
 from hanmo.data.cluster import Slurm, run_local, run_slurm
+from hanmo.data.prepare.cleaning.clean import clean
+from hanmo.data.prepare.cleaning.recipe import load
 from hanmo.records import Dialogue, write_records
 
 SBATCH = """#!/bin/bash

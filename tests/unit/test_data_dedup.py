@@ -7,8 +7,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from hanmo.data import dedup
-from hanmo.data.dedup import NearDuplicates, Seen, near_pairs, shingles, signature, similarity
+from hanmo.data.prepare import dedup
+from hanmo.data.prepare.dedup import NearDuplicates, Seen, near_pairs, shingles, signature, similarity
 
 
 def _texts(count: int, seed: int, length: int = 80) -> list[str]:

@@ -11,15 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.data.documents import Pieces, StoreDocuments, StreamRows, StreamSampler, read_documents
-from hanmo.data.rows import FILLER, EpochSampler, RowDataset
-from hanmo.data.store import Store
+from hanmo.data.rows.dataset import DUMMY_ROW, EpochSampler, RowDataset
+from hanmo.data.rows.documents import Pieces, StoreDocuments, StreamRows, StreamSampler, read_documents
+from hanmo.data.store.token_store import Store
+from hanmo.data.store.tokenize import TokenizerPlace, tokenize
 from hanmo.data.streams import crop_row, stream_batches
-from hanmo.data.tokenize import TokenizerPlace, tokenize
 from hanmo.errors import ConfigError, RecordError
-from hanmo.families.base import IGNORE, Family, Part
+from hanmo.families.base import Family
 from hanmo.families.transformer_xl.streams import stream_rows
 from hanmo.records import Dialogue, PromptResponse, Rejects, Text
+from hanmo.rows import IGNORE, Part
 from tests.unit.tiny import NAMES, tiny
 
 STOP = 99
@@ -32,7 +33,7 @@ class Letters(Family):
     streams = True
 
     def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Any:
-        from hanmo.families.causal import causal_row
+        from hanmo.nn.causal import causal_row
 
         return causal_row(parts, STOP, stop, closed)
 
@@ -93,7 +94,7 @@ def test_batches_of_streams(rows: int, batch: int, epoch: int) -> None:
     steps = stream_batches(rows, batch, start=epoch * (rows // batch))
     assert [found[i : i + batch] for i in range(0, len(found), batch)] == [next(steps) for _ in range(rows // batch)]
     once = list(StreamSampler(rows, batch, once=True))
-    assert sorted(place for place in once if place != FILLER) == list(range(rows))
+    assert sorted(place for place in once if place != DUMMY_ROW) == list(range(rows))
     assert len(once) % batch == 0
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.data.cleaning.duplicates import NearlySame, SameSessions, SameUtterances
-from hanmo.data.cleaning.steps import Parrot, Words
-from hanmo.data.folding import folded
-from hanmo.data.leaks import find_leaks
-from hanmo.data.splits import fingerprint
+from hanmo.data.normalisation import folded
+from hanmo.data.prepare.cleaning.duplicates import NearlySame, SameSessions, SameUtterances
+from hanmo.data.prepare.cleaning.steps import RepeatsPrevious, Words
+from hanmo.data.prepare.contamination import find_contamination
+from hanmo.data.prepare.splits import fingerprint
 from hanmo.records import Dialogue, Text, write_records
 
 # What is told apart, written by hand; both sides of each pair had one folded text before.
@@ -153,10 +153,10 @@ def test_texts_that_differ_in_a_sign_are_neither_duplicates_nor_leaks(one: str, 
     for step in (SameSessions(), SameUtterances(most=1, from_length=1), NearlySame(1.0)):
         assert [step.fault(record) for record in records] == [None, None]
         assert not any(step.late_faults())
-    assert Parrot().fault((one, other)) is None
+    assert RepeatsPrevious().fault((one, other)) is None
     for name, record in zip(("train", "test"), records, strict=True):
         write_records(tmp_path / f"{name}.jsonl", [record, Text(record.turns[1] * 3)])
-    assert find_leaks([tmp_path / "train.jsonl"], [tmp_path / "test.jsonl"], near=None, long=4).found == []
+    assert find_contamination([tmp_path / "train.jsonl"], [tmp_path / "test.jsonl"], near=None, long=4).found == []
 
 
 @pytest.mark.parametrize(

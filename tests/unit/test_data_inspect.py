@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hanmo import cli
-from hanmo.data.inspection import inspect_file, page
-from hanmo.data.vocabulary import build
+from hanmo.data.prepare.inspection import inspect_file, page
+from hanmo.data.prepare.vocabulary import build
 from hanmo.errors import RecordError
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, read_records, write_records
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hanmo.data.pairs import PairCollator, make_pairs, preferences
+from hanmo.data.rows.pairs import PairCollator, make_pairs, preferences
 from hanmo.records import Dialogue, PromptResponse, Rejects, ScoredAnswers, json_record
 from tests.places import PARITY, load
 from tests.unit.tiny import tiny_eva

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.data.prepare import prepare, read_source
-from hanmo.data.sources import reading as reading_module
-from hanmo.data.sources.dialogues import unspaced
-from hanmo.data.sources.reading import Reading, members
-from hanmo.data.splits import Shares
+from hanmo.data.prepare.from_source import prepare, read_source
+from hanmo.data.prepare.sources import reading as reading_module
+from hanmo.data.prepare.sources.dialogues import unspaced
+from hanmo.data.prepare.sources.reading import Reading, members
+from hanmo.data.prepare.splits import Shares
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.records import Dialogue, PromptResponse, Rejects, ScoredAnswers, read_records
 

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.data.rows import FILLER, ROW_IDS, Collator, EpochSampler, RowDataset, make_rows
-from hanmo.families.base import IGNORE, Family, Part, Row
+from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, Collator, EpochSampler, RowDataset, make_rows
+from hanmo.families.base import Family
 from hanmo.records import Dialogue, Record, Rejects
+from hanmo.rows import IGNORE, Part, Row
 
 
 class Letters(Family):
@@ -88,11 +89,11 @@ def test_fillers_even_out_and_weigh_nothing() -> None:
     order = list(sampler)
     assert len(order) == len(sampler) == 8
     assert order[:5] == list(EpochSampler([1] * 5, seed=0))
-    assert order[5:] == [FILLER] * 3
+    assert order[5:] == [DUMMY_ROW] * 3
     assert len(EpochSampler([1] * 8, seed=0, multiple=4)) == 8
     rows = make_rows([Dialogue(("ab", "c"))], FAMILY, 9, None, Rejects())
-    place, row = rows[FILLER]
-    assert place == FILLER
+    place, row = rows[DUMMY_ROW]
+    assert place == DUMMY_ROW
     assert row.weights.tolist() == [0, 0, 0]
     assert row.labels.tolist() == rows[0][1].labels.tolist()
 

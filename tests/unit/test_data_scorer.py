@@ -12,14 +12,15 @@ from typer.testing import CliRunner
 
 from hanmo.checkpoints import save_model
 from hanmo.cli import app, main
-from hanmo.data.cleaning import clean as clean_module
-from hanmo.data.cleaning.recipe import build
-from hanmo.data.cleaning.scorer import ModelRelevance
+from hanmo.data.prepare.cleaning import clean as clean_module
+from hanmo.data.prepare.cleaning.recipe import build
+from hanmo.data.prepare.cleaning.scorer import ModelRelevance
 from hanmo.errors import ConfigError
-from hanmo.families.base import OpenedModel, Part, collate
-from hanmo.families.heads import attach_value_head
+from hanmo.families.base import OpenedModel
+from hanmo.nn.row_model import attach_value_head
 from hanmo.records import Dialogue, PromptResponse, write_records
-from hanmo.training.reward_scores import score_records
+from hanmo.rows import Part, collate
+from hanmo.training.rl.rewards import score_records
 from tests.unit.tiny import NAMES, tiny
 
 

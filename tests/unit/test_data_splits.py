@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.data.folding import folded
-from hanmo.data.leaks import find_leaks
-from hanmo.data.splits import Shares, fingerprint
+from hanmo.data.normalisation import folded
+from hanmo.data.prepare.contamination import find_contamination
+from hanmo.data.prepare.splits import Shares, fingerprint
 from hanmo.errors import ConfigError
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, write_records
 
@@ -60,7 +60,7 @@ TRAIN: list[Record] = [
 def test_no_leaks_where_there_are_none(tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", TRAIN)
     test = _file(tmp_path, "test.jsonl", [PromptResponse("完全不同的提问内容", "没有关系的话，谁也没有说过")])
-    found = find_leaks([train], [test])
+    found = find_contamination([train], [test])
     assert (found.held_out, found.learned, found.found) == (1, 50, [])
 
 
@@ -76,7 +76,7 @@ def test_planted_leak_is_found_with_both_places(record: Record, kind: str, tmp_p
     train = _file(tmp_path, "train.jsonl", TRAIN)
     clean = PromptResponse("完全不同的提问内容", "没有关系的话，谁也没有说过")
     test = _file(tmp_path, "test.jsonl", [clean, record])
-    (leak,) = find_leaks([train], [test]).found
+    (leak,) = find_contamination([train], [test]).found
     assert (leak.kind, leak.where, leak.learned) == (kind, f"{test}:2", f"{train}:8")
 
 
@@ -86,22 +86,22 @@ def test_nearly_the_same_record_is_found(tmp_path: Path) -> None:
         tmp_path, "train.jsonl", [Text("别的一段文字，讲的是另外一件事情。"), Text(text.replace("小草", "嫩草"))]
     )
     test = _file(tmp_path, "test.jsonl", [Text(text)])
-    (leak,) = find_leaks([train], [test]).found
+    (leak,) = find_contamination([train], [test]).found
     assert leak.kind == "nearly the same" and leak.learned == f"{train}:2" and 0.8 <= leak.similarity < 1
-    assert find_leaks([train], [test], near=None).found == []
+    assert find_contamination([train], [test], near=None).found == []
 
 
 def test_a_wrong_answer_in_training_is_a_leak(tmp_path: Path) -> None:
     answer = "不尽长江滚滚来，无边落木萧萧下"
     train = _file(tmp_path, "train.jsonl", [ScoredAnswers("上联：某", (("某某", 1.0), (answer, -1.0)))])
     test = _file(tmp_path, "test.jsonl", [ScoredAnswers("上联：另", ((answer, 1.0), ("某某", 0.0)))])
-    assert [leak.kind for leak in find_leaks([train], [test]).found] == ["answer"]
+    assert [leak.kind for leak in find_contamination([train], [test]).found] == ["answer"]
 
 
 def test_short_answers_come_again_without_being_leaks(tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [Dialogue(("今天吃什么", "好的"))])
     test = _file(tmp_path, "test.jsonl", [Dialogue(("明天几点起床", "好的"))])
-    assert find_leaks([train], [test]).found == []
+    assert find_contamination([train], [test]).found == []
 
 
 QUESTION, REPLY = "春天的夜里为什么常常下雨呢", "因为冷空气和暖空气在这时相遇"
@@ -127,7 +127,7 @@ LEARNED: list[tuple[Record, str]] = [
 @pytest.mark.parametrize(("learned", "form"), LEARNED)
 def test_a_question_is_found_in_every_form_of_record(asked: Record, learned: Record, form: str, tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [*TRAIN, learned, *TRAIN[:3]])
-    (leak,) = find_leaks([train], [_file(tmp_path, "test.jsonl", [asked])], near=None).found
+    (leak,) = find_contamination([train], [_file(tmp_path, "test.jsonl", [asked])], near=None).found
     alone = isinstance(asked, PromptResponse) or (isinstance(asked, Dialogue) and len(asked.turns) == 2)
     expected = ("the same" if alone else "another turn") if form == "asked" else form
     assert (leak.learned, leak.form, leak.text) == (f"{train}:51", expected, QUESTION)
@@ -145,7 +145,7 @@ def test_a_question_is_found_in_every_form_of_record(asked: Record, learned: Rec
 def test_an_answer_is_found_on_the_other_side_and_inside(learned: Record, form: str, tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [*TRAIN, learned])
     test = _file(tmp_path, "test.jsonl", [PromptResponse("完全不同的提问", REPLY)])
-    (leak,) = find_leaks([train], [test], near=None).found
+    (leak,) = find_contamination([train], [test], near=None).found
     assert (leak.kind, leak.learned, leak.form) == ("answer", f"{train}:51", form)
 
 
@@ -153,23 +153,23 @@ def test_the_context_of_a_reply_is_found_in_a_dialogue_that_goes_on(tmp_path: Pa
     turns = ("今天想吃点什么呀", "想吃火锅", "那我们几点去", "六点", "好的", "到时候见")
     train = _file(tmp_path, "train.jsonl", [Dialogue(turns)])
     test = _file(tmp_path, "test.jsonl", [Dialogue((*turns[:3], "七点"))])
-    (leak,) = find_leaks([train], [test], near=None).found
+    (leak,) = find_contamination([train], [test], near=None).found
     assert (leak.kind, leak.form) == ("context", "inside")
 
 
 def test_short_questions_come_again_in_dialogues_without_being_leaks(tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [Dialogue(("我要走了", "为什么呢", "有事", "好")), Text("他问我为什么呢。")])
     test = _file(tmp_path, "test.jsonl", [Dialogue(("我不去", "随你", "为什么呢", "没空"))])
-    assert find_leaks([train], [test], near=None).found == []
+    assert find_contamination([train], [test], near=None).found == []
 
 
 def test_many_texts_are_found_across_the_borders_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hanmo.data.leaks.BATCH", 100)
-    monkeypatch.setattr("hanmo.data.passages._BLOCK", 16)
+    monkeypatch.setattr("hanmo.data.prepare.contamination.BATCH", 100)
+    monkeypatch.setattr("hanmo.data.prepare.passages._BLOCK", 16)
     lines = [f"第{n}章讲的是一个名叫{n:04d}的人的故事" for n in range(200)]
     train = _file(tmp_path, "train.jsonl", [Text("。".join(lines[n : n + 10])) for n in range(0, 200, 10)])
     test = _file(tmp_path, "test.jsonl", [PromptResponse(line, "好") for line in lines[::7]])
-    leaks = find_leaks([train], [test], near=None)
+    leaks = find_contamination([train], [test], near=None)
     assert [leak.learned for leak in leaks.found] == [f"{train}:{n // 10 + 1}" for n in range(0, 200, 7)]
 
 
@@ -181,6 +181,6 @@ def test_many_texts_are_found_across_the_borders_of_batches(tmp_path: Path, monk
 def test_what_is_cut_out_of_a_number_is_no_leak(held_out: str, learned: str, tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [Text(f"老师问：{learned}？"), Text(f"老师问：{learned}")])
     test = _file(tmp_path, "test.jsonl", [PromptResponse(held_out, "好")])
-    assert find_leaks([train], [test], near=None).found == []
+    assert find_contamination([train], [test], near=None).found == []
     whole = _file(tmp_path, "whole.jsonl", [Text(f"老师问：{held_out}？")])
-    assert [leak.form for leak in find_leaks([whole], [test], near=None).found] == ["inside"]
+    assert [leak.form for leak in find_contamination([whole], [test], near=None).found] == ["inside"]

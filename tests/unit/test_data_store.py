@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hanmo.data import tokenize as tokenize_module
-from hanmo.data.store import Store, encode, vocabulary_hash
-from hanmo.data.tokenize import TokenizerPlace, tokenize
-from hanmo.data.vocabulary import build
+from hanmo.data.prepare.vocabulary import build
+from hanmo.data.store import tokenize as tokenize_module
+from hanmo.data.store.token_store import Store, encode, vocabulary_hash
+from hanmo.data.store.tokenize import TokenizerPlace, tokenize
 from hanmo.errors import ConfigError, RecordError, VocabularyError
 from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text, write_records
 from tests import processes
@@ -99,7 +99,7 @@ def test_a_worker_process_does_without_torch(place: TokenizerPlace, tmp_path: Pa
     (tmp_path / "work").write_bytes(pickle.dumps(tokenize_module._Work(place.open())))
     code = (
         f"import pickle, sys; from pathlib import Path; work = pickle.loads(Path({str(tmp_path / 'work')!r}).read_bytes())\n"
-        f"from hanmo.data.tokenize import _Block; work(_Block(['春天', '来'], [2], [1]), Path({str(tmp_path / 'out')!r}))\n"
+        f"from hanmo.data.store.tokenize import _Block; work(_Block(['春天', '来'], [2], [1]), Path({str(tmp_path / 'out')!r}))\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert processes.run([sys.executable, "-c", code]).returncode == 0

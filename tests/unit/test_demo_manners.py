@@ -2,8 +2,8 @@ from random import Random
 
 import pytest
 
-from hanmo.data import corpus
-from hanmo.data.corpus_template import Exchange
+from hanmo.demo.corpus import build
+from hanmo.demo.corpus.template import Exchange
 from hanmo.demo.manners import asks, pairs, question_after
 
 
@@ -42,7 +42,7 @@ def test_nothing_is_asked_where_it_would_be_odd(topic, reply):
 
 
 def test_pairs_of_the_corpus_are_one_reply_with_and_without_a_question():
-    found = pairs(corpus.conversations(2000, Random(1)), Random(2))
+    found = pairs(build.conversations(2000, Random(1)), Random(2))
     assert {pair.asks for pair in found} == {True, False}
     for pair in found:
         longer, shorter = (pair.chosen, pair.rejected) if pair.asks else (pair.rejected, pair.chosen)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanmo.errors import RecordError
-from hanmo.families.eva.decoding import BANNED, NEVER, SEPARATOR, EvaRules, RuleBook, read_antonyms
+from hanmo.families.eva.decoding import BANNED, NEVER, SEPARATOR, EvaLogitsProcessor, Vocabulary, read_antonyms
 from hanmo.generation.settings import Settings
 from tests.counting import counted_calls
 from tests.unit.decoding_peers import TOKENS, eva, eva_tokenizer
@@ -24,7 +24,7 @@ PAIRS = [("好", "坏"), ("今天", "明天"), ("来", "了")]
 
 @pytest.fixture(scope="module")
 def book():
-    return RuleBook(SPELLED, ID, antonyms=PAIRS)
+    return Vocabulary(SPELLED, ID, antonyms=PAIRS)
 
 
 def ids(text: str) -> list[int]:
@@ -34,7 +34,7 @@ def ids(text: str) -> list[int]:
 
 def banned(book, settings, contexts, generated, sources=None):
     """For each row the tokens whose score is the ban's, <unk> aside."""
-    rules = EvaRules(book, settings, [ids(text) for text in contexts])
+    rules = EvaLogitsProcessor(book, settings, [ids(text) for text in contexts])
     rows = range(len(generated)) if sources is None else sources
     scores = rules([ids(text) for text in generated], rows, torch.zeros(len(generated), len(TOKENS)))
     assert (scores[:, 0] == NEVER).all()
@@ -43,20 +43,20 @@ def banned(book, settings, contexts, generated, sources=None):
 
 def test_everything_off_leaves_only_unk(book):
     scores = torch.randn(2, len(TOKENS))
-    after = EvaRules(RuleBook(SPELLED, ID), OFF, [ids("好 |")])([[], ids("好")], [0, 0], scores.clone())
+    after = EvaLogitsProcessor(Vocabulary(SPELLED, ID), OFF, [ids("好 |")])([[], ids("好")], [0, 0], scores.clone())
     assert torch.equal(after[:, 1:], scores[:, 1:])
 
 
 def test_banned_ids_are_never_said(book):
     settings = OFF.change(banned_ids=(ID["好"], ID["天"]))
-    scores = EvaRules(book, settings, [[]])([[]], [0], torch.zeros(1, len(TOKENS)))
+    scores = EvaLogitsProcessor(book, settings, [[]])([[]], [0], torch.zeros(1, len(TOKENS)))
     assert {TOKENS[index] for index in (scores[0] == NEVER).nonzero()[:, 0]} == {"<unk>", "好", "天"}
 
 
 def test_penalty_counts_context_and_reply_but_not_the_separator(book):
     scores = torch.full((1, len(TOKENS)), 2.0)
     scores[0, ID["天"]] = -2.0
-    after = EvaRules(book, OFF.change(repetition_penalty=1.6), [ids("天 | 好 |")])([ids("今")], [0], scores)
+    after = EvaLogitsProcessor(book, OFF.change(repetition_penalty=1.6), [ids("天 | 好 |")])([ids("今")], [0], scores)
     changed = {
         TOKENS[index]: round(after[0, index].item(), 4) for index in range(1, len(TOKENS)) if after[0, index] != 2
     }
@@ -139,7 +139,7 @@ def test_rows_follow_their_source(book):
 def test_later_rules_win(book):
     """A penalised, banned separator is banned; <unk> is never said whatever else holds."""
     settings = OFF.change(repetition_penalty=2.0, min_new_tokens=1, no_repeat_ngram_size=5)
-    scores = EvaRules(book, settings, [ids("<unk> |")])([[]], [0], torch.ones(1, len(TOKENS)))
+    scores = EvaLogitsProcessor(book, settings, [ids("<unk> |")])([[]], [0], torch.ones(1, len(TOKENS)))
     assert (scores[0, 0].item(), scores[0, ID["<sep>"]].item()) == (NEVER, BANNED)
 
 
@@ -164,8 +164,8 @@ conversation = st.lists(st.sampled_from([i for i in range(len(TOKENS)) if i not 
 
 @given(context=conversation, said=conversation, size=st.integers(1, 5))
 def test_bans_as_specified(context, said, size):
-    rule_book = RuleBook(SPELLED, ID)
-    rules = EvaRules(rule_book, OFF.change(no_repeat_ngram_size=size), [context])
+    rule_book = Vocabulary(SPELLED, ID)
+    rules = EvaLogitsProcessor(rule_book, OFF.change(no_repeat_ngram_size=size), [context])
     scores = rules([said], [0], torch.zeros(1, len(TOKENS)))
     expected = naive_bans(rule_book, size, context + said) - {rule_book.unknown_id}
     assert set((scores[0] == BANNED).nonzero()[:, 0].tolist()) == expected
@@ -173,7 +173,7 @@ def test_bans_as_specified(context, said, size):
 
 def test_words_outside_the_vocabulary_are_left_out_with_a_note(caplog):
     with caplog.at_level(logging.WARNING):
-        found = RuleBook(SPELLED, ID, antonyms=[("好", "坏"), ("好", "糟"), ("热", "冷")]).antonyms
+        found = Vocabulary(SPELLED, ID, antonyms=[("好", "坏"), ("好", "糟"), ("热", "冷")]).antonyms
     assert found == {ID["好"]: {ID["坏"]}, ID["坏"]: {ID["好"]}}
     assert "3 words" in caplog.text and "糟" in caplog.text
 
@@ -191,7 +191,7 @@ def test_reading_antonyms(tmp_path):
 def test_the_book_of_a_tokenizer(tmp_path):
     rules = tmp_path / "antonym.txt"
     rules.write_text("('好', '坏')\n", encoding="utf-8")
-    found = RuleBook.of(eva_tokenizer(tmp_path), rules)
+    found = Vocabulary.of(eva_tokenizer(tmp_path), rules)
     assert found.texts == [SEPARATOR if text == "<sep>" else text for text in SPELLED]
     assert found.antonyms == {ID["好"]: {ID["坏"]}, ID["坏"]: {ID["好"]}}
     family = eva(0, tmp_path, {"antonyms": str(rules)}).family
@@ -202,10 +202,10 @@ def test_the_book_of_a_tokenizer(tmp_path):
 def calls_of_a_step(vocabulary: int, context: int, length: int) -> int:
     """How many functions one step of the rules calls: four rows, every rule on."""
     tokens = [*TOKENS, *(chr(0x4E00 + index) for index in range(vocabulary - len(TOKENS)))]
-    big = RuleBook(tokens, {token: index for index, token in enumerate(tokens)}, antonyms=PAIRS)
+    big = Vocabulary(tokens, {token: index for index, token in enumerate(tokens)}, antonyms=PAIRS)
     settings = OFF.change(repetition_penalty=1.6, no_repeat_ngram_size=4, min_new_tokens=2)
     said = torch.arange(context + length).add(30).tolist()  # nothing is said twice, so that as little is found again
-    rules = EvaRules(big, settings, [said[:context]])
+    rules = EvaLogitsProcessor(big, settings, [said[:context]])
     scores = torch.zeros(4, vocabulary)
     rules([said[context:]] * 4, [0] * 4, scores)
     with counted_calls() as calls:

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE, Part, collate, stack
 from hanmo.families.eva.family import CHAT_TURNS, EvaFamily
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, ScoredAnswers, Text
+from hanmo.rows import IGNORE, Part, collate, stack
 
 TOKENS = ["<unk>", "<pad>", "<sep>", "<eod>", "<s_0>", "甲", "乙", "丙", "丁", "戊", "但", "不过"]
 UNK, _, SEP, _, START, A, B, C, D, E = range(10)
@@ -111,7 +111,7 @@ def test_given_opening_is_fed_and_not_learned(eva):
     context = eva.context(PromptResponse("甲", "", prefix="乙"), 20)
     prompt = eva.prompt(context.ids)
     assert context.ids == parts[0].ids
-    assert context.unabridged == (A, SEP, B)
+    assert context.full_ids == (A, SEP, B)
     assert prompt.inputs["decoder_input_ids"].tolist() == [START, B]
     assert prompt.start.tolist() == [2]
 
@@ -163,14 +163,14 @@ def test_prompt(eva):
 def test_chat_leaves_long_turns_out_and_goes_on(eva):
     context = eva.context(Dialogue(("甲", "乙" * 9, "丙")), 6)
     assert context.ids == (A, SEP, C, SEP)
-    assert context.unabridged == (A, SEP, *[B] * 9, SEP, C, SEP)
+    assert context.full_ids == (A, SEP, *[B] * 9, SEP, C, SEP)
     assert eva.context(Dialogue(("甲" * 9,)), 6).ids == ()
 
 
 def test_chat_looks_back_at_so_many_turns(eva):
     context = eva.context(Dialogue(("戊", *["甲"] * CHAT_TURNS)), 128)
     assert context.ids == (A, SEP) * CHAT_TURNS
-    assert context.unabridged[:2] == (E, SEP)
+    assert context.full_ids[:2] == (E, SEP)
 
 
 def test_what_the_model_said_is_kept_as_ids(eva):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hanmo.errors import CheckpointError
-from hanmo.families.eva.legacy import LAYOUTS, SIZES, read_config
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
-from hanmo.families.tables import expand
+from hanmo.families.eva.original_format import LAYOUTS, SIZES, read_config
+from hanmo.families.weight_map import expand
 
 TINY = {"d_model": 8, "d_ff": 12, "d_kv": 3, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 2}
 

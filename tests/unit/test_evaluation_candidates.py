@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from hanmo.errors import HanmoError, UnsupportedError
-from hanmo.evaluation import candidates
-from hanmo.evaluation.candidates import score_alone, score_candidates
-from hanmo.families.base import OpenedModel, Part, split_at_difference
+from hanmo.evaluation.engine import candidates
+from hanmo.evaluation.engine.candidates import score_alone, score_candidates
+from hanmo.families.base import OpenedModel
 from hanmo.families.glm.family import GlmFamily
 from hanmo.families.glm.modeling import GlmConfig, GlmModel
 from hanmo.families.huggingface.family import HuggingfaceFamily
@@ -33,6 +33,7 @@ from hanmo.families.pangu.family import PanguFamily
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
 from hanmo.families.transformer_xl.family import TransformerXLFamily
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
+from hanmo.rows import Part, split_at_difference
 from tests.unit.tiny import tiny_eva
 
 LETTERS = 60  # ids from 10 on are text

@@ -83,7 +83,7 @@ def test_what_was_found_is_not_asked_again(
 
     with monkeypatch.context() as patch:
         patch.setattr("hanmo.evaluation.dialogue.generate", never)
-        patch.setattr("hanmo.families.heads.RowModel.forward", never)
+        patch.setattr("hanmo.nn.row_model.RowModel.forward", never)
         again = run(*arguments)
         assert again.exit_code == 0 and again.stdout == first.stdout
         other = run(*arguments, "--limit", "100")

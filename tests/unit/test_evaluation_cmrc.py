@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hanmo.evaluation.cmrc import common_run, exact, f1, tokens, words
+from hanmo.evaluation.suites.cmrc import common_run, exact, f1, tokens, words
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 import hanmo.checkpoints
 from hanmo.cli import app
 from hanmo.errors import ConfigError, HanmoError, RecordError
-from hanmo.evaluation.clue import run as clue
-from hanmo.evaluation.clue.tasks import all_tasks
-from hanmo.evaluation.own import Setup, evaluate, read_examples, read_task
+from hanmo.evaluation.suites.clue import run as clue
+from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.custom import Setup, evaluate, read_examples, read_task
 from hanmo.families.base import OpenedModel
 from tests.unit.clue_files import clue_folder, write_lines
 from tests.unit.exam_files import one_token_a_character

@@ -14,12 +14,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hanmo.errors import HanmoError
+from hanmo.evaluation.engine.row_scores import score_rows
 from hanmo.evaluation.perplexity import bootstrap, evaluate
-from hanmo.evaluation.scoring import score_rows
-from hanmo.families.base import IGNORE, OpenedModel
+from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.families.huggingface.modeling import adopt
 from hanmo.records import Dialogue, PromptResponse, Record, Text
+from hanmo.rows import IGNORE
 from tests.unit.exam_files import one_token_a_character
 from tests.unit.tiny import NAMES, tiny
 

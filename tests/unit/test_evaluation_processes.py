@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from hanmo.checkpoints import save_model
-from hanmo.evaluation import store as stores
-from hanmo.evaluation.processes import agreed, gathered, main_process, mine, own_device
-from hanmo.evaluation.store import Store
+from hanmo.evaluation.engine import cache as stores
+from hanmo.evaluation.engine.cache import Store
+from hanmo.evaluation.engine.distributed import agreed, gathered, main_process, mine, own_device
 from tests import processes
 from tests.unit.clue_files import clue_folder
 from tests.unit.tiny import tiny

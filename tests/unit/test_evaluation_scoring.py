@@ -12,10 +12,11 @@ import torch
 
 import hanmo
 from hanmo.errors import ConfigError
-from hanmo.evaluation import scoring
-from hanmo.evaluation.scoring import batches, evaluating, records_hash, score_rows, software, weights_hash
-from hanmo.families.base import OpenedModel, Part
+from hanmo.evaluation.engine import row_scores
+from hanmo.evaluation.engine.row_scores import batches, evaluating, records_hash, score_rows, software, weights_hash
+from hanmo.families.base import OpenedModel
 from hanmo.records import Dialogue, PromptResponse, Text
+from hanmo.rows import Part
 from tests import processes
 from tests.unit.tiny import tiny_eva
 
@@ -91,7 +92,7 @@ def test_a_result_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     package.parent.mkdir()
     package.write_text("")
     monkeypatch.setattr(hanmo, "__file__", str(package))
-    monkeypatch.setattr(scoring, "_installed", lambda: "")
+    monkeypatch.setattr(row_scores, "_installed", lambda: "")
     assert software() == {"hanmo": hanmo.__version__}  # no checkout
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for arguments in (["init", "-q"], ["add", "hanmo"], ["commit", "-qm", "first"]):
@@ -103,9 +104,9 @@ def test_a_result_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_commit_that_was_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_checkout", lambda: "")
+    monkeypatch.setattr(row_scores, "_checkout", lambda: "")
     noted: Any = SimpleNamespace(read_text=lambda name: '{"vcs_info": {"commit_id": "0123456789abcdef"}}')
-    monkeypatch.setattr(scoring.metadata, "distribution", lambda name: noted)
+    monkeypatch.setattr(row_scores.metadata, "distribution", lambda name: noted)
     assert software()["commit"] == "0123456789ab"
     noted.read_text = lambda name: None  # installed from a folder or a registry
     assert "commit" not in software()

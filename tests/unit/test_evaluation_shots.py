@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from hanmo.evaluation import asking
-from hanmo.evaluation.clue import run as clue
-from hanmo.evaluation.clue.tasks import all_tasks
-from hanmo.evaluation.exam import run as exam
-from hanmo.evaluation.exam.exams import find_exam
-from hanmo.evaluation.own import Setup, evaluate, read_task
-from hanmo.evaluation.results import TaskResult
+from hanmo.evaluation.results.result import TaskResult
+from hanmo.evaluation.suites import prompting
+from hanmo.evaluation.suites.clue import run as clue
+from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.custom import Setup, evaluate, read_task
+from hanmo.evaluation.suites.exam import run as exam
+from hanmo.evaluation.suites.exam.exams import find_exam
 from tests.unit.clue_files import write_lines
 from tests.unit.exam_files import one_token_a_character
 
@@ -30,13 +30,13 @@ def quiet(what: str) -> Any:
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """By question, the text that stood in front of it."""
     found: dict[str, str] = {}
-    candidates = asking.Front.candidates
+    candidates = prompting.Front.candidates
 
-    def watched(self: asking.Front, family: Any, before: str, options: Any, after: str = "") -> Any:
+    def watched(self: prompting.Front, family: Any, before: str, options: Any, after: str = "") -> Any:
         found[before] = self.text()
         return candidates(self, family, before, options, after)
 
-    monkeypatch.setattr(asking.Front, "candidates", watched)
+    monkeypatch.setattr(prompting.Front, "candidates", watched)
     return found
 
 

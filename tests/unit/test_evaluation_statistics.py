@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hanmo.evaluation.statistics import compare, interval, mcnemar
+from hanmo.evaluation.results.statistics import compare, interval, mcnemar
 
 
 def test_interval_of_a_share_is_that_of_the_binomial() -> None:

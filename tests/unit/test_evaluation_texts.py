@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from hanmo.cli import app
 from hanmo.errors import HanmoError, RecordError
-from hanmo.evaluation.texts import measure, read_pairs
+from hanmo.evaluation.text_overlap import measure, read_pairs
 
 
 def test_values_by_hand() -> None:

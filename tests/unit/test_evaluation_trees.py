@@ -21,13 +21,14 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from hanmo.evaluation import candidates, trees
-from hanmo.evaluation.candidates import score_alone, score_candidates
-from hanmo.families.base import OpenedModel, Part, Prompt
-from hanmo.families.batching import batching_of
-from hanmo.families.causal import causal_prompt
+from hanmo.evaluation.engine import candidates, trees
+from hanmo.evaluation.engine.candidates import score_alone, score_candidates
+from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.families.huggingface.modeling import adopt
+from hanmo.nn.batching import batching_of
+from hanmo.nn.causal import causal_prompt
+from hanmo.rows import Part, Prompt
 from tests.unit.test_evaluation_candidates import SPECIALS, louder, opened, questions
 
 READERS = ("pangu", "gpt2", "qwen3", "llama")

@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 import hanmo.checkpoints
 from hanmo.cli import app
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
-from hanmo.evaluation import asking, candidates
-from hanmo.evaluation.exam import published
-from hanmo.evaluation.exam.exams import LETTERS, all_exams, find_exam
-from hanmo.evaluation.exam.reading import read_subject
-from hanmo.evaluation.exam.run import Sat, Setup, evaluate
-from hanmo.evaluation.results import compare_results
-from hanmo.evaluation.statistics import interval_of_means
+from hanmo.evaluation.engine import candidates
+from hanmo.evaluation.results.result import compare_results
+from hanmo.evaluation.results.statistics import interval_of_means
+from hanmo.evaluation.suites import prompting
+from hanmo.evaluation.suites.exam import published
+from hanmo.evaluation.suites.exam.exams import LETTERS, all_exams, find_exam
+from hanmo.evaluation.suites.exam.reading import read_subject
+from hanmo.evaluation.suites.exam.run import Sat, Setup, evaluate
 from tests.unit.exam_files import exam_folder, one_token_a_character
 from tests.unit.tiny import tiny_eva
 
@@ -120,7 +121,7 @@ def test_accuracy_by_subject_domain_and_in_all(name: str, tmp_path: Path) -> Non
 
 def test_both_means_by_hand() -> None:
     """One subject of two questions, both right, and one of four, all wrong."""
-    from hanmo.evaluation.results import Result, TaskResult
+    from hanmo.evaluation.results.result import Result, TaskResult
 
     def subject(name: str, values: list[float]) -> TaskResult:
         return TaskResult(name, name, "accuracy", "sum", {"sum": values}, 0.25, True, [], {"data": ""}, [], ("G",))
@@ -137,13 +138,13 @@ def test_the_last_examples_make_room(tmp_path: Path) -> None:
     data = folder("ceval", tmp_path)
     task = CEVAL.subjects[two_subjects("ceval")[0]]
     (example, *_), dev = (read_subject(CEVAL, task, data, split) for split in ("val", "dev"))
-    fronts = asking.front_of(task, dev).shorter()
+    fronts = prompting.front_of(task, dev).shorter()
     lengths = [sum(len(part.ids) for part in front.candidates(MODEL.family, task.template.around(example.fields)[0], ["A"])[0]) + 2
                for front in fronts]  # fmt: skip
     for kept, limit in ((5, lengths[0]), (4, lengths[0] - 1), (0, lengths[5])):
-        plan = asking.plan(MODEL.family, task, [example], [fronts], limit)
+        plan = prompting.plan(MODEL.family, task, [example], [fronts], limit)
         assert plan.shots == [kept] and len(plan.questions[0][0][0].ids) + 3 == lengths[5 - kept]
-    short = asking.plan(MODEL.family, task, [example], [fronts], lengths[5] - 5).questions[0]
+    short = prompting.plan(MODEL.family, task, [example], [fronts], lengths[5] - 5).questions[0]
     text = MODEL.tokenizer.decode(short[0][0].ids)
     assert example.fields["question"] not in text and example.fields["question"][5:] in text
     notes = sit("ceval", data, tmp_path / "cache", shots=5, limit=lengths[0] - 1).result.tasks[0].notes
@@ -155,7 +156,7 @@ def test_a_conversation(tmp_path: Path) -> None:
     data = folder("mmlu", tmp_path)
     task = MMLU.subjects[two_subjects("mmlu")[0]]
     (example, *_), (shot, *_) = (read_subject(MMLU, task, data, split) for split in ("test", "dev"))
-    front = asking.front_of(task, [shot], chat=True)
+    front = prompting.front_of(task, [shot], chat=True)
     question = front.candidates(CHATTING.family, task.template.around(example.fields)[0], LETTERS)
     solved, asked = (task.template.around(one.fields)[0].rstrip() for one in (shot, example))
     expected = f"<user>{task.instruction}\n\n{solved}</s><assistant>A</s><user>{asked}</s><assistant>"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import Part, split_at_difference
-from hanmo.families.causal import causal_mask
+from hanmo.nn.causal import causal_mask
+from hanmo.rows import Part, split_at_difference
 
 HIDDEN = torch.zeros(2, 3, 4)  # (B, T, D); its values do not matter
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from hanmo.families.heads import KEPT, kept_places, score_tokens
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
-from hanmo.training.adapt import checkpoint_layers
+from hanmo.nn.row_model import KEPT, kept_places, score_tokens
+from hanmo.training.trainable import checkpoint_layers
 
 PLACES = 7
 

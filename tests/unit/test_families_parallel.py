@@ -11,7 +11,8 @@ from transformers import AutoConfig
 
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.huggingface.ranks import with_plan
-from hanmo.families.parallel import (
+from hanmo.families.weight_map import expand
+from hanmo.nn.tensor_parallel import (
     IN_HEADS,
     OUT_HEADS,
     VOCABULARY_ROWS,
@@ -20,7 +21,6 @@ from hanmo.families.parallel import (
     distributed,
     each_pass_alone,
 )
-from hanmo.families.tables import expand
 from tests.unit.tiny import NAMES, tiny
 
 CUT = {VOCABULARY_ROWS: 0, WHOLE_LOGITS: 0, OUT_HEADS: 0, IN_HEADS: 1}
@@ -34,7 +34,7 @@ def test_a_rank_holds_what_a_rank_of_the_original_held(name: str, tmp_path: Path
     modules = {re.sub(r"\.\d+(?=\.|$)", ".*", key) for key, _ in opened.network.named_modules()}
     parameters = {re.sub(r"\.\d+(?=\.|$)", ".*", key) for key, _ in opened.network.named_parameters()}
     assert plan.keys() <= modules | parameters
-    layout = next(layout for layout in opened.family.legacy.LAYOUTS if layout.splits)
+    layout = next(layout for layout in opened.family.original_format.LAYOUTS if layout.splits)
     for entry in expand(layout.entries, opened.family.config):
         for ours in entry.ours:
             general = re.sub(r"\.\d+(?=\.|$)", ".*", ours)

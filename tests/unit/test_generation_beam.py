@@ -7,25 +7,25 @@ import math
 import pytest
 
 from hanmo.errors import ConfigError
-from hanmo.families.base import DecodingForm
+from hanmo.families.base import SearchConventions
 from hanmo.generation.beam import DEAD, BeamSearch, Hypotheses
 from hanmo.generation.settings import Settings
 from tests.places import PARITY, load, needs_parity
 
 STOP, A, B, C = 9, 1, 2, 3
 # transformers before the current step counted, as a scorer recorded with Transformer-XL does
-OLD = DecodingForm(length="whole", lookahead=0, stop_is_open=True)
+OLD = SearchConventions(length="whole", lookahead=0, stop_is_open=True)
 SCORER = load(PARITY / "transformer_xl" / "decode" / "beam_scorer.json")
 
 
 def search(form=None, samples=1, **settings) -> BeamSearch:
     settings = Settings(**{"num_beams": 2, "min_new_tokens": 1, **settings})
-    return BeamSearch(samples, settings, form or DecodingForm(), (STOP,), prompt_width=4, pad_id=0)
+    return BeamSearch(samples, settings, form or SearchConventions(), (STOP,), prompt_width=4, pad_id=0)
 
 
 def test_only_the_first_beam_is_alive_at_first():
     assert search().totals == [0.0, DEAD]
-    assert search(DecodingForm(first_beam_only=False)).totals == [0.0, 0.0]
+    assert search(SearchConventions(first_beam_only=False)).totals == [0.0, 0.0]
 
 
 def test_a_search_by_hand():
@@ -59,7 +59,7 @@ def test_open_beams_are_offered_at_the_end():
 
 @pytest.mark.parametrize(("length", "expected"), [("said", -3.0 / 3), ("words", -3.0 / 2), ("whole", -3.0 / 6)])
 def test_what_a_length_counts(length, expected):
-    beams = search(DecodingForm(length=length))
+    beams = search(SearchConventions(length=length))
     for candidates in ([A, B, C, 4], [A, B, C, 4]):
         beams.advance([[0, 0, 0, 0]], [candidates], [[-0.1, -0.2, -0.3, -0.4]])
     beams.advance([[0, 0, 0, 0]], [[STOP, A, B, C]], [[-3.0, -30.0, -31.0, -32.0]])
@@ -85,7 +85,7 @@ def test_samples_are_independent_and_finished_ones_leave():
 
 def test_finished_samples_may_stay_as_padding():
     """As in EVA's original: a last real step, then the ids of the batch's first row and padding."""
-    form = DecodingForm(keeps_finished=True, length="words", lookahead=0)
+    form = SearchConventions(keeps_finished=True, length="words", lookahead=0)
     beams = search(form, samples=2, early_stopping=True, num_beams=1)
     beams.advance([[0, 0], [0, 0]], [[A, B], [B, C]], [[-1, -2], [-1, -2]])
     assert beams.advance([[0, 0], [0, 0]], [[C, A], [STOP, A]], [[-1, -2], [-1, -2]]) == ([0, 1], [C, A])
@@ -121,7 +121,7 @@ def test_the_worst_goes_and_of_equals_the_older_stays():
 
 def test_a_length_that_could_be_zero_is_refused():
     with pytest.raises(ConfigError, match="min_new_tokens=0"):
-        search(DecodingForm(length="words"), min_new_tokens=0)
+        search(SearchConventions(length="words"), min_new_tokens=0)
 
 
 @needs_parity("transformer_xl")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hanmo.families.base import Context
 from hanmo.generation.blanks import fill
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.records import Text
+from hanmo.rows import Context
 from tests.unit.tiny import tiny, tiny_eva
 
 GREEDY = Settings(do_sample=False, max_new_tokens=4)

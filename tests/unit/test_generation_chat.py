@@ -46,7 +46,7 @@ def test_history_keeps_the_ids_that_were_said(opened):
     assert (reply.text, reply.ids, reply.finished) == ("天气", tuple(letters), True)
     sep = opened.tokenizer.sep_token_id
     context = chat.say("好", sampler=scripted([sep])).context
-    assert context.unabridged == (*ids_of(opened, "今天"), *letters, sep, *ids_of(opened, "好"))
+    assert context.full_ids == (*ids_of(opened, "今天"), *letters, sep, *ids_of(opened, "好"))
     assert chat.turns == ["今天", "天气", "好", ""]
 
 
@@ -58,7 +58,7 @@ def test_clear_and_save(opened, tmp_path):
     assert chat.turns == []
     chat.clear()
     reply = chat.say("好", sampler=scripted(ids_of(opened, "不")))
-    assert reply.context.unabridged == (*ids_of(opened, "你好"), *ids_of(opened, "好"))
+    assert reply.context.full_ids == (*ids_of(opened, "你好"), *ids_of(opened, "好"))
     assert chat.save(tmp_path / "talk.jsonl") == 2
     assert read_records(tmp_path / "talk.jsonl") == [
         Dialogue(("今天", "很好", "明天", "很好"), "你好"),

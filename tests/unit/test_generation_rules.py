@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from hanmo.generation.rules import BANNED, TokenRules, penalise, repeated
+from hanmo.generation.processors import BANNED, TokenLogitsProcessor, penalise, repeated
 from hanmo.generation.settings import Settings
 
 STOP = 0
@@ -16,7 +16,7 @@ ids_of_rows = st.lists(st.integers(0, 5), min_size=1, max_size=12)
 
 
 def apply(settings, prompts, generated, sources=None, width=6):
-    rules = TokenRules(settings, prompts, (STOP,))
+    rules = TokenLogitsProcessor(settings, prompts, (STOP,))
     rows = len(generated)
     scores = torch.arange(rows * width).view(rows, width).float() - 3
     return rules(generated, range(rows) if sources is None else sources, scores)
@@ -55,14 +55,14 @@ def test_a_row_follows_its_own_prompt():
 
 
 def test_needed_only_where_a_rule_is_on():
-    assert not TokenRules.needed(Settings())
+    assert not TokenLogitsProcessor.needed(Settings())
     for change in (
         {"repetition_penalty": 1.1},
         {"min_new_tokens": 1},
         {"no_repeat_ngram_size": 2},
         {"banned_ids": (1,)},
     ):
-        assert TokenRules.needed(Settings(**change))
+        assert TokenLogitsProcessor.needed(Settings(**change))
 
 
 @pytest.mark.parametrize("penalty", [0.8, 1.3])

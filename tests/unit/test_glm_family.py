@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hanmo.families.base import Part
 from hanmo.families.glm.family import GlmFamily
 from hanmo.families.glm.modeling import GlmConfig
 from hanmo.records import Dialogue, PromptResponse, Text
+from hanmo.rows import Part
 from tests.unit.tiny import CONFIGS, tiny
 
 PIECES = 120  # of the tiny vocabulary; the command tokens follow: <eos> [SEP] [CLS] [MASK] two unused <sop> <eop> [sMASK] [gMASK]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE, Part
 from hanmo.families.glm.pretraining import draw_document, draw_objective, draw_sentences, draw_spans
+from hanmo.rows import IGNORE, Part
 from tests.unit.tiny import tiny
 
 

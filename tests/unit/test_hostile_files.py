@@ -16,9 +16,9 @@ import torch
 
 from hanmo.checkpoints import open_model
 from hanmo.checkpoints.convert import convert
-from hanmo.checkpoints.files import find_weights
+from hanmo.checkpoints.files.verifying import verify_reading
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.verifying import verify_reading
+from hanmo.checkpoints.originals.locate import find_weights
 from hanmo.errors import CheckpointError, HanmoError
 from hanmo.families.huggingface.templates import TemplateRefusalError, is_plain, render_template
 from hanmo.limits import run_within_limits

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MT5Config, PreTrainedTokenizerFast
 
 from hanmo.checkpoints import open_model
-from hanmo.data.rows import make_rows
+from hanmo.data.rows.dataset import make_rows
 from hanmo.errors import UnsupportedError
-from hanmo.evaluation.exam.exams import LETTERS, all_exams
-from hanmo.evaluation.exam.run import Setup, evaluate
+from hanmo.evaluation.suites.exam.exams import LETTERS, all_exams
+from hanmo.evaluation.suites.exam.run import Setup, evaluate
 from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text

@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.errors import ConfigError, UnsupportedError
-from hanmo.families.base import IGNORE, OpenedModel, Part, collate
+from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.modeling import adopt
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, Record, Text
+from hanmo.rows import IGNORE, Part, collate
 from tests.unit.transformers_models import CONFIGS, write_model
 
 PAIR = PromptResponse("今天天气怎么样?", "天气真不错。")

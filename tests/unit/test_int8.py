@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.errors import ConfigError, UnsupportedError
-from hanmo.evaluation.scoring import weights_hash
-from hanmo.families.int8 import Int8Linear, count_parameters, is_int8, to_int8
+from hanmo.evaluation.engine.row_scores import weights_hash
+from hanmo.nn.cpu.int8 import Int8Linear, count_parameters, is_int8, to_int8
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = ("eva", "transformer_xl", "pangu", "glm", "huggingface")

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hanmo.checkpoints.convert import convert
-from hanmo.checkpoints.drafts import Draft
-from hanmo.checkpoints.files import find_weights
+from hanmo.checkpoints.files.resumable import Draft
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.reading import read_pickle
-from hanmo.checkpoints.writing import ORIGIN, STATE
-from hanmo.data.cleaning.recipe import build
-from hanmo.data.sources.reading import opened
-from hanmo.data.store import ABOUT, About, Store, about_text
+from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.originals.unpickle import read_pickle
+from hanmo.checkpoints.originals.writer import ORIGIN, STATE
+from hanmo.data.prepare.cleaning.recipe import build
+from hanmo.data.prepare.sources.reading import opened
+from hanmo.data.store.token_store import ABOUT, About, Store, about_text
 from hanmo.errors import CheckpointError, ConfigError, HanmoError, RecordError
 from hanmo.files import plain_name
 from tests.unit.checkpoint_files import write_hub, write_megatron

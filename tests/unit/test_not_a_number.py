@@ -16,19 +16,20 @@ import hanmo
 from hanmo.checkpoints import save_model
 from hanmo.cli import app
 from hanmo.errors import ConfigError, NotANumberError
-from hanmo.evaluation.candidates import score_candidates
+from hanmo.evaluation.engine.candidates import score_candidates
 from hanmo.evaluation.perplexity import PerplexityResult
-from hanmo.families.base import Context, OpenedModel, Part
-from hanmo.families.heads import attach_value_head
+from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, or_null
 from hanmo.generation.chat import ChatSession
 from hanmo.generation.decode import generate, stream
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
+from hanmo.nn.row_model import attach_value_head
 from hanmo.records import Dialogue, PromptResponse
+from hanmo.rows import Context, Part
 from hanmo.training.callbacks import MetricsFile, read_metrics
-from hanmo.training.reward_scores import score_records
-from hanmo.training.rollout import OwnEngine
+from hanmo.training.rl.rewards import score_records
+from hanmo.training.rl.rollout import OwnEngine
 from tests.unit.tiny import tiny, tiny_eva
 
 GREEDY = Settings(do_sample=False, max_new_tokens=4)
@@ -177,16 +178,16 @@ def test_commands_print_json_or_one_message(kind: str, tmp_path: Path, monkeypat
 
 # Functions that may call json.dumps without allow_nan=False: their text is no result and no file for others.
 HASHED_OR_PIPED = {
-    "checkpoints/drafts.py:drafting": "compared with a job that was read back",
+    "checkpoints/files/resumable.py:drafting": "compared with a job that was read back",
     "cli/train.py:read_settings": "names of folders, read by the configuration",
     "data/blocks.py:job_folder": "hashed",
-    "data/store.py:vocabulary_hash": "hashed",
-    "evaluation/scoring.py:computed_by": "hashed",
-    "evaluation/scoring.py:records_hash": "hashed",
-    "evaluation/store.py:store_file": "hashed",
-    "evaluation/tasks.py:data_hash": "hashed",
-    "evaluation/tasks.py:hash": "hashed",
-    "evaluation/texts.py:origin": "hashed",
+    "data/store/token_store.py:vocabulary_hash": "hashed",
+    "evaluation/engine/row_scores.py:computed_by": "hashed",
+    "evaluation/engine/row_scores.py:records_hash": "hashed",
+    "evaluation/engine/cache.py:store_file": "hashed",
+    "evaluation/suites/task.py:data_hash": "hashed",
+    "evaluation/suites/task.py:hash": "hashed",
+    "evaluation/text_overlap.py:origin": "hashed",
     "families/huggingface/rendering.py:_serve": "between two of our processes",
     "families/huggingface/templates.py:ask": "between two of our processes",
     "families/safe_loading.py:safe_config": "for transformers, which writes infinity so",

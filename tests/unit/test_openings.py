@@ -1,6 +1,6 @@
 import pytest
 
-from hanmo.data import corpus
+from hanmo.demo.corpus import build
 from hanmo.demo.openings import OPENINGS
 
 REPLIES = {
@@ -34,7 +34,7 @@ def test_fitting_and_unfitting_replies(opening):
 
 def test_all_are_said_in_training():
     """What the corpus holds out is measured apart; the report says that the openings are not."""
-    dialogues = corpus.build(size=40_000).train
+    dialogues = build.build(size=40_000).train
     first = {dialogue.turns[0].rstrip("。？！") for dialogue in dialogues if len(dialogue.turns) == 2}
     assert {opening.said.rstrip("。？！") for opening in OPENINGS} <= first
 

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanmo.checkpoints import open_model
-from hanmo.data.packing import PackedRows, fill_bins
-from hanmo.data.rows import RowDataset, make_rows
+from hanmo.data.rows.dataset import RowDataset, make_rows
+from hanmo.data.rows.packing import PackedRows, fill_bins
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import OpenedModel, Part, collate
+from hanmo.families.base import OpenedModel
 from hanmo.records import PromptResponse, Rejects
+from hanmo.rows import Part, collate
 from tests.unit.tiny import SENTENCES, tiny
 from tests.unit.transformers_models import write_model
 

@@ -14,9 +14,9 @@ from hanmo.checkpoints import open_model, save_model
 from hanmo.errors import ConfigError
 from hanmo.families.base import Family, OpenedModel
 from hanmo.families.pangu.family import PanguFamily
-from hanmo.families.pangu.legacy import read_config
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
-from hanmo.families.prenorm import ACTIVATIONS
+from hanmo.families.pangu.original_format import read_config
+from hanmo.nn.prenorm import ACTIVATIONS
 from hanmo.records import Dialogue, PromptResponse, Text
 from tests.unit.tiny import tiny
 

@@ -10,10 +10,10 @@ import torch
 
 from hanmo.errors import UnsupportedError
 from hanmo.families import load
-from hanmo.families.base import IGNORE
 from hanmo.families.glm.modeling import GlmConfig, GlmModel
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
-from hanmo.training.adapt import checkpoint_layers
+from hanmo.rows import IGNORE
+from hanmo.training.trainable import checkpoint_layers
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_layers": 3}
 
@@ -28,7 +28,7 @@ def small(name: str) -> Any:
 @pytest.mark.parametrize("name", ["pangu", "glm"])
 def test_released_sizes_have_the_published_parameter_counts(name: str) -> None:
     family = load(name)
-    for size in family.legacy.SIZES.values():
+    for size in family.original_format.SIZES.values():
         with torch.device("meta"):
             network = family.network_class(family.config_class(**size.config))
         assert sum(parameter.numel() for parameter in network.parameters()) == size.parameters

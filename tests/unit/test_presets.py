@@ -9,7 +9,7 @@ from hanmo.errors import UnsupportedError
 from hanmo.families import NAMES
 from hanmo.families.presets import presets
 from hanmo.generation.settings import Settings
-from hanmo.training.sft import SftConfig
+from hanmo.training.stages.sft import SftConfig
 
 SHIPPED = [(family, name) for family in NAMES for name in presets(family).get("generation", {})]
 

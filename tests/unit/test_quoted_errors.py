@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hanmo.checkpoints.reading import read_pickle
+from hanmo.checkpoints.originals.unpickle import read_pickle
 from hanmo.errors import CheckpointError, HanmoError, quoted
 
 ADVICE = re.compile(r"weights_only|safe_globals|trust|re-running", re.I)
@@ -64,7 +64,7 @@ def test_the_sentences_that_are_left_are_those_without_advice() -> None:
 
 
 def test_a_tokenizer_that_wants_code_is_refused_without_advice(tmp_path: Path) -> None:
-    from hanmo.data.tokenize import TokenizerPlace
+    from hanmo.data.store.tokenize import TokenizerPlace
 
     (tmp_path / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["t.T", null]}}'
@@ -78,7 +78,7 @@ def test_a_tokenizer_that_wants_code_is_refused_without_advice(tmp_path: Path) -
 def test_a_checkpoint_to_resume_from_is_refused_by_the_name_of_the_file(tmp_path: Path) -> None:
     from transformers import TrainingArguments
 
-    from hanmo.data.rows import make_rows
+    from hanmo.data.rows.dataset import make_rows
     from hanmo.records import Dialogue, Rejects
     from hanmo.training.trainer import RowTrainer
     from tests.unit.tiny import tiny_eva

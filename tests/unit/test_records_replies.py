@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 from hanmo.checkpoints import save_model
 from hanmo.cli import app
 from hanmo.cli.generate import read_prompts
-from hanmo.data.rows import make_rows
-from hanmo.data.sources.reading import Reading, members, objects
+from hanmo.data.prepare.sources.reading import Reading, members, objects
+from hanmo.data.rows.dataset import make_rows
 from hanmo.errors import ConfigError, RecordError
 from hanmo.records import Dialogue, PromptResponse, Rejects, iter_records, read_records
-from hanmo.training.reward_scores import with_answers
-from hanmo.training.rollout import question
+from hanmo.training.rl.rewards import with_answers
+from hanmo.training.rl.rollout import question
 from tests.unit.tiny import NAMES, tiny
 
 GOOD = {"turns": ["你好", "嗨", "再见", "明天见"]}

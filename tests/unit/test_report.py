@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.report import Page, show, ticks
+from hanmo.report.page import Page, show, ticks
 
 HOSTILE = "<script>alert('x')</script>&\"$title"
 VOID = {"meta", "line", "polyline"}

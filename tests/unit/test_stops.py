@@ -33,13 +33,14 @@ from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.inspect import Report, inspect_model
 from hanmo.cli import app, chat
 from hanmo.errors import UnsupportedError
-from hanmo.evaluation.candidates import score_candidates
-from hanmo.families.base import IGNORE, OpenedModel, Part, collate
+from hanmo.evaluation.engine.candidates import score_candidates
+from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, Text
-from hanmo.training.sft import SftConfig, sft
+from hanmo.rows import IGNORE, Part, collate
+from hanmo.training.stages.sft import SftConfig, sft
 from tests.unit.tiny import NAMES, TEXT, tiny
 from tests.unit.transformers_models import TEMPLATE, tokenizer, write_model
 

@@ -14,15 +14,15 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import hanmo.families.spread as spreading
+import hanmo.tokenizers.batching as spreading
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.glm.tokenization import GlmTokenizer
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
 from tests.places import PARITY, VOCAB, load, needs_parity
 
 pytest.importorskip("numba", reason="numba is not installed (hanmo[data]); the kernels are not used without it")
-from hanmo.families.bulk import model as models
-from hanmo.families.bulk import pieces, texts
+from hanmo.tokenizers.kernels import batch, sentencepiece_bpe
+from hanmo.tokenizers.kernels import sentencepiece_proto as models
 
 Tokenizer = EvaTokenizer | GlmTokenizer | TransformerXLTokenizer
 SENTENCES = [
@@ -74,7 +74,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel pays for any text, and parts are small."""
     monkeypatch.setattr(spreading, "_WORTH_A_CALL", 0)
     monkeypatch.setattr(spreading, "_WORTH_A_KERNEL", 0)
-    monkeypatch.setattr(texts, "_PART", 40)
+    monkeypatch.setattr(batch, "_PART", 40)
 
 
 def agree(tokenizer: Tokenizer, given: list[str]) -> None:
@@ -118,7 +118,7 @@ def test_every_character_becomes_what_sentencepiece_makes_of_it(small: str) -> N
 def test_every_character_has_sentencepieces_ids(small: str) -> None:
     """On its own, between spaces and between characters."""
     peer = sentencepiece.SentencePieceProcessor(model_file=small)
-    kernel = pieces.kernel(peer.serialized_model_proto())
+    kernel = sentencepiece_bpe.kernel(peer.serialized_model_proto())
     assert kernel is not None
     given = [text for code in CODES for text in (chr(code), f"今 {chr(code)} 天", f"今{chr(code)}天")]
     left: list[str] = []
@@ -191,6 +191,6 @@ def test_recorded_cases_of_transformer_xl() -> None:
 
 
 def test_texts_become_code_points() -> None:
-    codes, ends = texts.codes_of(["今a", "", "😀\ud800"])
+    codes, ends = batch.codes_of(["今a", "", "😀\ud800"])
     assert codes.tolist() == [0x4ECA, ord("a"), 0x1F600, 0xD800]
     assert (ends.tolist(), ends.dtype) == ([2, 2, 4], np.int64)

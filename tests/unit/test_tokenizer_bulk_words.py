@@ -14,7 +14,7 @@ from hanmo.families.eva.tokenization import EvaTokenizer
 from tests.places import PARITY, load, needs_parity
 
 pytest.importorskip("numba", reason="numba is not installed (hanmo[data]); the kernels are not used without it")
-from hanmo.families.bulk import texts, words
+from hanmo.tokenizers.kernels import batch, jieba_words
 from tests.unit.test_tokenizer_bulk import agree, at_once  # noqa: F401  (a fixture)
 
 SPECIALS = ["<unk>", "<s>", "", "▃", "<sep>", "<pad>", "▂", "<eod>", "<s_0>"]
@@ -46,9 +46,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> EvaTokenizer:
 
 def cut(text: str) -> list[str]:
     """The kernel's words."""
-    codes, _ = texts.codes_of([text])
+    codes, _ = batch.codes_of([text])
     starts = np.empty(len(codes), np.bool_)
-    words._cut(codes, words._jieba(), np.empty(len(codes) + 1), np.empty(len(codes), np.int32), starts)
+    jieba_words._cut(codes, jieba_words._jieba(), np.empty(len(codes) + 1), np.empty(len(codes), np.int32), starts)
     places = [*np.flatnonzero(starts).tolist(), len(text)]
     return [text[start:end] for start, end in pairwise(places)]
 
@@ -93,7 +93,7 @@ def test_ids_are_those_of_the_exact_path(tokenizer: EvaTokenizer, given: list[st
 
 def test_longest_match_by_hand() -> None:
     vocabulary = ("?", "ab", "abcd", "c", "", "b", "ab", "!", "...")
-    kernel = words.kernel(vocabulary, 0, 5, (("！", "!"), ("…", "...")))
+    kernel = jieba_words.kernel(vocabulary, 0, 5, (("！", "!"), ("…", "...")))
     assert kernel is not None
     ids, counts = kernel.encode(["abc", "abcd", "bab", "", "xc", "！", "abcdab", "。…"])
     # of equal lines the last; too long a word is unknown as a whole; dots are words by themselves only in a block

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
-import hanmo.families.spread as spreading
+import hanmo.tokenizers.batching as spreading
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.glm.tokenization import GlmTokenizer
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
@@ -29,7 +29,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in sys.modules if name.startswith("hanmo.families.bulk.")]:
+    for name in [name for name in sys.modules if name.startswith("hanmo.tokenizers.kernels.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "numba", None)  # importing it fails
     spreading.compiled.cache_clear()
@@ -84,7 +84,7 @@ def test_a_small_batch_does_not_import_numba(make: Callable[[str], Any], name: s
 
 def test_what_cannot_be_kept_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     numba = pytest.importorskip("numba", reason="numba is not installed (hanmo[data])")
-    from hanmo.families.bulk.texts import machine_code
+    from hanmo.tokenizers.kernels.batch import machine_code
 
     monkeypatch.setattr(numba.core.config, "CACHE_LOCATOR_CLASSES", "UserProvidedCacheLocator")  # of no folder at all
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import hanmo.families.spread as spreading
+import hanmo.tokenizers.batching as spreading
 from hanmo.families import OURS, load
 from hanmo.families.eva.export import standalone
-from hanmo.families.spread import spread
-from hanmo.families.words import WordCutter
+from hanmo.tokenizers.batching import spread
+from hanmo.tokenizers.jieba_exact import WordCutter
 
 logging.getLogger("jieba").setLevel(logging.CRITICAL)
 ADDED = ("<s>", "</s>", "<eot>", "<unk>", "<sep>", "<pad>")
@@ -130,7 +130,7 @@ def test_equally_probable_paths_are_cut_alike(stock: jieba.Tokenizer, extended: 
 def test_a_full_table_is_emptied_and_answers_stay_right(
     stock: jieba.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hanmo.families.words.KEPT", 3)
+    monkeypatch.setattr("hanmo.tokenizers.jieba_exact.KEPT", 3)
     cut = WordCutter()
     for text in ("A4纸，B5纸，C++和T恤，3.14和2.72", "你好，A4纸") * 2:
         assert cut(text) == stock.lcut(text)

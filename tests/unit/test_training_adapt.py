@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hanmo.errors import ConfigError
-from hanmo.families.base import collate
-from hanmo.training.adapt import LoraSettings, add_lora, checkpoint_layers, freeze_layers
+from hanmo.rows import collate
+from hanmo.training.trainable import LoraSettings, add_lora, checkpoint_layers, freeze_layers
 from tests.toy import ToyFamily, toy_model
 from tests.unit.test_packing import examples
 from tests.unit.tiny import NAMES, tiny

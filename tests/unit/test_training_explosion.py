@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.training.explosion import FACTOR, GUESSING, MARGIN, STEPS, Explosion
+from hanmo.training.divergence import FACTOR, GUESSING, MARGIN, STEPS, LossWatch
 
 
 def stops_at(losses: Sequence[float]) -> int | None:
     """The step, from 1, at which a run of these losses is stopped."""
-    watch = Explosion()
+    watch = LossWatch()
     return next((step for step, loss in enumerate(losses, 1) if watch.exploded(step, loss)), None)
 
 

@@ -11,9 +11,9 @@ from tests import processes
 PROGRAM = """
 import resource, sys
 import torch
-from hanmo.training.memory import keep_freed_memory
+from hanmo.training.memory import keep_heap
 
-if sys.argv[1] == "keep" and not keep_freed_memory():
+if sys.argv[1] == "keep" and not keep_heap():
     sys.exit(3)
 for number in range(20):
     if number == 10:  # the heap of older C libraries grows by a few tensors before it fits

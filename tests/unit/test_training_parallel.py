@@ -13,7 +13,7 @@ import pytest
 
 from hanmo.cli.common import without
 from hanmo.errors import ConfigError
-from hanmo.training.parallel import launch_lines, read_hostfile, read_once, translate_deepspeed
+from hanmo.training.launch import launch_lines, read_hostfile, read_once, translate_deepspeed
 from tests import processes
 
 

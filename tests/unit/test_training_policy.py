@@ -18,20 +18,20 @@ import torch
 from hanmo.checkpoints import open_model
 from hanmo.config import load
 from hanmo.errors import ConfigError
-from hanmo.families.base import IGNORE, Context, collate
-from hanmo.families.heads import attach_value_head, score_tokens
 from hanmo.generation.decode import Generation
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
+from hanmo.nn.row_model import attach_value_head, score_tokens
 from hanmo.records import Dialogue, PromptResponse, ScoredAnswers
-from hanmo.training.adapt import switch_dropout_off
+from hanmo.rows import IGNORE, Context, collate
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.grpo import GrpoConfig, grpo
-from hanmo.training.policy import rollout_settings
-from hanmo.training.ppo import PpoConfig, ppo
-from hanmo.training.reward_scores import score_rows
-from hanmo.training.rollout import OwnEngine, Reference, load_reward, prompt_order, question, scored
-from hanmo.training.rounds import Rounds
+from hanmo.training.rl.policy import rollout_settings
+from hanmo.training.rl.rewards import score_rows
+from hanmo.training.rl.rollout import OwnEngine, Reference, load_reward, prompt_order, question, scored
+from hanmo.training.rl.rounds import Rounds
+from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.ppo import PpoConfig, ppo
+from hanmo.training.trainable import switch_dropout_off
 from tests.unit.alignment_cases import REWARD, starts, trainer
 from tests.unit.tiny import NAMES, tiny
 from tests.unit.transformers_models import write_model
@@ -67,7 +67,7 @@ def test_rollouts_carry_the_policys_own_logprobs(name: str, tmp_path: Path) -> N
     assert {9, *opened.family.never_said} <= set(settings.banned_ids)
     settings = replace(settings, seed=3, top_p=0.9)
     replies = OwnEngine(opened, 2)([one.context for one in asked], settings, [Place(number) for number in range(3)])
-    from hanmo.training.rollout import Sample
+    from hanmo.training.rl.rollout import Sample
 
     samples = [Sample(one.record, one.context, reply, one.text, "") for one, reply in zip(asked, replies, strict=True)]
     rows = [opened.family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
@@ -75,7 +75,7 @@ def test_rollouts_carry_the_policys_own_logprobs(name: str, tmp_path: Path) -> N
     with torch.no_grad():
         free = scored(opened.network(**batch).logprob, batch["labels"])
         barred = torch.tensor(settings.banned_ids)
-        logprobs = scored(opened.network(**batch, barred_ids=barred).logprob, batch["labels"])
+        logprobs = scored(opened.network(**batch, suppressed_ids=barred).logprob, batch["labels"])
     assert all((ours > other).all() for ours, other in zip(logprobs, free, strict=True))  # a choice among fewer ids
     for sample, found in zip(samples, logprobs, strict=True):
         torch.testing.assert_close(found, torch.tensor(sample.generation.logprobs), rtol=1e-3, atol=1e-4)
@@ -83,7 +83,7 @@ def test_rollouts_carry_the_policys_own_logprobs(name: str, tmp_path: Path) -> N
 
 def test_barred_ids_have_neither_probability_nor_gradient() -> None:
     head, hidden, labels = torch.nn.Linear(4, 6, bias=False), torch.randn(1, 3, 4), torch.tensor([[1, IGNORE, 4]])
-    logprob, entropy = score_tokens(head, hidden, labels, entropy=True, barred_ids=torch.tensor([0, 5]))
+    logprob, entropy = score_tokens(head, hidden, labels, entropy=True, suppressed_ids=torch.tensor([0, 5]))
     among = head(hidden)[..., 1:5].log_softmax(-1)  # the ids 1 to 4
     torch.testing.assert_close(logprob, torch.stack([among[:, 0, 0], torch.zeros(1), among[:, 2, 3]], dim=1))
     assert entropy is not None and entropy[0, 0].item() == pytest.approx(-(among.exp() * among).sum(-1)[0, 0].item())

@@ -16,21 +16,21 @@ from transformers import Trainer
 
 from hanmo.checkpoints import open_model
 from hanmo.errors import ConfigError
-from hanmo.families.base import IGNORE
-from hanmo.families.heads import RowOutput
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
+from hanmo.nn.row_model import RowOutput
 from hanmo.records import PromptResponse
-from hanmo.training.alignment import PairTrainer, adapted, prepare_pairs
+from hanmo.rows import IGNORE
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.dpo import DpoConfig, DpoTrainer
-from hanmo.training.grpo import GrpoConfig, GrpoTrainer, grpo
-from hanmo.training.policy import PolicyTrainer
-from hanmo.training.ppo import PpoConfig, PpoTrainer
-from hanmo.training.reward import RewardConfig, train_reward
-from hanmo.training.reward_scores import score_records
-from hanmo.training.rollout import OwnEngine
-from hanmo.training.rounds import BetweenRounds
+from hanmo.training.pairs import PairTrainer, adapted, prepare_pairs
+from hanmo.training.rl.policy import PolicyTrainer
+from hanmo.training.rl.rewards import score_records
+from hanmo.training.rl.rollout import OwnEngine
+from hanmo.training.rl.rounds import BetweenRounds
+from hanmo.training.stages.dpo import DpoConfig, DpoTrainer
+from hanmo.training.stages.grpo import GrpoConfig, GrpoTrainer, grpo
+from hanmo.training.stages.ppo import PpoConfig, PpoTrainer
+from hanmo.training.stages.reward import RewardConfig, train_reward
 from tests.unit.alignment_cases import starts, trainer
 from tests.unit.test_training_policy import small
 from tests.unit.test_training_wiring import SCORES, critic, replies
@@ -125,14 +125,14 @@ def test_the_step_leaves_out_what_cannot_be_said_and_weighs_tokens() -> None:
         return RowOutput(logprob=torch.tensor([[0.0, -1.0, -2.0], [-3.0, 0.0, 0.0]]))
 
     one: Any = SimpleNamespace(
-        args=SimpleNamespace(world_size=1), barred_ids=torch.tensor([7]),
+        args=SimpleNamespace(world_size=1), suppressed_ids=torch.tensor([7]),
         token_losses=lambda output, logprob_N, tokens, labels: -logprob_N,
     )  # fmt: skip
     labels = torch.tensor([[IGNORE, 4, 5], [6, IGNORE, IGNORE]])
     batch = {"labels": labels, "tokens": {"weights": torch.tensor([0.5, 0.5, 1.0])}}
     loss = PolicyTrainer.compute_loss(one, model, batch, num_items_in_batch=torch.tensor(8.0))  # type: ignore[arg-type]
     assert loss.item() == pytest.approx((0.5 * 1 + 0.5 * 2 + 1 * 3) / 8)
-    assert given["barred_ids"].tolist() == [7] and "tokens" not in given
+    assert given["suppressed_ids"].tolist() == [7] and "tokens" not in given
     reply = SimpleNamespace(config=GrpoConfig("m", "d", rewards=("a:b",), loss="reply"))
     assert [GrpoTrainer.token_weights(reply, length) for length in (1, 4)] == [1, 0.25]  # type: ignore[arg-type]
 
@@ -174,7 +174,7 @@ def test_the_mix_has_its_weight_whatever_the_accumulation(accumulated: int) -> N
         accelerator=SimpleNamespace(backward=told.append),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hanmo.training.ppo.Collator", lambda padding: lambda items: {"row_ids": items})
+        patch.setattr("hanmo.training.stages.ppo.Collator", lambda padding: lambda items: {"row_ids": items})
         found = PpoTrainer._learn_text(one, lambda **batch: SimpleNamespace(loss=torch.tensor(2.0)), rows)  # type: ignore[arg-type]
     assert found.item() == told[0].item() == pytest.approx(3.0 * 2.0 / accumulated)
 

@@ -20,8 +20,8 @@ from hanmo.errors import ConfigError
 from hanmo.families import NAMES
 from hanmo.families.presets import presets
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.pretrain import PretrainConfig
-from hanmo.training.run import (
+from hanmo.training.config import TRAINER
+from hanmo.training.run_folder import (
     Outcome,
     arguments,
     begin,
@@ -33,8 +33,8 @@ from hanmo.training.run import (
     rate_factor,
     trainer_settings,
 )
-from hanmo.training.settings import TRAINER
-from hanmo.training.sft import SftConfig, sft
+from hanmo.training.stages.pretrain import PretrainConfig
+from hanmo.training.stages.sft import SftConfig, sft
 from tests import processes
 from tests.unit.tiny import SENTENCES, tiny
 

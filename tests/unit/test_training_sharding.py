@@ -3,7 +3,7 @@
 Each process takes a row at a time and accumulates two of them, the rows having different numbers of scored tokens; in
 half of the runs only LoRA adapters are trained, one of them on the output head. ``fully_shard`` is called directly, on the
 modules that a network's ``_no_split_modules`` names, as accelerate would; and so is DeepSpeed, where it can be imported.
-Then the whole command is run, in which ``SlicedTrainer`` makes accelerate shard on a CPU too.
+Then the whole command is run, in which ``ShardedTrainer`` makes accelerate shard on a CPU too.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hanmo.checkpoints import open_model, save_model
-from hanmo.families.base import collate
-from hanmo.training.adapt import LoraSettings, add_lora, switch_dropout_off
+from hanmo.rows import collate
 from hanmo.training.callbacks import read_metrics
+from hanmo.training.trainable import LoraSettings, add_lora, switch_dropout_off
 from tests import processes
 from tests.unit.test_packing import examples
 from tests.unit.tiny import NAMES, SENTENCES, tiny

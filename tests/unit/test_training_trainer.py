@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
 from hanmo.errors import CheckpointError, DivergedError
-from hanmo.families.base import collate
+from hanmo.rows import collate
 from hanmo.training.callbacks import MetricsFile, StopOnSignal, read_metrics
-from hanmo.training.explosion import STEPS
+from hanmo.training.divergence import STEPS
 from hanmo.training.schedules import factor
 from hanmo.training.trainer import DRAFTS, RowTrainer
 from tests import processes

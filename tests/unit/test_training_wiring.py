@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from hanmo.checkpoints import open_model, save_model
-from hanmo.families.base import IGNORE
-from hanmo.families.heads import RowOutput
 from hanmo.losses import RunningMoments
+from hanmo.nn.row_model import RowOutput
+from hanmo.rows import IGNORE
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.dpo import DpoConfig, dpo
-from hanmo.training.policy import Experience
-from hanmo.training.ppo import PpoConfig, PpoTrainer
-from hanmo.training.reward import RewardConfig, train_reward
+from hanmo.training.rl.policy import Experience
+from hanmo.training.stages.dpo import DpoConfig, dpo
+from hanmo.training.stages.ppo import PpoConfig, PpoTrainer
+from hanmo.training.stages.reward import RewardConfig, train_reward
 from tests.unit.alignment_cases import starts, trainer
 from tests.unit.tiny import tiny
 

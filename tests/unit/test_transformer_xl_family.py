@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.families.base import IGNORE, Part
-from hanmo.families.transformer_xl import legacy
+from hanmo.families.transformer_xl import original_format
 from hanmo.families.transformer_xl.family import TransformerXLFamily
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig
 from hanmo.families.transformer_xl.streams import stream_rows
 from hanmo.records import Dialogue, PromptResponse, Text
+from hanmo.rows import IGNORE, Part
 
 STOP = 99
 
@@ -75,7 +75,7 @@ def test_every_token_of_a_text_is_learned_once(limit: int, length: int) -> None:
 def test_context() -> None:
     assert family().context(PromptResponse("abc", "d", prefix="e"), 9).ids == (1, 2, 3, 5)
     context = family().context(Text("abcd"), 2)
-    assert (context.ids, context.unabridged) == ((3, 4), (1, 2, 3, 4))
+    assert (context.ids, context.full_ids) == ((3, 4), (1, 2, 3, 4))
     prompt = family().prompt(context.ids)
     assert prompt.stop_ids == (STOP,)
     assert prompt.start.tolist() == [2]
@@ -102,7 +102,7 @@ def test_stream_invariants(lengths: list[int], length: int) -> None:
 
 
 def test_a_size_has_one_name() -> None:
-    names = [name for key, size in legacy.SIZES.items() for name in (key, *size.aliases)]
+    names = [name for key, size in original_format.SIZES.items() for name in (key, *size.aliases)]
     assert len(set(names)) == len(names)
 
 
@@ -110,4 +110,4 @@ def test_unknown_configuration_key() -> None:
     from hanmo.errors import ConfigError
 
     with pytest.raises(ConfigError, match="did you mean num_heads"):
-        legacy.read_config({"num_head": 4})
+        original_format.read_config({"num_head": 4})

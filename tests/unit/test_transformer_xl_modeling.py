@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hanmo.errors import ConfigError, UnsupportedError
-from hanmo.families.tables import expand
-from hanmo.families.transformer_xl import legacy
+from hanmo.families.transformer_xl import original_format
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
 from hanmo.families.transformer_xl.relative import visible
 from hanmo.families.transformer_xl.state import MemoryState
-from hanmo.training.adapt import checkpoint_layers
+from hanmo.families.weight_map import expand
+from hanmo.training.trainable import checkpoint_layers
 
 VOCABULARY = 40
 VARIANTS = [pytest.param(True, id="relative"), pytest.param(False, id="absolute")]
@@ -198,20 +198,20 @@ def test_fresh_weights(relative: bool) -> None:
         assert network.positions.inv_freq[1].item() == pytest.approx(10000 ** (-2 / 64))
 
 
-@pytest.mark.parametrize("name", legacy.SIZES)
+@pytest.mark.parametrize("name", original_format.SIZES)
 def test_released_sizes(name: str) -> None:
-    size = legacy.SIZES[name]
+    size = original_format.SIZES[name]
     config = TransformerXLConfig(**size.config)
     with torch.device("meta"):
         network = TransformerXLModel(config)
     assert sum(parameter.numel() for parameter in network.parameters()) == size.parameters
-    layout = legacy.RELATIVE if config.relative else legacy.ABSOLUTE
+    layout = original_format.RELATIVE if config.relative else original_format.ABSOLUTE
     mapped = [ours for entry in expand(layout.entries, config) for ours in entry.ours]
     assert sorted([*mapped, "lm_head.weight"]) == sorted(network.state_dict())
 
 
 def test_published_parameter_count() -> None:
-    assert legacy.SIZES["txl-2.9b"].parameters == 2_855_577_600
+    assert original_format.SIZES["txl-2.9b"].parameters == 2_855_577_600
 
 
 @torch.no_grad()

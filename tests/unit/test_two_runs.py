@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from hanmo.cli import main
-from hanmo.data.cleaning.clean import clean
-from hanmo.data.cleaning.recipe import load
+from hanmo.data.prepare.cleaning.clean import clean
+from hanmo.data.prepare.cleaning.recipe import load
 from hanmo.errors import HanmoError, InUseError
-from hanmo.evaluation.store import opened_store
+from hanmo.evaluation.engine.cache import opened_store
 from hanmo.locks import holding, holding_inside
-from hanmo.training.dpo import DpoConfig, dpo
-from hanmo.training.grpo import GrpoConfig, grpo
-from hanmo.training.ppo import PpoConfig, ppo
-from hanmo.training.pretrain import PretrainConfig, pretrain
-from hanmo.training.reward import RewardConfig, train_reward
-from hanmo.training.sft import SftConfig, sft
+from hanmo.training.stages.dpo import DpoConfig, dpo
+from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.ppo import PpoConfig, ppo
+from hanmo.training.stages.pretrain import PretrainConfig, pretrain
+from hanmo.training.stages.reward import RewardConfig, train_reward
+from hanmo.training.stages.sft import SftConfig, sft
 
 STAGES = [
     (SftConfig, sft),

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.data.vocabulary import HEAD, SENTINELS, build
+from hanmo.data.prepare.vocabulary import HEAD, SENTINELS, build
 
 
 def test_special_tokens_have_the_ids_of_the_format():

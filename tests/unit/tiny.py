@@ -14,7 +14,7 @@ import sentencepiece
 import torch
 
 from hanmo.checkpoints import open_model
-from hanmo.data.vocabulary import build
+from hanmo.data.prepare.vocabulary import build
 from hanmo.families import load
 from hanmo.families.base import OpenedModel
 from hanmo.families.eva.family import EvaFamily

@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "mutants"
 # part -> its files; of each part as many faults are taken
 PARTS: dict[str, tuple[str, ...]] = {
-    "losses": ("hanmo/losses.py", "hanmo/training/schedules.py", "hanmo/training/explosion.py"),
+    "losses": ("hanmo/losses.py", "hanmo/training/schedules.py", "hanmo/training/divergence.py"),
     "rows": (
-        "hanmo/families/base.py", "hanmo/families/causal.py", "hanmo/families/*/family.py",
+        "hanmo/families/base.py", "hanmo/nn/causal.py", "hanmo/families/*/family.py",
         "hanmo/families/glm/pretraining.py", "hanmo/families/transformer_xl/streams.py",
     ),
-    "collation": ("hanmo/data/rows.py", "hanmo/data/packing.py", "hanmo/data/pairs.py", "hanmo/data/streams.py"),
+    "collation": ("hanmo/data/rows/dataset.py", "hanmo/data/rows/packing.py", "hanmo/data/rows/pairs.py", "hanmo/data/streams.py"),
     "sampling": ("hanmo/generation/*.py", "hanmo/families/eva/decoding.py"),
     "trainers": tuple(
         f"hanmo/training/{name}.py"

@@ -81,7 +81,7 @@ class Touching:
             "families",
             "hanmo.training",
             "generation",
-            "hanmo.data.rows",
+            "hanmo.data.rows.dataset",
             "hanmo.data.p",
             "tiny(",
             "toy",

@@ -29,7 +29,7 @@ PAUSES = ("，", ",", "。")
 AFTER_PAUSE = ("但", "不过")  # never said after a pause
 
 
-class RuleBook:
+class Vocabulary:
     """What the rules know of a vocabulary: the text of each token and its antonyms.
 
     Args:
@@ -56,7 +56,7 @@ class RuleBook:
         self.antonyms = self._opposites(antonyms, ids)
 
     @classmethod
-    def of(cls, tokenizer: Any, antonyms: str | Path | None = None) -> RuleBook:
+    def of(cls, tokenizer: Any, antonyms: str | Path | None = None) -> Vocabulary:
         """The rule book of a tokenizer, with the antonyms of a file if there is one."""
         ids = {token: index for token, index in tokenizer.get_vocab().items() if index < tokenizer.vocab_size}
         tokens = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
@@ -99,7 +99,7 @@ def read_antonyms(path: str | Path) -> list[tuple[str, str]]:
     return pairs
 
 
-class EvaRules:
+class EvaLogitsProcessor:
     """The five rules, applied in this order to each row's scores (R, V):
 
     1. repetition penalty on every id said before (the separator excepted);
@@ -113,13 +113,13 @@ class EvaRules:
 
     Args:
         settings: generation.settings.Settings.
-        contexts: unabridged ids of each conversation.
+        contexts: full_ids ids of each conversation.
     """
 
-    def __init__(self, book: RuleBook, settings: Any, contexts: Sequence[Sequence[int]]):
+    def __init__(self, book: Vocabulary, settings: Any, contexts: Sequence[Sequence[int]]):
         self._book = book
         self._settings = settings
-        self._contexts = [_Said(book, settings.no_repeat_ngram_size, ids) for ids in contexts]
+        self._contexts = [ConversationState(book, settings.no_repeat_ngram_size, ids) for ids in contexts]
 
     def __call__(self, generated: Sequence[Sequence[int]], sources: Sequence[int], scores_RV: Tensor) -> Tensor:
         settings, book = self._settings, self._book
@@ -141,10 +141,10 @@ class EvaRules:
         return scores_RV
 
 
-class _Said:
+class ConversationState:
     """A conversation as the rules see it; the generated part is given anew with every call."""
 
-    def __init__(self, book: RuleBook, size: int, ids: Sequence[int]):
+    def __init__(self, book: Vocabulary, size: int, ids: Sequence[int]):
         self.ids = frozenset(ids)
         self._book = book
         self._size = size

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, T5Config
 
-from hanmo.families.eva import legacy, tokenization
+from hanmo.families.eva import original_format, tokenization
 from hanmo.families.eva.modeling import EvaConfig
 from hanmo.families.eva.tokenization import EvaTokenizer
-from hanmo.families.tables import expand
+from hanmo.families.weight_map import expand
 from hanmo.files import json_text
 
 MAX_DISTANCE = 128  # of the relative positions; fixed in EVA, a setting in T5
@@ -67,7 +67,7 @@ def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: to
 def t5_tensors(config: EvaConfig) -> dict[str, tuple[str, float]]:
     """T5's names, which are those of EVA's hub layout: ours, and what it is multiplied with, the scale for queries."""
     scale = config.d_kv**-0.5 if config.attn_scale else 1.0
-    hub = next(layout for layout in legacy.LAYOUTS if layout.container == "bin")
+    hub = next(layout for layout in original_format.LAYOUTS if layout.container == "bin")
     return {
         entry.theirs: (ours, scale if ours.endswith("q_proj.weight") else 1.0)
         for entry in expand(hub.entries, config)

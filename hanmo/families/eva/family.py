@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE, Context, DecodingForm, Export, Family, Part, Prompt, Row, Rules
-from hanmo.families.causal import example_numbers
-from hanmo.families.eva import legacy
+from hanmo.families.base import Export, Family, Rules, SearchConventions
+from hanmo.families.eva import original_format
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.stops import Stop
+from hanmo.nn.causal import example_numbers
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
+from hanmo.rows import IGNORE, Context, Part, Prompt, Row
 
 if TYPE_CHECKING:
-    from hanmo.families.eva.decoding import RuleBook
+    from hanmo.families.eva.decoding import Vocabulary
 
 CHAT_TURNS = 8  # utterances that a chat looks back at
 
@@ -38,9 +39,9 @@ class EvaFamily(Family):
     config_class = EvaConfig
     network_class = EvaModel
     tokenizer_class = EvaTokenizer
-    legacy: ClassVar[ModuleType] = legacy
+    original_format: ClassVar[ModuleType] = original_format
     # All beams start equal, so that the search meets ties which hang on rounding (specification, 7.4).
-    published_decoding = DecodingForm(
+    published_decoding = SearchConventions(
         first_beam_only=False,
         length="words",
         lookahead=0,
@@ -148,8 +149,8 @@ class EvaFamily(Family):
         for turn in reversed(turns[-CHAT_TURNS:]):
             if len(seen) + len(turn) + 1 <= limit:
                 seen = turn + seen
-        unabridged = [id_ for turn in turns for id_ in turn]
-        return Context(self._given(seen, opening), (*unabridged, *opening))
+        full_ids = [id_ for turn in turns for id_ in turn]
+        return Context(self._given(seen, opening), (*full_ids, *opening))
 
     def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
         """What stands before the gap is a turn, the option and what follows it are the reply."""
@@ -192,15 +193,15 @@ class EvaFamily(Family):
 
     def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
         """EVA's penalties and bans; antonyms are banned where the model has a file of them."""
-        from hanmo.families.eva.decoding import EvaRules
+        from hanmo.families.eva.decoding import EvaLogitsProcessor
 
-        return EvaRules(self._rule_book, settings, contexts)
+        return EvaLogitsProcessor(self._rule_book, settings, contexts)
 
     @cached_property
-    def _rule_book(self) -> RuleBook:
-        from hanmo.families.eva.decoding import RuleBook
+    def _rule_book(self) -> Vocabulary:
+        from hanmo.families.eva.decoding import Vocabulary
 
-        return RuleBook.of(self.tokenizer, self.assets.get("antonyms"))
+        return Vocabulary.of(self.tokenizer, self.assets.get("antonyms"))
 
     def _turns(self, record: Dialogue | PromptResponse) -> list[list[int]]:
         """The ids of every turn, without ``<sep>``; of a prompt and response those of the prompt."""

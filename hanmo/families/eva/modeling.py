@@ -18,14 +18,14 @@ from transformers import PretrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hanmo.families.cache import DecodeState
-from hanmo.families.causal import same_example
-from hanmo.families.dropout import Dropout, dropout
 from hanmo.families.eva.biases import blind_queries, masked_bias, per_query, relative_buckets
 from hanmo.families.eva.state import EvaState
-from hanmo.families.heads import RowModel
-from hanmo.families.linear import Linear, lowered
-from hanmo.families.parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
+from hanmo.nn.causal import same_example
+from hanmo.nn.cpu.dropout import Dropout, dropout
+from hanmo.nn.cpu.linear import Linear, lowered
+from hanmo.nn.decode_state import DecodeState
+from hanmo.nn.row_model import RowModel
+from hanmo.nn.tensor_parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
 
 _ATTENTION = {"q_proj": OUT_HEADS, "k_proj": OUT_HEADS, "v_proj": OUT_HEADS, "o_proj": IN_HEADS}
 _BLOCK = {

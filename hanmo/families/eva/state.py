@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from hanmo.families.cache import DecodeState
+from hanmo.nn.decode_state import DecodeState
 
 
 class EvaState(DecodeState):

@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizer
 
-from hanmo.families.spread import EncodesBatches, compiled
-from hanmo.families.words import Known, WordCutter
+from hanmo.tokenizers.batching import BatchEncodingMixin, compiled
+from hanmo.tokenizers.jieba_exact import Known, WordCutter
 
 # Full-width forms that the original folds before it cuts. Only the first table changes where words end.
 _FOLD_IN_WORDS = (("…", "..."), ("＃", "#"), ("％", "%"), ("＆", "&"), ("＋", "+"), ("－", "-"), ("＿", "_"))
@@ -34,7 +34,7 @@ def _folded(text: str) -> str:
     return text
 
 
-class EvaTokenizer(EncodesBatches, PreTrainedTokenizer):
+class EvaTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
     """EVA's tokenizer. A single text is followed by ``<sep>``; a pair is A ``<sep>`` B ``<s_0>``.
 
     Special tokens typed into a text are cut up like any other text and never become special.

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE, TRANSFORMERS_4_31, Context, Family, Part, Prompt, Row, as_pair
-from hanmo.families.causal import causal_pack
-from hanmo.families.glm import legacy
+from hanmo.families.base import TRANSFORMERS_4_31, Family, as_pair
+from hanmo.families.glm import original_format
 from hanmo.families.glm.modeling import GlmConfig, GlmModel
 from hanmo.families.glm.pretraining import draw_document, draw_objective, draw_sentences, draw_spans
 from hanmo.families.glm.tokenization import GlmTokenizer
 from hanmo.families.stops import CONFIG, Stop, collect
+from hanmo.nn.causal import causal_pack
 from hanmo.records import Dialogue, Record, Text
+from hanmo.rows import IGNORE, Context, Part, Prompt, Row
 
 SENTENCE_MARKS = tuple("。！？；!?;")
 MASK, GMASK = "[MASK]", "[gMASK]"
@@ -34,7 +35,7 @@ class GlmFamily(Family):
     config_class = GlmConfig
     network_class = GlmModel
     tokenizer_class = GlmTokenizer
-    legacy: ClassVar[ModuleType] = legacy
+    original_format: ClassVar[ModuleType] = original_format
     vocab_padded_to = 128
     packs = True
     published_decoding = TRANSFORMERS_4_31

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from hanmo.errors import ConfigError, unknown
-from hanmo.families.cache import DecodeState
-from hanmo.families.causal import same_example
-from hanmo.families.dropout import Dropout
-from hanmo.families.heads import RowModel
-from hanmo.families.linear import Linear
-from hanmo.families.prenorm import TP_PLAN, PreNormBlock, check_positions, init_prenorm
+from hanmo.nn.causal import same_example
+from hanmo.nn.cpu.dropout import Dropout
+from hanmo.nn.cpu.linear import Linear
+from hanmo.nn.decode_state import DecodeState
+from hanmo.nn.prenorm import TP_PLAN, PreNormBlock, check_positions, init_prenorm
+from hanmo.nn.row_model import RowModel
 
 ACTIVATIONS = ("gelu_new", "gelu")
 

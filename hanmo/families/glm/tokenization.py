@@ -20,7 +20,7 @@ from typing import Any
 import sentencepiece
 from transformers import BatchEncoding, PreTrainedTokenizer
 
-from hanmo.families.spread import EncodesBatches, compiled
+from hanmo.tokenizers.batching import BatchEncodingMixin, compiled
 
 _COMMANDS = (
     "<|endoftext|>",
@@ -43,7 +43,7 @@ _TIDY: tuple[tuple[str, str], ...] = (
 )
 
 
-class GlmTokenizer(EncodesBatches, PreTrainedTokenizer):
+class GlmTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
     """A single text becomes ``[CLS]`` A ``<|endoftext|>``, a pair ``[CLS]`` A ``[SEP]`` B ``<|endoftext|>``.
 
     Truncation takes from the left, padding is on the right.

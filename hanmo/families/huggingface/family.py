@@ -16,16 +16,17 @@ from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE, Context, Export, Family, Part, Prompt, Row, as_pair, split_at_difference, stack
-from hanmo.families.causal import causal_pack, causal_prompt, causal_row
-from hanmo.families.huggingface import legacy
+from hanmo.families.base import Export, Family, as_pair
+from hanmo.families.huggingface import original_format
 from hanmo.families.huggingface.boundaries import Message, TemplateForm, behind, plain, separator
 from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.families.huggingface.stops import stops_of
 from hanmo.families.huggingface.templates import render_template
 from hanmo.families.huggingface.text import without_blanks
 from hanmo.families.stops import Stop, config_value, has_row
+from hanmo.nn.causal import causal_pack, causal_prompt, causal_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
+from hanmo.rows import IGNORE, Context, Part, Prompt, Row, split_at_difference, stack
 
 
 class HuggingfaceFamily(Family):
@@ -33,7 +34,7 @@ class HuggingfaceFamily(Family):
     config_class = PretrainedConfig
     network_class = TransformersModel
     tokenizer_class: ClassVar[Any] = AutoTokenizer
-    legacy: ClassVar[ModuleType] = legacy
+    original_format: ClassVar[ModuleType] = original_format
     vocab_padded_to = 0
     lora_targets = ("all-linear",)
 
@@ -119,13 +120,13 @@ class HuggingfaceFamily(Family):
         if isinstance(record, Dialogue):
             record = replace(record, turns=(*record.turns, ""))  # the response is still to come
         ids, _ = self._prompt_and_answer(record, limit)
-        unabridged, _ = self._prompt_and_answer(record, None)
-        if unabridged and not ids:
+        full_ids, _ = self._prompt_and_answer(record, None)
+        if full_ids and not ids:
             raise UnsupportedError(
                 f"{record.where or 'the prompt'}: its last turn alone is more than the {limit} tokens that the model is "
                 "shown; give a larger limit"
             )
-        return Context(tuple(ids), tuple(unabridged))
+        return Context(tuple(ids), tuple(full_ids))
 
     def as_transformers(self) -> Export:
         raise UnsupportedError("a model of transformers is what plain transformers loads: convert it without --to hf")

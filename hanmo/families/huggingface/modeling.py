@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import IGNORE
-from hanmo.families.heads import (
+from hanmo.families.huggingface.probes import SPARSE, ProbedBatching, find_batching, head_is_exact, packing_is_exact
+from hanmo.families.huggingface.ranks import settle_heads, with_plan
+from hanmo.families.huggingface.states import ReadAgain, TransformersState
+from hanmo.families.safe_loading import own_code, safe_blank, safe_network
+from hanmo.files import read_json
+from hanmo.losses import token_entropies, token_logprobs, weighted_nll
+from hanmo.nn.prenorm import check_positions
+from hanmo.nn.row_model import (
     RowOutput,
     ValueHead,
     configured_value_head,
     kept_places,
     score_tokens,
     values_of,
-    without_barred,
+    without_suppressed,
 )
-from hanmo.families.huggingface.probes import SPARSE, ProbedBatching, find_batching, head_is_exact, packing_is_exact
-from hanmo.families.huggingface.ranks import settle_heads, with_plan
-from hanmo.families.huggingface.states import ReadAgain, TransformersState
-from hanmo.families.prenorm import check_positions
-from hanmo.families.safe_loading import own_code, safe_blank, safe_network
-from hanmo.files import read_json
-from hanmo.losses import token_entropies, token_logprobs, weighted_nll
+from hanmo.rows import IGNORE
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
 POSITION_TABLES = ("wpe", "position_embeddings")  # of learned positions, by name in GPT-2 and BERT and their kin
@@ -63,7 +63,7 @@ class TransformersRows:
         weights: Tensor | None = None,
         num_items_in_batch: Tensor | float | None = None,
         entropy: bool = False,
-        barred_ids: Tensor | None = None,
+        suppressed_ids: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
         """Rows (labels with weights) are scored as RowModel does; any other call is the model's own forward."""
@@ -82,10 +82,12 @@ class TransformersRows:
             hidden_BAD = _last_hidden(self, *args, **inputs)
             head = self.get_output_embeddings()  # type: ignore[attr-defined]
             kept = kept_places(self)
-            logprob_BA, entropy_BA = score_tokens(head, hidden_BAD, labels, entropy, kept=kept, barred_ids=barred_ids)
+            logprob_BA, entropy_BA = score_tokens(
+                head, hidden_BAD, labels, entropy, kept=kept, suppressed_ids=suppressed_ids
+            )
         else:
             output = super().forward(*args, **inputs, output_hidden_states=self.value_head is not None)  # type: ignore[misc]
-            logprob_BA, entropy_BA = _score_logits(without_barred(output.logits, barred_ids), labels, entropy)
+            logprob_BA, entropy_BA = _score_logits(without_suppressed(output.logits, suppressed_ids), labels, entropy)
             states = "decoder_hidden_states" if self.config.is_encoder_decoder else "hidden_states"  # type: ignore[attr-defined]
             hidden_BAD = None if self.value_head is None else output[states][-1]
         value_BA = values_of(self, hidden_BAD, labels, known)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import stack
-from hanmo.families.batching import Batching
-from hanmo.families.finite import require_finite
-from hanmo.families.int8 import is_int8
+from hanmo.nn.batching import Batching
+from hanmo.nn.cpu.int8 import is_int8
+from hanmo.nn.finite import require_finite
+from hanmo.rows import stack
 
 TOLERANCE = 1e-3  # relative to the largest value; scaled or capped logits are off by whole units
 CLOSE = 1e-4  # RMS of the difference between batched and single logits over the RMS of the logits, in fp32

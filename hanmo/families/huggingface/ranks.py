@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
+from hanmo.nn.tensor_parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
 
 T5_FORM = ("t5", "mt5")
 

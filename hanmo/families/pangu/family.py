@@ -7,13 +7,14 @@ from functools import cached_property
 from types import ModuleType
 from typing import ClassVar
 
-from hanmo.families.base import TRANSFORMERS_4_31, Context, Family, Part, Prompt, Row, as_pair
-from hanmo.families.causal import causal_pack, causal_prompt, causal_row
-from hanmo.families.pangu import legacy
+from hanmo.families.base import TRANSFORMERS_4_31, Family, as_pair
+from hanmo.families.pangu import original_format
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
 from hanmo.families.pangu.tokenization import PanguTokenizer
 from hanmo.families.stops import CONFIG, Stop, collect
+from hanmo.nn.causal import causal_pack, causal_prompt, causal_row
 from hanmo.records import Dialogue, Record, Text
+from hanmo.rows import Context, Part, Prompt, Row
 
 
 class PanguFamily(Family):
@@ -21,7 +22,7 @@ class PanguFamily(Family):
     config_class = PanguConfig
     network_class = PanguModel
     tokenizer_class = PanguTokenizer
-    legacy: ClassVar[ModuleType] = legacy
+    original_format: ClassVar[ModuleType] = original_format
     packs = True
     vocab_padded_to = 128
     published_decoding = TRANSFORMERS_4_31

@@ -15,8 +15,8 @@ from typing import Any
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
-from hanmo.families.spread import EncodesBatches
-from hanmo.families.words import WordCutter
+from hanmo.tokenizers.batching import BatchEncodingMixin
+from hanmo.tokenizers.jieba_exact import WordCutter
 
 _ADDED = ("<s>", "</s>", "<eot>", "<unk>", "<sep>", "<pad>")
 _FURTHER = {"patched": "<>", "stock": ""}
@@ -26,7 +26,7 @@ _FURTHER = {"patched": "<>", "stock": ""}
 _SPELLED = {" ": "\u2582", "\n": "\u2583", "\r\n": "\r\u2583"}
 
 
-class PanguTokenizer(EncodesBatches, PreTrainedTokenizer):
+class PanguTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
     """PanGu-α's tokenizer. A single text becomes ``<s>`` A ``<eot>``, a pair ``<s>`` A ``<sep>`` B ``<eot>``.
 
     Args:

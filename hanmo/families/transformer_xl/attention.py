@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hanmo.families.dropout import draw_kept, kept_scale
 from hanmo.families.transformer_xl.relative import MASKED, hide_, moved_left, relative_scores, with_surplus
+from hanmo.nn.cpu.dropout import draw_kept, kept_scale
 
 PIECE = 2**21  # scores of a piece: 4 MB in bf16
 BLOCK = 128  # queries of a piece, where later columns are hidden from all of them

@@ -12,13 +12,14 @@ from typing import ClassVar
 
 import torch
 
-from hanmo.families.base import Context, Family, Part, Prompt, Row, as_pair
-from hanmo.families.causal import causal_pack, causal_prompt, causal_row
-from hanmo.families.transformer_xl import legacy
+from hanmo.families.base import Family, as_pair
+from hanmo.families.transformer_xl import original_format
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
 from hanmo.families.transformer_xl.streams import stream_rows
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
+from hanmo.nn.causal import causal_pack, causal_prompt, causal_row
 from hanmo.records import Dialogue, Record, Text
+from hanmo.rows import Context, Part, Prompt, Row
 
 
 @dataclass
@@ -27,7 +28,7 @@ class TransformerXLFamily(Family):
     config_class = TransformerXLConfig
     network_class = TransformerXLModel
     tokenizer_class = TransformerXLTokenizer
-    legacy: ClassVar[ModuleType] = legacy
+    original_format: ClassVar[ModuleType] = original_format
     packs = True
     streams = True
     vocab_padded_to = 128 * 8  # to 128 rows for each of up to 8 tensor-parallel ranks

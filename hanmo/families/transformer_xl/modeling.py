@@ -21,13 +21,13 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import ConfigError, UnsupportedError
-from hanmo.families.dropout import Dropout
-from hanmo.families.heads import RowModel
-from hanmo.families.linear import Linear
-from hanmo.families.parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, local
 from hanmo.families.transformer_xl.attention import PiecewiseAttention
 from hanmo.families.transformer_xl.relative import MASKED, SinusoidTable, hide_, relative_scores, visible
 from hanmo.families.transformer_xl.state import MemoryState
+from hanmo.nn.cpu.dropout import Dropout
+from hanmo.nn.cpu.linear import Linear
+from hanmo.nn.row_model import RowModel
+from hanmo.nn.tensor_parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, local
 
 TP_PLAN = {
     "embed_tokens": VOCABULARY_ROWS,

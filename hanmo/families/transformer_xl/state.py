@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hanmo.families.cache import BLOCK, DecodeState
+from hanmo.nn.decode_state import BLOCK, DecodeState
 
 
 class MemoryState(DecodeState):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from hanmo.families.base import IGNORE, Part, Row
+from hanmo.rows import IGNORE, Part, Row
 
 
 def stream_rows(documents: Iterable[Sequence[Part]], length: int, stop_id: int) -> list[Row]:

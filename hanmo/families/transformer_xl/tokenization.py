@@ -16,13 +16,13 @@ from typing import Any
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
-from hanmo.families.spread import EncodesBatches, compiled
+from hanmo.tokenizers.batching import BatchEncodingMixin, compiled
 
 _EOS, _EOP = "<|endoftext|>", "<|endofpiece|>"
 _TYPES = ("<str0>", "<str1>")  # names of segment types, which shadow the first ids when the original looks ids up
 
 
-class TransformerXLTokenizer(EncodesBatches, PreTrainedTokenizer):
+class TransformerXLTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
     """Texts get no tokens at either end. ``<|endoftext|>`` in a text is ordinary characters.
 
     Args:

@@ -1,0 +1,197 @@
+"""A folder of weights in the making: file by file, with a content hash per tensor, so that it can be continued.
+
+.NAME.partial/      what is finished so far, beside the folder NAME that it becomes
+    job.json        what is being made
+    tensors.json    per file: its size and, per tensor, shape, dtype and hash; stays in the finished folder
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hanmo.checkpoints.files.tensor_files import HASH, Progress, Stored, content_hash
+from hanmo.checkpoints.originals.locate import Weights, find_weights, read_json
+from hanmo.checkpoints.save import INDEX, is_no_weights
+from hanmo.errors import CheckpointError
+from hanmo.files import json_text, replacing, write_text
+from hanmo.folders import finish_folder, recover
+from hanmo.locks import holding
+
+_JOB = "job.json"
+
+
+class Draft:
+    """The folder being written.
+
+    Attributes:
+        folder: where it is until it is finished.
+        files: of the finished files of weights, by name: ``bytes`` and ``tensors``.
+    """
+
+    def __init__(self, folder: Path, job: dict[str, Any]):
+        self.folder = folder
+        self.files: dict[str, dict[str, Any]] = {}
+        index = folder / INDEX
+        if index.is_file():
+            self.files = read_json(index)["files"]
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink() or any(item.is_symlink() for item in folder.rglob("*")):
+            raise CheckpointError(f"{folder}: holds links, which a conversion never makes; remove it and begin again")
+        for half in folder.rglob(".*.tmp"):  # of a process that was killed
+            half.unlink()
+        write_text(folder / _JOB, json_text({"job": job}, indent=2) + "\n")
+
+    def write(
+        self, name: str, tensors: dict[str, Stored], write: Callable[[Path, Progress], None], progress: Progress
+    ) -> None:
+        """Write a file of weights, unless an earlier run has finished it, and note its hashes."""
+        path = self.folder / name
+        if name in self.files and path.is_file() and path.stat().st_size == self.files[name]["bytes"]:
+            progress(bytes_of(tensors))
+            return
+        with replacing(path) as temporary, _one_thread():
+            write(temporary, progress)
+        facts = {
+            key: {"dtype": str(stored.dtype).removeprefix("torch."), "shape": stored.shape, "hash": stored.digest}
+            for key, stored in tensors.items()
+        }
+        self.files[name] = {"bytes": path.stat().st_size, "tensors": facts}
+        write_text(self.folder / INDEX, json_text({"hash": HASH, "files": self.files}) + "\n")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Copying is bound by memory: a second thread took twice the processor time, and longer on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def bytes_of(tensors: dict[str, Stored]) -> int:
+    """Bytes of these tensors in a file: what has several names is stored once."""
+    return sum(stored.nbytes for stored in {id(stored): stored for stored in tensors.values()}.values())
+
+
+@contextlib.contextmanager
+def drafting(target: Path, job: dict[str, Any], *, resume: bool, verify: bool) -> Iterator[Draft]:
+    """A draft that becomes ``target`` when the block ends without an error.
+
+    After an error the draft is removed; with ``resume`` it is kept, and the next call of the same job continues it. A
+    draft that a killed process left is continued with ``resume``, else removed.
+
+    Args:
+        job: everything that decides the content, as JSON.
+        verify: read the files of weights again and compare the hashes before the target appears.
+
+    Raises:
+        InUseError: another run writes it.
+        CheckpointError: it cannot be written (a full disk), is not as it was written, or what was interrupted was
+            another job.
+    """
+    said, target = target, target.resolve()
+    folder = target.with_name(f".{target.name}.partial")
+    job = json.loads(json.dumps(job))
+    try:
+        with holding(said):
+            recover(target)
+            _look_at_earlier(folder, job, resume)
+            try:
+                yield (draft := Draft(folder, job))
+                if verify:
+                    verify_index(find_weights(folder), from_disk=True)
+                (draft.folder / _JOB).unlink()
+                finish_folder(target, folder, is_no_weights)
+            except BaseException:
+                if not resume:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+    except OSError as error:
+        kept = f"; what is finished lies in {folder}: --resume continues" if resume else ""
+        raise CheckpointError(f"{said}: cannot be written: {error}; nothing has been changed{kept}") from error
+
+
+def _look_at_earlier(folder: Path, job: dict[str, Any], resume: bool) -> None:
+    """Keep what an interrupted run has left if it is to be continued, else remove it."""
+    if not (folder / _JOB).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    earlier = read_json(folder / _JOB)
+    if not resume:
+        shutil.rmtree(folder)
+    elif earlier.get("job") != job:
+        before = earlier.get("job") or {}
+        changed = ", ".join(f"{key} ({before.get(key)!r} then)" for key in job if before.get(key) != job[key])
+        raise CheckpointError(
+            f"{folder}: the interrupted conversion was another one: different are {changed}; "
+            "repeat it as it was, or leave out --resume to begin again"
+        )
+
+
+def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
+    """Read all weights again and compare them with the index beside them.
+
+    Args:
+        from_disk: forget first what the system has cached of the files, where it can.
+
+    Returns:
+        The number of tensors, or None if there is no index that can be compared.
+
+    Raises:
+        CheckpointError: a tensor is not as it was written; says which.
+    """
+    index = weights.folder / INDEX
+    if not index.is_file():
+        return None
+    said = read_json(index)
+    if said.get("hash") != HASH:
+        return None
+    _check_listing(index, said.get("files"))
+    compared = 0
+    names = [str(file.relative_to(weights.folder)) for file in weights.files]
+    for name, facts in said["files"].items():
+        if name not in names:
+            raise CheckpointError(f"{index}: lists {name}, which is not among the files: {', '.join(names)}")
+        number = names.index(name)
+        tensors = weights.ranks[number if len(weights.ranks) > 1 else 0]
+        if from_disk and hasattr(os, "posix_fadvise"):
+            with weights.files[number].open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for tensor_name, fact in facts["tensors"].items():
+            _compare(weights.files[number], tensor_name, tensors.get(tensor_name), fact)
+            compared += 1
+    return compared
+
+
+def _check_listing(index: Path, files: Any) -> None:
+    """Check the form of an index: the folder is untrusted."""
+    facts = {"dtype", "shape", "hash"}
+    listed = isinstance(files, dict) and all(isinstance(one, dict) for one in files.values())
+    tensors: list[Any] = [one.get("tensors") for one in files.values()] if listed else [None]
+    if not all(isinstance(one, dict) for one in tensors) or not all(
+        isinstance(fact, dict) and fact.keys() >= facts for one in tensors for fact in one.values()
+    ):
+        raise CheckpointError(f"{index}: not as a conversion writes it; remove it, or convert again")
+
+
+def _compare(file: Path, name: str, tensor: torch.Tensor | None, fact: dict[str, Any]) -> None:
+    if tensor is None:
+        raise CheckpointError(f"{file}: {name} is missing; it was written (see {INDEX})")
+    found = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+    if found != {key: fact[key] for key in found}:
+        raise CheckpointError(f"{file}: {name} is {found}, not as it was written ({fact})")
+    if (digest := content_hash(tensor)) != fact["hash"]:
+        raise CheckpointError(
+            f"{file}: {name} is not as it was written: its content hash is {digest}, {INDEX} says {fact['hash']}; "
+            "the file is damaged: convert or copy it again"
+        )

@@ -1,0 +1,297 @@
+"""Files of weights written as a stream: whatever the size of the model, a few megabytes of it are in memory.
+
+The libraries' own writers want all of a file's tensors at once, which is a second copy of the model where a tensor is
+cut, merged or converted on the way. Both containers are simple: safetensors is a JSON header and the bytes; a file of
+torch (1.6 and later) is a zip archive, not compressed, of a pickle that names storages and one member per storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import pickle
+import zipfile
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO, FileIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from hanmo.errors import UnsupportedError
+from hanmo.files import json_text
+
+_SMALL = 64 << 10  # bytes of headers, which are written together
+_AHEAD = 4  # writes that may wait for the disk
+_to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has the second only
+BLOCK = 2 << 20  # bytes that are read, converted, hashed and written at a time
+_ALIGNMENT = 64  # of tensors in torch's files, so that they can be mapped
+_NAMES = {  # dtype -> its name in safetensors, and torch's storage class
+    torch.float64: ("F64", torch.DoubleStorage),
+    torch.float32: ("F32", torch.FloatStorage),
+    torch.float16: ("F16", torch.HalfStorage),
+    torch.bfloat16: ("BF16", torch.BFloat16Storage),
+    torch.int64: ("I64", torch.LongStorage),
+    torch.int32: ("I32", torch.IntStorage),
+    torch.int16: ("I16", torch.ShortStorage),
+    torch.int8: ("I8", torch.CharStorage),
+    torch.uint8: ("U8", torch.ByteStorage),
+    torch.bool: ("BOOL", torch.BoolStorage),
+}
+
+# xxhash comes with hanmo[train], through datasets.
+HASH = "xxh3_64" if importlib.util.find_spec("xxhash") else "blake2b_64"
+
+Progress = Callable[[int], None]  # told the bytes that are done
+
+
+def _names(dtype: torch.dtype) -> tuple[str, Any]:
+    if dtype not in _NAMES:
+        raise UnsupportedError(
+            f"a tensor of {dtype}, which hanmo does not write; it writes {', '.join(map(str, _NAMES))}"
+        )
+    return _NAMES[dtype]
+
+
+def _new_digest() -> Any:
+    if HASH == "blake2b_64":
+        return hashlib.blake2b(digest_size=8)
+    import xxhash
+
+    return xxhash.xxh3_64()
+
+
+@dataclass(eq=False)
+class Stored:
+    """A tensor that is to be written: known by shape and dtype, read when its turn comes.
+
+    Attributes:
+        blocks: its parts of this dtype, whose bytes follow each other in the tensor's.
+        digest: content hash; empty until it is written.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    blocks: Callable[[], Iterable[Tensor]]
+    digest: str = ""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Stored:
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: in_blocks([tensor]))
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def write(self, file: BinaryIO | Any, progress: Progress) -> None:
+        digest, left = _new_digest(), self.nbytes
+        for block in self.blocks():
+            assert block.dtype == self.dtype, "a block is not of the tensor's dtype"
+            data = _bytes(block)
+            file.write(data)
+            digest.update(data)
+            progress(len(data))
+            left -= len(data)
+        assert left == 0, "the blocks are not the whole tensor"
+        self.digest = digest.hexdigest()
+
+
+def in_blocks(views: Sequence[Tensor], dim: int = 0) -> Iterator[Tensor]:
+    """The rows, about ``BLOCK`` bytes at a time, of the tensor that these views give when joined on ``dim``."""
+    if dim == 0 or len(views) == 1:
+        for view in views:
+            yield from view.split(_rows(view)) if view.dim() else (view,)
+        return
+    rows = _rows(*views)
+    for start in range(0, len(views[0]), rows):
+        yield torch.cat([view[start : start + rows] for view in views], dim=dim)
+
+
+def _rows(*views: Tensor) -> int:
+    return max(1, BLOCK * max(1, len(views[0])) // max(1, sum(view.nbytes for view in views))) if views[0].dim() else 1
+
+
+def content_hash(tensor: Tensor) -> str:
+    """The hash that ``Stored.write`` gives a tensor of these bytes."""
+    digest = _new_digest()
+    for block in in_blocks([tensor]):
+        digest.update(_bytes(block))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+class BackgroundFile:
+    """A new file that threads write and flush to the disk while the next bytes are made: much of that is waiting."""
+
+    def __init__(self, path: Path):
+        self._file = FileIO(path, "wb")
+        self._position = 0  # in the file, of the next write
+        self._small = bytearray()  # the bytes before it, as far as they are not yet on their way
+        self._writer, self._flusher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._writes: deque[Future[None]] = deque()
+        self._flush: Future[None] | None = None
+
+    def __enter__(self) -> BackgroundFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._writer.shutdown(cancel_futures=True)
+        self._flusher.shutdown()
+        self._file.close()
+
+    def write(self, data: Any) -> int:
+        """Write soon; ``data`` must not change until then. Raises what an earlier write has met."""
+        if len(data) < _SMALL:
+            self._small += data
+        else:
+            self._send_small()
+            self._send(self._position, data)
+        self._position += len(data)
+        if len(self._small) >= _SMALL:
+            self._send_small()
+        return len(data)
+
+    def _send_small(self) -> None:
+        if self._small:
+            self._send(self._position - len(self._small), self._small)
+            self._small = bytearray()
+
+    def _send(self, position: int, data: Any) -> None:
+        if len(self._writes) == _AHEAD:
+            self._writes.popleft().result()
+        self._writes.append(self._writer.submit(self._write, position, memoryview(data)))
+
+    def _write(self, position: int, data: memoryview) -> None:
+        self._file.seek(position)
+        while data:
+            data = data[self._file.write(data) :]
+        if self._flush is None or self._flush.done():
+            if self._flush is not None:
+                self._flush.result()  # the system says only once that a flush has failed
+            self._flush = self._flusher.submit(_to_disk, self._file.fileno())
+
+    def flush(self) -> None:
+        """Wait until all is written."""
+        self._send_small()
+        while self._writes:
+            self._writes.popleft().result()
+        if self._flush is not None:
+            self._flush.result()
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> int:
+        self._send_small()
+        self._position = position
+        return position
+
+
+def write_safetensors(tensors: dict[str, Stored], path: Path, progress: Progress = lambda _: None) -> None:
+    """Write tensors to one safetensors file."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, stored in tensors.items():
+        end = offset + stored.nbytes
+        header[name] = {"dtype": _names(stored.dtype)[0], "shape": stored.shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+    text += b" " * (-len(text) % 8)
+    with BackgroundFile(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for stored in tensors.values():
+            stored.write(file, progress)
+        file.flush()
+
+
+def shards(tensors: dict[str, Stored], limit: int) -> dict[str, dict[str, Stored]]:
+    """The tensors by the safetensors files they go to, in order, each of at most ``limit`` bytes if it can be."""
+    groups: list[dict[str, Stored]] = [{}]
+    filled = 0
+    for name, stored in tensors.items():
+        if filled and filled + stored.nbytes > limit:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = stored
+        filled += stored.nbytes
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {
+        f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, start=1)
+    }
+
+
+def shard_index(files: dict[str, dict[str, Stored]]) -> str:
+    """The text of model.safetensors.index.json for these files."""
+    total = sum(stored.nbytes for tensors in files.values() for stored in tensors.values())
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    return json_text({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
+
+
+class _Storage:
+    """Stands for the bytes of a tensor in the pickle."""
+
+    def __init__(self, stored: Stored, key: str):
+        self.stored, self.key = stored, key
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles tensors as torch does, by the names of their storages, without having their bytes."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file, protocol=2)  # torch's
+        self.storages: list[_Storage] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            value = Stored.of(value)
+        if not isinstance(value, Stored):
+            return NotImplemented
+        storage = _Storage(value, str(len(self.storages)))
+        self.storages.append(storage)
+        strides = torch.empty(value.shape, device="meta").stride()
+        # Shape, strides, and no gradient or hooks; every tensor is the whole of its storage.
+        return torch._utils._rebuild_tensor_v2, (storage, 0, value.shape, strides, False, OrderedDict())
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, _Storage):
+            return None
+        stored = value.stored
+        return "storage", _names(stored.dtype)[1], value.key, "cpu", stored.nbytes // stored.dtype.itemsize
+
+
+def write_torch(content: Any, path: Path, progress: Progress = lambda _: None) -> None:
+    """Write what ``torch.load`` reads: ``content`` may hold tensors and ``Stored`` ones; each is written once."""
+    pickled = BytesIO()
+    pickler = _Pickler(pickled)
+    pickler.dump(content)
+    with BackgroundFile(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, text in (("data.pkl", pickled.getvalue()), ("byteorder", b"little"), ("version", b"3\n")):
+            with _member(file, archive, name, len(text)) as member:
+                member.write(text)
+        for storage in pickler.storages:
+            with _member(file, archive, f"data/{storage.key}", storage.stored.nbytes) as member:
+                storage.stored.write(member, progress)
+
+
+def _member(file: BackgroundFile, archive: zipfile.ZipFile, name: str, size: int) -> Any:
+    """Open a member for writing; its content begins at a multiple of the alignment."""
+    info = zipfile.ZipInfo(f"archive/{name}")
+    huge = size >= zipfile.ZIP64_LIMIT
+    # The local header is 30 bytes, the name, and extra fields: 20 bytes for huge sizes, 4 and the padding for ours.
+    begin = file.tell() + 30 + len(info.filename) + 20 * huge + 4
+    padding = -begin % _ALIGNMENT
+    info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+    return archive.open(info, "w", force_zip64=huge)

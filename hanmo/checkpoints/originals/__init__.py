@@ -1,0 +1,1 @@
+"""Original checkpoints: located, read, recognised and written."""

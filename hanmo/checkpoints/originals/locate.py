@@ -1,0 +1,294 @@
+"""Which files make up a checkpoint, and their tensors by name, whatever the container.
+
+    megatron      a tracker file and ITERATION/mp_rank_RR_model_states.pt, one file per tensor-parallel rank
+    megatron-lm   a tracker file and iter_ITERATION/mp_rank_RR/model_optim_rng.pt, likewise; tensors in nested dicts
+    bin           pytorch_model.bin, or its shards with an index
+    safetensors   model.safetensors, or its shards with an index
+
+Only indexes are read here: tensors are memory-mapped.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hanmo.checkpoints.originals.unpickle import read_pickle, read_safetensors, sniff
+from hanmo.errors import CheckpointError
+from hanmo.families.untrusted import check_counts
+from hanmo.files import plain_name, read_json
+
+TRACKER = "latest_checkpointed_iteration.txt"
+TRACKERS = (TRACKER, "latest")  # the second is DeepSpeed's, and counts where the first is missing
+_RANK_FILE = re.compile(r"mp_rank_(\d{2,})_model_states\.pt")
+_RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})")
+_NESTED_FILE = "model_optim_rng.pt"
+NESTED = "megatron-lm"
+ROWS = "vocabulary_rows"  # beside the weights: how many rows of the vocabulary are not there to fill it up
+RANK_ARGUMENTS = ("tensor_model_parallel_size", "model_parallel_size")  # of Megatron-LM's command line
+
+
+def rank_file(rank: int, container: str = "megatron") -> str:
+    """The name of a rank's file below the iteration's folder: two digits, as the original loaders look for."""
+    return f"mp_rank_{rank:02d}/{_NESTED_FILE}" if container == NESTED else f"mp_rank_{rank:02d}_model_states.pt"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, lazily read.
+
+    Attributes:
+        path: the folder (or single file) that was asked for.
+        container: "megatron", "megatron-lm", "bin" or "safetensors".
+        files: the files of weights, in rank or shard order.
+        ranks: tensors by name: one dict per tensor-parallel rank, one in all for other containers.
+        state: what a megatron file of rank 0 holds beside its tensors.
+        iteration: of a megatron checkpoint, else None.
+        config: the content of config.json beside the weights, else None.
+        inside: the folder of the iteration, of a megatron checkpoint; else the folder of the files.
+    """
+
+    path: Path
+    container: str
+    files: list[Path]
+    ranks: list[dict[str, Tensor]]
+    state: dict[str, Any] = field(default_factory=dict)
+    iteration: int | None = None
+    config: dict[str, Any] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.ranks[0])
+
+    @property
+    def inside(self) -> Path:
+        folder = self.files[0].parent
+        return folder.parent if self.container == NESTED else folder
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+def find_weights(path: str | Path) -> Weights:
+    """The weights at a folder or file.
+
+    Raises:
+        CheckpointError: nothing there, an incomplete set of files, or a file that cannot be read; says which.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if path.is_file():
+        if _RANK_FILE.fullmatch(path.name):
+            return find_weights(path.parent)
+        if path.suffix == ".safetensors":
+            tensors = read_safetensors(path)
+            return Weights(path, "safetensors", [path], [tensors], config=_config(path.parent, tensors))
+        if path.name == _NESTED_FILE and _RANK_FOLDER.fullmatch(path.parent.name):
+            return find_weights(path.parent.parent)
+        if path.suffix == ".ckpt" and not sniff(path).startswith((b"PK", b"\x80")):
+            raise CheckpointError(_mindspore(path))
+        tensors = _tensors(path, read_pickle(path))
+        return Weights(path, "bin", [path], [tensors], config=_config(path.parent, tensors))
+    if folder := _iteration_folder(path):
+        return _megatron(path, folder)
+    for container, stem in (("safetensors", "model.safetensors"), ("bin", "pytorch_model.bin")):
+        if files := _shards(path, stem):
+            tensors = _merged(path, container, files)
+            return Weights(path, container, files, [tensors], config=_config(path, tensors))
+    raise CheckpointError(_nothing_here(path))
+
+
+def _iteration_folder(path: Path) -> Path | None:
+    """The folder of rank files: by the tracker file, or the folder itself; None if this is no megatron checkpoint."""
+    for name in TRACKERS:
+        tracker = path / name
+        if not tracker.is_file():
+            continue
+        said = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        names = tracked_folders(said)
+        if not names:
+            raise CheckpointError(f"{tracker}: says {said[:40]!r}, expected an iteration above 0 or 'release'")
+        folder = next((path / name for name in names if (path / name).is_dir()), None)
+        if folder is None:
+            others = [item.name for item in sorted(path.iterdir()) if item.is_dir()]
+            raise CheckpointError(
+                f"{tracker}: names {said}, but there is no folder {path / said}; folders here: {', '.join(others) or 'none'}"
+            )
+        return folder
+    return path if _rank_files(path)[1] else None
+
+
+def tracked_folders(text: str) -> tuple[str, ...]:
+    """The names that the folder of a tracker file's text may have; none if it is no iteration above 0 or "release"."""
+    said = text.strip()
+    if said == "release":
+        return (said,)
+    if said.isascii() and said.isdigit() and len(said) < 20 and int(said) > 0:
+        return said, f"iter_{int(said):07d}"
+    return ()
+
+
+def _rank_files(folder: Path) -> tuple[str, dict[int, Path]]:
+    """The container and its files by rank; none if there are none."""
+    nested = {
+        int(match[1]): item / _NESTED_FILE
+        for item in folder.iterdir()
+        if (match := _RANK_FOLDER.fullmatch(item.name)) and (item / _NESTED_FILE).is_file()
+    }
+    if nested:
+        return NESTED, nested
+    return "megatron", {int(match[1]): item for item in folder.iterdir() if (match := _RANK_FILE.fullmatch(item.name))}
+
+
+def _megatron(path: Path, folder: Path) -> Weights:
+    container, found = _rank_files(folder)
+    if not found:
+        wanted = " or ".join(rank_file(0, kind) for kind in ("megatron", NESTED))
+        raise CheckpointError(f"{folder}: holds no {wanted}; {_listing(folder)}")
+    states, tensors = {}, {}
+    for rank in sorted(found):
+        states[rank], tensors[rank] = _parted(found[rank], read_pickle(found[rank]), container)
+    first = states[min(states)]
+    claimed = _claimed_ranks(first)
+    count = max([len(found), max(found) + 1, claimed or 1])
+    for rank in range(count):
+        if rank not in found:
+            name, others = rank_file(rank, container), ", ".join(str(found[r].relative_to(folder)) for r in found)
+            raise CheckpointError(f"{folder}: rank {rank} of {count} is missing ({name}); found {others}")
+    if claimed and claimed != count:
+        raise CheckpointError(f"{folder}: {count} rank files, but they were written for {claimed} ranks")
+    iterations = {rank: _iteration(state) for rank, state in states.items()}
+    if len(set(iterations.values())) > 1:
+        said = ", ".join(f"rank {rank}: {iteration}" for rank, iteration in iterations.items())
+        raise CheckpointError(f"{folder}: the ranks are of different iterations ({said})")
+    iteration = iterations[0]
+    said = folder.name.removeprefix("iter_")
+    if folder != path and said != "release" and iteration is not None and int(said) != iteration:
+        raise CheckpointError(
+            f"{folder}: the tracker file says iteration {int(said)}, the weights say {iteration}; "
+            f"give {folder} itself to open it all the same"
+        )
+    ranks = [tensors[rank] for rank in range(count)]
+    files = [found[rank] for rank in range(count)]
+    config = _config(folder, ranks[0]) or _config(path, ranks[0])
+    return Weights(path, container, files, ranks, states[0], iteration, config)
+
+
+def _parted(path: Path, content: Any, container: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a rank's file holds beside its tensors, and its tensors by name."""
+    keys = ["module"] if container == "megatron" else ["model", "language_model"]
+    inner, state = content, dict(content) if isinstance(content, dict) else {}
+    for key in keys:
+        if not isinstance(inner, dict) or not isinstance(inner.get(key), dict):
+            held = ", ".join(map(str, inner)) if isinstance(inner, dict) else type(inner).__name__
+            raise CheckpointError(f"{path}: has no {'.'.join(keys)!r} with the weights; it holds: {held}")
+        inner = inner[key]
+    del state[keys[0]]
+    if len(keys) > 1 and (beside := {k: v for k, v in content[keys[0]].items() if k != keys[1]}):
+        state[keys[0]] = beside
+    return state, _tensors(path, _flat(inner))
+
+
+def _flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, the keys joined by dots; a few levels deep, for a file may hold a dict that holds itself."""
+    result: dict[str, Any] = {}
+    for key, value in nested.items():
+        nests = isinstance(value, dict) and value and prefix.count(".") < 4
+        result |= _flat(value, f"{prefix}{key}.") if nests else {f"{prefix}{key}": value}
+    return result
+
+
+def _claimed_ranks(state: dict[str, Any]) -> int | None:
+    """Over how many ranks the file says that the model is split."""
+    said = [state.get("mp_world_size")] + [getattr(state.get("args"), name, None) for name in RANK_ARGUMENTS]
+    return next((value for value in said if isinstance(value, int)), None)
+
+
+def _iteration(state: dict[str, Any]) -> int | None:
+    value = state.get("iteration", state.get("total_iters"))
+    return value if isinstance(value, int) else None
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected tensors by name, found {type(content).__name__}")
+    strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if strangers or not content:
+        held = f"beside tensors it holds {', '.join(strangers[:8])}" if strangers else "it is empty"
+        raise CheckpointError(f"{path}: expected tensors by name, but {held}")
+    return dict(content)
+
+
+def _shards(folder: Path, stem: str) -> list[Path]:
+    """The single file of this name or the shards that its index lists; empty if there is neither."""
+    if (folder / stem).is_file():
+        return [folder / stem]
+    index = folder / f"{stem}.index.json"
+    if not index.is_file():
+        return []
+    names = sorted(set(_weight_map(index).values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:8])}")
+    return [folder / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map")
+    for name in weight_map.values():
+        plain_name(name, index)
+    return weight_map
+
+
+def _merged(folder: Path, container: str, files: list[Path]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= read_safetensors(file) if container == "safetensors" else _tensors(file, read_pickle(file))
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{stem}.index.json"
+        if len(files) > 1 and index.is_file():
+            absent = [name for name in _weight_map(index) if name not in tensors]
+            if absent:
+                raise CheckpointError(f"{index}: {absent[0]} and {len(absent) - 1} more are in none of the shards")
+    return tensors
+
+
+def _config(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    config = read_json(path)
+    check_counts(config, len(tensors), path)
+    return config
+
+
+def _nothing_here(path: Path) -> str:
+    inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and _iteration_folder(folder) == folder]
+    if inside:
+        return f"{path}: has no {TRACKER}; give one of its folders of weights: {', '.join(map(str, inside[:8]))}"
+    if found := sorted(path.glob("*.ckpt*")):
+        return _mindspore(found[0])
+    expected = f"model.safetensors, pytorch_model.bin, or {TRACKER} with {rank_file(0)} or {rank_file(0, NESTED)}"
+    return f"{path}: no weights here; {_listing(path)}; expected {expected}"
+
+
+def _mindspore(path: Path) -> str:
+    forms = f"pytorch_model.bin with config.json, or {rank_file(0, NESTED)}"
+    return (
+        f"{path}: a MindSpore checkpoint, which hanmo does not read; take the converted form of this model ({forms}); "
+        "docs/models.md says where they are"
+    )
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(item.name + "/" * item.is_dir() for item in folder.iterdir())
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"found {', '.join(names[:12])}{more}" if names else "the folder is empty"

@@ -1,0 +1,302 @@
+"""Which layout of which family a set of tensors is, and the way from its tensors to ours and back.
+
+Everything is driven by the families' tables (families/weight_map.py). Tensors are handled one at a time: what is not
+touched is not read. A tensor of the original may be cut over ranks and may fuse several of ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from hanmo import families
+from hanmo.checkpoints.originals.locate import ROWS, Weights
+from hanmo.errors import CheckpointError
+from hanmo.families.base import Family
+from hanmo.families.safe_loading import own_code
+from hanmo.families.weight_map import Entry, Layout, expand
+
+
+def merge(pieces: Sequence[Tensor], parts: int, cut: int | None) -> list[Tensor]:
+    """One tensor of the original, as its pieces in rank order, to the ``parts`` tensors of ours that it fuses.
+
+    Fused tensors lie one after the other on dimension 0 and are cut each by itself. The result of a single
+    piece is views: nothing is read.
+    """
+    return [merge_part(pieces, parts, part, cut) for part in range(parts)]
+
+
+def merge_part(pieces: Sequence[Tensor], parts: int, part: int, cut: int | None) -> Tensor:
+    """One of the tensors of ours that ``merge`` gives; the others are not read."""
+    if cut is None or len(pieces) == 1:
+        return pieces[0].chunk(parts, dim=0)[part]
+    return torch.cat([piece.chunk(parts, dim=0)[part] for piece in pieces], dim=cut)
+
+
+def overlapping(pieces: Sequence[Tensor], cut: int, start: int, end: int) -> list[Tensor]:
+    """What of these pieces of a tensor lies between two places of the whole, as views in their order."""
+    views, offset = [], 0
+    for piece in pieces:
+        low, high = max(start - offset, 0), min(end - offset, piece.shape[cut])
+        if low < high:
+            views.append(piece.narrow(cut, low, high - low))
+        offset += piece.shape[cut]
+    return views
+
+
+@dataclass(frozen=True)
+class Original:
+    """Weights whose layout is known.
+
+    Attributes:
+        prefix: that all names start with.
+        counts: layers by the attribute of the configuration that counts them, as many as there are names for.
+        entries: the layout's table for so many layers.
+        missing: names that the layout has and the files lack.
+        unexpected: names that the files have and the layout does not know.
+        absent: optional names and copies that the files lack.
+    """
+
+    family: type[Family]
+    layout: Layout
+    prefix: str
+    counts: SimpleNamespace
+    entries: list[Entry]
+    weights: Weights
+    missing: list[str]
+    unexpected: list[str]
+    absent: list[str]
+
+    @property
+    def title(self) -> str:
+        """Family and layout, for messages."""
+        return f"{self.family.name}, {self.layout.name} layout"
+
+    def pieces(self, name: str) -> list[Tensor]:
+        """A tensor of the original by the table's name, one piece per rank, without rows that only fill it up."""
+        held = [rank[self.prefix + name] for rank in self.weights.ranks]
+        if self.rows is None or name not in self._vocabulary:
+            return held
+        *starts, end = itertools.accumulate((len(piece) for piece in held), initial=0)
+        if not isinstance(self.rows, int) or not 0 < self.rows <= end:
+            raise CheckpointError(f"{self.weights.path}: {ROWS} is {self.rows!r}, but {name} has {end} rows")
+        return [piece[: max(self.rows - start, 0)] for piece, start in zip(held, starts, strict=True)]
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the vocabulary, where a conversion has filled them up so that the ranks divide them; else None."""
+        return self.weights.state.get(ROWS)
+
+    @functools.cached_property
+    def _vocabulary(self) -> set[str]:
+        return {name for entry in self.entries if entry.vocabulary for name in (entry.theirs, *entry.copies)}
+
+    def present(self) -> Iterator[tuple[Entry, str]]:
+        """The entries that the files have, each with the name to read it by: its own, or that of a copy."""
+        names = self.weights.ranks[0]
+        for entry in self.entries:
+            for name in (entry.theirs, *entry.copies):
+                if self.prefix + name in names:
+                    yield entry, name
+                    break
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of our tensors, as the files have them."""
+        result: dict[str, tuple[int, ...]] = {}
+        for entry, name in self.present():
+            pieces = [torch.empty_like(piece, device="meta") for piece in self.pieces(name)]
+            result.update(zip(entry.ours, (tuple(part.shape) for part in _merged(entry, name, pieces)), strict=True))
+        return result
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The dtypes of our tensors, as the files have them."""
+        return {ours: self.pieces(name)[0].dtype for entry, name in self.present() for ours in entry.ours}
+
+    @functools.cached_property
+    def _sources(self) -> dict[str, tuple[Entry, int, str]]:
+        """For each of our tensors its entry, which part of it it is, and the name to read."""
+        return {ours: (entry, part, name) for entry, name in self.present() for part, ours in enumerate(entry.ours)}
+
+    def tensor(self, ours: str) -> Tensor:
+        """One of our tensors, whole, in the files' dtype."""
+        entry, part, name = self._sources[ours]
+        return merge_part(self.pieces(name), len(entry.ours), part, entry.cut)
+
+    def views(self, ours: str, cut: int | None, start: int, end: int) -> tuple[list[Tensor], int]:
+        """One of our tensors, from ``start`` to ``end`` of dimension ``cut``, or whole.
+
+        As views of the files, and the dimension to join them on.
+
+        From ranks to ranks directly: only those files are touched that hold something of the piece.
+        """
+        entry, part, name = self._sources[ours]
+        held = self.pieces(name)[: 1 if entry.cut is None else None]
+        pieces = [piece.chunk(len(entry.ours), dim=0)[part] for piece in held]
+        if cut is None:
+            return pieces, entry.cut or 0
+        if len(pieces) == 1:
+            return [pieces[0].narrow(cut, start, end - start)], 0
+        assert cut == entry.cut, "ranks to ranks is within one layout"
+        return overlapping(pieces, cut, start, end), cut
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Our tensors by name, one at a time, in the files' dtype."""
+        for entry, name in self.present():
+            pieces = self.pieces(name)
+            for part, ours in enumerate(entry.ours):
+                yield ours, merge_part(pieces, len(entry.ours), part, entry.cut)
+
+    def check_copies(self) -> None:
+        """CheckpointError if a tensor that is stored under several names is not the same under all of them."""
+        for entry, name in self.present():
+            for copy in entry.copies:
+                if copy != name and self.prefix + copy in self.weights.ranks[0]:
+                    _check_copy(self.weights.path, name, self.pieces(name), copy, self.pieces(copy))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most of the weights have."""
+        counts: dict[torch.dtype, int] = {}
+        for tensor in self.weights.ranks[0].values():
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+        return max(counts, key=lambda dtype: counts[dtype])
+
+    def require_complete(self) -> None:
+        """CheckpointError naming what is missing or unexpected, if anything is."""
+        problems = []
+        if self.missing:
+            problems.append(f"{len(self.missing)} tensors are missing: {some(self.missing)}")
+        if self.unexpected:
+            problems.append(f"{len(self.unexpected)} tensors are not part of this layout: {some(self.unexpected)}")
+        if problems:
+            raise CheckpointError(f"{self.weights.path} ({self.title}): {'; '.join(problems)}")
+
+
+def _merged(entry: Entry, name: str, pieces: list[Tensor]) -> list[Tensor]:
+    parts = len(entry.ours)
+    for piece in pieces:
+        if piece.shape[:0] == piece.shape or piece.shape[0] % parts:
+            raise CheckpointError(f"{name}: shape {tuple(piece.shape)} cannot hold {parts} equal parts on dimension 0")
+    try:
+        return merge(pieces, parts, entry.cut)
+    except (RuntimeError, IndexError) as error:
+        shapes = ", ".join(str(tuple(piece.shape)) for piece in pieces)
+        raise CheckpointError(f"{name}: the ranks' pieces do not fit together: {shapes}") from error
+
+
+def _check_copy(path: object, name: str, pieces: list[Tensor], copy: str, others: list[Tensor]) -> None:
+    for rank, (piece, other) in enumerate(zip(pieces, others, strict=True)):
+        if piece.data_ptr() == other.data_ptr() and piece.shape == other.shape:
+            continue  # the very same bytes of the file
+        if piece.shape != other.shape or not torch.equal(piece, other):
+            raise CheckpointError(f"{path}: {name} and {copy} must be the same tensor, but differ (rank {rank})")
+
+
+def recognise(weights: Weights) -> Original:
+    """The family and layout of these weights, by their names.
+
+    Raises:
+        CheckpointError: no layout fits, or more than one does equally well.
+    """
+    tried = [(signed, _fit(family, layout, prefix, weights)) for signed, family, layout, prefix in _layouts(weights)]
+    fits = [fit for signed, fit in tried if signed]
+    if not fits:  # the signature itself may be what is missing
+        few = len(weights.names) / 4  # other models share many of these names: GPT-2 about half of PanGu's
+        fits = [fit for _, fit in tried if len(fit.missing) + len(fit.unexpected) < few]
+    if not fits:
+        raise CheckpointError(
+            own_code(weights.folder, weights.config or {})
+            or f"{weights.path}: its {len(weights.names)} tensors ({some(weights.names)}) fit no layout that hanmo "
+            f"knows as {weights.container}: {', '.join(_known(weights.container))}"
+        )
+    fits.sort(key=lambda fit: len(fit.missing) + len(fit.unexpected))
+    best = [fit for fit in fits if not fit.missing and not fit.unexpected]
+    if len(best) > 1:
+        raise CheckpointError(f"{weights.path}: fits several layouts: {', '.join(fit.title for fit in best)}")
+    return fits[0]
+
+
+def all_families() -> list[type[Family]]:
+    """The families that have layouts of their own."""
+    return [families.load(name) for name in families.OURS]
+
+
+def _layouts(weights: Weights) -> Iterator[tuple[bool, type[Family], Layout, str]]:
+    """The layouts that can lie in this container, and whether the names show their signature."""
+    container = _layout_container(weights.container)
+    names = set(weights.names)
+    for family in all_families():
+        for layout in family.original_format.LAYOUTS:
+            if layout.container != container or any(key not in (weights.config or {}) for key in layout.needs):
+                continue
+            for prefix in layout.prefixes:
+                yield all(prefix + name in names for name in layout.signature), family, layout, prefix
+
+
+def _layout_container(container: str) -> str:
+    """safetensors hold what a bin file may hold."""
+    return "bin" if container == "safetensors" else container
+
+
+def _known(container: str) -> list[str]:
+    wanted = _layout_container(container)
+    pairs = [(family, layout) for family in all_families() for layout in family.original_format.LAYOUTS]
+    return [f"{family.name} ({layout.name})" for family, layout in pairs if layout.container == wanted]
+
+
+def _fit(family: type[Family], layout: Layout, prefix: str, weights: Weights) -> Original:
+    names = {name.removeprefix(prefix) if name.startswith(prefix) else f" {name}" for name in weights.names}
+    counts = SimpleNamespace(**layer_counts(layout.entries, names))
+    entries = expand(layout.entries, counts)
+    ignored = re.compile("|".join(layout.ignored) or r"(?!)")
+    known: set[str] = set()
+    missing, absent = [], []
+    for entry in entries:
+        group = (entry.theirs, *entry.copies)
+        known.update(group)
+        lacking = [name for name in group if name not in names]
+        if len(lacking) == len(group) and not entry.optional:
+            missing.append(entry.theirs)
+        else:
+            absent += lacking
+    unexpected = sorted(name.strip() for name in names - known if not ignored.fullmatch(name))
+    return Original(family, layout, prefix, counts, entries, weights, missing, unexpected, absent)
+
+
+def layer_counts(entries: Sequence[Entry], names: set[str]) -> dict[str, int]:
+    """How many layers the names have, by the attribute of the configuration that counts them."""
+    counts: dict[str, int] = {}
+    for entry in entries:
+        if entry.over:
+            pattern = re.compile(re.escape(entry.theirs).replace(r"\{i\}", r"(\d{1,4})"))
+            if entry.only == "last":  # has a name of its own: one more than the numbered ones
+                found = [int(entry.theirs in names)]
+            else:
+                more = 2 if entry.only == "others" else 1
+                found = [int(match[1]) + more for name in names if (match := pattern.fullmatch(name))]
+            counts[entry.over] = max([counts.get(entry.over, 0), *found])
+    return counts
+
+
+def some(names: Sequence[str], limit: int = 8) -> str:
+    """The first few of a list of names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def without_optional(entries: Sequence[Entry], absent: Sequence[str]) -> list[Entry]:
+    """The entries without the names that an original lacked, so that the way back writes what was there."""
+    result = []
+    for entry in entries:
+        group = [name for name in (entry.theirs, *entry.copies) if name not in absent]
+        if group:
+            result.append(replace(entry, theirs=group[0], copies=tuple(group[1:])))
+    return result

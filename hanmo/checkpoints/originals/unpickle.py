@@ -1,0 +1,279 @@
+"""Reading files of weights as data: nothing that a file contains is ever run.
+
+Original ``.pt`` and ``.bin`` files are pickles, that is, programs. They go through torch's restricted unpickler
+(``weights_only``), which knows tensors and plain containers, widened by the short list in ``_allowed``. A file that
+asks for anything else is refused with the name of what it asked for. Tensors are memory-mapped: opening a file of any
+size reads its index only, and a tensor's bytes are read where they are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hanmo.checkpoints.originals.archives import ArchiveError, read_archive
+from hanmo.checkpoints.originals.pickle_scan import ClaimError, Claims, check_content, full_name, scan_pickle
+from hanmo.errors import CheckpointError, without_advice
+
+_OF_TORCH = {  # names outside of torch that its restricted reader knows
+    *("collections.OrderedDict", "collections.Counter", "_codecs.encode"),
+    *("builtins.bytearray", "builtins.set", "builtins.complex"),
+}
+_PLAIN_NUMPY = re.compile(r"[<>=|]?(b1|[iuf][1248]|f16|c8|c16)")
+
+
+class _Dtype:
+    """Stands in for ``numpy.dtype``: plain numbers only. A real one built by a pickle may point into memory."""
+
+    def __init__(self, kind: str | bytes, *_: Any):
+        self.kind = kind.decode("ascii") if isinstance(kind, bytes) else kind
+        if not _PLAIN_NUMPY.fullmatch(self.kind):
+            raise pickle.UnpicklingError(f"numpy array of {self.kind!r}: only plain numbers are read")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+        if order in ("<", ">"):
+            self.kind = order + self.kind.lstrip("<>=|")
+
+    def __reduce__(self) -> Any:
+        return np.dtype(self.kind).__reduce__()
+
+
+class _Array:
+    """Stands in for ``numpy.ndarray``; written again, it is an ordinary array."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        data = data.encode("latin-1") if isinstance(data, str) else data
+        self.array = np.frombuffer(data, _numpy(dtype)).reshape(shape, order="F" if fortran else "C").copy()
+
+    def __reduce__(self) -> Any:
+        return self.array.__reduce__()
+
+
+def _numpy(dtype: Any) -> np.dtype[Any]:
+    if not isinstance(dtype, _Dtype):
+        raise pickle.UnpicklingError("numpy array without a dtype")
+    return np.dtype(dtype.kind)
+
+
+def _reconstruct(*_: Any) -> _Array:
+    return _Array()
+
+
+def _scalar(dtype: _Dtype, data: bytes | str) -> Any:
+    return np.frombuffer(data.encode("latin-1") if isinstance(data, str) else data, _numpy(dtype))[0]
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    """Stands in for ``collections.defaultdict``, whose factory would be code."""
+    return {}
+
+
+def _no_bytes() -> bytes:
+    """Stands in for ``bytes``, which pickles of protocol 2 call for empty ones; others go through ``_codecs.encode``."""
+    return b""
+
+
+class _Path(pathlib.PurePosixPath):
+    """Stands in for ``pathlib.PosixPath`` on every system; written again, it is one."""
+
+    def __reduce__(self) -> Any:
+        return pathlib.PosixPath, self.parts
+
+
+class _LossScaler:
+    """Stands in for the loss scalers that old trainers pickled whole; written again, it is a dict of its values."""
+
+    def __reduce__(self) -> Any:
+        return dict, (), None, None, iter(vars(self).items())
+
+
+def _allowed() -> list[Any]:
+    """What a file may ask for beyond torch's own list, as (what it gets, the name it asks for)."""
+    allowed: list[Any] = [
+        argparse.Namespace,
+        (_plain_dict, "collections.defaultdict"),
+        (dict, "builtins.dict"),
+        (list, "builtins.list"),
+        (int, "builtins.int"),
+        (float, "builtins.float"),
+        (_no_bytes, "builtins.bytes"),
+        (_Path, "pathlib.PosixPath"),
+        (_Path, "pathlib._local.PosixPath"),
+        (_Array, "numpy.ndarray"),
+        (_Dtype, "numpy.dtype"),
+    ]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed += [(_reconstruct, f"{module}._reconstruct"), (_scalar, f"{module}.scalar")]
+    for package in ("fp16", "megatron.fp16", "apex.fp16_utils", "deepspeed.runtime.fp16", "deepspeed.pt"):
+        for name in ("LossScaler", "DynamicLossScaler"):
+            allowed.append((_LossScaler, f"{package}.loss_scaler.{name}"))
+    return allowed
+
+
+def read_pickle(path: Path) -> Any:
+    """A ``torch.save`` file as data, its tensors on the CPU, memory-mapped if its format permits.
+
+    Raises:
+        CheckpointError: empty, truncated, not a checkpoint, asks for code, or claims more than it holds.
+    """
+    is_zip = sniff(path).startswith(b"PK")
+    try:
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            # "protocol 4 may not be supported": then it fails, with a reason; classes of storages are deprecated
+            warnings.simplefilter("ignore")
+            # Files from before torch 1.6 are not zip archives and cannot be mapped; neither can compressed ones.
+            mapped = _check_archive(path) if is_zip else _check_stream(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        check_content(content, path.stat().st_size)
+        return content
+    except Exception as error:  # a malformed file can make the reader fail in any way
+        raise CheckpointError(f"{path}: {_reason(error, path, is_zip)}") from error
+
+
+def _check_archive(path: Path) -> bool:
+    """Whether the archive's members can be memory-mapped; raises ArchiveError or ClaimError if it must not be read."""
+    archive = read_archive(path)
+    with archive.open("data.pkl") as file:
+        claims = Claims()
+        scan_pickle(BytesIO(file.read()), claims)
+    claims.check_copies(path.stat().st_size)
+    for storage in claims.storages.values():
+        info = archive.members.get(f"data/{storage.key}")
+        if info is None:  # torch would take one in other letters' case
+            raise ClaimError(f"names bytes that it does not hold (storage {storage.key})")
+        if info.file_size != storage.nbytes:
+            raise ClaimError(
+                f"says that storage {storage.key} is {storage.numel:,} numbers of {storage.dtype}, that is "
+                f"{storage.nbytes:,} bytes, but holds {info.file_size:,}"
+            )
+    return archive.stored
+
+
+def _check_stream(path: Path) -> bool:
+    """As ``_check_archive``, for the format before torch 1.6: several pickles, then the bytes of all storages."""
+    claims, size = Claims(), path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(1) != b"\x80":
+            raise ClaimError("is no pickle")
+        file.seek(0)
+        complete = all(scan_pickle(file, claims) for _ in ("magic number", "protocol", "system", "content"))
+        last = Claims()
+        complete = complete and scan_pickle(file, last)
+    claims.check_copies(size)
+    claimed = sum(storage.nbytes for storage in claims.storages.values())
+    if claimed > size:
+        raise EOFError(f"its tensors claim {claimed:,} bytes")
+    if complete and (absent := sorted(claims.storages.keys() - last.texts)):
+        raise ClaimError(f"names bytes that it does not hold (storage {absent[0]})")
+    return False
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, memory-mapped on the CPU."""
+    sniff(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path}: damaged or cut short ({size:,} bytes): {error}; copy or download it again"
+        ) from error
+
+
+def sniff(path: Path) -> bytes:
+    """The first bytes of a file that may hold weights.
+
+    Raises:
+        CheckpointError: the file cannot hold weights: missing, empty, a web page, a Git LFS pointer.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    with path.open("rb") as file:
+        start = file.read(256)
+    again = "download the file itself again"
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty (0 bytes); {again}")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` in its repository")
+    text = start.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(f"{path}: a web page, not weights (a failed download?); {again}")
+    if text.startswith(b"{"):
+        raise CheckpointError(f"{path}: JSON text, not weights (an error message saved as a file?); {again}")
+    return start
+
+
+def _reason(error: Exception, path: Path, is_zip: bool) -> str:
+    message = str(error)
+    asked = re.search(r"GLOBAL (\S+)", message)
+    name = asked[1] if asked else "" if is_zip else _first_global(path)
+    if name:
+        name = name if "." in name else f"builtins.{name}"
+        return f"asks for {name}, which is code; refused: hanmo never runs code from a checkpoint"
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start.startswith((b"PK", b"\x80")):
+        return f"not a checkpoint that torch wrote: it starts with {start!r}"
+    if isinstance(error, EOFError) or "unexpected EOF" in message or (is_zip and not _has_zip_index(path)):
+        return f"cut short: it ends after {path.stat().st_size:,} bytes; copy or download it again"
+    if isinstance(error, ArchiveError | ClaimError):
+        return f"not as torch writes checkpoints, and refused: it {message}"
+    if "TorchScript" in message:
+        return "a TorchScript archive, which is code; refused: hanmo never runs code from a checkpoint"
+    said = message.split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+    if said.startswith("Unsupported operand ") and (form := pickletools.code2op.get(chr(int(said.split()[-1])))):
+        return (
+            f"damaged, or pickled in a form that torch's restricted reader lacks ({form.name} of protocol {form.proto}); "
+            "in the program that it comes from, load it and save it again: torch.save of Python 3, without pickle_protocol"
+        )
+    return f"damaged, or not a checkpoint that torch wrote: {without_advice(said) or type(error).__name__}"
+
+
+def _has_zip_index(path: Path) -> bool:
+    """Whether a zip archive's list of contents, which stands at its end, is there."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True  # there, but damaged
+
+
+def _first_global(path: Path) -> str:
+    """The first thing outside the allowlist that a plain pickle asks for, for the message; "" if it is none."""
+    allowed = {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__name__}" for item in _allowed()}
+    strings: list[str] = []
+    memo: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in ("BINGET", "LONG_BINGET") and argument < len(memo):
+                    argument = memo[argument]
+                if isinstance(argument, str):
+                    strings = [*strings[-1:], argument]
+                if opcode.name == "MEMOIZE":
+                    memo.append(
+                        strings[-1] if strings else ""
+                    )  # right where the object is a string, which is all we ask
+                if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                    module, name = strings if opcode.name == "STACK_GLOBAL" else str(argument).split(" ", 1)
+                    name = full_name(module, name)
+                    if name not in allowed | _OF_TORCH and not name.startswith("torch."):
+                        return name
+    except ValueError:  # not a pickle to its end
+        pass
+    return ""

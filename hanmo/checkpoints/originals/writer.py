@@ -1,0 +1,293 @@
+"""Our tensors written in an original layout: fused, split over ranks, under the original's names."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from hanmo.checkpoints.files.tensor_files import Stored, write_torch
+from hanmo.checkpoints.originals.locate import (
+    NESTED,
+    RANK_ARGUMENTS,
+    ROWS,
+    TRACKER,
+    TRACKERS,
+    Weights,
+    rank_file,
+    tracked_folders,
+)
+from hanmo.checkpoints.originals.recognise import Original, without_optional
+from hanmo.checkpoints.originals.unpickle import read_pickle
+from hanmo.errors import CheckpointError, UnsupportedError, unknown
+from hanmo.families.base import Family
+from hanmo.families.weight_map import Entry, Layout, expand
+from hanmo.files import json_text, plain_name, read_json
+
+ORIGIN, STATE = "origin.json", "original_state.pt"
+VALUE_HEAD = "value_head"  # what the names of its tensors begin with
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What of an original checkpoint our own folder does not need, kept for the way back.
+
+    Attributes:
+        ranks: over how many it was split.
+        absent: names of the layout that the files lacked.
+        trackers: the tracker files' texts; none where the rank files lay in the folder itself.
+        folder: of the rank files, named by the tracker.
+        config: the original's config.json.
+        state: what the files held beside the weights, the optimizer left out.
+        strangers: tensors that carry no weights.
+    """
+
+    layout: str
+    ranks: int = 1
+    prefix: str = ""
+    absent: list[str] = field(default_factory=list)
+    trackers: dict[str, str] = field(default_factory=dict)
+    folder: str = ""
+    config: dict[str, Any] | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+    strangers: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, original: Original) -> Origin:
+        weights = original.weights
+        known = {original.prefix + name for entry in original.entries for name in (entry.theirs, *entry.copies)}
+        folder = weights.inside
+        tracked = original.layout.splits and folder != weights.path
+        files = [weights.path / name for name in TRACKERS] if tracked else []
+        return cls(
+            layout=original.layout.name,
+            ranks=len(weights.ranks),
+            prefix=original.prefix,
+            absent=original.absent,
+            trackers={file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()},
+            folder=folder.name if tracked else "",
+            config=weights.config,
+            state={**weights.state, "optimizer": None} if "optimizer" in weights.state else weights.state,
+            strangers=_shared({name: tensor for name, tensor in weights.ranks[0].items() if name not in known}),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Origin | None:
+        """What ``write`` left in a folder of ours, if it did.
+
+        Raises:
+            CheckpointError: what lies there is not as ``write`` leaves it.
+        """
+        file = folder / ORIGIN
+        if not file.is_file():
+            return None
+        try:
+            origin = cls(**read_json(file), **read_pickle(folder / STATE))
+        except TypeError as error:
+            raise CheckpointError(f"{file}: not as hanmo wrote it: {error}") from error
+        origin._check(file)
+        return origin
+
+    def _check(self, file: Path) -> None:
+        """Check the fields, which become file names and the content of pickles: the folder is untrusted."""
+        kinds: list[tuple[str, Any, Any]] = [
+            ("layout", self.layout, str), ("ranks", self.ranks, int), ("prefix", self.prefix, str),
+            ("absent", self.absent, list), ("trackers", self.trackers, dict), ("config", self.config, dict | None),
+            ("state", self.state, dict), ("strangers", self.strangers, dict),
+        ]  # fmt: skip
+        wrong = [name for name, value, kind in kinds if not isinstance(value, kind)]
+        if not wrong:
+            wrong = [f"tracker {name!r}" for name, text in self.trackers.items() if not isinstance(text, str)]
+            wrong += [f"tensor {name!r}" for name, one in self.strangers.items() if not isinstance(one, Tensor)]
+        if wrong:
+            raise CheckpointError(f"{file}: not as hanmo wrote it: {wrong[0][:80]} is of another kind")
+        if self.ranks < 1 or "module" in self.state or not isinstance(self.state.get("model", {}), dict):
+            raise CheckpointError(f"{file}: not as hanmo wrote it: {self.ranks} ranks, or weights in {STATE}")
+        if strange := self.trackers.keys() - set(TRACKERS):
+            raise CheckpointError(
+                f"{file}: names the tracker file {min(strange)[:80]!r}; expected {' or '.join(TRACKERS)}"
+            )
+        if self.folder != "":
+            plain_name(self.folder, file)
+        tracked = next((self.trackers[name] for name in TRACKERS if name in self.trackers), None)
+        if tracked is not None and self.folder not in tracked_folders(tracked):
+            raise CheckpointError(
+                f"{file}: not as hanmo wrote it: the tracker file says {tracked.strip()[:40]!r}, but the folder is "
+                f"{self.folder!r}"
+            )
+
+    def write(self, folder: Path) -> None:
+        texts = {key: value for key, value in asdict(self).items() if key not in ("state", "strangers")}
+        (folder / ORIGIN).write_text(json_text(texts, indent=2) + "\n", encoding="utf-8")
+        write_torch({"state": self.state, "strangers": self.strangers}, folder / STATE)
+
+
+def _shared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, equal ones only once in memory (and so in a file): masks are the same in every layer."""
+    kept: list[Tensor] = []
+    result = {}
+    for name, tensor in tensors.items():
+        same = (one for one in kept if one.dtype == tensor.dtype and torch.equal(one, tensor))
+        result[name] = next(same, tensor)
+        if result[name] is tensor:
+            kept.append(tensor)
+    return result
+
+
+def default_origin(family: type[Family], ranks: int) -> Origin:
+    """The form in which a model without an origin goes to the family's original programs."""
+    layouts = [layout for layout in family.original_format.LAYOUTS if ranks == 1 or layout.splits]
+    if not layouts:
+        raise UnsupportedError(f"{family.name} has no original layout for {ranks} tensor-parallel ranks")
+    layout = layouts[0]
+    prefix = layout.prefixes[0]
+    if not layout.splits:
+        return Origin(layout.name, prefix=prefix)
+    folder = "iter_0000001" if layout.container == NESTED else "1"
+    return Origin(layout.name, ranks, prefix, trackers={TRACKER: "1"}, folder=folder, state={"iteration": 1})
+
+
+def layout_of(family: type[Family], name: str) -> Layout:
+    """The family's layout of this name.
+
+    Raises:
+        CheckpointError: it has none of this name.
+    """
+    layouts = {layout.name: layout for layout in family.original_format.LAYOUTS}
+    if name not in layouts:
+        raise CheckpointError(f"{ORIGIN}: {unknown(f'layout of {family.name}', name, layouts)}")
+    return layouts[name]
+
+
+def written_entries(layout: Layout, origin: Origin, counts: Any) -> list[Entry]:
+    """The table of what is written: what the origin lacked is left out."""
+    return without_optional(expand(layout.entries, counts), origin.absent)
+
+
+def check_all_have_a_place(layout: Layout, counts: Any, shapes: dict[str, tuple[int, ...]], where: str) -> None:
+    """Raise UnsupportedError for tensors that an original layout cannot hold; a value head is left out with a remark."""
+    placed = {ours for entry in expand(layout.entries, counts) for ours in entry.ours}
+    homeless = [name for name in shapes if name not in placed and not name.startswith(f"{VALUE_HEAD}.")]
+    if homeless:
+        raise UnsupportedError(
+            f"{where}: {', '.join(homeless)} has no place in the original layout, whose output head is the embedding; "
+            "this model's head was trained apart from it (lora.targets): convert it without --to original"
+        )
+
+
+def check_divides(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], ranks: int, heads: int | None) -> None:
+    """CheckpointError naming the first number that ``ranks`` does not divide; rows of the vocabulary are filled up.
+
+    Args:
+        heads: attention heads, of which a rank must hold whole ones; None if not known.
+    """
+    if heads is not None and heads % ranks:
+        raise CheckpointError(
+            f"{heads} attention heads cannot be split over {ranks} ranks: {ranks} does not divide {heads}"
+        )
+    for entry in entries:
+        for ours in entry.ours:
+            if entry.cut is not None and not entry.vocabulary and shapes[ours][entry.cut] % ranks:
+                size = shapes[ours][entry.cut]
+                raise CheckpointError(
+                    f"{entry.theirs}: dimension {entry.cut} has {size}, which cannot be split over {ranks} ranks: "
+                    f"{ranks} does not divide {size}"
+                )
+
+
+def filled_rows(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], ranks: int) -> int | None:
+    """The rows of the vocabulary, if they are filled up for so many ranks; else None."""
+    found = (shapes[entry.ours[0]][0] for entry in entries if entry.vocabulary)
+    return next((rows for rows in found if rows % ranks), None)
+
+
+@dataclass(frozen=True)
+class RankFile:
+    """A file of an original layout: its name in the folder, its tensors by name, and all that it holds."""
+
+    name: str
+    tensors: dict[str, Stored]
+    content: dict[str, Any]
+
+
+def rank_files(
+    layout: Layout,
+    entries: Sequence[Entry],
+    piece: Callable[[Entry, int, int], Stored],
+    origin: Origin,
+    ranks: int,
+    rows: int | None,
+) -> list[RankFile]:
+    """The files of an original layout, ready to be written.
+
+    Args:
+        piece: of an entry, a rank and the number of ranks.
+        origin: names, and the state beside the weights.
+        rows: of the vocabulary, where they are filled up; else None.
+    """
+    files = []
+    for rank in range(ranks):
+        tensors = {}
+        for entry in entries:
+            # One tensor under several names is stored once, as in the original's files.
+            names = [origin.prefix + name for name in (entry.theirs, *entry.copies)]
+            tensors.update(dict.fromkeys(names, piece(entry, rank, ranks)))
+        kept = {id(tensor): Stored.of(tensor) for tensor in origin.strangers.values()}
+        tensors.update({name: kept[id(tensor)] for name, tensor in origin.strangers.items()})
+        if not layout.splits:
+            files.append(RankFile("pytorch_model.bin", tensors, tensors))
+            continue
+        content = _content(layout, tensors, _state_of_ranks(origin.state, ranks, rows))
+        name = rank_file(rank, layout.container)
+        files.append(RankFile(f"{origin.folder}/{name}" if origin.folder else name, tensors, content))
+    return files
+
+
+def _content(layout: Layout, tensors: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """A rank's file: its tensors where the original's programs look for them, and what lies beside."""
+    if layout.container != NESTED:
+        return {"module": tensors, **state}
+    nested: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        module = next((nest for nest in layout.nests if name.startswith(f"{nest}.")), "")
+        inner = nested
+        for key in module.split(".") if module else ():
+            inner = inner.setdefault(key, {})
+        inner[name.removeprefix(f"{module}.")] = tensor
+    return {**state, "model": {"language_model": nested, **state.get("model", {})}}
+
+
+def _state_of_ranks(state: dict[str, Any], ranks: int, rows: int | None) -> dict[str, Any]:
+    """What lies beside the weights, for another number of ranks as the original's conversion script leaves it."""
+    changed = {key: value for key, value in state.items() if key != ROWS} | ({} if rows is None else {ROWS: rows})
+    if "mp_world_size" in state:
+        changed["mp_world_size"] = ranks
+    if state.get("mp_world_size", ranks) != ranks and "csr_tensor_module_names" in state:
+        changed["csr_tensor_module_names"] = None
+    if "args" in state:
+        said = vars(state["args"])
+        changed["args"] = argparse.Namespace(**{**said, **{name: ranks for name in RANK_ARGUMENTS if name in said}})
+    return changed
+
+
+def write_bin_config(folder: Path, origin: Origin, config: PretrainedConfig) -> None:
+    """config.json beside pytorch_model.bin: the original's, or ours under the same keys."""
+    said = origin.config
+    if said is None:
+        ours = ("model_type", "architectures", "transformers_version", "dtype")
+        said = {key: value for key, value in config.to_dict().items() if key not in ours}
+    (folder / "config.json").write_text(json_text(said, indent=2) + "\n", encoding="utf-8")
+
+
+def origin_of_folder(weights: Weights, family: type[Family], ranks: int | None) -> Origin:
+    """The origin kept in a folder of ours, if it can be written over so many ranks, else the family's usual one."""
+    kept = Origin.read(weights.folder)
+    if kept and (ranks in (None, 1) or layout_of(family, kept.layout).splits):
+        return kept
+    return default_origin(family, ranks or 1)

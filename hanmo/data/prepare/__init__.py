@@ -1,0 +1,1 @@
+"""From published sources and raw text to clean records."""

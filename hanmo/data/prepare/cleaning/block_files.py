@@ -1,0 +1,97 @@
+"""The results of cleaning a block of records, as a file of JSON lines, which is safe to read whoever wrote it.
+
+The first line has the reports of all steps; then comes a line per record: the cleaned record, or null, and what was removed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hanmo.data.prepare.splits import fingerprint
+from hanmo.errors import HanmoError
+from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
+
+FORM = "JSON lines"
+EXAMPLES = 3
+KINDS = {kind.__name__: kind for kind in (Text, Dialogue, PromptResponse, ScoredAnswers)}
+
+Reject = tuple[str, str, str, str]  # step, reason, text, where
+Judged = tuple[Record | None, list[Reject]]
+T = TypeVar("T")
+
+
+@dataclass
+class StepReport:
+    """Counts of views (see ``views``) that a step changed and removed, and a few examples, chosen by hash."""
+
+    changed: int = 0
+    removed: int = 0
+    examples: list[tuple[int, str, str]] = field(default_factory=list)  # rank, text, reason or text afterwards
+
+    def example(self, text: str, reason: str) -> None:
+        self.examples = sorted({*self.examples, (fingerprint(text), text, reason)})[:EXAMPLES]
+
+    def add(self, other: StepReport) -> None:
+        self.changed += other.changed
+        self.removed += other.removed
+        self.examples = sorted({*self.examples, *other.examples})[:EXAMPLES]
+
+
+def write_block(path: Path, judged: Sequence[Judged], reports: dict[str, StepReport]) -> None:
+    """Write the result of a block."""
+    with path.open("w", encoding="ascii") as file:
+        print(json.dumps({name: asdict(report) for name, report in reports.items()}, allow_nan=False), file=file)
+        for record, rejected in judged:
+            said = [record and [type(record).__name__, asdict(record)], rejected]
+            print(json.dumps(said, allow_nan=False), file=file)
+
+
+def read_judged(path: Path) -> Iterator[Judged]:
+    """The records of a block, one at a time.
+
+    Raises:
+        HanmoError: the file is not what ``write_block`` writes.
+    """
+    with path.open("rb") as file:
+        next(file, None)
+        for line in file:
+            yield _read(path, line, _judged)
+
+
+def read_reports(path: Path) -> dict[str, StepReport]:
+    """The reports of all steps of a block; raises as ``read_judged`` does."""
+    with path.open("rb") as file:
+        return _read(path, file.readline(), _reports)
+
+
+def _read(path: Path, line: bytes, parse: Callable[[Any], T]) -> T:
+    try:
+        return parse(json.loads(line))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise HanmoError(
+            f"{path}: not the result of a block ({error!r}); remove {path.parent} and begin again"
+        ) from None
+
+
+def _judged(found: Any) -> Judged:
+    record, rejected = found
+    if record is not None:
+        name, fields = record
+        record = KINDS[name](**{key: _tuples(value) for key, value in fields.items()})
+    return record, [(step, reason, text, where) for step, reason, text, where in rejected]
+
+
+def _reports(found: Any) -> dict[str, StepReport]:
+    return {
+        name: StepReport(report["changed"], report["removed"], list(map(_tuples, report["examples"])))
+        for name, report in found.items()
+    }
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where records have tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,134 @@
+"""Recipes: which steps, in which order, with which thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hanmo import config
+from hanmo.data.prepare.cleaning import duplicates, scorer, statistics, steps
+from hanmo.data.prepare.cleaning.duplicates import Duplicates
+from hanmo.data.prepare.cleaning.steps import Step
+from hanmo.errors import ConfigError, unknown
+
+STEPS: dict[str, type[Step]] = {
+    "noise": steps.Noise,
+    "urls": steps.Urls,
+    "stretched": steps.RepeatedRuns,
+    "turn_count": steps.TurnCount,
+    "length": steps.Length,
+    "language": steps.Language,
+    "symbols": steps.Symbols,
+    "repetition": steps.Repetition,
+    "parrot": steps.RepeatsPrevious,
+    "generic": steps.Generic,
+    "personal": steps.Personal,
+    "adverts": steps.Adverts,
+    "words": steps.Words,
+    "relevance": statistics.Relevance,
+    "model_relevance": scorer.ModelRelevance,
+    "fluency": statistics.Fluency,
+}
+DUPLICATES: dict[str, type[Duplicates]] = {
+    "same_sessions": duplicates.SameSessions,
+    "same_utterances": duplicates.SameUtterances,
+    "near_duplicates": duplicates.NearlySame,
+}
+
+
+@dataclass
+class Recipe:
+    """Steps that look at a record alone, then those that look for duplicates among what is left."""
+
+    steps: list[tuple[str, Step]]
+    duplicates: list[tuple[str, Duplicates]]
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in (*self.steps, *self.duplicates)]
+
+    def add(self, name: str, given: Mapping[str, Any], source: str) -> None:
+        """Add a step after those of its kind.
+
+        Args:
+            source: who asks for it, for messages.
+        """
+        if name in self.names:
+            raise ConfigError(f"{source}: step {name} comes twice")
+        kind: type[Any] | None = STEPS.get(name) or DUPLICATES.get(name)
+        if kind is None:
+            raise ConfigError(f"{source}: {unknown('step', name, [*STEPS, *DUPLICATES])}")
+        try:
+            step = config.load(kind, preset=given)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: step {name}: {error}") from None
+        (self.steps if name in STEPS else self.duplicates).append((name, step))
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Every step with all its settings, as a recipe file holds them."""
+        return [{name: _settings(step)} for name, step in (*self.steps, *self.duplicates)]
+
+    def files(self) -> list[Path]:
+        """What steps read besides the records: lists, a corpus, a model's files."""
+        return [file for _, step in self.steps for file in step.files()]
+
+
+@cache
+def named() -> dict[str, list[Any]]:
+    """The recipes that come with hanmo."""
+    text = files("hanmo.data.prepare.cleaning").joinpath("recipes.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+def load(recipe: str) -> Recipe:
+    """A recipe by name, or from a YAML file with a list of steps.
+
+    Raises:
+        ConfigError: an unknown recipe, step or setting; duplicates before a step that changes or removes records.
+    """
+    if recipe in named():
+        return build(named()[recipe], recipe)
+    path = Path(recipe)
+    if not path.is_file():
+        raise ConfigError(f"{unknown('recipe', recipe, named())}, and no such file")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    return build(found, str(path))
+
+
+def build(entries: Any, source: str) -> Recipe:
+    """A recipe from a list of step names and ``{name: settings}``."""
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{source}: expected a list of steps, e.g. '- length: {{longest: 128}}'")
+    recipe = Recipe([], [])
+    for entry in entries:
+        name, given = _entry(entry, source)
+        if name in STEPS and recipe.duplicates:
+            raise ConfigError(f"{source}: {name} comes after {recipe.duplicates[-1][0]}; duplicates come last")
+        recipe.add(name, given, source)
+    return recipe
+
+
+def _entry(entry: Any, source: str) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(entry, str):
+        return entry, {}
+    if isinstance(entry, dict) and len(entry) == 1:
+        ((name, given),) = entry.items()
+        if given is None or isinstance(given, dict):
+            return str(name), given or {}
+    raise ConfigError(f"{source}: expected a step's name or {{name: settings}}, found {entry!r}")
+
+
+def _settings(step: Any) -> dict[str, Any]:
+    values = {f.name: getattr(step, f.name) for f in fields(step) if not f.name.startswith("_")}
+    return {
+        name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for name, v in values.items()
+    }

@@ -1,0 +1,128 @@
+"""Relevance by a model: how much the turn before helps to predict a reply, or what a reward model gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanmo.data.prepare.cleaning.steps import Step, Turns
+from hanmo.errors import ConfigError
+from hanmo.records import PromptResponse
+
+if TYPE_CHECKING:
+    from hanmo.families.base import OpenedModel
+    from hanmo.rows import Part, Row
+
+
+@dataclass
+class ModelRelevance(Step):
+    """Removes records whose replies a model gives less than ``least`` on average over the pairs of turns.
+
+    A model that speaks: log p of the reply after the turn before minus log p after an empty one, per token (nats;
+    0: the turn before says nothing about the reply). A model with a value head: the value of the reply. Pairs of more
+    than ``limit`` tokens are shortened as in training; what then is left of no reply is not judged.
+    """
+
+    model: str
+    least: float = 0.0
+    limit: int = 256
+    batch_size: int = 32
+    device: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    def fault(self, turns: Turns) -> str | None:
+        return self.faults([turns])[0]
+
+    def faults(self, many: Sequence[Turns]) -> list[str | None]:
+        owners = [owner for owner, turns in enumerate(many) for _ in pairwise(turns)]
+        pairs = [PromptResponse(before, reply) for turns in many for before, reply in pairwise(turns)]
+        scores: list[list[float]] = [[] for _ in many]
+        for owner, score in zip(owners, self.scores(pairs), strict=True):
+            if score is not None:
+                scores[owner].append(score)
+        means = [sum(found) / len(found) if found else None for found in scores]
+        return [None if mean is None or mean >= self.least else f"model relevance {mean:.3f}" for mean in means]
+
+    def files(self) -> list[Path]:
+        return sorted(Path(self.model).rglob("*"))  # nothing where the model comes from a hub
+
+    def scores(self, pairs: Sequence[PromptResponse]) -> list[float | None]:
+        """The score of every pair; None where the limit leaves nothing of the reply."""
+        opened = _opened(self.model, self.device)
+        made = [opened.family.parts(pair, self.limit) for pair in pairs]
+        places = [place for place, rows in enumerate(made) if rows]
+        parts = [made[place][0] for place in places]
+        found: list[float | None] = [None] * len(pairs)
+        if opened.network.value_head is not None:
+            scores: Sequence[float | None] = self._values(opened, parts)
+        else:
+            replies = [replace(pairs[place], prompt="", prefix="") for place in places]
+            scores = self._gains(opened, parts, replies)
+        for place, score in zip(places, scores, strict=True):
+            found[place] = score
+        return found
+
+    def _gains(self, opened: OpenedModel, parts: list[list[Part]], replies: list[PromptResponse]) -> list[float | None]:
+        alone = [opened.family.parts(reply, self.limit)[0] for reply in replies]
+        return [
+            # Where a family has no start token, the first token of a reply alone is not predicted: neither side counts it.
+            sum(after[-len(without) :]) / len(without) - sum(without) / len(without) if without else None
+            for after, without in zip(self._logprobs(opened, parts), self._logprobs(opened, alone), strict=True)
+        ]
+
+    def _logprobs(self, opened: OpenedModel, parts: list[list[Part]]) -> list[list[float]]:
+        from hanmo.nn.finite import require_finite
+
+        rows = [opened.family.row(one) for one in parts]
+        found = [
+            output.logprob[place, : len(row.labels)].cpu()[row.labels >= 0].tolist()
+            for batch, output in self._outputs(opened, rows)
+            for place, row in enumerate(batch)
+        ]
+        require_finite(chain.from_iterable(found), opened.network)
+        return found
+
+    def _values(self, opened: OpenedModel, parts: list[list[Part]]) -> list[float]:
+        import torch
+
+        from hanmo.nn.finite import require_finite
+        from hanmo.rows import IGNORE
+
+        rows = [opened.family.row(one, closed=True) for one in parts]
+        # Nothing is scored token by token, so that no logits are made.
+        rows = [replace(row, labels=torch.full_like(row.labels, IGNORE)) for row in rows]
+        found = [
+            output.value[place, row.end].item()
+            for batch, output in self._outputs(opened, rows)
+            for place, row in enumerate(batch)
+        ]
+        require_finite(found, opened.network)
+        return found
+
+    def _outputs(self, opened: OpenedModel, rows: list[Row]) -> Iterator[tuple[list[Row], Any]]:
+        import torch
+
+        from hanmo.rows import collate
+
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            inputs = collate(batch, opened.family.padding)
+            with torch.inference_mode():
+                output = opened.network(**{name: value.to(opened.network.device) for name, value in inputs.items()})
+            yield batch, output
+
+
+@cache
+def _opened(model: str, device: str) -> OpenedModel:
+    """Opened once in each process."""
+    from hanmo.checkpoints import open_model
+
+    return open_model(model, device=device or None)

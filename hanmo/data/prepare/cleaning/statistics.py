@@ -1,0 +1,139 @@
+"""Cleaning steps that learn from the data first: relevance between turns, and fluency by an n-gram model."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from hanmo.data.prepare.cleaning.steps import Step, Turns
+from hanmo.data.prepare.cleaning.views import views
+from hanmo.errors import ConfigError
+from hanmo.records import iter_records
+
+Scorer = Callable[[Sequence[str], str], float]  # turns before, reply
+
+
+@dataclass
+class Relevance(Step):
+    """How much replies have to do with what was said before them; removes dialogues below ``least`` on average.
+
+    The words a reply shares with earlier turns, each weighted by its rarity (idf) and by distance (how many turns
+    back, to the power of ``-decay``), over the weight of all its words. Rare words decide; a word that all dialogues
+    have counts little. Replies of fewer than ``from_words`` words are not judged: "好啊" answers anything.
+
+    ``scorer``: "module:function" that is asked instead, with (turns before, reply), e.g. a trained classifier.
+    """
+
+    least: float = 0.005
+    decay: float = 0.5
+    from_words: int = 8
+    scorer: str = ""
+    needs_fit = True
+    _documents: int = field(default=0, repr=False)
+    _counts: Counter[str] = field(default_factory=Counter, repr=False)
+
+    def fit(self, turns: Turns) -> None:
+        for turn in turns:
+            self._documents += 1
+            self._counts.update(set(_words(turn)))
+
+    def fault(self, turns: Turns) -> str | None:
+        score: Scorer = _function(self.scorer) if self.scorer else self.score
+        judged = [
+            score(turns[:place], turns[place])
+            for place in range(1, len(turns))
+            if self.scorer or len(_words(turns[place])) >= self.from_words
+        ]
+        if not judged or (mean := sum(judged) / len(judged)) >= self.least:
+            return None
+        return f"relevance {mean:.4f}"
+
+    def score(self, before: Sequence[str], reply: str) -> float:
+        """0 (nothing in common) to 1 (every word was said in the turn before)."""
+        words = set(_words(reply))
+        nearest: dict[str, int] = {}
+        for distance, turn in enumerate(reversed(before), 1):
+            for word in words.intersection(_words(turn)):
+                nearest.setdefault(word, distance)
+        whole = sum(map(self._rarity, words))
+        return sum(self._rarity(word) * distance**-self.decay for word, distance in nearest.items()) / (whole or 1.0)
+
+    def _rarity(self, word: str) -> float:
+        return math.log((1 + self._documents) / (1 + self._counts[word]))
+
+
+def _words(text: str) -> list[str]:
+    """Words of Chinese text, without punctuation."""
+    import jieba
+
+    jieba.setLogLevel(60)
+    return [word for word in jieba.cut(text, HMM=False) if word[0].isalnum()]
+
+
+def _function(name: str) -> Scorer:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"relevance.scorer={name!r}: expected module:function ({error})") from None
+
+
+@dataclass
+class Fluency(Step):
+    """How natural the characters follow each other: the mean log-probability of a character under a trigram model.
+
+    The model is counted from ``corpus`` (records of any form) or from the data itself; then every text is judged by
+    the counts of the others (its own n-grams are taken out once). Removes records with a turn below ``least``.
+    """
+
+    least: float = -7.0  # natural logarithm, per character
+    corpus: Path | None = None
+    from_length: int = 6
+    needs_fit = True
+    _counts: tuple[Counter[str], Counter[str], Counter[str]] = field(
+        default_factory=lambda: (Counter(), Counter(), Counter()), repr=False
+    )
+
+    def fit(self, turns: Turns) -> None:
+        if self.corpus is None:
+            self._count(turns)
+        elif not self._counts[0]:
+            for record in iter_records(self.corpus):
+                for turns in views(record):
+                    self._count(turns)
+
+    def _count(self, turns: Turns) -> None:
+        for turn in turns:
+            text = "\n\n" + turn
+            for size, counts in enumerate(self._counts, 1):
+                counts.update(text[end - size : end] for end in range(3, len(text) + 1))
+
+    def fault(self, turns: Turns) -> str | None:
+        for turn in turns:
+            if len(turn) >= self.from_length and (score := self.score(turn)) < self.least:
+                return f"fluency {score:.2f}"
+        return None
+
+    def score(self, text: str) -> float:
+        """Mean natural logarithm of a character's probability, the three orders interpolated."""
+        own = 1 if self.corpus is None else 0
+        ones, twos, threes = self._counts
+        everything, kinds = self._total, len(ones)
+        padded, total = "\n\n" + text, 0.0
+        for end in range(3, len(padded) + 1):
+            one, two, three = padded[end - 1], padded[end - 2 : end], padded[end - 3 : end]
+            before_one, before_two = padded[end - 2], padded[end - 3 : end - 1]
+            low = (max(ones[one] - own, 0) + 0.5) / (everything + 0.5 * kinds)
+            middle = max(twos[two] - own, 0) / max(ones[before_one] - own, 1)
+            high = max(threes[three] - own, 0) / max(twos[before_two] - own, 1)
+            total += math.log(0.2 * low + 0.3 * min(middle, 1.0) + 0.5 * min(high, 1.0))
+        return total / max(len(text), 1)
+
+    @cached_property
+    def _total(self) -> int:
+        return self._counts[0].total()

@@ -1,0 +1,304 @@
+"""Cleaning steps that look at one record at a time. Each is a dataclass whose fields are its thresholds.
+
+A record is seen as its turns: a dialogue's turns, a prompt and an answer, or one text. ``edit`` changes turns;
+``fault`` says why a record is to go, or nothing. The filters are those that the papers of EVA (arXiv 2108.01547) and
+EVA 2.0 (arXiv 2203.09313) describe; their code and word lists were never released, so thresholds are ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+from hanmo.data.normalisation import folded
+from hanmo.data.prepare.sources.reading import lines
+
+Turns = Sequence[str]
+
+
+class Step:
+    """A cleaning step. What it does with a record depends on that record alone."""
+
+    needs_fit = False
+
+    def edit(self, turns: Turns) -> list[str]:
+        """The turns as they are to be kept."""
+        return list(turns)
+
+    def fault(self, turns: Turns) -> str | None:
+        """Why the record is to be removed, or None."""
+        return None
+
+    def faults(self, many: Sequence[Turns]) -> list[str | None]:
+        """``fault`` of every record of a block."""
+        return [self.fault(turns) for turns in many]
+
+    def files(self) -> list[Path]:
+        """The files it reads."""
+        return [value for value in vars(self).values() if isinstance(value, Path)]
+
+    def fit(self, turns: Turns) -> None:
+        """Learn from a record (statistics of the whole data) before any is judged."""
+
+
+@cache
+def built_in() -> dict[str, list[str]]:
+    """The word lists that come with hanmo."""
+    return dict(yaml.safe_load(files("hanmo.data.prepare.cleaning").joinpath("lists.yaml").read_text(encoding="utf-8")))
+
+
+def word_list(path: Path) -> list[str]:
+    """A user's list: a word or phrase a line; empty lines and lines that begin with # do not count."""
+    return [line.strip() for _, line in lines(path) if line.strip() and not line.startswith("#")]
+
+
+def _matcher(words: Sequence[str]) -> re.Pattern[str] | None:
+    """Finds the words in folded text, the longest first."""
+    plain = sorted({folded(word) for word in words} - {""}, key=lambda word: (-len(word), word))
+    return re.compile("|".join(map(re.escape, plain))) if plain else None
+
+
+@dataclass
+class Noise(Step):
+    """Takes out what platforms add: 回复@name:, //@name:, @name, 转发微博, and white space at the ends and in a row."""
+
+    _marks = re.compile(
+        r"(?:回复|回覆|转发|转自|轉發)\s*@[\w\-·]{1,30}\s*[:：]?|//\s*@[\w\-·]{1,30}\s*[:：]?|(?:转发微博|轉發微博|Repost)[。.]?"
+        r"|@[\w\-·]{1,30}(?=[\s:：,，]|$)[:：]?"
+    )
+
+    def edit(self, turns: Turns) -> list[str]:
+        # Lines matter in a text, so white space shrinks only where it is not a line break.
+        return [re.sub(r"[^\S\n]{2,}", " ", self._marks.sub("", turn)).strip() for turn in turns]
+
+
+URL = re.compile(
+    r"(?:https?://|ftp://|www\.)[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+|(?<![A-Za-z0-9@.])(?:[A-Za-z0-9\-]+\.)+(?:com|cn|net|org|cc|top|xyz)"
+    r"(?![A-Za-z])(?:/[A-Za-z0-9\-._~:/?#@!$&'()*+,;=%]*)?",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class Urls(Step):
+    """Takes out addresses of web pages; ``remove``: removes the record instead."""
+
+    remove: bool = False
+
+    def edit(self, turns: Turns) -> list[str]:
+        return list(turns) if self.remove else [URL.sub("", turn).strip() if "." in turn else turn for turn in turns]
+
+    def fault(self, turns: Turns) -> str | None:
+        found = next((found for turn in turns if (found := URL.search(turn))), None) if self.remove else None
+        return f"address {found.group()}" if found else None
+
+
+@dataclass
+class RepeatedRuns(Step):
+    """Shortens what is said again and again in a row (哈哈哈哈哈哈哈, 好不好好不好好不好) to ``most`` times."""
+
+    most: int = 3
+
+    def edit(self, turns: Turns) -> list[str]:
+        return [self._long.sub(lambda found: found.group(1) * self.most, turn) for turn in turns]
+
+    @cached_property
+    def _long(self) -> re.Pattern[str]:
+        return re.compile(rf"([^\d\s]|[^\d\s]{{2,4}}?)\1{{{self.most},}}")
+
+
+@dataclass
+class Length(Step):
+    """Characters of every turn, without white space."""
+
+    shortest: int = 1
+    longest: int = 128
+
+    def fault(self, turns: Turns) -> str | None:
+        for number, turn in enumerate(turns, 1):
+            size = len("".join(turn.split()))
+            if not self.shortest <= size <= self.longest:
+                return f"turn {number} has {size} characters"
+        return None
+
+
+@dataclass
+class TurnCount(Step):
+    """How many turns a dialogue has."""
+
+    fewest: int = 2
+    most: int = 30
+
+    def fault(self, turns: Turns) -> str | None:
+        return None if self.fewest <= len(turns) <= self.most else f"{len(turns)} turns"
+
+
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_OTHER_SCRIPTS = re.compile(r"[\u3040-\u30ff\uac00-\ud7af\u0400-\u04ff\u0600-\u06ff\u0e00-\u0e7f]")
+
+
+def han_share(text: str) -> float:
+    """The share of Chinese characters among letters and digits; 0 where there are none."""
+    letters = sum(map(str.isalnum, text))
+    return len(_HAN.findall(text)) / letters if letters else 0.0
+
+
+@dataclass
+class Language(Step):
+    """Chinese: the least share of Chinese characters among letters, and the largest of kana, Hangul and the like."""
+
+    least: float = 0.5
+    foreign: float = 0.1
+    turn_by_turn: bool = False  # judge every turn by itself, not the record as a whole
+
+    def fault(self, turns: Turns) -> str | None:
+        for text in turns if self.turn_by_turn else ["".join(turns)]:
+            letters = sum(map(str.isalnum, text))
+            if not letters:
+                continue
+            if (share := len(_HAN.findall(text)) / letters) < self.least:
+                return f"{share:.0%} Chinese characters"
+            if (share := len(_OTHER_SCRIPTS.findall(text)) / letters) > self.foreign:
+                return f"{share:.0%} of other scripts"
+        return None
+
+
+@dataclass
+class Symbols(Step):
+    """Turns of little but marks, emoticons and digits: the largest share of what is no letter."""
+
+    most: float = 0.6
+    from_length: int = 4  # shorter turns ("？？", "!!!") may be nothing else
+
+    def fault(self, turns: Turns) -> str | None:
+        for number, turn in enumerate(turns, 1):
+            plain = "".join(turn.split())
+            share = sum(not char.isalpha() for char in plain) / max(len(plain), 1)
+            if len(plain) >= self.from_length and share > self.most:
+                return f"turn {number} is {share:.0%} symbols"
+        return None
+
+
+@dataclass
+class Repetition(Step):
+    """Texts that say the same again: the largest share of character n-grams, and of lines, that have come before."""
+
+    n_gram: int = 4
+    most: float = 0.4
+    most_lines: float = 0.3
+    from_length: int = 20
+
+    def fault(self, turns: Turns) -> str | None:
+        for turn in turns:
+            if len(turn) < self.from_length:
+                continue
+            grams = [turn[place : place + self.n_gram] for place in range(len(turn) - self.n_gram + 1)]
+            share = 1 - len(set(grams)) / len(grams)
+            if share > self.most:
+                return f"{share:.0%} of the {self.n_gram}-grams repeat"
+            rows = [row for row in map(str.strip, turn.split("\n")) if row]
+            if len(rows) > 2 and (share := 1 - len(set(rows)) / len(rows)) > self.most_lines:
+                return f"{share:.0%} of the lines repeat"
+        return None
+
+
+@dataclass
+class RepeatsPrevious(Step):
+    """Replies that only repeat what was said before them."""
+
+    def fault(self, turns: Turns) -> str | None:
+        plain = [folded(turn) for turn in turns]
+        for number, (before, turn) in enumerate(pairwise(plain), 2):
+            if turn and turn == before:
+                return f"turn {number} repeats the one before"
+        return None
+
+
+@dataclass
+class Generic(Step):
+    """Replies that fit everything (不知道, 好的, 哈哈): the largest share of such turns; ``words`` adds a list."""
+
+    most: float = 0.49
+    words: Path | None = None
+
+    def fault(self, turns: Turns) -> str | None:
+        share = sum(folded(turn) in self._known for turn in turns) / len(turns)
+        return f"{share:.0%} generic turns" if share > self.most else None
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return {folded(text) for text in built_in()["generic"] + (word_list(self.words) if self.words else [])}
+
+
+@dataclass
+class Personal(Step):
+    """Personal data: removes the record, or with ``mask`` puts a mark in its place (<电话>)."""
+
+    kinds: tuple[str, ...] = ("phone", "id", "card", "email", "qq", "wechat")
+    mask: bool = False
+
+    def edit(self, turns: Turns) -> list[str]:
+        from hanmo.data.prepare.cleaning.personal import masked
+
+        return [masked(turn, self.kinds) for turn in turns] if self.mask else list(turns)
+
+    def fault(self, turns: Turns) -> str | None:
+        from hanmo.data.prepare.cleaning.personal import found
+
+        if self.mask:
+            return None
+        hit = next((hit for turn in turns if (hit := found(turn, self.kinds))), None)
+        return f"{hit[0]}: {hit[1]}" if hit else None
+
+
+@dataclass
+class Adverts(Step):
+    """Adverts: one turn with a way of contact and an offer, or ``offers`` offers; ``words``: a list of sure signs."""
+
+    offers: int = 3
+    words: Path | None = None
+
+    def fault(self, turns: Turns) -> str | None:
+        contact, offer, sure = self._matchers
+        for turn in turns:
+            plain = folded(turn)
+            if sure and (hit := sure.search(plain)):
+                return f"advert: {hit.group()}"
+            offered = Counter(offer.findall(plain)) if offer else Counter[str]()
+            asked = contact.search(plain) if contact else None
+            if offered and (asked or len(offered) >= self.offers):
+                return "advert: " + ", ".join([*([asked.group()] if asked else []), *offered])
+        return None
+
+    @cached_property
+    def _matchers(self) -> tuple[re.Pattern[str] | None, ...]:
+        lists = built_in()
+        return (
+            _matcher(lists["contact"]),
+            _matcher(lists["offer"]),
+            _matcher(word_list(self.words) if self.words else []),
+        )
+
+
+@dataclass
+class Words(Step):
+    """A list of the user's (insults, politics, names of stars): removes records with ``least`` hits or more."""
+
+    words: Path
+    least: int = 1
+
+    def fault(self, turns: Turns) -> str | None:
+        hits = [hit for turn in turns for hit in (self._pattern.findall(folded(turn)) if self._pattern else ())]
+        return f"words: {', '.join(dict.fromkeys(hits))}" if len(hits) >= self.least else None
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str] | None:
+        return _matcher(word_list(self.words))

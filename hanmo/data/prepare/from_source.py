@@ -1,0 +1,92 @@
+"""From the files of a published source to records, split into train, dev and test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hanmo.data.prepare.sources import SOURCES, Source
+from hanmo.data.prepare.sources.dialogues import replies
+from hanmo.data.prepare.sources.reading import Item, Reading
+from hanmo.data.prepare.splits import SPLITS
+from hanmo.errors import ConfigError, HanmoError, unknown
+from hanmo.files import json_text, write_text
+from hanmo.records import Dialogue, record_writer
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
+
+
+@dataclass
+class Prepared:
+    """What came of it: files and records of each split, and what was left out."""
+
+    source: str
+    published: bool
+    files: dict[str, str]
+    records: dict[str, int]
+    dropped: dict[str, int]
+    bad: int
+
+
+def read_source(source: str, place: Path, reading: Reading, every_reply: bool = False) -> Iterator[Item]:
+    """The records of a source.
+
+    Args:
+        every_reply: one record for each reply of a dialogue.
+
+    Raises:
+        ConfigError: an unknown source.
+        RecordError: a bad record, unless ``reading.rejects`` takes it.
+    """
+    for item in _source(source).read(place, reading):
+        if every_reply and isinstance(item.record, Dialogue):
+            yield from (Item(record, item.key) for record in replies(item.record))
+        else:
+            yield item
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise ConfigError(unknown("source", name, SOURCES))
+    return SOURCES[name]
+
+
+def prepare(
+    source: str, place: Path, out: Path, reading: Reading, suffix: str = ".jsonl", every_reply: bool = False
+) -> Prepared:
+    """Write a source's records to ``out``: one file if it is named like one, else a folder with a file per split.
+
+    In a folder, prepared.json keeps the counts, and rejects.jsonl the bad records if ``reading`` collects them.
+    """
+    _source(source)  # a mistyped name leaves no folder behind
+    single = any(out.name.endswith(end) for end in SUFFIXES)
+    if single and (reading.shares.dev or reading.shares.test):
+        raise ConfigError(f"{out}: shares for dev and test need a folder to write to, not one file")
+    if suffix not in SUFFIXES:
+        raise ConfigError(unknown("suffix", suffix, SUFFIXES))
+    paths = {split: out if single else out / f"{split}{suffix}" for split in SPLITS}
+    wanted = [split for split in SPLITS if split == "train" or getattr(reading.shares, split)]
+    counts = Counter(dict.fromkeys(wanted, 0))
+    with ExitStack() as stack:
+        writers = {split: stack.enter_context(record_writer(paths[split])) for split in wanted}
+        for record, key in read_source(source, place, reading, every_reply):
+            split = reading.shares.split(key)
+            writers[split](record)
+            counts[split] += 1
+        if not counts.total():
+            left_out = "".join(f"; left out {count:,} x {reason}" for reason, count in reading.dropped.items())
+            if reading.rejects:
+                left_out += f"; bad: {len(reading.rejects):,}"
+            raise HanmoError(f"{place}: no records of the source {source} in it{left_out}; nothing is written")
+    bad = len(reading.rejects) if reading.rejects is not None else 0
+    done = Prepared(
+        source, reading.published, {s: str(paths[s]) for s in wanted}, dict(counts), dict(reading.dropped), bad
+    )
+    if not single:
+        write_text(out / "prepared.json", json_text(asdict(done), indent=2) + "\n")
+        if reading.rejects is not None and bad:
+            reading.rejects.write(out / "rejects.jsonl")
+    return done

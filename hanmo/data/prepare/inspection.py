@@ -1,0 +1,177 @@
+"""What is in a file of records: form, counts, lengths, language, duplicates, problems, samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from hanmo.data.prepare.cleaning.steps import han_share
+from hanmo.data.prepare.cleaning.views import views, whole
+from hanmo.data.prepare.dedup import NearDuplicates, Seen
+from hanmo.errors import RecordError
+from hanmo.records import Dialogue, Plain, PromptResponse, Record, Rejects, Text, iter_records
+from hanmo.report.page import Page
+
+NAMES = {Text: "text", Dialogue: "dialogue", PromptResponse: "prompt and response"}
+SAMPLES = 10
+PROBLEMS = 20
+NEAR_UP_TO = 200_000  # records that are compared with each other
+Lengths = Callable[[Sequence[str]], list[int]]
+
+
+@dataclass
+class Inspection:
+    """All that is found; ``unit``: of the lengths."""
+
+    path: str
+    megabytes: float
+    compressed: bool
+    unit: str
+    records: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    texts: int = 0  # turns, prompts, answers
+    lengths: list[int] = field(default_factory=list)  # of the records
+    languages: Counter[str] = field(default_factory=Counter)
+    turns: Counter[int] = field(default_factory=Counter)
+    same: int = 0
+    nearly_same: int | None = None
+    bad: int = 0
+    problems: list[str] = field(default_factory=list)
+    samples: list[list[str]] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """Names and values, for people."""
+        ordered = sorted(self.lengths)
+        at = {
+            share: ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0 for share in (0.5, 0.95)
+        }
+        return {
+            "file": self.path,
+            "size": f"{self.megabytes:.2f} MB" + (" (gzip)" if self.compressed else ""),
+            "form": ", ".join(f"{count:,} x {kind}" for kind, count in self.kinds.most_common()) or "nothing",
+            "records": f"{self.records:,}",
+            "bad records": f"{self.bad:,}",
+            "turns or texts": f"{self.texts:,}",
+            self.unit: f"{sum(ordered):,}",
+            f"{self.unit} a record": f"half up to {at[0.5]:,}, 95 % up to {at[0.95]:,}, longest {max(ordered, default=0):,}",
+            "language": ", ".join(
+                f"{_share(count, self.records)} {name}" for name, count in self.languages.most_common()
+            ),
+            "the same as an earlier one": f"{self.same:,} ({_share(self.same, self.records)})",
+            "nearly the same": "not counted"
+            if self.nearly_same is None
+            else f"{self.nearly_same:,} ({_share(self.nearly_same, self.records)})",
+        }
+
+    def histogram(self, bars: int = 12) -> list[tuple[str, int]]:
+        """Records by length, in ranges that double."""
+        counts = Counter(max(length, 1).bit_length() - 1 for length in self.lengths)
+        if not counts:
+            return []
+        return [(f"{1 << n:,}-{(2 << n) - 1:,}", counts[n]) for n in range(min(counts), max(counts) + 1)][-bars:]
+
+
+def _share(part: int, of: int) -> str:
+    return f"{100 * part / max(of, 1):.1f} %"
+
+
+def inspect_file(
+    path: Path, plain: Plain = "dialogue", lengths: Lengths | None = None, seed: int = 0, near: bool = True
+) -> Inspection:
+    """Read a whole file once.
+
+    Args:
+        lengths: counts the tokens of texts; characters are counted without it.
+        seed: of the samples.
+        near: count records that are nearly the same as an earlier one, among the first ``NEAR_UP_TO``.
+
+    Raises:
+        RecordError: the file cannot be read at all.
+    """
+    if not path.is_file():
+        raise RecordError(path, 0, "no such file")
+    found = Inspection(
+        str(path), path.stat().st_size / 1e6, path.suffix == ".gz", "tokens" if lengths else "characters"
+    )
+    rejects, seen, alike, rng = Rejects(), Seen(), NearDuplicates(), Random(seed)
+    pending: list[str] = []
+    sizes: list[int] = []  # texts of each record whose lengths are pending
+
+    def count_pending() -> None:
+        counts = iter(lengths(pending) if lengths else map(len, pending))
+        found.lengths += [sum(next(counts) for _ in range(size)) for size in sizes]
+        pending.clear()
+        sizes.clear()
+
+    for record in iter_records(path, rejects, plain):
+        texts = _texts(record)
+        found.records += 1
+        found.kinds[NAMES.get(type(record), "prompt with scored answers")] += 1
+        found.texts += len(texts)
+        if isinstance(record, Dialogue):
+            found.turns[len(texts)] += 1
+        found.languages[_language("".join(texts))] += 1
+        found.same += seen.again(text := whole(record))
+        if near and found.records <= NEAR_UP_TO:
+            alike.add(text)
+        pending += texts
+        sizes.append(len(texts))
+        if len(pending) >= 2000:
+            count_pending()
+        _sample(found, texts, rng)
+    count_pending()
+    if near:
+        firsts = alike.first_of()
+        found.nearly_same = int((firsts != range(len(firsts))).sum()) if len(firsts) else 0
+    found.bad = len(rejects)
+    found.problems = [str(error) for error in rejects.errors[:PROBLEMS]]
+    return found
+
+
+def _sample(found: Inspection, texts: list[str], rng: Random) -> None:
+    """Each record is as likely as any other to be among the samples (Vitter's algorithm R)."""
+    if len(found.samples) < SAMPLES:
+        found.samples.append(texts)
+    elif (place := rng.randrange(found.records)) < SAMPLES:
+        found.samples[place] = texts
+
+
+def _texts(record: Record) -> list[str]:
+    seen = views(record)
+    return seen[0] if len(seen) == 1 else [seen[0][0], *(turns[1] for turns in seen)]
+
+
+def _language(text: str) -> str:
+    letters = [char for char in text if char.isalpha()]
+    if not letters:
+        return "no letters"
+    if (share := han_share("".join(letters))) >= 0.5:
+        return "Chinese"
+    latin = sum(char.isascii() for char in letters) / len(letters)
+    return "Latin letters" if latin > 0.5 else "mixed" if share > 0.2 else "other scripts"
+
+
+def page(found: Inspection) -> Page:
+    """The findings as an HTML page."""
+    made = Page(f"Data: {Path(found.path).name}", subtitle=f"{found.records:,} records", language="zh-CN")
+    made.facts(found.facts())
+    made.heading("Lengths")
+    bars = {name: {"records": float(count)} for name, count in found.histogram()}
+    made.bar_plot(bars, caption=f"{found.unit} of a record")
+    if found.turns:
+        turns = {str(number): {"dialogues": float(count)} for number, count in sorted(found.turns.items())[:20]}
+        made.bar_plot(turns, caption="turns of a dialogue")
+    made.heading("Problems")
+    if found.problems:
+        made.table(
+            ["file:line: problem"], [[problem] for problem in found.problems], caption=f"the first of {found.bad:,}"
+        )
+    else:
+        made.paragraph("None.")
+    made.heading("Samples")
+    made.table(["", "texts"], [[number, " ⇥ ".join(texts)] for number, texts in enumerate(found.samples, 1)])
+    return made

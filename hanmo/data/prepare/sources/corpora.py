@@ -1,0 +1,126 @@
+"""The prompt formats of the corpus that 文汇 was pretrained on: Zhihu, Zhidao, encyclopaedias and news."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hanmo.data.prepare.sources.reading import Item, Reading, files, text_of, values
+from hanmo.records import PromptResponse, Text
+
+Sample = tuple[str, str]  # prompt and text
+LONG = 100  # characters: a description is cut there, and what is longer than that is worth learning
+SHORT = 10  # the best answer of a thread need only be longer than this
+LIKED = 1000  # up-votes that make up for a short answer
+
+
+def corpus(
+    place: Path, reading: Reading, samples: Callable[[Any], list[Sample]], titled: bool = True
+) -> Iterator[Item]:
+    """Entries of JSON files as prompts and texts; entries that give none are counted.
+
+    An entry's samples share a split, by what tells it from others: its first prompt, or the text after it where there
+    is none or prompts are no titles.
+    """
+    for path in files(place, "*.json*"):
+        for line, entry in values(path, reading):
+            try:
+                found = samples(entry)
+            except ValueError as error:
+                reading.bad(path, line, str(error))
+                continue
+            if not found:
+                reading.drop("an entry without a text worth learning")
+                continue
+            prompt, text = found[0]
+            key = (titled and prompt) or text
+            for prompt, text in found:
+                where = f"{path}:{line}"
+                yield Item(PromptResponse(prompt, text, where=where) if prompt else Text(text, where), key)
+
+
+def zhihu(entry: Any) -> list[Sample]:
+    """``{"q_title", "q-content", "user-signature", "ans-content", "ans-up-num"}``: one answer."""
+    fields = _object(entry)
+    title, described, author, answer = (
+        text_of(fields, key) for key in ("q_title", "q-content", "user-signature", "ans-content")
+    )
+    votes = str(fields.get("ans-up-num") or 0)
+    if not votes.isdigit():
+        raise ValueError(f"'ans-up-num' is {votes!r}, expected a whole number")
+    if not answer or (len(answer) <= LONG and int(votes) <= LIKED):
+        return []
+    return [(f"问题：{title}问题描述：{_cut(described)}回答用户：{author} 回答：", answer)]
+
+
+def zhidao(entry: Any) -> list[Sample]:
+    """``{"title", "content", "best_answer": {"content"}, "other_answers": [{"content"}, …]}``: a thread."""
+    fields = _object(entry)
+    title = text_of(fields, "title")
+    if not title:
+        return []
+    prompt = f"问题：{title}问题描述：{_cut(text_of(fields, 'content'))}回答："
+    best = text_of(_object(fields.get("best_answer") or {}), "content")
+    others = [text_of(_object(answer), "content") for answer in fields.get("other_answers") or []]
+    worthy = [best] * (len(best) > SHORT) + [answer for answer in others if len(answer) > LONG]
+    return [(prompt, answer) for answer in worthy]
+
+
+def encyclopedia(entry: Any) -> list[Sample]:
+    """``{"title", "abstract", "content"}``: the whole of it as running text."""
+    fields = _object(entry)
+    text = "".join(text_of(fields, key) for key in ("title", "abstract", "content"))
+    return [("", text)] if text else []
+
+
+def wikipedia(entry: Any) -> list[Sample]:
+    """``{"text"}``."""
+    text = text_of(_object(entry), "text")
+    return [("", text)] if text else []
+
+
+def sections(entry: Any) -> list[Sample]:
+    """``{"key": [heading, …], "content": [text, …]}``: the text after each heading, and the headings as a summary.
+
+    The original joins the sections to one document, with a token of its own after each; the released model has none.
+    """
+    fields = _object(entry)
+    headings, texts = (_texts(fields, key) for key in ("key", "content"))
+    if len(headings) != len(texts):
+        raise ValueError(f"{len(headings)} headings in 'key', but {len(texts)} texts in 'content'")
+    return [*zip(headings, texts, strict=True), ("Summary:", " ".join(headings))] if headings else []
+
+
+def news(entry: Any) -> list[Sample]:
+    """``[title, content]`` with HTML tags: the content after its title, and once more alone if the title is longer than a character."""
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+        raise ValueError("expected a list of a title and a content")
+    title, content = map(_untagged, entry)
+    if len(content) <= LONG:
+        return []
+    samples = [(f"标题：{title} 内容：", content)]
+    return [*samples, ("内容：", content)] if len(title) > 1 else samples
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _texts(fields: dict[str, Any], key: str) -> list[str]:
+    found = fields.get(key)
+    if not isinstance(found, list) or not all(isinstance(text, str) and text.strip() for text in found):
+        raise ValueError(f"{key!r} is {found!r}, expected a list of texts")
+    return found
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONG else text[:LONG] + "......"
+
+
+def _untagged(text: str) -> str:
+    return html.unescape(re.sub(r"<[^<>]+>", "", text)).replace("\u3000", " ").strip()

@@ -1,0 +1,89 @@
+"""Instructions and preferences: Alpaca, and pairs of a chosen and a rejected answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hanmo.data.prepare.sources.reading import Item, Reading, files, objects, text_of
+from hanmo.data.prepare.splits import split_key
+from hanmo.records import TURNS, Dialogue, ScoredAnswers, json_record
+
+
+def alpaca(place: Path, reading: Reading) -> Iterator[Item]:
+    """``{"instruction", "input", "output"}``, with "history" if any."""
+    for path in files(place, "*.json*"):
+        for line, value in objects(path, reading):
+            try:
+                if "instruction" not in value:
+                    raise ValueError(f"no 'instruction'; the keys are {', '.join(value)}")
+                if not text_of(value, "output").strip():
+                    reading.drop("no output")
+                    continue
+                record = json_record(value, f"{path}:{line}")
+            except ValueError as error:
+                reading.bad(path, line, str(error))
+                continue
+            yield Item(record, split_key(record))
+
+
+def preferences(place: Path, reading: Reading) -> Iterator[Item]:
+    """Answers from the best to the worst: "chosen" and "rejected", or a list under "output".
+
+    The prompt stands under "prompt", "instruction" (and "input", "history") or as a conversation, whose earlier turns
+    become the history.
+    """
+    for path in files(place, "*.json*"):
+        for line, value in objects(path, reading):
+            try:
+                asked, system = _asked(value)
+                answers = _ranked(value)
+            except ValueError as error:
+                reading.bad(path, line, str(error))
+                continue
+            if not asked[-1].strip() or not all(answer.strip() for answer in answers):
+                reading.drop("no prompt" if not asked[-1].strip() else "an empty answer")
+            elif len(set(answers)) < len(answers):
+                reading.drop("answers that are the same")
+            else:
+                scored = tuple((answer, float(len(answers) - 1 - rank)) for rank, answer in enumerate(answers))
+                where = f"{path}:{line}"
+                record = ScoredAnswers(asked[-1], scored, system=system, where=where, history=tuple(asked[:-1]))
+                yield Item(record, asked[0])
+
+
+def _asked(value: dict[str, Any]) -> tuple[Sequence[str], str]:
+    """The turns up to the prompt, and the system text."""
+    for key in TURNS:
+        if isinstance(value.get(key), list):
+            # A turn is added that says nothing, because a dialogue ends with the assistant.
+            record = json_record({key: [*value[key], {"role": "assistant", "content": ""}]}, "")
+            assert isinstance(record, Dialogue)
+            return record.turns[:-1], record.system or text_of(value, "system")
+    if "instruction" in value:
+        asked = {key: value[key] for key in ("instruction", "input", "history") if key in value}
+        record = json_record({**asked, "output": ""}, "")
+        turns = record.turns[:-1] if isinstance(record, Dialogue) else (split_key(record),)
+        return turns, text_of(value, "system")
+    if "prompt" in value or "question" in value:
+        return (text_of(value, "prompt") or text_of(value, "question"),), text_of(value, "system")
+    raise ValueError(f"no prompt; expected 'prompt', 'instruction' or 'conversations', found {', '.join(value)}")
+
+
+def _ranked(value: dict[str, Any]) -> list[str]:
+    if "chosen" in value and "rejected" in value:
+        return [_answer(value["chosen"]), _answer(value["rejected"])]
+    if isinstance(value.get("output"), list) and len(value["output"]) > 1:
+        return [_answer(answer) for answer in value["output"]]
+    raise ValueError("expected 'chosen' and 'rejected', or a list of two answers or more under 'output'")
+
+
+def _answer(value: Any) -> str:
+    if isinstance(value, list) and value:  # a whole conversation: the answer is its last turn
+        value = value[-1]
+    if isinstance(value, dict):
+        value = value.get("value", value.get("content"))
+    if not isinstance(value, str):
+        raise ValueError(f"an answer must be text, found {type(value).__name__}")
+    return value

@@ -1,0 +1,49 @@
+"""Train, dev and test by content: a record's split is a function of its text alone.
+
+Adding data never moves a record, the same text never lies in two splits, and several machines agree without talking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from hanmo.data.normalisation import folded
+from hanmo.errors import ConfigError
+from hanmo.records import Dialogue, Record, Text
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of the data is for development and for the test; the rest is for training. By default all of it.
+
+    A larger test share takes records from dev and train, and moves none the other way.
+    """
+
+    dev: float = 0.0
+    test: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.dev, self.test) < 0 or self.dev + self.test >= 1:
+            raise ConfigError(f"shares dev={self.dev} and test={self.test}: each 0 or more, both together below 1")
+
+    def split(self, key: str) -> str:
+        """The split of a record with this key."""
+        if not self.dev and not self.test:
+            return "train"
+        place = fingerprint(key) / 2**64
+        return "test" if place < self.test else "dev" if place < self.test + self.dev else "train"
+
+
+def fingerprint(text: str) -> int:
+    """64 bits of a folded text."""
+    return int.from_bytes(blake2b(folded(text).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def split_key(record: Record) -> str:
+    """What decides the split where a source says nothing else: the text, the dialogue's first turn, the prompt."""
+    if isinstance(record, Text):
+        return record.text
+    return record.turns[0] if isinstance(record, Dialogue) else record.prompt

@@ -1,0 +1,175 @@
+"""Examples as rows: kept as ids in flat arrays, made into rows when a batch needs them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from hanmo.errors import RecordError
+from hanmo.families.base import Family
+from hanmo.records import Record, Rejects, unanswered
+from hanmo.rows import Part, Row, collate
+
+ROW_IDS = "row_ids"  # a batch's places in its RowDataset, for messages; no input of any model
+
+
+DUMMY_ROW = -1  # the place of a row that weighs nothing: it evens out the batches of several processes
+
+
+class Rows(Dataset[tuple[int, Row]]):
+    """Rows of one family, by place. Item i is (i, row): the place travels along for messages.
+
+    Item ``DUMMY_ROW`` is a row that weighs nothing. Subclasses give ``row``, ``where`` and ``lengths``.
+
+    Attributes:
+        drawn: what is learned of a row is drawn anew in every epoch, whose number is then part of an item:
+            epoch x number of rows + place.
+    """
+
+    family: Family
+    drawn = False
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, item: int) -> tuple[int, Row]:
+        if item == DUMMY_ROW:
+            row = self.row(0)
+            return DUMMY_ROW, replace(row, weights=torch.zeros_like(row.weights))
+        return item, self.row(item)
+
+    def row(self, item: int) -> Row:
+        raise NotImplementedError
+
+    def where(self, item: int) -> str:
+        """Where a row comes from, for messages."""
+        raise NotImplementedError
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """The ids of every row, all parts together."""
+        raise NotImplementedError
+
+
+class RowDataset(Rows):
+    """Rows kept as the parts they are made of."""
+
+    def __init__(self, family: Family):
+        self.family = family
+        self._ids = array("i")
+        self._part_ends = array("q")  # of each part, in _ids
+        self._scored = array("b")  # of each part
+        self._row_ends = array("q")  # of each row, in _part_ends
+        self._where: list[str] = []
+
+    def append(self, parts: Iterable[Part], where: str = "") -> None:
+        """Add one row, given as parts; ``where`` it comes from ("file:line")."""
+        for part in parts:
+            self._ids.extend(part.ids)
+            self._part_ends.append(len(self._ids))
+            self._scored.append(part.scored)
+        self._row_ends.append(len(self._part_ends))
+        self._where.append(where)
+
+    def __len__(self) -> int:
+        return len(self._row_ends)
+
+    def row(self, item: int) -> Row:
+        return self.family.row(self.parts(item))
+
+    def parts(self, place: int) -> list[Part]:
+        """The parts that a row is made of."""
+        first, last = self._row_ends[place - 1] if place else 0, self._row_ends[place]
+        starts = [self._part_ends[part - 1] if part else 0 for part in range(first, last)]
+        ends, scored = self._part_ends[first:last], self._scored[first:last]
+        return [
+            Part(tuple(self._ids[start:end]), bool(is_scored))
+            for start, end, is_scored in zip(starts, ends, scored, strict=True)
+        ]
+
+    def where(self, item: int) -> str:
+        return self._where[item] or f"row {item}"
+
+    @property
+    def lengths(self) -> list[int]:
+        ends = [self._part_ends[end - 1] for end in self._row_ends]
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def make_rows(
+    records: Iterable[Record], family: Family, limit: int, response_limit: int | None, dropped: Rejects
+) -> RowDataset:
+    """Records as rows of a family; a record that does not fit is named in ``dropped``."""
+    rows = RowDataset(family)
+    for record in records:
+        made = family.parts(record, limit, response_limit)
+        for parts in made:
+            rows.append(parts, record.where)
+        if not made:
+            file, _, line = record.where.rpartition(":")
+            limits = f"limit={limit}" + (f", response_limit={response_limit}" if response_limit is not None else "")
+            problem = unanswered(record) or f"does not fit into {limits}"
+            dropped.errors.append(RecordError(file, int(line or 0), problem))
+    return rows
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Items of a RowDataset as one batch: ``collate`` of their rows, and their places under ``ROW_IDS``."""
+
+    padding: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, items: list[tuple[int, Row]]) -> dict[str, Tensor]:
+        places, rows = zip(*items, strict=True)
+        return {**collate(rows, self.padding), ROW_IDS: torch.tensor(places)}
+
+
+class EpochSampler(Sampler[int]):
+    """The order of an epoch as a function of seed and epoch alone, so that a resumed run goes on in the same order.
+
+    Args:
+        lengths: of the rows.
+        seed: of the shuffle; each epoch is shuffled anew.
+        group: rows that are processed together; those of similar length come together. 1 does not group.
+        multiple: ``DUMMY_ROW`` is appended until the number of rows is a multiple of this.
+        drawn: see ``Rows.drawn``.
+    """
+
+    def __init__(self, lengths: Sequence[int], seed: int, group: int = 1, multiple: int = 1, drawn: bool = False):
+        self.lengths, self.seed, self.group, self.drawn, self.epoch = lengths, seed, group, drawn, 0
+        self.fillers = -len(lengths) % multiple
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) + self.fillers
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.group > 1:
+            order = self._grouped(generator)
+        else:
+            order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        first = self.epoch * len(self.lengths) if self.drawn else 0
+        return chain((first + place for place in order), repeat(DUMMY_ROW, self.fillers))
+
+    def _grouped(self, generator: torch.Generator) -> list[int]:
+        """Groups of rows of similar length: the one with the longest row first, the rest in random order.
+
+        transformers leaves them sorted from long to short over every fifty groups, so that the loss swings with the
+        length and a falling learning rate ends on the shortest rows.
+        """
+        order = get_length_grouped_indices(self.lengths, self.group, generator=generator)
+        groups = [order[start : start + self.group] for start in range(0, len(order), self.group)]
+        first, rest = groups[:1], groups[1:]
+        last = [rest.pop()] if rest and len(rest[-1]) < self.group else []
+        shuffled = [rest[place] for place in torch.randperm(len(rest), generator=generator).tolist()]
+        return [place for group in (*first, *shuffled, *last) for place in group]

@@ -1,0 +1,153 @@
+"""Pairs of a better and a worse answer: from records to rows, and batches of them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, RowDataset
+from hanmo.errors import RecordError
+from hanmo.families.base import Family
+from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers
+from hanmo.rows import Part, Row, collate
+
+
+@dataclass(frozen=True)
+class Preference:
+    """The better and the worse one of two answers, each as a record; ``margin`` is the difference of their scores."""
+
+    chosen: Dialogue | PromptResponse
+    rejected: Dialogue | PromptResponse
+    margin: float
+
+
+def preferences(record: Record, published: bool = False) -> list[Preference]:
+    """The pairs in a record with scored answers; none of other records.
+
+    The best answer (the first of equals) makes a pair with each strictly worse one. Published: a walk through the
+    answers as they stand, in which each is paired with the last one before it whose score fell right after it. That
+    assumes they are sorted; where they are not, some of its pairs are wrong. Pairs of equal or empty texts are left out.
+    """
+    if not isinstance(record, ScoredAnswers) or not record.prompt:
+        return []
+    return [
+        Preference(record.ending(chosen), record.ending(rejected), margin)
+        for chosen, rejected, margin in (_walk(record) if published else _best_and_worse(record))
+        if chosen and rejected and chosen != rejected
+    ]
+
+
+def _best_and_worse(record: ScoredAnswers) -> Iterable[tuple[str, str, float]]:
+    chosen, best = max(record.answers, key=lambda pair: pair[1])
+    for rejected, score in record.answers:
+        if score < best:
+            yield chosen, rejected, best - score
+
+
+def _walk(record: ScoredAnswers) -> Iterable[tuple[str, str, float]]:
+    chosen, best = "", 0.0
+    for (text, score), (following, next_score) in zip(record.answers, record.answers[1:], strict=False):
+        if score > next_score:
+            chosen, best = text, score
+        yield chosen, following, best - next_score
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows that begin alike; see ``Preference`` for the margin."""
+
+    chosen: Row
+    rejected: Row
+    margin: float
+    weight: float = 1.0
+
+
+class PairDataset(RowDataset):
+    """Pairs of rows, by place; two rows of the same file position stand one after the other.
+
+    Args:
+        closed: rows feed the stop token too (reward models).
+    """
+
+    def __init__(self, family: Family, closed: bool):
+        super().__init__(family)
+        self.closed = closed
+        self._margins = array("d")
+
+    def append_pair(self, chosen: Sequence[Part], rejected: Sequence[Part], margin: float, where: str = "") -> None:
+        self.append(chosen, where)
+        self.append(rejected, where)
+        self._margins.append(margin)
+
+    def __len__(self) -> int:
+        return len(self._margins)
+
+    def __getitem__(self, place: int) -> Any:
+        weight, source = (0.0, 0) if place == DUMMY_ROW else (1.0, place)
+        chosen, rejected = (self.family.row(self.parts(2 * source + side), closed=self.closed) for side in (0, 1))
+        return place, Pair(chosen, rejected, self._margins[source], weight)
+
+    def where(self, place: int) -> str:
+        return super().where(2 * place)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The ids of both rows of every pair together."""
+        lengths = super().lengths
+        return [chosen + rejected for chosen, rejected in zip(lengths[::2], lengths[1::2], strict=True)]
+
+
+def make_pairs(
+    records: Iterable[Record], family: Family, limit: int, response_limit: int | None, closed: bool,
+    published: bool, dropped: Rejects,
+) -> PairDataset:  # fmt: skip
+    """Records as pairs of rows; a record without a pair, or whose pair does not fit, is named in ``dropped``."""
+    pairs = PairDataset(family, closed)
+    for record in records:
+        found = preferences(record, published)
+        file, _, line = record.where.rpartition(":")
+        if not found:
+            dropped.errors.append(
+                RecordError(
+                    file, int(line or 0), "holds no two answers of which one is better (empty ones do not count)"
+                )
+            )
+        for pair in found:
+            sides = [family.parts(side, limit, response_limit) for side in (pair.chosen, pair.rejected)]
+            if not all(len(rows) == 1 for rows in sides) or sides[0] == sides[1]:
+                problem = f"a pair of answers does not fit into limit={limit}"
+                dropped.errors.append(RecordError(file, int(line or 0), problem))
+                continue
+            pairs.append_pair(sides[0][0], sides[1][0], pair.margin, record.where)
+    return pairs
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Items of a PairDataset as one batch of 2B rows, the B chosen ones first.
+
+    Beside the rows: ``pair_weights`` and ``margins`` (B,) fp32; ``ends`` (2B,) int64, where a reward is read;
+    ``parts_at`` (B,) int64, the first place whose input is not the same in both rows; places under ``ROW_IDS``.
+    """
+
+    padding: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, items: list[tuple[int, Pair]]) -> dict[str, Tensor]:
+        places, pairs = zip(*items, strict=True)
+        rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        batch = collate(rows, self.padding)
+        chosen, rejected = batch["labels"].chunk(2)
+        return {
+            **batch,
+            "pair_weights": torch.tensor([pair.weight for pair in pairs]),
+            "margins": torch.tensor([pair.margin for pair in pairs]),
+            "ends": torch.tensor([row.end for row in rows]),
+            # What is predicted at a place is fed at the next one.
+            "parts_at": (chosen != rejected).float().argmax(1) + 1,
+            ROW_IDS: torch.tensor(places),
+        }

@@ -1,0 +1,192 @@
+"""Records to a store of token ids, in blocks and several processes; see store.py for what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from hanmo import families
+from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks, share_place
+from hanmo.data.store.token_store import (
+    ABOUT,
+    DOCUMENTS,
+    FORMAT,
+    IDS,
+    KIND,
+    KINDS,
+    PARTS,
+    About,
+    about_text,
+    encode_flat,
+    vocabulary_hash,
+)
+from hanmo.errors import ConfigError, VocabularyError, quoted
+from hanmo.files import replacing, write_text
+from hanmo.locks import holding
+from hanmo.records import Dialogue, Plain, Record, Rejects, ScoredAnswers, Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BLOCK = 1000  # documents of one unit of work
+
+
+@dataclass(frozen=True)
+class TokenizerPlace:
+    """Where a tokenizer is: a model's folder, or a vocabulary file and the family it is of."""
+
+    path: str
+    family: str = ""
+
+    def open(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; each process opens it once.
+
+        Raises:
+            VocabularyError: there is none.
+        """
+        return _open(self)
+
+    @property
+    def name(self) -> str:
+        return f"{self.family or 'the tokenizer'} of {Path(self.path).name}"
+
+
+@cache
+def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
+    from hanmo.checkpoints.hub import local_folder
+    from hanmo.checkpoints.open import family_of_folder  # it takes torch, which worker processes do without
+    from hanmo.families.safe_loading import safe_tokenizer
+
+    path = local_folder(place.path)
+    family = families.load(place.family) if place.family else family_of_folder(path)
+    if family is None and path.is_dir() and (path / "tokenizer_config.json").is_file():
+        family = families.load(families.TRANSFORMERS)
+    if family is None:
+        raise VocabularyError(
+            f"{path}: no model or tokenizer in it; for a vocabulary file say whose it is with --family"
+        )
+    if path.is_dir():
+        return safe_tokenizer(path, family.tokenizer_class)
+    try:
+        return family.tokenizer_class(vocab_file=str(path))
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise VocabularyError(f"{path}: no tokenizer of {family.name}: {quoted(error)}") from error
+
+
+class _Block(NamedTuple):
+    """What is to be tokenised of some records: plain lists, which go to another process many times as fast."""
+
+    texts: list[str]
+    documents: list[int]  # how many texts each record has
+    kinds: list[int]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Tokenises a block into one .npz file. The tokenizer travels as it is: opening it takes its family, and torch."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, block: _Block, path: Path) -> None:
+        # One process here: the blocks themselves are spread over processes.
+        ids, parts = encode_flat(self.tokenizer, block.texts)
+        with path.open("wb") as file:
+            np.savez(
+                file,
+                ids=ids.astype(np.uint32),
+                parts=parts,
+                documents=np.array(block.documents, np.int64),
+                kinds=np.array(block.kinds, np.uint8),
+            )
+
+
+def _block(records: list[Record]) -> _Block:
+    kinds, documents = zip(*map(_texts, records), strict=True)
+    return _Block([text for texts in documents for text in texts], [len(texts) for texts in documents], list(kinds))
+
+
+def _texts(record: Record) -> tuple[int, list[str]]:
+    if isinstance(record, Text):
+        return KINDS.index("text"), [record.text]
+    if isinstance(record, Dialogue):
+        return KINDS.index("dialogue"), [record.system, *record.turns] if record.system else list(record.turns)
+    best = record.best() if isinstance(record, ScoredAnswers) else record
+    prompt = f"{best.system}\n{best.prompt}" if best.system else best.prompt
+    return KINDS.index("pair"), [prompt, best.prefix + best.response]
+
+
+def tokenize(
+    tokenizer: TokenizerPlace,
+    paths: Sequence[Path],
+    out: Path,
+    plain: Plain = "text",
+    workers: int = 1,
+    bad: Rejects | None = None,
+    progress: Callable[[int], None] | None = None,
+    share: tuple[int, int] | None = None,
+) -> About | None:
+    """Write the store of some files.
+
+    Args:
+        plain: what a line of a plain file is.
+        bad: takes lines that are no records; without it the first one stops the work.
+        progress: told how many documents are done.
+        share: (rank, world): only tokenise this share, for a later call without it to finish; returns None.
+
+    Raises:
+        ConfigError: ``out`` holds something else.
+        InUseError: another run writes ``out``, or the same share of it.
+        VocabularyError: no such tokenizer.
+    """
+    others = {path.name for path in out.iterdir()} - {IDS, PARTS, DOCUMENTS, KIND, ABOUT} if out.is_dir() else set()
+    if others:
+        raise ConfigError(f"{out}: holds {', '.join(sorted(others)[:3])}; a store needs a folder of its own")
+    opened = tokenizer.open()
+    vocabulary = vocabulary_hash(opened)
+    with holding(share_place(out, share)):
+        folder = job_folder(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths)
+        told = (lambda done: progress(done * BLOCK)) if progress else None
+        blocks = map(_block, record_blocks(paths, BLOCK, plain, bad))
+        results = run_blocks(blocks, _Work(opened), folder, workers, told, share or (0, 1))
+        if share is not None:
+            return None
+        dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"
+        (out / ABOUT).unlink(missing_ok=True)
+        counts = _merge(results, out, dtype)
+        about = About(FORMAT, *counts, dtype, vocabulary, tokenizer.name, [path.name for path in paths])
+        write_text(out / ABOUT, about_text(about))
+        forget(folder)
+    return about
+
+
+def _merge(results: Sequence[Path], out: Path, dtype: str) -> tuple[int, int, int]:
+    """Documents, parts, tokens. The lengths of blocks become ends in the whole."""
+    documents = parts = tokens = 0
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        replacing(out / IDS) as ids_path,
+        replacing(out / PARTS) as parts_path,
+        replacing(out / DOCUMENTS) as documents_path,
+        replacing(out / KIND) as kinds_path,
+        ids_path.open("wb") as ids_file,
+        parts_path.open("wb") as parts_file,
+        documents_path.open("wb") as documents_file,
+        kinds_path.open("wb") as kinds_file,
+    ):
+        for path in results:
+            with np.load(path) as block:
+                if len(block["ids"]) and int(block["ids"].max()) > np.iinfo(dtype).max:
+                    raise VocabularyError(f"token id {int(block['ids'].max())} does not fit into {dtype}")
+                ids_file.write(block["ids"].astype(dtype).tobytes())
+                parts_file.write((tokens + np.cumsum(block["parts"])).tobytes())
+                documents_file.write((parts + np.cumsum(block["documents"])).tobytes())
+                kinds_file.write(block["kinds"].tobytes())
+                documents += len(block["documents"])
+                parts += len(block["parts"])
+                tokens += len(block["ids"])
+    return documents, parts, tokens

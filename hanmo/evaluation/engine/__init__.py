@@ -1,0 +1,1 @@
+"""How rows and candidates are scored: in batches, once, over several processes."""

@@ -1,0 +1,307 @@
+"""Scores of candidates that share a context: the context is read once, every candidate goes on from there.
+
+A question is a list of candidates, each a list of parts as ``Family.cloze`` makes them. What is not scored at the
+beginning is its context. Where all candidates of a question have the same one, it is prefilled once, the first token
+of every candidate is scored from that, and longer candidates are continued in one step from the expanded state; what
+several candidates begin with is fed once. This uses nothing but ``Family.prompt``, ``prefill``, ``step`` and
+``state.take``, and so holds for every family: the encoder of an encoder-decoder runs once, and the two-dimensional
+positions of a gap filler go on as in generation. Networks that a probe shows to honour a mask of trees read a question
+in one pass instead (trees.py). Any other question is scored row by row.
+
+Shape suffixes: S questions, R branches that are continued, q fed tokens, P position dimensions, V vocabulary, N labels.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hanmo.errors import HanmoError
+from hanmo.evaluation.engine import trees
+from hanmo.evaluation.engine.row_scores import Progress, RowScore, evaluating, score_rows
+from hanmo.families.base import OpenedModel
+from hanmo.nn.batching import batching_of
+from hanmo.nn.finite import require_finite
+from hanmo.rows import Part, Prompt
+
+Candidate = Sequence[Part]
+OnScored = Callable[[int, list[RowScore]], None]  # index of the question, scores of its candidates
+
+BUDGET_CPU = 8192
+BUDGET = 65536  # tokens that are in memory at the same time
+FED_CPU = 768  # tokens fed at the same time: enough for the matrix products, few enough for the cache
+FILLED_CPU = 0.85  # the narrowest context of a batch, by the widest
+LOGITS = 1 << 26  # logits that are in memory at the same time
+SUMMED = 256  # places whose logits are summed up in fp32 at the same time
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Attributes: ``index`` of the question; ``answers`` the scored ids of each candidate, the stop token included."""
+
+    index: int
+    prompt: Prompt
+    answers: list[tuple[int, ...]]
+
+    @property
+    def width(self) -> int:
+        """Tokens the network reads of the context."""
+        return max(value.shape[-1] for value in self.prompt.inputs.values() if value.dim())
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.answers))
+
+
+@dataclass
+class _Branch:
+    """What is fed after the context of question ``source`` of a batch, and who reads predictions from it.
+
+    Attributes:
+        ids: fed tokens.
+        answers: number in the batch, and ids, of each candidate whose tokens but the last are the first of ``ids``.
+    """
+
+    source: int
+    ids: tuple[int, ...]
+    answers: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+
+
+def score_candidates(
+    opened: OpenedModel,
+    questions: Sequence[Sequence[Candidate]],
+    stop: bool = False,
+    budget: int | None = None,
+    progress: Progress | None = None,
+    on_scored: OnScored | None = None,
+) -> list[list[RowScore]]:
+    """log p of every scored token of every candidate, by question.
+
+    The result is that of scoring each candidate alone; in fp32 a token moves by less than 1e-5, whatever the batch.
+
+    Args:
+        stop: the stop token after a candidate is scored as well.
+        budget: tokens in memory at the same time; it is halved whenever memory runs out. The default suits the device.
+        progress: called with the questions done and their number.
+        on_scored: called with each question as soon as it is done, not in order: questions of similar length share
+            a batch, the longest come first.
+
+    Raises:
+        HanmoError: memory runs out even for one candidate at a time.
+        NotANumberError: the network computes what is no number.
+        UnsupportedError: a stop token is to be scored and the model names none.
+    """
+    found: list[list[RowScore] | None] = [None] * len(questions)
+    done = 0
+
+    def finish(index: int, scores: list[RowScore]) -> None:
+        nonlocal done
+        require_finite([value for score in scores for value in score.logprobs], opened.network)
+        found[index] = scores
+        done += 1
+        if on_scored is not None:
+            on_scored(index, scores)
+        if progress is not None:
+            progress(done, len(questions))
+
+    shared, apart = [], []
+    batching = batching_of(opened.network)
+    for index, candidates in enumerate(questions):
+        # Networks that cannot go on by several tokens, or from contexts of unlike length, read every row whole.
+        question = _shared(opened, index, candidates, stop) if batching.continues else None
+        if question is None:
+            apart.append(index)
+        else:
+            shared.append(question)
+    budget = budget or (BUDGET_CPU if opened.network.device.type == "cpu" else BUDGET)
+    with evaluating(opened.network):
+        left = _read_trees(opened, shared, budget, finish)
+        left.sort(key=lambda question: (-question.width, -question.longest))
+        while left:
+            batch = _batch(opened, left, budget)
+            scores = _or_none_if_full(_score, opened, batch, budget)
+            if scores is None:
+                budget = _halved(budget)
+                continue
+            for question, of_question in zip(batch, scores, strict=True):
+                finish(question.index, of_question)
+            del left[: len(batch)]
+    for index in apart:
+        finish(index, score_alone(opened, questions[index], stop))
+    return [scores for scores in found if scores is not None]
+
+
+def score_alone(opened: OpenedModel, candidates: Sequence[Candidate], stop: bool = False) -> list[RowScore]:
+    """One candidate after the other through the whole network: the definition that ``score_candidates`` meets."""
+    return score_rows(opened, [opened.family.row(parts, stop=stop) for parts in candidates], batch_size=1)
+
+
+def _shared(opened: OpenedModel, index: int, candidates: Sequence[Candidate], stop: bool) -> _Question | None:
+    """The question as one prompt and its answers; None if its candidates do not go on from one context."""
+    contexts, answers = set(), []
+    for parts in candidates:
+        first = next((place for place, part in enumerate(parts) if part.scored), len(parts))
+        if first == len(parts) or not all(part.scored for part in parts[first:]) or len(parts) - first > 1:
+            return None
+        contexts.add(tuple(id_ for part in parts[:first] for id_ in part.ids))
+        answers.append(parts[first].ids)
+    if len(contexts) != 1 or not all(answers):
+        return None
+    prompt = opened.family.prompt(contexts.pop())
+    return _Question(index, prompt, [(*ids, opened.family.stop_id) if stop else ids for ids in answers])
+
+
+def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int, finish: OnScored) -> list[_Question]:
+    """Score the questions that the network reads as trees, see trees.py; returns the others."""
+    if not trees.exact(opened, sum(one.width + one.longest for one in questions)):
+        return list(questions)
+    planted = [trees.plant(number, one.prompt, one.answers) for number, one in enumerate(questions)]
+    rows = list(trees.rows_of([tree for tree in planted if tree.size <= min(trees.WIDEST, budget)]))
+    done: set[int] = set()
+    while rows:
+        width = sum(tree.size for tree in rows[0])
+        batch = rows[: 1 if opened.network.device.type == "cpu" else max(budget // width, 1)]
+        scores = _or_none_if_full(trees.read, opened, batch)
+        if scores is None and len(batch) == 1:
+            break  # the contexts and what follows them may fit one after the other
+        if scores is None:
+            budget = _halved(budget)
+            continue
+        for number, of_question in zip((tree.number for row in batch for tree in row), scores, strict=True):
+            finish(questions[number].index, of_question)
+            done.add(number)
+        del rows[: len(batch)]
+    return [question for number, question in enumerate(questions) if number not in done]
+
+
+def _batch(opened: OpenedModel, questions: Sequence[_Question], budget: int) -> list[_Question]:
+    """The first questions, as many as fit: their contexts are read as one batch, the first being the widest.
+
+    On a CPU, filled up tokens cost what others cost, so that there the next batch starts where widths have fallen.
+    """
+    fits = max(_fed(opened, budget) // questions[0].width, 1)
+    if opened.network.device.type == "cpu":
+        lowest = questions[0].width * FILLED_CPU
+        fits = next((place for place, question in enumerate(questions[:fits]) if question.width < lowest), fits)
+    return list(questions[:fits])
+
+
+def _fed(opened: OpenedModel, budget: int) -> int:
+    """Tokens of one pass through the network: a CPU gains nothing from more, and unlike rows would be filled up."""
+    return min(budget, FED_CPU) if opened.network.device.type == "cpu" else budget
+
+
+def _halved(budget: int) -> int:
+    if budget == 1:
+        raise HanmoError(
+            "out of memory with a single candidate at a time; take a smaller model, a smaller limit, or bf16"
+        )
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return budget // 2
+
+
+def _or_none_if_full(score: Callable[..., list[list[RowScore]]], *arguments: Any) -> list[list[RowScore]] | None:
+    try:
+        return score(*arguments)
+    except (torch.OutOfMemoryError, MemoryError):
+        return None
+    except RuntimeError as error:  # the CPU allocator has no class of its own
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        return None
+
+
+def _score(opened: OpenedModel, batch: Sequence[_Question], budget: int) -> list[list[RowScore]]:
+    network, device = opened.network, opened.network.device
+    inputs = opened.family.stack_prompts([question.prompt for question in batch])
+    logits_S1V, state = network.prefill(**{name: value.to(device) for name, value in inputs.items()})
+    answers = [(source, answer) for source, question in enumerate(batch) for answer in question.answers]
+    logprobs = [[value] for value in _pick(logits_S1V, [(source, 0, answer[0]) for source, answer in answers])]
+    places = min(LOGITS // logits_S1V.shape[-1], _fed(opened, budget))
+    for chunk in _chunks(_branches(answers), batch[0].width, budget, places):
+        found = iter(_continue(network, state, batch, chunk))
+        for branch in chunk:
+            for number, answer in branch.answers:
+                logprobs[number] += [next(found) for _ in answer[1:]]
+    scores: list[list[RowScore]] = [[] for _ in batch]
+    for (source, _), values in zip(answers, logprobs, strict=True):
+        scores[source].append(RowScore(tuple(values)))
+    return scores
+
+
+def _branches(answers: Sequence[tuple[int, tuple[int, ...]]]) -> list[_Branch]:
+    """What must be fed to score all but the first token of each answer (question, ids), the longest first.
+
+    The last token of an answer is never fed, and what is the beginning of something else is not fed by itself.
+    """
+    fed = sorted({(source, answer[:-1]) for source, answer in answers if len(answer) > 1})
+    branches: list[_Branch] = []
+    branch_of: dict[tuple[int, tuple[int, ...]], _Branch] = {}
+    for place, (source, ids) in enumerate(fed):  # sorted: whoever begins with ids comes right after it
+        if place + 1 < len(fed) and fed[place + 1][0] == source and fed[place + 1][1][: len(ids)] == ids:
+            continue
+        branch = _Branch(source, ids)
+        branches.append(branch)
+        for length in range(len(ids), 0, -1):
+            branch_of.setdefault((source, ids[:length]), branch)
+    for number, (source, answer) in enumerate(answers):
+        if len(answer) > 1:
+            branch_of[source, answer[:-1]].answers.append((number, answer))
+    return sorted(branches, key=lambda branch: (-len(branch.ids), branch.source))
+
+
+def _chunks(branches: Sequence[_Branch], width: int, budget: int, places: int) -> Iterator[list[_Branch]]:
+    """Branches to be continued together: of similar length, in the order of their questions.
+
+    Args:
+        places: most tokens that are fed at once, filled up ones included.
+    """
+    start = 0
+    while start < len(branches):
+        length = len(branches[start].ids)
+        fits = max(min(budget // (width + length), places // length), 1)
+        yield sorted(branches[start : start + fits], key=lambda branch: branch.source)
+        start += fits
+
+
+def _continue(network: Any, state: Any, batch: Sequence[_Question], branches: Sequence[_Branch]) -> list[float]:
+    """log p of all but the first token of each answer, branch by branch: all fed in one step.
+
+    Shorter branches are filled up behind their end, where nothing that counts can see it.
+    """
+    device = network.device
+    sources = torch.tensor([branch.source for branch in branches], device=device)
+    fed = [torch.tensor(branch.ids) for branch in branches]
+    ids_Rq = torch.nn.utils.rnn.pad_sequence(fed, batch_first=True).to(device)
+    logits_RqV = network.step(ids_Rq, _positions(batch, branches, ids_Rq.shape[1]).to(device), state.take(sources))
+    labels = [
+        (row, place, label)
+        for row, branch in enumerate(branches)
+        for _, answer in branch.answers
+        for place, label in enumerate(answer[1:])
+    ]
+    return _pick(logits_RqV, labels)
+
+
+def _pick(logits_RqV: Tensor, labels: Sequence[tuple[int, int, int]]) -> list[float]:
+    """log p in fp32 of labels (row, place, id), from logits of any floating dtype."""
+    places_NV = logits_RqV.flatten(0, 1)
+    total_N = torch.cat([chunk_nV.float().logsumexp(-1) for chunk_nV in places_NV.split(SUMMED)])
+    rows_N, queries_N, labels_N = torch.tensor(labels, device=logits_RqV.device).unbind(1)
+    places_N = rows_N * logits_RqV.shape[1] + queries_N
+    return (places_NV[places_N, labels_N].float() - total_N[places_N]).tolist()
+
+
+def _positions(batch: Sequence[_Question], branches: Sequence[_Branch], queries: int) -> Tensor:
+    """(R, P, q), see ``Prompt``."""
+    prompts = [batch[branch.source].prompt for branch in branches]
+    start_RP1 = torch.stack([prompt.start for prompt in prompts])[:, :, None]
+    step_RP1 = torch.stack([prompt.step for prompt in prompts])[:, :, None]
+    return start_RP1 + step_RP1 * torch.arange(queries)

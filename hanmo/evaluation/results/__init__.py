@@ -1,0 +1,1 @@
+"""Results of evaluations: files, tables, pages and statistics."""

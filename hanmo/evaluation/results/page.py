@@ -1,0 +1,112 @@
+"""The page of an evaluation on tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hanmo.evaluation.results.result import Item, Result, TaskResult
+from hanmo.evaluation.results.statistics import interval
+from hanmo.report.page import Page
+
+SHOWN = 5  # items of each kind
+TEXT = 160  # characters of a question that are shown
+CANDIDATES = 5
+WIDEST = 20  # labels of a confusion table
+
+
+def page(result: Result) -> Page:
+    """Results in the layout of the published table, then every task by itself."""
+    about = result.about
+    made = Page(result.title, subtitle=f"{about['model']}, {about['protocol']} protocol", language="zh-CN")
+    shots = "zero-shot" if not about["shots"] else f"{about['shots']}-shot"
+    rows: list[list[object]] = []
+    bars = {}
+    for task in result.tasks:
+        rows.append(_row(task.as_dict(), task.metric, len(task.right[task.reading])))
+        bars[task.title] = {"model": task.value} | ({} if task.chance is None else {"chance": task.chance})
+    averages = result.averages()
+    rows += [_row(row, f"mean over {row['over']}", row["questions"]) for row in averages]
+    if averages:  # one bar for each of the many tasks would say nothing
+        bars = {
+            row["title"]: {"model": row["value"], "chance": row["chance"]} for row in averages if row["over"] == "tasks"
+        }
+    made.table(
+        ["task", shots, "chance", "95 % interval", "metric", "questions"],
+        rows,
+        caption="Results",
+        note="The interval is a bootstrap over questions; chance is the accuracy of guessing.",
+    )
+    made.bar_plot(bars, caption="Above chance?", top=1.0)
+    made.heading("How")
+    made.facts(about)
+    for task in result.tasks:
+        _task(made, task)
+    return made
+
+
+def _row(found: dict[str, Any], metric: str, questions: int) -> list[object]:
+    interval = f"{found['low']:.4f} – {found['high']:.4f}"
+    return [found["title"], found["value"], found["chance"], interval, metric, questions]
+
+
+def _task(page: Page, task: TaskResult) -> None:
+    page.heading(task.title)
+    for note in task.notes:
+        page.paragraph(note)
+    rows = []
+    for name, values in task.right.items():
+        low, high = interval(values)
+        rows.append([name, sum(values) / len(values), f"{low:.4f} – {high:.4f}", "the result" * (name == task.reading)])
+    page.table(["reading", "value", "95 % interval", ""], rows)
+    page.facts(task.about)
+    table = task.confusion()
+    if table:
+        _confusion(page, table)
+    if task.items and task.items[0].said is None:
+        wrong = [item for item in task.items if len(item.options) > 1 and item.margin(task.reading) > 0]
+        wrong.sort(key=lambda item: -item.margin(task.reading))
+        close = sorted(task.items, key=lambda item: abs(item.margin(task.reading)))
+        _items(page, "Most confident wrong answers", wrong[:SHOWN], task.reading)
+        _items(page, "Hardest questions", [item for item in close if len(item.options) > 1][:SHOWN], task.reading)
+    else:
+        worst = sorted(task.items, key=lambda item: item.scores[task.reading][0])[:SHOWN]
+        with page.details("Worst answers"):
+            rows = [[_end(item.text), item.said, " / ".join(item.options), item.scores["f1"][0]] for item in worst]
+            page.table(["question", "answer", "accepted", "F1"], rows)
+
+
+def _confusion(page: Page, table: dict[str, dict[str, int]]) -> None:
+    """All labels against all, or where there are many only the most frequent mistakes."""
+    labels = list(dict.fromkeys([*table, *(name for row in table.values() for name in row)]))
+    with page.details("Which label was taken for which"):
+        if len(labels) <= WIDEST:
+            rows: list[list[object]] = [
+                [right, *(table.get(right, {}).get(name, 0) for name in labels)] for right in labels
+            ]
+            page.table(["right \\ chosen", *labels], rows)
+            return
+        mistakes = [
+            (count, right, chosen) for right, row in table.items() for chosen, count in row.items() if chosen != right
+        ]
+        mistakes.sort(reverse=True)
+        page.table(["right", "chosen", "times"], [[right, chosen, count] for count, right, chosen in mistakes[:WIDEST]])
+
+
+def _items(page: Page, title: str, items: Sequence[Item], reading: str) -> None:
+    if not items:
+        return
+    with page.details(title):
+        rows = [[item.where.rpartition("/")[2], _end(item.text), _candidates(item, reading)] for item in items]
+        page.table(["record", "question", "candidates, best first (✓ is right)"], rows)
+
+
+def _candidates(item: Item, reading: str) -> str:
+    scores = item.scores[reading]
+    order = sorted(range(len(scores)), key=lambda place: -scores[place])
+    shown = order[:CANDIDATES] + [item.gold] * (item.gold not in order[:CANDIDATES])
+    return ", ".join(f"{item.options[place]}{' ✓' * (place == item.gold)} {scores[place]:.2f}" for place in shown)
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= TEXT else "…" + text[-TEXT:]

@@ -1,0 +1,109 @@
+"""Results of several runs side by side, in the layout of CLUE's published table: tasks by zero-shot | few-shot x models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hanmo.errors import HanmoError
+from hanmo.files import write_text
+from hanmo.report.page import Page
+
+Result = dict[str, Any]  # as ``results.read_result`` returns it
+
+
+class Table:
+    """Runs as columns, zero-shot ones first, tasks as rows in the order they have there.
+
+    Attributes:
+        header: what a column is: task, metric, chance, then shots and model of each run, and the data's hash.
+        rows: the task's title, metric, chance, for each run the value with its 95 % interval (None where it did not
+            run the task), and the data's hash; then the averages of runs that have the same tasks.
+        facts: what each run's numbers hang on: protocol, limit, weights, software.
+
+    Raises:
+        HanmoError: they are of different evaluations, two runs have other questions of the same task, or are the same run.
+    """
+
+    def __init__(self, results: Sequence[Result]):
+        runs = sorted(results, key=lambda run: run["about"]["shots"])
+        names = [_name(run, runs) for run in runs]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise HanmoError(f"{', '.join(sorted(twice))}: given twice; every run makes one column")
+        self.header = ["task", "metric", "chance", *names, "data"]
+        self.rows: list[list[str | float | None]] = []
+        titles = list(dict.fromkeys(run["title"] for run in runs))
+        if len(titles) > 1:
+            raise HanmoError(f"{' and '.join(titles)}: only results of one evaluation stand side by side")
+        self.title = titles[0]
+        places = {name: task["place"] for run in runs for name, task in run["tasks"].items()}
+        for task in sorted(places, key=places.__getitem__):
+            found = [run["tasks"].get(task) for run in runs]
+            having = [one for one in found if one]
+            first = having[0]
+            for name, one in zip(names, found, strict=True):
+                if one and one["about"]["data"] != first["about"]["data"]:
+                    raise HanmoError(
+                        f"{task}: {name} answered other questions (data {one['about']['data']}) than the first run "
+                        f"({first['about']['data']}); evaluate all on the same files"
+                    )
+            metric = ", ".join(dict.fromkeys(f"{one['metric']} ({one['reading']})" for one in having))
+            chance = min((one["chance"] for one in having if one["chance"] is not None), default=None)
+            self.rows.append(
+                [first["title"], metric, chance, *(one and _cell(one) for one in found), first["about"]["data"]]
+            )
+        if len({tuple(run["tasks"]) for run in runs}) == 1:
+            self.rows += _averages(runs)
+        self.facts = {name: _origin(run) for name, run in zip(names, runs, strict=True)}
+
+    def markdown(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *([_plain(value) for value in row] for row in self.rows)]
+        facts = [f"- {name}: {fact}" for name, fact in self.facts.items()]
+        return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *facts, ""])
+
+    def page(self) -> Page:
+        made = Page(self.title, subtitle=f"{len(self.facts)} runs side by side", language="zh-CN")
+        note = "The interval is a 95 % bootstrap over questions; chance is the accuracy of guessing."
+        made.table(self.header, [[_plain(value) for value in row] for row in self.rows], caption="Results", note=note)
+        made.facts(self.facts, caption="How")
+        return made
+
+    def write(self, path: Path) -> None:
+        """A Markdown file, or a page where the name ends in .html."""
+        if path.suffix == ".html":
+            self.page().write(path)
+        else:
+            write_text(path, self.markdown())
+
+
+def _name(run: Result, runs: Sequence[Result]) -> str:
+    """Shots and model; the protocol where the runs differ in it, the weights where the model's name is not enough."""
+    about = run["about"]
+    shots = f"{about['shots']}-shot" if about["shots"] else "zero-shot"
+    protocol = f", {about['protocol']}" if len({one["about"]["protocol"] for one in runs}) > 1 else ""
+    weights = {one["about"]["weights"] for one in runs if one["about"]["model"] == about["model"]}
+    return f"{shots}{protocol}: {about['model']}" + (f" {about['weights'][:8]}" if len(weights) > 1 else "")
+
+
+def _cell(task: dict[str, Any]) -> str:
+    return f"{task['value']:.4f} ({task['low']:.4f} – {task['high']:.4f})"
+
+
+def _averages(runs: Sequence[Result]) -> list[list[str | float | None]]:
+    rows: list[list[str | float | None]] = []
+    for same in zip(*(run["averages"] for run in runs), strict=True):
+        first = same[0]
+        rows.append([first["title"], f"mean over {first['over']}", first["chance"], *map(_cell, same), None])
+    return rows
+
+
+def _plain(value: str | float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else value
+
+
+def _origin(run: Result) -> str:
+    about = run["about"]
+    parts = [f"{about['protocol']} protocol", f"at most {about['limit']} tokens", f"weights {about['weights']}"]
+    parts.append(f"hanmo {about['hanmo']}" + (f" of commit {about['commit']}" if "commit" in about else ""))
+    return "; ".join(parts)

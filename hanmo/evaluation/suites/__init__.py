@@ -1,0 +1,1 @@
+"""Suites of tasks: readers, prompts and the runner."""

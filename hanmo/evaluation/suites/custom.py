@@ -1,0 +1,218 @@
+"""Tasks of the user's own: a YAML file each, in the form of clue/tasks.yaml, and a file of records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Formatter
+from typing import Any, Literal
+
+from hanmo.config import load
+from hanmo.data.prepare.sources.reading import Reading, objects, rows
+from hanmo.errors import ConfigError, HanmoError, RecordError
+from hanmo.evaluation.results.result import Result
+from hanmo.evaluation.suites.runner import Run, Watch, about_run, check_chat, check_seed, limit_of
+from hanmo.evaluation.suites.task import OPTION, Example, Task, Template
+from hanmo.families.base import OpenedModel
+
+TITLE = "Tasks"
+LIMIT = 1024
+PLACE = OPTION.strip("{}")
+
+
+@dataclass(frozen=True)
+class File:
+    """What a task's YAML file says.
+
+    Attributes:
+        data: the records that are asked: JSON lines, a JSON array, or CSV with a header; may be compressed (.gz). Relative
+            to the YAML file.
+        template: the question, with a record's fields in braces and {option} where the candidate goes.
+        answer: the field that holds the right answer.
+        labels: an answer in the records: the word for it. The candidates are the same for all records.
+        options: the fields that hold a record's candidates, the answer being the name of one or the text in it; or the one
+            field that holds a list of them, the answer being one of them or its index from 0.
+        train: records for examples in the prompt.
+        title: what results call the task; the file's name if not given.
+        instruction: stands once in front.
+        shorten: fields that may be cut where the whole does not fit, and from which side.
+        reading: which of the three is the result; prior where the candidates are labels, otherwise mean.
+    """
+
+    data: Path
+    template: str
+    answer: str
+    labels: dict[Any, str] = field(default_factory=dict)
+    options: str | tuple[str, ...] = ()
+    train: Path | None = None
+    title: str = ""
+    instruction: str = ""
+    shorten: dict[str, Literal["start", "end"]] = field(default_factory=dict)
+    reading: Literal["sum", "mean", "prior"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomTask(Task):
+    """A task and where its records are; see ``File``."""
+
+    path: Path
+    data: Path
+    train: Path | None
+    answer: str
+    options: str | tuple[str, ...]
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How to evaluate; the attributes are those of clue/run.py, ``chat`` that of exam/run.py."""
+
+    shots: int = 0
+    chat: bool = False
+    limit: int | None = None
+    seed: int | None = None
+    choices: int | None = None
+    first: int | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, self.shots, self.choices)
+
+
+def read_task(path: str | Path, place: int = 0) -> CustomTask:
+    """A task from its YAML file.
+
+    Raises:
+        ConfigError: the file is missing, or says what cannot be.
+    """
+    path = Path(path)
+    said = load(File, file=path)
+    labels = {str(label): word for label, word in said.labels.items()}
+    if bool(labels) == bool(said.options):
+        raise ConfigError(f"{path}: give either labels (the same for all records) or options (fields of a record)")
+    if len(labels or said.options) < 2 and not isinstance(said.options, str):
+        raise ConfigError(f"{path}: one candidate alone leaves nothing to choose; give at least two")
+    fields = _fields(path, said.template)
+    for name in said.shorten.keys() - set(fields):
+        raise ConfigError(f"{path}: shorten names {name!r}, which is not in the template; it has {', '.join(fields)}")
+    return CustomTask(
+        name=path.stem,
+        title=said.title or path.stem,
+        template=Template(said.template),
+        shorten=dict(said.shorten),
+        reading=said.reading or ("prior" if labels else "mean"),
+        labels=labels,
+        instruction=said.instruction,
+        place=place,
+        path=path,
+        data=path.parent / said.data,
+        train=path.parent / said.train if said.train else None,
+        answer=said.answer,
+        options=said.options,
+        fields=fields,
+    )
+
+
+def read_examples(task: CustomTask, path: Path, first: int | None = None) -> list[Example]:
+    """A task's records, all checked, the first of them returned.
+
+    Raises:
+        RecordError: a record lacks a field, or its answer is none of the candidates.
+        HanmoError: there are no records.
+    """
+    examples = []
+    for line, record in _records(task, path):
+        fields = {name: _text(record, name, path, line) for name in task.fields}
+        options = tuple(task.labels.values()) if task.labels else _options(task, record, path, line)
+        gold = _gold(task, record, options, path, line)
+        examples.append(Example(fields, options, gold, f"{path}:{line}", options[gold]))
+    if not examples:
+        raise HanmoError(f"{path}: no records; expected some for the task {task.title}")
+    return examples[:first]
+
+
+def evaluate(opened: OpenedModel, tasks: Sequence[CustomTask], setup: Setup, cache: str | Path, watch: Watch) -> Result:
+    """Run tasks one after the other. All records are read before the first question is asked.
+
+    Raises:
+        ConfigError: two tasks have the same name, or one has no records for examples.
+    """
+    names = [task.name for task in tasks]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{', '.join(sorted(twice))}: given twice; results go by the name of the file")
+    limit = limit_of(opened, setup.limit, LIMIT)
+    examples, train = {}, {}
+    for task in tasks:
+        if setup.chat:
+            check_chat(opened, task)
+        examples[task.name] = read_examples(task, task.data, setup.first)
+        if setup.shots and task.train is None:
+            raise ConfigError(f"{task.path}: examples in the prompt need records; say where with train: FILE")
+        train[task.name] = read_examples(task, task.train) if setup.shots and task.train else []
+    about = about_run(opened, "corrected", setup.shots, limit, seed=setup.seed or 0, chat=setup.chat)
+    results = []
+    for task in tasks:
+        run = Run(opened, task, limit, Path(cache), about, watch(task.title), setup.budget)
+        found = examples[task.name], train[task.name]
+        results.append(run.corrected(*found, setup.shots, setup.seed or 0, setup.choices, setup.chat))
+    return Result(TITLE, about, results)
+
+
+def _fields(path: Path, template: str) -> tuple[str, ...]:
+    """The fields a template names, in order."""
+    try:
+        pieces = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"{path}: template: {error}; a brace that is text is written twice") from None
+    names = [name for _, name, _, _ in pieces if name is not None]
+    if names.count(PLACE) != 1 or OPTION not in template:
+        raise ConfigError(
+            f"{path}: the template has {OPTION} {names.count(PLACE)} times; expected once, where a candidate goes"
+        )
+    for _, name, form, conversion in pieces:
+        if name is not None and (not name or form or conversion or set(name) & set(".[]")):
+            raise ConfigError(f"{path}: template: expected only names of fields in braces, as {{text}}; found {name!r}")
+    return tuple(dict.fromkeys(name for name in names if name != PLACE))
+
+
+def _records(task: CustomTask, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if ".csv" not in path.suffixes:
+        return objects(path, Reading())
+    options = () if isinstance(task.options, str) else task.options
+    return rows(path, Reading(), *task.fields, task.answer, *options)
+
+
+def _text(record: dict[str, Any], name: str, path: Path, line: int) -> str:
+    value = record.get(name)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    problem = f"is {type(value).__name__}" if name in record else f"is missing; the record has {', '.join(record)}"
+    raise RecordError(path, line, f"field {name!r} {problem}; expected text or a number")
+
+
+def _options(task: CustomTask, record: dict[str, Any], path: Path, line: int) -> tuple[str, ...]:
+    if not isinstance(task.options, str):
+        return tuple(_text(record, name, path, line) for name in task.options)
+    found = record.get(task.options)
+    if not isinstance(found, list) or len(found) < 2 or not all(isinstance(one, str) for one in found):
+        raise RecordError(path, line, f"field {task.options!r} is {found!r}; expected a list of at least two texts")
+    return tuple(found)
+
+
+def _gold(task: CustomTask, record: dict[str, Any], options: tuple[str, ...], path: Path, line: int) -> int:
+    """Which of the options is right."""
+    answer = record.get(task.answer)
+    if isinstance(answer, int) and not isinstance(answer, bool) and isinstance(task.options, str):
+        if 0 <= answer < len(options):
+            return answer
+        raise RecordError(path, line, f"{task.answer} is {answer}; expected an index from 0 to {len(options) - 1}")
+    said = _text(record, task.answer, path, line)
+    names = tuple(task.labels) or (() if isinstance(task.options, str) else task.options)
+    texts = () if task.labels else options
+    for known in (names, texts):
+        if said in known:
+            return known.index(said)
+    raise RecordError(path, line, f"{task.answer} is {said!r}; expected one of {', '.join((*names, *texts)[:20])}")

@@ -1,0 +1,141 @@
+"""The published way to ask C-Eval and MMLU, flaws included, as the recorded cases have it.
+
+Files are read by pandas with its defaults, which take "None", "N/A" or "nan" for a missing value and a number for a number.
+A prompt has no instruction without examples; examples are the first of the dev split, and where they do not fit the last
+ones are dropped, then the instruction. ChatGLM is asked in numbered rounds, of which one is skipped. The answer is the likeliest
+first token among those that each letter, encoded by itself, begins with.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hanmo.data.prepare.sources.reading import opened as opened_file
+from hanmo.errors import ConfigError, UnsupportedError
+from hanmo.evaluation.suites.exam.exams import LETTERS, Exam
+from hanmo.evaluation.suites.exam.reading import ANSWER, COLUMNS, header_of
+from hanmo.evaluation.suites.prompting import Candidates
+from hanmo.evaluation.suites.task import Task
+from hanmo.families.base import OpenedModel
+from hanmo.records import Text
+from hanmo.rows import Part
+
+MAX_LENGTH = 1280
+GENERATED = 1  # tokens that a prompt leaves room for
+THINKING = "让我们一步一步思考，\n"
+EXPLANATION = "explanation"
+UNRECORDED = ("chatglm3", "qwen")  # models that the original asked in ways of which no case is recorded
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a kind of model is asked.
+
+    Attributes:
+        joint: between instruction, examples and question.
+        turn: a question and its answer.
+        first: the number of the first round.
+        opening: begins the answer that is asked for, where answers explain themselves.
+    """
+
+    joint: str
+    turn: str
+    first: int = 0
+    opening: str = ""
+
+
+PLAIN = Form("\n\n", "{block}{answer}", opening=THINKING + "1.")
+FORMS = {  # by what is in the model's name
+    "chatglm2": Form("\n\n", "[Round {round}]\n\n问：{block}\n\n答：{answer}", first=1),
+    "chatglm": Form("\n", "[Round {round}]\n问：{block}\n答：{answer}"),
+}
+
+
+def form_of(model: str) -> Form:
+    """The form for a model, by its name as in the original.
+
+    Raises:
+        UnsupportedError: how the original asked it is not recorded.
+    """
+    name = Path(model).name.lower()
+    if any(kind in name for kind in UNRECORDED):
+        raise UnsupportedError(
+            f"--published: how {model} was asked is not recorded; evaluate it without, e.g. with --chat"
+        )
+    return next((form for kind, form in FORMS.items() if kind in name), PLAIN)
+
+
+def read_rows(path: Path, count: int | None = None) -> list[Row]:
+    """The first rows of a file as pandas reads them and Python prints its values.
+
+    Raises:
+        UnsupportedError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise UnsupportedError(
+            "--published reads files by pandas, which is not installed: pip install pandas"
+        ) from None
+    with opened_file(path) as file:
+        names = header_of(next(csv.reader(file), []))
+    frame = pandas.read_csv(path, header=None if names is None else 0)
+    frame.columns = names or [*COLUMNS, ANSWER]
+    columns = {name: list(map(str, frame[name])) for name in frame.columns}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)][:count]
+
+
+def build_prompt(
+    exam: Exam, task: Task, form: Form, shots: Sequence[Row], question: Row, explain: bool, fits: Callable[[str], bool]
+) -> tuple[str, int]:
+    """What the model is shown, and how many of the examples are in it.
+
+    Args:
+        explain: the examples' answers explain themselves.
+        fits: whether a text leaves room for the answer.
+    """
+    history = [task.instruction] if shots else []
+    for number, shot in enumerate(shots, form.first):
+        answer = shot[ANSWER]
+        if explain:
+            answer = f"{THINKING}{shot[EXPLANATION]}\n所以答案是{answer}。"
+        history.append(form.turn.format(round=number, block=_block(exam, shot), answer=answer))
+    opening = form.opening if explain else ""
+    asked = form.turn.format(round=len(history) + form.first, block=_block(exam, question), answer=opening)
+    while history and not fits(form.joint.join([*history, asked])):
+        history.pop()
+    return form.joint.join([*history, asked]), max(len(history) - 1, 0)
+
+
+def ids_of(opened: OpenedModel, text: str, limit: int | None = None) -> tuple[int, ...]:
+    """A prompt as the model reads it, cut to ``limit`` ids on the family's side."""
+    text += opened.family.blank
+    return opened.family.context(Text(text), limit or len(text) * 4 + 16).ids  # no text has more tokens
+
+
+def candidates(opened: OpenedModel, prompt: str, limit: int) -> Candidates:
+    """The first token of each letter after a prompt of at most ``limit`` tokens."""
+    context = Part(ids_of(opened, prompt, limit), False)
+    letters = [opened.tokenizer.encode(letter, add_special_tokens=False)[0] for letter in LETTERS]
+    return [[context, Part((token,), True)] for token in letters]
+
+
+def check(exam: Exam, chat: bool) -> None:
+    """Whether the published protocol has anything to say.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if not exam.published:
+        raise ConfigError(f"--published: the original has no {exam.title}; evaluate it without")
+    if chat:
+        raise ConfigError("--published asks every model in a form of its own; leave --chat out")
+
+
+def _block(exam: Exam, row: Row) -> str:
+    choices = "".join(f"{letter}. {row[letter]}\n" for letter in LETTERS)
+    return f"{row['question']}\n{choices}{exam.published}"

@@ -1,0 +1,68 @@
+"""Generated texts against references, line by line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from hanmo import metrics
+from hanmo.errors import HanmoError, RecordError
+from hanmo.evaluation.engine.row_scores import software
+from hanmo.records import opened_text
+
+
+def read_pairs(hypotheses: str | Path, references: str | Path) -> tuple[list[str], list[list[str]]]:
+    """Two files of as many lines; a line of references may hold several, separated by tabs.
+
+    Raises:
+        HanmoError: a file is missing, or they differ in length.
+        RecordError: a line has no reference.
+    """
+    said = _lines(hypotheses)
+    expected = [[text for text in line.split("\t") if text] for line in _lines(references)]
+    if len(said) != len(expected):
+        raise HanmoError(f"{hypotheses} has {len(said)} lines, {references} {len(expected)}; expected one for one")
+    if not said:
+        raise HanmoError(f"{hypotheses}: no lines; expected a text a line")
+    for line, options in enumerate(expected, 1):
+        if not options:
+            raise RecordError(references, line, "no reference; expected at least one text")
+    return said, expected
+
+
+def measure(hypotheses: Sequence[str], references: Sequence[Sequence[str]], words: bool = False) -> dict[str, Any]:
+    """BLEU-1 to 4, ROUGE-1, 2 and L (F), F1 and Dist-1 to 4, each from 0 to 1; see ``metrics``.
+
+    Args:
+        words: compare jieba's words instead of characters.
+    """
+    split = _words if words else list
+    said = [split(text) for text in hypotheses]
+    expected = [[split(text) for text in options] for options in references]
+    values = {f"bleu-{order}": value for order, value in enumerate(metrics.bleu_orders(said, expected), 1)}
+    values |= {f"rouge-{order}": metrics.rouge_n(said, expected, order).f for order in (1, 2)}
+    values["rouge-l"] = metrics.rouge_l(said, expected)
+    values["f1"] = metrics.unigram_f1(said, expected)
+    values |= {f"dist-{order}": metrics.distinct(said, order) for order in range(1, 5)}
+    return {"tokens": "words" if words else "characters", "texts": len(said), **values}
+
+
+def origin(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, str]:
+    """What was compared, 16 hex digits of sha256 over both sides, and by which hanmo."""
+    content = json.dumps([hypotheses, references], ensure_ascii=False).encode()
+    return {"data": sha256(content).hexdigest()[:16], **software()}
+
+
+def _words(text: str) -> list[str]:
+    import jieba
+
+    jieba.setLogLevel("WARNING")
+    return [word for word in jieba.cut(text) if word.strip()]
+
+
+def _lines(path: str | Path) -> list[str]:
+    with opened_text(Path(path)) as file:
+        return file.read().removesuffix("\n").split("\n")

@@ -1,0 +1,109 @@
+"""What decoder-only families share: a row of next-token predictions, and the attention mask of a causal network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hanmo.errors import UnsupportedError
+from hanmo.nn.decode_state import DecodeState
+from hanmo.rows import IGNORE, Part, Prompt, Row
+
+
+def causal_row(parts: Sequence[Part], stop_id: int, stop: bool = True, closed: bool = False) -> Row:
+    """Parts end to end, each token predicted from the one before it. See ``Family.row`` for the arguments."""
+    ids = [token for part in parts for token in part.ids]
+    scored = [part.scored for part in parts for _ in part.ids]
+    targets = [token if counts else IGNORE for token, counts in zip(ids, scored, strict=True)]
+    labels = [*targets[1:], stop_id if stop and parts[-1].scored else IGNORE]
+    if closed:
+        ids.append(stop_id)
+        labels.append(IGNORE)
+    labels_A = torch.tensor(labels)
+    return Row(
+        inputs={"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), dtype=torch.long)},
+        labels=labels_A,
+        weights=(labels_A != IGNORE).float(),
+        end=len(ids) - 1,
+    )
+
+
+def causal_pack(rows: Sequence[Row]) -> Row:
+    """Rows end to end: positions start again with each, and the mask holds the number of the row, from 1 on."""
+    pieces = [row.inputs["input_ids"] for row in rows]
+    return Row(
+        inputs={
+            "input_ids": torch.cat(pieces),
+            "attention_mask": example_numbers(pieces),
+            "position_ids": torch.cat([torch.arange(len(piece)) for piece in pieces]),
+        },
+        labels=torch.cat([row.labels for row in rows]),
+        weights=torch.cat([row.weights for row in rows]),
+        end=sum(map(len, pieces)) - 1,
+    )
+
+
+def example_numbers(pieces: Sequence[Tensor]) -> Tensor:
+    """1 for every token of the first piece, 2 for the second, and so on, int64."""
+    lengths = torch.tensor([len(piece) for piece in pieces])
+    return torch.arange(1, len(pieces) + 1).repeat_interleave(lengths)
+
+
+def same_example(queries_Bq: Tensor, keys_Bk: Tensor) -> Tensor:
+    """Which keys a query may see by their examples' numbers, bool (B, q, k); number 0, padding, sees every example."""
+    return (keys_Bk != 0)[:, None] & ((queries_Bq[:, :, None] == keys_Bk[:, None]) | (queries_Bq == 0)[:, :, None])
+
+
+def causal_prompt(context_ids: Sequence[int], stop_ids: tuple[int, ...]) -> Prompt:
+    """A prompt whose positions count on from the context, one position dimension.
+
+    Raises:
+        UnsupportedError: the context is empty.
+    """
+    if not context_ids:
+        raise UnsupportedError("the prompt is empty: this model needs something to go on from")
+    length = len(context_ids)
+    return Prompt(
+        inputs={
+            "input_ids": torch.tensor(context_ids),
+            "attention_mask": torch.ones(length, dtype=torch.long),
+            "position_ids": torch.arange(length),
+        },
+        start=torch.tensor([length]),
+        step=torch.tensor([1]),
+        stop_ids=stop_ids,
+    )
+
+
+def causal_mask(attention_mask: Tensor | None, hidden_BTD: Tensor, state: DecodeState | None) -> Tensor | None:
+    """The ``attn_mask`` of scaled_dot_product_attention, broadcastable to (B, H, T, S); None: plain causal.
+
+    Args:
+        attention_mask: (B, T) bool or integer, 1 on real tokens, or in packed rows the number of the example a token
+            belongs to; (B, T) floating, added to the scores as it is;
+            (B, 1, T, T) or (B, T, T) bool or integer, used as it is (packed rows). Ignored when decoding.
+        state: decoding: its columns are the keys, the last T of them the queries.
+
+    A query may always see itself, so that padding never gives NaN.
+    """
+    queries = hidden_BTD.shape[1]
+    if state is not None:
+        if queries == 1 and not state.has_padding:
+            return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=hidden_BTD.device)
+        columns = torch.arange(state.length, device=hidden_BTD.device)
+        rows = columns[-queries:, None]
+        return ((columns <= rows) & state.valid_RC[:, None, None, :]) | (columns == rows)
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() > 2:
+        return attention_mask.bool().view(attention_mask.shape[0], 1, queries, -1)
+    columns = torch.arange(queries, device=hidden_BTD.device)
+    causal = columns <= columns[:, None]
+    if attention_mask.is_floating_point():
+        blocked = torch.zeros(queries, queries, device=hidden_BTD.device).masked_fill(~causal, float("-inf"))
+        return (blocked + attention_mask[:, None, None, :]).to(hidden_BTD.dtype)
+    if bool((attention_mask == 1).all()):
+        return None
+    return (causal & same_example(attention_mask, attention_mask)[:, None]) | (columns == columns[:, None])

@@ -1,0 +1,1 @@
+"""What makes a CPU quick: measured, exact, and used where the device is a CPU."""

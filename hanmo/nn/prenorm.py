@@ -1,0 +1,145 @@
+"""The pre-norm transformer block with biases (GPT-2 form) that PanGu-α and GLM are built of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from hanmo.errors import UnsupportedError
+from hanmo.nn.cpu.dropout import Dropout
+from hanmo.nn.cpu.linear import Linear
+from hanmo.nn.decode_state import DecodeState
+from hanmo.nn.tensor_parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
+
+TP_PLAN = {
+    "embed_tokens": VOCABULARY_ROWS,
+    "layers.*.attention.q_proj": OUT_HEADS,
+    "layers.*.attention.k_proj": OUT_HEADS,
+    "layers.*.attention.v_proj": OUT_HEADS,
+    "layers.*.attention.o_proj": IN_HEADS,
+    "layers.*.up_proj": OUT_HEADS,
+    "layers.*.down_proj": IN_HEADS,
+    "lm_head": WHOLE_LOGITS,
+}
+
+
+GELUS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_new": partial(nn.GELU, approximate="tanh"),
+}  # exact (erf), and the faster way to the tanh form
+# By transformers' names, those that it had when the ports were written.
+ACTIVATIONS = (
+    *GELUS, "gelu_10", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "gelu_accurate", "laplace", "linear", "mish",
+    "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "swish", "tanh",
+)  # fmt: skip
+
+
+class Attention(nn.Module):
+    """Multi-head attention; keys and values are kept in ``state`` when decoding."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.head_width, self.dropout = width // heads, dropout
+        self.q_proj, self.k_proj = Linear(width, width), Linear(width, width)
+        self.v_proj, self.o_proj = Linear(width, width), _residual(Linear(width, width))
+
+    def forward(
+        self, queries_BTD: Tensor, hidden_BTD: Tensor, mask: Tensor | None, state: DecodeState | None, layer: int
+    ) -> Tensor:
+        """Args: mask as scaled_dot_product_attention takes it, None for plain causal attention."""
+        q_BHTK = self._split(self.q_proj(queries_BTD))
+        k_BHSK, v_BHSK = self._split(self.k_proj(hidden_BTD)), self._split(self.v_proj(hidden_BTD))
+        if state is not None:
+            k_BHSK, v_BHSK = state.extend(layer, k_BHSK, v_BHSK)
+        mixed_BHTK = nn.functional.scaled_dot_product_attention(
+            q_BHTK,
+            k_BHSK,
+            v_BHSK,
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
+
+    def _split(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+
+class PreNormBlock(GradientCheckpointingLayer):
+    """x += attention(norm(x)); x += mlp(norm(x)). Queries may come from elsewhere (PanGu's query layer).
+
+    Args:
+        activation: a name of ``ACTIVATIONS``.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        inner: int,
+        activation: str,
+        epsilon: float,
+        attention_dropout: float,
+        dropout: float,
+    ):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=epsilon)
+        self.attention = Attention(width, heads, attention_dropout)
+        self.mlp_norm = nn.LayerNorm(width, eps=epsilon)
+        self.up_proj = Linear(width, inner)
+        self.activation = GELUS[activation]() if activation in GELUS else ACT2FN[activation]
+        self.down_proj = _residual(Linear(inner, width))
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        mask: Tensor | None,
+        queries_BTD: Tensor | None = None,
+        state: DecodeState | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        normed_BTD = self.attention_norm(hidden_BTD)
+        if queries_BTD is None:
+            queries_BTD = normed_BTD
+        hidden_BTD = hidden_BTD + self.dropout(self.attention(queries_BTD, normed_BTD, mask, state, layer))
+        inner_BTF = self.activation(self.up_proj(self.mlp_norm(hidden_BTD)))
+        return hidden_BTD + self.dropout(self.down_proj(inner_BTF))
+
+
+def check_positions(positions: Tensor, table: nn.Embedding, columns: int) -> None:
+    """UnsupportedError where a position has no row in the table.
+
+    Args:
+        columns: tokens of a row. Where they are no more than the table has rows nothing is looked at, as a GPU would
+            have to be waited for.
+    """
+    if columns > table.num_embeddings and (last := int(positions.max())) >= table.num_embeddings:
+        raise UnsupportedError(
+            f"{last + 1} tokens in a row, but this model has {table.num_embeddings} positions: give a smaller limit, or "
+            "when generating one that leaves room for max_new_tokens"
+        )
+
+
+def _residual(linear: nn.Linear) -> nn.Linear:
+    """Mark a projection that writes into the residual stream."""
+    linear.writes_residual = True  # type: ignore[assignment]
+    return linear
+
+
+def init_prenorm(module: nn.Module, std: float, layers: int) -> None:
+    """Fresh weights as in GPT-2: N(0, std); what writes into the residual stream N(0, std / sqrt(2 x layers))."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        if hasattr(module, "writes_residual"):
+            std = std / (2 * layers) ** 0.5
+        init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)

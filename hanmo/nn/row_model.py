@@ -1,0 +1,228 @@
+"""What every network of ours has on top: output and value head, the loss inside the forward, the decoding protocol.
+
+The loss lives inside the forward of the module that Trainer wraps. Outside it, gradients are wrong under DDP,
+FSDP2 fails and LoRA on the head is ignored. The head is always called as a module, on chunks of the scored
+positions only, so that logits for [all tokens, vocabulary] never exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from hanmo.errors import ConfigError, unknown
+from hanmo.losses import token_entropies, token_logprobs, weighted_nll
+from hanmo.nn.decode_state import DecodeState
+from hanmo.rows import IGNORE
+
+CHUNK = 1024  # scored positions whose logits are computed at a time
+KEPT = 2 * CHUNK  # scored positions whose logits are kept for the backward pass; see ``kept_places``
+ValueKind = Literal["linear", "mlp"]
+VALUE_KINDS = ("linear", "mlp")
+
+
+@dataclass
+class RowOutput(ModelOutput):
+    """What a network says about a batch of rows.
+
+    Attributes:
+        loss: scalar fp32, when labels were given.
+        logits: (B, A, V), only when no labels were given.
+        logprob: (B, A) fp32, log p(label) where scored and 0 elsewhere, when labels were given.
+        entropy: (B, A) fp32 in nats where scored, when asked for.
+        value: (B, A) fp32 at every place, from networks with a value head.
+        memory: what the next segment of each row is to be given, from networks that were given a memory.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    logprob: Tensor | None = None
+    entropy: Tensor | None = None
+    value: Tensor | None = None
+    memory: tuple[Tensor, ...] | None = None
+
+
+class ValueHead(nn.Module):
+    """A number for every place: rewards of a reward model, values of a critic.
+
+    "linear" is one layer without bias, as in the published reward models; "mlp" is Linear(D, 2D), ReLU, Linear(2D, 1),
+    as in the published critics.
+    """
+
+    def __init__(self, width: int, kind: str):
+        super().__init__()
+        if kind not in VALUE_KINDS:
+            raise ConfigError(unknown("value_head", kind, VALUE_KINDS))
+        self.inner = nn.Linear(width, 2 * width) if kind == "mlp" else None
+        self.output = nn.Linear(width if self.inner is None else 2 * width, 1, bias=kind == "mlp")
+
+    def forward(self, hidden_BAD: Tensor) -> Tensor:
+        """Values (B, A) fp32."""
+        if self.inner is not None:
+            hidden_BAD = self.inner(hidden_BAD).relu()
+        return self.output(hidden_BAD).squeeze(-1).float()
+
+
+def configured_value_head(config: Any) -> ValueHead | None:
+    """The head that a configuration names under ``value_head``; None for models that only speak."""
+    kind = getattr(config, "value_head", None)
+    return ValueHead(config.get_text_config().hidden_size, kind) if kind else None
+
+
+def attach_value_head(network: Any, kind: ValueKind) -> None:
+    """Give a network a fresh value head, which is saved and opened with it from then on."""
+    network.config.value_head = kind
+    head = configured_value_head(network.config)
+    assert head is not None
+    network.value_head = head.to(network.device, network.dtype)
+
+
+def values_of(network: Any, hidden_BAD: Tensor, labels: Tensor | None, inputs: dict[str, Any]) -> Tensor | None:
+    """Values (B, A) of rows: by the network's critic where it has one and rows are scored, else by its value head."""
+    if network.critic is not None and labels is not None:
+        nothing = torch.full_like(labels, IGNORE)
+        return network.critic(labels=nothing, weights=nothing.float() * 0, **inputs).value
+    return None if network.value_head is None else network.value_head(hidden_BAD)
+
+
+class RowModel(PreTrainedModel):
+    """A network that scores rows and decodes. Subclasses give ``backbone``, ``lm_head``, ``prefill`` and ``step``."""
+
+    lm_head: nn.Module
+    value_head: ValueHead | None
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    # Trainer otherwise divides the loss again, and drops position 0 of "causal" models' labels.
+    accepts_loss_kwargs = True
+    loss_type = "hanmo_rows"
+    #: ``tree`` computes what it should; None: nobody has asked yet; networks that have one set this to None
+    trees_are_exact: bool | None = False
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.value_head = configured_value_head(config)
+        self.critic: nn.Module | None = None  # a network of its own that values what this one says, while it is trained
+
+    def backbone(self, *args: Any, **inputs: Any) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """The input of the output head at every place of the predicting axis, (B, A, D).
+
+        A network that is given the ``memory`` of its last segment returns the new memory as well.
+        """
+        raise NotImplementedError
+
+    def features(self, **inputs: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:
+        """What the output head reads and what the value head reads, (B, A, D) each, and the memory of ``backbone``."""
+        hidden = self.backbone(**inputs)
+        hidden_BAD, memory = hidden if isinstance(hidden, tuple) else (hidden, None)
+        return hidden_BAD, hidden_BAD, memory
+
+    def forward(
+        self,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        entropy: bool = False,
+        suppressed_ids: Tensor | None = None,
+        **inputs: Any,
+    ) -> RowOutput:
+        """Score rows: see ``RowOutput``. Without labels, all logits.
+
+        Args:
+            labels: (B, A) int64 aligned with the logits (not shifted here), -100 where nothing is scored.
+            weights: (B, A) fp32; 1 wherever scored if None.
+            num_items_in_batch: sum of the weights of the whole optimizer step; of this batch if None.
+            suppressed_ids: int64, ids that cannot be said: log p is that of the choice among the others.
+        """
+        hidden_BAD, valued_BAD, memory = self.features(**inputs)
+        value_BA = values_of(self, valued_BAD, labels, inputs)
+        if labels is None:
+            return RowOutput(logits=self.lm_head(hidden_BAD), value=value_BA, memory=memory)
+        kept = kept_places(self)
+        logprob_BA, entropy_BA = score_tokens(
+            self.lm_head, hidden_BAD, labels, entropy, kept=kept, suppressed_ids=suppressed_ids
+        )
+        if weights is None:
+            weights = (labels != IGNORE).float()
+        loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
+        return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA, memory=memory)
+
+    def prefill(self, *args: Any, **inputs: Any) -> tuple[Tensor, DecodeState]:
+        """Read left-filled prompts: logits after the last token, (R, 1, V), and the state to go on from."""
+        raise NotImplementedError
+
+    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
+        """Feed q further tokens to every row: logits (R, q, V); ``state`` is extended in place."""
+        raise NotImplementedError
+
+    def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
+        """Read rows in which texts branch: the output head's input (B, T, D). Not every network has it.
+
+        Args:
+            sees_BTT: bool, which tokens (last axis) each one sees.
+        """
+        raise NotImplementedError
+
+
+def kept_places(network: Any) -> int:
+    """Of how many scored positions logits are kept: of none where whole layers are computed again.
+
+    Selective checkpointing, which comes with a ``context_fn``, keeps what products gave.
+    """
+    functions = (
+        module._gradient_checkpointing_func
+        for module in network.modules()
+        if getattr(module, "gradient_checkpointing", False)
+    )
+    return 0 if any("context_fn" not in function.keywords for function in functions) else KEPT
+
+
+def score_tokens(
+    head: nn.Module,
+    hidden_BAD: Tensor,
+    labels_BA: Tensor,
+    entropy: bool = False,
+    chunk: int = CHUNK,
+    kept: int = KEPT,
+    suppressed_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """log p(label) at the scored positions, (B, A) fp32 with zeros elsewhere; the entropies alike if asked for.
+
+    The logits of the first ``kept`` scored positions, in whole chunks, are kept for the backward pass; those of all
+    others are computed again there, so that the memory does not grow with the batch. Of ``suppressed_ids`` neither value
+    nor gradient takes notice; no label is one of them.
+    """
+    scored_BA = labels_BA != IGNORE
+    hidden_ND, labels_N = hidden_BAD[scored_BA], labels_BA[scored_BA]
+
+    def chunk_scores(hidden_nD: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
+        logits_nV = without_suppressed(head(hidden_nD), suppressed_ids)
+        entropies_n = token_entropies(logits_nV) if entropy else logits_nV.new_zeros(0)
+        return token_logprobs(logits_nV, labels_n), entropies_n
+
+    logprobs, entropies = [], []
+    for place, (hidden_nD, labels_n) in enumerate(zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True), 1):
+        if torch.is_grad_enabled() and place * chunk > kept:
+            logprob_n, entropy_n = checkpoint(chunk_scores, hidden_nD, labels_n, use_reentrant=False)
+        else:
+            logprob_n, entropy_n = chunk_scores(hidden_nD, labels_n)
+        logprobs.append(logprob_n)
+        entropies.append(entropy_n)
+
+    def spread(values: list[Tensor]) -> Tensor:
+        empty_BA = hidden_BAD.new_zeros(labels_BA.shape, dtype=torch.float32)
+        return empty_BA.masked_scatter(scored_BA, torch.cat(values).float())
+
+    return spread(logprobs), spread(entropies) if entropy else None
+
+
+def without_suppressed(logits: Tensor, suppressed_ids: Tensor | None) -> Tensor:
+    """Logits (…, V) under which these ids have probability 0; finite, so that entropies stay numbers."""
+    if suppressed_ids is None:
+        return logits
+    return logits.index_fill(-1, suppressed_ids, torch.finfo(logits.dtype).min)

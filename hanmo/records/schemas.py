@@ -1,0 +1,168 @@
+"""What a JSON value means as a record, told from its keys; see ``FORMS``."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from typing import Any
+
+from hanmo.records.types import Dialogue, PromptResponse, Record, ScoredAnswers, Text
+
+FORMS = """one of
+  {"turns" | "dialog" | "messages" | "conversations": [...]}, turns as text or as {"role", "content"} or {"from", "value"}
+  {"instruction", "input", "output"}
+  {"prompt", "response"}, {"prompt", "text"}, each with "prefix" and "system" if wanted
+  {"prompt", "answers": [{"answer", "score"}, ...]}
+  {"chosen", "rejected"} and "prompt", {"instruction", "input"} or {"conversations"}; answers as text or messages
+  {"text"}"""
+TURNS = ("turns", "dialog", "dialogue", "messages", "conversations", "conversation")
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter", "client"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "counselor"), "assistant"),
+    "system": "system",
+}
+
+
+def json_record(value: Any, where: str, waiting: bool = False) -> Record:
+    """The record that a JSON value stands for, see ``FORMS``; a ValueError says why it stands for none.
+
+    Args:
+        waiting: the reply may be missing, as after messages that end with the user's; it is "" then.
+    """
+    if isinstance(value, list):
+        return _dialogue(value, "", where, waiting)
+    if not isinstance(value, dict):
+        raise ValueError(f"found {type(value).__name__}, expected {FORMS}")
+    if "chosen" in value and "rejected" in value:
+        return _preference(value, where)
+    for key in TURNS:
+        if isinstance(value.get(key), list):
+            return _dialogue(value[key], _text(value, "system", ""), where, waiting)
+    if "instruction" in value:
+        return _instruction({"output": "", **value} if waiting else value, where)
+    if "prompt" in value:
+        answered = {"answers", "response", "text", "completion"} & value.keys()
+        return _prompt(value if answered or not waiting else {**value, "response": ""}, where)
+    if "text" in value:
+        return Text(_text(value, "text"), where)
+    raise ValueError(f"keys {', '.join(map(repr, value)) or 'none'}; expected {FORMS}")
+
+
+def _text(value: dict[str, Any], key: str, default: str | None = None) -> str:
+    found = value.get(key, default)
+    if found is None and default is not None:
+        return default
+    if not isinstance(found, str):
+        raise ValueError(f"{key!r} must be text, found {'nothing' if found is None else type(found).__name__}")
+    return found
+
+
+def _dialogue(turns: list[Any], system: str, where: str, waiting: bool = False) -> Dialogue:
+    texts, roles = [], []
+    for number, turn in enumerate(turns, 1):
+        role, text = _turn(turn, number)
+        if role == "system" and number == 1:
+            system = text
+            continue
+        texts.append(text)
+        roles.append(role)
+    if not texts:
+        raise ValueError("a dialogue without turns")
+    if any(roles):
+        for number, (before, after) in enumerate(pairwise(roles), 1):
+            if before == after or "system" in (before, after):
+                raise ValueError(f"turns {number} and {number + 1} are {before} and {after}; they must alternate")
+        if roles == ["assistant"]:
+            raise ValueError("the assistant speaks alone; expected a user's turn before it")
+        if roles[-1] == "user" and waiting:
+            texts.append("")
+        elif roles[-1] != "assistant":
+            raise ValueError(f"the last turn is the {roles[-1]}'s; the assistant's is to be learned from")
+    return Dialogue(tuple(texts), system, where=where)
+
+
+def _turn(turn: Any, number: int) -> tuple[str, str]:
+    """Role ("" if turns carry none) and text."""
+    if isinstance(turn, str):
+        return "", turn
+    if not isinstance(turn, dict):
+        raise ValueError(f"turn {number} is {type(turn).__name__}; expected text or an object")
+    text = next((turn[key] for key in ("content", "value", "message", "text") if key in turn), None)
+    if not isinstance(text, str):
+        raise ValueError(f"turn {number} has no text under 'content' or 'value'")
+    name = next((turn[key] for key in ("role", "from") if key in turn), "")
+    if name and name not in ROLES:
+        raise ValueError(f"turn {number} has the role {name!r}; known: {', '.join(ROLES)}")
+    return ROLES[name] if name else "", text
+
+
+def _instruction(value: dict[str, Any], where: str) -> Record:
+    prompt = "\n".join(filter(None, (_text(value, "instruction"), _text(value, "input", ""))))
+    response, system = _text(value, "output"), _text(value, "system", "")
+    history = value.get("history") or []
+    if history:
+        if not all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in history):
+            raise ValueError("'history' must be a list of [question, answer]")
+        earlier = [turn for pair in history for turn in pair]
+        return Dialogue((*earlier, prompt, response), system, where=where)
+    return PromptResponse(prompt, response, system=system, where=where)
+
+
+def _prompt(value: dict[str, Any], where: str) -> Record:
+    prompt, prefix, system = _text(value, "prompt"), _text(value, "prefix", ""), _text(value, "system", "")
+    if "answers" in value:
+        return ScoredAnswers(prompt, _answers(value["answers"]), prefix, system, where, _history(value))
+    for key in ("response", "text", "completion"):
+        if key in value:
+            return PromptResponse(prompt, _text(value, key), prefix, system, where)
+    raise ValueError("'prompt' without 'response', 'text' or 'answers'")
+
+
+def _preference(value: dict[str, Any], where: str) -> ScoredAnswers:
+    said: list[Any] = []
+    asked = value.get("prompt", value.get("question"))
+    if isinstance(asked, list):
+        said = asked
+    elif asked is not None:
+        said = [_text({"prompt": asked}, "prompt")]
+    elif "instruction" in value:
+        said = ["\n".join(filter(None, (_text(value, "instruction"), _text(value, "input", ""))))]
+    else:
+        said = next((value[key] for key in TURNS if isinstance(value.get(key), list)), [])
+    sides = []
+    for side in ("chosen", "rejected"):
+        answer = value[side]
+        if isinstance(answer, list):  # whole conversations that end in the answer
+            *before, answer = answer or [""]
+            said = said or before
+        sides.append(_turn(answer, len(said) + 1)[1])
+    turns = [_turn(turn, number) for number, turn in enumerate(said, 1)]
+    system = _text(value, "system", "")
+    if turns and turns[0][0] == "system":
+        system = turns.pop(0)[1]
+    if not turns:
+        raise ValueError("'chosen' and 'rejected' without what they answer: expected 'prompt', 'instruction' or turns")
+    *history, prompt = (text for _, text in turns)
+    answers = ((sides[0], 1.0), (sides[1], 0.0))
+    return ScoredAnswers(prompt, answers, _text(value, "prefix", ""), system, where, tuple(history))
+
+
+def _history(value: dict[str, Any]) -> tuple[str, ...]:
+    history = value.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(turn, str) for turn in history):
+        raise ValueError("'history' must be a list of the turns before the prompt")
+    return tuple(history)
+
+
+def _answers(answers: Any) -> tuple[tuple[str, float], ...]:
+    if not isinstance(answers, list) or not answers:
+        raise ValueError('\'answers\' must be a list of {"answer", "score"} with at least one of them')
+    pairs = []
+    for number, answer in enumerate(answers, 1):
+        score = answer.get("score") if isinstance(answer, dict) else None
+        if not isinstance(score, (int, float)) or isinstance(score, bool):
+            raise ValueError(f'answer {number}: expected {{"answer": text, "score": number}}')
+        if not abs(score) <= sys.float_info.max:  # true of NaN as well
+            raise ValueError(f"answer {number} has the score {str(score)[:20]}; expected a finite number")
+        pairs.append((_text(answer, "answer"), float(score)))
+    return tuple(pairs)

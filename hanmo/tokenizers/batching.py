@@ -1,0 +1,134 @@
+"""Tokenising many texts: by compiled kernels where they pay, else in several processes.
+
+Imports nothing of hanmo: its text is put into the tokenization.py that travels with exported models. The kernels
+(families/bulk, which need numba) stay at home; an exported tokenizer does without.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import sys
+from array import array
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from importlib import import_module
+from itertools import accumulate, chain
+from typing import Any
+
+
+class BatchEncodingMixin:
+    """For a tokenizer: many texts at once, each with the ids that ``encode_plain`` gives it."""
+
+    def encode_plain(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
+        """``encode_plain`` of many texts, much faster.
+
+        Args:
+            workers: threads or processes; by default one per processor where there is enough text to keep them busy.
+        """
+        kernel = self._kernel_that_pays(texts)
+        if kernel is None:
+            return spread(self._encode_part, texts, workers)
+        return kernel.lists(texts, self.encode_plain, self._not_for_kernel, workers)
+
+    def encode_flat(self, texts: Sequence[str], workers: int | None = None) -> tuple[Any, Any]:
+        """``encode_batch`` as arrays: the ids of all texts end to end, int32, and how many each has, int64."""
+        import numpy as np
+
+        kernel = self._kernel_that_pays(texts)
+        if kernel is not None:
+            return kernel.flat(texts, self.encode_plain, self._not_for_kernel, workers)
+        encoded = spread(self._encode_part, texts, workers)
+        counts = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        return np.fromiter(chain.from_iterable(encoded), np.int32, int(counts.sum())), counts
+
+    def _kernel_that_pays(self, texts: Sequence[str]) -> Any:
+        """A kernel takes a second or so to load: it is loaded once as much has been spent without it."""
+        global _seen
+        size = sum(map(len, texts))
+        _seen += size
+        return self._kernel() if size >= _WORTH_A_CALL and _seen >= _WORTH_A_KERNEL else None
+
+    def _encode_part(self, texts: Sequence[str]) -> list[list[int]]:
+        return list(map(self.encode_plain, texts))
+
+    def _kernel(self) -> Any:
+        """The kernel for this vocabulary, see ``compiled``."""
+
+    def _not_for_kernel(self, texts: Sequence[str]) -> list[int]:
+        """Numbers of the texts that the kernel cannot know how to encode."""
+        return []
+
+
+_WORTH_A_CALL = 1 << 13  # characters of a batch
+_WORTH_A_KERNEL = 1 << 21  # characters encoded by this process so far
+_seen = 0
+
+
+@lru_cache(maxsize=4)
+def compiled(name: str, *about: Any) -> Any:
+    """The kernel of a module of families/bulk; None without numba, or where the kernel does not know such a vocabulary."""
+    try:
+        return import_module(f".bulk.{name}", __package__).kernel(*about)
+    except (ImportError, TypeError):  # TypeError: an exported file that is in no package
+        return None
+
+
+def spread(
+    encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str], workers: int | None = None
+) -> list[list[int]]:
+    """``encode`` over parts of ``texts``, in several processes where that pays and the system can fork.
+
+    The processes are forked, so that they share what this one has read; they send back plain arrays of ids.
+    """
+    global _job
+    parts: list[tuple[int, int]] = []
+    start = characters = total = 0
+    for end, text in enumerate(texts, 1):
+        characters += len(text)
+        if characters >= _PART or end == len(texts):
+            parts.append((start, end))
+            total += characters
+            start, characters = end, 0
+    if workers is None:
+        workers = (os.cpu_count() or 1) if total >= _WORTH_A_PROCESS else 1
+    if sys.platform == "darwin" or "fork" not in multiprocessing.get_all_start_methods():
+        workers = 1  # nothing could be shared, or not safely
+    if multiprocessing.current_process().daemon:
+        workers = 1  # a data loader's worker may have no children
+    workers = min(workers, len(parts))
+    _job = encode, texts
+    collecting = gc.isenabled()
+    gc.disable()  # nothing made here is part of a cycle, and there is much of it
+    try:
+        if workers < 2:
+            return [ids for start, end in parts for ids in encode(texts[start:end])]
+        results: list[list[int]] = []
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+            for lengths, flat in pool.map(_encode_part, parts):
+                ids = flat.tolist()
+                for length, end in zip(lengths, accumulate(lengths), strict=True):
+                    results.append(ids[end - length : end])
+        return results
+    finally:
+        _job = None
+        if collecting:
+            gc.enable()
+
+
+_PART = 1 << 17  # characters a process encodes at a time
+_WORTH_A_PROCESS = 1 << 20  # characters in all
+_job: tuple[Callable[[Sequence[str]], list[list[int]]], Sequence[str]] | None = None
+
+
+def _encode_part(part: tuple[int, int]) -> tuple[list[int], array[int]]:
+    """In a forked process: the ids of a range of texts, end to end, with their lengths."""
+    assert _job is not None
+    encode, texts = _job
+    ids = encode(texts[part[0] : part[1]])
+    return list(map(len, ids)), array("i", chain.from_iterable(ids))

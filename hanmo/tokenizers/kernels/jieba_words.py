@@ -1,0 +1,361 @@
+"""jieba's words, each cut up by longest match, as a compiled kernel: many texts at once, exactly the ids that
+``EvaTokenizer`` finds with ``families.words.WordCutter`` and a table of tokens.
+
+Dictionary and vocabulary are tries whose edges lie in a hash table. A text is cut into blocks as jieba does it, the
+most probable path through the dictionary is found from a block's end, and runs of characters that it leaves single go
+through the hidden Markov model. All sums are added in jieba's order: their rounding decides between equal paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import log
+from typing import NamedTuple
+
+import numpy as np
+
+from hanmo.tokenizers.jieba_exact import read_frequencies, read_markov
+from hanmo.tokenizers.kernels.batch import CODES, Arrays, Kernel, codes_of, machine_code
+
+_BITS = 21  # of a code point, and of a node's number
+_LOW = (1 << _BITS) - 1
+_ROOT = 0
+_NOWHERE = -1
+_EMPTY = -1
+_MIX = 0x9E3779B97F4A7C1
+
+_SEPARATOR, _SIGN, _LETTER, _DIGIT, _HAN = range(5)  # kinds of characters; all but separators stand in blocks
+_FIRST_HAN, _LAST_HAN = 0x4E00, 0x9FD5  # the Chinese characters that jieba knows
+_POINT, _PERCENT = ord("."), ord("%")
+_NO_WORD = -np.inf
+_NO_TOKEN = -1
+_IMPOSSIBLE = -3.14e100  # jieba's log 0
+_B, _E, _M, _S = range(4)  # states of the model: a character begins a word, ends it, is inside, or is one
+_S_TO_B, _M_TO_E, _M_TO_M, _S_TO_S = 1, 2, 4, 8  # set where the best path comes from there, else from the other state
+
+
+class _Jieba(NamedTuple):
+    """jieba's dictionary and model in arrays.
+
+    kinds: (CODES,) uint8. edges: int64 hash table: a slot holds a node, the next character and the node it leads to.
+    weights: float64, by node: log probability of the word that ends there, or ``_NO_WORD``; unknown: that of a
+    character which is none. first: (4,), then: (4, 4), emissions: (Han characters, 4): float64 log probabilities.
+    """
+
+    kinds: np.ndarray
+    edges: np.ndarray
+    weights: np.ndarray
+    unknown: float
+    first: np.ndarray
+    then: np.ndarray
+    emissions: np.ndarray
+
+
+class _Vocabulary(NamedTuple):
+    """edges: as above. ids: int64, by node: of the token that ends there, or ``_NO_TOKEN``. A word of more than
+    ``longest_word`` characters is unknown as a whole."""
+
+    edges: np.ndarray
+    ids: np.ndarray
+    unknown_id: int
+    longest_word: int
+
+
+def kernel(
+    tokens: tuple[str, ...], unknown_id: int, longest_word: int, folds: tuple[tuple[str, str], ...]
+) -> WordKernel | None:
+    """The kernel for a vocabulary.
+
+    Args:
+        folds: characters, and what stands for each before the text is cut.
+    """
+    if sum(map(len, tokens)) >= _LOW:
+        return None
+    edges, nodes, size = _trie(tokens)
+    ids = np.full(size, _NO_TOKEN, np.int64)
+    ids[nodes] = np.arange(len(tokens))  # the last of equal lines, as in a table
+    return WordKernel(_Vocabulary(edges, ids, unknown_id, longest_word), folds)
+
+
+class WordKernel(Kernel):
+    """Encodes texts by jieba's words and the longest match. It leaves none."""
+
+    def __init__(self, vocabulary: _Vocabulary, folds: Sequence[tuple[str, str]]) -> None:
+        self._vocabulary = vocabulary
+        self._longer = [(one, others) for one, others in folds if len(others) > 1]
+        self._folded = np.arange(CODES, dtype=np.uint32)
+        for one, other in folds:
+            if len(other) == 1:
+                self._folded[ord(one)] = ord(other)
+
+    def encode(self, texts: Sequence[str]) -> Arrays:
+        for one, others in self._longer:
+            texts = [text.replace(one, others) for text in texts]
+        codes, ends = codes_of(texts)
+        ids = np.empty(len(codes), np.int32)  # there is a character for each
+        counts = np.empty(len(texts), np.int64)
+        used = _encode(self._folded[codes], ends, _jieba(), self._vocabulary, ids, counts)
+        return ids[:used], counts
+
+
+@machine_code
+def _encode(codes, ends, jieba, vocabulary, ids, counts):
+    """Ids of all texts end to end into ``ids``, their numbers into ``counts``."""
+    starts = np.empty(len(codes), np.bool_)
+    best = np.empty(len(codes) + 1, np.float64)
+    word_ends = np.empty(len(codes), np.int32)
+    used = 0
+    start = 0
+    for text in range(len(ends)):
+        end = ends[text]
+        _cut(codes[start:end], jieba, best, word_ends, starts[start:end])
+        count = _match(codes[start:end], starts[start:end], vocabulary, ids[used:])
+        counts[text] = count
+        used += count
+        start = end
+    return used
+
+
+@machine_code
+def _step(edges, node, code):
+    """The node that a character leads to, or ``_NOWHERE``."""
+    key = (np.int64(node) << _BITS) | np.int64(code)
+    mask = len(edges) - 1
+    slot = ((key * _MIX) >> 30) & mask
+    while True:
+        edge = edges[slot]
+        if edge >> _BITS == key:
+            return edge & _LOW
+        if edge == _EMPTY:
+            return np.int64(_NOWHERE)
+        slot = (slot + 1) & mask
+
+
+@machine_code
+def _grow(codes, ends, edges, nodes):
+    """Put strings into a trie; where each ends into ``nodes``; the number of nodes."""
+    mask = len(edges) - 1
+    size = 1
+    start = 0
+    for number in range(len(ends)):
+        node = np.int64(_ROOT)
+        for place in range(start, ends[number]):
+            following = _step(edges, node, codes[place])
+            if following == _NOWHERE:
+                key = (node << _BITS) | np.int64(codes[place])
+                slot = ((key * _MIX) >> 30) & mask
+                while edges[slot] != _EMPTY:
+                    slot = (slot + 1) & mask
+                following = np.int64(size)
+                edges[slot] = (key << _BITS) | following
+                size += 1
+            node = following
+        nodes[number] = node
+        start = ends[number]
+    return size
+
+
+@machine_code
+def _match(codes, starts, vocabulary, ids):
+    """Ids of words, each cut up by longest match; their number. starts: where a word begins."""
+    edges, tokens, unknown_id, longest_word = vocabulary
+    count = 0
+    start = 0
+    while start < len(codes):
+        end = start + 1
+        while end < len(codes) and not starts[end]:
+            end += 1
+        if end - start > longest_word:
+            ids[count] = unknown_id
+            count += 1
+            start = end
+        while start < end:
+            node = np.int64(_ROOT)
+            found = unknown_id
+            after = start + 1
+            for place in range(start, end):
+                node = _step(edges, node, codes[place])
+                if node == _NOWHERE:
+                    break
+                if tokens[node] != _NO_TOKEN:
+                    found = tokens[node]
+                    after = place + 1
+            ids[count] = found
+            count += 1
+            start = after
+    return count
+
+
+@machine_code
+def _cut(codes, jieba, best, word_ends, starts):
+    """Where jieba's words begin, into ``starts``; each separator is one.
+
+    jieba keeps "\\r\\n" together. As no token begins with white space, its ids are the same apart.
+    """
+    kinds = jieba.kinds
+    start = 0
+    while start < len(codes):
+        starts[start] = True
+        if kinds[codes[start]] == _SEPARATOR:
+            start += 1
+            continue
+        end = start + 1
+        while end < len(codes) and kinds[codes[end]] != _SEPARATOR:
+            end += 1
+        _cut_block(codes[start:end], jieba, best, word_ends, starts[start:end])
+        start = end
+
+
+@machine_code
+def _cut_block(codes, jieba, best, word_ends, starts):
+    _find_path(codes, jieba, best, word_ends)
+    starts[:] = False
+    place = 0
+    run = 0  # where the characters begin that were left single
+    while place < len(codes):
+        starts[place] = True
+        end = word_ends[place]
+        if end > place + 1:
+            _cut_run(codes[run:place], jieba, starts[run:place])
+            run = end
+        place = end
+    _cut_run(codes[run:], jieba, starts[run:])
+
+
+@machine_code
+def _find_path(codes, jieba, best, word_ends):
+    """Where the most probable word from each place ends; of equally probable ones the longer."""
+    best[len(codes)] = 0.0
+    for start in range(len(codes) - 1, -1, -1):
+        most = _NO_WORD
+        node = np.int64(_ROOT)
+        for place in range(start, len(codes)):
+            node = _step(jieba.edges, node, codes[place])
+            if node == _NOWHERE:
+                break
+            weight = jieba.weights[node]
+            if weight != _NO_WORD and weight + best[place + 1] >= most:
+                most = weight + best[place + 1]
+                word_ends[start] = place + 1
+        if most == _NO_WORD:
+            most = jieba.unknown + best[start + 1]
+            word_ends[start] = start + 1
+        best[start] = most
+
+
+@machine_code
+def _cut_run(codes, jieba, starts):
+    """Join single characters to the words that the model or jieba's rule for Latin letters finds.
+
+    A run that is a word of the dictionary itself was less probable than its characters, and stays apart.
+    """
+    if len(codes) < 2:
+        return
+    node = np.int64(_ROOT)
+    for code in codes:
+        node = _step(jieba.edges, node, code)
+        if node == _NOWHERE:
+            break
+    if node != _NOWHERE and jieba.weights[node] != _NO_WORD:
+        return
+    kinds = jieba.kinds
+    start = 0
+    while start < len(codes):
+        is_han = kinds[codes[start]] == _HAN
+        end = start + 1
+        while end < len(codes) and (kinds[codes[end]] == _HAN) == is_han:
+            end += 1
+        if is_han:
+            _cut_han(codes[start:end], jieba, starts[start:end])
+        else:
+            _cut_latin(codes[start:end], kinds, starts[start:end])
+        start = end
+
+
+@machine_code
+def _cut_latin(codes, kinds, starts):
+    """Letters and digits with decimals and a percent sign are words, and so is all that stands between two."""
+    starts[:] = False
+    size = len(codes)
+    place = 0
+    while place < size:
+        starts[place] = True
+        if kinds[codes[place]] == _SIGN:
+            while place < size and kinds[codes[place]] == _SIGN:
+                place += 1
+            continue
+        while place < size and kinds[codes[place]] != _SIGN:
+            place += 1
+        if place + 1 < size and codes[place] == _POINT and kinds[codes[place + 1]] == _DIGIT:
+            place += 1
+            while place < size and kinds[codes[place]] == _DIGIT:
+                place += 1
+        if place < size and codes[place] == _PERCENT:
+            place += 1
+
+
+@machine_code
+def _cut_han(codes, jieba, starts):
+    """The most probable path through the states; on a tie the state whose letter comes later wins."""
+    first, then, emissions = jieba.first, jieba.then, jieba.emissions
+    at = emissions[codes[0] - _FIRST_HAN]
+    b, e, m, s = first[_B] + at[_B], first[_E] + at[_E], first[_M] + at[_M], first[_S] + at[_S]
+    origins = np.empty(len(codes), np.uint8)
+    for place in range(1, len(codes)):
+        at = emissions[codes[place] - _FIRST_HAN]
+        b_e, b_s = e + then[_E, _B] + at[_B], s + then[_S, _B] + at[_B]
+        e_b, e_m = b + then[_B, _E] + at[_E], m + then[_M, _E] + at[_E]
+        m_b, m_m = b + then[_B, _M] + at[_M], m + then[_M, _M] + at[_M]
+        s_e, s_s = e + then[_E, _S] + at[_S], s + then[_S, _S] + at[_S]
+        origins[place] = (
+            (b_s >= b_e) * _S_TO_B | (e_m >= e_b) * _M_TO_E | (m_m >= m_b) * _M_TO_M | (s_s >= s_e) * _S_TO_S
+        )
+        b, e, m, s = max(b_s, b_e), max(e_m, e_b), max(m_m, m_b), max(s_s, s_e)
+    starts[:] = False
+    state = _S if s >= e else _E
+    for place in range(len(codes) - 1, -1, -1):
+        origin = origins[place]
+        if state == _E:
+            state = _M if origin & _M_TO_E else _B
+        elif state == _M:
+            state = _M if origin & _M_TO_M else _B
+        else:
+            starts[place] = True
+            state = _S if origin & (_S_TO_B if state == _B else _S_TO_S) else _E
+    starts[0] = True
+
+
+def _trie(strings: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Edges, the node where each string ends, the number of nodes."""
+    codes, ends = codes_of(strings)
+    edges = np.full(1 << (2 * len(codes)).bit_length(), _EMPTY, np.int64)
+    nodes = np.empty(len(strings), np.int64)
+    return edges, nodes, int(_grow(codes, ends, edges, nodes))
+
+
+@lru_cache(maxsize=1)
+def _jieba() -> _Jieba:
+    frequencies, total = read_frequencies()
+    edges, nodes, size = _trie(list(frequencies))
+    weights = np.full(size, _NO_WORD)
+    log_total = log(total)
+    weights[nodes] = [log(int(frequency)) - log_total for frequency in frequencies.values()]
+    first, then, of_characters = read_markov()
+    emissions = np.full((_LAST_HAN - _FIRST_HAN + 1, 4), _IMPOSSIBLE)
+    for character, probabilities in of_characters.items():
+        emissions[ord(character) - _FIRST_HAN] = probabilities
+    kinds = np.full(CODES, _SEPARATOR, np.uint8)
+    kinds[[ord(sign) for sign in "+#&._%-"]] = _SIGN
+    for kind, start, end in ((_DIGIT, "0", "9"), (_LETTER, "a", "z"), (_LETTER, "A", "Z")):
+        kinds[ord(start) : ord(end) + 1] = kind
+    kinds[_FIRST_HAN : _LAST_HAN + 1] = _HAN
+    return _Jieba(
+        kinds,
+        edges,
+        weights,
+        log(1) - log_total,
+        np.array([first[state] for state in "BEMS"]),
+        np.array([[then[state].get(after, _IMPOSSIBLE) for after in "BEMS"] for state in "BEMS"]),
+        emissions,
+    )

@@ -1,0 +1,404 @@
+"""Learning from rewards: the rounds that GRPO and PPO share.
+
+A round is: prompts are answered (rollout), the replies get rewards and advantages, and the policy takes ``epochs``
+passes over them in minibatches. transformers' Trainer runs the optimizer steps; its "data loader" is the rounds.
+Checkpoints are written between rounds only, so that one holds all there is to know.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from hanmo import config as settings
+from hanmo.errors import ConfigError, DivergedError
+from hanmo.families.base import OpenedModel
+from hanmo.files import json_text, write_text
+from hanmo.generation.draws import Place
+from hanmo.generation.settings import Settings
+from hanmo.losses import RunningMoments, kl_estimates
+from hanmo.rows import IGNORE, Row, collate
+from hanmo.training.config import TRAINER_OF_ROUNDS
+from hanmo.training.pairs import AlignmentConfig
+from hanmo.training.rl.rollout import Engine, Question, Reference, Reward, Sample, prompt_order, scored, without_critic
+from hanmo.training.rl.rounds import BetweenRounds, Rounds, chunked
+from hanmo.training.trainable import switch_dropout_off
+from hanmo.training.trainer import RowTrainer
+
+GENERATION = settings.settings_of(
+    "hanmo.generation.settings.Settings",
+    seed="drawn from trainer.seed",
+    num_beams="rollouts are sampled",
+    published="a policy is trained as it is",
+)
+STATE = "rounds.json"  # in a checkpoint
+CRITIC = "critic.safetensors"
+
+
+@dataclass(frozen=True)
+class PolicyConfig(AlignmentConfig):
+    """Settings of learning from rewards; see ``AlignmentConfig`` for the others.
+
+    Attributes:
+        rewards: where rewards come from, added up: reward models, or Python functions as module:function, called with
+            the prompts and the replies.
+        rounds: how often replies are gathered and learned from.
+        samples: replies of a round, over all processes.
+        epochs: passes over the replies of a round.
+        generation: decoding settings of rollouts.
+        rollout_batch: replies that are decoded at a time.
+        beta: weight of the KL penalty against the model the run started from.
+        clip: how far a token's probability may move in a round before it stops counting.
+        reference: "swap" keeps the trained tensors of that model, "copy" all of it.
+        unfinished_penalty: taken off the reward of a reply that did not end by itself.
+        max_kl: a round ends early when a step's replies show the policy moved by this much (nats a token); null: never.
+        save_rounds: checkpoints are written after every so many rounds; 0 never, but when the run is stopped.
+        show_rounds: samples are kept after every so many rounds, in samples.jsonl and the report.
+    """
+
+    rewards: tuple[str, ...] = ()
+    rounds: int = 100
+    samples: int = 64
+    epochs: int = 1
+    generation: dict[str, Any] = field(default_factory=dict, metadata=GENERATION)
+    rollout_batch: int = 64
+    beta: float = 0.05
+    clip: float = 0.2
+    reference: Literal["swap", "copy"] = "swap"
+    unfinished_penalty: float = 0.0
+    max_kl: float | None = None
+    save_rounds: int = 0
+    show_rounds: int = 10
+    trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER_OF_ROUNDS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.valid is not None:
+            raise ConfigError(
+                "valid: a policy is judged by the rewards of its own replies; it reads no validation file"
+            )
+        if not self.rewards:
+            raise ConfigError(
+                "rewards: name at least one reward model or module:function, e.g. rewards=[runs/reward/model]"
+            )
+        self.require(
+            rounds=(self.rounds >= 1, "at least 1"),
+            samples=(self.samples >= 2, "at least 2"),
+            epochs=(self.epochs >= 1, "at least 1"),
+            rollout_batch=(self.rollout_batch >= 1, "at least 1"),
+            beta=(self.beta >= 0, "0 or more"),
+            clip=(0 < self.clip < 1, "between 0 and 1"),
+            show_rounds=(self.show_rounds >= 1, "at least 1"),
+        )
+
+
+@dataclass
+class Experience:
+    """One reply to learn from; tensors are (N,), over its tokens and the stop token if it ended by itself."""
+
+    sample: Sample
+    row: Row
+    score: float
+    old: Tensor
+    reference: Tensor
+    advantages: Tensor
+    values: Tensor
+    returns: Tensor
+
+
+class PolicyTrainer(RowTrainer):
+    """Runs rounds; a stage says what the advantages and the loss are.
+
+    Args:
+        opened: the policy, whose network is the one under ``model``.
+        engine: makes the replies.
+        rewards: by name.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        opened: OpenedModel,
+        model: nn.Module,
+        args: TrainingArguments,
+        questions: Sequence[Question],
+        engine: Engine,
+        rewards: dict[str, Reward],
+        factor: Any,
+        callbacks: list[TrainerCallback],
+    ):
+        switch_dropout_off(model)
+        super().__init__(model, args, None, None, factor, [*callbacks, BetweenRounds(self)])
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.config, self.opened, self.engine, self.rewards, self.questions = config, opened, engine, rewards, questions
+        self.settings = rollout_settings(config, opened, questions)
+        barred = self.settings.banned_ids
+        self.suppressed_ids = torch.tensor(barred, device=args.device) if barred else None
+        self.critic = opened.network.critic
+        self.reference = Reference(model, config.reference)
+        self.round, self.beta, self.moments = 0, config.beta, RunningMoments()
+        self.left = 0  # batches of this round that are still to come
+        self.seconds = {"rollout": 0.0, "reward": 0.0, "score": 0.0}
+        self._round_figures: dict[str, float] = {}
+        self._step_figures: list[dict[str, Tensor]] = []
+        self.moved: list[tuple[Tensor, int]] = []  # by each batch of this step: nats a token, and of how many tokens
+
+    # What a stage gives
+
+    group = 1  # replies to each prompt
+
+    @abstractmethod
+    def weigh(self, batch: list[Experience], scores: Tensor) -> dict[str, float]:
+        """Set the advantages (and returns) of a round's replies; returns figures to log."""
+
+    @abstractmethod
+    def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], labels_BA: Tensor) -> Tensor:
+        """The loss of each token, (N,), of the replies of a minibatch end to end."""
+
+    def token_weights(self, length: int) -> float:
+        """How much each token of a reply of this many tokens counts."""
+        return 1.0
+
+    needs_values = False
+
+    # Rounds
+
+    def steps_of_round(self) -> int:
+        return steps_of_round(self.config, self.args)
+
+    def get_train_dataloader(self) -> Any:
+        return Rounds(self)
+
+    def collect(self) -> list[Experience]:
+        """This process's share of a round's replies, ready to learn from."""
+        start = time.perf_counter()
+        samples = self._replies()
+        self.seconds["rollout"] += (replied := time.perf_counter()) - start
+        by_source = {name: list(reward(samples)) for name, reward in self.rewards.items()}
+        self.seconds["reward"] += (rewarded := time.perf_counter()) - replied
+        raw = torch.tensor([sum(scores) for scores in zip(*by_source.values(), strict=True)])
+        finished = torch.tensor([float(sample.generation.finished) for sample in samples])
+        scores = raw - self.config.unfinished_penalty * (1 - finished)
+        if not torch.isfinite(scores).all():
+            raise DivergedError(self._diverged(f"a reward is not finite: {raw.tolist()}"))
+        batch = self._experience(samples, scores)
+        figures = self.weigh(batch, scores)
+        self.seconds["score"] += time.perf_counter() - rewarded
+        self._describe(batch, raw, by_source, finished, figures)
+        return batch
+
+    def _replies(self) -> list[Sample]:
+        world, rank, seed = self.args.world_size, self.args.process_index, self.args.seed
+        wanted = self.config.samples // self.group
+        order = prompt_order(len(self.questions), wanted, self.round * wanted, seed)
+        places = [Place(number, choice) for number in range(rank, wanted, world) for choice in range(self.group)]
+        asked = [self.questions[order[place.record]] for place in places]
+        drawn = replace(self.settings, seed=seed * 1_000_003 + self.round)
+        replies = self.engine([one.context for one in asked], drawn, places)
+        if said := {id_ for reply in replies for id_ in reply.ids} & set(drawn.banned_ids):
+            raise ConfigError(f"the engine said the ids {sorted(said)}, which its settings ban (banned_ids)")
+        decode = self.opened.family.decode
+        return [
+            Sample(one.record, one.context, reply, one.text, decode(reply.ids))
+            for one, reply in zip(asked, replies, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _experience(self, samples: Sequence[Sample], scores: Tensor) -> list[Experience]:
+        """What the policy, the reference and the critic say about every token of the replies."""
+        family, model = self.opened.family, self.model
+        assert isinstance(model, nn.Module)
+        rows = [family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
+        mixed = self.args.bf16 or self.args.fp16  # whoever decodes rounds elsewhere
+        known = self.engine.exact and not mixed and not (self.needs_values and self.critic is None)
+        old = [torch.tensor(sample.generation.logprobs) for sample in samples]
+        values = nothing = [torch.zeros_like(x) for x in old]
+        if not known:
+            old, values = self._told(model, rows)
+        elif self.critic is not None:
+            _, values = self._told(self.critic, rows, tokens=False)
+        reference = old
+        if self.beta > 0:
+            with self.reference.asked() as network:
+                reference, _ = self._told(network, rows)
+        told = zip(samples, rows, scores.tolist(), old, reference, nothing, values, nothing, strict=True)
+        return [Experience(*one) for one in told]
+
+    def _told(self, network: nn.Module, rows: Sequence[Row], tokens: bool = True) -> tuple[list[Tensor], list[Tensor]]:
+        """Log-probabilities and values of the scored tokens of every row, (N,) each, on the CPU; zeros where not known.
+
+        Rows of similar length share a batch. Without ``tokens`` the log-probabilities are not computed.
+        """
+        logprobs, values = ([torch.zeros(int((row.labels != IGNORE).sum())) for row in rows] for _ in range(2))
+        training = network.training
+        network.eval()
+        order = sorted(range(len(rows)), key=lambda place: rows[place].size)
+        for places in chunked(order, self.args.per_device_eval_batch_size):
+            batch = collate([rows[place] for place in places], self.opened.family.padding)
+            inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+            if not tokens:
+                inputs["labels"] = torch.full_like(inputs["labels"], IGNORE)
+            output = network(**inputs, suppressed_ids=self.suppressed_ids)
+            for found, told in ((output.logprob, logprobs), (output.value, values)):
+                if found is not None:
+                    for place, one in zip(places, scored(found.float().cpu(), batch["labels"]), strict=True):
+                        told[place] = one
+        network.train(training)
+        return logprobs, values
+
+    def minibatch(self, batch: Sequence[Experience]) -> dict[str, Any]:
+        """Rows as one batch, and under ``tokens`` what is known of their tokens, end to end."""
+        names = ("old", "reference", "advantages", "values", "returns")
+        tokens = {name: torch.cat([getattr(one, name) for one in batch]) for name in names}
+        tokens["weights"] = torch.cat([torch.full_like(one.old, self.token_weights(len(one.old))) for one in batch])
+        return {**collate([one.row for one in batch], self.opened.family.padding), "tokens": tokens}
+
+    # Steps
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
+        total = sum(batch["tokens"]["weights"].sum() for batch in batch_samples)
+        total = torch.as_tensor(total).to(device)
+        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        tokens = inputs.pop("tokens")
+        output = model(**inputs, suppressed_ids=self.suppressed_ids)
+        logprob_N = output.logprob[inputs["labels"] >= 0]
+        losses_N = self.token_losses(output, logprob_N, tokens, inputs["labels"])
+        return (losses_N * tokens["weights"]).sum() / num_items_in_batch * self.args.world_size
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss = Trainer.training_step(self, model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise DivergedError(self._diverged(f"the loss is {loss.item()}"))
+        return loss
+
+    def note(self, tokens: int, **totals: Tensor) -> None:
+        """Sums over the tokens of a batch, whose means are to be logged."""
+        self._step_figures.append({"tokens": torch.tensor(tokens), **{name: x.detach() for name, x in totals.items()}})
+        self.moved.append((totals["approx_kl"].detach(), tokens))
+
+    @property
+    def between_rounds(self) -> bool:
+        return not self.left or self.moved_too_far()
+
+    def moved_too_far(self) -> bool:
+        if self.config.max_kl is None:
+            return False
+        kl, tokens = sum(total.item() for total, _ in self.moved), sum(count for _, count in self.moved)
+        if self.args.world_size > 1:
+            sums = self.accelerator.gather(torch.tensor([[kl, tokens]], device=self.args.device)).sum(0)
+            kl, tokens = sums.tolist()
+        return kl > self.config.max_kl * tokens
+
+    # What is told
+
+    def _describe(
+        self, batch: list[Experience], raw: Tensor, by_source: dict[str, list[float]], finished: Tensor,
+        figures: dict[str, float],
+    ) -> None:  # fmt: skip
+        logprob, reference = (torch.cat([getattr(one, name) for one in batch]) for name in ("old", "reference"))
+        lengths = [float(len(one.old)) for one in batch]
+        per_reply = (logprob - reference).sum().item() / len(batch)
+        self._round_figures = {
+            "round": float(self.round),
+            "reward": raw.mean().item(),
+            "reward_std": raw.std().item(),
+            **{f"reward/{name}": fmean(scores) for name, scores in by_source.items() if len(by_source) > 1},
+            **{f"kl_{kind}": kl_estimates(logprob, reference, kind).mean().item() for kind in ("k1", "k2", "k3")},
+            "kl_reply": per_reply,
+            "entropy": -logprob.mean().item(),
+            "length": fmean(lengths),
+            "finished": finished.mean().item(),
+            "beta": self.beta,
+            **figures,
+            "rollout_share": self.seconds["rollout"] / max(sum(self.seconds.values()), 1e-9),
+        }
+        if self.args.world_size > 1:
+            together = torch.tensor(list(self._round_figures.values()), device=self.args.device)
+            means = self.accelerator.gather(together[None]).mean(0).tolist()
+            self._round_figures = dict(zip(self._round_figures, means, strict=True))
+        if self.round % self.config.show_rounds == 0 and self.is_world_process_zero():
+            with (self.folder.parent / "samples.jsonl").open("a", encoding="utf-8") as file:
+                for one in batch[:4]:
+                    entry = {"round": self.round, "prompt": one.sample.prompt, "reply": one.sample.reply}
+                    file.write(json_text({**entry, "reward": round(one.score, 4)}) + "\n")
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self._step_figures:
+            sums = {name: sum(float(one[name]) for one in self._step_figures) for name in self._step_figures[0]}
+            tokens = sums.pop("tokens")
+            logs |= {name: total / tokens for name, total in sums.items()} | self._round_figures
+            self._step_figures = []
+        super().log(logs, *args, **kwargs)
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with without_critic(self.model):
+            super()._save(output_dir, state_dict)
+        if self.critic is not None and self.args.should_save:
+            save_model(self.critic, str(Path(output_dir or self.folder) / CRITIC))  # its tensors may be tied
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with without_critic(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.critic is not None:
+            load_model(self.critic, str(Path(resume_from_checkpoint) / CRITIC))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            state = {"round": self.round, "beta": self.beta, "moments": asdict(self.moments)}
+            write_text(Path(output_dir) / STATE, json_text(state))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            self.restore_rounds(Path(checkpoint))
+
+    def restore_rounds(self, checkpoint: Path) -> None:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        self.round, self.beta, self.moments = state["round"], state["beta"], RunningMoments(**state["moments"])
+
+
+def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:
+    """The decoding settings of rollouts. Of several stop tokens only the one that rows predict may be said.
+
+    ``banned_ids`` are all the ids that can never be drawn. The policy is scored without them, by the distribution that
+    its replies are drawn from: scored over the whole vocabulary, every token that is made less likely would feed them,
+    and nothing that is said would ever tell.
+    """
+    chosen = Settings(**{"max_new_tokens": 64, **config.generation})
+    others = opened.family.prompt(questions[0].context.ids).stop_ids[1:]
+    return replace(chosen, banned_ids=tuple(sorted({*chosen.banned_ids, *others, *opened.family.never_said})))
+
+
+def steps_of_round(config: Any, args: TrainingArguments) -> int:
+    """Optimizer steps of a round.
+
+    Raises:
+        ConfigError: its replies do not make whole steps.
+    """
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if config.samples % step:
+        raise ConfigError(
+            f"samples={config.samples} must be a multiple of the {step} replies of an optimizer step "
+            "(trainer.per_device_train_batch_size x trainer.gradient_accumulation_steps x processes)"
+        )
+    return config.samples // step * config.epochs

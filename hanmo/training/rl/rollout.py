@@ -1,0 +1,233 @@
+"""Rollouts: the policy answers prompts, and rewards say how well.
+
+An engine is whatever turns contexts into replies: ours is the decode loop on the network being trained; an inference
+server can stand in for it by the same small interface.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from hanmo.checkpoints import open_model
+from hanmo.errors import ConfigError
+from hanmo.families.base import OpenedModel
+from hanmo.generation.decode import Generation, generate
+from hanmo.generation.draws import Place
+from hanmo.generation.settings import Settings
+from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
+from hanmo.rows import Context, Part
+from hanmo.training.rl.rewards import score_rows
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One reply of the policy: what was asked (``prompt``, as text), what it said, as text and as ids."""
+
+    record: Record
+    context: Context
+    generation: Generation
+    prompt: str
+    reply: str
+
+    @property
+    def parts(self) -> list[Part]:
+        return [Part(self.context.ids, False), Part(self.generation.ids, True)]
+
+
+class Engine(Protocol):
+    """Answers contexts with the weights that the policy has now.
+
+    ``exact``: the log-probabilities of its replies are those that the network being trained gives them, so that they
+    need not be computed again.
+
+    Args:
+        places: of the replies in their round, over all processes. An engine that samples by (seed, place) gives the same
+            replies for any batch size and number of processes.
+    """
+
+    exact: bool
+
+    def __call__(
+        self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]
+    ) -> list[Generation]: ...
+
+
+class OwnEngine:
+    """The decode loop on the network being trained, contexts of similar length together."""
+
+    def __init__(self, opened: OpenedModel, batch_size: int):
+        self.opened, self.batch_size = opened, batch_size
+        self.exact = opened.network.dtype == torch.float32
+
+    def __call__(self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]) -> list[Generation]:
+        order = sorted(range(len(contexts)), key=lambda number: len(contexts[number].ids))
+        replies: dict[int, Generation] = {}
+        for first in range(0, len(order), self.batch_size):
+            chosen = order[first : first + self.batch_size]
+            asked = [contexts[number] for number in chosen]
+            drawn = [places[number] for number in chosen]
+            replies.update(zip(chosen, generate(self.opened, asked, settings, places=drawn), strict=True))
+        return [replies[number] for number in range(len(contexts))]
+
+
+# Rewards
+
+Reward = Callable[[Sequence[Sample]], Sequence[float]]
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def load_reward(spec: str, policy: OpenedModel, limit: int, response_limit: int | None, batch_size: int) -> Reward:
+    """A reward from its name: ``module:function``, called as function(prompts, replies) -> scores; or a reward model.
+
+    A reward model with the policy's vocabulary scores the very ids that the policy said; any other reads the text.
+
+    Raises:
+        ConfigError: no such function, or a model without a value head.
+    """
+    if _FUNCTION.fullmatch(spec) and not Path(spec).exists():
+        return _function_reward(spec)
+    opened = open_model(spec)
+    if opened.network.value_head is None:
+        raise ConfigError(f"rewards: {spec} has no value head; train one: hanmo train reward MODEL DATA")
+    shared = type(opened.family) is type(policy.family) and opened.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+
+    def score(samples: Sequence[Sample]) -> list[float]:
+        finished = [sample.generation.finished for sample in samples]
+        if shared:
+            return score_rows(opened, [sample.parts for sample in samples], finished, batch_size)
+        rows = [opened.family.parts(_said(sample), limit, response_limit) for sample in samples]
+        told = [found[0] if found else [Part(opened.family.context(sample.record, limit).ids, False), Part((), True)]
+                for found, sample in zip(rows, samples, strict=True)]  # fmt: skip
+        return score_rows(opened, told, finished, batch_size)
+
+    return score
+
+
+def _function_reward(spec: str) -> Reward:
+    module, _, name = spec.partition(":")
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"rewards: {spec}: {error}; it must name a function that Python can import") from error
+
+    def score(samples: Sequence[Sample]) -> Sequence[float]:
+        scores = function([sample.prompt for sample in samples], [sample.reply for sample in samples])
+        if len(scores) != len(samples):
+            raise ConfigError(f"rewards: {spec} gave {len(scores)} scores for {len(samples)} replies")
+        try:
+            numbers = [float(one) for one in scores]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"rewards: {spec} must give a number for every reply: {error}") from None
+        bad = next((place for place, number in enumerate(numbers) if not math.isfinite(number)), None)
+        if bad is not None:
+            raise ConfigError(f"rewards: {spec} gave {numbers[bad]} for the reply {samples[bad].reply[:40]!r}")
+        return numbers
+
+    return score
+
+
+def _said(sample: Sample) -> Record:
+    """The record with the policy's reply in the place of its own."""
+    record = sample.record
+    if isinstance(record, Dialogue):
+        return Dialogue((*record.turns, sample.reply), record.system, record.where)
+    assert isinstance(record, PromptResponse), "prompts are dialogues or prompts"
+    return replace(record, response=sample.reply)
+
+
+# Prompts
+
+
+@dataclass(frozen=True)
+class Question:
+    """A record without its response, what the policy sees of it, and what it asks, as text."""
+
+    record: Record
+    context: Context
+    text: str
+
+
+def question(record: Record, opened: OpenedModel, limit: int) -> Question:
+    """The prompt of a record: a dialogue without its last turn (a single turn is the question itself)."""
+    if isinstance(record, Text):
+        raise ConfigError(f"{record.where}: running text asks nothing; prompts are wanted")
+    if isinstance(record, ScoredAnswers):
+        record = record.ending("")
+    if isinstance(record, Dialogue):
+        record = replace(record, turns=record.turns[:-1] or record.turns)
+        text = "\n".join(record.turns)
+    else:
+        record, text = replace(record, response=""), record.prompt + record.prefix
+    return Question(record, opened.family.context(record, limit), text)
+
+
+def prompt_order(count: int, wanted: int, start: int, seed: int) -> list[int]:
+    """``wanted`` places of ``count`` prompts from position ``start`` of an endless, ever newly shuffled sequence."""
+    found: list[int] = []
+    while len(found) < wanted:
+        epoch, place = divmod(start + len(found), count)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(count, generator=generator).tolist()
+        found += order[place : place + wanted - len(found)]
+    return found
+
+
+# The reference
+
+
+@contextmanager
+def without_critic(network: Any) -> Iterator[None]:
+    """The network as it is without the critic that learns beside it, until the block ends."""
+    base = network.get_base_model() if hasattr(network, "get_base_model") else network
+    critic, base.critic = base.critic, None
+    try:
+        yield
+    finally:
+        base.critic = critic
+
+
+class Reference:
+    """The policy as it was at the start.
+
+    "swap" keeps a copy of the tensors that are trained and puts them in their place while the reference is asked, which
+    with frozen layers or adapters costs next to nothing; "copy" keeps the whole network.
+    """
+
+    def __init__(self, network: Any, kind: Literal["swap", "copy"]):
+        with without_critic(network):
+            self._network = network if kind == "swap" else deepcopy(network).requires_grad_(False).eval()
+            trained = {
+                name: p for name, p in network.named_parameters() if p.requires_grad and "value_head" not in name
+            }
+        self._kept = {name: p.detach().clone() for name, p in trained.items()} if kind == "swap" else {}
+
+    @contextmanager
+    def asked(self) -> Iterator[Any]:
+        """The reference network, until the block ends."""
+        with without_critic(self._network):
+            self._exchange()
+            try:
+                yield self._network
+            finally:
+                self._exchange()
+
+    def _exchange(self) -> None:
+        parameters = dict(self._network.named_parameters()) if self._kept else {}
+        for name, kept in self._kept.items():
+            parameters[name].data, self._kept[name] = kept, parameters[name].data
+
+
+def scored(values_BA: Tensor, labels_BA: Tensor) -> list[Tensor]:
+    """What stands at the scored places of every row, one (N,) tensor a row."""
+    return [values[labels >= 0] for values, labels in zip(values_BA, labels_BA, strict=True)]

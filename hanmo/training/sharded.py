@@ -1,0 +1,168 @@
+"""What transformers' Trainer lacks for networks that lie over several processes: cut by tensor parallelism, or sharded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from accelerate import ParallelismConfig, PartialState
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
+from transformers import Trainer, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
+
+from hanmo.errors import ConfigError
+from hanmo.nn.tensor_parallel import each_pass_alone, is_cut
+from hanmo.training.trainable import merged
+
+SLICES = "slices"  # the folder in a checkpoint to which every process writes what it holds
+
+
+class _ProcessorRanks(ParallelismConfig):
+    """Tensor parallelism without devices, which works, but which accelerate's check does not admit."""
+
+    def _validate_accelerator(self, accelerator: Any) -> None:
+        assert accelerator.num_processes == self.tp_size
+
+
+class ShardedTrainer(Trainer):
+    """transformers' Trainer; of a network cut by tensor parallelism or sharded by FSDP2, each process saves its slices.
+
+    Of FSDP2 transformers would too, but what never had a gradient (EVA's roles, where there are none) it cannot read.
+    """
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, *others: Any, **named: Any):
+        if is_cut(model) and args.use_cpu:
+            args.parallelism_config = _ProcessorRanks(tp_size=model.tp_size)
+        only_model = args.save_only_model
+        args.save_only_model |= is_cut(model)  # transformers refuses to save a cut network's optimizer; we do it
+        super().__init__(model, args, *others, **named)
+        args.save_only_model = only_model
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """On processors too parameters are sharded where FSDP is asked for: accelerate does it for GPUs alone, in silence."""
+        state = PartialState()
+        if self.args.fsdp and state.distributed_type is DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.is_fsdp2 and "state_dict_type" in (self.args.fsdp_config or {}):
+            raise ConfigError("trainer.fsdp_config.state_dict_type: every process saves its share; leave it out")
+
+    @property
+    def _sliced(self) -> bool:
+        """Whether each process writes and reads what it holds, rather than the first one all of it."""
+        return is_cut(self.model) or self.accelerator.is_fsdp2
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        if not is_cut(self.model):
+            return super().training_step(model, inputs, num_items_in_batch)
+        with each_pass_alone(self.model):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Without empty groups of parameters (all that decay, of adapters), whose slices torch cannot read."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self._sliced:
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def finished(self, network: Any) -> tuple[Any, dict[str, Tensor] | None]:
+        """The network with its adapters merged, and its weights where FSDP or ZeRO-3 has left a process but a share of them.
+
+        All processes call this; the weights are for the first, which saves them.
+        """
+        if self.is_fsdp_enabled:
+            for module in network.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # the last pass may have left the outermost one whole
+            return (trained := merged(network)), self.accelerator.get_state_dict(trained)
+        if not self.is_deepspeed_enabled or self.accelerator.deepspeed_plugin.zero_stage < 3:
+            return merged(network), None
+        if not hasattr(network, "merge_and_unload"):
+            engine: Any = self.model_wrapped
+            return network, engine._zero3_consolidated_16bit_state_dict()
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(network.parameters())):
+            trained = merged(network)
+            return trained, {name: tensor.cpu().clone() for name, tensor in trained.state_dict().items()}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self._sliced:
+            super().save_model(output_dir, _internal_call)
+            return
+        assert output_dir is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        optimizer: Any = self.optimizer
+        optimizer = None if self.args.save_only_model else optimizer.optimizer
+        save_slices(self.model, optimizer, Path(output_dir) / SLICES)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._sliced:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            assert self.lr_scheduler is not None
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._sliced:
+            load_slices(self.model, None, Path(resume_from_checkpoint) / SLICES)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self._sliced:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer: Any = self.optimizer
+        assert self.lr_scheduler is not None
+        load_slices(self.model, optimizer.optimizer, Path(checkpoint) / SLICES)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _load_best_model(self) -> None:
+        if self._sliced:
+            load_slices(self.model, None, Path(str(self.state.best_model_checkpoint)) / SLICES)
+        else:
+            super()._load_best_model()
+
+
+def save_slices(network: Any, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
+    """Write what of a sliced network is trained, and the optimizer's states, each rank its own; all ranks call this."""
+    dcp.save(_slices(network, optimizer), checkpoint_id=folder)
+
+
+def load_slices(network: Any, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
+    """Read what ``save_slices`` wrote, or without an optimizer only the weights; all ranks call this."""
+    state = _slices(network, optimizer)
+    dcp.load(state, checkpoint_id=folder, planner=DefaultLoadPlanner(allow_partial_load=True))
+    set_model_state_dict(network, state["network"], options=StateDictOptions(strict=False))
+    if optimizer is None:
+        return
+    set_optimizer_state_dict(network, optimizer, state["optimizer"], options=_BY_NAME)
+    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    for name, parameter in network.named_parameters():
+        # What never had a gradient has no state; torch has made one in order to have a place to read to.
+        if not any(key.startswith(f"optimizer.state.{name}.") for key in stored):
+            optimizer.state.pop(parameter, None)
+
+
+_BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def _slices(network: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    trained = StateDictOptions(ignore_frozen_params=True)
+    slices: dict[str, Any] = {"network": get_model_state_dict(network, options=trained)}
+    if optimizer is not None:
+        slices["optimizer"] = get_optimizer_state_dict(network, optimizer, options=_BY_NAME)
+    return slices

@@ -1,0 +1,202 @@
+"""PPO: each token's advantage comes from a critic, and a KL penalty in its reward holds the policy near its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import TrainerCallback
+
+from hanmo.data.rows.dataset import ROW_IDS, Collator, RowDataset, make_rows
+from hanmo.errors import ConfigError
+from hanmo.losses import (
+    adapted_beta,
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    gae,
+    kl_estimates,
+    policy_statistics,
+    token_rewards,
+    value_clip_count,
+)
+from hanmo.nn.row_model import ValueKind
+from hanmo.records import Rejects, iter_records
+from hanmo.training.exclusive import exclusive_run
+from hanmo.training.rl.policy import Experience, PolicyConfig, PolicyTrainer
+from hanmo.training.rl.policy_run import PolicyOutcome, run_policy
+from hanmo.training.rl.rollout import Engine, prompt_order
+
+
+@dataclass(frozen=True)
+class PpoConfig(PolicyConfig):
+    """Settings of PPO; see ``PolicyConfig`` for the others.
+
+    Attributes:
+        gamma, lam: of the advantages.
+        clip_value: how far a value may move in a round before its error counts as if it had not.
+        value_weight: of the value loss.
+        value_head: the critic's form: "mlp" as published, or "linear".
+        critic: a model of the policy's family and vocabulary, such as the reward model, that learns the values in the
+            place of a value head on the policy; it keeps the value head it has. null: the policy's own.
+        whiten: advantages have mean 0 and variance 1 over the real tokens of a round.
+        clip_reward: rewards are cut off at ± this; 0 never.
+        scale_reward: divide rewards by the standard deviation of all so far ("running") or of the first round
+            ("first"); null: as they are.
+        kl_target: replies are held at this KL (nats a reply) by changing beta; null: beta is fixed.
+        kl_horizon: replies over which beta may change by a fifth.
+        published: the KL that is held at the target is the published one, a mean over tokens of exp(x) - 1 - x.
+        ptx: file of records whose responses are learned along with the rewards (PPO-ptx); null: none.
+        ptx_weight: of their loss.
+    """
+
+    out: str = "runs/ppo"
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip_value: float = 0.2
+    value_weight: float = 0.2
+    value_head: ValueKind = "mlp"
+    critic: str | None = None
+    whiten: bool = True
+    clip_reward: float = 10.0
+    scale_reward: Literal["running", "first"] | None = None
+    kl_target: float | None = None
+    kl_horizon: float = 10000.0
+    published: bool = False
+    ptx: str | None = None
+    ptx_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            gamma=(0 < self.gamma <= 1, "above 0 and at most 1"),
+            lam=(0 <= self.lam <= 1, "between 0 and 1"),
+            clip_value=(self.clip_value > 0, "above 0"),
+            clip_reward=(self.clip_reward >= 0, "0 (off) or more"),
+            kl_target=(self.kl_target is None or self.kl_target > 0, "above 0"),
+        )
+
+
+class PpoTrainer(PolicyTrainer):
+    """The critic is a value head on the policy, or a network beside it."""
+
+    config: PpoConfig
+    needs_values = True
+    ptx_rows: RowDataset | None = None
+    _mixed = (-1, 0)  # the optimizer step, and how many batches of the mix it has had
+
+    def weigh(self, batch: list[Experience], scores: Tensor) -> dict[str, float]:
+        scores = self._scaled(scores)
+        tensors = [pad_sequence([getattr(one, name) for one in batch], True) for name in ("old", "reference", "values")]
+        old_SN, reference_SN, values_SN = tensors
+        mask_SN = pad_sequence([torch.ones_like(one.old) for one in batch], True)
+        rewards_SN = token_rewards(old_SN, reference_SN, mask_SN, scores, self.beta)
+        advantages_SN, returns_SN = gae(rewards_SN, values_SN, mask_SN, self.config.gamma, self.config.lam)
+        explained = explained_variance(values_SN, returns_SN, mask_SN).item()
+        if self.config.whiten:
+            advantages_SN = self._whitened(advantages_SN, mask_SN)
+        for row, one in enumerate(batch):
+            length = len(one.old)
+            one.advantages, one.returns = advantages_SN[row, :length], returns_SN[row, :length]
+        self._adapt(old_SN, reference_SN, mask_SN)
+        return {"explained_variance": explained, "value": ((values_SN * mask_SN).sum() / mask_SN.sum()).item()}
+
+    def _scaled(self, scores: Tensor) -> Tensor:
+        if self.config.scale_reward == "running" or (self.config.scale_reward and not self.moments.count):
+            everyone = (
+                self.accelerator.gather(scores.to(self.args.device)).cpu() if self.args.world_size > 1 else scores
+            )
+            self.moments.update(everyone)
+        if self.config.scale_reward:
+            scores = scores / max(self.moments.std, 1e-8)
+        limit = self.config.clip_reward
+        return scores.clamp(-limit, limit) if limit else scores
+
+    def _whitened(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Over the real tokens of all processes."""
+        sums = self._over_processes(torch.stack([mask.sum(), (x * mask).sum()]))
+        mean = sums[1] / sums[0]
+        spread = self._over_processes(((x - mean).square() * mask).sum())
+        return (x - mean) * torch.rsqrt(spread / (sums[0] - 1).clamp_min(1) + 1e-8) * mask
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        if self.args.world_size == 1:
+            return sums
+        whole = sums.to(self.args.device)
+        torch.distributed.all_reduce(whole)
+        return whole.cpu()
+
+    def _adapt(self, old_SN: Tensor, reference_SN: Tensor, mask_SN: Tensor) -> None:
+        if self.config.kl_target is None:
+            return
+        kind: Literal["published", "k1"] = "published" if self.config.published else "k1"
+        kl = (kl_estimates(old_SN, reference_SN, kind) * mask_SN).sum()
+        count = mask_SN.numel() if self.config.published else len(mask_SN)
+        total, number = self._over_processes(torch.tensor([kl.item(), float(count)])).tolist()
+        self.beta = adapted_beta(
+            self.beta, total / number, self.config.kl_target, self.config.kl_horizon, self.config.samples
+        )
+
+    def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], labels_BA: Tensor) -> Tensor:
+        ones, config = torch.ones_like(logprob_N), self.config
+        values_N = output.value[labels_BA >= 0]
+        old, advantages, returns, old_values = (tokens[name] for name in ("old", "advantages", "returns", "values"))
+        policy_N = clipped_policy_loss(logprob_N, old, advantages, ones, config.clip)
+        value_N = clipped_value_loss(values_N, old_values, returns, ones, config.clip_value)
+        moved = policy_statistics(logprob_N, old, advantages, ones, config.clip)
+        moved["value_clip_fraction"] = value_clip_count(values_N, old_values, returns, ones, config.clip_value)
+        moved["policy_loss"], moved["value_loss"] = policy_N.sum(), value_N.sum()
+        self.note(len(ones), **moved)
+        return policy_N + config.value_weight * value_N
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.ptx_rows is not None:
+            loss = loss + self._learn_text(model, self.ptx_rows)
+        return loss
+
+    def _learn_text(self, model: nn.Module, rows: RowDataset) -> Tensor:
+        """One batch of the pretraining mix; its gradients are added to those of the rewards."""
+        args = self.args
+        step, had = self.state.global_step, self._mixed[1] if self._mixed[0] == self.state.global_step else 0
+        self._mixed = (step, had + 1)
+        size = args.per_device_train_batch_size * args.world_size
+        place = (step * args.gradient_accumulation_steps + had) * size
+        places = prompt_order(len(rows), size, place, args.seed)[args.process_index :: args.world_size]
+        batch = Collator(rows.family.padding)([rows[one] for one in places])
+        batch.pop(ROW_IDS)
+        with self.compute_loss_context_manager():
+            loss = model(**self._prepare_inputs(batch)).loss
+        loss = self.config.ptx_weight * loss / args.gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+@exclusive_run
+def ppo(
+    config: PpoConfig, resume: bool = False, show: TrainerCallback | None = None, engine: Engine | None = None
+) -> PolicyOutcome:
+    """Train by PPO; see ``run_policy``."""
+
+    def mix(trainer: PolicyTrainer) -> None:
+        if config.ptx is None:
+            return
+        dropped = Rejects()
+        rows = make_rows(
+            iter_records(Path(config.ptx), reply="needed"),
+            trainer.opened.family,
+            config.limit,
+            config.response_limit,
+            dropped,
+        )
+        if not len(rows):
+            reasons = f"; the first: {dropped.errors[0]}" if dropped else ""
+            raise ConfigError(f"ptx: {config.ptx}: nothing to learn from{reasons}")
+        assert isinstance(trainer, PpoTrainer)
+        trainer.ptx_rows = rows
+
+    return run_policy("PPO", config, PpoTrainer, config.value_head, config.critic, resume, show, engine, mix)

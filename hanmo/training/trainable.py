@@ -1,0 +1,193 @@
+"""What of a network is trained (all, LoRA adapters, all but the first layers) and what is kept for the backward pass."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor.experimental import implicit_replication
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+from hanmo.errors import ConfigError, UnsupportedError, quoted
+from hanmo.nn.tensor_parallel import tell_widths
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Settings of LoRA adapters.
+
+    Attributes:
+        rank: of the two matrices that stand for a change of a weight.
+        alpha: changes are scaled by alpha / rank.
+        dropout: of what the adapters read.
+        targets: names of the linear modules to adapt; the family's own if empty.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"lora.rank={self.rank}: must be at least 1; without adapters, leave lora out")
+
+
+def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole: Sequence[str] = ()) -> Any:
+    """The network with LoRA adapters, which alone are trained.
+
+    Args:
+        targets: names of the linear modules to adapt, where the settings name none.
+        whole: modules that are trained as they are, and kept in checkpoints.
+
+    An adapter changes the one place where its module stands: a weight that the embedding and the output head share
+    becomes two where one of them is adapted, and the configuration says so from then on.
+
+    Raises:
+        ConfigError: no targets, or no module has such a name.
+        UnsupportedError: a target shares its weight and the model's configuration cannot untie it.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = settings.targets or targets
+    if not targets:
+        raise ConfigError("lora.targets: this family names none; give the names of linear modules, e.g. [q_proj]")
+    names = "all-linear" if list(targets) == ["all-linear"] else list(targets)  # peft's word for all but the head
+    if names != "all-linear":
+        _untie(network, names)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=names,
+        modules_to_save=list(whole) or None,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an attribute's old name
+            adapted = get_peft_model(network, config)
+    except ValueError as error:
+        known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+        raise ConfigError(f"lora.targets: {quoted(error)}; linear modules here: {', '.join(sorted(known))}") from None
+    tell_widths(adapted)
+    # With a name, saving asks the hub for a model of that name.
+    adapted.peft_config["default"].base_model_name_or_path = ""
+    return adapted
+
+
+def _untie(network: Any, targets: Sequence[str]) -> None:
+    """If a target shares its weight with another module, give all modules with shared weights weights of their own."""
+    tied = network.all_tied_weights_keys
+    holders = {name.rpartition(".")[0] for name in (*tied.keys(), *tied.values())}
+    adapted = [name for name in holders if any(f".{name}".endswith(f".{target}") for target in targets)]
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    same = [name for name, source in tied.items() if parameters[name] is parameters[source]]
+    if not adapted or not same:
+        return
+    _say_untied(network.config)
+    for name in same:
+        module, _, weight = name.rpartition(".")
+        own = nn.Parameter(parameters[name].detach().clone(), parameters[name].requires_grad)
+        setattr(network.get_submodule(module), weight, own)
+    network.all_tied_weights_keys = {name: source for name, source in tied.items() if name not in same}
+
+
+def _say_untied(config: Any) -> None:
+    """Change a configuration so that the output head has a weight of its own when the model is opened again.
+
+    Raises:
+        UnsupportedError: this architecture's configuration ties them in any case (T5).
+    """
+    for one in (changed := copy.deepcopy(config)), changed.get_text_config():
+        one.tie_word_embeddings = False
+    if type(config).from_dict(changed.to_dict()).to_dict() != changed.to_dict():
+        raise UnsupportedError(
+            f"lora.targets: the output head of {config.model_type} shares its weight with the embedding, and its "
+            "configuration cannot say otherwise: leave both out"
+        )
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+
+
+def merged(network: Any) -> Any:
+    """The network with its adapters, if it has any, added to its weights."""
+    if not hasattr(network, "merge_and_unload"):
+        return network
+    with implicit_replication():  # of a cut layer's two matrices one is cut, and every rank has the whole other one
+        return network.merge_and_unload()
+
+
+def checkpoint_layers(network: Any, selective: bool) -> None:
+    """Keep less of every layer for the backward pass and compute it again there; gradients stay the same.
+
+    Without ``selective`` a layer's input is kept; with it also what its matrix products and attention gave, so that only
+    cheap operations (norms, activations, dropout) are computed again.
+
+    Source: Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models".
+    """
+    selected = {"context_fn": partial(create_selective_checkpoint_contexts, _dear_operations())} if selective else {}
+    # transformers before 5.23 has only the second name, later ones warn of it.
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    enable({"use_reentrant": False, **selected})
+
+
+def _dear_operations() -> list[Any]:
+    aten = torch.ops.aten
+    return [
+        aten.mm.default,
+        aten.addmm.default,
+        aten.bmm.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+    ]
+
+
+def freeze_layers(network: nn.Module, share: float) -> list[str]:
+    """Freeze the first ``share`` (0 … 1) of the layers of every stack; returns the frozen layers' names.
+
+    Of n layers int(share x n) are frozen; embeddings, last norms and the head stay trainable.
+    """
+    frozen = []
+    for name, stack in _stacks(network):
+        for place in range(int(share * len(stack))):
+            stack[place].requires_grad_(False)
+            frozen.append(f"{name}.{place}")
+    return frozen
+
+
+def keep_top_layers(network: nn.Module, trained: float) -> list[str]:
+    """Freeze all but the last layers of every stack, as the published reward models and PPO runs did; names of the frozen.
+
+    Args:
+        trained: layers to train: below 1 a share of the stack's, of which whole ones count; less than one trains all.
+    """
+    frozen = []
+    for name, stack in _stacks(network):
+        top = int(trained * len(stack) if trained < 1 else trained)
+        for place in range(len(stack) - top if top else 0):
+            stack[place].requires_grad_(False)
+            frozen.append(f"{name}.{place}")
+    return frozen
+
+
+def switch_dropout_off(network: nn.Module) -> None:
+    """Set every dropout rate of a network to 0, so that it computes the same while it is trained."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _stacks(network: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """The lists of layers that are not themselves inside another list."""
+    lists = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
+    return [(name, module) for name, module in lists if not any(name.startswith(f"{outer}.") for outer, _ in lists)]
