@@ -139,7 +139,7 @@ def measure_decoder(name: str, size: str, quick: bool) -> list[Figure]:
     config = family_class.config_class(**family_class.original_format.SIZES[size].config)
     network = fill(family_class.network_class(config))
     family = family_class(config, None)
-    type(family).spare_ids = range(0)  # there is no tokenizer here
+    type(family).unused_ids = range(0)  # there is no tokenizer here
     opened = OpenedModel(network, family, size)
     ids = tuple(torch.randint(100, 30_000, (63,)).tolist())
     if name == "glm":
@@ -182,7 +182,7 @@ def measure_transformer_xl(quick: bool) -> list[Figure]:
     family_class = load("transformer_xl")
     config = family_class.config_class(hidden_size=768, num_layers=12, num_heads=12, vocab_size=50_048)
     family = family_class(config, SimpleNamespace(eos_token_id=50_000))
-    type(family).spare_ids = range(0)  # there is no tokenizer here
+    type(family).unused_ids = range(0)  # there is no tokenizer here
     opened = OpenedModel(fill(family_class.network_class(config)), family, "transformer_xl")
     ids = tuple(torch.randint(100, 30_000, (64,)).tolist())
     settings = Settings(do_sample=False, max_new_tokens=64)

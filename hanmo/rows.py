@@ -1,9 +1,8 @@
-"""Rows: the one form that examples of every family take, and how rows become batches.
+"""Rows: the form that examples of every family take, and how rows become batches.
 
-Whatever the architecture, an example is a Row: the model's inputs and, on the axis where the model predicts,
-``labels[t]`` = the token that the logits at ``t`` must predict and ``weights[t]`` = how much it counts. Families settle
-shifting, decoder starts, mask tokens and two-dimensional positions here, once; every stage after that is the same code
-for all families.
+An example of any architecture is a Row: the model's inputs and, on the axis where the model predicts, ``labels[t]``, the
+token that the logits at ``t`` must predict, and ``weights[t]``, how much it counts. Shifting, decoder starts, mask tokens
+and two-dimensional positions are settled where rows are made; every later stage is the same code for all families.
 
 Shape suffixes: B batch, R decoding rows, T input tokens, A predicting axis, P position dimensions.
 """
@@ -23,7 +22,7 @@ IGNORE = -100  # a label that is not scored
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an example as token ids; ``scored``: the model is to learn it, or is judged on it."""
+    """A piece of an example as token ids; ``scored``: the model learns it, or is judged on it."""
 
     ids: tuple[int, ...]
     scored: bool
@@ -48,6 +47,12 @@ class Row:
     end: int
     stream: int | None = None
 
+    @classmethod
+    def of(cls, inputs: dict[str, Tensor], labels: Sequence[int]) -> Row:
+        """A row in which every scored token counts 1 and A ends with the last real input."""
+        labels_A = torch.tensor(labels, dtype=torch.long)
+        return cls(inputs, labels_A, (labels_A != IGNORE).float(), end=len(labels_A) - 1)
+
     @property
     def size(self) -> int:
         """Places on all axes: rows of similar size need little padding when they share a batch."""
@@ -56,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What generation starts from: the inputs of ``prefill`` for one example and how positions go on.
+    """The start of generation: the inputs of ``prefill`` for one example, and how positions go on.
 
     The k-th new token (k = 0, 1, …) is fed at position ``start + k * step``, both (P,) int64.
     """
@@ -75,15 +80,24 @@ class Context:
     full_ids: tuple[int, ...]
 
 
+def token_inputs(ids: Sequence[int], prefix: str = "") -> dict[str, Tensor]:
+    """``input_ids`` (T,) int64 and an ``attention_mask`` of ones; ``prefix`` goes before both names."""
+    ids_T = torch.tensor(ids, dtype=torch.long)
+    return {f"{prefix}input_ids": ids_T, f"{prefix}attention_mask": torch.ones_like(ids_T)}
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """The number of ids with which both begin."""
+    return next((place for place, pair in enumerate(zip(one, other)) if pair[0] != pair[1]), min(len(one), len(other)))  # noqa: B905
+
+
 def split_at_difference(rows: Sequence[Sequence[int]]) -> list[list[Part]]:
-    """Ids that begin alike as a shared context and what each goes on with, at least one id each.
+    """Rows that begin alike as their shared context and the scored rest of each, at least one id.
 
     Raises:
         UnsupportedError: they have nothing in common, so that the first id would be predicted from nothing.
     """
-    shared, shortest = 0, min(map(len, rows))
-    while shared < shortest - 1 and all(row[shared] == rows[0][shared] for row in rows):
-        shared += 1
+    shared = min(min(common_length(rows[0], row), len(row) - 1) for row in rows)
     if not shared:
         raise UnsupportedError(
             "nothing stands before the options, so that their first token would be predicted from nothing; "
@@ -101,9 +115,9 @@ def collate(rows: Sequence[Row], padding: dict[str, int]) -> dict[str, Tensor]:
 
 
 def stack(examples: Sequence[dict[str, Tensor]], padding: dict[str, int], left: bool = False) -> dict[str, Tensor]:
-    """Inputs of several examples to one batch. Shorter ones are filled on their last axis, on the right or left.
+    """Inputs of several examples to one batch, padded on their last axis.
 
-    Training fills on the right; prompts are filled on the left, so that all rows end in the same column.
+    Rows are padded on the right; prompts on the left, so that all end in the same column.
     """
 
     def pad(tensor: Tensor, width: int, value: int) -> Tensor:

@@ -264,10 +264,10 @@ def check_vocabulary(family: type[Family], rows: int, tokenizer: PreTrainedToken
 
 def find_rules(family: type[Family], folder: Path, optional: bool = False) -> dict[str, str]:
     """The files of score rules in a folder, by role."""
-    if not optional and not family.rule_files:
+    if not optional and not family.asset_files:
         raise UnsupportedError(f"{family.name} models have no score rules; leave out --rules")
-    found = {role: str(folder / name) for role, name in family.rule_files.items() if (folder / name).is_file()}
-    missing = [name for role, name in family.rule_files.items() if role not in found]
+    found = {role: str(folder / name) for role, name in family.asset_files.items() if (folder / name).is_file()}
+    missing = [name for role, name in family.asset_files.items() if role not in found]
     if missing and not optional:
         raise CheckpointError(f"{folder}: not a folder of {family.name}'s rules, it lacks {', '.join(missing)}")
     return found

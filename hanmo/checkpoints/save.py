@@ -66,7 +66,7 @@ def _untied(network: Any, weights: dict[str, Tensor] | None) -> dict[str, Any]:
 def save_rules(family: Family, folder: Path) -> None:
     """Copy the score rules' files, where ``open_model`` looks for them."""
     for role, source in family.assets.items():
-        target = folder / RULES / family.rule_files[role]
+        target = folder / RULES / family.asset_files[role]
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
 

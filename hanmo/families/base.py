@@ -13,68 +13,26 @@ from functools import cached_property
 from pathlib import Path
 from random import Random
 from types import ModuleType
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hanmo.errors import UnsupportedError
+from hanmo.families.decoding import LogitsProcessor, SearchConventions
 from hanmo.families.stops import Stop
+from hanmo.nn.causal import causal_pack, causal_prompt, causal_row
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 from hanmo.rows import Context, Part, Prompt, Row, split_at_difference, stack
 
 
-@dataclass(frozen=True)
-class SearchConventions:
-    """The conventions by which implementations of sampling and beam search differ. The defaults are ours.
-
-    Attributes:
-        first_beam_only: only the first beam is alive before the first step; otherwise all beams start equal.
-        length: what a beam's length counts. "said": generated ids with the stop token; "words": without it;
-            "whole": the prompt's width and the generated ids without the stop token.
-        lookahead: tokens added to the length when it is asked whether open beams can still win.
-        stop_is_open: a beam that has just stopped counts as open when that is asked.
-        tie: relative difference up to which two scores are equal there.
-        temperature_again: sampled beams divide their running scores by the temperature at every step.
-        keeps_finished: finished beam searches stay in the batch, filled with padding.
-        cut: the score of tokens that top-k or top-p leaves out.
-    """
-
-    first_beam_only: bool = True
-    length: Literal["said", "words", "whole"] = "said"
-    lookahead: int = 1
-    stop_is_open: bool = False
-    tie: float = 0.0
-    temperature_again: bool = False
-    keeps_finished: bool = False
-    cut: float = float("-inf")
-
-
-# Beam search up to transformers 4.38, by which the PanGu and GLM ports of 2023 decode.
-TRANSFORMERS_4_31 = SearchConventions(length="whole", stop_is_open=True)
-
-
-class Rules(Protocol):
-    """Score rules of a family: bans and penalties that depend on what has been said.
-
-    Called once per decoding step. Rows are independent of each other unless a published flaw says otherwise.
-
-    Args:
-        generated: for each of R rows the ids generated so far.
-        sources: for each row the index of the context it continues.
-        scores_RV: fp32; changed in place and returned.
-    """
-
-    def __call__(self, generated: Sequence[Sequence[int]], sources: Sequence[int], scores_RV: Tensor) -> Tensor: ...
-
-
 @dataclass
 class Family(ABC):
-    """One architecture at work: how records become ids and ids become rows, for one opened model.
+    """One architecture: how records become ids and ids become rows, for one opened model.
 
-    Class attributes are the folder's contents, by which checkpoints/ finds its way; instances hold the
-    configuration and the tokenizer of one model.
+    A decoder-only family gives ``parts`` and ``context``; other forms of rows override ``row`` and ``prompt`` too.
+    Class attributes say which files belong to the family; instances hold the configuration and tokenizer of one model.
     """
 
     name: ClassVar[str]
@@ -82,7 +40,7 @@ class Family(ABC):
     network_class: ClassVar[type[Any]]
     tokenizer_class: ClassVar[type[PreTrainedTokenizerBase]]
     original_format: ClassVar[ModuleType]  # SIZES, LAYOUTS, read_config: see families/weight_map.py
-    #: value that fills a shorter row up, by name of the input; 0 for every name not listed
+    #: padding value by name of the input; 0 for every name not listed
     padding: ClassVar[dict[str, int]] = {}
     #: several examples may share one row without seeing each other: see ``pack``
     packs: ClassVar[bool] = False
@@ -90,22 +48,22 @@ class Family(ABC):
     streams: ClassVar[bool] = False
     #: embeddings may have more rows than the vocabulary has tokens, up to a multiple of this; 1: never, 0: any number
     vocab_padded_to: ClassVar[int] = 1
-    #: files of the checkpoint's owner that score rules read, by role: where they lie in the folder of rules
-    rule_files: ClassVar[dict[str, str]] = {}
+    #: files beside the weights that the logits processor reads, by role: their paths in the folder of rules
+    asset_files: ClassVar[dict[str, str]] = {}
     #: how the original decodes, for settings.published
-    published_decoding: ClassVar[SearchConventions] = SearchConventions()
+    published_conventions: ClassVar[SearchConventions] = SearchConventions()
     #: tokens of a conversation that a chat shows the model
     chat_limit: ClassVar[int] = 512
     #: names of the linear modules that LoRA adapts
     lora_targets: ClassVar[tuple[str, ...]] = ()
-    #: how a gap in a text is written for networks that fill gaps; the others go on where a text ends
+    #: the mark of a gap in a text, for networks that fill gaps; the others continue a text
     blank: ClassVar[str] = ""
-    #: ways in which ``pretrain`` draws what is learned of a text, and how often each; empty where nothing is drawn
+    #: pretraining objectives among which ``pretrain`` draws, with their shares; empty for next-token prediction
     objectives: ClassVar[dict[str, float]] = {}
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    #: the ``rule_files`` that this model has, by role: paths
+    #: the ``asset_files`` that this model has, by role: paths
     assets: dict[str, str] = field(default_factory=dict)
     #: the content of the model folder's generation_config.json
     generation: dict[str, Any] = field(default_factory=dict)
@@ -126,102 +84,114 @@ class Family(ABC):
         Raises:
             UnsupportedError: the model names none.
         """
+        if not self.stop_ids:
+            raise UnsupportedError(
+                "no token ends a text: neither the chat template nor the tokenizer, config.json or generation_config.json "
+                "names one of the vocabulary; set eos_token in tokenizer_config.json"
+            )
         return self.stop_ids[0]
 
     @property
-    def spare_ids(self) -> range:
-        """Rows of the embedding that stand for no token. The originals may draw them; we do so only as published."""
+    def unused_ids(self) -> range:
+        """Rows of the embedding without a token. The originals may draw them; we suppress them unless ``published``."""
         return range(len(self.tokenizer), self.config.get_text_config().vocab_size)
 
     @property
-    def never_said(self) -> tuple[int, ...]:
-        """Ids that sampling never draws, whatever the context and the settings."""
-        return tuple(self.spare_ids)
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """Ids that are never sampled, whatever the context and the settings: ``unused_ids`` and the family's own."""
+        return tuple(self.unused_ids)
 
     @abstractmethod
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
-        """A record as token ids: one list of parts per row it makes; none if it cannot be made to fit.
+        """A record as token ids: one list of parts for each row; no rows if it does not fit.
 
         Args:
             limit: tokens of a row; for encoder-decoders, of the encoder's input.
-            response_limit: tokens of the decoder's input where that is an axis of its own; ``limit`` if not given.
+            response_limit: tokens of the decoder's input where it has an axis of its own; ``limit`` if not given.
 
         Raises:
-            UnsupportedError: the record is of a kind this family cannot learn from.
+            UnsupportedError: the family cannot learn from records of this type.
         """
-
-    @abstractmethod
-    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
-        """Ids to a row, without touching text. Rollouts and candidate scoring enter here.
-
-        Args:
-            stop: the stop token is to be predicted after the last part (if that is scored).
-            closed: the stop token is fed as well, so that ``end`` is its place (reward models).
-        """
-
-    @abstractmethod
-    def prompt(self, context_ids: Sequence[int]) -> Prompt:
-        """The start of generation after the unscored parts' ids."""
-
-    def stack_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """The inputs of ``prefill`` for several prompts: padded on the left, so that all rows end in the same column."""
-        return stack([prompt.inputs for prompt in prompts], self.padding, left=True)
 
     @abstractmethod
     def context(self, record: Record, limit: int) -> Context:
         """The conversation so far (a record whose last turn is the user's) as context ids for ``prompt``."""
 
-    def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
-        """A text with a gap and what may stand in it: parts for each option, all with the same unscored context.
+    def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
+        """A row from ids alone, as for rollouts and candidate scoring; next-token prediction by default.
 
-        Here the whole text is encoded once for each option, since a boundary of texts need not be one of ids. The ids
-        with which all of them begin are the context; everything from the first difference on is scored. Families
-        that fill gaps, or read the context with an encoder, score the option (and what follows the gap) after it.
+        Args:
+            stop: the stop token is to be predicted after the last part (if that is scored).
+            feed_stop: the stop token is an input as well, so that ``end`` is its place (reward models).
+        """
+        return causal_row(parts, self.stop_id, stop, feed_stop)
+
+    def prompt(self, context_ids: Sequence[int]) -> Prompt:
+        """The start of generation after the unscored parts' ids."""
+        return causal_prompt(context_ids, self.stop_ids)
+
+    def stack_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """The inputs of ``prefill`` for several prompts: padded on the left, so that all rows end in the same column."""
+        return stack([prompt.inputs for prompt in prompts], self.padding, left=True)
+
+    def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
+        """Parts for each option in the gap of a text, all with the same unscored context.
+
+        By default the whole text is encoded for each option, since a boundary of texts need not be one of ids: the ids
+        that all have in common at the beginning are the context, the others are scored.
         """
         rows = [self.parts(Text(before + option + after), sys.maxsize)[0] for option in options]
         return split_at_difference([[id_ for part in parts for id_ in part.ids] for parts in rows])
 
     def published_length(self, text: str) -> int:
-        """How long a text is by the count of the published evaluation, which is not always one of ids."""
+        """The length of a text as the published evaluation counts it, not always in ids."""
         return len(self.tokenizer.tokenize(text))
 
     def next_blank(self, context_ids: Sequence[int], answer: Sequence[int]) -> tuple[int, ...] | None:
-        """The context for the next blank once this one is answered; None if there is none, as for most families."""
+        """The context for the next blank after the answer to this one; None if there is none, as for most families."""
         return None
 
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
-        """A piece of a document as a row of the family's own pretraining objective; next-token prediction by default.
+        """A piece of a document as a row of the family's pretraining objective; next-token prediction by default.
 
         Args:
-            parts: as ``parts`` makes them of running text; an empty part that is not scored ends a piece after which
-                the document goes on.
-            rng: for what is drawn.
-            objectives: how often each of the family's ``objectives`` is drawn; those of the family if None.
+            parts: as ``parts`` makes them of running text; an empty unscored part at the end means that the document
+                goes on.
+            objectives: shares of the family's ``objectives``; its own if None.
         """
         return self.row(parts)
 
     def pack(self, rows: Sequence[Row]) -> Row:
-        """Several rows as one, in which each is scored as it is alone; for families with ``packs``."""
-        raise UnsupportedError(f"{self.name} cannot keep examples apart that share a row; train without packing")
+        """Several rows as one, in which each is scored as it is alone; for families with ``packs``.
+
+        Raises:
+            UnsupportedError: the network cannot keep the examples apart.
+        """
+        if not self.packs:
+            raise UnsupportedError(f"{self.name} cannot keep examples apart that share a row; train without packing")
+        return causal_pack(rows)
 
     def segments(self, documents: Iterable[Sequence[Part]], length: int) -> list[Row]:
-        """Documents laid end to end as rows of ``length`` tokens, in order; for families with ``streams``.
+        """Concatenated documents as rows of ``length`` tokens, in order; for families with ``streams``.
 
-        Row i + 1 goes on where row i ends. Whoever feeds them gives each one ``memory`` (() for the first), takes
-        ``RowOutput.memory`` for the next row of the same stream, and lets the place of a row in the batch be its
-        stream: data/streams.py says which rows make up a batch. The rows' inputs keep documents apart.
+        Row i + 1 continues row i: the caller gives each one ``memory`` (() for the first), and passes
+        ``RowOutput.memory`` on to the next row of the stream. The rows' inputs keep documents apart.
 
         Raises:
             UnsupportedError: the network carries no memory.
         """
         raise UnsupportedError(f"{self.name} carries no memory from row to row; train on rows without streams")
 
+    def encode(self, text: str) -> list[int]:
+        """A text as ids, without special tokens around it."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
+
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def as_transformers(self) -> Export:
-        """What a folder consists of that plain transformers loads without hanmo.
+        """The content of a folder that plain transformers loads without hanmo.
 
         Raises:
             UnsupportedError: transformers has no such architecture.
@@ -231,8 +201,8 @@ class Family(ABC):
             "after `import hanmo` transformers loads that folder too"
         )
 
-    def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
-        """Score rules for ``settings`` (generation.settings.Settings) over full_ids contexts; none by default."""
+    def logits_processor(self, settings: Any, contexts: Sequence[Sequence[int]]) -> LogitsProcessor | None:
+        """The family's own processor for ``settings`` (generation.settings.Settings) and the full_ids of contexts."""
         return None
 
 
@@ -241,8 +211,8 @@ class Export:
     """A model as one of transformers' own.
 
     Attributes:
-        tensors: by the names of that architecture: ours, and the number that it is multiplied with.
-        write: puts what is not weights into a folder, for weights of a dtype; returns remarks for the user.
+        tensors: by the names of that architecture: the name of ours, and the factor that it is multiplied by.
+        write: writes everything but the weights into a folder, for weights of a dtype; returns remarks for the user.
     """
 
     tensors: dict[str, tuple[str, float]]
@@ -251,7 +221,7 @@ class Export:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A network with the family object that speaks its language."""
+    """A network and the family object of its configuration and tokenizer."""
 
     network: Any
     family: Family
@@ -263,18 +233,18 @@ class OpenedModel:
 
 
 def as_pair(record: Record, waiting: bool = False, separator: str = "\n") -> PromptResponse:
-    """A record as one prompt and its response, for families that know no turns: what was said so far, a line each.
+    """A record as one prompt and its response, for families without turns: the turns so far, a line each.
 
     The system message is the prompt's first line; of scored answers the best one is the response.
 
     Args:
         waiting: a dialogue's last turn is the user's and the response is still to come.
-        separator: what stands between turns instead of a line break.
+        separator: stands between turns instead of a line break.
     """
     assert not isinstance(record, Text), "running text has no prompt"
     if isinstance(record, ScoredAnswers):
         record = replace(record.best(), prompt=separator.join((*record.history, record.prompt)))
     if isinstance(record, Dialogue):
-        *said, response = (*record.turns, "") if waiting else record.turns
-        record = PromptResponse(separator.join(said), response, system=record.system, where=record.where)
+        *turns, response = (*record.turns, "") if waiting else record.turns
+        record = PromptResponse(separator.join(turns), response, system=record.system, where=record.where)
     return replace(record, prompt=f"{record.system}{separator}{record.prompt}", system="") if record.system else record

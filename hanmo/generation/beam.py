@@ -1,7 +1,7 @@
-"""The bookkeeping of beam search: which beams go on, which replies are finished, when a search is done.
+"""The bookkeeping of beam search: the open beams, the finished replies, and the end of a search.
 
-Pure Python on the few candidates of a step; the network and the scores are decode.py's business. The conventions
-by which implementations differ are a ``families.base.SearchConventions``.
+Pure Python on the few candidates of a step; decode.py runs the network and computes the scores. A
+``families.decoding.SearchConventions`` holds the conventions by which implementations differ.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from hanmo.errors import ConfigError
-from hanmo.families.base import SearchConventions
+from hanmo.families.decoding import SearchConventions
 from hanmo.generation.settings import Settings
 
 NOTHING_LEFT = (
-    "every token is ruled out, so that nothing can be said: banned_ids, no_repeat_ngram_size and min_new_tokens leave none; "
+    "every token is suppressed, so that nothing can be generated: suppressed_ids, no_repeat_ngram_size and min_new_tokens leave none; "
     "loosen one of them"
 )
-DEAD = float("-inf")  # running score of a beam that waits for the first step or cannot go on
+DEAD = float("-inf")  # running score of a beam that waits for the first step or cannot continue
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A reply that a beam search offers: ids without the stop token, score by length, whether it has stopped."""
+    """A reply of a beam search: ids without the stop token, score by length, whether it has stopped."""
 
     ids: tuple[int, ...]
     score: float
@@ -48,7 +48,7 @@ class Hypotheses:
         self.kept = sorted(self.kept, key=lambda hypothesis: hypothesis.score)[-self._size :]
 
     def is_done(self, best_total: float, length: int) -> bool:
-        """Whether no open beam, the best of which has this running score, is expected to get in any more."""
+        """Whether no open beam can be expected to get in any more; ``best_total`` is the best one's running score."""
         if len(self.kept) < self._size:
             return False
         if self._early:
@@ -60,13 +60,13 @@ class Hypotheses:
 class BeamSearch:
     """Beam searches for several samples side by side.
 
-    The batch holds ``beams`` consecutive rows for each sample in ``live``; every step is: the caller scores the
-    candidates of each live sample, ``advance`` says which rows go on with which tokens.
+    The batch holds ``beams`` consecutive rows for each sample in ``live``. In every step the caller scores the candidates
+    of each live sample, and ``advance`` returns the rows that continue and their tokens.
 
     Attributes:
-        live: samples in the batch, by index; finished ones leave it (unless the form keeps them).
+        live: indices of the samples in the batch; finished ones leave it (unless the conventions keep them).
         done: for each sample, whether its search has ended.
-        said: ids generated so far, by row of the batch.
+        generated: ids generated so far, by row of the batch.
         totals: running scores, by row of the batch.
         width: candidates to bring for each sample.
     """
@@ -75,7 +75,7 @@ class BeamSearch:
         self,
         samples: int,
         settings: Settings,
-        form: SearchConventions,
+        conventions: SearchConventions,
         stop_ids: Collection[int],
         prompt_width: int = 0,
         pad_id: int = 0,
@@ -86,22 +86,23 @@ class BeamSearch:
         Raises:
             ConfigError: lengths that leave the stop token out could be zero.
         """
-        if form.length == "words" and not settings.min_new_tokens:
+        if conventions.length == "without_stop" and not settings.min_new_tokens:
             raise ConfigError("min_new_tokens=0: the published beam search divides by the length; set it to 1 or more")
         self.beams = settings.num_beams
         self.width = max(2, 1 + len(stop_ids)) * self.beams
         self.live = list(range(samples))
         self.done = [False] * samples
-        self.said: list[list[int]] = [[] for _ in range(samples * self.beams)]
-        waiting = DEAD if form.first_beam_only else 0.0
+        self.generated: list[list[int]] = [[] for _ in range(samples * self.beams)]
+        waiting = DEAD if conventions.first_beam_only else 0.0
         self.totals = [0.0 if row % self.beams == 0 else waiting for row in range(samples * self.beams)]
-        self._form = form
+        self._conventions = conventions
         self._stop_ids = frozenset(stop_ids)
-        self._offset = prompt_width if form.length == "whole" else 0
+        self._offset = prompt_width if conventions.length == "with_prompt" else 0
         self._pad_id = pad_id
         self._steps = 0
         self._found = [
-            Hypotheses(self.beams, settings.length_penalty, settings.early_stopping, form.tie) for _ in range(samples)
+            Hypotheses(self.beams, settings.length_penalty, settings.early_stopping, conventions.tie)
+            for _ in range(samples)
         ]
 
     @property
@@ -115,68 +116,72 @@ class BeamSearch:
         """One step.
 
         Args:
-            beams, tokens, totals: for each live sample its ``width`` candidates, best first: the beam each one goes
-                on from (0 … beams − 1), its token, its running score.
+            beams, tokens, totals: for each live sample its ``width`` candidates, best first: the beam that each one
+                continues (0 … beams − 1), its token, its running score.
 
         Returns:
             The row that each row of the next batch continues, and the token it is fed.
         """
-        rows: list[tuple[int, int, float, list[int]]] = []  # parent, token, total, said
+        rows: list[tuple[int, int, float, list[int]]] = []  # parent, token, total, generated
         still = []
         for place, sample in enumerate(self.live):
             first = place * self.beams
             if self.done[sample]:
-                # The original writes its first row's ids into them, where the shared bans find them.
-                rows += [(first + beam, self._pad_id, 0.0, [*self.said[0], self._pad_id]) for beam in range(self.beams)]
+                # The original writes its first row's ids into them, where the shared suppression finds them.
+                rows += [
+                    (first + beam, self._pad_id, 0.0, [*self.generated[0], self._pad_id]) for beam in range(self.beams)
+                ]
                 still.append(sample)
                 continue
-            going = self._sort_out(sample, first, list(zip(beams[place], tokens[place], totals[place], strict=True)))
-            if not self.done[sample] or self._form.keeps_finished:
+            going = self._advance_sample(
+                sample, first, list(zip(beams[place], tokens[place], totals[place], strict=True))
+            )
+            if not self.done[sample] or self._conventions.keeps_finished:
                 rows += going
                 still.append(sample)
         self._steps += 1
         self.live = still
         self.totals = [total for _, _, total, _ in rows]
-        self.said = [said for _, _, _, said in rows]
+        self.generated = [ids for _, _, _, ids in rows]
         return [parent for parent, _, _, _ in rows], [token for _, token, _, _ in rows]
 
-    def _sort_out(
+    def _advance_sample(
         self, sample: int, first: int, candidates: list[tuple[int, int, float]]
     ) -> list[tuple[int, int, float, list[int]]]:
-        """Store the candidates that stop, return the rows that go on; notes whether the sample is done."""
-        form, found = self._form, self._found[sample]
+        """Store the candidates that stop, return the rows that continue, and note whether the sample is done."""
+        conventions, found = self._conventions, self._found[sample]
         going: list[tuple[int, int, float, list[int]]] = []
         for rank, (beam, token, total) in enumerate(candidates):
             if total == DEAD:
                 continue
-            said = self.said[first + beam]
+            ids = self.generated[first + beam]
             if token not in self._stop_ids:
                 if len(going) < self.beams:
-                    going.append((first + beam, token, total, [*said, token]))
+                    going.append((first + beam, token, total, [*ids, token]))
             elif rank < self.beams:
-                found.add(said, total, self._length(len(said), stopped=True))
+                found.add(ids, total, self._length(len(ids), stopped=True))
         if not going and not found.kept:
             raise ConfigError(NOTHING_LEFT)
         open_totals = [total for _, _, total, _ in going]
-        if form.stop_is_open:
+        if conventions.stop_is_open:
             open_totals = [total for _, _, total in candidates]
-        length = self._offset + self._steps + form.lookahead
+        length = self._offset + self._steps + conventions.lookahead
         self.done[sample] = not going or found.is_done(max(open_totals), length)
         for _ in range(len(going), self.beams if going else 0):
-            parent, token, _, said = going[0]
-            going.append((parent, token, DEAD, said))
+            parent, token, _, ids = going[0]
+            going.append((parent, token, DEAD, ids))
         return going
 
-    def _length(self, words: int, stopped: bool) -> int:
-        return self._offset + words + (self._form.length == "said" and stopped)
+    def _length(self, count: int, stopped: bool) -> int:
+        return self._offset + count + (self._conventions.length == "with_stop" and stopped)
 
     def results(self) -> list[list[Hypothesis]]:
-        """For each sample its replies, best first; the beams that are still open are offered as they are."""
+        """For each sample its replies, best first; beams that are still open count as they are."""
         for place, sample in enumerate(self.live):
             if self.done[sample]:
                 continue
             for row in range(place * self.beams, (place + 1) * self.beams):
-                if self.totals[row] > DEAD and self.said[row]:
-                    length = self._length(len(self.said[row]), stopped=False)
-                    self._found[sample].add(self.said[row], self.totals[row], length, finished=False)
+                if self.totals[row] > DEAD and self.generated[row]:
+                    length = self._length(len(self.generated[row]), stopped=False)
+                    self._found[sample].add(self.generated[row], self.totals[row], length, finished=False)
         return [found.kept[::-1] for found in self._found]

@@ -1,6 +1,6 @@
 """The one decode loop: sampling, greedy decoding and beam search for every family.
 
-A step is: logits / temperature -> (log-softmax for beams) -> score rules -> top-k, top-p -> draw.
+A step: logits / temperature -> (log-softmax for beams) -> logits processor -> top-k, top-p -> draw.
 
 Shape suffixes: R rows of the batch, S samples, P position dimensions, V vocabulary, c candidates.
 """
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import ConfigError
-from hanmo.families.base import OpenedModel, Rules, SearchConventions
+from hanmo.families.base import OpenedModel
+from hanmo.families.decoding import LogitsProcessor, SearchConventions
 from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Hypothesis
 from hanmo.generation.draws import Place, Sampler, placed_sampler
 from hanmo.generation.filters import top_k, top_p
@@ -25,21 +26,21 @@ from hanmo.generation.settings import Settings
 from hanmo.nn.batching import batch_groups
 from hanmo.nn.finite import require_finite
 from hanmo.nn.row_model import without_suppressed
-from hanmo.rows import Context, Prompt
+from hanmo.rows import Context
 
 OnToken = Callable[[int, int], None]  # index of the context, token
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What the model said after one context.
+    """The reply to one context.
 
     Attributes:
         ids: without the stop token.
-        logprobs: log p of each id under the model as it is (temperature 1, no rules, no filter; but among the ids that
-            ``banned_ids`` leaves), then that of the stop token if ``finished``; empty for beam search.
+        logprobs: log p of each id under the model as it is (temperature 1, no processor, no filter; but without
+            ``settings.suppressed_ids``), then that of the stop token if ``finished``; empty for beam search.
         score: sum of ``logprobs``; for beam search the beam's score by length.
-        finished: the model has stopped by itself.
+        finished: the model has generated the stop token.
     """
 
     ids: tuple[int, ...]
@@ -54,18 +55,18 @@ def generate(
     settings: Settings,
     on_token: OnToken | None = None,
     sampler: Sampler | None = None,
-    form: SearchConventions | None = None,
+    conventions: SearchConventions | None = None,
     keep_on_interrupt: bool = False,
     places: Sequence[Place] | None = None,
 ) -> list[Generation]:
-    """Let the model go on from each context; all contexts are decoded as one batch.
+    """Generate a reply to each context; all contexts are decoded as one batch.
 
     Args:
-        on_token: called with each token as it is drawn (not for beam search, where nothing is certain before the end).
+        on_token: called with each token as it is drawn (not in beam search, where nothing is certain before the end).
         sampler: replaces the random draws.
-        form: conventions of the search; by default the family's published ones if ``settings.published``, else ours.
-        keep_on_interrupt: Ctrl-C ends decoding and returns what there is, instead of being raised.
-        places: identity of each reply, which its random draws depend on; default: its number in ``contexts``.
+        conventions: of the search; by default the family's published ones if ``settings.published``, else ours.
+        keep_on_interrupt: Ctrl-C ends decoding and returns the tokens so far, instead of being raised.
+        places: identity of each reply, on which its random draws depend; default: its index in ``contexts``.
 
     Returns:
         One generation for each context, in order.
@@ -79,7 +80,7 @@ def generate(
             for chosen in batch_groups(opened.network, [len(context.ids) for context in contexts]):
                 given = [contexts[number] for number in chosen]
                 kept = [places[number] for number in chosen]
-                batch = _batch(opened, given, settings, _of_rows(sampler, chosen), form, kept)
+                batch = _batch(opened, given, settings, _of_rows(sampler, chosen), conventions, kept)
                 try:
                     for drawn in batch.run():
                         if on_token is not None:
@@ -95,7 +96,7 @@ def generate(
 
 
 def stream(opened: OpenedModel, context: Context, settings: Settings, sampler: Sampler | None = None) -> Iterator[int]:
-    """The ids after one context, each as soon as it is drawn, without the stop token; all at the end for beams."""
+    """The ids of one reply, each as soon as it is drawn, without the stop token; with beams all at the end."""
     with _evaluating(opened.network):
         batch = _batch(opened, [context], settings, sampler, None, [Place(0)])
         for drawn in batch.run():
@@ -105,14 +106,14 @@ def stream(opened: OpenedModel, context: Context, settings: Settings, sampler: S
 
 
 def search(
-    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, form: SearchConventions | None = None
+    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, conventions: SearchConventions | None = None
 ) -> list[list[Hypothesis]]:
-    """Beam search that returns all replies it has kept for each context (at most ``num_beams``), best first."""
+    """Beam search: for each context all replies that it has kept (at most ``num_beams``), best first."""
     found: dict[int, list[Hypothesis]] = {}
     with _evaluating(opened.network):
         for chosen in batch_groups(opened.network, [len(context.ids) for context in contexts]):
             places = [Place(number) for number in chosen]
-            batch = _Beams(opened, [contexts[number] for number in chosen], settings, None, form, places)
+            batch = _Beams(opened, [contexts[number] for number in chosen], settings, None, conventions, places)
             for _ in batch.run():
                 pass
             found |= zip(chosen, batch.search.results(), strict=True)
@@ -120,7 +121,7 @@ def search(
 
 
 def _of_rows(sampler: Sampler | None, chosen: Sequence[int]) -> Sampler | None:
-    """A sampler for some of the contexts, which ``sampler`` gets by their numbers among all."""
+    """A sampler for some of the contexts; ``sampler`` gets their indices among all."""
     if sampler is None:
         return None
     return lambda step, samples, probs, count: sampler(step, [chosen[sample] for sample in samples], probs, count)
@@ -128,7 +129,7 @@ def _of_rows(sampler: Sampler | None, chosen: Sequence[int]) -> Sampler | None:
 
 @contextmanager
 def _evaluating(network: Any) -> Iterator[None]:
-    """Without dropout, whatever the caller is in the middle of."""
+    """Switch dropout off, and back on for a caller that trains."""
     training = network.training
     network.eval()
     try:
@@ -142,19 +143,14 @@ def _batch(
     contexts: Sequence[Context],
     settings: Settings,
     sampler: Sampler | None,
-    form: SearchConventions | None,
+    conventions: SearchConventions | None,
     places: Sequence[Place],
 ) -> _Rows | _Beams:
-    return (_Rows if settings.num_beams == 1 else _Beams)(opened, contexts, settings, sampler, form, places)
-
-
-def _read(prompt: Prompt) -> Tensor:
-    """The ids (T,) that the decoder reads of a prompt."""
-    return prompt.inputs.get("decoder_input_ids", prompt.inputs["input_ids"])
+    return (_Rows if settings.num_beams == 1 else _Beams)(opened, contexts, settings, sampler, conventions, places)
 
 
 class _Batch:
-    """The network at work on rows that each continue a context.
+    """Rows that each continue a context, and the network's state.
 
     Attributes:
         logits_RV: fp32, of the last column.
@@ -167,21 +163,25 @@ class _Batch:
         contexts: Sequence[Context],
         settings: Settings,
         sampler: Sampler | None,
-        form: SearchConventions | None,
+        conventions: SearchConventions | None,
         places: Sequence[Place],
     ):
         family, network = opened.family, opened.network
         prompts = [family.prompt(context.ids) for context in contexts]
         self.settings = settings
-        self.form = form or (family.published_decoding if settings.published else SearchConventions())
+        published = family.published_conventions if settings.published else SearchConventions()
+        self.conventions = conventions or published
         self.stop_ids = prompts[0].stop_ids
         self.device = network.device
         self.sampler = sampler or placed_sampler(settings.seed, places, self.device)
-        self.rules: Rules | None = family.rules(settings, [context.full_ids for context in contexts])
-        if self.rules is None and TokenLogitsProcessor.needed(settings):
-            self.rules = TokenLogitsProcessor(settings, [_read(prompt).tolist() for prompt in prompts], self.stop_ids)
-        self._spare = range(0) if settings.published else family.spare_ids
-        self.prompt_width = max(len(_read(prompt)) for prompt in prompts)
+        decoder_ids = [prompt.inputs.get("decoder_input_ids", prompt.inputs["input_ids"]) for prompt in prompts]
+        self.processor: LogitsProcessor | None = family.logits_processor(
+            settings, [context.full_ids for context in contexts]
+        )
+        if self.processor is None and TokenLogitsProcessor.needed(settings):
+            self.processor = TokenLogitsProcessor(settings, [ids_T.tolist() for ids_T in decoder_ids], self.stop_ids)
+        self._unused_ids = range(0) if settings.published else family.unused_ids
+        self.prompt_width = max(map(len, decoder_ids))
         self._network = network
         self._start_RP = torch.stack([prompt.start for prompt in prompts]).to(self.device)
         self._step_RP = torch.stack([prompt.step for prompt in prompts]).to(self.device)
@@ -189,24 +189,24 @@ class _Batch:
         inputs = family.stack_prompts(prompts)
         logits_R1V, self._state = network.prefill(**{name: value.to(self.device) for name, value in inputs.items()})
         self.logits_RV = logits_R1V[:, -1].float()
-        if beyond := [id_ for id_ in settings.banned_ids if id_ >= self.logits_RV.shape[1]]:
-            raise ConfigError(f"banned_ids={beyond}: this model's ids go up to {self.logits_RV.shape[1] - 1}")
+        if beyond := [id_ for id_ in settings.suppressed_ids if id_ >= self.logits_RV.shape[1]]:
+            raise ConfigError(f"suppressed_ids={beyond}: this model's ids go up to {self.logits_RV.shape[1] - 1}")
 
-    def scores(self, said: Sequence[Sequence[int]], samples: Sequence[int]) -> Tensor:
-        """Logits / temperature, as log-probabilities for beams, after the rules: (R, V)."""
+    def scores(self, generated: Sequence[Sequence[int]], samples: Sequence[int]) -> Tensor:
+        """Logits / temperature, as log-probabilities for beams, after the logits processor: (R, V)."""
         scores_RV = self.logits_RV / self.settings.temperature
         if self.settings.num_beams > 1:
             scores_RV = scores_RV.log_softmax(-1)
-        if self._spare:
-            scores_RV[:, self._spare.start : self._spare.stop] = float("-inf")
-        return scores_RV if self.rules is None else self.rules(said, samples, scores_RV)
+        if self._unused_ids:
+            scores_RV[:, self._unused_ids.start : self._unused_ids.stop] = float("-inf")
+        return scores_RV if self.processor is None else self.processor(generated, samples, scores_RV)
 
     def filtered(self, scores_RV: Tensor) -> Tensor:
-        kept_RV = top_k(scores_RV, self.settings.top_k, self.form.cut)
-        return top_p(kept_RV, self.settings.top_p, self.form.cut)
+        kept_RV = top_k(scores_RV, self.settings.top_k, self.conventions.cut)
+        return top_p(kept_RV, self.settings.top_p, self.conventions.cut)
 
     def take(self, rows: Sequence[int]) -> None:
-        """Go on with these rows; a row may be taken more than once."""
+        """Continue with these rows; a row may be taken more than once."""
         if list(rows) == list(range(len(self.logits_RV))):
             return
         index = torch.tensor(rows, device=self.device)
@@ -228,68 +228,68 @@ class _Rows(_Batch):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self._samples = list(range(len(self.logits_RV)))
-        self._said: list[list[int]] = [[] for _ in self._samples]  # with the stop token
+        self._generated: list[list[int]] = [[] for _ in self._samples]  # with the stop token
         self._logprobs: list[list[float]] = [[] for _ in self._samples]
-        banned = self.settings.banned_ids
-        self._barred = torch.tensor(banned, device=self.device) if banned else None
+        suppressed = self.settings.suppressed_ids
+        self._suppressed_ids = torch.tensor(suppressed, device=self.device) if suppressed else None
 
     def run(self) -> Iterator[list[tuple[int, int]]]:
-        """Decode; yields after every step the (sample, token) that were drawn, without stop tokens."""
+        """Decode; yields the drawn (sample, token) pairs of every step, without stop tokens."""
         for step in range(self.settings.max_new_tokens):
             drawn = self._draw(step)
             yield drawn
             if not drawn:
                 return
             if step + 1 < self.settings.max_new_tokens:
-                self._go_on()
+                self._feed_drawn()
 
     @torch.no_grad()
     def _draw(self, step: int) -> list[tuple[int, int]]:
-        scores_RV = self.scores([self._said[sample] for sample in self._samples], self._samples)
+        scores_RV = self.scores([self._generated[sample] for sample in self._samples], self._samples)
         if self.settings.do_sample:
             probs_RV = self.filtered(scores_RV).softmax(-1)
             ids_R1 = self.sampler(step, self._samples, probs_RV, 1)
         else:
             ids_R1 = scores_RV.argmax(-1, keepdim=True)
-        logits_RV = without_suppressed(self.logits_RV, self._barred)
-        totals_R1 = logits_RV.logsumexp(-1, keepdim=True)  # NaN or infinite if any logit is, said or not
+        logits_RV = without_suppressed(self.logits_RV, self._suppressed_ids)
+        totals_R1 = logits_RV.logsumexp(-1, keepdim=True)  # NaN or infinite if any logit is, sampled or not
         logprobs_R1 = logits_RV.gather(-1, ids_R1) - totals_R1
-        told_R3 = torch.cat([logprobs_R1, scores_RV.gather(-1, ids_R1), totals_R1], dim=1)
+        figures_R3 = torch.cat([logprobs_R1, scores_RV.gather(-1, ids_R1), totals_R1], dim=1)
         drawn = []
-        for sample, token, told in zip(self._samples, ids_R1[:, 0].tolist(), told_R3.tolist(), strict=True):
+        for sample, token, figures in zip(self._samples, ids_R1[:, 0].tolist(), figures_R3.tolist(), strict=True):
             if self._stopped(sample):
                 continue
-            logprob, score, total = told
+            logprob, score, total = figures
             require_finite([total], self._network)
             if score == DEAD:
                 raise ConfigError(NOTHING_LEFT)
-            self._said[sample].append(token)
+            self._generated[sample].append(token)
             self._logprobs[sample].append(logprob)
             if token not in self.stop_ids:
                 drawn.append((sample, token))
         return drawn
 
     def _stopped(self, sample: int) -> bool:
-        return bool(self._said[sample]) and self._said[sample][-1] in self.stop_ids
+        return bool(self._generated[sample]) and self._generated[sample][-1] in self.stop_ids
 
     @torch.no_grad()
-    def _go_on(self) -> None:
+    def _feed_drawn(self) -> None:
         live = [row for row, sample in enumerate(self._samples) if not self._stopped(sample)]
-        # Leaving finished rows out copies the state of the others: worth it from a quarter of the batch on.
+        # Removing finished rows copies the state of the others, which pays from a quarter of the batch on.
         if 4 * (len(self._samples) - len(live)) >= len(self._samples):
             self.take(live)
             self._samples = [self._samples[row] for row in live]
-        self.feed([self._said[sample][-1] for sample in self._samples])
+        self.feed([self._generated[sample][-1] for sample in self._samples])
 
     def results(self) -> list[Generation]:
         return [
             Generation(
-                ids=tuple(said[:-1] if self._stopped(sample) else said),
+                ids=tuple(ids[:-1] if self._stopped(sample) else ids),
                 logprobs=tuple(self._logprobs[sample]),
                 score=sum(self._logprobs[sample]),
                 finished=self._stopped(sample),
             )
-            for sample, said in enumerate(self._said)
+            for sample, ids in enumerate(self._generated)
         ]
 
 
@@ -300,8 +300,8 @@ class _Beams(_Batch):
         super().__init__(*args)
         beams = self.settings.num_beams
         samples = len(self.logits_RV)
-        pad_id = args[0].tokenizer.pad_token_id if self.form.keeps_finished else 0
-        self.search = BeamSearch(samples, self.settings, self.form, self.stop_ids, self.prompt_width, pad_id)
+        pad_id = args[0].tokenizer.pad_token_id if self.conventions.keeps_finished else 0
+        self.search = BeamSearch(samples, self.settings, self.conventions, self.stop_ids, self.prompt_width, pad_id)
         with torch.no_grad():
             self.take([sample for sample in range(samples) for _ in range(beams)])
 
@@ -320,9 +320,9 @@ class _Beams(_Batch):
     def _advance(self, step: int) -> tuple[list[int], list[int]]:
         search, sampling = self.search, self.settings.do_sample
         samples = [sample for sample in search.live for _ in range(search.beams)]
-        scores_RV = self.scores(search.said, samples)
+        scores_RV = self.scores(search.generated, samples)
         totals_R1 = torch.tensor(search.totals, device=self.device)[:, None]
-        if sampling and self.form.temperature_again:
+        if sampling and self.conventions.temperature_again:
             scores_RV = self.filtered((scores_RV + totals_R1) / self.settings.temperature)
         else:
             scores_RV = (self.filtered(scores_RV) if sampling else scores_RV) + totals_R1

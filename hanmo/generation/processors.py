@@ -9,13 +9,13 @@ from torch import Tensor
 
 from hanmo.generation.settings import Settings
 
-BANNED = float("-inf")
+SUPPRESSED = float("-inf")  # the score of suppressed ids
 
 
 class TokenLogitsProcessor:
-    """Repetition penalty, minimum length, n-gram ban and banned ids over what the decoder has read and said.
+    """Repetition penalty, minimum length, no repeated n-grams, and ``settings.suppressed_ids``.
 
-    Implements families.base.Rules. The penalty and the n-gram ban count the prompt's ids as said.
+    A ``families.decoding.LogitsProcessor``. The penalty and the n-grams count the ids that the decoder reads of the prompt.
     """
 
     def __init__(self, settings: Settings, prompts: Sequence[Sequence[int]], stop_ids: Collection[int]):
@@ -25,27 +25,27 @@ class TokenLogitsProcessor:
 
     @staticmethod
     def needed(settings: Settings) -> bool:
-        """Whether the settings ask for any of these rules."""
+        """Whether the settings need any of this."""
         return bool(
             settings.repetition_penalty != 1
             or settings.min_new_tokens
             or settings.no_repeat_ngram_size
-            or settings.banned_ids
+            or settings.suppressed_ids
         )
 
     def __call__(self, generated: Sequence[Sequence[int]], sources: Sequence[int], scores_RV: Tensor) -> Tensor:
         settings = self._settings
         for row, (ids, source) in enumerate(zip(generated, sources, strict=True)):
-            said = [*self._prompts[source], *ids]
-            banned = list(settings.banned_ids)
+            seen = [*self._prompts[source], *ids]
+            suppressed = list(settings.suppressed_ids)
             if settings.repetition_penalty != 1:
-                penalise(scores_RV[row], set(said), settings.repetition_penalty)
+                penalise(scores_RV[row], set(seen), settings.repetition_penalty)
             if len(ids) < settings.min_new_tokens:
-                banned += self._stop_ids
+                suppressed += self._stop_ids
             if settings.no_repeat_ngram_size:
-                banned += repeated(said, settings.no_repeat_ngram_size)
-            if banned:
-                scores_RV[row, torch.tensor(banned, device=scores_RV.device)] = BANNED
+                suppressed += repeated(seen, settings.no_repeat_ngram_size)
+            if suppressed:
+                scores_RV[row, torch.tensor(suppressed, device=scores_RV.device)] = SUPPRESSED
         return scores_RV
 
 

@@ -25,7 +25,7 @@ class Settings:
         early_stopping: a beam search ends as soon as num_beams replies are finished.
         repetition_penalty: > 1 makes tokens that occurred less likely; 1 is off.
         no_repeat_ngram_size: no n-gram occurs twice; 0 is off.
-        banned_ids: tokens that are never produced.
+        suppressed_ids: tokens that are never produced.
         rule_files: follow the rule files (antonyms) that came with the model, if there are any.
         seed: for sampling; None draws one.
         published: reproduce the original's published decoding, flaws included.
@@ -42,7 +42,7 @@ class Settings:
     early_stopping: bool = False
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
-    banned_ids: tuple[int, ...] = ()
+    suppressed_ids: tuple[int, ...] = ()
     rule_files: bool = True
     seed: int | None = None
     published: bool = False
@@ -51,7 +51,7 @@ class Settings:
         for name, good, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("min_new_tokens", self.min_new_tokens >= 0, "0 or more"),
-            ("banned_ids", all(id_ >= 0 for id_ in self.banned_ids), "ids of tokens, 0 or more"),
+            ("suppressed_ids", all(id_ >= 0 for id_ in self.suppressed_ids), "ids of tokens, 0 or more"),
             ("temperature", self.temperature > 0, "above 0; for greedy decoding say do_sample=false"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),

@@ -1,4 +1,4 @@
-"""What decoder-only families share: a row of next-token predictions, and the attention mask of a causal network."""
+"""Rows, prompts and attention masks of decoder-only networks."""
 
 from __future__ import annotations
 
@@ -9,29 +9,23 @@ from torch import Tensor
 
 from hanmo.errors import UnsupportedError
 from hanmo.nn.decode_state import DecodeState
-from hanmo.rows import IGNORE, Part, Prompt, Row
+from hanmo.rows import IGNORE, Part, Prompt, Row, token_inputs
 
 
-def causal_row(parts: Sequence[Part], stop_id: int, stop: bool = True, closed: bool = False) -> Row:
+def causal_row(parts: Sequence[Part], stop_id: int, stop: bool = True, feed_stop: bool = False) -> Row:
     """Parts end to end, each token predicted from the one before it. See ``Family.row`` for the arguments."""
     ids = [token for part in parts for token in part.ids]
     scored = [part.scored for part in parts for _ in part.ids]
     targets = [token if counts else IGNORE for token, counts in zip(ids, scored, strict=True)]
     labels = [*targets[1:], stop_id if stop and parts[-1].scored else IGNORE]
-    if closed:
+    if feed_stop:
         ids.append(stop_id)
         labels.append(IGNORE)
-    labels_A = torch.tensor(labels)
-    return Row(
-        inputs={"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), dtype=torch.long)},
-        labels=labels_A,
-        weights=(labels_A != IGNORE).float(),
-        end=len(ids) - 1,
-    )
+    return Row.of(token_inputs(ids), labels)
 
 
 def causal_pack(rows: Sequence[Row]) -> Row:
-    """Rows end to end: positions start again with each, and the mask holds the number of the row, from 1 on."""
+    """Concatenated rows: positions start again with each, and the mask holds the number of the row, from 1 on."""
     pieces = [row.inputs["input_ids"] for row in rows]
     return Row(
         inputs={
@@ -65,16 +59,8 @@ def causal_prompt(context_ids: Sequence[int], stop_ids: tuple[int, ...]) -> Prom
     if not context_ids:
         raise UnsupportedError("the prompt is empty: this model needs something to go on from")
     length = len(context_ids)
-    return Prompt(
-        inputs={
-            "input_ids": torch.tensor(context_ids),
-            "attention_mask": torch.ones(length, dtype=torch.long),
-            "position_ids": torch.arange(length),
-        },
-        start=torch.tensor([length]),
-        step=torch.tensor([1]),
-        stop_ids=stop_ids,
-    )
+    inputs = {**token_inputs(context_ids), "position_ids": torch.arange(length)}
+    return Prompt(inputs, start=torch.tensor([length]), step=torch.tensor([1]), stop_ids=stop_ids)
 
 
 def causal_mask(attention_mask: Tensor | None, hidden_BTD: Tensor, state: DecodeState | None) -> Tensor | None:

@@ -1,7 +1,7 @@
-"""Tokenising many texts: by compiled kernels where they pay, else in several processes.
+"""Tokenises many texts: with compiled kernels where they pay, else in several processes.
 
 Imports nothing of hanmo: its text is put into the tokenization.py that travels with exported models. The kernels
-(families/bulk, which need numba) stay at home; an exported tokenizer does without.
+(``kernels/``, which need numba) do not travel.
 """
 
 from __future__ import annotations
@@ -20,35 +20,31 @@ from typing import Any
 
 
 class BatchEncodingMixin:
-    """For a tokenizer: many texts at once, each with the ids that ``encode_plain`` gives it."""
+    """Gives a tokenizer with ``encode_plain`` fast ways to encode many texts."""
 
     def encode_plain(self, text: str) -> list[int]:
         raise NotImplementedError
 
     def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
-        """``encode_plain`` of many texts, much faster.
-
-        Args:
-            workers: threads or processes; by default one per processor where there is enough text to keep them busy.
-        """
+        """``encode_plain`` of many texts, with ``workers`` threads or processes; by default one per processor if that pays."""
         kernel = self._kernel_that_pays(texts)
         if kernel is None:
-            return spread(self._encode_part, texts, workers)
+            return encode_in_processes(self._encode_part, texts, workers)
         return kernel.lists(texts, self.encode_plain, self._not_for_kernel, workers)
 
     def encode_flat(self, texts: Sequence[str], workers: int | None = None) -> tuple[Any, Any]:
-        """``encode_batch`` as arrays: the ids of all texts end to end, int32, and how many each has, int64."""
+        """``encode_batch`` as arrays: the concatenated ids, int32, and the number of ids of each text, int64."""
         import numpy as np
 
         kernel = self._kernel_that_pays(texts)
         if kernel is not None:
             return kernel.flat(texts, self.encode_plain, self._not_for_kernel, workers)
-        encoded = spread(self._encode_part, texts, workers)
+        encoded = encode_in_processes(self._encode_part, texts, workers)
         counts = np.fromiter(map(len, encoded), np.int64, len(encoded))
         return np.fromiter(chain.from_iterable(encoded), np.int32, int(counts.sum())), counts
 
     def _kernel_that_pays(self, texts: Sequence[str]) -> Any:
-        """A kernel takes a second or so to load: it is loaded once as much has been spent without it."""
+        """The kernel, once this process has encoded so much text that loading it (a second or so) pays."""
         global _seen
         size = sum(map(len, texts))
         _seen += size
@@ -58,10 +54,10 @@ class BatchEncodingMixin:
         return list(map(self.encode_plain, texts))
 
     def _kernel(self) -> Any:
-        """The kernel for this vocabulary, see ``compiled``."""
+        """The kernel for this vocabulary (see ``compiled``), or None."""
 
     def _not_for_kernel(self, texts: Sequence[str]) -> list[int]:
-        """Numbers of the texts that the kernel cannot know how to encode."""
+        """Indices of the texts that the kernel cannot encode."""
         return []
 
 
@@ -72,19 +68,19 @@ _seen = 0
 
 @lru_cache(maxsize=4)
 def compiled(name: str, *about: Any) -> Any:
-    """The kernel of a module of families/bulk; None without numba, or where the kernel does not know such a vocabulary."""
+    """The kernel of a module of ``kernels/``; None without numba, or for a vocabulary that it does not support."""
     try:
-        return import_module(f".bulk.{name}", __package__).kernel(*about)
+        return import_module(f".kernels.{name}", __package__).kernel(*about)
     except (ImportError, TypeError):  # TypeError: an exported file that is in no package
         return None
 
 
-def spread(
+def encode_in_processes(
     encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str], workers: int | None = None
 ) -> list[list[int]]:
-    """``encode`` over parts of ``texts``, in several processes where that pays and the system can fork.
+    """``encode`` over parts of ``texts``, in several forked processes where that pays and the system allows it.
 
-    The processes are forked, so that they share what this one has read; they send back plain arrays of ids.
+    The processes share the dictionaries that this one has read, and send back plain arrays of ids.
     """
     global _job
     parts: list[tuple[int, int]] = []
@@ -98,16 +94,17 @@ def spread(
     if workers is None:
         workers = (os.cpu_count() or 1) if total >= _WORTH_A_PROCESS else 1
     if sys.platform == "darwin" or "fork" not in multiprocessing.get_all_start_methods():
-        workers = 1  # nothing could be shared, or not safely
+        workers = 1  # without fork, or where it is not safe
     if multiprocessing.current_process().daemon:
-        workers = 1  # a data loader's worker may have no children
+        workers = 1  # a data loader's worker may not start processes
     workers = min(workers, len(parts))
     _job = encode, texts
     collecting = gc.isenabled()
-    gc.disable()  # nothing made here is part of a cycle, and there is much of it
+    gc.disable()  # it would only search millions of lists that are in no cycle
     try:
         if workers < 2:
             return [ids for start, end in parts for ids in encode(texts[start:end])]
+        encode([""])  # reads the dictionaries before the fork
         results: list[list[int]] = []
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
             for lengths, flat in pool.map(_encode_part, parts):
@@ -127,7 +124,7 @@ _job: tuple[Callable[[Sequence[str]], list[list[int]]], Sequence[str]] | None = 
 
 
 def _encode_part(part: tuple[int, int]) -> tuple[list[int], array[int]]:
-    """In a forked process: the ids of a range of texts, end to end, with their lengths."""
+    """In a forked process: the number of ids of each text of a range, and the concatenated ids."""
     assert _job is not None
     encode, texts = _job
     ids = encode(texts[part[0] : part[1]])

@@ -1,4 +1,4 @@
-"""jieba's words (accurate mode, default dictionary), exactly, by way of its compiled sibling rjieba.
+"""Cuts text into jieba's words (accurate mode, default dictionary), exactly, with its compiled sibling rjieba.
 
 Imports nothing of hanmo: its text is put into the tokenization.py that travels with exported models.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import rjieba
 
-KEPT = 1 << 18  # entries of a table of what is known; a full one is emptied
+CAPACITY = 1 << 18  # entries of a ``BoundedCache``
 
 _FIRST, _LAST = "\u4e00", "\u9fd5"  # the Chinese characters that jieba knows
 _HAN = f"{_FIRST}-{_LAST}"
@@ -50,8 +50,8 @@ class WordCutter:
         self._special = re.compile(f"((?<![{_HAN}{block}])[{_HAN}]*[{block}][{_HAN}{block}]*|[{_APART}])")
         self._slow = re.compile(f"{_SLOW.pattern}|[{re.escape(further)}]") if further else _SLOW
         self._added = added
-        self._blocks = Known(self._block_words)
-        self._runs = Known(self._run_words)
+        self._blocks = BoundedCache(self._block_words)
+        self._runs = BoundedCache(self._run_words)
 
     def __call__(self, text: str) -> list[str]:
         words: list[str] = []
@@ -107,17 +107,17 @@ class WordCutter:
         return words
 
 
-class Known(dict[str, list[Any]]):
-    """What a function makes of each string, worked out once; a full table is emptied."""
+class BoundedCache(dict[str, list[Any]]):
+    """The results of a function by its argument; a full cache is emptied."""
 
-    def __init__(self, learn: Callable[[str], list[Any]]) -> None:
+    def __init__(self, function: Callable[[str], list[Any]]) -> None:
         super().__init__()
-        self._learn = learn
+        self._function = function
 
     def __missing__(self, key: str) -> list[Any]:
-        if len(self) >= KEPT:
+        if len(self) >= CAPACITY:
             self.clear()
-        value = self[key] = self._learn(key)
+        value = self[key] = self._function(key)
         return value
 
 

@@ -32,7 +32,7 @@ TALKS = (Dialogue(("你好", "谢谢你", "明天去哪里玩？")), Dialogue(("
 ANSWERED = (PromptResponse("今天天气怎么样？", "今天天气真不错。"), PromptResponse("你好", "谢谢你，再见！"))
 GREEDY = Settings(do_sample=False, max_new_tokens=6, min_new_tokens=3)
 DECODING = {
-    "greedy": GREEDY.change(repetition_penalty=1.3, no_repeat_ngram_size=2, banned_ids=(9, 12)),
+    "greedy": GREEDY.change(repetition_penalty=1.3, no_repeat_ngram_size=2, suppressed_ids=(9, 12)),
     "sampled": GREEDY.change(do_sample=True, top_k=20, top_p=0.9, temperature=0.8, seed=1),
     "beams": GREEDY.change(num_beams=3, length_penalty=0.8),
     "sampled beams": GREEDY.change(do_sample=True, num_beams=2, seed=1),

@@ -95,7 +95,7 @@ def scores(opened: OpenedModel, records: Sequence[Record], closed: bool = False)
     found = []
     for record in records:
         for parts in opened.family.parts(record, 48):
-            row = opened.family.row(parts, closed=closed)
+            row = opened.family.row(parts, feed_stop=closed)
             output = opened.network(**collate([row], opened.family.padding))
             scored = row.labels != IGNORE
             value = None if output.value is None else output.value[0, row.end].item()
@@ -213,7 +213,7 @@ def test_preferences_save_what_they_evaluated(name: str, how: str, tmp_path: Pat
 
     out = {"out": str(place / "reward")}
     train_reward(RewardConfig(**settings(place, "better", **out, **adapters(name, how))))
-    better, worse = halves(opened_anew(place / "reward" / "model"), place, closed=True)
+    better, worse = halves(opened_anew(place / "reward" / "model"), place, feed_stop=True)
     margins = torch.tensor([one[2] - other[2] for one, other in zip(better, worse, strict=True)])
     found = -torch.nn.functional.logsigmoid(margins).mean().item()
     assert found == pytest.approx(kept(place / "reward")[1], rel=1e-3, abs=1e-6)

@@ -33,8 +33,8 @@ def test_original(model, case):
 @pytest.mark.parametrize(("model", "case"), VARIANT, ids=named)
 def test_variant(model, case):
     eva = opened(model, case["args"]["rule_path"])
-    form = replace(EvaFamily.published_decoding, first_beam_only=True)
-    said = generate(eva, contexts(case, eva.tokenizer), settings(case["args"]), form=form)
+    conventions = replace(EvaFamily.published_conventions, first_beam_only=True)
+    said = generate(eva, contexts(case, eva.tokenizer), settings(case["args"]), conventions=conventions)
     assert [list(one.ids) for one in said] == case["output_ids"]
 
 
@@ -42,6 +42,6 @@ def test_variant(model, case):
 def test_ties_taken_as_not_done(model, case):
     """The recorded other side of a tie: what comes out where rounding decides against being done."""
     eva = opened(model, case["args"]["rule_path"])
-    form = replace(EvaFamily.published_decoding, tie=-1e-5)
-    said = generate(eva, contexts(case, eva.tokenizer), settings(case["args"]), form=form)
+    conventions = replace(EvaFamily.published_conventions, tie=-1e-5)
+    said = generate(eva, contexts(case, eva.tokenizer), settings(case["args"]), conventions=conventions)
     assert [list(one.ids) for one in said] == case["output_ids_if_ties_are_not_done"]

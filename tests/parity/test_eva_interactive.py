@@ -76,7 +76,7 @@ def test_whole_sessions(case):
 
 @pytest.mark.parametrize("case", [case for case in SESSIONS if case["is_done_ties"]], ids=lambda case: case["id"])
 def test_whole_sessions_if_ties_are_not_done(case, monkeypatch):
-    monkeypatch.setattr(EvaFamily, "published_decoding", replace(EvaFamily.published_decoding, tie=-1e-5))
+    monkeypatch.setattr(EvaFamily, "published_conventions", replace(EvaFamily.published_conventions, tie=-1e-5))
     model = opened(case["model"], case["args"]["rule_path"])
     chat = ChatSession(model, settings(case["args"]), LIMIT)
     assert played(chat, case["users"], chat.say) == case["events_if_ties_are_not_done"]

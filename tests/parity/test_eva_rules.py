@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from hanmo.families.base import SearchConventions
+from hanmo.families.decoding import SearchConventions
 from hanmo.families.eva.decoding import EvaLogitsProcessor, Vocabulary
 from hanmo.families.eva.family import EvaFamily
 from hanmo.families.eva.tokenization import EvaTokenizer
@@ -18,7 +18,7 @@ from tests.places import PARITY, load, needs_parity
 
 pytestmark = needs_parity("eva")
 EVA = PARITY / "eva"
-ANTONYMS = EvaFamily.rule_files["antonyms"]
+ANTONYMS = EvaFamily.asset_files["antonyms"]
 UNITS = load(EVA / "rules_units.json", {"postprocess": [], "filters": [], "beam_hypotheses": []})
 
 
@@ -40,7 +40,7 @@ def split(ids: list[int], new: int) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("unit", UNITS["postprocess"], ids=lambda unit: unit["id"])
 def test_postprocess(unit):
-    rule_book = book(unit["vocab"], unit["rules"] if unit["antonyms"] else None)
+    vocabulary = book(unit["vocab"], unit["rules"] if unit["antonyms"] else None)
     settings = Settings(
         repetition_penalty=unit["repetition_penalty"],
         no_repeat_ngram_size=unit["no_repeat_ngram_size"],
@@ -50,7 +50,7 @@ def test_postprocess(unit):
     # cur_len counts generated tokens and may exceed the ids of the unit; then all of them are generated ones.
     new = unit["cur_len"]
     rows = unit["input_ids"]
-    expected = base_scores(len(rows), len(rule_book.texts))
+    expected = base_scores(len(rows), len(vocabulary.texts))
     for row, changes in enumerate(unit["changed"]):
         for token, score in changes:
             expected[row, token] = score
@@ -59,21 +59,21 @@ def test_postprocess(unit):
         settings = settings.change(min_new_tokens=0)
         new = min(map(len, rows))
     contexts, generated = zip(*(split(ids, new) for ids in rows), strict=True)
-    rules = EvaLogitsProcessor(rule_book, settings, contexts)
-    scores = rules(generated, range(len(rows)), base_scores(len(rows), len(rule_book.texts)))
+    processor = EvaLogitsProcessor(vocabulary, settings, contexts)
+    scores = processor(generated, range(len(rows)), base_scores(len(rows), len(vocabulary.texts)))
     assert torch.equal(scores, expected)
 
 
 @pytest.mark.parametrize("unit", UNITS["postprocess"], ids=lambda unit: unit["id"])
 def test_bans_alone(unit):
-    rule_book = book(unit["vocab"], unit["rules"] if unit["antonyms"] else None)
-    rules = EvaLogitsProcessor(
-        rule_book, Settings(no_repeat_ngram_size=unit["no_repeat_ngram_size"]), unit["input_ids"]
+    vocabulary = book(unit["vocab"], unit["rules"] if unit["antonyms"] else None)
+    processor = EvaLogitsProcessor(
+        vocabulary, Settings(no_repeat_ngram_size=unit["no_repeat_ngram_size"]), unit["input_ids"]
     )
     if unit["banned_ngram"] is not None:
-        assert [sorted(said.bans([])) for said in rules._contexts] == unit["banned_ngram"]
+        assert [sorted(state.repetitions([])) for state in processor._contexts] == unit["banned_ngram"]
     if unit["banned_antonym"] is not None:
-        shared = sorted(set().union(*(said.opposites([]) for said in rules._contexts)))
+        shared = sorted(set().union(*(state.antonyms([]) for state in processor._contexts)))
         assert [shared] * len(unit["input_ids"]) == unit["banned_antonym"]
 
 

@@ -29,7 +29,7 @@ class Recorded(GlmFamily):
     """Prompts as the recording gives them; contexts are rows of the case. Padding inside the context is left out."""
 
     case: dict[str, Any]
-    spare_ids = range(0)  # there is no tokenizer that could tell which ids are tokens
+    unused_ids = range(0)  # there is no tokenizer that could tell which ids are tokens
 
     def prompt(self, context_ids: Any) -> Prompt:
         inputs, row = self.case["inputs"], context_ids[0]
@@ -95,7 +95,7 @@ def test_blanks_are_filled_left_to_right(name: str, tmp_path: Path) -> None:
 
     class Stopping(GlmFamily):
         # There is no tokenizer that could tell which ids are tokens.
-        spare_ids = range(0)
+        unused_ids = range(0)
         stop_ids = tuple(case["end_tokens"])
 
     family = Stopping(model.config, None)  # type: ignore[arg-type]

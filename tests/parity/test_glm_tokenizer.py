@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from hanmo.families.glm.tokenization import GlmTokenizer
+from tests.parity.glm_inputs import MASKS, build_inputs_for_generation, build_inputs_for_multiple_choice
 from tests.places import PARITY, VOCAB, load, needs_parity
 
 pytestmark = needs_parity("glm")
 RECORDED = load(PARITY / "glm" / "tokenizer_cases.json", {})
 VARIANTS = load(PARITY / "glm" / "megatron" / "tokenizer_cases.json", {}).get("variants", {})
+COMMANDS = {"sop": "<|startofpiece|>", "eop": "<|endofpiece|>", "smask": "[sMASK]", "gmask": "[gMASK]"}
 ORIGINAL = [(name, case) for name, variant in VARIANTS.items() for case in variant["cases"]]
 
 
@@ -68,8 +70,10 @@ def test_roles() -> None:
     assert {token: port().convert_tokens_to_ids(token) for token in RECORDED["added_tokens"]} == RECORDED[
         "added_tokens"
     ]
-    assert {role: getattr(port(), f"{role}_token_id") for role in RECORDED["roles"]} == RECORDED["roles"]
-    assert port().mask_token_ids == RECORDED["mask_token_ids"]
+    ids = {role: getattr(port(), f"{role}_token_id") for role in RECORDED["roles"] if role not in COMMANDS}
+    ids |= {role: port().convert_tokens_to_ids(token) for role, token in COMMANDS.items()}
+    assert ids == RECORDED["roles"]
+    assert port().convert_tokens_to_ids(MASKS) == RECORDED["mask_token_ids"]
     assert port().all_special_tokens == RECORDED["all_special_tokens"]
     assert port().all_special_ids == RECORDED["all_special_ids"]
     assert (port().padding_side, port().truncation_side) == (RECORDED["padding_side"], RECORDED["truncation_side"])
@@ -77,13 +81,13 @@ def test_roles() -> None:
 
 @pytest.mark.parametrize("case", [*RECORDED.get("generation_inputs", []), *RECORDED.get("training_inputs", [])])
 def test_inputs_for_generation(case: dict[str, Any]) -> None:
-    inputs = port().build_inputs_for_generation(encoded(case), targets=case.get("targets"), **case["kwargs"])
+    inputs = build_inputs_for_generation(port(), encoded(case), targets=case.get("targets"), **case["kwargs"])
     assert lists(inputs) == case["outputs"]
 
 
 @pytest.mark.parametrize("case", RECORDED.get("multiple_choice_inputs", []))
 def test_inputs_for_multiple_choice(case: dict[str, Any]) -> None:
-    inputs = port().build_inputs_for_multiple_choice(encoded(case), case["choices"])
+    inputs = build_inputs_for_multiple_choice(port(), encoded(case), case["choices"])
     assert lists(inputs) == case["outputs"]
 
 
@@ -98,17 +102,17 @@ def test_sft_sample(case: dict[str, Any]) -> None:
         prompt, label = (prompt - 1, label) if prompt > label else (prompt, label - 1)
     assert (prompt, label + 1) == (case["prompt_length"], case["label_length"])
     inputs = port()(*question, max_length=prompt, truncation="only_first", return_tensors="pt")
-    rows = lists(port().build_inputs_for_generation(inputs, label + 1, case["label"], padding=True))
+    rows = lists(build_inputs_for_generation(port(), inputs, label + 1, case["label"], padding=True))
     assert {name: row[0] for name, row in rows.items()} == {name: case[name] for name in rows}
 
 
 def test_errors() -> None:
     without = RECORDED["errors"]["build_inputs_for_generation without a mask token"]
     with pytest.raises(ValueError, match=without[1]):
-        port().build_inputs_for_generation(port()(["没有空"], return_tensors="pt"))
+        build_inputs_for_generation(port(), port()(["没有空"], return_tensors="pt"))
     other = RECORDED["errors"]["build_inputs_for_multiple_choice with [gMASK] only"]
     with pytest.raises(ValueError, match=other[1]):
-        port().build_inputs_for_multiple_choice(port()(["空[gMASK]"], return_tensors="pt"), [["一"]])
+        build_inputs_for_multiple_choice(port(), port()(["空[gMASK]"], return_tensors="pt"), [["一"]])
 
 
 @pytest.mark.parametrize(("variant", "case"), ORIGINAL)

@@ -67,7 +67,7 @@ class Recorded(PanguFamily):
     """Prompts with the padding that the recording has, as generate positions it; contexts are rows of the case."""
 
     case: dict[str, Any]
-    spare_ids = range(0)  # there is no tokenizer that could tell which ids are tokens
+    unused_ids = range(0)  # there is no tokenizer that could tell which ids are tokens
 
     def prompt(self, context_ids: Any) -> Prompt:
         ids, mask = (torch.tensor(self.case[name][context_ids[0]]) for name in ("input_ids", "attention_mask"))

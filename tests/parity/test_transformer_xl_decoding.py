@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hanmo.families.base import OpenedModel, SearchConventions
+from hanmo.families.base import OpenedModel
+from hanmo.families.decoding import SearchConventions
 from hanmo.families.transformer_xl.family import TransformerXLFamily
 from hanmo.families.transformer_xl.modeling import TransformerXLModel
 from hanmo.families.transformer_xl.relative import visible
@@ -172,7 +173,7 @@ def test_beam_scorer(case: dict[str, Any]) -> None:
         early_stopping=case["early_stopping"],
         max_new_tokens=case["max_length"],
     )
-    form = SearchConventions(length="whole", lookahead=0, stop_is_open=True)
+    form = SearchConventions(length="with_prompt", lookahead=0, stop_is_open=True)
     search = BeamSearch(case["batch_size"], settings, form, [stop], prompt_width=len(prompts[0]))
     for step in case["steps"]:
         live = list(search.live)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
+from tests.parity.transformer_xl_tokens import padded_vocab_size, published_id, published_text, published_token
 from tests.places import PARITY, VOCAB, load, needs_parity
 
 pytestmark = needs_parity("transformer_xl")
@@ -25,8 +26,7 @@ def test_text_to_ids_and_back(case: dict[str, Any]) -> None:
     assert tokenizer()(case["text"])["input_ids"] == case["ids"]
     assert tokenizer().encode_batch([case["text"], ""], 2) == [case["ids"], []]
     assert tokenizer().tokenize(case["text"]) == case["pieces"]
-    for published in (False, True):
-        assert tokenizer().decode(case["ids"], published=published) == case["decoded"]
+    assert tokenizer().decode(case["ids"]) == published_text(tokenizer(), case["ids"]) == case["decoded"]
     assert (case["text"] == case["decoded"]) == case["lossless"]
 
 
@@ -42,9 +42,9 @@ def test_published_decoding(add_eop: bool, case: dict[str, Any]) -> None:
         kind, message = case["error"].split(": ", 1)
         assert kind == "IndexError"
         with pytest.raises(IndexError, match=message):
-            tokenizer(add_eop).decode(case["ids"], published=True)
+            published_text(tokenizer(add_eop), case["ids"])
     else:
-        assert tokenizer(add_eop).decode(case["ids"], published=True) == case["text"]
+        assert published_text(tokenizer(add_eop), case["ids"]) == case["text"]
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_published_decoding(add_eop: bool, case: dict[str, Any]) -> None:
     ],
 )
 def test_published_id_to_token(add_eop: bool, case: dict[str, Any]) -> None:
-    assert tokenizer(add_eop).convert_ids_to_tokens(case["id"], published=True) == case["token"]
+    assert published_token(tokenizer(add_eop), case["id"]) == case["token"]
 
 
 @pytest.mark.parametrize("case", RECORDED.get("token_to_id", []))
 def test_published_token_to_id(case: dict[str, Any]) -> None:
-    assert tokenizer().convert_tokens_to_ids(case["token"], published=True) == case["id"]
+    assert published_id(tokenizer(), case["token"]) == case["id"]
 
 
 def test_sizes_and_roles() -> None:
@@ -70,12 +70,14 @@ def test_sizes_and_roles() -> None:
     assert len(tokenizer(True)) == meta["num_tokens_with_eop"]
     for add_eop, name in ((False, "command_tokens"), (True, "command_tokens_with_eop")):
         for token in meta[name]:
-            assert getattr(tokenizer(add_eop), f"{token['name']}_token_id") == token["id"]
+            ids = {"eos": tokenizer(add_eop).eos_token_id, "pad": tokenizer(add_eop).pad_token_id}
+            ids["eop"] = tokenizer(add_eop).convert_tokens_to_ids("<|endofpiece|>")
+            assert ids[token["name"]] == token["id"]
     for token in meta["type_tokens"]:
-        assert tokenizer().convert_ids_to_tokens(token["id"], published=True) == token["token"]
+        assert published_token(tokenizer(), token["id"]) == token["token"]
 
 
 def test_padded_vocabulary() -> None:
     for name, size in RECORDED["meta"]["padded_vocab"].items():
         ranks = int(name.rpartition("mp")[2]) if name[-1].isdigit() else 1
-        assert tokenizer("with_eop" in name).padded_vocab_size(ranks) == size
+        assert padded_vocab_size(tokenizer("with_eop" in name), ranks) == size

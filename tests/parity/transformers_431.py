@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from hanmo.families.base import TRANSFORMERS_4_31, OpenedModel
+from hanmo.families.base import OpenedModel
+from hanmo.families.decoding import TRANSFORMERS_4_31
 from hanmo.generation.decode import generate, search
 from hanmo.generation.settings import Settings
 from hanmo.rows import Context
@@ -22,7 +23,7 @@ def settings(kwargs: dict[str, Any]) -> Settings:
     banned = kwargs.get("bad_words_ids", [])
     assert all(len(word) == 1 for word in banned)
     given = {name: kwargs[name] for name in NAMES if name in kwargs}
-    return Settings().change(**given, banned_ids=tuple(word[0] for word in banned))
+    return Settings().change(**given, suppressed_ids=tuple(word[0] for word in banned))
 
 
 def check_generation(opened: OpenedModel, contexts: list[Context], case: dict[str, Any], widths: list[int]) -> None:

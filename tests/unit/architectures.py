@@ -111,7 +111,7 @@ def build(name: str, **changes: Any) -> Any:
 
 class _Family(HuggingfaceFamily):
     stop_ids = (STOP,)  # type: ignore[assignment]
-    spare_ids = range(0)  # type: ignore[assignment]
+    unused_ids = range(0)  # type: ignore[assignment]
 
 
 def adopted(model: Any) -> OpenedModel:

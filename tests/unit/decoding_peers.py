@@ -67,8 +67,8 @@ class CausalFamily(Family):
     def parts(self, record: Any, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         raise NotImplementedError
 
-    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
-        return causal_row(parts, GPT2_STOP, stop, closed)
+    def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
+        return causal_row(parts, GPT2_STOP, stop, feed_stop)
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
         return causal_prompt(context_ids, self.stop_ids)

@@ -189,7 +189,7 @@ def test_rule_files_travel_with_the_model(tmp_path: Path, megatron: Path) -> Non
 
 
 def test_rules_for_a_family_without_any_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EvaFamily, "rule_files", {})
+    monkeypatch.setattr(EvaFamily, "asset_files", {})
     with pytest.raises(UnsupportedError, match="eva models have no score rules"):
         open_model(write_hub(tmp_path / "hub"), rules=tmp_path)
 

@@ -72,8 +72,11 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         ("eval human-prepare a=test.txt", 'test.txt:1: expected {"prompt"'),
         ("generate model --input test.txt --device cuda/foo", "device=cuda/foo: no such device"),
         ("generate model --input test.txt --set min_new_tokens=-5", "min_new_tokens=-5: must be 0 or more"),
-        ("generate model --input test.txt --set banned_ids=[-1]", "must be ids of tokens, 0 or more"),
-        ("generate model --input test.txt --set banned_ids=[999999]", "banned_ids=[999999]: this model's ids go up to"),
+        ("generate model --input test.txt --set suppressed_ids=[-1]", "must be ids of tokens, 0 or more"),
+        (
+            "generate model --input test.txt --set suppressed_ids=[999999]",
+            "suppressed_ids=[999999]: this model's ids go up to",
+        ),
         ("data prepare lccc none.json out", "none.json"),
         ("data prepare baike nothing.jsonl out", "no records of the source baike"),
         ("reward score reward empty.txt", "empty.txt: no records"),

@@ -32,10 +32,10 @@ class Letters(Family):
     name = "letters"
     streams = True
 
-    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Any:
+    def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Any:
         from hanmo.nn.causal import causal_row
 
-        return causal_row(parts, STOP, stop, closed)
+        return causal_row(parts, STOP, stop, feed_stop)
 
     def segments(self, documents: Any, length: int) -> Any:
         return stream_rows(documents, length, STOP)

@@ -27,7 +27,7 @@ class Letters(Family):
         parts[-1] = Part(parts[-1].ids, True)
         return [parts] if sum(len(part.ids) for part in parts) <= limit else []
 
-    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
+    def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
         ids = torch.tensor([id_ for part in parts for id_ in part.ids])
         scored = torch.tensor([part.scored for part in parts for _ in part.ids])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanmo.errors import RecordError
-from hanmo.families.eva.decoding import BANNED, NEVER, SEPARATOR, EvaLogitsProcessor, Vocabulary, read_antonyms
+from hanmo.families.eva.decoding import (
+    SEPARATOR,
+    SUPPRESSED,
+    SUPPRESSED_ALWAYS,
+    EvaLogitsProcessor,
+    Vocabulary,
+    read_antonyms,
+)
 from hanmo.generation.settings import Settings
 from tests.counting import counted_calls
 from tests.unit.decoding_peers import TOKENS, eva, eva_tokenizer
@@ -37,8 +44,8 @@ def banned(book, settings, contexts, generated, sources=None):
     rules = EvaLogitsProcessor(book, settings, [ids(text) for text in contexts])
     rows = range(len(generated)) if sources is None else sources
     scores = rules([ids(text) for text in generated], rows, torch.zeros(len(generated), len(TOKENS)))
-    assert (scores[:, 0] == NEVER).all()
-    return [{TOKENS[index] for index in (row == BANNED).nonzero()[:, 0].tolist()} for row in scores]
+    assert (scores[:, 0] == SUPPRESSED_ALWAYS).all()
+    return [{TOKENS[index] for index in (row == SUPPRESSED).nonzero()[:, 0].tolist()} for row in scores]
 
 
 def test_everything_off_leaves_only_unk(book):
@@ -48,9 +55,9 @@ def test_everything_off_leaves_only_unk(book):
 
 
 def test_banned_ids_are_never_said(book):
-    settings = OFF.change(banned_ids=(ID["好"], ID["天"]))
+    settings = OFF.change(suppressed_ids=(ID["好"], ID["天"]))
     scores = EvaLogitsProcessor(book, settings, [[]])([[]], [0], torch.zeros(1, len(TOKENS)))
-    assert {TOKENS[index] for index in (scores[0] == NEVER).nonzero()[:, 0]} == {"<unk>", "好", "天"}
+    assert {TOKENS[index] for index in (scores[0] == SUPPRESSED_ALWAYS).nonzero()[:, 0]} == {"<unk>", "好", "天"}
 
 
 def test_penalty_counts_context_and_reply_but_not_the_separator(book):
@@ -140,7 +147,7 @@ def test_later_rules_win(book):
     """A penalised, banned separator is banned; <unk> is never said whatever else holds."""
     settings = OFF.change(repetition_penalty=2.0, min_new_tokens=1, no_repeat_ngram_size=5)
     scores = EvaLogitsProcessor(book, settings, [ids("<unk> |")])([[]], [0], torch.ones(1, len(TOKENS)))
-    assert (scores[0, 0].item(), scores[0, ID["<sep>"]].item()) == (NEVER, BANNED)
+    assert (scores[0, 0].item(), scores[0, ID["<sep>"]].item()) == (SUPPRESSED_ALWAYS, SUPPRESSED)
 
 
 def naive_bans(book, size, said):
@@ -168,7 +175,7 @@ def test_bans_as_specified(context, said, size):
     rules = EvaLogitsProcessor(rule_book, OFF.change(no_repeat_ngram_size=size), [context])
     scores = rules([said], [0], torch.zeros(1, len(TOKENS)))
     expected = naive_bans(rule_book, size, context + said) - {rule_book.unknown_id}
-    assert set((scores[0] == BANNED).nonzero()[:, 0].tolist()) == expected
+    assert set((scores[0] == SUPPRESSED).nonzero()[:, 0].tolist()) == expected
 
 
 def test_words_outside_the_vocabulary_are_left_out_with_a_note(caplog):
@@ -195,8 +202,8 @@ def test_the_book_of_a_tokenizer(tmp_path):
     assert found.texts == [SEPARATOR if text == "<sep>" else text for text in SPELLED]
     assert found.antonyms == {ID["好"]: {ID["坏"]}, ID["坏"]: {ID["好"]}}
     family = eva(0, tmp_path, {"antonyms": str(rules)}).family
-    scores = family.rules(ANTONYMS, [ids("了 |")])([ids("好")], [0], torch.zeros(1, len(TOKENS)))
-    assert scores[0, ID["坏"]] == BANNED
+    scores = family.logits_processor(ANTONYMS, [ids("了 |")])([ids("好")], [0], torch.zeros(1, len(TOKENS)))
+    assert scores[0, ID["坏"]] == SUPPRESSED
 
 
 def calls_of_a_step(vocabulary: int, context: int, length: int) -> int:

@@ -95,7 +95,7 @@ def test_row_that_goes_on_or_is_closed(eva):
     going = eva.row(parts, stop=False)
     assert going.labels.tolist() == [B, C, IGNORE]
     assert going.weights.tolist() == [0.5, 0.5, 0.0]
-    closed = eva.row(parts, closed=True)
+    closed = eva.row(parts, feed_stop=True)
     assert closed.inputs["decoder_input_ids"].tolist() == [START, B, C, SEP]
     assert closed.labels.tolist() == [B, C, SEP, IGNORE]
     assert closed.end == 3
@@ -184,7 +184,7 @@ def test_decode_spells_out_what_was_generated(eva):
 
 
 def test_rules_are_eva_s_own(eva):
-    rules = eva.rules(Settings(min_new_tokens=1), [(A, SEP)])
+    rules = eva.logits_processor(Settings(min_new_tokens=1), [(A, SEP)])
     scores = rules([[]], [0], torch.zeros(1, len(TOKENS)))
     assert scores[0, SEP] < -1000
     assert scores[0, UNK] < scores[0, SEP]

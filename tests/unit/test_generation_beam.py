@@ -7,14 +7,14 @@ import math
 import pytest
 
 from hanmo.errors import ConfigError
-from hanmo.families.base import SearchConventions
+from hanmo.families.decoding import SearchConventions
 from hanmo.generation.beam import DEAD, BeamSearch, Hypotheses
 from hanmo.generation.settings import Settings
 from tests.places import PARITY, load, needs_parity
 
 STOP, A, B, C = 9, 1, 2, 3
 # transformers before the current step counted, as a scorer recorded with Transformer-XL does
-OLD = SearchConventions(length="whole", lookahead=0, stop_is_open=True)
+OLD = SearchConventions(length="with_prompt", lookahead=0, stop_is_open=True)
 SCORER = load(PARITY / "transformer_xl" / "decode" / "beam_scorer.json")
 
 
@@ -33,10 +33,10 @@ def test_a_search_by_hand():
     beams = search()
     # Step 1: all candidates come from the first beam; the stop token ranks second, so its reply is stored.
     assert beams.advance([[0, 0, 0, 1]], [[A, STOP, B, A]], [[-0.5, -1.0, -1.5, DEAD]]) == ([0, 0], [A, B])
-    assert beams.said == [[A], [B]] and beams.totals == [-0.5, -1.5] and not beams.finished
+    assert beams.generated == [[A], [B]] and beams.totals == [-0.5, -1.5] and not beams.finished
     # Step 2: both go on from the first beam; the stop token ranks third of two beams: passed over.
     assert beams.advance([[0, 0, 1, 0]], [[C, A, STOP, B]], [[-0.7, -0.9, -1.6, -2.0]]) == ([0, 0], [C, A])
-    assert beams.said == [[A, C], [A, A]]
+    assert beams.generated == [[A, C], [A, A]]
     # Step 3: the stop token is best: -0.8 / 3 is stored. Kept: -1.0 and -0.267. The best open beam can get
     # -1.2 / 3 = -0.4, which is above the worst kept.
     assert beams.advance([[0, 1, 0, 1]], [[STOP, B, A, C]], [[-0.8, -1.2, -1.3, -3.0]]) == ([1, 0], [B, A])
@@ -57,7 +57,9 @@ def test_open_beams_are_offered_at_the_end():
     assert [(one.ids, one.score, one.finished) for one in kept] == [((A,), -1.0, False), ((B,), -2.0, False)]
 
 
-@pytest.mark.parametrize(("length", "expected"), [("said", -3.0 / 3), ("words", -3.0 / 2), ("whole", -3.0 / 6)])
+@pytest.mark.parametrize(
+    ("length", "expected"), [("with_stop", -3.0 / 3), ("without_stop", -3.0 / 2), ("with_prompt", -3.0 / 6)]
+)
 def test_what_a_length_counts(length, expected):
     beams = search(SearchConventions(length=length))
     for candidates in ([A, B, C, 4], [A, B, C, 4]):
@@ -85,13 +87,13 @@ def test_samples_are_independent_and_finished_ones_leave():
 
 def test_finished_samples_may_stay_as_padding():
     """As in EVA's original: a last real step, then the ids of the batch's first row and padding."""
-    form = SearchConventions(keeps_finished=True, length="words", lookahead=0)
+    form = SearchConventions(keeps_finished=True, length="without_stop", lookahead=0)
     beams = search(form, samples=2, early_stopping=True, num_beams=1)
     beams.advance([[0, 0], [0, 0]], [[A, B], [B, C]], [[-1, -2], [-1, -2]])
     assert beams.advance([[0, 0], [0, 0]], [[C, A], [STOP, A]], [[-1, -2], [-1, -2]]) == ([0, 1], [C, A])
-    assert beams.done == [False, True] and beams.said == [[A, C], [B, A]]
+    assert beams.done == [False, True] and beams.generated == [[A, C], [B, A]]
     assert beams.advance([[0, 0], [0, 0]], [[B, A], [A, A]], [[-1, -2], [-1, -2]]) == ([0, 1], [B, 0])
-    assert beams.said == [[A, C, B], [A, C, 0]] and beams.totals == [-1, 0.0]
+    assert beams.generated == [[A, C, B], [A, C, 0]] and beams.totals == [-1, 0.0]
 
 
 def test_too_few_candidates_leave_dead_beams():
@@ -100,7 +102,7 @@ def test_too_few_candidates_leave_dead_beams():
     beams.advance([[0, 0, 0, 1]], [[A, B, C, A]], [[-1.0, DEAD, DEAD, DEAD]])
     assert beams.totals == [-1.0, DEAD] and not beams.finished
     beams.advance([[0, 0, 1, 1]], [[B, C, A, B]], [[-1.5, -2.0, DEAD, DEAD]])
-    assert beams.said == [[A, B], [A, C]]
+    assert beams.generated == [[A, B], [A, C]]
     assert len(beams.results()[0]) == 2
 
 
@@ -121,7 +123,7 @@ def test_the_worst_goes_and_of_equals_the_older_stays():
 
 def test_a_length_that_could_be_zero_is_refused():
     with pytest.raises(ConfigError, match="min_new_tokens=0"):
-        search(SearchConventions(length="words"), min_new_tokens=0)
+        search(SearchConventions(length="without_stop"), min_new_tokens=0)
 
 
 @needs_parity("transformer_xl")
@@ -137,7 +139,9 @@ def test_recorded_scorer(case):
         live = list(running.live)
         rows = [row for sample in live for row in range(sample * beams, (sample + 1) * beams)]
         first = [step["input_ids"][sample * beams][: len(prompt)] for sample in live for _ in range(beams)]
-        assert [step["input_ids"][row] for row in rows] == [[*p, *s] for p, s in zip(first, running.said, strict=True)]
+        assert [step["input_ids"][row] for row in rows] == [
+            [*p, *s] for p, s in zip(first, running.generated, strict=True)
+        ]
         ids = [
             [step[name][sample][:width] for sample in live] for name in ("next_indices", "next_tokens", "next_scores")
         ]

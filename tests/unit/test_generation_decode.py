@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hanmo.families.base import TRANSFORMERS_4_31
+from hanmo.families.decoding import TRANSFORMERS_4_31
 from hanmo.generation.decode import generate, search, stream
 from hanmo.generation.settings import Settings
 from hanmo.rows import Context
@@ -29,8 +29,8 @@ RULED = [
     {"repetition_penalty": 1.4},
     {"no_repeat_ngram_size": 2},
     {"min_new_tokens": 6},
-    {"banned_ids": (3, 5)},
-    {"num_beams": 3, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 3, "banned_ids": (7,)},
+    {"suppressed_ids": (3, 5)},
+    {"num_beams": 3, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 3, "suppressed_ids": (7,)},
 ]
 
 
@@ -54,7 +54,7 @@ def theirs(model: Any, settings: Settings, prompts, pad: int, **inputs: Any) -> 
         early_stopping=settings.early_stopping,
         repetition_penalty=settings.repetition_penalty,
         no_repeat_ngram_size=settings.no_repeat_ngram_size,
-        bad_words_ids=[[token] for token in settings.banned_ids] or None,
+        bad_words_ids=[[token] for token in settings.suppressed_ids] or None,
         return_dict_in_generate=True,
         output_scores=True,
         **inputs,
@@ -219,7 +219,9 @@ def test_lengths_may_count_the_prompt():
     """The convention of old transformers: all prompts count as wide as the widest."""
     opened = gpt2(0, stop_bias=-9.0)
     settings = PLAIN.change(num_beams=2, max_new_tokens=3)
-    ours, old = (search(opened, contexts(), settings, form=form) for form in (None, TRANSFORMERS_4_31))
+    ours, old = (
+        search(opened, contexts(), settings, conventions=conventions) for conventions in (None, TRANSFORMERS_4_31)
+    )
     width = max(map(len, PROMPTS))
     for new, before in zip(ours, old, strict=True):
         assert new[0].score * 3 == pytest.approx(before[0].score * (3 + width), abs=1e-4)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from hanmo.generation.processors import BANNED, TokenLogitsProcessor, penalise, repeated
+from hanmo.generation.processors import SUPPRESSED, TokenLogitsProcessor, penalise, repeated
 from hanmo.generation.settings import Settings
 
 STOP = 0
@@ -43,15 +43,15 @@ def test_repeated_by_hand():
 
 
 def test_minimum_length_and_banned_ids():
-    settings = Settings(min_new_tokens=2, banned_ids=(4,))
+    settings = Settings(min_new_tokens=2, suppressed_ids=(4,))
     scores = apply(settings, [[1], [1]], [[1], [1, 1]])
-    assert (scores == BANNED).nonzero().tolist() == [[0, STOP], [0, 4], [1, 4]]
+    assert (scores == SUPPRESSED).nonzero().tolist() == [[0, STOP], [0, 4], [1, 4]]
 
 
 def test_a_row_follows_its_own_prompt():
     settings = Settings(no_repeat_ngram_size=2)
     scores = apply(settings, [[1, 2], [1, 3]], [[1], [1], [1]], sources=[1, 0, 1])
-    assert (scores == BANNED).nonzero().tolist() == [[0, 3], [1, 2], [2, 3]]
+    assert (scores == SUPPRESSED).nonzero().tolist() == [[0, 3], [1, 2], [2, 3]]
 
 
 def test_needed_only_where_a_rule_is_on():
@@ -60,7 +60,7 @@ def test_needed_only_where_a_rule_is_on():
         {"repetition_penalty": 1.1},
         {"min_new_tokens": 1},
         {"no_repeat_ngram_size": 2},
-        {"banned_ids": (1,)},
+        {"suppressed_ids": (1,)},
     ):
         assert TokenLogitsProcessor.needed(Settings(**change))
 

@@ -118,7 +118,7 @@ def test_rows_stop_and_close(tmp_path: Path) -> None:
     parts = [Part((10, 11), False), Part((12, 13), True)]
     assert family.row(parts).labels.tolist() == [IGNORE, 12, 13, stop]
     assert family.row(parts, stop=False).labels.tolist() == [IGNORE, 12, 13, IGNORE]
-    closed = family.row(parts, closed=True)
+    closed = family.row(parts, feed_stop=True)
     assert closed.inputs["input_ids"].tolist() == [10, 11, 12, 13, stop]
     assert closed.end == 4 and closed.labels.tolist() == [IGNORE, 12, 13, stop, IGNORE]
 

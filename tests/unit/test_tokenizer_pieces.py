@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hanmo.families.glm.tokenization import GlmTokenizer
 from hanmo.families.pangu.tokenization import PanguTokenizer
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
+from tests.parity.transformer_xl_tokens import published_text
 
 SENTENCES = ["今天天气很好我们去公园散步", "你好世界", "问题回答", "a b c 1 2 3", "天气预报说明天下雨"]
 
@@ -78,13 +79,13 @@ def test_unknown_options_are_refused(model: str) -> None:
 
 def test_glm_command_tokens_follow_the_pieces(model: str) -> None:
     port = GlmTokenizer(model)
-    assert [port.eos_token_id, port.mask_token_id, port.gmask_token_id] == [
+    assert [port.eos_token_id, port.mask_token_id, port.convert_tokens_to_ids("[gMASK]")] == [
         port.vocab_size,
         port.vocab_size + 3,
         port.vocab_size + 9,
     ]
     original = GlmTokenizer(model, flavour="original", fix_command_token=False)
-    assert original.gmask_token_id == original.eop_token_id
+    assert original.convert_tokens_to_ids("[gMASK]") == original.convert_tokens_to_ids("<|endofpiece|>")
     assert original.decode(original.encode_plain("你好 [MASK] 世界")) == "你好[MASK]世界"
     assert port.decode(port.encode_plain("你好[MASK]世界")) == "你好 [MASK] 世界"
 
@@ -95,9 +96,9 @@ def test_txl_corrected_and_published_decoding(model: str) -> None:
     assert tokenizer.decode([*word, eos, *word, unused]) == "天气<|endoftext|>天气"
     assert tokenizer.decode([*word, eos, *word, unused], skip_special_tokens=True) == "天气天气"
     rest = " <|endoftext|>" * (len(word) + 2)
-    assert tokenizer.decode([*word, eos, *word, unused], published=True) == "天气" + rest
+    assert published_text(tokenizer, [*word, eos, *word, unused]) == "天气" + rest
     with pytest.raises(IndexError):
-        tokenizer.decode([unused], published=True)
+        published_text(tokenizer, [unused])
 
 
 @pytest.mark.parametrize("workers", [None, 1, 3])

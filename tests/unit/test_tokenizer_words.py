@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import hanmo.tokenizers.batching as spreading
 from hanmo.families import OURS, load
 from hanmo.families.eva.export import standalone
-from hanmo.tokenizers.batching import spread
+from hanmo.tokenizers.batching import encode_in_processes
 from hanmo.tokenizers.jieba_exact import WordCutter
 
 logging.getLogger("jieba").setLevel(logging.CRITICAL)
@@ -130,7 +130,7 @@ def test_equally_probable_paths_are_cut_alike(stock: jieba.Tokenizer, extended: 
 def test_a_full_table_is_emptied_and_answers_stay_right(
     stock: jieba.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hanmo.tokenizers.jieba_exact.KEPT", 3)
+    monkeypatch.setattr("hanmo.tokenizers.jieba_exact.CAPACITY", 3)
     cut = WordCutter()
     for text in ("A4纸，B5纸，C++和T恤，3.14和2.72", "你好，A4纸") * 2:
         assert cut(text) == stock.lcut(text)
@@ -166,12 +166,12 @@ def lengths(texts: list[str]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("workers", [None, 1, 2, 5])
-def test_spread_keeps_the_order(workers: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_keep_the_order(workers: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spreading, "_PART", 10)
     monkeypatch.setattr(spreading, "_WORTH_A_PROCESS", 20)
     given = ["a" * size for size in (3, 0, 12, 1, 0, 9, 30)]
-    assert spread(lengths, given, workers) == lengths(given)
-    assert spread(lengths, [], workers) == []
+    assert encode_in_processes(lengths, given, workers) == lengths(given)
+    assert encode_in_processes(lengths, [], workers) == []
 
 
 def test_an_error_in_a_worker_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,4 +181,4 @@ def test_an_error_in_a_worker_is_raised_here(monkeypatch: pytest.MonkeyPatch) ->
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        spread(fail, ["a", "b"], 2)
+        encode_in_processes(fail, ["a", "b"], 2)

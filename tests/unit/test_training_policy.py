@@ -63,8 +63,10 @@ def test_rollouts_carry_the_policys_own_logprobs(name: str, tmp_path: Path) -> N
     """What generation says about its tokens is what the rows of the same ids give, stop token included."""
     opened = tiny(name, tmp_path)
     asked = [question(PromptResponse(text, ""), opened, 32) for text in ("你好吗", "明天去哪里玩", "谢谢")]
-    settings = rollout_settings(SimpleNamespace(generation={"max_new_tokens": 12, "banned_ids": (9,)}), opened, asked)
-    assert {9, *opened.family.never_said} <= set(settings.banned_ids)
+    settings = rollout_settings(
+        SimpleNamespace(generation={"max_new_tokens": 12, "suppressed_ids": (9,)}), opened, asked
+    )
+    assert {9, *opened.family.suppressed_ids} <= set(settings.suppressed_ids)
     settings = replace(settings, seed=3, top_p=0.9)
     replies = OwnEngine(opened, 2)([one.context for one in asked], settings, [Place(number) for number in range(3)])
     from hanmo.training.rl.rollout import Sample
@@ -74,7 +76,7 @@ def test_rollouts_carry_the_policys_own_logprobs(name: str, tmp_path: Path) -> N
     batch = collate(rows, opened.family.padding)
     with torch.no_grad():
         free = scored(opened.network(**batch).logprob, batch["labels"])
-        barred = torch.tensor(settings.banned_ids)
+        barred = torch.tensor(settings.suppressed_ids)
         logprobs = scored(opened.network(**batch, suppressed_ids=barred).logprob, batch["labels"])
     assert all((ours > other).all() for ours, other in zip(logprobs, free, strict=True))  # a choice among fewer ids
     for sample, found in zip(samples, logprobs, strict=True):
@@ -98,13 +100,13 @@ class Forgetful:
     exact = False
 
     def __call__(self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]) -> list[Generation]:
-        return [Generation((settings.banned_ids[0],), (), 0.0, True) for _ in contexts]
+        return [Generation((settings.suppressed_ids[0],), (), 0.0, True) for _ in contexts]
 
 
 def test_a_banned_id_in_a_reply_is_an_error(tmp_path: Path) -> None:
     starts(tmp_path, "pangu")
     with pytest.raises(ConfigError, match=r"said the ids \[9\]"):
-        grpo(small(GrpoConfig, tmp_path, generation={"max_new_tokens": 4, "banned_ids": (9,)}), engine=Forgetful())
+        grpo(small(GrpoConfig, tmp_path, generation={"max_new_tokens": 4, "suppressed_ids": (9,)}), engine=Forgetful())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -239,7 +241,11 @@ class HttpEngine:
 
     def __call__(self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]) -> list[Generation]:
         self.calls += 1
-        chosen = {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed, "banned_ids": settings.banned_ids}
+        chosen = {
+            "max_new_tokens": settings.max_new_tokens,
+            "seed": settings.seed,
+            "suppressed_ids": settings.suppressed_ids,
+        }
         told = {"contexts": [one.ids for one in contexts], "settings": chosen, "places": places}
         asked = json.dumps(told).encode()
         with urlopen(Request(self.address, asked), timeout=60) as answer:

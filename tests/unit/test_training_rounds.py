@@ -105,7 +105,7 @@ def test_a_policy_starts_every_round_where_its_replies_were_drawn(tmp_path: Path
         if engine is not None:
             engine.exact = False
         run = tmp_path / str(exact)
-        generation = {"max_new_tokens": 4, "banned_ids": tuple(range(20, 60))}
+        generation = {"max_new_tokens": 4, "suppressed_ids": tuple(range(20, 60))}
         rounds = 2 if exact else 1  # an engine of its own weights does not learn
         grpo(small(GrpoConfig, tmp_path, out=str(run), rounds=rounds, generation=generation, trainer=settings), engine=engine)  # fmt: skip
         entries = [entry for entry in read_metrics(run / "metrics.jsonl") if "ratio" in entry]

@@ -37,7 +37,7 @@ def test_pair() -> None:
 
 
 def test_closed_row_is_fed_the_stop() -> None:
-    row = family().row([Part((1,), False), Part((2,), True)], closed=True)
+    row = family().row([Part((1,), False), Part((2,), True)], feed_stop=True)
     assert row.inputs["input_ids"].tolist() == [1, 2, STOP]
     assert row.labels.tolist() == [2, STOP, IGNORE]
     assert row.end == 2

@@ -89,7 +89,7 @@ class PairDataset(RowDataset):
 
     def __getitem__(self, place: int) -> Any:
         weight, source = (0.0, 0) if place == DUMMY_ROW else (1.0, place)
-        chosen, rejected = (self.family.row(self.parts(2 * source + side), closed=self.closed) for side in (0, 1))
+        chosen, rejected = (self.family.row(self.parts(2 * source + side), feed_stop=self.closed) for side in (0, 1))
         return place, Pair(chosen, rejected, self._margins[source], weight)
 
     def where(self, place: int) -> str:

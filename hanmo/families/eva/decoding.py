@@ -1,4 +1,4 @@
-"""EVA's score rules: penalties and bans that look at the whole conversation.
+"""EVA's score rules: penalties and suppressed ids that depend on the whole conversation.
 
 Source: the recorded specification of thu-coai/EVA, section 7.1.
 """
@@ -21,23 +21,23 @@ from hanmo.errors import RecordError
 
 logger = logging.getLogger(__name__)
 
-BANNED = -10000.0
-NEVER = -50000.0  # <unk>
+SUPPRESSED = -10000.0  # the score of ids that rules 2 to 4 suppress
+SUPPRESSED_ALWAYS = -50000.0  # of <unk> and settings.suppressed_ids
 # Stands for <sep> where text is compared character by character: <sep> counts as one character.
 SEPARATOR = "\ufdd0"
 PAUSES = ("，", ",", "。")
-AFTER_PAUSE = ("但", "不过")  # never said after a pause
+AFTER_PAUSE = ("但", "不过")  # suppressed after a pause
 
 
 class Vocabulary:
-    """What the rules know of a vocabulary: the text of each token and its antonyms.
+    """The text and the antonyms of each token of a vocabulary.
 
     Args:
         tokens: text of each id, spaces and newlines spelled out.
         ids: id by vocabulary entry, as the vocabulary file has it.
         separator: the token that ends an utterance.
         antonyms: pairs of words, which exclude each other both ways. A word that is no token is left out with a
-            note; the original stops there.
+            warning; the original stops there.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class Vocabulary:
         self.texts[self.stop_id] = SEPARATOR
         self.ids = {**ids, SEPARATOR: self.stop_id}
         self.after_pause = frozenset(ids[word] for word in AFTER_PAUSE if word in ids)
-        self.antonyms = self._opposites(antonyms, ids)
+        self.antonyms = self._antonyms(antonyms, ids)
 
     @classmethod
     def of(cls, tokenizer: Any, antonyms: str | Path | None = None) -> Vocabulary:
-        """The rule book of a tokenizer, with the antonyms of a file if there is one."""
+        """The vocabulary of a tokenizer, with the antonyms of a file if there is one."""
         ids = {token: index for token, index in tokenizer.get_vocab().items() if index < tokenizer.vocab_size}
         tokens = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
         pairs = [] if antonyms is None else read_antonyms(antonyms)
         return cls(tokens, ids, tokenizer.sep_token, tokenizer.unk_token, pairs)
 
-    def _opposites(self, pairs: Iterable[tuple[str, str]], ids: Mapping[str, int]) -> dict[int, frozenset[int]]:
+    def _antonyms(self, pairs: Iterable[tuple[str, str]], ids: Mapping[str, int]) -> dict[int, frozenset[int]]:
         found: dict[int, set[int]] = defaultdict(set)
         missing: set[str] = set()
         for pair in pairs:
@@ -102,95 +102,96 @@ def read_antonyms(path: str | Path) -> list[tuple[str, str]]:
 class EvaLogitsProcessor:
     """The five rules, applied in this order to each row's scores (R, V):
 
-    1. repetition penalty on every id said before (the separator excepted);
+    1. repetition penalty on every id of the conversation so far (except the separator);
     2. no separator before ``min_new_tokens``;
     3. no n-gram of characters twice; no 但 or 不过 after a pause;
-    4. no antonym of a word of the utterance that is being said, or of what came before it up to a separator;
-    5. never ``<unk>``, nor ``banned_ids``.
+    4. no antonym of a token since the last separator;
+    5. never ``<unk>`` nor ``settings.suppressed_ids``.
 
-    ``published``: the antonyms of all rows are banned in every row, as the original does by mistake.
-    Implements families.base.Rules. What depends on the context alone is computed once for each context.
+    A ``families.decoding.LogitsProcessor``. ``published``: the antonyms of all rows are suppressed in every row, as the
+    original does by mistake.
 
     Args:
         settings: generation.settings.Settings.
-        contexts: full_ids ids of each conversation.
+        contexts: the full_ids of each conversation.
     """
 
-    def __init__(self, book: Vocabulary, settings: Any, contexts: Sequence[Sequence[int]]):
-        self._book = book
+    def __init__(self, vocabulary: Vocabulary, settings: Any, contexts: Sequence[Sequence[int]]):
+        self._vocabulary = vocabulary
         self._settings = settings
-        self._contexts = [ConversationState(book, settings.no_repeat_ngram_size, ids) for ids in contexts]
+        self._contexts = [ConversationState(vocabulary, settings.no_repeat_ngram_size, ids) for ids in contexts]
 
     def __call__(self, generated: Sequence[Sequence[int]], sources: Sequence[int], scores_RV: Tensor) -> Tensor:
-        settings, book = self._settings, self._book
+        settings, vocabulary = self._settings, self._vocabulary
         contexts = [self._contexts[source] for source in sources]
         if settings.repetition_penalty != 1:
-            said = [context.ids.union(ids) - {book.stop_id} for context, ids in zip(contexts, generated, strict=True)]
-            _rescore(scores_RV, said, _penalty(settings.repetition_penalty))
-        bans = [context.bans(ids) for context, ids in zip(contexts, generated, strict=True)]
-        for ids, row_bans in zip(generated, bans, strict=True):
+            seen = [one.ids.union(ids) - {vocabulary.stop_id} for one, ids in zip(contexts, generated, strict=True)]
+            _rescore(scores_RV, seen, _penalty(settings.repetition_penalty))
+        suppressed = [context.repetitions(ids) for context, ids in zip(contexts, generated, strict=True)]
+        for ids, row_ids in zip(generated, suppressed, strict=True):
             if len(ids) < settings.min_new_tokens:
-                row_bans.add(book.stop_id)
-        if book.antonyms and settings.rule_files:
-            opposites = [context.opposites(ids) for context, ids in zip(contexts, generated, strict=True)]
+                row_ids.add(vocabulary.stop_id)
+        if vocabulary.antonyms and settings.rule_files:
+            antonyms = [context.antonyms(ids) for context, ids in zip(contexts, generated, strict=True)]
             if settings.published:
-                opposites = [set().union(*opposites)] * len(bans)
-            bans = [one | other for one, other in zip(bans, opposites, strict=True)]
-        _rescore(scores_RV, bans, _constant(BANNED))
-        scores_RV[:, [book.unknown_id, *settings.banned_ids]] = NEVER
+                antonyms = [set().union(*antonyms)] * len(suppressed)
+            suppressed = [one | other for one, other in zip(suppressed, antonyms, strict=True)]
+        _rescore(scores_RV, suppressed, _constant(SUPPRESSED))
+        scores_RV[:, [vocabulary.unknown_id, *settings.suppressed_ids]] = SUPPRESSED_ALWAYS
         return scores_RV
 
 
 class ConversationState:
-    """A conversation as the rules see it; the generated part is given anew with every call."""
+    """The rules' view of a context, computed once; every call is given the ids generated so far."""
 
-    def __init__(self, book: Vocabulary, size: int, ids: Sequence[int]):
+    def __init__(self, vocabulary: Vocabulary, size: int, ids: Sequence[int]):
         self.ids = frozenset(ids)
-        self._book = book
+        self._vocabulary = vocabulary
         self._size = size
-        self._text = "".join(map(book.texts.__getitem__, ids))
-        # An n-gram that is a token by itself is banned for good.
+        self._text = "".join(map(vocabulary.texts.__getitem__, ids))
+        # An n-gram that is a token by itself is suppressed for good.
         self._whole = self._tokens_in(self._text)
-        last = len(ids) - list(ids)[::-1].index(book.stop_id) if book.stop_id in ids else 0
-        self._open_opposites = self._opposites_of(ids[last:])
+        self._open_antonyms = self._antonyms_of(self._since_separator(ids))
 
-    def bans(self, generated: Sequence[int]) -> set[int]:
-        """Ids that would complete an n-gram of characters that has occurred, by rule 3."""
-        size, ids_of = self._size, self._book.ids
+    def repetitions(self, generated: Sequence[int]) -> set[int]:
+        """Ids that would complete an n-gram of characters that has occurred, and those after a pause: rule 3."""
+        size, ids_of = self._size, self._vocabulary.ids
         if not size:
             return set()
-        new = "".join(map(self._book.texts.__getitem__, generated))
+        new = "".join(map(self._vocabulary.texts.__getitem__, generated))
         text = self._text + new
-        banned = self._whole | self._tokens_in(text[max(0, len(self._text) - size + 1) :])
+        found = self._whole | self._tokens_in(text[max(0, len(self._text) - size + 1) :])
         for known in range(1, min(size, len(text) + 1)):
             opening = text[-known:]
             start = text.find(opening)
             while 0 <= start <= len(text) - size:
                 rest = text[start + known : start + size]
                 if rest in ids_of:
-                    banned.add(ids_of[rest])
+                    found.add(ids_of[rest])
                 start = text.find(opening, start + 1)
         if text.endswith(PAUSES):
-            banned |= self._book.after_pause
-        return banned
+            found |= self._vocabulary.after_pause
+        return found
 
-    def opposites(self, generated: Sequence[int]) -> set[int]:
-        """Antonyms of the tokens since the last separator, by rule 4."""
-        if self._book.stop_id in generated:
-            last = len(generated) - list(generated)[::-1].index(self._book.stop_id)
-            return self._opposites_of(generated[last:])
-        return self._open_opposites | self._opposites_of(generated)
+    def antonyms(self, generated: Sequence[int]) -> set[int]:
+        """Antonyms of the tokens since the last separator: rule 4."""
+        found = self._antonyms_of(self._since_separator(generated))
+        return found if self._vocabulary.stop_id in generated else found | self._open_antonyms
+
+    def _since_separator(self, ids: Sequence[int]) -> Sequence[int]:
+        stop_id = self._vocabulary.stop_id
+        return ids[len(ids) - list(ids)[::-1].index(stop_id) :] if stop_id in ids else ids
 
     def _tokens_in(self, text: str) -> set[int]:
         """Ids of the n-grams of a text that are tokens."""
-        size, ids_of = self._size, self._book.ids
+        size, ids_of = self._size, self._vocabulary.ids
         if not size:
             return set()
         grams = (text[start : start + size] for start in range(len(text) - size + 1))
         return {ids_of[gram] for gram in grams if gram in ids_of}
 
-    def _opposites_of(self, ids: Iterable[int]) -> set[int]:
-        antonyms = self._book.antonyms
+    def _antonyms_of(self, ids: Iterable[int]) -> set[int]:
+        antonyms = self._vocabulary.antonyms
         return set().union(*(antonyms[index] for index in ids if index in antonyms))
 
 

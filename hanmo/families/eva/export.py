@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, T5Config
 
+from hanmo import tokenizers
 from hanmo.families.eva import original_format, tokenization
 from hanmo.families.eva.modeling import EvaConfig
 from hanmo.families.eva.tokenization import EvaTokenizer
@@ -22,6 +23,7 @@ from hanmo.files import json_text
 
 MAX_DISTANCE = 128  # of the relative positions; fixed in EVA, a setting in T5
 
+_FUTURE = "from __future__ import annotations\n"
 _README = """# {name}: EVA as T5
 
     from transformers import AutoTokenizer, T5ForConditionalGeneration
@@ -35,13 +37,20 @@ Of several turns, each ends with `<sep>` and the last with `<sep><s_0>`. EVA's s
 
 
 def standalone(path: Path) -> str:
-    """The text of a module with the texts of the modules of hanmo it imports in place of the imports."""
+    """The text of a module, with the modules of ``hanmo.tokenizers`` that it uses in place of their imports."""
+    inlined: set[str] = set()
 
-    def inlined(match: re.Match[str]) -> str:
-        text = path.parent.parent.joinpath(f"{match[1]}.py").read_text(encoding="utf-8")
-        return text.replace("from __future__ import annotations\n", "")
+    def inline(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in inlined:
+            return ""
+        inlined.add(name)
+        return read(Path(tokenizers.__file__).with_name(f"{name}.py")).replace(_FUTURE, "")
 
-    return re.sub(r"from hanmo\.families\.(\w+) import .*\n", inlined, path.read_text(encoding="utf-8"))
+    def read(file: Path) -> str:
+        return re.sub(r"from hanmo\.tokenizers\.(\w+) import .*\n", inline, file.read_text(encoding="utf-8"))
+
+    return read(path)
 
 
 def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:

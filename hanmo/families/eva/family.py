@@ -1,13 +1,13 @@
-"""EVA at work: dialogues as encoder contexts and decoder targets.
+"""How dialogues become EVA's encoder contexts and decoder targets.
 
 Every turn of a context ends with ``<sep>`` and the encoder's input with ``<s_0>``, which also starts the decoder.
-In ids that stand for both, ``<s_0>`` divides them: what follows it opens the reply. No text encodes to ``<s_0>``.
+Context ids may hold a ``<s_0>``: the ids after it are the given beginning of the reply. No text encodes to ``<s_0>``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from random import Random
 from types import ModuleType
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import Export, Family, Rules, SearchConventions
+from hanmo.families.base import Export, Family
+from hanmo.families.decoding import LogitsProcessor, SearchConventions
 from hanmo.families.eva import original_format
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.stops import Stop
 from hanmo.nn.causal import example_numbers
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
-from hanmo.rows import IGNORE, Context, Part, Prompt, Row
+from hanmo.rows import IGNORE, Context, Part, Prompt, Row, token_inputs
 
 if TYPE_CHECKING:
     from hanmo.families.eva.decoding import Vocabulary
@@ -33,17 +34,17 @@ CHAT_TURNS = 8  # utterances that a chat looks back at
 
 @dataclass
 class EvaFamily(Family):
-    """EVA 1.0 and 2.0. Text without turns is nothing it can learn from; a system text counts as the first turn."""
+    """EVA 1.0 and 2.0. It learns from turns alone; a system text counts as the first turn."""
 
     name = "eva"
     config_class = EvaConfig
     network_class = EvaModel
     tokenizer_class = EvaTokenizer
     original_format: ClassVar[ModuleType] = original_format
-    # All beams start equal, so that the search meets ties which hang on rounding (specification, 7.4).
-    published_decoding = SearchConventions(
+    # All beams start equal, so that the search meets ties that rounding decides (specification, 7.4).
+    published_conventions = SearchConventions(
         first_beam_only=False,
-        length="words",
+        length="without_stop",
         lookahead=0,
         stop_is_open=True,
         tie=1e-5,
@@ -52,7 +53,7 @@ class EvaFamily(Family):
         cut=-10000.0,
     )
     chat_limit = 128
-    rule_files: ClassVar[dict[str, str]] = {"antonyms": "antonym/antonym.txt"}
+    asset_files: ClassVar[dict[str, str]] = {"antonyms": "antonym/antonym.txt"}
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "wi_0", "wi_1", "wo")
     packs = True
 
@@ -75,10 +76,10 @@ class EvaFamily(Family):
         Turns are taken from the last backwards as long as they fit; a record of which no turn or not all of the
         target fits makes no row. The only turn of a dialogue is a context whose target is two ``<unk>``, as published.
         """
-        record = _said(record)
+        record = _with_turns(record)
         turns, opening = self._turns(record), self._opening(record)
         if isinstance(record, PromptResponse):
-            target = self._encode(record.response)
+            target = self.encode(record.response)
         else:
             target = turns.pop() if len(turns) > 1 else [self.tokenizer.unk_token_id] * 2
         context: list[int] = []
@@ -90,7 +91,7 @@ class EvaFamily(Family):
             return []
         return [[Part(self._given(context, opening), False), Part(tuple(target), True)]]
 
-    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
+    def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
         """The unscored parts at the beginning are the context (and what follows ``<s_0>`` in them opens the reply).
 
         Weights sum to 1 over a row: the published loss is the mean over samples of the mean over a sample's tokens.
@@ -104,46 +105,26 @@ class EvaFamily(Family):
             decoder += part.ids
             labels += part.ids if part.scored else [IGNORE] * len(part.ids)
         labels.append(self.tokenizer.sep_token_id if stop and parts[-1].scored else IGNORE)
-        if closed:
+        if feed_stop:
             decoder.append(self.tokenizer.sep_token_id)
             labels.append(IGNORE)
-        input_ids = torch.tensor([*context, self.tokenizer.bos_token_id])
-        labels_A = torch.tensor(labels)
-        scored_A = (labels_A != IGNORE).float()
-        return Row(
-            inputs={
-                "input_ids": input_ids,
-                "attention_mask": torch.ones_like(input_ids),
-                "decoder_input_ids": torch.tensor(decoder),
-            },
-            labels=labels_A,
-            weights=scored_A / scored_A.sum().clamp_min(1),
-            end=len(decoder) - 1,
-        )
+        inputs = token_inputs([*context, self.tokenizer.bos_token_id]) | {"decoder_input_ids": torch.tensor(decoder)}
+        row = Row.of(inputs, labels)
+        return replace(row, weights=row.weights / row.weights.sum().clamp_min(1))
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
         """The context for the encoder; the decoder starts from ``<s_0>`` and what opens the reply."""
         context, opening = self._split(context_ids)
-        input_ids = torch.tensor([*context, self.tokenizer.bos_token_id])
-        decoder_input_ids = torch.tensor([self.tokenizer.bos_token_id, *opening])
-        return Prompt(
-            inputs={
-                "input_ids": input_ids,
-                "attention_mask": torch.ones_like(input_ids),
-                "decoder_input_ids": decoder_input_ids,
-                "decoder_attention_mask": torch.ones_like(decoder_input_ids),
-            },
-            start=torch.tensor([len(decoder_input_ids)]),
-            step=torch.tensor([1]),
-            stop_ids=self.stop_ids,
-        )
+        start = self.tokenizer.bos_token_id
+        inputs = token_inputs([*context, start]) | token_inputs([start, *opening], "decoder_")
+        return Prompt(inputs, torch.tensor([1 + len(opening)]), torch.tensor([1]), self.stop_ids)
 
     def context(self, record: Record, limit: int) -> Context:
         """The conversation so far: of its last 8 turns, from the newest backwards, every one that still fits.
 
         As published, a turn that does not fit is left out and older ones may still enter.
         """
-        record = _said(record)
+        record = _with_turns(record)
         turns, opening = [[*turn, self.tokenizer.sep_token_id] for turn in self._turns(record)], self._opening(record)
         seen: list[int] = []
         for turn in reversed(turns[-CHAT_TURNS:]):
@@ -154,15 +135,15 @@ class EvaFamily(Family):
 
     def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
         """What stands before the gap is a turn, the option and what follows it are the reply."""
-        context = Part((*self._encode(before), self.tokenizer.sep_token_id), False)
-        return [[context, Part(tuple(self._encode(option + after)), True)] for option in options]
+        context = Part((*self.encode(before), self.tokenizer.sep_token_id), False)
+        return [[context, Part(tuple(self.encode(option + after)), True)] for option in options]
 
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
         """EVA's pretraining is fine-tuning on more dialogues: there is no objective for running text."""
         raise UnsupportedError(_NO_TEXT)
 
     def pack(self, rows: Sequence[Row]) -> Row:
-        """Contexts end to end and replies end to end; in both masks stands the number of the example, from 1 on."""
+        """Concatenated contexts and concatenated replies; both masks hold the number of the example, from 1 on."""
         contexts, replies = ([row.inputs[name] for row in rows] for name in ("input_ids", "decoder_input_ids"))
         return Row(
             inputs={
@@ -187,18 +168,18 @@ class EvaFamily(Family):
         return Export(t5_tensors(self.config), partial(write_t5, self.config, self.tokenizer))
 
     @property
-    def never_said(self) -> tuple[int, ...]:
-        """The rules ban ``<unk>`` in every context."""
-        return (*super().never_said, self._rule_book.unknown_id)
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """``unused_ids`` and ``<unk>``."""
+        return (*super().suppressed_ids, self._vocabulary.unknown_id)
 
-    def rules(self, settings: Any, contexts: Sequence[Sequence[int]]) -> Rules | None:
-        """EVA's penalties and bans; antonyms are banned where the model has a file of them."""
+    def logits_processor(self, settings: Any, contexts: Sequence[Sequence[int]]) -> LogitsProcessor | None:
+        """EVA's score rules; that of antonyms applies where the model has a file of them."""
         from hanmo.families.eva.decoding import EvaLogitsProcessor
 
-        return EvaLogitsProcessor(self._rule_book, settings, contexts)
+        return EvaLogitsProcessor(self._vocabulary, settings, contexts)
 
     @cached_property
-    def _rule_book(self) -> Vocabulary:
+    def _vocabulary(self) -> Vocabulary:
         from hanmo.families.eva.decoding import Vocabulary
 
         return Vocabulary.of(self.tokenizer, self.assets.get("antonyms"))
@@ -206,18 +187,14 @@ class EvaFamily(Family):
     def _turns(self, record: Dialogue | PromptResponse) -> list[list[int]]:
         """The ids of every turn, without ``<sep>``; of a prompt and response those of the prompt."""
         if isinstance(record, PromptResponse):
-            turns = [self._encode(record.prompt)]
+            turns = [self.encode(record.prompt)]
         else:
-            said = record.ids or (None,) * len(record.turns)
-            pairs = zip(record.turns, said, strict=True)
-            turns = [self._encode(text) if ids is None else list(ids) for text, ids in pairs]
-        return [self._encode(record.system), *turns] if record.system else turns
+            pairs = zip(record.turns, record.ids or (None,) * len(record.turns), strict=True)
+            turns = [self.encode(text) if ids is None else list(ids) for text, ids in pairs]
+        return [self.encode(record.system), *turns] if record.system else turns
 
     def _opening(self, record: Dialogue | PromptResponse) -> list[int]:
-        return self._encode(record.prefix) if isinstance(record, PromptResponse) else []
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode_plain(text)
+        return self.encode(record.prefix) if isinstance(record, PromptResponse) else []
 
     def _given(self, context: Sequence[int], opening: Sequence[int]) -> tuple[int, ...]:
         return (*context, self.tokenizer.bos_token_id, *opening) if opening else tuple(context)
@@ -231,7 +208,7 @@ class EvaFamily(Family):
         return ids[:place], ids[place + 1 :]
 
 
-def _said(record: Record) -> Dialogue | PromptResponse:
+def _with_turns(record: Record) -> Dialogue | PromptResponse:
     if isinstance(record, Text):
         raise UnsupportedError(f"{record.where}: {_NO_TEXT}" if record.where else _NO_TEXT)
     return record.best() if isinstance(record, ScoredAnswers) else record

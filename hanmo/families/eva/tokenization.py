@@ -1,21 +1,19 @@
 """EVA's tokenizer: jieba's words, cut up by longest match against the vocabulary. Exact to the original.
 
-Travels with exported models: what it imports of hanmo imports nothing of hanmo, and is put into its text on export.
+Travels with exported models: what it imports of hanmo is put into its text on export.
 Source: the recorded specification of thu-coai/EVA, section 6.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizer
-
-from hanmo.tokenizers.batching import BatchEncodingMixin, compiled
-from hanmo.tokenizers.jieba_exact import Known, WordCutter
+from hanmo.tokenizers.base import PlainTokenizer
+from hanmo.tokenizers.batching import compiled
+from hanmo.tokenizers.jieba_exact import BoundedCache, WordCutter
 
 # Full-width forms that the original folds before it cuts. Only the first table changes where words end.
 _FOLD_IN_WORDS = (("…", "..."), ("＃", "#"), ("％", "%"), ("＆", "&"), ("＋", "+"), ("－", "-"), ("＿", "_"))
@@ -24,7 +22,6 @@ _FOLD = str.maketrans(
     '!?""""""$\'\'\'\'()*,/:;<=>@[\\]^`{|}~\u2582\u2583',
 )
 _LONGEST_WORD = 200  # characters; longer words become one <unk>
-_SENTINELS = 187  # how many sentinels the original counts on
 
 
 def _folded(text: str) -> str:
@@ -34,7 +31,7 @@ def _folded(text: str) -> str:
     return text
 
 
-class EvaTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
+class EvaTokenizer(PlainTokenizer):
     """EVA's tokenizer. A single text is followed by ``<sep>``; a pair is A ``<sep>`` B ``<s_0>``.
 
     Special tokens typed into a text are cut up like any other text and never become special.
@@ -47,7 +44,6 @@ class EvaTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
     """
 
     vocab_files_names = {"vocab_file": "vocab.txt"}
-    model_input_names = ["input_ids", "attention_mask"]
 
     def __init__(
         self,
@@ -69,7 +65,7 @@ class EvaTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
         self._unk_id = self._ids[str(unk_token)]
         self._spelled = [token.replace("\u2582", " ").replace("\u2583", "\n") for token in self._tokens]
         self._cut = WordCutter()
-        self._known = Known(self._match)
+        self._words = BoundedCache(self._match)
         kwargs["split_special_tokens"] = True
         super().__init__(
             unk_token=unk_token,
@@ -85,37 +81,16 @@ class EvaTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
         """Number of lines of the vocabulary file."""
         return len(self._tokens)
 
-    @property
-    def eod_token_id(self) -> int:
-        """End of document."""
-        return self._ids["<eod>"]
-
-    @property
-    def sentinel_ids(self) -> list[int]:
-        """Ids of ``<s_0>``, ``<s_1>`` … that the vocabulary has, of the 187 that the original counts on."""
-        names = (f"<s_{number}>" for number in range(_SENTINELS))
-        return [self._ids[name] for name in names if name in self._ids]
-
     def get_vocab(self) -> dict[str, int]:
         return {**self._ids, **self._added_tokens_encoder}
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text and nothing else; empty for an empty text."""
-        return list(chain.from_iterable(map(self._known.__getitem__, self._cut(_folded(text)))))
-
-    def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
-        self._cut("")  # reads the dictionary before the workers start, so that they share it
-        return super().encode_batch(texts, workers)
+        return list(chain.from_iterable(map(self._words.__getitem__, self._cut(_folded(text)))))
 
     def _kernel(self) -> Any:
         folds = (*_FOLD_IN_WORDS, *((chr(wide), chr(narrow)) for wide, narrow in _FOLD.items()))
-        return compiled("words", tuple(self._tokens), self._unk_id, _LONGEST_WORD, folds)
-
-    def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
-        """As in transformers; a text without special tokens takes the short way."""
-        if not add_special_tokens and text_pair is None and not kwargs and isinstance(text, str):
-            return self.encode_plain(text)
-        return super().encode(text, text_pair, add_special_tokens=add_special_tokens, **kwargs)
+        return compiled("jieba_words", tuple(self._tokens), self._unk_id, _LONGEST_WORD, folds)
 
     def _match(self, word: str) -> list[int]:
         """Ids of a word: the longest token from the left, again and again; one step on where none fits."""
@@ -157,18 +132,5 @@ class EvaTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
         first = [*token_ids_0, self.sep_token_id]
         return first if token_ids_1 is None else [*first, *token_ids_1, self.bos_token_id]
 
-    def get_special_tokens_mask(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        if already_has_special_tokens:
-            return super().get_special_tokens_mask(token_ids_0, token_ids_1, True)
-        first = [0] * len(token_ids_0) + [1]
-        return first if token_ids_1 is None else [*first, *([0] * len(token_ids_1)), 1]
-
-    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        name = (f"{filename_prefix}-" if filename_prefix else "") + self.vocab_files_names["vocab_file"]
-        target = Path(save_directory) / name
-        beside = target.with_name(f"{name}.{os.getpid()}.tmp")
-        beside.write_text("".join(f"{token}\n" for token in self._tokens), encoding="utf-8", newline="\n")
-        beside.replace(target)
-        return (str(target),)
+    def vocabulary_bytes(self) -> bytes:
+        return "".join(f"{token}\n" for token in self._tokens).encode("utf-8")

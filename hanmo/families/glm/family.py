@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.base import TRANSFORMERS_4_31, Family, as_pair
+from hanmo.families.base import Family, as_pair
+from hanmo.families.decoding import TRANSFORMERS_4_31
 from hanmo.families.glm import original_format
 from hanmo.families.glm.modeling import GlmConfig, GlmModel
 from hanmo.families.glm.pretraining import draw_document, draw_objective, draw_sentences, draw_spans
@@ -21,7 +22,7 @@ from hanmo.families.glm.tokenization import GlmTokenizer
 from hanmo.families.stops import CONFIG, Stop, collect
 from hanmo.nn.causal import causal_pack
 from hanmo.records import Dialogue, Record, Text
-from hanmo.rows import IGNORE, Context, Part, Prompt, Row
+from hanmo.rows import IGNORE, Context, Part, Prompt, Row, token_inputs
 
 SENTENCE_MARKS = tuple("。！？；!?;")
 MASK, GMASK = "[MASK]", "[gMASK]"
@@ -38,7 +39,7 @@ class GlmFamily(Family):
     original_format: ClassVar[ModuleType] = original_format
     vocab_padded_to = 128
     packs = True
-    published_decoding = TRANSFORMERS_4_31
+    published_conventions = TRANSFORMERS_4_31
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
     blank = MASK
     objectives: ClassVar[dict[str, float]] = {"spans": 0.5, "sentences": 0.2, "document": 0.3}
@@ -51,10 +52,8 @@ class GlmFamily(Family):
             shared = self.config.mask_token_ids[2] == self.config.eop_token_id  # the 10B original's [gMASK]
             names = ("[MASK]", "[sMASK]", "<|endofpiece|>" if shared else GMASK)
             self.config.mask_token_ids = [self._id(name) for name in names]
-            self.config.sop_token_id, self.config.eop_token_id = (
-                self._id("<|startofpiece|>"),
-                self._id("<|endofpiece|>"),
-            )
+            self.config.sop_token_id = self._id("<|startofpiece|>")
+            self.config.eop_token_id = self._id("<|endofpiece|>")
             self.config.pad_token_id = self.config.eos_token_id = self._id("<|endoftext|>")
 
     @cached_property
@@ -66,11 +65,11 @@ class GlmFamily(Family):
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return []
         if isinstance(record, Text):
-            answer = self._ids(record.text)
+            answer = self.encode(record.text)
             source = self._source("", GMASK)
         else:
             pair = as_pair(record)
-            answer = self._ids(pair.response)
+            answer = self.encode(pair.response)
             source = self._source(pair.prompt, pair.prefix + MASK)
         cut, whole = 0, len(answer)
         while len(source) - cut + len(answer) + 1 > limit and answer:
@@ -86,33 +85,11 @@ class GlmFamily(Family):
             parts.append(Part((), False))  # the text goes on: no stop token follows what is seen of it
         return [parts]
 
-    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
+    def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
         """Unscored parts are the context; every scored part answers the next mask token of it."""
         context = [token for part in parts if not part.scored for token in part.ids]
         answers = [list(part.ids) for part in parts if part.scored]
-        ids, labels = list(context), [IGNORE] * len(context)
-        outline = list(context)  # without the answers' own ids: a policy may say <sop> in the middle of one
-        for number, answer in enumerate(answers):
-            ends = (stop and parts[-1].scored) or number + 1 < len(answers)
-            fed = [self.config.sop_token_id, *answer]
-            labels += [*answer, self.config.eop_token_id if ends else IGNORE]
-            if closed and number + 1 == len(answers):
-                fed.append(self.config.eop_token_id)
-                labels.append(IGNORE)
-            ids += fed
-            outline += [fed[0], *[-1] * (len(fed) - 1)]
-        labels_A = torch.tensor(labels)
-        return Row(
-            inputs={
-                "input_ids": torch.tensor(ids),
-                "attention_mask": torch.ones(len(ids), dtype=torch.long),
-                "position_ids": self._positions(outline),
-                "prefix": torch.tensor(len(context)),
-            },
-            labels=labels_A,
-            weights=(labels_A != IGNORE).float(),
-            end=len(ids) - 1,
-        )
+        return self._filled(context, answers, None, stop and parts[-1].scored, feed_stop)
 
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
         """Blank filling on the scored ids: ``[CLS] … <eos>`` with mask tokens, then every span after ``<sop>``.
@@ -142,36 +119,46 @@ class GlmFamily(Family):
                 f"cut documents shorter: limit={highest - 1}"
             )
         order = rng.sample(range(len(spans)), len(spans))
-        return self._filled(context, [(places[number], ids[slice(*spans[number])]) for number in order])
+        return self._filled(
+            context, [ids[slice(*spans[number])] for number in order], [places[number] for number in order]
+        )
 
     def pack(self, rows: Sequence[Row]) -> Row:
-        """Rows end to end with the positions they have alone; ``prefix`` (T,): where the context of a token's row ends."""
+        """Concatenated rows with the positions they have alone; ``prefix`` (T,): the end of the context of a token's row."""
         packed = causal_pack(rows)
         ends, before = [], 0
         for row in rows:
-            length = len(row.labels)
-            ends.append((before + row.inputs["prefix"]).expand(length))
-            before += length
+            ends.append((before + row.inputs["prefix"]).expand(len(row.labels)))
+            before += len(row.labels)
         positions_PT = torch.cat([row.inputs["position_ids"] for row in rows], dim=1)
         return replace(packed, inputs={**packed.inputs, "position_ids": positions_PT, "prefix": torch.cat(ends)})
 
-    def _filled(self, context: list[int], answers: Sequence[tuple[int, list[int]]]) -> Row:
-        """A row from answers and the places of their mask tokens, in the order in which they are predicted."""
+    def _filled(
+        self,
+        context: list[int],
+        answers: Sequence[list[int]],
+        places: Sequence[int] | None,
+        stop: bool = True,
+        feed_stop: bool = False,
+    ) -> Row:
+        """A row of a context and answers, in the order in which they are predicted.
+
+        Args:
+            places: of the answers' mask tokens; None: those of the context that have no answer yet, in order.
+            stop, feed_stop: of the last answer, as in ``row``.
+        """
+        sop, eop = self.config.sop_token_id, self.config.eop_token_id
         ids, labels = list(context), [IGNORE] * len(context)
-        first, second = list(range(len(context))), [0] * len(context)
-        for place, answer in answers:
-            ids += [self.config.sop_token_id, *answer]
-            labels += [*answer, self.config.eop_token_id]
-            first += [place] * (len(answer) + 1)
-            second += range(1, len(answer) + 2)
-        labels_A = torch.tensor(labels)
-        inputs = {
-            "input_ids": torch.tensor(ids),
-            "attention_mask": torch.ones(len(ids), dtype=torch.long),
-            "position_ids": torch.tensor([first, second]),
-            "prefix": torch.tensor(len(context)),
-        }
-        return Row(inputs, labels_A, (labels_A != IGNORE).float(), end=len(ids) - 1)
+        outline = list(context)  # without the answers' own ids, since a policy may generate <sop> inside an answer
+        for number, answer in enumerate(answers, 1):
+            last = number == len(answers)
+            end = [eop] if feed_stop and last else []
+            labels += [*answer, eop if stop or not last else IGNORE, *[IGNORE] * len(end)]
+            ids += [sop, *answer, *end]
+            outline += [sop, *[-1] * (len(answer) + len(end))]
+        positions = self._positions(outline) if places is None else self._positions(outline, len(context), places)
+        inputs = {**token_inputs(ids), "position_ids": positions, "prefix": torch.tensor(len(context))}
+        return Row.of(inputs, labels)
 
     def _sentence_ends(self, ids: Sequence[int]) -> list[int]:
         """One past the last token of every sentence; a piece ends a sentence if it ends with the mark of one."""
@@ -188,8 +175,7 @@ class GlmFamily(Family):
         positions_PT = self._positions(ids)
         return Prompt(
             inputs={
-                "input_ids": torch.tensor(ids),
-                "attention_mask": torch.ones(len(ids), dtype=torch.long),
+                **token_inputs(ids),
                 "position_ids": positions_PT,
                 "prefix": torch.tensor(ids.index(self.config.sop_token_id)),
             },
@@ -214,18 +200,24 @@ class GlmFamily(Family):
     def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
         """``before [MASK] after`` is the context and the option its answer."""
         context = Part(tuple(self._source("", before + MASK + after)), False)
-        return [[context, Part(tuple(self._ids(option)), True)] for option in options]
+        return [[context, Part(tuple(self.encode(option)), True)] for option in options]
 
     def next_blank(self, context_ids: Sequence[int], answer: Sequence[int]) -> tuple[int, ...] | None:
         sop = self.config.sop_token_id
         filled = (*context_ids, sop, *answer)
         return filled if filled.count(sop) < len(self._masks(filled[: filled.index(sop)])) else None
 
-    def _positions(self, ids: Sequence[int]) -> Tensor:
-        """Positions (2, T): 0, 1, … in the context; in the k-th answer the place of the k-th mask token and 1, 2, …"""
+    def _positions(self, ids: Sequence[int], start: int | None = None, places: Sequence[int] | None = None) -> Tensor:
+        """Positions (2, T): 0, 1, … in the context; in the k-th answer the place of its mask token and 1, 2, …
+
+        Args:
+            start: where the answers begin; the first ``<sop>`` if None.
+            places: of the mask tokens; all mask tokens of the context if None.
+        """
         sop = self.config.sop_token_id
-        start = ids.index(sop) if sop in ids else len(ids)
-        masks = self._masks(ids[:start])
+        if start is None:
+            start = ids.index(sop) if sop in ids else len(ids)
+        masks = self._masks(ids[:start]) if places is None else places
         first, second = list(range(start)), [0] * start
         answer = place = -1
         for token in ids[start:]:
@@ -249,9 +241,6 @@ class GlmFamily(Family):
 
     def _id(self, token: str) -> int:
         return int(str(self.tokenizer.convert_tokens_to_ids(token)))
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
 
 
 FAMILY = GlmFamily

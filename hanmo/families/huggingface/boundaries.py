@@ -95,7 +95,7 @@ class TemplateForm:
         first = {"role": "user", "content": f"{system}\n\n{turns[place]['content']}"}
         return [*turns[:place], first, *turns[place + 1 :]]
 
-    def said(self, given: str, prefix: str, answer: str) -> tuple[str, str]:
+    def reply(self, given: str, prefix: str, answer: str) -> tuple[str, str]:
         """The rendered prompt followed by ``prefix`` (the given beginning of the answer), and the rest of the answer."""
         if prefix:
             return given + self.lead + prefix, answer.rstrip() if self.strips else answer

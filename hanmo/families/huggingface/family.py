@@ -18,15 +18,14 @@ from transformers import AutoTokenizer, PretrainedConfig
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
 from hanmo.families.huggingface import original_format
-from hanmo.families.huggingface.boundaries import Message, TemplateForm, behind, plain, separator
+from hanmo.families.huggingface.boundaries import Message, TemplateForm, behind, separator
 from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.families.huggingface.stops import stops_of
 from hanmo.families.huggingface.templates import render_template
 from hanmo.families.huggingface.text import without_blanks
 from hanmo.families.stops import Stop, config_value, has_row
-from hanmo.nn.causal import causal_pack, causal_prompt, causal_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
-from hanmo.rows import IGNORE, Context, Part, Prompt, Row, split_at_difference, stack
+from hanmo.rows import IGNORE, Context, Part, Prompt, Row, split_at_difference, stack, token_inputs
 
 
 class HuggingfaceFamily(Family):
@@ -53,35 +52,22 @@ class HuggingfaceFamily(Family):
             head, tail = self._around
             given = (*head, *tail) or (self.stop_id,) if self.config.is_encoder_decoder else head
             room = limit if self.config.is_encoder_decoder else limit - len(head)
-            return _fitting(given, self._plain(record.text), room)
+            return _fitting(given, self.encode(record.text), room)
         prefix, answer = self._prompt_and_answer(record, limit)
         if not prefix:
             return []
         room = (response_limit or limit) - 1 if self.config.is_encoder_decoder else limit - len(prefix) - 1
         return _fitting(prefix, answer, room)
 
-    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
+    def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
         if not self.config.is_encoder_decoder:
-            return causal_row(parts, self.stop_id, stop, closed)
+            return super().row(parts, stop, feed_stop)
         context = [token for part in parts if not part.scored for token in part.ids]
         answer = [token for part in parts if part.scored for token in part.ids]
-        fed = [self._decoder_start, *answer]
-        labels = [*answer, self.stop_id if stop and parts[-1].scored else IGNORE]
-        if closed:
-            fed.append(self.stop_id)
-            labels.append(IGNORE)
-        labels_A = torch.tensor(labels)
-        return Row(
-            inputs={
-                "input_ids": torch.tensor(context),
-                "attention_mask": torch.ones(len(context), dtype=torch.long),
-                "decoder_input_ids": torch.tensor(fed),
-                "decoder_attention_mask": torch.ones(len(fed), dtype=torch.long),
-            },
-            labels=labels_A,
-            weights=(labels_A != IGNORE).float(),
-            end=len(fed) - 1,
-        )
+        end = [self.stop_id] if feed_stop else []
+        labels = [*answer, self.stop_id if stop and parts[-1].scored else IGNORE, *[IGNORE] * len(end)]
+        decoder = [self._decoder_start, *answer, *end]
+        return Row.of(token_inputs(context) | token_inputs(decoder, "decoder_"), labels)
 
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
         """Next-token prediction; an encoder-decoder reads a piece up to a place drawn at random and goes on from there.
@@ -96,11 +82,8 @@ class HuggingfaceFamily(Family):
         given = Part((*head, *ids[:place], *tail) or (self.stop_id,), False)
         return self.row([given, Part(tuple(ids[place:]), True)], stop=parts[-1].scored)
 
-    def pack(self, rows: Sequence[Row]) -> Row:
-        return causal_pack(rows)
-
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
-        prompt = causal_prompt(context_ids, self.stop_ids)
+        prompt = super().prompt(context_ids)
         if not self.config.is_encoder_decoder:
             return prompt
         inputs = {name: value for name, value in prompt.inputs.items() if name != "position_ids"}
@@ -135,22 +118,13 @@ class HuggingfaceFamily(Family):
         """Plain text, without the chat template; encoder-decoders read what stands before the gap and go on from it."""
         if self.config.is_encoder_decoder:
             context = Part(self.context(Text(before), sys.maxsize).ids, False)
-            return [[context, Part(tuple(self._plain(option + after)), True)] for option in options]
+            return [[context, Part(tuple(self.encode(option + after)), True)] for option in options]
         texts = [self.context(Text(before + option + after), sys.maxsize).ids for option in options]
         return split_at_difference(texts)
 
     @cached_property
     def stops(self) -> tuple[Stop, ...]:
         return stops_of(self.config, self.tokenizer, self.generation)
-
-    @property
-    def stop_id(self) -> int:
-        if not self.stop_ids:
-            raise UnsupportedError(
-                "no token ends a text: neither the chat template nor the tokenizer, config.json or generation_config.json "
-                "names one of the vocabulary; set eos_token in tokenizer_config.json"
-            )
-        return super().stop_id
 
     @cached_property
     def _decoder_start(self) -> int:
@@ -189,13 +163,13 @@ class HuggingfaceFamily(Family):
             return [], []
         prefix = record.prefix if not isinstance(record, Text | Dialogue) else ""
         while True:
-            asked = self._rendered(self._template_form.messages(system, messages[:-1]), ask=True)
-            given, said = self._template_form.said(asked, prefix, messages[-1]["content"])
-            prompt = self._plain(given)
+            opened = self._rendered(self._template_form.messages(system, messages[:-1]), ask=True)
+            given, answer = self._template_form.reply(opened, prefix, messages[-1]["content"])
+            prompt = self.encode(given)
             if limit is None or len(prompt) <= limit or len(messages) <= 2:
                 break
             messages = messages[2:]
-        return (prompt if limit is None or len(prompt) <= limit else []), self._answer(given, said)
+        return (prompt if limit is None or len(prompt) <= limit else []), self._answer(given, answer)
 
     def _plain_pair(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
         """The same without a chat template: a line a turn, or whatever keeps turns apart."""
@@ -207,14 +181,14 @@ class HuggingfaceFamily(Family):
         ids = self._opened(given)
         return ids[-limit:] if limit else ids, self._answer(given, pair.response)
 
-    def _answer(self, given: str, said: str) -> list[int]:
-        """A decoder goes on from what is given; what an encoder-decoder says is a text of its own."""
-        return self._plain(said) if self.config.is_encoder_decoder else behind(self.tokenizer, given, said)
+    def _answer(self, given: str, answer: str) -> list[int]:
+        """A decoder continues the given text; the answer of an encoder-decoder is a text of its own."""
+        return self.encode(answer) if self.config.is_encoder_decoder else behind(self.tokenizer, given, answer)
 
     def _opened(self, text: str) -> list[int]:
         """A text as the model reads it; what a tokenizer puts behind it is no place for a decoder to go on from."""
         head, tail = self._around
-        return [*head, *self._plain(text), *(tail if self.config.is_encoder_decoder else ())]
+        return [*head, *self.encode(text), *(tail if self.config.is_encoder_decoder else ())]
 
     @cached_property
     def _separator(self) -> str:
@@ -224,21 +198,15 @@ class HuggingfaceFamily(Family):
     def _template_form(self) -> TemplateForm:
         return TemplateForm.of(self._rendered)
 
-    def _template(self, messages: list[Message], ask: bool = False) -> list[int]:
-        return self._plain(self._rendered(messages, ask))
-
     def _rendered(self, messages: list[Message], ask: bool = False) -> str:
         return render_template(self.tokenizer, messages, ask)
 
     @property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the tokenizer puts before and behind a text."""
-        whole, plain = self.tokenizer.encode("一"), self._plain("一")
+        whole, plain = self.tokenizer.encode("一"), self.encode("一")
         start = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
         return tuple(whole[:start]), tuple(whole[start + len(plain) :])
-
-    def _plain(self, text: str) -> list[int]:
-        return plain(self.tokenizer, text)
 
 
 def _fitting(given: Sequence[int], ids: list[int], room: int) -> list[list[Part]]:

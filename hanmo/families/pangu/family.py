@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import ClassVar
 
-from hanmo.families.base import TRANSFORMERS_4_31, Family, as_pair
+from hanmo.families.base import Family, as_pair
+from hanmo.families.decoding import TRANSFORMERS_4_31
 from hanmo.families.pangu import original_format
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
 from hanmo.families.pangu.tokenization import PanguTokenizer
 from hanmo.families.stops import CONFIG, Stop, collect
-from hanmo.nn.causal import causal_pack, causal_prompt, causal_row
 from hanmo.records import Dialogue, Record, Text
-from hanmo.rows import Context, Part, Prompt, Row
+from hanmo.rows import Context, Part, common_length
 
 
 class PanguFamily(Family):
@@ -25,13 +24,13 @@ class PanguFamily(Family):
     original_format: ClassVar[ModuleType] = original_format
     packs = True
     vocab_padded_to = 128
-    published_decoding = TRANSFORMERS_4_31
+    published_conventions = TRANSFORMERS_4_31
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         bos, sep = self.tokenizer.bos_token_id, self.tokenizer.sep_token_id
         if isinstance(record, Text):
-            ids = self._ids(record.text)
+            ids = self.encode(record.text)
             seen = [Part((bos,), False), Part(tuple(ids[: limit - 1]), True)]
             if len(ids) >= limit:
                 seen.append(Part((), False))  # the text goes on: no stop token follows what is seen of it
@@ -39,17 +38,17 @@ class PanguFamily(Family):
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return []
         pair = as_pair(record)
-        prompt, given = self._ids(pair.prompt), self._ids(pair.prefix) if pair.prefix else []
-        answer = self._ids(pair.prefix + pair.response)
+        prompt, given = self.encode(pair.prompt), self.encode(pair.prefix) if pair.prefix else []
+        answer = self.encode(pair.prefix + pair.response)
         # The prefix is given: the ids that it and prefix + response have in common are not scored.
-        common = next((i for i, (a, b) in enumerate(zip(given, answer)) if a != b), min(len(given), len(answer)))  # noqa: B905
-        asked, said = len(prompt), len(answer)
-        while asked + said + 3 > limit and (asked or said):
-            if asked > said:
-                asked -= 1
+        common = common_length(given, answer)
+        kept, answered = len(prompt), len(answer)
+        while kept + answered + 3 > limit and (kept or answered):
+            if kept > answered:
+                kept -= 1
             else:
-                said -= 1
-        prompt, answer = _shown(record, prompt, asked), answer[:said]
+                answered -= 1
+        prompt, answer = _shown(record, prompt, kept), answer[:answered]
         if len(answer) <= common:
             return []
         return [[Part((bos, *prompt, sep, *answer[:common]), False), Part(tuple(answer[common:]), True)]]
@@ -58,36 +57,24 @@ class PanguFamily(Family):
     def stops(self) -> tuple[Stop, ...]:
         return collect([(self.config.eos_token_id, CONFIG)], self.config, self.tokenizer)
 
-    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
-        return causal_row(parts, self.config.eos_token_id, stop, closed)
-
-    def pack(self, rows: Sequence[Row]) -> Row:
-        return causal_pack(rows)
-
-    def prompt(self, context_ids: Sequence[int]) -> Prompt:
-        return causal_prompt(context_ids, self.stop_ids)
-
     def context(self, record: Record, limit: int) -> Context:
-        """Text is continued as it is; a prompt is put as in fine-tuning, and only the prompt is cut: see ``_shown``."""
+        """Text is continued as it is; a prompt has the form of fine-tuning, and only the prompt is cut: see ``_shown``."""
         if isinstance(record, Text):
-            ids = self._ids(record.text)
+            ids = self.encode(record.text)
             return Context(tuple(ids[-limit:]), tuple(ids))
         pair = as_pair(record, waiting=True)
         bos, sep = self.tokenizer.bos_token_id, self.tokenizer.sep_token_id
-        prompt, prefix = self._ids(pair.prompt), self._ids(pair.prefix) if pair.prefix else []
+        prompt, prefix = self.encode(pair.prompt), self.encode(pair.prefix) if pair.prefix else []
         room = max(limit - len(prefix) - 2, 0)
         return Context((bos, *_shown(record, prompt, room), sep, *prefix), (bos, *prompt, sep, *prefix))
 
     def published_length(self, text: str) -> int:
-        """Words, as the original's ``tokenize`` counted."""
+        """Words, as the original's ``tokenize`` counts them."""
         return len(self.tokenizer.segments(text))
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
 
 
 def _shown(record: Record, prompt: list[int], count: int) -> list[int]:
-    """What is seen of a prompt that is too long: its beginning, as published; of a dialogue what was said last."""
+    """``count`` tokens of a prompt: of a dialogue the last ones, else the first, as published."""
     return prompt[max(len(prompt) - count, 0) :] if isinstance(record, Dialogue) else prompt[:count]
 
 

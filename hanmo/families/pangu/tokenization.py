@@ -1,32 +1,25 @@
 """PanGu-α's tokenizer: jieba's words, each cut into pieces by sentencepiece. Exact to the original.
 
-Travels with exported models: what it imports of hanmo imports nothing of hanmo, and is put into its text on export.
+Travels with exported models: what it imports of hanmo is put into its text on export.
 Source: the recorded specification of the PyTorch port of PanGu-α, section "Tokenizer".
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import sentencepiece
-from transformers import PreTrainedTokenizer
-
-from hanmo.tokenizers.batching import BatchEncodingMixin
 from hanmo.tokenizers.jieba_exact import WordCutter
+from hanmo.tokenizers.sentencepiece import SentencePieceTokenizer
 
 _ADDED = ("<s>", "</s>", "<eot>", "<unk>", "<sep>", "<pad>")
-_FURTHER = {"patched": "<>", "stock": ""}
-
-
-# how sentencepiece gets the words that are or hold a space or a newline
+_FURTHER = {"patched": "<>", "stock": ""}  # characters that may be parts of words as well
+# The form in which sentencepiece gets the words that are, or end with, a space or a newline.
 _SPELLED = {" ": "\u2582", "\n": "\u2583", "\r\n": "\r\u2583"}
 
 
-class PanguTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
+class PanguTokenizer(SentencePieceTokenizer):
     """PanGu-α's tokenizer. A single text becomes ``<s>`` A ``<eot>``, a pair ``<s>`` A ``<sep>`` B ``<eot>``.
 
     Args:
@@ -39,7 +32,6 @@ class PanguTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
     """
 
     vocab_files_names = {"vocab_file": "vocab.model"}
-    model_input_names = ["input_ids", "attention_mask"]
     padding_side = "right"
     truncation_side = "right"
 
@@ -56,15 +48,10 @@ class PanguTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
     ) -> None:
         if jieba_mode not in _FURTHER:
             raise ValueError(f"jieba_mode is {jieba_mode!r}; expected one of: {', '.join(_FURTHER)}")
-        self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
-        specials = [str(token) for token in (bos_token, eos_token, unk_token, sep_token, pad_token)]
-        self._specials = {token: self._pieces.piece_to_id(token) for token in specials}
-        if missing := [token for token in specials if self._pieces.id_to_piece(self._specials[token]) != token]:
-            raise ValueError(f"{vocab_file}: not a PanGu vocabulary, it lacks {', '.join(missing)}")
         self.jieba_mode = jieba_mode
         self._cut = WordCutter(_FURTHER[jieba_mode], _ADDED)
-        kwargs["split_special_tokens"] = True
         super().__init__(
+            vocab_file,
             bos_token=bos_token,
             eos_token=eos_token,
             unk_token=unk_token,
@@ -73,22 +60,17 @@ class PanguTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
             jieba_mode=jieba_mode,
             **kwargs,
         )
+        specials = [str(token) for token in (bos_token, eos_token, unk_token, sep_token, pad_token)]
+        self._specials = {token: int(self._pieces.piece_to_id(token)) for token in specials}
+        if missing := [token for token, id_ in self._specials.items() if self._pieces.id_to_piece(id_) != token]:
+            raise ValueError(f"{vocab_file}: not a PanGu vocabulary, it lacks {', '.join(missing)}")
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of sentencepiece pieces."""
-        return int(self._pieces.vocab_size())
-
-    def get_vocab(self) -> dict[str, int]:
-        return {self._pieces.id_to_piece(index): index for index in range(self.vocab_size)} | self._added_tokens_encoder
+    def _kernel(self) -> None:
+        return None  # jieba's words come first
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text and nothing else; empty for an empty text."""
         return self._encode_words([self.segments(text)])[0]
-
-    def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
-        self._cut("")  # reads the dictionary before the workers start, so that they share it
-        return super().encode_batch(texts, workers)
 
     def _encode_part(self, texts: Sequence[str]) -> list[list[int]]:
         return self._encode_words(list(map(self.segments, texts)))
@@ -117,20 +99,8 @@ class PanguTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
             encoded[index] = ids
         return encoded
 
-    def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
-        """As in transformers; a text without special tokens takes the short way."""
-        if not add_special_tokens and text_pair is None and not kwargs and isinstance(text, str):
-            return self.encode_plain(text)
-        return super().encode(text, text_pair, add_special_tokens=add_special_tokens, **kwargs)
-
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return [self._pieces.id_to_piece(index) for index in self.encode_plain(text)]
-
-    def _convert_token_to_id(self, token: str) -> int:
-        return int(self._pieces.piece_to_id(token))
-
-    def _convert_id_to_token(self, index: int) -> str:
-        return str(self._pieces.id_to_piece(index))
 
     def _decode(
         self,
@@ -151,19 +121,3 @@ class PanguTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
     ) -> list[int]:
         second = [] if token_ids_1 is None else [self.sep_token_id, *token_ids_1]
         return [self.bos_token_id, *token_ids_0, *second, self.eos_token_id]
-
-    def get_special_tokens_mask(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        if already_has_special_tokens:
-            return super().get_special_tokens_mask(token_ids_0, token_ids_1, True)
-        second = [] if token_ids_1 is None else [1] + [0] * len(token_ids_1)
-        return [1] + [0] * len(token_ids_0) + second + [1]
-
-    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        name = (f"{filename_prefix}-" if filename_prefix else "") + self.vocab_files_names["vocab_file"]
-        target = Path(save_directory) / name
-        beside = target.with_name(f"{name}.{os.getpid()}.tmp")
-        beside.write_bytes(self._pieces.serialized_model_proto())
-        beside.replace(target)
-        return (str(target),)

@@ -1,6 +1,6 @@
-"""How text becomes rows of Transformer-XL: ``prompt text``, tokenised apart and joined with nothing between them.
+"""How text becomes rows of Transformer-XL: prompt and response, tokenised apart and joined with nothing between them.
 
-The stop token is only ever predicted, never fed, except at the end of a closed row.
+The stop token is predicted and never an input, except at the end of a row with ``feed_stop``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from hanmo.families.transformer_xl import original_format
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
 from hanmo.families.transformer_xl.streams import stream_rows
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
-from hanmo.nn.causal import causal_pack, causal_prompt, causal_row
+from hanmo.nn.causal import causal_pack
 from hanmo.records import Dialogue, Record, Text
-from hanmo.rows import Context, Part, Prompt, Row
+from hanmo.rows import Context, Part, Row, common_length
 
 
 @dataclass
@@ -39,19 +39,19 @@ class TransformerXLFamily(Family):
         self.config.pad_token_id = self.config.eos_token_id = self.tokenizer.eos_token_id
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
-        """Running text is cut into rows; of a prompt the beginning is cut, of a response too long for that the end.
+        """Running text is cut into rows. A prompt loses its beginning, a response that is still too long its end.
 
-        Where a text goes on after a row, an empty part that is not scored follows, so that no stop is learned there.
+        Where a text goes on after a row, an empty unscored part follows, so that no stop is learned there.
         """
         if isinstance(record, Text):
-            return _pieces(self._ids(record.text), limit)
+            return _pieces(self.encode(record.text), limit)
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return []
         pair = as_pair(record)
-        prompt, given = self._ids(pair.prompt), self._ids(pair.prefix)
-        answer = self._ids(pair.prefix + pair.response)
+        prompt, given = self.encode(pair.prompt), self.encode(pair.prefix)
+        answer = self.encode(pair.prefix + pair.response)
         # The prefix is given: the ids that it and prefix + response have in common are not scored.
-        common = next((i for i, (a, b) in enumerate(zip(given, answer)) if a != b), min(len(given), len(answer)))  # noqa: B905
+        common = common_length(given, answer)
         prompt = _last(prompt, max(limit - len(answer), limit // 2))
         whole = len(prompt) + len(answer) <= limit
         answer = answer[: limit - len(prompt)]
@@ -59,9 +59,6 @@ class TransformerXLFamily(Family):
             return []
         parts = [Part((*prompt, *answer[:common]), False), Part(tuple(answer[common:]), True)]
         return [parts if whole else [*parts, Part((), False)]]
-
-    def row(self, parts: Sequence[Part], stop: bool = True, closed: bool = False) -> Row:
-        return causal_row(parts, self.tokenizer.eos_token_id, stop, closed)
 
     def pack(self, rows: Sequence[Row]) -> Row:
         """No token sees further back than to the beginning of its example."""
@@ -73,20 +70,14 @@ class TransformerXLFamily(Family):
     def segments(self, documents: Iterable[Sequence[Part]], length: int) -> list[Row]:
         return stream_rows(documents, length, self.tokenizer.eos_token_id)
 
-    def prompt(self, context_ids: Sequence[int]) -> Prompt:
-        return causal_prompt(context_ids, self.stop_ids)
-
     def context(self, record: Record, limit: int) -> Context:
-        """Text is continued as it is, a prompt answered; of what is too long the end counts."""
+        """The last ``limit`` ids of a text or prompt."""
         if isinstance(record, Text):
-            ids = self._ids(record.text)
+            ids = self.encode(record.text)
         else:
             pair = as_pair(record, waiting=True)
-            ids = [*self._ids(pair.prompt), *self._ids(pair.prefix)]
+            ids = [*self.encode(pair.prompt), *self.encode(pair.prefix)]
         return Context(tuple(_last(ids, limit)), tuple(ids))
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
 
 
 def _last(ids: list[int], count: int) -> list[int]:
@@ -94,9 +85,7 @@ def _last(ids: list[int], count: int) -> list[int]:
 
 
 def _pieces(ids: list[int], limit: int) -> list[list[Part]]:
-    """A text as rows of at most ``limit`` tokens. A row starts with the last token of the one before it, whose
-    successor is still to be predicted.
-    """
+    """A text as rows of at most ``limit`` tokens, each of which starts with the last token of the row before."""
     pieces = []
     for first in range(0, max(len(ids) - 1, 1), max(limit - 1, 1)):
         piece = Part(tuple(ids[first : first + limit]), True)

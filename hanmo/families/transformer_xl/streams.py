@@ -1,4 +1,4 @@
-"""Documents laid end to end and cut into segments: the form in which the memory of one segment serves the next."""
+"""Concatenated documents cut into segments, so that the memory of one segment serves the next."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from hanmo.rows import IGNORE, Part, Row
+from hanmo.rows import IGNORE, Part, Row, token_inputs
 
 
 def stream_rows(documents: Iterable[Sequence[Part]], length: int, stop_id: int) -> list[Row]:
-    """One stream of documents as rows of ``length`` tokens; row i + 1 goes on where row i ends.
+    """One stream of documents as rows of ``length`` tokens; row i + 1 continues row i.
 
-    ``stop_id`` is predicted after the last token of every document and never fed. The input ``reach`` (T,) says how
-    far back each token sees: to the beginning of its document and at most ``length`` - 1 tokens, in or before the
-    row. The last row is filled up with ``stop_id``, unscored; where the stream ends with a row, it is all filling,
-    as published (its loss is 0 here, where the original's is no number).
+    ``stop_id`` is predicted after the last token of every document and never an input. The input ``reach`` (T,) is how
+    many tokens back each token sees, at most ``length`` - 1: to the beginning of its document, in this row or an earlier
+    one. The last row is padded with unscored ``stop_id``; as published, it is all padding where the stream ends with a
+    row (its loss is 0 here, and NaN in the original).
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -28,15 +28,15 @@ def stream_rows(documents: Iterable[Sequence[Part]], length: int, stop_id: int) 
         ids += document
         labels += [*targets[1:], stop_id]
         reach += [min(age, length - 1) for age in range(len(document))]
-    filling = length - len(ids) % length
-    ids += [stop_id] * filling
-    labels += [IGNORE] * filling
-    before = reach[-1] + 1 if filling < length else 0
-    reach += [min(before + age, length - 1) for age in range(filling)]
-    tensors = (torch.tensor(values).split(length) for values in (ids, labels, reach))
-    return [_row(*row) for row in zip(*tensors, strict=True)]
-
-
-def _row(ids_T: torch.Tensor, labels_T: torch.Tensor, reach_T: torch.Tensor) -> Row:
-    inputs = {"input_ids": ids_T, "attention_mask": torch.ones_like(ids_T), "reach": reach_T}
-    return Row(inputs, labels_T, (labels_T != IGNORE).float(), end=len(ids_T) - 1)
+    padding = length - len(ids) % length
+    ids += [stop_id] * padding
+    labels += [IGNORE] * padding
+    before = reach[-1] + 1 if padding < length else 0
+    reach += [min(before + age, length - 1) for age in range(padding)]
+    return [
+        Row.of(
+            {**token_inputs(ids[at : at + length]), "reach": torch.tensor(reach[at : at + length])},
+            labels[at : at + length],
+        )
+        for at in range(0, len(ids), length)
+    ]

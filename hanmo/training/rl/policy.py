@@ -145,7 +145,7 @@ class PolicyTrainer(RowTrainer):
         self.remove_callback(ProgressCallback)
         self.config, self.opened, self.engine, self.rewards, self.questions = config, opened, engine, rewards, questions
         self.settings = rollout_settings(config, opened, questions)
-        barred = self.settings.banned_ids
+        barred = self.settings.suppressed_ids
         self.suppressed_ids = torch.tensor(barred, device=args.device) if barred else None
         self.critic = opened.network.critic
         self.reference = Reference(model, config.reference)
@@ -208,8 +208,8 @@ class PolicyTrainer(RowTrainer):
         asked = [self.questions[order[place.record]] for place in places]
         drawn = replace(self.settings, seed=seed * 1_000_003 + self.round)
         replies = self.engine([one.context for one in asked], drawn, places)
-        if said := {id_ for reply in replies for id_ in reply.ids} & set(drawn.banned_ids):
-            raise ConfigError(f"the engine said the ids {sorted(said)}, which its settings ban (banned_ids)")
+        if said := {id_ for reply in replies for id_ in reply.ids} & set(drawn.suppressed_ids):
+            raise ConfigError(f"the engine said the ids {sorted(said)}, which its settings ban (suppressed_ids)")
         decode = self.opened.family.decode
         return [
             Sample(one.record, one.context, reply, one.text, decode(reply.ids))
@@ -380,13 +380,15 @@ class PolicyTrainer(RowTrainer):
 def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:
     """The decoding settings of rollouts. Of several stop tokens only the one that rows predict may be said.
 
-    ``banned_ids`` are all the ids that can never be drawn. The policy is scored without them, by the distribution that
+    ``suppressed_ids`` are all the ids that can never be drawn. The policy is scored without them, by the distribution that
     its replies are drawn from: scored over the whole vocabulary, every token that is made less likely would feed them,
     and nothing that is said would ever tell.
     """
     chosen = Settings(**{"max_new_tokens": 64, **config.generation})
     others = opened.family.prompt(questions[0].context.ids).stop_ids[1:]
-    return replace(chosen, banned_ids=tuple(sorted({*chosen.banned_ids, *others, *opened.family.never_said})))
+    return replace(
+        chosen, suppressed_ids=tuple(sorted({*chosen.suppressed_ids, *others, *opened.family.suppressed_ids}))
+    )
 
 
 def steps_of_round(config: Any, args: TrainingArguments) -> int:

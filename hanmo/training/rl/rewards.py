@@ -29,7 +29,7 @@ def score_rows(
     network, family = opened.network, opened.family
     if network.value_head is None:
         raise ConfigError(f"{opened.source}: has no value head; train one: hanmo train reward MODEL DATA")
-    made = [family.row(parts, stop=end, closed=end) for parts, end in zip(rows, finished, strict=True)]
+    made = [family.row(parts, stop=end, feed_stop=end) for parts, end in zip(rows, finished, strict=True)]
     order = sorted(range(len(made)), key=lambda place: len(made[place].labels))
     scores = [0.0] * len(made)
     training = network.training

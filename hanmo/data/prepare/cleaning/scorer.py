@@ -96,7 +96,7 @@ class ModelRelevance(Step):
         from hanmo.nn.finite import require_finite
         from hanmo.rows import IGNORE
 
-        rows = [opened.family.row(one, closed=True) for one in parts]
+        rows = [opened.family.row(one, feed_stop=True) for one in parts]
         # Nothing is scored token by token, so that no logits are made.
         rows = [replace(row, labels=torch.full_like(row.labels, IGNORE)) for row in rows]
         found = [

@@ -292,7 +292,7 @@ def answer(opened: OpenedModel, prompt: str) -> str:
             said.append(token)
             position_1P1 = (start.start + (len(said) - 1) * start.step)[None, :, None].to(network.device)
             logits_1qV = network.step(torch.tensor([[token]], device=network.device), position_1P1, state)
-    spelled = [id_ for id_ in said if id_ not in family.spare_ids]  # rows of the embedding that stand for no token
+    spelled = [id_ for id_ in said if id_ not in family.unused_ids]  # rows of the embedding that stand for no token
     return after_answer(family.decode([*start.inputs["input_ids"].tolist(), *spelled]))
 
 

@@ -15,7 +15,7 @@ from tests.places import PARITY, load, needs_parity
 
 pytest.importorskip("numba", reason="numba is not installed (hanmo[data]); the kernels are not used without it")
 from hanmo.tokenizers.kernels import batch, jieba_words
-from tests.unit.test_tokenizer_bulk import agree, at_once  # noqa: F401  (a fixture)
+from tests.unit.test_tokenizer_kernels import agree, at_once  # noqa: F401  (a fixture)
 
 SPECIALS = ["<unk>", "<s>", "", "▃", "<sep>", "<pad>", "▂", "<eod>", "<s_0>"]
 HAN = st.characters(min_codepoint=0x4E00, max_codepoint=0x9FD5)

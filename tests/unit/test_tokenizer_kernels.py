@@ -66,7 +66,7 @@ def _trained(folder: Path, **settings: object) -> str:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return _trained(tmp_path_factory.mktemp("bulk"))
+    return _trained(tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture(autouse=True)

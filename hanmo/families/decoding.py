@@ -1,0 +1,53 @@
+"""What a family tells the decode loop: its conventions of search and its processing of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SearchConventions:
+    """The conventions by which implementations of sampling and beam search differ. The defaults are ours.
+
+    Attributes:
+        first_beam_only: only the first beam is alive before the first step; otherwise all beams start equal.
+        length: the length of a beam. "with_stop": generated ids with the stop token; "without_stop": without it;
+            "with_prompt": the prompt's width and the generated ids without the stop token.
+        lookahead: tokens added to the length in the test whether open beams can still win.
+        stop_is_open: in that test, a beam that has just stopped counts as open.
+        tie: relative difference up to which two scores are equal in that test.
+        temperature_again: sampled beams divide their running scores by the temperature at every step.
+        keeps_finished: finished beam searches stay in the batch, filled with padding.
+        cut: the score of tokens that top-k or top-p leaves out.
+    """
+
+    first_beam_only: bool = True
+    length: Literal["with_stop", "without_stop", "with_prompt"] = "with_stop"
+    lookahead: int = 1
+    stop_is_open: bool = False
+    tie: float = 0.0
+    temperature_again: bool = False
+    keeps_finished: bool = False
+    cut: float = float("-inf")
+
+
+# Beam search up to transformers 4.38, by which the PanGu and GLM ports of 2023 decode.
+TRANSFORMERS_4_31 = SearchConventions(length="with_prompt", stop_is_open=True)
+
+
+class LogitsProcessor(Protocol):
+    """Penalties and suppressed ids that depend on what has been generated.
+
+    Called once per decoding step. Rows are independent of each other unless a published flaw says otherwise.
+
+    Args:
+        generated: the ids generated so far, for each of R rows.
+        sources: for each row the index of the context it continues.
+        scores_RV: fp32; changed in place and returned.
+    """
+
+    def __call__(self, generated: Sequence[Sequence[int]], sources: Sequence[int], scores_RV: Tensor) -> Tensor: ...
