@@ -13,8 +13,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hanmo import families
-from hanmo.checkpoints.files.resumable import Draft, bytes_of, drafting
-from hanmo.checkpoints.files.tensor_files import Progress, Stored, shard_index, shards, write_safetensors, write_torch
+from hanmo.checkpoints.files.resumable import ResumableFolder, bytes_of, resumable_folder
+from hanmo.checkpoints.files.tensor_files import (
+    LazyTensor,
+    Progress,
+    shard_index,
+    shards,
+    write_safetensors,
+    write_torch,
+)
 from hanmo.checkpoints.files.verifying import verify_reading
 from hanmo.checkpoints.generation_config import read_generation, write_generation
 from hanmo.checkpoints.hub import local_folder
@@ -68,9 +75,9 @@ class _Order:
     start: Callable[[int], None]
     progress: Progress
 
-    def draft(self, content: Source) -> contextlib.AbstractContextManager[Draft]:
+    def draft(self, content: Source) -> contextlib.AbstractContextManager[ResumableFolder]:
         files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in content.files]
-        return drafting(self.target, {**self.job, "files": files}, resume=self.resume, verify=self.verify)
+        return resumable_folder(self.target, {**self.job, "files": files}, resume=self.resume, verify=self.verify)
 
 
 def convert(
@@ -219,7 +226,7 @@ def _to_hf(content: Source, order: _Order) -> list[str]:
 
 
 @contextlib.contextmanager
-def _safetensors(tensors: dict[str, Stored], content: Source, order: _Order) -> Iterator[Draft]:
+def _safetensors(tensors: dict[str, LazyTensor], content: Source, order: _Order) -> Iterator[ResumableFolder]:
     """A draft with these weights, sharded by size; the block adds what lies beside."""
     files = shards(tensors, SHARD_BYTES)
     order.start(sum(bytes_of(tensors) for tensors in files.values()))

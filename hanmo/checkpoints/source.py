@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hanmo.checkpoints.files.tensor_files import Stored, in_blocks
+from hanmo.checkpoints.files.tensor_files import LazyTensor, in_blocks
 from hanmo.checkpoints.open import dtype_name, family_of_folder, family_of_ours, keeps_precision
 from hanmo.checkpoints.originals.config_inference import absent_tensors, expected_shapes, infer_config
 from hanmo.checkpoints.originals.locate import Weights, find_weights
@@ -20,7 +20,7 @@ from hanmo.checkpoints.originals.recognise import Original, recognise
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import check_adapter, safe_config
-from hanmo.families.weight_map import Entry, rows_of_a_rank
+from hanmo.families.weight_map import TensorMapping, rows_of_a_rank
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Source:
 
     def stored(
         self, name: str, dtype: torch.dtype | None, cut: int | None = None, rank: int = 0, ranks: int = 1, fill: int = 0
-    ) -> Stored:
+    ) -> LazyTensor:
         """One of our tensors, or one rank's piece of it, in the dtype to write.
 
         Args:
-            fill: see ``Entry.vocabulary``.
+            fill: see ``TensorMapping.vocabulary``.
         """
         shape, wanted = list(self.shapes[name]), self.dtype_of(name, dtype)
         start = end = 0
@@ -68,18 +68,20 @@ class Source:
             if fill and end - start < shape[0]:
                 yield torch.zeros(shape[0] - (end - start), *shape[1:], dtype=wanted)
 
-        return Stored(tuple(shape), wanted, blocks)
+        return LazyTensor(tuple(shape), wanted, blocks)
 
-    def scaled(self, name: str, dtype: torch.dtype, by: float) -> Stored:
+    def scaled(self, name: str, dtype: torch.dtype, by: float) -> LazyTensor:
         """One of our tensors, multiplied in fp32; only the result is rounded."""
         whole = self.stored(name, torch.float32)
-        return Stored(whole.shape, dtype, lambda: (_converted(name, block * by, dtype) for block in whole.blocks()))
+        return LazyTensor(whole.shape, dtype, lambda: (_converted(name, block * by, dtype) for block in whole.blocks()))
 
-    def piece(self, entry: Entry, rank: int, ranks: int, dtype: torch.dtype | None) -> Stored:
+    def piece(self, entry: TensorMapping, rank: int, ranks: int, dtype: torch.dtype | None) -> LazyTensor:
         """One rank's piece of a tensor of the original: the pieces of ours that it fuses, one after the other."""
         parts = [self.stored(name, dtype, entry.cut, rank, ranks, entry.vocabulary) for name in entry.ours]
         rows = sum(part.shape[0] for part in parts)
-        return Stored((rows, *parts[0].shape[1:]), parts[0].dtype, lambda: chain(*(part.blocks() for part in parts)))
+        return LazyTensor(
+            (rows, *parts[0].shape[1:]), parts[0].dtype, lambda: chain(*(part.blocks() for part in parts))
+        )
 
     def dtype_of(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
         """As wanted; as stored for whole numbers and where nothing is wanted. Some tensors are never rounded."""

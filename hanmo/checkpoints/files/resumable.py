@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from hanmo.checkpoints.files.tensor_files import HASH, Progress, Stored, content_hash
+from hanmo.checkpoints.files.tensor_files import HASH, LazyTensor, Progress, content_hash
 from hanmo.checkpoints.originals.locate import Weights, find_weights, read_json
 from hanmo.checkpoints.save import INDEX, is_no_weights
 from hanmo.errors import CheckpointError
@@ -28,7 +28,7 @@ from hanmo.locks import holding
 _JOB = "job.json"
 
 
-class Draft:
+class ResumableFolder:
     """The folder being written.
 
     Attributes:
@@ -50,7 +50,7 @@ class Draft:
         write_text(folder / _JOB, json.dumps({"job": job}, indent=2) + "\n")
 
     def write(
-        self, name: str, tensors: dict[str, Stored], write: Callable[[Path, Progress], None], progress: Progress
+        self, name: str, tensors: dict[str, LazyTensor], write: Callable[[Path, Progress], None], progress: Progress
     ) -> None:
         """Write a file of weights, unless an earlier run has finished it, and note its hashes."""
         path = self.folder / name
@@ -78,13 +78,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def bytes_of(tensors: dict[str, Stored]) -> int:
+def bytes_of(tensors: dict[str, LazyTensor]) -> int:
     """Bytes of these tensors in a file: what has several names is stored once."""
     return sum(stored.nbytes for stored in {id(stored): stored for stored in tensors.values()}.values())
 
 
 @contextlib.contextmanager
-def drafting(target: Path, job: dict[str, Any], *, resume: bool, verify: bool) -> Iterator[Draft]:
+def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify: bool) -> Iterator[ResumableFolder]:
     """A draft that becomes ``target`` when the block ends without an error.
 
     After an error the draft is removed; with ``resume`` it is kept, and the next call of the same job continues it. A
@@ -107,7 +107,7 @@ def drafting(target: Path, job: dict[str, Any], *, resume: bool, verify: bool) -
             recover(target)
             _look_at_earlier(folder, job, resume)
             try:
-                yield (draft := Draft(folder, job))
+                yield (draft := ResumableFolder(folder, job))
                 if verify:
                     verify_index(find_weights(folder), from_disk=True)
                 (draft.folder / _JOB).unlink()

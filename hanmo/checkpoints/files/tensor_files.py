@@ -57,7 +57,7 @@ def _new_digest() -> Any:
 
 
 @dataclass(eq=False)
-class Stored:
+class LazyTensor:
     """A tensor that is to be written: known by shape and dtype, read when its turn comes.
 
     Attributes:
@@ -71,7 +71,7 @@ class Stored:
     digest: str = ""
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Stored:
+    def of(cls, tensor: Tensor) -> LazyTensor:
         return cls(tuple(tensor.shape), tensor.dtype, lambda: in_blocks([tensor]))
 
     @property
@@ -107,7 +107,7 @@ def _rows(*views: Tensor) -> int:
 
 
 def content_hash(tensor: Tensor) -> str:
-    """The hash that ``Stored.write`` gives a tensor of these bytes."""
+    """The hash that ``LazyTensor.write`` gives a tensor of these bytes."""
     digest = _new_digest()
     for block in in_blocks([tensor]):
         digest.update(_bytes(block))
@@ -188,7 +188,7 @@ class BackgroundFile:
         return position
 
 
-def write_safetensors(tensors: dict[str, Stored], path: Path, progress: Progress = lambda _: None) -> None:
+def write_safetensors(tensors: dict[str, LazyTensor], path: Path, progress: Progress = lambda _: None) -> None:
     """Write tensors to one safetensors file."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -205,9 +205,9 @@ def write_safetensors(tensors: dict[str, Stored], path: Path, progress: Progress
         file.flush()
 
 
-def shards(tensors: dict[str, Stored], limit: int) -> dict[str, dict[str, Stored]]:
+def shards(tensors: dict[str, LazyTensor], limit: int) -> dict[str, dict[str, LazyTensor]]:
     """The tensors by the safetensors files they go to, in order, each of at most ``limit`` bytes if it can be."""
-    groups: list[dict[str, Stored]] = [{}]
+    groups: list[dict[str, LazyTensor]] = [{}]
     filled = 0
     for name, stored in tensors.items():
         if filled and filled + stored.nbytes > limit:
@@ -222,7 +222,7 @@ def shards(tensors: dict[str, Stored], limit: int) -> dict[str, dict[str, Stored
     }
 
 
-def shard_index(files: dict[str, dict[str, Stored]]) -> str:
+def shard_index(files: dict[str, dict[str, LazyTensor]]) -> str:
     """The text of model.safetensors.index.json for these files."""
     total = sum(stored.nbytes for tensors in files.values() for stored in tensors.values())
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
@@ -232,7 +232,7 @@ def shard_index(files: dict[str, dict[str, Stored]]) -> str:
 class _Storage:
     """Stands for the bytes of a tensor in the pickle."""
 
-    def __init__(self, stored: Stored, key: str):
+    def __init__(self, stored: LazyTensor, key: str):
         self.stored, self.key = stored, key
 
 
@@ -245,8 +245,8 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            value = Stored.of(value)
-        if not isinstance(value, Stored):
+            value = LazyTensor.of(value)
+        if not isinstance(value, LazyTensor):
             return NotImplemented
         storage = _Storage(value, str(len(self.storages)))
         self.storages.append(storage)
@@ -262,7 +262,7 @@ class _Pickler(pickle.Pickler):
 
 
 def write_torch(content: Any, path: Path, progress: Progress = lambda _: None) -> None:
-    """Write what ``torch.load`` reads: ``content`` may hold tensors and ``Stored`` ones; each is written once."""
+    """Write what ``torch.load`` reads: ``content`` may hold tensors and ``LazyTensor`` ones; each is written once."""
     pickled = BytesIO()
     pickler = _Pickler(pickled)
     pickler.dump(content)

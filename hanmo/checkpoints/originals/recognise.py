@@ -21,7 +21,7 @@ from hanmo.checkpoints.originals.locate import ROWS, Weights
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import own_code
-from hanmo.families.weight_map import Entry, Layout, expand
+from hanmo.families.weight_map import Layout, TensorMapping, expand
 
 
 def merge(pieces: Sequence[Tensor], parts: int, cut: int | None) -> list[Tensor]:
@@ -68,7 +68,7 @@ class Original:
     layout: Layout
     prefix: str
     counts: SimpleNamespace
-    entries: list[Entry]
+    entries: list[TensorMapping]
     weights: Weights
     missing: list[str]
     unexpected: list[str]
@@ -98,7 +98,7 @@ class Original:
     def _vocabulary(self) -> set[str]:
         return {name for entry in self.entries if entry.vocabulary for name in (entry.theirs, *entry.copies)}
 
-    def present(self) -> Iterator[tuple[Entry, str]]:
+    def present(self) -> Iterator[tuple[TensorMapping, str]]:
         """The entries that the files have, each with the name to read it by: its own, or that of a copy."""
         names = self.weights.ranks[0]
         for entry in self.entries:
@@ -121,7 +121,7 @@ class Original:
         return {ours: self.pieces(name)[0].dtype for entry, name in self.present() for ours in entry.ours}
 
     @functools.cached_property
-    def _sources(self) -> dict[str, tuple[Entry, int, str]]:
+    def _sources(self) -> dict[str, tuple[TensorMapping, int, str]]:
         """For each of our tensors its entry, which part of it it is, and the name to read."""
         return {ours: (entry, part, name) for entry, name in self.present() for part, ours in enumerate(entry.ours)}
 
@@ -180,7 +180,7 @@ class Original:
             raise CheckpointError(f"{self.weights.path} ({self.title}): {'; '.join(problems)}")
 
 
-def _merged(entry: Entry, name: str, pieces: list[Tensor]) -> list[Tensor]:
+def _merged(entry: TensorMapping, name: str, pieces: list[Tensor]) -> list[Tensor]:
     parts = len(entry.ours)
     for piece in pieces:
         if piece.shape[:0] == piece.shape or piece.shape[0] % parts:
@@ -271,7 +271,7 @@ def _fit(family: type[Family], layout: Layout, prefix: str, weights: Weights) ->
     return Original(family, layout, prefix, counts, entries, weights, missing, unexpected, absent)
 
 
-def layer_counts(entries: Sequence[Entry], names: set[str]) -> dict[str, int]:
+def layer_counts(entries: Sequence[TensorMapping], names: set[str]) -> dict[str, int]:
     """How many layers the names have, by the attribute of the configuration that counts them."""
     counts: dict[str, int] = {}
     for entry in entries:
@@ -292,7 +292,7 @@ def some(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def without_optional(entries: Sequence[Entry], absent: Sequence[str]) -> list[Entry]:
+def without_optional(entries: Sequence[TensorMapping], absent: Sequence[str]) -> list[TensorMapping]:
     """The entries without the names that an original lacked, so that the way back writes what was there."""
     result = []
     for entry in entries:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hanmo.checkpoints.files.tensor_files import Stored, write_torch
+from hanmo.checkpoints.files.tensor_files import LazyTensor, write_torch
 from hanmo.checkpoints.originals.locate import (
     NESTED,
     RANK_ARGUMENTS,
@@ -28,7 +28,7 @@ from hanmo.checkpoints.originals.recognise import Original, without_optional
 from hanmo.checkpoints.originals.unpickle import read_pickle
 from hanmo.errors import CheckpointError, UnsupportedError, unknown
 from hanmo.families.base import Family
-from hanmo.families.weight_map import Entry, Layout, expand
+from hanmo.families.weight_map import Layout, TensorMapping, expand
 from hanmo.files import plain_name, read_json
 
 ORIGIN, STATE = "origin.json", "original_state.pt"
@@ -166,7 +166,7 @@ def layout_of(family: type[Family], name: str) -> Layout:
     return layouts[name]
 
 
-def written_entries(layout: Layout, origin: Origin, counts: Any) -> list[Entry]:
+def written_entries(layout: Layout, origin: Origin, counts: Any) -> list[TensorMapping]:
     """The table of what is written: what the origin lacked is left out."""
     return without_optional(expand(layout.entries, counts), origin.absent)
 
@@ -182,7 +182,9 @@ def check_all_have_a_place(layout: Layout, counts: Any, shapes: dict[str, tuple[
         )
 
 
-def check_divides(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], ranks: int, heads: int | None) -> None:
+def check_divides(
+    entries: Sequence[TensorMapping], shapes: dict[str, tuple[int, ...]], ranks: int, heads: int | None
+) -> None:
     """CheckpointError naming the first number that ``ranks`` does not divide; rows of the vocabulary are filled up.
 
     Args:
@@ -202,7 +204,7 @@ def check_divides(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], 
                 )
 
 
-def filled_rows(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], ranks: int) -> int | None:
+def filled_rows(entries: Sequence[TensorMapping], shapes: dict[str, tuple[int, ...]], ranks: int) -> int | None:
     """The rows of the vocabulary, if they are filled up for so many ranks; else None."""
     found = (shapes[entry.ours[0]][0] for entry in entries if entry.vocabulary)
     return next((rows for rows in found if rows % ranks), None)
@@ -213,14 +215,14 @@ class RankFile:
     """A file of an original layout: its name in the folder, its tensors by name, and all that it holds."""
 
     name: str
-    tensors: dict[str, Stored]
+    tensors: dict[str, LazyTensor]
     content: dict[str, Any]
 
 
 def rank_files(
     layout: Layout,
-    entries: Sequence[Entry],
-    piece: Callable[[Entry, int, int], Stored],
+    entries: Sequence[TensorMapping],
+    piece: Callable[[TensorMapping, int, int], LazyTensor],
     origin: Origin,
     ranks: int,
     rows: int | None,
@@ -239,7 +241,7 @@ def rank_files(
             # One tensor under several names is stored once, as in the original's files.
             names = [origin.prefix + name for name in (entry.theirs, *entry.copies)]
             tensors.update(dict.fromkeys(names, piece(entry, rank, ranks)))
-        kept = {id(tensor): Stored.of(tensor) for tensor in origin.strangers.values()}
+        kept = {id(tensor): LazyTensor.of(tensor) for tensor in origin.strangers.values()}
         tensors.update({name: kept[id(tensor)] for name, tensor in origin.strangers.items()})
         if not layout.splits:
             files.append(RankFile("pytorch_model.bin", tensors, tensors))
