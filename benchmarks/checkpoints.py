@@ -29,8 +29,8 @@ from benchmarks.common import Figure, arguments, finish
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.files.tensor_files import BLOCK, LazyTensor, write_torch
 from hanmo.checkpoints.originals.config_inference import expected_shapes
-from hanmo.checkpoints.originals.locate import rank_file
 from hanmo.checkpoints.originals.recognise import merge
+from hanmo.checkpoints.originals.weights import rank_file
 from hanmo.families import load
 from hanmo.families.weight_map import TensorMapping, expand
 from tests.unit.checkpoint_files import tiny_eva
@@ -82,7 +82,13 @@ def plain(source: Path, target: Path, job: SimpleNamespace) -> None:
     files = sorted((source / "1").glob("*.pt"))
     ranks = [torch.load(file, map_location="cpu", weights_only=True)["module"] for file in files]
     entries, _ = table(job.size)
-    whole = {entry: merge([rank[entry.theirs] for rank in ranks], len(entry.ours), entry.cut) for entry in entries}
+    whole = {
+        entry: [
+            merge([rank[entry.theirs] for rank in ranks], len(entry.ours), part, entry.cut)
+            for part in range(len(entry.ours))
+        ]
+        for entry in entries
+    }
     target.mkdir()
     if not job.ranks:
         state = {

@@ -26,11 +26,16 @@ def load(name: str) -> type[Family]:
     return import_module(f"hanmo.families.{name}.family").FAMILY
 
 
+def ours() -> list[type[Family]]:
+    """The families with networks of ours; imports torch."""
+    return [load(name) for name in OURS]
+
+
 def register() -> None:
     """Register our families with the auto classes of transformers; see ``hanmo.register``."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    for family in map(load, OURS):
+    for family in ours():
         config_class = family.config_class
         seq2seq = config_class().is_encoder_decoder
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

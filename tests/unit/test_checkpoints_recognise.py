@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hanmo.checkpoints.originals.locate import Weights, find_weights
 from hanmo.checkpoints.originals.recognise import layer_counts, merge, overlapping, recognise, some
+from hanmo.checkpoints.originals.weights import Weights, find_weights
 from hanmo.checkpoints.originals.writer import check_divides
 from hanmo.errors import CheckpointError
 from hanmo.families.weight_map import TensorMapping
@@ -32,7 +32,10 @@ def test_ranks_to_ranks_takes_from_the_files_that_hold_something() -> None:
 def test_fused_parts_are_merged_each_by_itself() -> None:
     """Queries 0-3 and keys 10-13 on two ranks: rank 0 holds 0, 1, 10, 11 and rank 1 the rest."""
     pieces = [torch.tensor(rows)[:, None] for rows in ([0, 1, 10, 11], [2, 3, 12, 13])]
-    assert [part.flatten().tolist() for part in merge(pieces, 2, cut=0)] == [[0, 1, 2, 3], [10, 11, 12, 13]]
+    assert [part.flatten().tolist() for part in (merge(pieces, 2, part, cut=0) for part in range(2))] == [
+        [0, 1, 2, 3],
+        [10, 11, 12, 13],
+    ]
 
 
 def test_what_does_not_divide_is_named_with_both_numbers() -> None:

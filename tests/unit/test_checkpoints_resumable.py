@@ -20,7 +20,7 @@ from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.files import resumable
 from hanmo.checkpoints.files.tensor_files import content_hash
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.checkpoints.save import save_model
 from hanmo.errors import CheckpointError, InUseError
 from hanmo.locks import holding

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.files.resumable import ResumableFolder
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.originals.locate import find_weights
 from hanmo.checkpoints.originals.unpickle import read_pickle
+from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.checkpoints.originals.writer import ORIGIN, STATE
 from hanmo.data.prepare.cleaning.recipe import build
 from hanmo.data.prepare.sources.reading import opened

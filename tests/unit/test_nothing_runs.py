@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import dynamic_module_utils
 
 import hanmo
 from hanmo.checkpoints import open_model
 from hanmo.cli import COMMANDS, main
 from hanmo.errors import CheckpointError, HanmoError, UnsupportedError, VocabularyError
 from hanmo.evaluation.suites.exam.exams import find_exam
+from hanmo.families import safe_loading
 from hanmo.families.safe_loading import safe_config
 from tests.unit.armed import OTHERS, TYPES, Listening, arm, canary, write
 from tests.unit.clue_files import clue_folder
@@ -160,6 +162,17 @@ def test_what_transformers_knows_opens_with_its_own_classes(tmp_path: Path, mode
     assert opened.network.config.model_type == model_type
     assert opened.family.tokenizer.encode("你好", add_special_tokens=False)
     assert not any(hasattr(part, "auto_map") for part in (opened.network.config, opened.network.generation_config))
+
+
+def test_transformers_asks_nothing_inside_safe_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks where no caller has passed ``trust_remote_code``; hanmo sets its timeout to 0, which no argument can."""
+    stdin = Listening()
+    monkeypatch.setattr(sys, "stdin", stdin)
+    with safe_loading._without_questions(), pytest.raises(ValueError, match="custom code"):
+        dynamic_module_utils.resolve_trust_remote_code(
+            None, "someone/model", has_local_code=False, has_remote_code=True
+        )
+    assert not stdin.asked
 
 
 def test_a_converted_folder_names_no_code(tmp_path: Path, run) -> None:

@@ -1,9 +1,8 @@
-"""Reading files of weights as data: nothing that a file contains is ever run.
+"""Reads files of weights as data: nothing that a file contains is ever run.
 
-Original ``.pt`` and ``.bin`` files are pickles, that is, programs. They go through torch's restricted unpickler
-(``weights_only``), which knows tensors and plain containers, widened by the short list in ``_allowed``. A file that
-asks for anything else is refused with the name of what it asked for. Tensors are memory-mapped: opening a file of any
-size reads its index only, and a tensor's bytes are read where they are used.
+Original ``.pt`` and ``.bin`` files are pickles, that is, programs. torch's restricted unpickler (``weights_only``) reads
+them, which knows tensors and plain containers, with the additions in ``_allowed``. A file that asks for anything else is
+refused by name. Tensors are memory-mapped: opening a file of any size reads its index only.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class _LossScaler:
 
 
 def _allowed() -> list[Any]:
-    """What a file may ask for beyond torch's own list, as (what it gets, the name it asks for)."""
+    """The names that a file may ask for beyond torch's own list, as (stand-in, name)."""
     allowed: list[Any] = [
         argparse.Namespace,
         (_plain_dict, "collections.defaultdict"),
@@ -215,8 +214,8 @@ def _reason(error: Exception, path: Path, is_zip: bool) -> str:
         return f"not as torch writes checkpoints, and refused: it {message}"
     if "TorchScript" in message:
         return "a TorchScript archive, which is code; refused: hanmo never runs code from a checkpoint"
-    said = message.split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
-    return f"damaged, or not a checkpoint that torch wrote: {without_advice(said) or type(error).__name__}"
+    reason = message.split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+    return f"damaged, or not a checkpoint that torch wrote: {without_advice(reason) or type(error).__name__}"
 
 
 def _has_zip_index(path: Path) -> bool:
@@ -228,7 +227,7 @@ def _has_zip_index(path: Path) -> bool:
 
 
 def _first_global(path: Path) -> str:
-    """The first thing outside the allowlist that a plain pickle asks for, for the message; "" if it is none."""
+    """The first name outside the allowlist that a plain pickle asks for, for the message; "" if there is none."""
     allowed = {"collections.OrderedDict"} | {
         item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__name__}" for item in _allowed()
     }
