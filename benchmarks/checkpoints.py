@@ -27,12 +27,12 @@ from safetensors.torch import save_file
 
 from benchmarks.common import Figure, arguments, finish
 from hanmo.checkpoints.convert import convert
-from hanmo.checkpoints.files.tensor_files import BLOCK, Stored, write_torch
+from hanmo.checkpoints.files.tensor_files import BLOCK, LazyTensor, write_torch
 from hanmo.checkpoints.originals.config_inference import expected_shapes
-from hanmo.checkpoints.originals.locate import rank_file
 from hanmo.checkpoints.originals.recognise import merge
+from hanmo.checkpoints.originals.weights import rank_file
 from hanmo.families import load
-from hanmo.families.weight_map import Entry, expand
+from hanmo.families.weight_map import TensorMapping, expand
 from tests.unit.checkpoint_files import tiny_eva
 
 FAMILY = load("eva")
@@ -40,7 +40,7 @@ MEGATRON = next(layout for layout in FAMILY.original_format.LAYOUTS if layout.sp
 LIMIT_MB = 1000.0
 
 
-def table(size: str) -> tuple[list[Entry], dict[str, tuple[int, ...]]]:
+def table(size: str) -> tuple[list[TensorMapping], dict[str, tuple[int, ...]]]:
     """The original's tensors at this size, and the shapes of ours."""
     config = FAMILY.config_class(**FAMILY.original_format.SIZES[size].config)
     return expand(MEGATRON.entries, config), expected_shapes(FAMILY, config)
@@ -54,10 +54,10 @@ def write_source(folder: Path, size: str) -> int:
     def random(numbers: int) -> Callable[[], Iterator[torch.Tensor]]:
         return lambda: (noise[: numbers - start] for start in range(0, numbers, len(noise)))
 
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, LazyTensor] = {}
     for entry in entries:
         whole = (sum(shapes[name][0] for name in entry.ours), *shapes[entry.ours[0]][1:])
-        stored = Stored(whole, torch.float16, random(torch.Size(whole).numel()))
+        stored = LazyTensor(whole, torch.float16, random(torch.Size(whole).numel()))
         tensors.update(dict.fromkeys((entry.theirs, *entry.copies), stored))
     (folder / "1").mkdir(parents=True)
     write_torch({"module": tensors, "iteration": 1, "mp_world_size": 1}, folder / "1" / rank_file(0))
@@ -82,7 +82,13 @@ def plain(source: Path, target: Path, job: SimpleNamespace) -> None:
     files = sorted((source / "1").glob("*.pt"))
     ranks = [torch.load(file, map_location="cpu", weights_only=True)["module"] for file in files]
     entries, _ = table(job.size)
-    whole = {entry: merge([rank[entry.theirs] for rank in ranks], len(entry.ours), entry.cut) for entry in entries}
+    whole = {
+        entry: [
+            merge([rank[entry.theirs] for rank in ranks], len(entry.ours), part, entry.cut)
+            for part in range(len(entry.ours))
+        ]
+        for entry in entries
+    }
     target.mkdir()
     if not job.ranks:
         state = {

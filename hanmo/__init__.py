@@ -1,7 +1,17 @@
-"""hanmo 翰墨: Chinese language models the whole way, from an original checkpoint to a served model."""
-
-from hanmo import _autoclasses
+"""hanmo 翰墨: Chinese language models end to end, from an original checkpoint to a served model."""
 
 __version__ = "0.1.0"
 
-_autoclasses.watch()
+
+def register() -> None:
+    """Register hanmo's models with transformers: its auto classes then load the folders that hanmo writes.
+
+    Imports torch and transformers. Calling it again changes nothing. hanmo's own commands do not need it.
+
+    >>> import hanmo
+    >>> hanmo.register()
+    >>> model = AutoModelForCausalLM.from_pretrained("models/pangu")
+    """
+    from hanmo import families
+
+    families.register()

@@ -20,7 +20,7 @@ _DEVICES = {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com",
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, to write to; renamed to ``path`` at the end, removed after an error.
+    """Give a temporary name beside ``path`` to write to; it is renamed to ``path`` at the end, removed after an error.
 
     >>> with replacing("a.txt") as temporary:
     ...     temporary.write_text("whole or not at all")
@@ -56,7 +56,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
         if path is None:
             raise
         raise NotANumberError(
-            f"{path}, which JSON cannot say and no result should be; please report how it came"
+            f"{path}, which JSON cannot express and no result should be; please report how it came"
         ) from None
 
 

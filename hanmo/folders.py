@@ -40,23 +40,18 @@ def new_folder(folder: str | Path, keep: Keep = nothing) -> Iterator[Path]:
         CheckpointError: it cannot be written; nothing has changed.
         InUseError: another run writes it.
     """
-    said, folder = folder, Path(folder).resolve()
-    draft = folder.with_name(f".{folder.name}.tmp")
-    with _changing_nothing(said), holding(said):
-        recover(folder)
-        try:
-            shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-            draft.mkdir(parents=True)
-            yield draft
-            finish_folder(folder, draft, keep)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _changing_nothing(folder: str | Path) -> Iterator[None]:
+    place = Path(folder).resolve()
+    draft = place.with_name(f".{place.name}.tmp")
     try:
-        yield
+        with holding(folder):
+            recover(place)
+            try:
+                shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+                draft.mkdir(parents=True)
+                yield draft
+                finish_folder(place, draft, keep)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written: {error}; nothing has been changed") from error
 
@@ -92,7 +87,7 @@ def recover(folder: Path) -> None:
     elif old.exists() and new.exists():
         raise CheckpointError(
             f"{folder}: was put there after its replacement had been interrupted; the former folder is {old}, the new "
-            f"one {new}: move to {folder.name} what you need of them, and remove them"
+            f"one {new}: move the files that you need to {folder.name}, and remove both"
         )
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)

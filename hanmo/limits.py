@@ -1,9 +1,7 @@
-"""Limits of memory and time for reading untrusted files whose cost only shows when they are read.
+"""Limits of memory and time for reading untrusted files that are small programs, such as a tokenizer's rewriting rules.
 
-Where a file claims sizes, its reader compares them with the file's bytes. Other files are small programs, such as a
-tokenizer's rewriting rules: ``run_within_limits`` first reads such a file in a forked process, which starts within
-milliseconds with everything imported. (Chat templates have a long-lived process instead, see
-families/huggingface/templates.py.)
+``run_within_limits`` first reads such a file in a forked process, which starts within milliseconds with everything
+imported. (Chat templates have a long-lived process instead, see families/huggingface/templates.py.)
 """
 
 from __future__ import annotations
@@ -74,7 +72,7 @@ def _ended(process: int, seconds: int) -> int | None:
 
 
 def _try(task: Callable[[], object], seconds: int, memory: int) -> NoReturn:
-    """The copy's part: it ends here, whatever happens."""
+    """Run the task in the forked process, which ends here."""
     import resource
 
     status = 0

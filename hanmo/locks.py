@@ -33,7 +33,7 @@ _held: set[int] = set()  # file descriptors of the locks that this process holds
 
 @contextmanager
 def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
-    """Be the only run that writes to ``target`` until the block ends. Under torchrun only the main process locks.
+    """Lock ``target`` against other runs until the block ends. Under torchrun only the main process locks.
 
     Args:
         lock: the file to lock; default: ``.NAME.lock`` beside the target. It is removed at the end.
@@ -60,7 +60,7 @@ def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def holding_inside(folder: str | Path) -> Iterator[None]:
-    """``holding`` for a folder that is written file by file: the lock lies inside. A new folder that stays empty is removed."""
+    """``holding`` with the lock inside the folder, which is written file by file; a new folder that stays empty is removed."""
     folder = Path(folder)
     fresh = not folder.exists()
     try:
@@ -73,7 +73,7 @@ def holding_inside(folder: str | Path) -> Iterator[None]:
 
 
 def _beside(target: Path) -> Path:
-    """The lock file beside a target, the same one for every path that leads to the target."""
+    """The lock file beside a target, the same for every path to it."""
     target = target.resolve()
     return target.with_name(f".{target.name}.lock")
 
@@ -123,9 +123,9 @@ def _about_this_process() -> bytes:
     return json.dumps(about, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
-def _holder(said: bytes) -> str:
+def _holder(content: bytes) -> str:
     try:
-        about = json.loads(said)
+        about = json.loads(content)
         text = f"process {about['process']} on {about['machine']} since {about['since']} ({about['command']})"
     except (ValueError, KeyError, TypeError):  # the holder has not written it yet
         return "another process"

@@ -1,4 +1,4 @@
-"""Opening, reading, converting and inspecting models: driven by the families' tables, which name no family here."""
+"""Opens, saves, converts and inspects models, driven by the families' tables; no family is named here."""
 
 from hanmo.checkpoints.open import open_model
 from hanmo.checkpoints.save import save_model

@@ -13,21 +13,27 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hanmo import families
-from hanmo.checkpoints.files.resumable import Draft, bytes_of, drafting
-from hanmo.checkpoints.files.tensor_files import Progress, Stored, shard_index, shards, write_safetensors, write_torch
+from hanmo.checkpoints.files.resumable import ResumableFolder, bytes_of, resumable_folder
+from hanmo.checkpoints.files.tensor_files import (
+    LazyTensor,
+    Progress,
+    shard_index,
+    shards,
+    write_safetensors,
+    write_torch,
+)
 from hanmo.checkpoints.files.verifying import verify_reading
-from hanmo.checkpoints.generation_config import read_generation, write_generation
 from hanmo.checkpoints.hub import local_folder
+from hanmo.checkpoints.locate import locate
 from hanmo.checkpoints.open import (
     DTYPES,
-    RULES,
+    RULES_FOLDER,
     check_vocabulary,
     dtype_name,
-    find_rules,
-    most_common_dtype,
+    find_rule_files,
     open_tokenizer,
 )
-from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.checkpoints.originals.writer import (
     VALUE_HEAD,
     Origin,
@@ -41,8 +47,8 @@ from hanmo.checkpoints.originals.writer import (
     write_bin_config,
     written_entries,
 )
-from hanmo.checkpoints.save import SHARD_BYTES, save_rules
-from hanmo.checkpoints.source import Source, find_source
+from hanmo.checkpoints.save import SHARD_BYTES, save_rule_files, write_generation
+from hanmo.checkpoints.source import Source, source_of
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import safe_tokenizer
@@ -53,10 +59,14 @@ FORMS = ("hanmo", "hf", "original")
 
 
 @dataclass(frozen=True)
-class _Order:
-    """What is to be made of a source and where, as ``convert`` was told."""
+class _Conversion:
+    """What ``convert`` was asked to do, with the source that it found.
 
-    source: Path
+    Attributes:
+        job: everything that decides the content of the target, as JSON.
+    """
+
+    source: Source
     target: Path
     vocab: str | Path | None
     rules: str | Path | None
@@ -68,9 +78,30 @@ class _Order:
     start: Callable[[int], None]
     progress: Progress
 
-    def draft(self, content: Source) -> contextlib.AbstractContextManager[Draft]:
-        files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in content.files]
-        return drafting(self.target, {**self.job, "files": files}, resume=self.resume, verify=self.verify)
+    @property
+    def path(self) -> Path:
+        return self.source.located.path
+
+    def folder(self) -> contextlib.AbstractContextManager[ResumableFolder]:
+        return resumable_folder(self.target, self.job, resume=self.resume, verify=self.verify)
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        located, config = self.source.located, self.source.config
+        if located.original is None:
+            return safe_tokenizer(self.path, located.family.tokenizer_class, config)
+        tokenizer = open_tokenizer(located.original, self.vocab)
+        if config is not None:
+            check_vocabulary(located.family, config.vocab_size, tokenizer, str(self.path))
+        return tokenizer
+
+    def family(self) -> Family:
+        """The family object of the source, which has a configuration, with its tokenizer and score rules."""
+        located, config = self.source.located, self.source.config
+        assert config is not None, "only --to original does without a configuration"
+        folder = Path(self.rules) if self.rules is not None else self.path / RULES_FOLDER
+        rules = find_rule_files(located.family, folder, optional=self.rules is None)
+        return located.family(config, self.tokenizer, rules, located.generation)
 
 
 def convert(
@@ -97,39 +128,41 @@ def convert(
             plain transformers; "original": the layout of the family's first programs.
         ranks: tensor-parallel ranks of "original"; default 1.
         force: write into a folder that holds something; what has nothing to do with the model stays.
-        resume: continue a conversion that was interrupted, from its last finished file, and keep what is finished if
-            this one is interrupted; without it nothing is kept.
-        verify: read the source a second time by another way, and what is written again from the disk, and compare
-            every tensor before the target appears.
-        start: told the bytes to do before the work begins.
-        progress: told the bytes that are done, a few megabytes at a time.
+        resume: continue an interrupted conversion after its last finished file, and keep the finished files if this
+            one is interrupted.
+        verify: read the source a second time with another reader, and the written files again from the disk, and
+            compare every tensor before the target appears.
+        start: called with the number of bytes to write before the work begins.
+        progress: called with the number of bytes written since the last call.
 
     Returns:
-        What was written: source, target, form, family, size, dtype, parameters, files, bytes, notes.
+        A report: source, target, form, family, dtype, parameters, files, bytes, notes.
 
     Raises:
         CheckpointError: the source cannot be read, or the target must not or cannot be written.
     """
-    source, target = local_folder(source), Path(target)
+    path, target = local_folder(source), Path(target)
     if to not in FORMS:
         raise ConfigError(unknown("form", to, FORMS))
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(unknown("dtype", dtype, DTYPES))
     if ranks is not None and (ranks < 1 or to != "original"):
         raise ConfigError(f"--tensor-parallel {ranks}: 1 or more, together with --to original")
-    _check_target(source, target, force)
-    content = find_source(source, size, config, needs_config=to != "original")
+    _check_target(path, target, force)
+    located = locate(path)
+    content = source_of(located, size, config, needs_config=to != "original")
     if verify:
-        verify_reading(find_weights(source))
-    said = {"to": to, "size": size, "config": config, "vocab": vocab, "rules": rules, "dtype": dtype, "ranks": ranks}
-    job = {key: None if value is None else str(value) for key, value in said.items()}
+        verify_reading(located.weights)
+    options = {"to": to, "size": size, "config": config, "vocab": vocab, "rules": rules, "dtype": dtype, "ranks": ranks}
+    job: dict[str, Any] = {key: None if value is None else str(value) for key, value in options.items()}
+    job["files"] = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in located.weights.files]
     wanted = DTYPES[dtype] if dtype else None
-    order = _Order(source, target, vocab, rules, wanted, ranks, job, resume, verify, start, progress)
-    more = {"hanmo": _to_hanmo, "hf": _to_hf, "original": _to_original}[to](content, order)
-    notes = _dropped(content, to) + _rounding(content, wanted) + more
+    conversion = _Conversion(content, target, vocab, rules, wanted, ranks, job, resume, verify, start, progress)
+    notes = {"hanmo": _to_hanmo, "hf": _to_hf, "original": _to_original}[to](conversion)
+    notes = _losses(content, to) + _rounding(content, wanted) + notes
     if content.absent:
         notes.append(f"the source lacks {', '.join(content.absent)}: written as zeros")
-    return _report(content.family, content.what, target, to, notes, content.shapes)
+    return _report(content, target, to, notes)
 
 
 def _check_target(source: Path, target: Path, force: bool) -> None:
@@ -143,54 +176,63 @@ def _check_target(source: Path, target: Path, force: bool) -> None:
         raise CheckpointError(f"{target}: is a file; give a folder")
 
 
-def _to_hanmo(content: Source, order: _Order) -> list[str]:
-    assert content.config is not None, "our folder has a configuration"
-    tokenizer = _tokenizer(content, order.source, order.vocab)
-    generation = read_generation(order.source) if content.original is None else {}
-    family = content.family(content.config, tokenizer, _rules(content, order.source, order.rules), generation)
-    if content.family.name != families.TRANSFORMERS:  # whose folders name the class that is to be loaded
-        content.config.architectures = [content.family.network_class.__name__]
-    stored = content.original.dtype if content.original else content.config.dtype
-    content.config.dtype = order.dtype or stored
-    tensors = {name: content.stored(name, order.dtype) for name in content.shapes}
-    with _safetensors(tensors, content, order) as draft:
-        content.config.save_pretrained(draft.folder)
-        tokenizer.save_pretrained(draft.folder)
-        save_rules(family, draft.folder)
-        write_generation(family, draft.folder)
-        if content.original is not None:
-            Origin.of(content.original).write(draft.folder)
+def _to_hanmo(conversion: _Conversion) -> list[str]:
+    source, family = conversion.source, conversion.family()
+    original, config = source.located.original, family.config
+    if family.name != families.TRANSFORMERS:  # whose folders name the class that is to be loaded
+        config.architectures = [family.network_class.__name__]
+    config.dtype = conversion.dtype or (original.weights.dtype if original else config.dtype)
+    tensors = {name: source.tensor(name, conversion.dtype) for name in source.shapes}
+    with _safetensors(tensors, conversion) as folder:
+        config.save_pretrained(folder.path)
+        family.tokenizer.save_pretrained(folder.path)
+        save_rule_files(family, folder.path)
+        write_generation(family, folder.path)
+        if original is not None:
+            Origin.of(original).write(folder.path)
     return []
 
 
-def _to_original(content: Source, order: _Order) -> list[str]:
-    """Write it; returns what is to be known about it."""
-    ranks = order.ranks
-    if not content.family.original_format.LAYOUTS:
-        raise UnsupportedError(f"{order.source}: a model of transformers has no other layout that is its original one")
-    if content.original is None:
-        origin = origin_of_folder(find_weights(order.source), content.family, ranks)
+def _to_hf(conversion: _Conversion) -> list[str]:
+    source, dtype = conversion.source, conversion.dtype or torch.float32
+    export = conversion.family().as_transformers()
+    tensors = {theirs: source.scaled(ours, dtype, by) for theirs, (ours, by) in export.tensors.items()}
+    with _safetensors(tensors, conversion) as folder:
+        return export.write(folder.path, dtype)
+
+
+def _to_original(conversion: _Conversion) -> list[str]:
+    source, ranks = conversion.source, conversion.ranks
+    family, original = source.located.family, source.located.original
+    if not family.original_format.LAYOUTS:
+        raise UnsupportedError(
+            f"{conversion.path}: a model of transformers has no other layout that is its original one"
+        )
+    if original is None:
+        origin = origin_of_folder(source.located.weights, family, ranks)
         ranks = ranks or origin.ranks
     else:
-        origin, ranks = Origin.of(content.original), ranks or 1
-        if ranks > 1 and not content.original.layout.splits:
-            origin = default_origin(content.family, ranks)
-    layout = layout_of(content.family, origin.layout)
-    entries = written_entries(layout, origin, content.counts)
-    check_all_have_a_place(layout, content.counts, content.shapes, str(order.source))
-    check_divides(entries, content.shapes, ranks, getattr(content.config, "num_attention_heads", None))
-    piece, rows = functools.partial(content.piece, dtype=order.dtype), filled_rows(entries, content.shapes, ranks)
+        origin, ranks = Origin.of(original), ranks or 1
+        if ranks > 1 and not original.layout.splits:
+            origin = default_origin(family, ranks)
+    layout = layout_of(family, origin.layout)
+    entries = written_entries(layout, origin, source.counts)
+    check_all_have_a_place(layout, source.counts, source.shapes, str(conversion.path))
+    check_divides(entries, source.shapes, ranks, getattr(source.config, "num_attention_heads", None))
+    piece, rows = functools.partial(source.piece, dtype=conversion.dtype), filled_rows(entries, source.shapes, ranks)
     files = rank_files(layout, entries, piece, origin, ranks, rows)
-    order.start(sum(bytes_of(file.tensors) for file in files))
-    with order.draft(content) as draft:
+    conversion.start(sum(bytes_of(file.tensors) for file in files))
+    with conversion.folder() as folder:
         for file in files:
-            draft.write(file.name, file.tensors, functools.partial(write_torch, file.content), order.progress)
+            folder.write(file.name, file.tensors, functools.partial(write_torch, file.content), conversion.progress)
         for name, text in origin.trackers.items():
-            write_text(draft.folder / name, text)
+            write_text(folder.path / name, text)
         if not layout.splits:
-            assert content.config is not None, "a bin folder has its config.json"
-            write_bin_config(draft.folder, origin, content.config)
-        _copy_vocabulary(content, order.source, order.vocab, draft.folder)
+            assert source.config is not None, "a bin folder has its config.json"
+            write_bin_config(folder.path, origin, source.config)
+        name = family.tokenizer_class.vocab_files_names["vocab_file"]
+        if original is None or conversion.vocab is not None or (conversion.path / name).is_file():
+            conversion.tokenizer.save_vocabulary(str(folder.path))
     if rows is None:
         return []
     return [
@@ -198,91 +240,52 @@ def _to_original(content: Source, order: _Order) -> list[str]:
     ]
 
 
-def _copy_vocabulary(content: Source, source: Path, vocab: str | Path | None, folder: Path) -> None:
-    """The vocabulary beside original weights, where there is one to be found."""
-    name = content.family.tokenizer_class.vocab_files_names["vocab_file"]
-    if content.original is None:
-        safe_tokenizer(source, content.family.tokenizer_class).save_vocabulary(str(folder))
-    elif vocab is not None or (source / name).is_file():
-        _tokenizer(content, source, vocab).save_vocabulary(str(folder))
-
-
-def _to_hf(content: Source, order: _Order) -> list[str]:
-    assert content.config is not None, "transformers needs a configuration"
-    tokenizer = _tokenizer(content, order.source, order.vocab)
-    family = content.family(content.config, tokenizer, _rules(content, order.source, order.rules))
-    dtype = order.dtype or torch.float32
-    export = family.as_transformers()
-    tensors = {theirs: content.scaled(ours, dtype, by) for theirs, (ours, by) in export.tensors.items()}
-    with _safetensors(tensors, content, order) as draft:
-        return export.write(draft.folder, dtype)
-
-
 @contextlib.contextmanager
-def _safetensors(tensors: dict[str, Stored], content: Source, order: _Order) -> Iterator[Draft]:
-    """A draft with these weights, sharded by size; the block adds what lies beside."""
+def _safetensors(tensors: dict[str, LazyTensor], conversion: _Conversion) -> Iterator[ResumableFolder]:
+    """The target with these weights, sharded by size; the block adds the other files."""
     files = shards(tensors, SHARD_BYTES)
-    order.start(sum(bytes_of(tensors) for tensors in files.values()))
-    with order.draft(content) as draft:
-        for file, of_file in files.items():
-            draft.write(file, of_file, functools.partial(write_safetensors, of_file), order.progress)
+    conversion.start(sum(bytes_of(tensors) for tensors in files.values()))
+    with conversion.folder() as folder:
+        for name, of_file in files.items():
+            folder.write(name, of_file, functools.partial(write_safetensors, of_file), conversion.progress)
         if len(files) > 1:
-            write_text(draft.folder / "model.safetensors.index.json", shard_index(files))
-        yield draft
+            write_text(folder.path / "model.safetensors.index.json", shard_index(files))
+        yield folder
 
 
-def _tokenizer(content: Source, source: Path, vocab: str | Path | None) -> PreTrainedTokenizerBase:
-    if content.original is None:
-        return safe_tokenizer(source, content.family.tokenizer_class)
-    tokenizer = open_tokenizer(content.original, vocab)
-    if content.config is not None:
-        check_vocabulary(content.family, content.config.vocab_size, tokenizer, str(source))
-    return tokenizer
-
-
-def _rules(content: Source, source: Path, rules: str | Path | None) -> dict[str, str]:
-    if rules is not None:
-        return find_rules(content.family, Path(rules))
-    return find_rules(content.family, source / RULES, optional=True)
-
-
-def _dropped(content: Source, to: str) -> list[str]:
-    if to != "hanmo" and any(name.startswith(f"{VALUE_HEAD}.") for name in content.shapes):
+def _losses(source: Source, to: str) -> list[str]:
+    """Notes on the parts of the source that the target has no place for."""
+    if to != "hanmo" and any(name.startswith(f"{VALUE_HEAD}.") for name in source.shapes):
         return [f"the value head has no place in the form {to} and is left out: what is written only speaks"]
-    if content.original is not None and content.original.weights.state.get("optimizer") is not None:
+    if source.located.original is not None and source.located.weights.state.get("optimizer") is not None:
         return ["the optimizer's state is not taken along"]
     return []
 
 
-def _rounding(content: Source, dtype: torch.dtype | None) -> list[str]:
-    """What a narrower dtype loses."""
-    notes = []
-    for stored in sorted({str(kind) for kind in content.dtypes.values() if kind.is_floating_point}):
-        before = next(kind for kind in content.dtypes.values() if str(kind) == stored)
-        if dtype is None or torch.promote_types(before, dtype) == dtype:
-            continue
-        step = torch.finfo(dtype).eps / 2
-        small = torch.finfo(dtype).tiny
-        notes.append(
-            f"{dtype_name(before)} to {dtype_name(dtype)} rounds: each weight by up to {step:.1e} of its size, "
-            f"and by more below {small:.0e}"
-        )
-    return notes
+def _rounding(source: Source, dtype: torch.dtype | None) -> list[str]:
+    """Notes on the precision that a narrower dtype loses."""
+    if dtype is None:
+        return []
+    step, small = torch.finfo(dtype).eps / 2, torch.finfo(dtype).tiny
+    stored = {kind for kind in source.dtypes.values() if kind.is_floating_point}
+    return [
+        f"{dtype_name(before)} to {dtype_name(dtype)} rounds: each weight by up to {step:.1e} of its size, "
+        f"and by more below {small:.0e}"
+        for before in sorted(stored, key=str)
+        if torch.promote_types(before, dtype) != dtype
+    ]
 
 
-def _report(
-    family: type[Family], what: str, target: Path, to: str, notes: list[str], shapes: dict[str, tuple[int, ...]]
-) -> dict[str, Any]:
-    files = sorted(file for file in target.rglob("*") if file.is_file())
+def _report(source: Source, target: Path, to: str, notes: list[str]) -> dict[str, Any]:
     written = find_weights(target)
     return {
-        "source": what,
+        "source": source.title,
         "target": str(target),
         "form": to,
-        "family": family.name,
-        "dtype": dtype_name(most_common_dtype(written)),
-        "parameters": sum(torch.Size(shape).numel() for shape in shapes.values()),
+        "family": source.located.family.name,
+        "dtype": dtype_name(written.dtype),
+        "parameters": sum(torch.Size(shape).numel() for shape in source.shapes.values()),
         "files": [str(file.relative_to(target)) for file in written.files],
-        "bytes": sum(file.stat().st_size for file in files),
+        "bytes": sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
         "notes": notes,
     }

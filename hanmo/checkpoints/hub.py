@@ -1,4 +1,4 @@
-"""Models by hub id: downloaded once, resumably, by the hub's own library. Code in a repository is not even fetched."""
+"""Downloads models by hub id once, resumably, with the hub's own library, and never the code in a repository."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ DATA_FILES = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.txt", "*.model", "*
 def local_folder(model: str | Path) -> Path:
     """The folder of a model: a path as it is, or a hub id (``org/name``; ``modelscope:org/name``) after download.
 
-    A folder whose replacement was interrupted is put in its place first.
-
-    HF_ENDPOINT names another hub, HF_HOME the place where downloads are kept.
+    Completes an interrupted replacement of the folder first. HF_ENDPOINT names another hub, HF_HOME the place of
+    downloads.
 
     Raises:
         CheckpointError: there is no such path and no such repository, or the hub cannot be reached.

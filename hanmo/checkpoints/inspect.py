@@ -1,4 +1,4 @@
-"""What is at a path, and is it healthy: the question behind "it prints garbage".
+"""Describes a model and checks its health: the first thing to run when a model prints garbage.
 
 Without ``deep`` only indexes are read, whatever the size of the model. Faults are reported, not raised.
 """
@@ -6,6 +6,7 @@ Without ``deep`` only indexes are read, whatever the size of the model. Faults a
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,25 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from hanmo import families
 from hanmo.checkpoints.files.resumable import verify_index
-from hanmo.checkpoints.generation_config import read_generation
 from hanmo.checkpoints.hub import local_folder
-from hanmo.checkpoints.open import check_vocabulary, dtype_name, family_of_ours, is_transformers_model, open_tokenizer
+from hanmo.checkpoints.locate import Located, identify
+from hanmo.checkpoints.open import check_vocabulary, dtype_name, open_tokenizer
 from hanmo.checkpoints.originals.config_inference import blank_network, expected_shapes, infer_config, input_embedding
-from hanmo.checkpoints.originals.locate import Weights, find_weights
-from hanmo.checkpoints.originals.recognise import Original, recognise, some
-from hanmo.errors import CheckpointError, ConfigError, HanmoError, VocabularyError, quoted
+from hanmo.checkpoints.originals.recognise import Original, some
+from hanmo.checkpoints.originals.weights import Weights, find_weights
+from hanmo.errors import CheckpointError, HanmoError, VocabularyError, quoted
 from hanmo.families.base import Family
-from hanmo.families.safe_loading import check_adapter, safe_config, safe_tokenizer
+from hanmo.families.safe_loading import safe_tokenizer
 from hanmo.families.stops import ids_outside_vocabulary
 
-SMALL = 300_000_000  # bytes of weights that are read in full without being asked to
+SMALL = 300_000_000  # bytes of weights up to which they are read in full by default
 SAMPLE = "你好,今天天气很好。我们一起去公园吧!"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question about a model. The verdict is "ok", "warning", "fault" or "skipped"."""
+    """One check of a model. The verdict is "ok", "warning", "fault" or "skipped"."""
 
     name: str
     verdict: str
@@ -43,7 +43,7 @@ class Check:
 
 @dataclass
 class Report:
-    """What is known about a model; None where it is not."""
+    """The facts about a model, None where unknown, and its checks."""
 
     path: str
     family: str | None = None
@@ -67,6 +67,14 @@ class Report:
     def add(self, name: str, verdict: str, detail: str, advice: str = "") -> None:
         self.checks.append(Check(name, verdict, detail, advice))
 
+    def attempt(self, name: str, action: Callable[[], Any], verdict: str = "fault", prefix: str = "") -> Any:
+        """The result of an action; None, and a check with this verdict, if it raises a HanmoError."""
+        try:
+            return action()
+        except HanmoError as error:
+            self.add(name, verdict, f"{prefix}{quoted(error) if prefix else error}")
+            return None
+
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "healthy": self.healthy}
 
@@ -79,146 +87,110 @@ def inspect_model(
     vocab: str | Path | None = None,
     deep: bool | None = None,
 ) -> Report:
-    """Look at a model folder or original checkpoint.
+    """Inspect a model folder or original checkpoint.
 
     Args:
         size, config, vocab: as in ``open_model``.
         deep: read every weight too; default: if they are small.
     """
     report = Report(str(path))
-    try:
-        path = local_folder(path)
-        weights = find_weights(path)
-    except CheckpointError as error:
-        report.add("files", "fault", str(error))
+    weights = report.attempt("files", lambda: find_weights(local_folder(path)))
+    if weights is None:
         return report
     _describe_files(report, weights)
     total = sum(file["bytes"] for file in report.files)
     report.deep = total <= SMALL if deep is None else deep
-    settled: PretrainedConfig | None
-    rows: int | None
-    if family := family_of_ours(path):
-        settled = _look_at_ours(report, weights, family)
-        tokenizer, rows, original = _our_tokenizer(report, path, family), settled.vocab_size, None
+    located = report.attempt("names", lambda: identify(weights.path, weights))
+    if located is None:
+        _check_numbers(report, weights)
+        return report
+    report.family, report.layout = located.family.name, located.layout
+    if located.original is None:
+        settled, tokenizer = _inspect_folder(report, located)
+        rows = None if settled is None else getattr(settled.get_text_config(), "vocab_size", None)
     else:
-        original = _look_at_original(report, weights)
-        if original is None:
-            if report.family == families.TRANSFORMERS:
-                family = families.load(families.TRANSFORMERS)
-                theirs = _config_of_transformers(report, path)
-                rows = None if theirs is None else getattr(theirs.get_text_config(), "vocab_size", None)
-                tokenizer = _our_tokenizer(report, path, family)
-                _check_tokens(report, family, rows, tokenizer)
-                _check_stops(report, family, theirs, tokenizer, read_generation(path))
-            _check_numbers(report, weights, None)
-            return report
-        family = original.family
-        settled = _settle(report, original, size, config)
-        tokenizer = _original_tokenizer(report, original, vocab)
-        rows = original.shapes.get(input_embedding(family), (None,))[0]
-    _check_tokens(report, family, rows, tokenizer)
-    _check_stops(report, family, settled, tokenizer, read_generation(path) if original is None else {})
-    _check_numbers(report, weights, original)
-    if report.deep:
-        if original is not None:
-            _check_copies(report, original)
-        if settled is not None:
-            _check_head(report, weights, family, settled, original)
+        settled, tokenizer = _inspect_original(report, located.original, size, config, vocab)
+        rows = located.original.shapes.get(input_embedding(located.family), (None,))[0]
+    _check_tokens(report, located.family, rows, tokenizer)
+    if settled is not None and tokenizer is not None:
+        _check_stops(report, located.family(copy.deepcopy(settled), tokenizer, generation=located.generation))
+    _check_numbers(report, weights)
+    if report.deep and located.original is not None:
+        _check_ranks(report, located.original)
+        _check_copies(report, located.original)
+    if report.deep and settled is not None and located.layout != "transformers":
+        _check_head(report, located, settled)
     return report
-
-
-def _config_of_transformers(report: Report, path: Path) -> PretrainedConfig | None:
-    """The configuration of a transformers model; None, and a fault in the report, if it does not open."""
-    try:
-        check_adapter(path)
-        return safe_config(path)
-    except HanmoError as error:
-        report.add("configuration", "fault", str(error))
-        return None
 
 
 def _describe_files(report: Report, weights: Weights) -> None:
     report.files = [{"name": str(file), "bytes": file.stat().st_size} for file in weights.files]
     report.ranks, report.iteration, report.layout = len(weights.ranks), weights.iteration, weights.container
+    report.parameters = sum(tensor.numel() for tensor in weights.ranks[0].values())
     for tensor in weights.ranks[0].values():
         name = dtype_name(tensor.dtype)
         report.dtypes[name] = report.dtypes.get(name, 0) + tensor.numel()
     report.add("files", "ok", f"{len(weights.files)} of {len(weights.files)} files can be read")
 
 
-def _look_at_ours(report: Report, weights: Weights, family: type[Family]) -> PretrainedConfig:
-    config = safe_config(weights.path, family.config_class)
-    report.family, report.layout, report.config = family.name, "hanmo", _plain(config)
-    expected, found = expected_shapes(family, config), {k: tuple(v.shape) for k, v in weights.ranks[0].items()}
-    report.parameters = sum(torch.Size(shape).numel() for shape in expected.values())
-    missing = [name for name in expected if name not in found]
-    wrong = [f"{n} is {found[n]}, expected {s}" for n, s in expected.items() if n in found and found[n] != s]
-    _names_verdict(report, len(expected), missing, [name for name in found if name not in expected], wrong)
-    return config
+def _inspect_folder(report: Report, located: Located) -> tuple[PretrainedConfig | None, PreTrainedTokenizerBase | None]:
+    """The configuration and the tokenizer of a folder of ours, or of a model of transformers."""
+    config = report.attempt("configuration", located.config)
+    if not located.is_ours:
+        report.config = located.weights.config
+        report.add("names", "skipped", "a model of transformers, which knows its own names")
+    elif config is not None:
+        report.config = _changed_settings(config)
+        expected = expected_shapes(located.family, config)
+        found = {name: tuple(tensor.shape) for name, tensor in located.weights.ranks[0].items()}
+        report.parameters = sum(torch.Size(shape).numel() for shape in expected.values())
+        missing, unexpected = (
+            [name for name in one if name not in other] for one, other in ((expected, found), (found, expected))
+        )
+        wrong = [f"{n} is {found[n]}, expected {s}" for n, s in expected.items() if n in found and found[n] != s]
+        _check_names(report, len(expected), missing, unexpected, wrong)
+    tokenizer = report.attempt(
+        "vocabulary",
+        lambda: safe_tokenizer(located.path, located.family.tokenizer_class, config),
+        prefix="the tokenizer does not load: ",
+    )
+    return config, tokenizer
 
 
-def _look_at_original(report: Report, weights: Weights) -> Original | None:
-    try:
-        original = recognise(weights)
-    except CheckpointError as error:
-        report.parameters = sum(tensor.numel() for tensor in weights.ranks[0].values())
-        if is_transformers_model(weights):
-            report.family, report.layout = families.TRANSFORMERS, "transformers"
-            report.config = weights.config
-            report.add("names", "skipped", "a model of transformers, which knows its own names")
-        else:
-            report.add("names", "fault", str(error))
-        return None
-    report.family, report.layout = original.family.name, original.layout.name
-    _names_verdict(report, len(weights.names), original.missing, original.unexpected, [])
+def _inspect_original(
+    report: Report, original: Original, size: str | None, config: str | Path | None, vocab: str | Path | None
+) -> tuple[PretrainedConfig | None, PreTrainedTokenizerBase | None]:
+    """The configuration and the tokenizer of an original checkpoint."""
+    _check_names(report, len(original.weights.names), original.missing, original.unexpected, [])
     report.parameters = sum(torch.Size(shape).numel() for shape in original.shapes.values())
     if original.absent:
         report.add("optional", "ok", f"not in the files, and not needed: {some(original.absent)}")
-    return original
+    settled = None
+    if not original.missing and not original.unexpected:
+        given = size is not None or config is not None or original.weights.config is not None
+        inferred = report.attempt(
+            "configuration", lambda: infer_config(original, size, config), "fault" if given else "warning"
+        )
+        if inferred is not None:
+            settled, report.size = inferred
+            report.config = _changed_settings(settled)
+            report.add("configuration", "ok", f"fits all shapes{f' ({report.size})' if report.size else ''}")
+    verdict = "fault" if vocab else "warning"
+    return settled, report.attempt("vocabulary", lambda: open_tokenizer(original, vocab), verdict)
 
 
-def _names_verdict(report: Report, count: int, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
-    problems = [f"{len(missing)} missing: {some(missing)}"] * bool(missing)
-    problems += [f"{len(unexpected)} unexpected: {some(unexpected)}"] * bool(unexpected)
-    problems += [f"{len(wrong)} mis-shaped: {some(wrong, 4)}"] * bool(wrong)
+def _changed_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """The settings that differ from the defaults of the configuration's class."""
+    return {key: value for key, value in config.to_diff_dict().items() if key != "transformers_version"}
+
+
+def _check_names(report: Report, count: int, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
+    kinds = (("missing", missing, 8), ("unexpected", unexpected, 8), ("mis-shaped", wrong, 4))
+    problems = [f"{len(names)} {kind}: {some(names, limit)}" for kind, names, limit in kinds if names]
     if problems:
         report.add("names", "fault", "; ".join(problems), "the file is incomplete or of another version: get it again")
     else:
         report.add("names", "ok", f"all {count} tensors are there")
-
-
-def _settle(report: Report, original: Original, size: str | None, config: str | Path | None) -> PretrainedConfig | None:
-    if original.missing or original.unexpected:
-        return None
-    try:
-        settled, report.size = infer_config(original, size, config)
-    except (CheckpointError, ConfigError) as error:
-        given = size is not None or config is not None or original.weights.config is not None
-        report.add("configuration", "fault" if given else "warning", str(error))
-        return None
-    report.config = _plain(settled)
-    report.add("configuration", "ok", f"fits all shapes{f' ({report.size})' if report.size else ''}")
-    return settled
-
-
-def _plain(config: PretrainedConfig) -> dict[str, Any]:
-    return {key: value for key, value in config.to_diff_dict().items() if key != "transformers_version"}
-
-
-def _our_tokenizer(report: Report, path: Path, family: type[Family]) -> PreTrainedTokenizerBase | None:
-    try:
-        return safe_tokenizer(path, family.tokenizer_class)
-    except (OSError, ValueError) as error:
-        report.add("vocabulary", "fault", f"the tokenizer does not load: {quoted(error)}")
-        return None
-
-
-def _original_tokenizer(report: Report, original: Original, vocab: str | Path | None) -> PreTrainedTokenizerBase | None:
-    try:
-        return open_tokenizer(original, vocab)
-    except VocabularyError as error:
-        report.add("vocabulary", "fault" if vocab else "warning", str(error))
-        return None
 
 
 def _check_tokens(
@@ -237,38 +209,28 @@ def _check_tokens(
     ids = tokenizer.encode(SAMPLE, add_special_tokens=False)
     unknown = sum(token == tokenizer.unk_token_id for token in ids)
     if unknown > len(ids) / 2:
-        advice = "is this the vocabulary the model was trained with?"
-        report.add(
-            "tokenizer", "warning", f"{unknown} of {len(ids)} tokens of ordinary Chinese are unknown to it", advice
-        )
+        detail = f"{unknown} of {len(ids)} tokens of ordinary Chinese are unknown to it"
+        report.add("tokenizer", "warning", detail, "is this the vocabulary the model was trained with?")
     else:
         report.add("tokenizer", "ok", f"ordinary Chinese gives {len(ids)} tokens, {unknown} of them unknown")
 
 
-def _check_stops(
-    report: Report,
-    family: type[Family],
-    config: PretrainedConfig | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    generation: dict[str, Any],
-) -> None:
+def _check_stops(report: Report, model: Family) -> None:
     """Report the stop tokens and the files that name them, and special ids outside the vocabulary."""
-    if config is None or tokenizer is None:
-        return
-    model = family(copy.deepcopy(config), tokenizer, generation=generation)
-    ignored = list(ids_outside_vocabulary(model.config, generation, tokenizer))
+    ignored = list(ids_outside_vocabulary(model.config, model.generation, model.tokenizer))
     for stop in model.stops:
-        token = str(tokenizer.convert_ids_to_tokens(stop.id))
+        token = str(model.tokenizer.convert_ids_to_tokens(stop.id))
         report.stops.append({"id": stop.id, "token": token, "from": list(stop.sources)})
     if not report.stops:
         advice = "set eos_token in tokenizer_config.json: without it replies only end at max_new_tokens"
         report.add("stops", "warning", "; ".join(["no token ends a reply", *ignored]), advice)
         return
-    said = ", ".join(f"{stop['token']} {stop['id']} ({', '.join(stop['from'])})" for stop in report.stops)
-    report.add("stops", "warning" if ignored else "ok", "; ".join([said, *ignored]))
+    stops = ", ".join(f"{stop['token']} {stop['id']} ({', '.join(stop['from'])})" for stop in report.stops)
+    report.add("stops", "warning" if ignored else "ok", "; ".join([stops, *ignored]))
 
 
-def _check_numbers(report: Report, weights: Weights, original: Original | None) -> None:
+def _check_numbers(report: Report, weights: Weights) -> None:
+    """Check every weight, and compare the tensors with the hashes that a conversion wrote."""
     if not report.deep:
         report.add("numbers", "skipped", "the weights were not read", "say --deep to read them all")
         return
@@ -280,7 +242,7 @@ def _check_numbers(report: Report, weights: Weights, original: Original | None) 
                 continue
             if bad := int((~tensor.isfinite()).sum()):
                 broken.append(f"{where}: {bad} of {tensor.numel()}")
-            elif _should_not_be_zero(name, tensor) and not tensor.any():
+            elif name.endswith("weight") and tensor.numel() > 1 and not tensor.any():  # biases begin as zeros
                 empty.append(where)
     if broken:
         advice = "training diverged or the file is damaged; go back to an earlier checkpoint"
@@ -290,22 +252,15 @@ def _check_numbers(report: Report, weights: Weights, original: Original | None) 
         report.add("zeros", "warning", f"nothing but zeros: {some(empty)}", advice)
     if not broken and not empty:
         report.add("numbers", "ok", "all weights are finite, none is blank")
-    try:
-        if count := verify_index(weights):
-            report.add("hashes", "ok", f"{count} tensors are as they were written")
-    except CheckpointError as error:
-        report.add("hashes", "fault", str(error))
-    if original is not None and len(weights.ranks) > 1:
-        _check_replicas(report, original)
+    if count := report.attempt("hashes", lambda: verify_index(weights)):
+        report.add("hashes", "ok", f"{count} tensors are as they were written")
 
 
-def _should_not_be_zero(name: str, tensor: Tensor) -> bool:
-    """Biases begin as zeros, and buffers may be; weights of norms and projections are never all zero."""
-    return name.endswith("weight") and tensor.numel() > 1
-
-
-def _check_replicas(report: Report, original: Original) -> None:
-    """What every rank holds whole must be the same on all; the first rank's counts."""
+def _check_ranks(report: Report, original: Original) -> None:
+    """Tensors that every rank holds whole must be the same on all; the first rank's are used."""
+    ranks = len(original.weights.ranks)
+    if ranks == 1:
+        return
     differing = []
     for entry, name in original.present():
         first, *others = original.pieces(name)
@@ -315,7 +270,7 @@ def _check_replicas(report: Report, original: Original) -> None:
         advice = "the ranks are of different training states; rank 0's is taken"
         report.add("ranks", "warning", f"differ between ranks: {some(differing)}", advice)
     else:
-        report.add("ranks", "ok", f"the {len(original.weights.ranks)} ranks agree where they hold the same")
+        report.add("ranks", "ok", f"the {ranks} ranks agree where they hold the same")
 
 
 def _check_copies(report: Report, original: Original) -> None:
@@ -328,23 +283,20 @@ def _check_copies(report: Report, original: Original) -> None:
         report.add("copies", "ok", "tensors stored under several names are the same under all of them")
 
 
-def _check_head(
-    report: Report, weights: Weights, family: type[Family], config: PretrainedConfig, original: Original | None
-) -> None:
-    """A head that should be its own but equals the embedding was tied by mistake: such a model prints garbage."""
-    network = blank_network(family, config)
-    head = network.get_output_embeddings() or network.lm_head
+def _check_head(report: Report, located: Located, config: PretrainedConfig) -> None:
+    """A separate head that equals the embedding was tied by mistake: such a model prints garbage."""
+    network = blank_network(located.family, config)
     if network._tied_weights_keys or config.tie_word_embeddings:
         return
+    head = network.get_output_embeddings() or network.lm_head
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    embedding, head_name = input_embedding(family), names[id(head.weight)]
 
-    def whole(name: str) -> Tensor:
-        return original.tensor(name) if original is not None else weights.ranks[0][name]
+    def read(name: str) -> Tensor:
+        return located.weights.ranks[0][name] if located.original is None else located.original.tensor(name)
 
     try:
-        tied = torch.equal(whole(embedding), whole(head_name))
-    except KeyError:  # missing: said above
+        tied = torch.equal(read(input_embedding(located.family)), read(names[id(head.weight)]))
+    except KeyError:  # missing, as the check of the names says
         return
     if tied:
         advice = "a conversion tied it by mistake (tie_word_embeddings); convert the original again"

@@ -1,4 +1,4 @@
-"""Opening a model, whatever form it is in, as a network with the family that speaks its language."""
+"""Opens a model in any form, as a network and its family object."""
 
 from __future__ import annotations
 
@@ -11,23 +11,19 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from hanmo import families
-from hanmo.checkpoints.generation_config import read_generation
-from hanmo.checkpoints.hub import local_folder
+from hanmo.checkpoints.locate import Located, locate
 from hanmo.checkpoints.originals.config_inference import absent_tensors, check_size, expected_shapes, infer_config
-from hanmo.checkpoints.originals.locate import Weights, find_weights
-from hanmo.checkpoints.originals.recognise import Original, recognise, some
+from hanmo.checkpoints.originals.recognise import Original, some
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, quoted, unknown
 from hanmo.families.base import Family, OpenedModel
-from hanmo.families.safe_loading import is_known_type, safe_config, safe_network, safe_tokenizer
+from hanmo.families.safe_loading import safe_network, safe_tokenizer
 from hanmo.families.untrusted import check_pieces
-from hanmo.files import read_json
 from hanmo.nn.cpu.int8 import to_int8
 from hanmo.nn.tensor_parallel import distributed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INT8 = "int8"
-RULES = "rules"  # the folder inside ours in which a model's score rules lie
+RULES_FOLDER = "rules"  # inside a folder of ours, with the files of score rules
 
 
 def open_model(
@@ -41,38 +37,36 @@ def open_model(
     device: str | torch.device | None = None,
     tensor_parallel: int = 1,
 ) -> OpenedModel:
-    """A model from a folder of ours, an original checkpoint, a hub folder or a hub id. Weights are never random.
+    """Open a folder of ours, an original checkpoint, a model of transformers or a hub id. Weights are never random.
 
     Args:
-        size: released size of an original checkpoint, where the files do not decide.
-        config: the original's configuration file, likewise.
+        size: released size of an original checkpoint, where the files do not decide it.
+        config: configuration file of an original checkpoint, likewise.
         vocab: vocabulary file of an original checkpoint; default: the one beside the weights.
         rules: folder of score rules; default: the one inside a folder of ours.
-        dtype: fp32, bf16, fp16, or for inference on a CPU int8; default: the files', except that the CPU, which is
-            slow in fp16, gets fp32.
+        dtype: fp32, bf16, fp16, or for inference on a CPU int8; default: the files', or fp32 for fp16 on a CPU.
         device: default: CUDA if there is one, else the CPU.
-        tensor_parallel: ranks over which the model is cut; each is a process of its own, started by torchrun, and all
-            call this.
+        tensor_parallel: ranks over which the model is cut: processes started by torchrun, which all call this.
 
     Raises:
-        UnsupportedError: the model cannot be cut into so many parts.
-        CheckpointError: nothing there, damaged, incomplete, or of no known family; says what was found.
+        UnsupportedError: the model cannot be cut into this number of parts.
+        CheckpointError: nothing there, damaged, incomplete, or of no known family.
         VocabularyError: no vocabulary, or one that disagrees with the embedding.
     """
-    path = local_folder(path)
     if dtype == INT8 and (str(device or "cpu") != "cpu" or tensor_parallel > 1):
         raise UnsupportedError("int8 is for one process on a CPU; elsewhere use bf16 or fp16")
     target = _device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
-    if family := family_of_folder(path):
-        if given := [name for name, value in (("size", size), ("config", config), ("vocab", vocab)) if value]:
-            raise ConfigError(f"{path} is a model folder, complete in itself: leave out --{' and --'.join(given)}")
-        opened = _open_folder(path, family, dtype, target, tensor_parallel)
+    located = locate(path)
+    if located.original is not None:
+        opened = _open_original(located.original, size, config, vocab, dtype, target, tensor_parallel)
+    elif given := [name for name, value in (("size", size), ("config", config), ("vocab", vocab)) if value]:
+        raise ConfigError(f"{located.path} is a model folder, complete in itself: leave out --{' and --'.join(given)}")
     else:
-        opened = _open_original(path, size, config, vocab, dtype, target, tensor_parallel)
+        opened = _open_folder(located, dtype, target, tensor_parallel)
     if dtype == INT8:
         to_int8(opened.network)
     if rules is not None:
-        opened.family.assets.update(find_rules(type(opened.family), Path(rules)))
+        opened.family.assets.update(find_rule_files(type(opened.family), Path(rules)))
     return opened
 
 
@@ -96,70 +90,28 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
-def family_of_ours(path: Path) -> type[Family] | None:
-    """The family of a folder that hanmo wrote, by the model_type in its config.json; None for any other path."""
-    file = path / "config.json"
-    if not file.is_file():
-        return None
-    model_type = read_json(file).get("model_type")
-    for name in families.OURS:
-        family = families.load(name)
-        if family.config_class.model_type == model_type:
-            return family
-    if isinstance(model_type, str) and model_type.startswith("hanmo-"):
-        raise CheckpointError(f"{file}: made by a hanmo that knows the model type {model_type!r}; this one does not")
-    return None
-
-
-def family_of_folder(path: Path) -> type[Family] | None:
-    """The family of a folder that opens as it is: written by hanmo, or of a model that transformers knows."""
-    if family := family_of_ours(path):
-        return family
-    if not (path / "config.json").is_file():
-        return None
-    weights = find_weights(path)
-    if not is_transformers_model(weights):
-        return None
-    try:
-        recognise(weights)  # originals may carry a model type that transformers uses for another model
-    except CheckpointError:
-        return families.load(families.TRANSFORMERS)
-    return None
-
-
-def read_original(
-    path: str | Path, size: str | None = None, config: str | Path | None = None
-) -> tuple[Original, PretrainedConfig, str | None]:
-    """An original checkpoint, complete and of settled configuration, with its released size's name if it has one.
-
-    Reads no weights yet.
-    """
-    original = recognise(find_weights(path))
-    original.require_complete()
-    return original, *infer_config(original, size, config)
-
-
-def _open_folder(path: Path, family: type[Family], dtype: str | None, device: torch.device, ranks: int) -> OpenedModel:
-    weights = find_weights(path)  # reads every index, so that a damaged file is named
-    stored = most_common_dtype(weights)
-    wanted = choose_dtype(dtype, stored, device)
-    config = safe_config(path, family.config_class)
+def _open_folder(located: Located, dtype: str | None, device: torch.device, ranks: int) -> OpenedModel:
+    family, path, weights = located.family, located.path, located.weights
+    wanted = choose_dtype(dtype, weights.dtype, device)
+    config = located.config()
     check_size(family, config, weights)
     cut = distributed(config, ranks, device) if ranks > 1 else {}
     with quiet():
         network, info = safe_network(
             family.network_class, path, config, dtype=wanted, use_safetensors=weights.container == "safetensors", **cut
         )
-        tokenizer = safe_tokenizer(path, family.tokenizer_class)
+        tokenizer = safe_tokenizer(path, family.tokenizer_class, config)
     _require_loaded(path, info)
     check_vocabulary(family, network.config.get_text_config().vocab_size, tokenizer, str(path))
-    rules = find_rules(family, path / RULES, optional=True)
-    opened = family(network.config, tokenizer, rules, read_generation(path))
-    return OpenedModel(network.to(device).eval(), opened, _described(str(path), stored, dtype or dtype_name(wanted)))
+    opened = family(
+        network.config, tokenizer, find_rule_files(family, path / RULES_FOLDER, optional=True), located.generation
+    )
+    described = _described(str(path), weights.dtype, dtype or dtype_name(wanted))
+    return OpenedModel(network.to(device).eval(), opened, described)
 
 
 def _open_original(
-    path: Path,
+    original: Original,
     size: str | None,
     config: str | Path | None,
     vocab: str | Path | None,
@@ -167,30 +119,32 @@ def _open_original(
     device: torch.device,
     ranks: int,
 ) -> OpenedModel:
-    original, settled, size_name = read_original(path, size, config)
+    weights = original.weights
+    original.require_complete()
+    inferred, size_name = infer_config(original, size, config)
     tokenizer = open_tokenizer(original, vocab)
-    check_vocabulary(original.family, settled.vocab_size, tokenizer, str(path))
-    wanted = choose_dtype(dtype, original.dtype, device)
-    family = original.family(settled, tokenizer)  # settles what of the configuration the vocabulary decides
-    network = load_network(original, settled, wanted, distributed(settled, ranks, device))
+    check_vocabulary(original.family, inferred.vocab_size, tokenizer, str(weights.path))
+    wanted = choose_dtype(dtype, weights.dtype, device)
+    family = original.family(inferred, tokenizer)  # sets what the vocabulary decides in the configuration
+    network = load_network(original, inferred, wanted, distributed(inferred, ranks, device))
     family.config = network.config
-    what = f"{size_name or original.family.name} from {path} ({original.layout.name} layout"
-    what += f", {len(original.weights.ranks)} ranks" if len(original.weights.ranks) > 1 else ""
-    what += f", iteration {original.weights.iteration})" if original.weights.iteration is not None else ")"
-    return OpenedModel(network.to(device).eval(), family, _described(what, original.dtype, dtype or dtype_name(wanted)))
+    what = f"{size_name or original.family.name} from {weights.path} ({original.layout.name} layout"
+    what += f", {len(weights.ranks)} ranks" if len(weights.ranks) > 1 else ""
+    what += f", iteration {weights.iteration})" if weights.iteration is not None else ")"
+    return OpenedModel(network.to(device).eval(), family, _described(what, weights.dtype, dtype or dtype_name(wanted)))
 
 
 def load_network(
     original: Original, config: PretrainedConfig, dtype: torch.dtype, cut: dict[str, Any] | None = None
 ) -> Any:
-    """Our network with an original's weights. There is one copy of them in memory; of fp32 files, none but the file.
+    """Our network with an original's weights, in one copy; of fp32 files, the memory-mapped file itself.
 
-    Optional tensors that the files lack are zero, which is as if they were not there.
+    Optional tensors that the files lack are zero and so have no effect.
     """
     original.check_copies()
     expected = expected_shapes(original.family, config)
     state = {
-        name: tensor if keeps_precision(original.family, name) else _own(tensor, dtype)
+        name: tensor.to(dtype) if tensor.is_floating_point() and not keeps_precision(original.family, name) else tensor
         for name, tensor in original.tensors()
     }
     state.update({name: torch.zeros(expected[name], dtype=dtype) for name in absent_tensors(original, config)})
@@ -203,25 +157,13 @@ def load_network(
 
 
 def keeps_precision(family: type[Family], name: str) -> bool:
-    """Whether a tensor is never to be rounded to a narrower dtype (frequencies of sinusoids)."""
+    """Whether a tensor is never rounded to a narrower dtype (frequencies of sinusoids)."""
     return any(part in name for part in family.network_class._keep_in_fp32_modules_strict or ())
 
 
-def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
 def _require_loaded(path: Path, info: dict[str, Any]) -> None:
-    problems = [
-        f"{what}: {some(sorted(map(str, info[key])))}"
-        for key, what in (
-            ("missing_keys", "missing"),
-            ("unexpected_keys", "unexpected"),
-            ("mismatched_keys", "mis-shaped"),
-        )
-        if info[key]
-    ]
-    if problems:
+    kinds = {"missing_keys": "missing", "unexpected_keys": "unexpected", "mismatched_keys": "mis-shaped"}
+    if problems := [f"{kind}: {some(sorted(map(str, info[key])))}" for key, kind in kinds.items() if info[key]]:
         raise CheckpointError(f"{path}: tensors {'; '.join(problems)}")
 
 
@@ -253,7 +195,7 @@ def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTo
 
 
 def check_vocabulary(family: type[Family], rows: int, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """VocabularyError if the embedding has not a row for every token, or more rows than padding explains."""
+    """Raise VocabularyError if the embedding lacks a row for a token, or has more rows than padding explains."""
     tokens, multiple = len(tokenizer), family.vocab_padded_to
     if rows < tokens or (multiple and rows > -(-tokens // multiple) * multiple):
         raise VocabularyError(
@@ -262,7 +204,7 @@ def check_vocabulary(family: type[Family], rows: int, tokenizer: PreTrainedToken
         )
 
 
-def find_rules(family: type[Family], folder: Path, optional: bool = False) -> dict[str, str]:
+def find_rule_files(family: type[Family], folder: Path, optional: bool = False) -> dict[str, str]:
     """The files of score rules in a folder, by role."""
     if not optional and not family.asset_files:
         raise UnsupportedError(f"{family.name} models have no score rules; leave out --rules")
@@ -274,22 +216,14 @@ def find_rules(family: type[Family], folder: Path, optional: bool = False) -> di
 
 
 def choose_dtype(wanted: str | None, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to load in: as wanted, else as stored, but fp32 where a CPU would have to compute in fp16."""
+    """The dtype to load: as wanted, else as stored, but fp32 instead of fp16 on a CPU."""
     if wanted == INT8:
-        return stored  # rounded from what the files say
+        return stored  # rounded after loading
     if wanted is not None:
         if wanted not in DTYPES:
             raise ConfigError(unknown("dtype", wanted, [*DTYPES, INT8]))
         return DTYPES[wanted]
     return torch.float32 if device.type == "cpu" and stored == torch.float16 else stored
-
-
-def most_common_dtype(weights: Weights) -> torch.dtype:
-    """The dtype that most of the weights have."""
-    counts: dict[torch.dtype, int] = {}
-    for tensor in weights.ranks[0].values():
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    return max(counts, key=lambda dtype: counts[dtype])
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -301,14 +235,9 @@ def _described(what: str, stored: torch.dtype, used: str) -> str:
     return f"{what}, {dtype_name(stored)}" + ("" if dtype_name(stored) == used else f" computed in {used}")
 
 
-def is_transformers_model(weights: Weights) -> bool:
-    """Whether config.json beside the weights names a model type of transformers."""
-    return is_known_type((weights.config or {}).get("model_type"))
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' own bars and reports off: what they say is checked and said by us."""
+    """Switch transformers' progress bars and warnings off: hanmo checks and reports for itself."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

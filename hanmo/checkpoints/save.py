@@ -1,4 +1,4 @@
-"""Writing model folders: complete or not at all."""
+"""Writes model folders, complete or not at all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from hanmo.checkpoints.generation_config import write_generation
-from hanmo.checkpoints.open import RULES, quiet
+from hanmo.checkpoints.open import RULES_FOLDER, quiet
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import Family, OpenedModel
+from hanmo.families.stops import stated
+from hanmo.files import json_text, write_text
 from hanmo.folders import new_folder
 from hanmo.nn.cpu.int8 import is_int8
 from hanmo.nn.tensor_parallel import is_cut, writes
@@ -26,35 +29,34 @@ _WEIGHT_FILE = re.compile(rf"(model|pytorch_model).*\.(safetensors|bin)(\.index\
 def save_model(opened: OpenedModel, folder: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
     """Write a model as a folder of ours: weights, configuration, tokenizer and rule files.
 
-    What else lies in an existing folder stays there. Until everything is written the old content is untouched. Of a
-    network that is cut over several ranks, all ranks call this and the first one writes it whole.
+    Other files of an existing folder stay. Until everything is written the old content is untouched. All ranks of a
+    network cut over several call this, and the first one writes it whole.
 
     Args:
-        weights: all of them, by name, where the network itself holds but a share.
+        weights: all weights by name, if the network itself holds a share of them.
 
     Raises:
-        CheckpointError: the folder cannot be written (a full disk), and nothing has changed.
+        CheckpointError: the folder cannot be written (a full disk); nothing has changed.
         InUseError: another run writes it.
         UnsupportedError: a model in int8.
     """
     if is_int8(opened.network):
         raise UnsupportedError("a model in int8 is for inference only: open it in another dtype to train or save it")
     if not writes(opened.network):
-        with tempfile.TemporaryDirectory() as nowhere, quiet():
-            # Gives its slices to the rank that writes.
+        with tempfile.TemporaryDirectory() as nowhere, quiet():  # sends its slices to the rank that writes
             opened.network.save_pretrained(nowhere, **_untied(opened.network, weights))
         return Path(folder)
     with new_folder(folder, keep=is_no_weights) as draft:
         with quiet():
             opened.network.save_pretrained(draft, max_shard_size=SHARD_BYTES, **_untied(opened.network, weights))
         opened.tokenizer.save_pretrained(draft)
-        save_rules(opened.family, draft)
+        save_rule_files(opened.family, draft)
         write_generation(opened.family, draft)
     return Path(folder)
 
 
 def _untied(network: Any, weights: dict[str, Tensor] | None) -> dict[str, Any]:
-    """What ``save_pretrained`` is told of weights that lie over processes: transformers (5.23) does not see which of them are the same."""
+    """Arguments of ``save_pretrained`` for weights cut over processes, whose ties transformers (5.23) does not see."""
     if weights is None and not is_cut(network):
         return {}
     weights = network.state_dict() if weights is None else weights
@@ -63,12 +65,19 @@ def _untied(network: Any, weights: dict[str, Tensor] | None) -> dict[str, Any]:
     }
 
 
-def save_rules(family: Family, folder: Path) -> None:
+def save_rule_files(family: Family, folder: Path) -> None:
     """Copy the score rules' files, where ``open_model`` looks for them."""
     for role, source in family.assets.items():
-        target = folder / RULES / family.asset_files[role]
+        target = folder / RULES_FOLDER / family.asset_files[role]
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
+
+
+def write_generation(family: Family, folder: Path) -> None:
+    """Write generation_config.json: the stop tokens where transformers looks for them, and the model's own settings."""
+    before = family.generation or GenerationConfig.from_model_config(family.config).to_diff_dict()
+    content = stated(before, family.stops, family.config, family.tokenizer)
+    write_text(folder / GENERATION_CONFIG_NAME, json_text(content, indent=2) + "\n")
 
 
 def is_no_weights(name: str) -> bool:

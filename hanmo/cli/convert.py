@@ -34,7 +34,7 @@ def convert(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Read source and target again, the source by another way, and compare every tensor."
+            "--verify", help="Read source and target again, the source with another reader, and compare every tensor."
         ),
     ] = False,
     resume: Annotated[

@@ -1,4 +1,4 @@
-"""hanmo inspect: what is this, and is it healthy?"""
+"""hanmo inspect: describe a model and check its health."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def inspect(
     vocab: Vocab = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a model is and whether it is healthy. Exits with 1 if something is wrong with it.
+    """Describe a model and check its health. Exit code: 0 healthy, 1 a check found a fault, 2 wrong options.
 
     Example: hanmo inspect eva2.0-base/
     """

@@ -26,21 +26,19 @@ def load(name: str) -> type[Family]:
     return import_module(f"hanmo.families.{name}.family").FAMILY
 
 
-def register_networks() -> None:
-    """Make transformers' AutoConfig and AutoModel classes know our networks."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+def ours() -> list[type[Family]]:
+    """The families with networks of ours; imports torch."""
+    return [load(name) for name in OURS]
 
-    for family in map(load, OURS):
-        config_class, network_class = family.config_class, family.network_class
+
+def register() -> None:
+    """Register our families with the auto classes of transformers; see ``hanmo.register``."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    for family in ours():
+        config_class = family.config_class
         seq2seq = config_class().is_encoder_decoder
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto in (AutoModel, AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM):
-            auto.register(config_class, network_class, exist_ok=True)
-
-
-def register_tokenizers() -> None:
-    """Make transformers' AutoTokenizer know our tokenizers."""
-    from transformers import AutoTokenizer
-
-    for family in map(load, OURS):
-        AutoTokenizer.register(family.config_class, slow_tokenizer_class=family.tokenizer_class, exist_ok=True)
+            auto.register(config_class, family.network_class, exist_ok=True)
+        AutoTokenizer.register(config_class, slow_tokenizer_class=family.tokenizer_class, exist_ok=True)

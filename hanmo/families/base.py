@@ -198,7 +198,7 @@ class Family(ABC):
         """
         raise UnsupportedError(
             f"transformers has no architecture that computes what {self.name} does; convert without --to hf: "
-            "after `import hanmo` transformers loads that folder too"
+            "after `import hanmo; hanmo.register()` transformers loads that folder too"
         )
 
     def logits_processor(self, settings: Any, contexts: Sequence[Sequence[int]]) -> LogitsProcessor | None:

@@ -1,10 +1,9 @@
 """The only module that lets transformers read a folder. Nothing in the folder is ever run.
 
 A model folder may hold Python code (``auto_map``), name kernels that transformers downloads and runs, or hold an adapter
-whose base comes from a hub. transformers follows some of this by itself and asks about the rest on the console, where the
-first line of standard input counts as the answer. Here questions are switched off, only local files are read, and the keys
-that name code or other places are removed from configurations. tests/unit/test_nothing_runs.py checks that no other module
-of hanmo calls ``from_pretrained`` or ``from_config``.
+whose base comes from a hub. transformers follows some of this and asks about the rest on the console, where any line of
+standard input counts as the answer. Here questions are off, only local files are read, and configurations lose the keys
+that name code or other places. tests/unit/test_nothing_runs.py checks that no other module calls ``from_pretrained``.
 """
 
 from __future__ import annotations
@@ -68,28 +67,33 @@ def is_known_type(model_type: object) -> bool:
     return isinstance(model_type, str) and model_type in CONFIG_MAPPING
 
 
-def safe_config(folder: str | Path, config_class: type[PretrainedConfig] = PretrainedConfig) -> PretrainedConfig:
+def safe_config(
+    folder: str | Path,
+    config_class: type[PretrainedConfig] = PretrainedConfig,
+    content: dict[str, Any] | None = None,
+) -> PretrainedConfig:
     """The configuration of a folder without keys that would run or fetch something; each removed key is reported once.
 
     Args:
         config_class: the default, PretrainedConfig, means the class of the folder's model_type.
+        content: of the folder's config.json, if it has been read already.
 
     Raises:
         CheckpointError: no configuration, or one that its class does not take.
         UnsupportedError: the model needs code of its own.
     """
     file = Path(folder) / CONFIG_NAME
-    said = read_json(file)
+    content = read_json(file) if content is None else content
     auto: Any = config_class
     if config_class is PretrainedConfig:
-        if not is_known_type(said.get("model_type")):
-            unknown = f"{file}: model type {said.get('model_type')!r} is none that the installed transformers knows"
-            raise UnsupportedError(own_code(folder, said) or unknown)
+        if not is_known_type(content.get("model_type")):
+            unknown = f"{file}: model type {content.get('model_type')!r} is none that the installed transformers knows"
+            raise UnsupportedError(own_code(folder, content) or unknown)
         auto = AutoConfig
     with tempfile.TemporaryDirectory() as alone, _without_questions(), _as_hanmo_error(file, "not a configuration"):
-        said = _as_data(said, str(file))
+        content = _as_data(content, str(file))
         # In a folder of its own, so that transformers reads no other file.
-        (Path(alone) / CONFIG_NAME).write_text(json.dumps(said), encoding="utf-8")
+        (Path(alone) / CONFIG_NAME).write_text(json.dumps(content), encoding="utf-8")
         config = auto.from_pretrained(alone, trust_remote_code=False, local_files_only=True)
     config._name_or_path = str(folder)
     return config
@@ -98,7 +102,7 @@ def safe_config(folder: str | Path, config_class: type[PretrainedConfig] = Pretr
 def safe_network(
     network_class: Any, folder: str | Path | None, config: PretrainedConfig, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """A network, and what was missing or left over when it was filled.
+    """A network, and the missing and unexpected tensors.
 
     Args:
         network_class: a class of ours, or an auto class of transformers.
@@ -112,7 +116,7 @@ def safe_network(
     """
     if folder is not None:
         check_adapter(folder)
-    # Mismatched tensors are told by the loading information: transformers' own error names none of them.
+    # The loading information names mismatched tensors; transformers' own error names none.
     options |= {"trust_remote_code": False, "local_files_only": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _without_questions(), _as_hanmo_error(folder, "transformers cannot open it"):
@@ -145,11 +149,14 @@ def safe_blank(auto_class: Any, folder: str | Path, config: PretrainedConfig) ->
         return auto_class.from_config(config, trust_remote_code=False)
 
 
-def safe_tokenizer(folder: str | Path, tokenizer_class: Any) -> PreTrainedTokenizerBase:
+def safe_tokenizer(
+    folder: str | Path, tokenizer_class: Any, config: PretrainedConfig | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder.
 
     Args:
         tokenizer_class: a class of ours, or AutoTokenizer for the one of transformers that the folder names.
+        config: the folder's configuration, if it has been read already; AutoTokenizer may choose by it.
 
     Raises:
         VocabularyError: none there, or one that does not open.
@@ -158,18 +165,18 @@ def safe_tokenizer(folder: str | Path, tokenizer_class: Any) -> PreTrainedTokeni
     """
     folder = Path(folder)
     about = folder / TOKENIZER_CONFIG
-    said = read_json(about) if about.is_file() else {}
-    _check_places(about, said)
+    content = read_json(about) if about.is_file() else {}
+    _check_places(about, content)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     if tokenizer_class is AutoTokenizer:
-        options["config"] = _config_beside(folder)
-        _check_class(about, said, options["config"])
+        options["config"] = _config_beside(folder) if config is None else config
+        _check_class(about, content, options["config"])
 
     def opened() -> PreTrainedTokenizerBase:
         with _without_questions(), _as_hanmo_error(folder, "its tokenizer does not open", VocabularyError):
             return tokenizer_class.from_pretrained(str(folder), **options)
 
-    check_tokenizer(folder, opened)
+    check_tokenizer(folder, content, opened)
     tokenizer = opened()
     tokenizer.init_kwargs.pop("auto_map", None)  # or it would be written into folders without that code
     return tokenizer
@@ -206,23 +213,23 @@ def _as_hanmo_error(where: object, problem: str, kind: type[HanmoError] = Checkp
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, _BAD_FOLDER):  # tokenizers raises no other kind
             raise
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        raise kind(f"{where}: {problem}: {said}") from error
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise kind(f"{where}: {problem}: {reason}") from error
 
 
-def _as_data(said: dict[str, Any], file: str) -> dict[str, Any]:
+def _as_data(content: dict[str, Any], file: str) -> dict[str, Any]:
     """A configuration without keys that name code, kernels or files, in all its parts (sub-configurations)."""
     kept = {}
-    for key, value in said.items():
+    for key, value in content.items():
         choice = key.removeprefix("_").removesuffix("_internal")
         if key in _CODE:
             continue
         if key in _ELSEWHERE and value:
-            _say(f"{file}: {key} is not followed: it would bring in what is not part of this folder's model")
+            _warn(f"{file}: {key} is not followed: it would bring in what is not part of this folder's model")
         elif choice in _CHOICES:
             kept[key] = _chosen(value, choice, file)
         elif key in _PARTS and isinstance(value, str) and set(value) & set("/:"):
-            _say(f"{file}: {key} {value!r} is not followed: it would be downloaded")
+            _warn(f"{file}: {key} {value!r} is not followed: it would be downloaded")
         else:
             kept[key] = _part(value, file)
     return kept
@@ -240,13 +247,13 @@ def _chosen(value: Any, choice: str, file: str) -> Any:
         return {part: _chosen(one, choice, file) for part, one in value.items()}
     if value is None or value in _CHOICES[choice]:
         return value
-    _say(f"{file}: {choice} {value!r} is not followed: a file may choose {', '.join(_CHOICES[choice])}")
+    _warn(f"{file}: {choice} {value!r} is not followed: a file may choose {', '.join(_CHOICES[choice])}")
     return None
 
 
 @functools.cache
-def _say(remark: str) -> None:
-    """Print a remark once, since a command reads a configuration several times."""
+def _warn(remark: str) -> None:
+    """Print a remark once, however many configurations a command reads."""
     print(f"hanmo: {remark}", file=sys.stderr)
 
 
@@ -257,27 +264,29 @@ def _config_beside(folder: Path) -> PretrainedConfig:
     return safe_config(folder) if known else PretrainedConfig()
 
 
-def _check_places(about: Path, said: dict[str, Any]) -> None:
+def _check_places(about: Path, content: dict[str, Any]) -> None:
     """Check that a tokenizer's settings name no files outside its folder."""
     for key in ("init_inputs", "gguf_file", "tokenizer_object"):
-        if said.get(key):
-            raise VocabularyError(f"{about}: {key} is {said[key]!r}: hanmo reads a tokenizer from its own files alone")
-    for name in said.get("fast_tokenizer_files") or ():
+        if content.get(key):
+            raise VocabularyError(
+                f"{about}: {key} is {content[key]!r}: hanmo reads a tokenizer from its own files alone"
+            )
+    for name in content.get("fast_tokenizer_files") or ():
         plain_name(name, about)
 
 
-def _check_class(about: Path, said: dict[str, Any], config: PretrainedConfig) -> None:
-    """Check that the class that the folder names is a tokenizer: transformers would take any of its classes by that name."""
+def _check_class(about: Path, content: dict[str, Any], config: PretrainedConfig) -> None:
+    """Check that the class that the folder names is a tokenizer: transformers accepts any of its classes."""
     known = type(config) in TOKENIZER_MAPPING
-    for name in (said.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
+    for name in (content.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
         if name is None:
             continue
         found = tokenizer_class_from_name(name) if isinstance(name, str) else name
         known = known or found is not None
         if found is not None and not (isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)):
             raise VocabularyError(f"{about.parent}: names {name!r} as its tokenizer, which is none of transformers'")
-    if "auto_map" in said and not known:
-        raise UnsupportedError(_refusal(about.parent, "its tokenizer", said["auto_map"]))
+    if "auto_map" in content and not known:
+        raise UnsupportedError(_refusal(about.parent, "its tokenizer", content["auto_map"]))
 
 
 def _refusal(folder: str | Path, what: str, auto_map: Any) -> str:

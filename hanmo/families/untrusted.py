@@ -18,7 +18,7 @@ from hanmo.files import read_json
 from hanmo.limits import run_within_limits
 
 _TEXT = "你好,今天天气很好。 Hello,  wörld! 123\n我们一起去公园吧!"
-_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_FILES = ("special_tokens_map.json", "added_tokens.json")
 _KNOWN = {
     *("Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "BertNormalizer", "Nmt"),
     *("ByteLevel", "Metaspace", "Whitespace", "WhitespaceSplit", "BertPreTokenizer", "Digits", "Punctuation"),
@@ -36,26 +36,27 @@ _MEASURED = re.compile(r"vocab|token|position|ctx|embd|embed|size|dim|width|inne
 _MOST = 1_000_000  # labels, experts, heads and the like
 
 
-def check_tokenizer(folder: Path, opened: Callable[[], Any]) -> None:
+def check_tokenizer(folder: Path, settings: dict[str, Any], opened: Callable[[], Any]) -> None:
     """Check that the tokenizer of a folder opens and encodes a text within limits.
 
     Args:
+        settings: the content of its tokenizer_config.json.
         opened: opens it.
 
     Raises:
         CheckpointError: it exceeds them; names the folder.
     """
     patterns: list[str] = []
-    beside = [folder / name for name in _FILES if (folder / name).is_file()]
+    all_settings = [settings, *(read_json(folder / name) for name in _FILES if (folder / name).is_file())]
     size = sum(
         file.stat().st_size for file in folder.iterdir() if file.name in _VOCABULARIES or file.suffix == ".model"
     )
-    odd = any(_has_large(read_json(file), max(_LARGE, size)) for file in beside)
+    odd = any(_has_large(one, max(_LARGE, size)) for one in all_settings)
     try:
         if (rules := folder / "tokenizer.json").is_file():
-            said = read_json(rules)
-            patterns = list(_patterns(said))
-            odd = odd or not _is_ordinary(said, rules)
+            steps = read_json(rules)
+            patterns = list(_patterns(steps))
+            odd = odd or not _is_ordinary(steps, rules)
         else:
             for file in sorted(folder.glob("*.model")):
                 check_pieces(file)
@@ -83,22 +84,24 @@ def check_pieces(path: Path) -> None:
     )
 
 
-def _has_large(said: Any, most: int) -> bool:
+def _has_large(settings: Any, most: int) -> bool:
     """Whether a setting is above ``most``. Lengths do not count: a tokenizer only compares with them."""
-    if isinstance(said, dict):
-        return any(_has_large(value, most) for key, value in said.items() if not re.search(r"max_len|length|id$", key))
-    if isinstance(said, list):
-        return any(_has_large(value, most) for value in said)
-    return isinstance(said, int | float) and abs(said) > most
+    if isinstance(settings, dict):
+        return any(
+            _has_large(value, most) for key, value in settings.items() if not re.search(r"max_len|length|id$", key)
+        )
+    if isinstance(settings, list):
+        return any(_has_large(value, most) for value in settings)
+    return isinstance(settings, int | float) and abs(settings) > most
 
 
-def _is_ordinary(said: dict[str, Any], path: Path) -> bool:
+def _is_ordinary(settings: dict[str, Any], path: Path) -> bool:
     """Whether a tokenizer.json lengthens texts little and takes time linear in their length.
 
     Raises:
         CheckpointError: its rules lengthen texts beyond any use.
     """
-    padding = said.get("padding") or {}
+    padding = settings.get("padding") or {}
     fixed = padding["strategy"].get("Fixed", 0) if isinstance(padding.get("strategy"), dict) else 0
     if max(fixed, padding.get("pad_to_multiple_of") or 0) > _LARGE:
         raise CheckpointError(
@@ -106,7 +109,7 @@ def _is_ordinary(said: dict[str, Any], path: Path) -> bool:
         )
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         grows = 1.0
-        for step in _steps(said.get(part)):
+        for step in _steps(settings.get(part)):
             if step["type"] in ("Replace", "Split"):
                 if not _is_simple(step["pattern"]):
                     return False
@@ -137,8 +140,7 @@ def _is_simple(pattern: dict[str, str]) -> bool:
     """A plain text, or a regular expression that repeats no group and few things one after the other."""
     if "String" in pattern:
         return bool(pattern["String"])
-    said = pattern["Regex"]
-    bare = re.sub(r"\\.|\[(\\.|[^\]])*\]", "x", said)  # neither escapes nor sets of characters
+    bare = re.sub(r"\\.|\[(\\.|[^\]])*\]", "x", pattern["Regex"])  # neither escapes nor sets of characters
     return not re.search(r"\)[*+{]", bare) and all(len(re.findall(r"[*+{]", one)) <= 3 for one in bare.split("|"))
 
 
@@ -150,17 +152,17 @@ def _growth(step: dict[str, Any]) -> float:
     )
 
 
-def _patterns(said: dict[str, Any]) -> Iterator[str]:
+def _patterns(settings: dict[str, Any]) -> Iterator[str]:
     """The replaced strings, which the text of a trial run must contain."""
     for part in ("normalizer", "pre_tokenizer", "decoder"):
-        for step in _steps(said.get(part)):
+        for step in _steps(settings.get(part)):
             yield step.get("pattern", {}).get("String", "")
 
 
 def check_counts(config: dict[str, Any], tensors: int, where: object) -> None:
-    """Raise CheckpointError if a configuration claims more layers than there are tensors, or any other count in the millions.
+    """Raise CheckpointError if a configuration claims more layers than there are tensors, or another count in the millions.
 
-    Building a network, even one without memory for its weights, takes time and memory for each.
+    Building a network takes time and memory for each, even without memory for its weights.
     """
     for key, value in _numbers(config):
         if not isinstance(value, int | float) or not _COUNTED.search(key) or _MEASURED.search(key):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorMapping:
     """One tensor of the original, named with ``{i}`` for the layer, and the tensors of ours that it consists of.
 
     Attributes:
@@ -60,7 +60,7 @@ class Layout:
 
     name: str
     container: Literal["megatron", "megatron-lm", "bin"]
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorMapping, ...]
     signature: tuple[str, ...]
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
@@ -89,22 +89,22 @@ def rows_of_a_rank(rows: int, ranks: int, multiple: int) -> int:
     return rows // ranks if rows % ranks == 0 else -(-rows // (ranks * multiple)) * multiple
 
 
-def expand(entries: Iterable[Entry], config: Any) -> list[Entry]:
+def expand(entries: Iterable[TensorMapping], config: Any) -> list[TensorMapping]:
     """The entries with ``{i}`` filled in for every layer that ``config`` counts."""
-    result: list[Entry] = []
+    result: list[TensorMapping] = []
     for entry in entries:
         result.extend(_fill(entry, layer) for layer in _layers(entry, config))
     return result
 
 
-def _layers(entry: Entry, config: Any) -> Iterable[int | None]:
+def _layers(entry: TensorMapping, config: Any) -> Iterable[int | None]:
     if not entry.over:
         return (None,)
     layers = range(getattr(config, entry.over))
     return {"": layers, "last": layers[-1:], "others": layers[:-1]}[entry.only]
 
 
-def _fill(entry: Entry, layer: int | None) -> Entry:
+def _fill(entry: TensorMapping, layer: int | None) -> TensorMapping:
     def fill(name: str) -> str:
         return name if layer is None else name.replace("{i}", str(layer))
 

@@ -25,13 +25,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hanmo import config as settings
+from hanmo import families
 from hanmo.checkpoints import open_model
-from hanmo.checkpoints.open import family_of_folder
-from hanmo.checkpoints.originals.locate import find_weights
-from hanmo.checkpoints.originals.recognise import all_families, recognise
+from hanmo.checkpoints.locate import locate
 from hanmo.errors import ConfigError, quoted, unknown
 from hanmo.families.base import Family, OpenedModel
-from hanmo.folders import recover_missing
 from hanmo.report.page import Page
 from hanmo.training.callbacks import MetricsFile, Progress, StopOnSignal, read_metrics
 from hanmo.training.launch import translate_deepspeed
@@ -90,7 +88,7 @@ def find_size(size: str) -> tuple[type[Family], str]:
     """The family and the released size of a name or alias."""
     names = {
         alias.lower(): (family, name)
-        for family in all_families()
+        for family in families.ours()
         for name, released in family.original_format.SIZES.items()
         for alias in (name, *released.aliases)
     }
@@ -315,6 +313,4 @@ def family_name(model: str) -> str:
     """The family of a model, without opening it: that of its size, its folder, or its original files."""
     if model.startswith(NEW):
         return find_size(model.removeprefix(NEW))[0].name
-    recover_missing(Path(model))
-    family = family_of_folder(Path(model))
-    return family.name if family else recognise(find_weights(model)).family.name
+    return locate(model).family.name

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.checkpoints import save_model
-from hanmo.checkpoints.originals.locate import read_json
+from hanmo.files import read_json
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.stages.dpo import DpoConfig, dpo
 from hanmo.training.stages.grpo import GrpoConfig, grpo

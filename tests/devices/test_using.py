@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from hanmo.checkpoints import open_model
-from hanmo.checkpoints.open import find_rules
+from hanmo.checkpoints.open import find_rule_files
 from hanmo.cli import app
 from hanmo.errors import ConfigError
 from hanmo.evaluation import perplexity
@@ -42,7 +42,7 @@ DECODING = {
 def opened_on(family: str, device: Any, rules: Path | None = None) -> OpenedModel:
     opened = open_model(FOLDER / family, dtype="fp32", device=device)
     if rules is not None:
-        opened.family.assets.update(find_rules(EvaFamily, rules))
+        opened.family.assets.update(find_rule_files(EvaFamily, rules))
     return opened
 
 

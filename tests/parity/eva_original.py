@@ -5,7 +5,7 @@ from __future__ import annotations
 from hanmo.checkpoints import open_model
 from hanmo.families.eva import original_format
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
-from hanmo.families.weight_map import Entry, expand
+from hanmo.families.weight_map import TensorMapping, expand
 from tests.places import PARITY, load
 from tests.ranks import RANKS
 
@@ -24,6 +24,6 @@ def network(name: str, layout: str = "megatron", dtype: str = "fp32") -> EvaMode
     ).network
 
 
-def entries(config: EvaConfig, layout: str) -> list[Entry]:
+def entries(config: EvaConfig, layout: str) -> list[TensorMapping]:
     """The name table of one on-disk form for a network's depth."""
     return expand(LAYOUTS[layout].entries, config)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from hanmo.checkpoints import open_model
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.originals.weights import find_weights
 from tests import processes
 from tests.parity.eva_models import EVA, MODELS
 from tests.parity.test_split_checkpoints import assert_same_tensors

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hanmo.checkpoints.convert import convert
-from hanmo.checkpoints.open import read_original
-from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.originals.weights import find_weights
+from tests.originals import read_original
 from tests.parity.test_split_checkpoints import assert_same_tensors
 from tests.places import PARITY, VOCAB
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hanmo.checkpoints.convert import convert
-from hanmo.checkpoints.originals.locate import Weights, find_weights
+from hanmo.checkpoints.originals.weights import Weights, find_weights
 from tests.places import PARITY, load
 
 MODELS = load(PARITY / "eva" / "models.json", {})

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hanmo.checkpoints.open import read_original
 from hanmo.errors import CheckpointError
 from hanmo.families.weight_map import expand
+from tests.originals import read_original
 from tests.parity.transformer_xl_models import CONFIGS, FOLDER
 from tests.places import needs_parity
 
@@ -47,7 +47,7 @@ def test_configuration_of_the_relative_variant(name: str) -> None:
     assert size is None
     assert (config.num_layers, config.hidden_size) == (facts["num_layers"], facts["hidden"])
     assert (config.num_heads, config.vocab_size) == (facts["heads"], facts["vocab"])
-    assert config.half_positions == (original.dtype == torch.float16)
+    assert config.half_positions == (original.weights.dtype == torch.float16)
 
 
 @pytest.mark.parametrize("name", ABSOLUTE)

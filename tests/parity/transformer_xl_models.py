@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from hanmo.checkpoints.open import load_network, read_original
+from hanmo.checkpoints.open import load_network
 from hanmo.families.transformer_xl.family import TransformerXLFamily
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
+from tests.originals import read_original
 from tests.places import PARITY, VOCAB, load
 from tests.ranks import cut
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hanmo.families.base import OpenedModel
 from hanmo.families.glm import original_format as glm
 from hanmo.families.transformer_xl import original_format as transformer_xl
-from hanmo.families.weight_map import Entry, expand
+from hanmo.families.weight_map import TensorMapping, expand
 from hanmo.generation.decode import generate
 from hanmo.nn.tensor_parallel import local
 from tests.originals import network as open_network
@@ -34,7 +34,7 @@ def rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
-def of_this_rank(network: Any, names: list[Entry], kind: str = "weight") -> dict[str, Tensor]:
+def of_this_rank(network: Any, names: list[TensorMapping], kind: str = "weight") -> dict[str, Tensor]:
     """This rank's slices, or those of the gradients, under the original's names and fused as there."""
     tensors = {name: local(tensor if kind == "weight" else tensor.grad) for name, tensor in network.named_parameters()}
     return {

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.originals.locate import find_weights
 from hanmo.checkpoints.originals.recognise import recognise
+from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.cli import app
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError
 from hanmo.nn.row_model import attach_value_head

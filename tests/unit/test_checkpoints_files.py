@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.errors import CheckpointError
 
 TENSORS = {"a": torch.arange(4.0), "b": torch.ones(2, 3)}

@@ -17,8 +17,8 @@ from torch import Tensor
 from hanmo.checkpoints import open_model
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.originals.locate import find_weights
 from hanmo.checkpoints.originals.recognise import recognise
+from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.errors import CheckpointError
 from hanmo.families.base import OpenedModel
 from tests.unit.tiny import tiny

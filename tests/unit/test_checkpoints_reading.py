@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 import torch
 
-from hanmo.checkpoints.originals.locate import find_weights
 from hanmo.checkpoints.originals.pickle_scan import Claims, Storage, scan_pickle
 from hanmo.checkpoints.originals.recognise import recognise
 from hanmo.checkpoints.originals.unpickle import read_pickle, read_safetensors, sniff
+from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.errors import CheckpointError
 from tests.counting import counted_calls
 from tests.unit.checkpoint_files import MEGATRON, original_tensors

@@ -11,16 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hanmo import families
 from hanmo.checkpoints.files import tensor_files
+from hanmo.checkpoints.locate import Located
 from hanmo.checkpoints.originals.config_inference import expected_shapes
-from hanmo.checkpoints.originals.locate import ROWS, Weights
-from hanmo.checkpoints.originals.recognise import all_families, recognise
+from hanmo.checkpoints.originals.recognise import recognise
+from hanmo.checkpoints.originals.weights import ROWS, Weights
 from hanmo.checkpoints.originals.writer import filled_rows
 from hanmo.checkpoints.source import Source, original_source
 from hanmo.families.base import Family
 from hanmo.families.weight_map import Layout, expand
 
-LAYOUTS = [(family, layout) for family in all_families() for layout in family.original_format.LAYOUTS]
+LAYOUTS = [(family, layout) for family in families.ours() for layout in family.original_format.LAYOUTS]
 # Configuration keys by what is drawn; a family's own names.
 KEYS = {
     "eva": {"width": ["d_model"], "heads": ["num_heads"], "depth": ["num_layers"], "other": ["num_decoder_layers"]},
@@ -46,12 +48,10 @@ def small_blocks() -> Any:
 
 
 def ours(family: type[Family], config: Any, tensors: dict[str, Tensor]) -> Source:
-    def views(name: str, cut: int | None, start: int, end: int) -> tuple[list[Tensor], int]:
-        return [tensors[name] if cut is None else tensors[name].narrow(cut, start, end - start)], 0
-
+    located = Located(Path("drawn"), Weights(Path("drawn"), "safetensors", [], [tensors]), family)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    return Source(family, config, config, shapes, dtypes, views, [], None, [], "drawn")
+    return Source(located, config, shapes, dtypes, [], "drawn")
 
 
 def written(source: Source, layout: Layout, ranks: int) -> list[dict[str, Tensor]]:
@@ -118,6 +118,8 @@ def test_merging_undoes_splitting_and_n_to_m_is_the_split_of_the_whole(
     assert_same(dict(split.tensors()), whole)
     assert_same({name: split.tensor(name) for name in whole}, whole)
     for direct, through in zip(
-        written(source, layout, second), written(original_source(split, None, None), layout, second), strict=True
+        written(source, layout, second),
+        written(original_source(Located(Path("drawn"), split.weights, family, split), None, None), layout, second),
+        strict=True,
     ):
         assert_same(direct, through)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+import hanmo
 from hanmo.families.eva.biases import masked_bias, relative_buckets
 from hanmo.families.eva.modeling import EvaConfig, EvaModel, EvaNorm
 
@@ -221,6 +222,7 @@ def test_dropout_only_in_training():
 
 @pytest.mark.parametrize("loader", [EvaModel, AutoModelForSeq2SeqLM], ids=lambda c: c.__name__)
 def test_head_stays_untied(model, loader, tmp_path):
+    hanmo.register()
     model.save_pretrained(tmp_path)
     loaded = loader.from_pretrained(tmp_path)
     assert isinstance(loaded, EvaModel)
@@ -236,6 +238,7 @@ def test_head_stays_untied(model, loader, tmp_path):
 
 
 def test_configuration_travels(tmp_path):
+    hanmo.register()
     config = EvaConfig(**SIZES, attn_scale=False, relative_attention_num_buckets=16)
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)

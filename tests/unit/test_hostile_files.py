@@ -18,7 +18,7 @@ from hanmo.checkpoints import open_model
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.files.verifying import verify_reading
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.errors import CheckpointError, HanmoError
 from hanmo.families.huggingface.templates import TemplateRefusalError, is_plain, render_template
 from hanmo.limits import run_within_limits

@@ -46,5 +46,5 @@ def test_ids_below_the_bytes_of_the_vocabulary_are_ordinary(
     (tmp_path / "tokenizer.json").write_text(json.dumps({"normalizer": None}) + " " * size)
     sizes: list[int] = []
     monkeypatch.setattr(untrusted, "run_within_limits", lambda task, what, size: sizes.append(size))
-    check_tokenizer(tmp_path, lambda: None)
+    check_tokenizer(tmp_path, {}, lambda: None)
     assert sizes == ([(tmp_path / "tokenizer.json").stat().st_size] if is_tried else [])

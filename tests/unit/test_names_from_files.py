@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hanmo.checkpoints.convert import convert
-from hanmo.checkpoints.files.resumable import Draft
+from hanmo.checkpoints.files.resumable import ResumableFolder
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.originals.locate import find_weights
 from hanmo.checkpoints.originals.unpickle import read_pickle
+from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.checkpoints.originals.writer import ORIGIN, STATE
 from hanmo.data.prepare.cleaning.recipe import build
 from hanmo.data.prepare.sources.reading import opened
@@ -302,7 +302,7 @@ def test_links_in_a_draft_lead_nowhere(tmp_path: Path, linked: str) -> None:
         draft.mkdir()
         (draft / "7").symlink_to(outside)
         with pytest.raises(CheckpointError, match="holds links, which a conversion never makes"):
-            Draft(draft, {})
+            ResumableFolder(draft, {})
     assert list(outside.iterdir()) == []
 
 

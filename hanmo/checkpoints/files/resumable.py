@@ -1,7 +1,7 @@
-"""A folder of weights in the making: file by file, with a content hash per tensor, so that it can be continued.
+"""Writes a folder of weights file by file, with a content hash per tensor, so that it can be continued.
 
-.NAME.partial/      what is finished so far, beside the folder NAME that it becomes
-    job.json        what is being made
+.NAME.partial/      the files finished so far, beside the folder NAME that it becomes
+    job.json        the job
     tensors.json    per file: its size and, per tensor, shape, dtype and hash; stays in the finished folder
 """
 
@@ -17,54 +17,52 @@ from typing import Any
 
 import torch
 
-from hanmo.checkpoints.files.tensor_files import HASH, Progress, Stored, content_hash
-from hanmo.checkpoints.originals.locate import Weights, find_weights, read_json
+from hanmo.checkpoints.files.tensor_files import HASH, LazyTensor, Progress, content_hash
+from hanmo.checkpoints.originals.weights import Weights, find_weights
 from hanmo.checkpoints.save import INDEX, is_no_weights
 from hanmo.errors import CheckpointError
-from hanmo.files import json_text, replacing, write_text
+from hanmo.files import json_text, read_json, replacing, write_text
 from hanmo.folders import finish_folder, recover
 from hanmo.locks import holding
 
 _JOB = "job.json"
 
 
-class Draft:
+class ResumableFolder:
     """The folder being written.
 
     Attributes:
-        folder: where it is until it is finished.
-        files: of the finished files of weights, by name: ``bytes`` and ``tensors``.
+        path: its place until it is finished.
+        files: the finished files of weights, by name: ``bytes`` and ``tensors``.
     """
 
-    def __init__(self, folder: Path, job: dict[str, Any]):
-        self.folder = folder
-        self.files: dict[str, dict[str, Any]] = {}
-        index = folder / INDEX
-        if index.is_file():
-            self.files = read_json(index)["files"]
-        folder.mkdir(parents=True, exist_ok=True)
-        if folder.is_symlink() or any(item.is_symlink() for item in folder.rglob("*")):
-            raise CheckpointError(f"{folder}: holds links, which a conversion never makes; remove it and begin again")
-        for half in folder.rglob(".*.tmp"):  # of a process that was killed
+    def __init__(self, path: Path, job: dict[str, Any]):
+        self.path = path
+        index = path / INDEX
+        self.files: dict[str, dict[str, Any]] = read_json(index)["files"] if index.is_file() else {}
+        path.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() or any(item.is_symlink() for item in path.rglob("*")):
+            raise CheckpointError(f"{path}: holds links, which a conversion never makes; remove it and begin again")
+        for half in path.rglob(".*.tmp"):  # of a process that was killed
             half.unlink()
-        write_text(folder / _JOB, json_text({"job": job}, indent=2) + "\n")
+        write_text(path / _JOB, json_text({"job": job}, indent=2) + "\n")
 
     def write(
-        self, name: str, tensors: dict[str, Stored], write: Callable[[Path, Progress], None], progress: Progress
+        self, name: str, tensors: dict[str, LazyTensor], write: Callable[[Path, Progress], None], progress: Progress
     ) -> None:
-        """Write a file of weights, unless an earlier run has finished it, and note its hashes."""
-        path = self.folder / name
+        """Write a file of weights and record its hashes, unless an earlier run has finished it."""
+        path = self.path / name
         if name in self.files and path.is_file() and path.stat().st_size == self.files[name]["bytes"]:
             progress(bytes_of(tensors))
             return
         with replacing(path) as temporary, _one_thread():
             write(temporary, progress)
         facts = {
-            key: {"dtype": str(stored.dtype).removeprefix("torch."), "shape": stored.shape, "hash": stored.digest}
-            for key, stored in tensors.items()
+            key: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": tensor.shape, "hash": tensor.digest}
+            for key, tensor in tensors.items()
         }
         self.files[name] = {"bytes": path.stat().st_size, "tensors": facts}
-        write_text(self.folder / INDEX, json_text({"hash": HASH, "files": self.files}) + "\n")
+        write_text(self.path / INDEX, json_text({"hash": HASH, "files": self.files}) + "\n")
 
 
 @contextlib.contextmanager
@@ -78,17 +76,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def bytes_of(tensors: dict[str, Stored]) -> int:
-    """Bytes of these tensors in a file: what has several names is stored once."""
-    return sum(stored.nbytes for stored in {id(stored): stored for stored in tensors.values()}.values())
+def bytes_of(tensors: dict[str, LazyTensor]) -> int:
+    """Bytes of these tensors in a file; a tensor with several names is stored once."""
+    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors.values()}.values())
 
 
 @contextlib.contextmanager
-def drafting(target: Path, job: dict[str, Any], *, resume: bool, verify: bool) -> Iterator[Draft]:
-    """A draft that becomes ``target`` when the block ends without an error.
+def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify: bool) -> Iterator[ResumableFolder]:
+    """A folder in the making that becomes ``target`` when the block ends without an error.
 
-    After an error the draft is removed; with ``resume`` it is kept, and the next call of the same job continues it. A
-    draft that a killed process left is continued with ``resume``, else removed.
+    After an error it is removed; with ``resume`` it is kept, and the next call of the same job continues it. The folder
+    of a killed process is continued with ``resume``, else removed.
 
     Args:
         job: everything that decides the content, as JSON.
@@ -96,44 +94,44 @@ def drafting(target: Path, job: dict[str, Any], *, resume: bool, verify: bool) -
 
     Raises:
         InUseError: another run writes it.
-        CheckpointError: it cannot be written (a full disk), is not as it was written, or what was interrupted was
-            another job.
+        CheckpointError: it cannot be written (a full disk), a file differs from what was written, or the interrupted
+            job was another one.
     """
-    said, target = target, target.resolve()
-    folder = target.with_name(f".{target.name}.partial")
+    resolved = target.resolve()
+    path = resolved.with_name(f".{resolved.name}.partial")
     job = json.loads(json.dumps(job))
     try:
-        with holding(said):
-            recover(target)
-            _look_at_earlier(folder, job, resume)
+        with holding(target):
+            recover(resolved)
+            _clear_earlier(path, job, resume)
             try:
-                yield (draft := Draft(folder, job))
+                yield ResumableFolder(path, job)
                 if verify:
-                    verify_index(find_weights(folder), from_disk=True)
-                (draft.folder / _JOB).unlink()
-                finish_folder(target, folder, is_no_weights)
+                    verify_index(find_weights(path), from_disk=True)
+                (path / _JOB).unlink()
+                finish_folder(resolved, path, is_no_weights)
             except BaseException:
                 if not resume:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    shutil.rmtree(path, ignore_errors=True)
                 raise
     except OSError as error:
-        kept = f"; what is finished lies in {folder}: --resume continues" if resume else ""
-        raise CheckpointError(f"{said}: cannot be written: {error}; nothing has been changed{kept}") from error
+        kept = f"; what is finished lies in {path}: --resume continues" if resume else ""
+        raise CheckpointError(f"{target}: cannot be written: {error}; nothing has been changed{kept}") from error
 
 
-def _look_at_earlier(folder: Path, job: dict[str, Any], resume: bool) -> None:
-    """Keep what an interrupted run has left if it is to be continued, else remove it."""
-    if not (folder / _JOB).is_file():
-        shutil.rmtree(folder, ignore_errors=True)
+def _clear_earlier(path: Path, job: dict[str, Any], resume: bool) -> None:
+    """Remove the folder of an interrupted run, unless it is to be continued."""
+    if not (path / _JOB).is_file():
+        shutil.rmtree(path, ignore_errors=True)
         return
-    earlier = read_json(folder / _JOB)
     if not resume:
-        shutil.rmtree(folder)
-    elif earlier.get("job") != job:
-        before = earlier.get("job") or {}
+        shutil.rmtree(path)
+        return
+    before = read_json(path / _JOB).get("job") or {}
+    if before != job:
         changed = ", ".join(f"{key} ({before.get(key)!r} then)" for key in job if before.get(key) != job[key])
         raise CheckpointError(
-            f"{folder}: the interrupted conversion was another one: different are {changed}; "
+            f"{path}: the interrupted conversion was another one: different are {changed}; "
             "repeat it as it was, or leave out --resume to begin again"
         )
 
@@ -142,7 +140,7 @@ def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
     """Read all weights again and compare them with the index beside them.
 
     Args:
-        from_disk: forget first what the system has cached of the files, where it can.
+        from_disk: first drop the files from the cache of the operating system, where it can.
 
     Returns:
         The number of tensors, or None if there is no index that can be compared.
@@ -153,13 +151,13 @@ def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
     index = weights.folder / INDEX
     if not index.is_file():
         return None
-    said = read_json(index)
-    if said.get("hash") != HASH:
+    content = read_json(index)
+    if content.get("hash") != HASH:
         return None
-    _check_listing(index, said.get("files"))
+    _check_listing(index, content.get("files"))
     compared = 0
     names = [str(file.relative_to(weights.folder)) for file in weights.files]
-    for name, facts in said["files"].items():
+    for name, facts in content["files"].items():
         if name not in names:
             raise CheckpointError(f"{index}: lists {name}, which is not among the files: {', '.join(names)}")
         number = names.index(name)

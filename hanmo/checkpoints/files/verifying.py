@@ -1,8 +1,7 @@
 """Reads the source of a conversion a second time with a second implementation and compares.
 
-Tensors are read through torch and safetensors, which memory-map files. Here the bytes are read through the standard
-library: the members of a zip archive one after the other, a safetensors file by its header. An error in one implementation,
-or a file that the two understand differently, shows as a difference.
+Tensors are read through torch and safetensors, which memory-map files; here the bytes are read through the standard
+library. An error in one implementation, or a file that the two read differently, shows as a difference.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hanmo.checkpoints.originals.archives import read_archive
-from hanmo.checkpoints.originals.locate import Weights
 from hanmo.checkpoints.originals.unpickle import sniff
+from hanmo.checkpoints.originals.weights import Weights
 from hanmo.errors import CheckpointError
 
 _BLOCK = 1 << 20  # bytes read at a time; a multiple of every number's size

@@ -1,9 +1,8 @@
 """Checks the zip archives that torch writes before they are read.
 
 A zip file stores every fact twice: in the central directory at its end and in a header before each member. Readers differ
-in which one they use, torch memory-maps members by the header and takes their length from the directory, and none of them
-rejects overlapping members. So one archive can hold one model for one reader and another model, or compressed bytes, for
-the next. Here both must agree, and the bytes they describe must exist.
+in which one they use (torch uses both), and none rejects overlapping members. So one archive can hold different models for
+different readers. Here both must agree, and the bytes they describe must exist.
 
 Format: PKWARE's APPNOTE.TXT, sections 4.3.7 (local file header) and 4.3.16 (end of central directory).
 """
@@ -25,7 +24,7 @@ SLACK = 64 << 20  # bytes that a file of any size may claim
 
 
 class ArchiveError(ValueError):
-    """Why an archive is not read."""
+    """An archive contradicts itself, or is none of torch's."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from transformers import PretrainedConfig
 
 from hanmo import families
-from hanmo.checkpoints.originals.locate import Weights
-from hanmo.checkpoints.originals.recognise import Original, all_families, some
+from hanmo.checkpoints.originals.recognise import Original, some
+from hanmo.checkpoints.originals.weights import Weights
 from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.base import Family
 from hanmo.families.untrusted import check_counts
@@ -32,87 +32,91 @@ def infer_config(
     the weights; the one released size that has these shapes. The number of embedding rows is always the file's.
 
     Raises:
-        CheckpointError: nothing decides (says what would), or the weights have other shapes (says which).
+        CheckpointError: nothing decides, or the weights have other shapes.
     """
     if config is not None and size is not None:
         raise ConfigError("give a size or a configuration file, not both")
-    legacy = original.family.original_format
+    form = original.family.original_format
     if config is not None:
         given = read_json(Path(config))
         check_counts(given, len(original.shapes), config)
-        said = {**_dimensions(original), **legacy.read_config(given)}
+        settings = {**_dimensions(original), **form.read_config(given)}
     elif size is not None:
-        said = legacy.SIZES[find_size(original.family, size)].config
+        settings = form.SIZES[find_size(original.family, size)].config
     elif original.weights.config is not None:
-        said = legacy.read_config(original.weights.config)
+        settings = form.read_config(original.weights.config)
     else:
-        said = _by_shapes(original)
-    settled = _build(original, said)
-    if differences := _differences(original, settled):
+        settings = _by_shapes(original)
+    inferred = _build(original, settings)
+    if differences := _differences(original, inferred):
         raise CheckpointError(
             f"{original.weights.path}: {len(differences)} tensors do not have the shapes of this configuration: "
             f"{some(differences, 4)}; give the model's own configuration (--config) or size (--size)"
         )
-    named = (name for name, released in legacy.SIZES.items() if _same(released.config, settled))
-    return settled, next(named, None)
+    named = (name for name, released in form.SIZES.items() if _same(released.config, inferred))
+    return inferred, next(named, None)
 
 
 def _by_shapes(original: Original) -> dict[str, Any]:
-    """The one released configuration that has these shapes, or what the shapes say if that is all."""
-    sizes = original.family.original_format.SIZES
+    """The one released configuration that has these shapes, or the dimensions if they are all that sizes differ in."""
+    sizes, dimensions = original.family.original_format.SIZES, _dimensions(original)
     candidates = [name for name in sizes if _fits(original, name)]
     if len(candidates) == 1:
         return sizes[candidates[0]].config
-    if not candidates and _deciding_keys(original) <= _dimensions(original).keys():
-        return _dimensions(original)
-    raise CheckpointError(_ask(original, candidates))
+    where = f"{original.weights.path} ({original.family.name})"
+    if candidates:
+        raise CheckpointError(
+            f"{where}: the shapes are those of {' and '.join(candidates)}, which compute differently; "
+            f"say which it is: --size {' or --size '.join(candidates)}"
+        )
+    configs = [size.config for size in sizes.values()]
+    deciding = {key for one in configs for key in one if any(other.get(key) != one[key] for other in configs)}
+    if deciding <= dimensions.keys():
+        return dimensions
+    lack = f", and its shapes do not say {', '.join(sorted(deciding - dimensions.keys()))}" if dimensions else ""
+    raise CheckpointError(
+        f"{where}: has no config.json and is of no released size (its embedding is "
+        f"{next(iter(original.shapes.values()))}){lack}; "
+        f"give the original's configuration file: --config FILE (released: {', '.join(sizes)})"
+    )
 
 
-def _build(original: Original, said: dict[str, Any]) -> PretrainedConfig:
-    """A configuration with what these files imply: their number of embedding rows, and half precision."""
-    implied = {**original.layout.implies, **(original.layout.in_half if original.dtype == torch.float16 else {})}
-    config = original.family.config_class(**{**said, **implied})
-    shape = original.shapes.get(input_embedding(original.family))
-    if shape:
+def _build(original: Original, settings: dict[str, Any]) -> PretrainedConfig:
+    """A configuration with the settings that the files imply: the number of embedding rows, and half precision."""
+    in_half = original.layout.in_half if original.weights.dtype == torch.float16 else {}
+    config = original.family.config_class(**{**settings, **original.layout.implies, **in_half})
+    if shape := original.shapes.get(input_embedding(original.family)):
         config.vocab_size = shape[0]
     return config
 
 
 def _dimensions(original: Original) -> dict[str, Any]:
-    """The configuration as far as the shapes of the files say it."""
-    legacy = original.family.original_format
-    if not hasattr(legacy, "dimensions"):
+    """The settings that follow from the shapes; none in families whose shapes say nothing."""
+    form, shapes = original.family.original_format, original.shapes
+    if not hasattr(form, "dimensions"):
         return {}
-    shapes = original.shapes
-    return legacy.dimensions({entry.theirs: _fused(entry.ours, shapes) for entry, _ in original.present()})
-
-
-def _deciding_keys(original: Original) -> set[str]:
-    """The keys in which the released sizes differ: a configuration must say them all."""
-    sizes = [size.config for size in original.family.original_format.SIZES.values()]
-    return {key for config in sizes for key in config if any(other.get(key) != config[key] for other in sizes)}
+    return form.dimensions({entry.theirs: _fused(entry.ours, shapes) for entry, _ in original.present()})
 
 
 def _fits(original: Original, size: str) -> bool:
-    said = original.family.original_format.SIZES[size].config
-    config = original.family.config_class(**said)
+    settings = original.family.original_format.SIZES[size].config
+    config = original.family.config_class(**settings)
     if any(getattr(config, over) != count for over, count in vars(original.counts).items()):
         return False  # another depth: known without building the network
-    return not _differences(original, _build(original, said))
+    return not _differences(original, _build(original, settings))
 
 
 def find_size(family: type[Family], name: str) -> str:
-    """The name in the family's SIZES that is meant: case and aliases do not matter.
+    """The family's released size of this name or alias, in any case.
 
     Raises:
-        ConfigError: no such size; says the nearest, or whose size it is.
+        ConfigError: the family has no such size.
     """
-    wanted = name.lower()
     names = _size_names(family)
-    if wanted in names:
-        return names[wanted]
-    for other in all_families():
-        if wanted in _size_names(other):
+    if name.lower() in names:
+        return names[name.lower()]
+    for other in families.ours():
+        if name.lower() in _size_names(other):
             raise ConfigError(f"{name} is a size of {other.name}, but these weights are {family.name}'s")
     raise ConfigError(unknown("size", name, names))
 
@@ -161,20 +165,20 @@ def expected_shapes(family: type[Family], config: PretrainedConfig) -> Shapes:
 
 @functools.lru_cache(maxsize=8)
 def _shapes(family: type[Family], config: str) -> Shapes:
-    """Kept, for a deep network takes a tenth of a second to build, even without its weights."""
+    """Cached: a deep network takes a tenth of a second to build, even without its weights."""
     network = blank_network(family, family.config_class.from_dict(json.loads(config)))
     tied = network.all_tied_weights_keys
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in tied}
 
 
 def absent_tensors(original: Original, config: PretrainedConfig) -> list[str]:
-    """Our tensors for which the files have nothing: optional ones."""
+    """Our optional tensors that the files lack."""
     found = original.shapes
     return [name for name in expected_shapes(original.family, config) if name not in found]
 
 
 def _differences(original: Original, config: PretrainedConfig) -> list[str]:
-    """What of the files does not fit a configuration, as text; optional tensors may be absent."""
+    """The tensors that do not fit a configuration, as text; optional tensors may be absent."""
     expected, found = expected_shapes(original.family, config), original.shapes
     result: list[str] = []
     known: set[str] = set()
@@ -195,25 +199,9 @@ def _fused(names: Sequence[str], shapes: Shapes) -> tuple[int, ...]:
     return (sum(shapes[name][0] for name in names), *shapes[names[0]][1:])
 
 
-def _same(released: dict[str, Any], settled: PretrainedConfig) -> bool:
-    """Whether a configuration is a released size's; the vocabulary and what only training uses do not decide."""
+def _same(released: dict[str, Any], config: PretrainedConfig) -> bool:
+    """Whether a configuration is a released size's, apart from the vocabulary and the settings of training."""
     free = ("vocab_size", "initializer_range")
     return all(
-        getattr(settled, key) == value for key, value in released.items() if key not in free and "drop" not in key
-    )
-
-
-def _ask(original: Original, candidates: list[str]) -> str:
-    where = f"{original.weights.path} ({original.family.name})"
-    if candidates:
-        return (
-            f"{where}: the shapes are those of {' and '.join(candidates)}, which compute differently; "
-            f"say which it is: --size {' or --size '.join(candidates)}"
-        )
-    shape = next(iter(original.shapes.values()))
-    unsaid = sorted(_deciding_keys(original) - _dimensions(original).keys())
-    lack = f", and its shapes do not say {', '.join(unsaid)}" if _dimensions(original) else ""
-    return (
-        f"{where}: has no config.json and is of no released size (its embedding is {shape}){lack}; "
-        f"give the original's configuration file: --config FILE (released: {', '.join(original.family.original_format.SIZES)})"
+        getattr(config, key) == value for key, value in released.items() if key not in free and "drop" not in key
     )

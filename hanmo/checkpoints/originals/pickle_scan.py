@@ -1,9 +1,9 @@
 """Checks the sizes that a pickle of tensors claims, without building its objects.
 
-torch's restricted unpickler runs no code, but it builds every object that a pickle asks for: a tuple of two references to
-a tuple of two references, sixty deep, takes a few hundred bytes to store and years to hash; a tensor may claim more
-elements than the file has bytes. ``scan_pickle`` follows the same opcodes with stand-ins for the objects and refuses claims
-that the file cannot meet. It stops at an opcode that torch does not know, because torch then refuses the file itself.
+torch's restricted unpickler runs no code, but it builds every object that a pickle asks for: tuples of two references to
+such tuples, sixty deep, take a few hundred bytes to store and years to hash; a tensor may claim more elements than the
+file has bytes. ``scan_pickle`` follows the opcodes with stand-ins for the objects and refuses claims that the file cannot
+meet. It stops at an opcode that torch does not know, because torch then refuses the file itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ITEM, _ENTRY = 8, 100  # bytes of a list item and of a dict entry in a copy
 _CLAIMED = 16  # most bytes of tensors, or of copies, per byte of the file: a few tensors may share a storage
 _REBUILD = "torch._utils._rebuild_tensor"
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
-_CALLED = {  # what a pickle may call in torch
+_CALLED = {  # names in torch that a pickle may call
     *(f"{_REBUILD}{version}" for version in ("", "_v2", "_v3")),
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
@@ -46,7 +46,7 @@ _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 
 
 class ClaimError(ValueError):
-    """A pickle claims what its file cannot hold; the message says what."""
+    """A pickle claims more than its file can hold, or something that no checkpoint needs."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Claims:
     odd: int = 0
 
     def check_copies(self, size: int) -> None:
-        """ClaimError if what is copied, over and over, is more than a file of ``size`` bytes explains."""
+        """Raise ClaimError if more bytes are copied than a file of ``size`` bytes explains."""
         if self.copied > _CLAIMED * size + SLACK:
             raise ClaimError(f"asks for copies of {self.copied:,} bytes, but the file has {size:,}")
 

@@ -1,7 +1,7 @@
-"""Which layout of which family a set of tensors is, and the way from its tensors to ours and back.
+"""Recognises the family and layout of a set of tensors, and makes our tensors of it.
 
-Everything is driven by the families' tables (families/weight_map.py). Tensors are handled one at a time: what is not
-touched is not read. A tensor of the original may be cut over ranks and may fuse several of ours.
+Everything is driven by the families' tables (families/weight_map.py). Tensors are handled one at a time and read only
+when used. A tensor of the original may be cut over ranks and may fuse several of ours.
 """
 
 from __future__ import annotations
@@ -17,31 +17,30 @@ import torch
 from torch import Tensor
 
 from hanmo import families
-from hanmo.checkpoints.originals.locate import ROWS, Weights
+from hanmo.checkpoints.originals.weights import ROWS, Weights
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import own_code
-from hanmo.families.weight_map import Entry, Layout, expand
+from hanmo.families.weight_map import Layout, TensorMapping, expand
 
 
-def merge(pieces: Sequence[Tensor], parts: int, cut: int | None) -> list[Tensor]:
-    """One tensor of the original, as its pieces in rank order, to the ``parts`` tensors of ours that it fuses.
+def merge(pieces: Sequence[Tensor], parts: int, part: int, cut: int | None) -> Tensor:
+    """One of the ``parts`` tensors of ours that a tensor of the original fuses.
 
-    Fused tensors lie one after the other on dimension 0 and are cut each by itself. The result of a single
-    piece is views: nothing is read.
+    Fused tensors lie one after the other on dimension 0 and are cut each by itself. Of a single piece the result is a
+    view, and the other parts are not read.
+
+    Args:
+        pieces: of the original's tensor, in rank order.
+        cut: the dimension that is cut; None if every rank holds the whole.
     """
-    return [merge_part(pieces, parts, part, cut) for part in range(parts)]
-
-
-def merge_part(pieces: Sequence[Tensor], parts: int, part: int, cut: int | None) -> Tensor:
-    """One of the tensors of ours that ``merge`` gives; the others are not read."""
     if cut is None or len(pieces) == 1:
         return pieces[0].chunk(parts, dim=0)[part]
     return torch.cat([piece.chunk(parts, dim=0)[part] for piece in pieces], dim=cut)
 
 
 def overlapping(pieces: Sequence[Tensor], cut: int, start: int, end: int) -> list[Tensor]:
-    """What of these pieces of a tensor lies between two places of the whole, as views in their order."""
+    """The parts of these pieces of a tensor between two places of the whole, as views in their order."""
     views, offset = [], 0
     for piece in pieces:
         low, high = max(start - offset, 0), min(end - offset, piece.shape[cut])
@@ -56,11 +55,11 @@ class Original:
     """Weights whose layout is known.
 
     Attributes:
-        prefix: that all names start with.
-        counts: layers by the attribute of the configuration that counts them, as many as there are names for.
-        entries: the layout's table for so many layers.
-        missing: names that the layout has and the files lack.
-        unexpected: names that the files have and the layout does not know.
+        prefix: of all names.
+        counts: number of layers, by the attribute of the configuration that counts them.
+        entries: the layout's table for this number of layers.
+        missing: names that the files lack.
+        unexpected: names that the layout does not have.
         absent: optional names and copies that the files lack.
     """
 
@@ -68,7 +67,7 @@ class Original:
     layout: Layout
     prefix: str
     counts: SimpleNamespace
-    entries: list[Entry]
+    entries: list[TensorMapping]
     weights: Weights
     missing: list[str]
     unexpected: list[str]
@@ -80,7 +79,7 @@ class Original:
         return f"{self.family.name}, {self.layout.name} layout"
 
     def pieces(self, name: str) -> list[Tensor]:
-        """A tensor of the original by the table's name, one piece per rank, without rows that only fill it up."""
+        """A tensor of the original by the table's name, one piece per rank, without padding rows."""
         held = [rank[self.prefix + name] for rank in self.weights.ranks]
         if self.rows is None or name not in self._vocabulary:
             return held
@@ -91,15 +90,15 @@ class Original:
 
     @property
     def rows(self) -> int | None:
-        """Rows of the vocabulary, where a conversion has filled them up so that the ranks divide them; else None."""
+        """Real rows of the vocabulary, where a conversion has padded them so that the ranks divide them; else None."""
         return self.weights.state.get(ROWS)
 
     @functools.cached_property
     def _vocabulary(self) -> set[str]:
         return {name for entry in self.entries if entry.vocabulary for name in (entry.theirs, *entry.copies)}
 
-    def present(self) -> Iterator[tuple[Entry, str]]:
-        """The entries that the files have, each with the name to read it by: its own, or that of a copy."""
+    def present(self) -> Iterator[tuple[TensorMapping, str]]:
+        """The entries in the files, each with the name to read it by: its own, or that of a copy."""
         names = self.weights.ranks[0]
         for entry in self.entries:
             for name in (entry.theirs, *entry.copies):
@@ -121,21 +120,20 @@ class Original:
         return {ours: self.pieces(name)[0].dtype for entry, name in self.present() for ours in entry.ours}
 
     @functools.cached_property
-    def _sources(self) -> dict[str, tuple[Entry, int, str]]:
-        """For each of our tensors its entry, which part of it it is, and the name to read."""
+    def _sources(self) -> dict[str, tuple[TensorMapping, int, str]]:
+        """For each of our tensors: its entry, its place among the entry's tensors, and the name to read."""
         return {ours: (entry, part, name) for entry, name in self.present() for part, ours in enumerate(entry.ours)}
 
     def tensor(self, ours: str) -> Tensor:
         """One of our tensors, whole, in the files' dtype."""
         entry, part, name = self._sources[ours]
-        return merge_part(self.pieces(name), len(entry.ours), part, entry.cut)
+        return merge(self.pieces(name), len(entry.ours), part, entry.cut)
 
     def views(self, ours: str, cut: int | None, start: int, end: int) -> tuple[list[Tensor], int]:
         """One of our tensors, from ``start`` to ``end`` of dimension ``cut``, or whole.
 
-        As views of the files, and the dimension to join them on.
-
-        From ranks to ranks directly: only those files are touched that hold something of the piece.
+        Returns:
+            Views of those files alone that hold something of it, and the dimension to join them on.
         """
         entry, part, name = self._sources[ours]
         held = self.pieces(name)[: 1 if entry.cut is None else None]
@@ -149,10 +147,7 @@ class Original:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Our tensors by name, one at a time, in the files' dtype."""
-        for entry, name in self.present():
-            pieces = self.pieces(name)
-            for part, ours in enumerate(entry.ours):
-                yield ours, merge_part(pieces, len(entry.ours), part, entry.cut)
+        return ((ours, self.tensor(ours)) for ours in self._sources)
 
     def check_copies(self) -> None:
         """CheckpointError if a tensor that is stored under several names is not the same under all of them."""
@@ -161,32 +156,20 @@ class Original:
                 if copy != name and self.prefix + copy in self.weights.ranks[0]:
                     _check_copy(self.weights.path, name, self.pieces(name), copy, self.pieces(copy))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that most of the weights have."""
-        counts: dict[torch.dtype, int] = {}
-        for tensor in self.weights.ranks[0].values():
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-        return max(counts, key=lambda dtype: counts[dtype])
-
     def require_complete(self) -> None:
-        """CheckpointError naming what is missing or unexpected, if anything is."""
-        problems = []
-        if self.missing:
-            problems.append(f"{len(self.missing)} tensors are missing: {some(self.missing)}")
-        if self.unexpected:
-            problems.append(f"{len(self.unexpected)} tensors are not part of this layout: {some(self.unexpected)}")
-        if problems:
+        """Raise CheckpointError if tensors are missing or unexpected."""
+        kinds = (("are missing", self.missing), ("are not part of this layout", self.unexpected))
+        if problems := [f"{len(names)} tensors {kind}: {some(names)}" for kind, names in kinds if names]:
             raise CheckpointError(f"{self.weights.path} ({self.title}): {'; '.join(problems)}")
 
 
-def _merged(entry: Entry, name: str, pieces: list[Tensor]) -> list[Tensor]:
+def _merged(entry: TensorMapping, name: str, pieces: list[Tensor]) -> list[Tensor]:
     parts = len(entry.ours)
     for piece in pieces:
         if piece.shape[:0] == piece.shape or piece.shape[0] % parts:
             raise CheckpointError(f"{name}: shape {tuple(piece.shape)} cannot hold {parts} equal parts on dimension 0")
     try:
-        return merge(pieces, parts, entry.cut)
+        return [merge(pieces, parts, part, entry.cut) for part in range(parts)]
     except (RuntimeError, IndexError) as error:
         shapes = ", ".join(str(tuple(piece.shape)) for piece in pieces)
         raise CheckpointError(f"{name}: the ranks' pieces do not fit together: {shapes}") from error
@@ -208,14 +191,15 @@ def recognise(weights: Weights) -> Original:
     """
     tried = [(signed, _fit(family, layout, prefix, weights)) for signed, family, layout, prefix in _layouts(weights)]
     fits = [fit for signed, fit in tried if signed]
-    if not fits:  # the signature itself may be what is missing
+    if not fits:  # names of the signature itself may be missing
         few = len(weights.names) / 4  # other models share many of these names: GPT-2 about half of PanGu's
         fits = [fit for _, fit in tried if len(fit.missing) + len(fit.unexpected) < few]
     if not fits:
+        known = [f"{family.name} ({layout.name})" for family, layout in _layouts_in(weights.container)]
         raise CheckpointError(
             own_code(weights.folder, weights.config or {})
             or f"{weights.path}: its {len(weights.names)} tensors ({some(weights.names)}) fit no layout that hanmo "
-            f"knows as {weights.container}: {', '.join(_known(weights.container))}"
+            f"knows as {weights.container}: {', '.join(known)}"
         )
     fits.sort(key=lambda fit: len(fit.missing) + len(fit.unexpected))
     best = [fit for fit in fits if not fit.missing and not fit.unexpected]
@@ -224,32 +208,20 @@ def recognise(weights: Weights) -> Original:
     return fits[0]
 
 
-def all_families() -> list[type[Family]]:
-    """The families that have layouts of their own."""
-    return [families.load(name) for name in families.OURS]
-
-
 def _layouts(weights: Weights) -> Iterator[tuple[bool, type[Family], Layout, str]]:
     """The layouts that can lie in this container, and whether the names show their signature."""
-    container = _layout_container(weights.container)
     names = set(weights.names)
-    for family in all_families():
-        for layout in family.original_format.LAYOUTS:
-            if layout.container != container or any(key not in (weights.config or {}) for key in layout.needs):
-                continue
+    for family, layout in _layouts_in(weights.container):
+        if all(key in (weights.config or {}) for key in layout.needs):
             for prefix in layout.prefixes:
                 yield all(prefix + name in names for name in layout.signature), family, layout, prefix
 
 
-def _layout_container(container: str) -> str:
-    """safetensors hold what a bin file may hold."""
-    return "bin" if container == "safetensors" else container
-
-
-def _known(container: str) -> list[str]:
-    wanted = _layout_container(container)
-    pairs = [(family, layout) for family in all_families() for layout in family.original_format.LAYOUTS]
-    return [f"{family.name} ({layout.name})" for family, layout in pairs if layout.container == wanted]
+def _layouts_in(container: str) -> list[tuple[type[Family], Layout]]:
+    """The layouts of all families in this container; a safetensors file may hold the content of a bin file."""
+    wanted = "bin" if container == "safetensors" else container
+    pairs = [(family, layout) for family in families.ours() for layout in family.original_format.LAYOUTS]
+    return [(family, layout) for family, layout in pairs if layout.container == wanted]
 
 
 def _fit(family: type[Family], layout: Layout, prefix: str, weights: Weights) -> Original:
@@ -271,8 +243,8 @@ def _fit(family: type[Family], layout: Layout, prefix: str, weights: Weights) ->
     return Original(family, layout, prefix, counts, entries, weights, missing, unexpected, absent)
 
 
-def layer_counts(entries: Sequence[Entry], names: set[str]) -> dict[str, int]:
-    """How many layers the names have, by the attribute of the configuration that counts them."""
+def layer_counts(entries: Sequence[TensorMapping], names: set[str]) -> dict[str, int]:
+    """The number of layers in these names, by the attribute of the configuration that counts them."""
     counts: dict[str, int] = {}
     for entry in entries:
         if entry.over:
@@ -292,8 +264,8 @@ def some(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def without_optional(entries: Sequence[Entry], absent: Sequence[str]) -> list[Entry]:
-    """The entries without the names that an original lacked, so that the way back writes what was there."""
+def without_optional(entries: Sequence[TensorMapping], absent: Sequence[str]) -> list[TensorMapping]:
+    """The entries without the names that an original lacked, so that the way back leaves them out."""
     result = []
     for entry in entries:
         group = [name for name in (entry.theirs, *entry.copies) if name not in absent]

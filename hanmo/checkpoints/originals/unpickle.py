@@ -1,9 +1,8 @@
-"""Reading files of weights as data: nothing that a file contains is ever run.
+"""Reads files of weights as data: nothing that a file contains is ever run.
 
-Original ``.pt`` and ``.bin`` files are pickles, that is, programs. They go through torch's restricted unpickler
-(``weights_only``), which knows tensors and plain containers, widened by the short list in ``_allowed``. A file that
-asks for anything else is refused with the name of what it asked for. Tensors are memory-mapped: opening a file of any
-size reads its index only, and a tensor's bytes are read where they are used.
+Original ``.pt`` and ``.bin`` files are pickles, that is, programs. torch's restricted unpickler (``weights_only``) reads
+them, which knows tensors and plain containers, with the additions in ``_allowed``. A file that asks for anything else is
+refused by name. Tensors are memory-mapped: opening a file of any size reads its index only.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ class _LossScaler:
 
 
 def _allowed() -> list[Any]:
-    """What a file may ask for beyond torch's own list, as (what it gets, the name it asks for)."""
+    """The names that a file may ask for beyond torch's own list, as (stand-in, name)."""
     allowed: list[Any] = [
         argparse.Namespace,
         (_plain_dict, "collections.defaultdict"),
@@ -236,13 +235,13 @@ def _reason(error: Exception, path: Path, is_zip: bool) -> str:
         return f"not as torch writes checkpoints, and refused: it {message}"
     if "TorchScript" in message:
         return "a TorchScript archive, which is code; refused: hanmo never runs code from a checkpoint"
-    said = message.split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
-    if said.startswith("Unsupported operand ") and (form := pickletools.code2op.get(chr(int(said.split()[-1])))):
+    reason = message.split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+    if reason.startswith("Unsupported operand ") and (form := pickletools.code2op.get(chr(int(reason.split()[-1])))):
         return (
             f"damaged, or pickled in a form that torch's restricted reader lacks ({form.name} of protocol {form.proto}); "
             "in the program that it comes from, load it and save it again: torch.save of Python 3, without pickle_protocol"
         )
-    return f"damaged, or not a checkpoint that torch wrote: {without_advice(said) or type(error).__name__}"
+    return f"damaged, or not a checkpoint that torch wrote: {without_advice(reason) or type(error).__name__}"
 
 
 def _has_zip_index(path: Path) -> bool:
@@ -254,7 +253,7 @@ def _has_zip_index(path: Path) -> bool:
 
 
 def _first_global(path: Path) -> str:
-    """The first thing outside the allowlist that a plain pickle asks for, for the message; "" if it is none."""
+    """The first name outside the allowlist that a plain pickle asks for, for the message; "" if there is none."""
     allowed = {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__name__}" for item in _allowed()}
     strings: list[str] = []
     memo: list[str] = []
@@ -266,9 +265,7 @@ def _first_global(path: Path) -> str:
                 if isinstance(argument, str):
                     strings = [*strings[-1:], argument]
                 if opcode.name == "MEMOIZE":
-                    memo.append(
-                        strings[-1] if strings else ""
-                    )  # right where the object is a string, which is all we ask
+                    memo.append(strings[-1] if strings else "")  # right for strings, which alone are looked up
                 if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
                     module, name = strings if opcode.name == "STACK_GLOBAL" else str(argument).split(" ", 1)
                     name = full_name(module, name)

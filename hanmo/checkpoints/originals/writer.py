@@ -1,4 +1,4 @@
-"""Our tensors written in an original layout: fused, split over ranks, under the original's names."""
+"""Writes our tensors in an original layout: fused, split over ranks, under the original's names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hanmo.checkpoints.files.tensor_files import Stored, write_torch
-from hanmo.checkpoints.originals.locate import (
+from hanmo.checkpoints.files.tensor_files import LazyTensor, write_torch
+from hanmo.checkpoints.originals.recognise import Original, without_optional
+from hanmo.checkpoints.originals.unpickle import read_pickle
+from hanmo.checkpoints.originals.weights import (
     NESTED,
     RANK_ARGUMENTS,
     ROWS,
@@ -23,11 +25,9 @@ from hanmo.checkpoints.originals.locate import (
     rank_file,
     tracked_folders,
 )
-from hanmo.checkpoints.originals.recognise import Original, without_optional
-from hanmo.checkpoints.originals.unpickle import read_pickle
 from hanmo.errors import CheckpointError, UnsupportedError, unknown
 from hanmo.families.base import Family
-from hanmo.families.weight_map import Entry, Layout, expand
+from hanmo.families.weight_map import Layout, TensorMapping, expand
 from hanmo.files import json_text, plain_name, read_json
 
 ORIGIN, STATE = "origin.json", "original_state.pt"
@@ -36,15 +36,15 @@ VALUE_HEAD = "value_head"  # what the names of its tensors begin with
 
 @dataclass(frozen=True)
 class Origin:
-    """What of an original checkpoint our own folder does not need, kept for the way back.
+    """The parts of an original checkpoint that our own folder does not need, kept for the way back.
 
     Attributes:
-        ranks: over how many it was split.
+        ranks: number of tensor-parallel ranks.
         absent: names of the layout that the files lacked.
-        trackers: the tracker files' texts; none where the rank files lay in the folder itself.
+        trackers: texts of the tracker files by name; none where the rank files lay in the folder itself.
         folder: of the rank files, named by the tracker.
         config: the original's config.json.
-        state: what the files held beside the weights, the optimizer left out.
+        state: the files' content beside the weights, without the optimizer.
         strangers: tensors that carry no weights.
     """
 
@@ -79,10 +79,10 @@ class Origin:
 
     @classmethod
     def read(cls, folder: Path) -> Origin | None:
-        """What ``write`` left in a folder of ours, if it did.
+        """The origin in a folder of ours, if there is one.
 
         Raises:
-            CheckpointError: what lies there is not as ``write`` leaves it.
+            CheckpointError: its files are not as ``write`` leaves them.
         """
         file = folder / ORIGIN
         if not file.is_file():
@@ -129,7 +129,7 @@ class Origin:
 
 
 def _shared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, equal ones only once in memory (and so in a file): masks are the same in every layer."""
+    """The same tensors, equal ones once in memory and so in a file: masks are the same in every layer."""
     kept: list[Tensor] = []
     result = {}
     for name, tensor in tensors.items():
@@ -154,24 +154,20 @@ def default_origin(family: type[Family], ranks: int) -> Origin:
 
 
 def layout_of(family: type[Family], name: str) -> Layout:
-    """The family's layout of this name.
-
-    Raises:
-        CheckpointError: it has none of this name.
-    """
+    """The family's layout of this name; CheckpointError if it has none."""
     layouts = {layout.name: layout for layout in family.original_format.LAYOUTS}
     if name not in layouts:
         raise CheckpointError(f"{ORIGIN}: {unknown(f'layout of {family.name}', name, layouts)}")
     return layouts[name]
 
 
-def written_entries(layout: Layout, origin: Origin, counts: Any) -> list[Entry]:
-    """The table of what is written: what the origin lacked is left out."""
+def written_entries(layout: Layout, origin: Origin, counts: Any) -> list[TensorMapping]:
+    """The table of the tensors to write, without those that the origin lacked."""
     return without_optional(expand(layout.entries, counts), origin.absent)
 
 
 def check_all_have_a_place(layout: Layout, counts: Any, shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    """Raise UnsupportedError for tensors that an original layout cannot hold; a value head is left out with a remark."""
+    """Raise UnsupportedError for tensors that an original layout cannot hold; a value head may be left out."""
     placed = {ours for entry in expand(layout.entries, counts) for ours in entry.ours}
     homeless = [name for name in shapes if name not in placed and not name.startswith(f"{VALUE_HEAD}.")]
     if homeless:
@@ -181,11 +177,13 @@ def check_all_have_a_place(layout: Layout, counts: Any, shapes: dict[str, tuple[
         )
 
 
-def check_divides(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], ranks: int, heads: int | None) -> None:
-    """CheckpointError naming the first number that ``ranks`` does not divide; rows of the vocabulary are filled up.
+def check_divides(
+    entries: Sequence[TensorMapping], shapes: dict[str, tuple[int, ...]], ranks: int, heads: int | None
+) -> None:
+    """Raise CheckpointError for the first number that ``ranks`` does not divide; rows of the vocabulary are padded.
 
     Args:
-        heads: attention heads, of which a rank must hold whole ones; None if not known.
+        heads: attention heads, which are not cut; None if not known.
     """
     if heads is not None and heads % ranks:
         raise CheckpointError(
@@ -201,8 +199,8 @@ def check_divides(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], 
                 )
 
 
-def filled_rows(entries: Sequence[Entry], shapes: dict[str, tuple[int, ...]], ranks: int) -> int | None:
-    """The rows of the vocabulary, if they are filled up for so many ranks; else None."""
+def filled_rows(entries: Sequence[TensorMapping], shapes: dict[str, tuple[int, ...]], ranks: int) -> int | None:
+    """The rows of the vocabulary, if this number of ranks does not divide them; else None."""
     found = (shapes[entry.ours[0]][0] for entry in entries if entry.vocabulary)
     return next((rows for rows in found if rows % ranks), None)
 
@@ -212,14 +210,14 @@ class RankFile:
     """A file of an original layout: its name in the folder, its tensors by name, and all that it holds."""
 
     name: str
-    tensors: dict[str, Stored]
+    tensors: dict[str, LazyTensor]
     content: dict[str, Any]
 
 
 def rank_files(
     layout: Layout,
-    entries: Sequence[Entry],
-    piece: Callable[[Entry, int, int], Stored],
+    entries: Sequence[TensorMapping],
+    piece: Callable[[TensorMapping, int, int], LazyTensor],
     origin: Origin,
     ranks: int,
     rows: int | None,
@@ -229,7 +227,7 @@ def rank_files(
     Args:
         piece: of an entry, a rank and the number of ranks.
         origin: names, and the state beside the weights.
-        rows: of the vocabulary, where they are filled up; else None.
+        rows: of the vocabulary, where they are padded; else None.
     """
     files = []
     for rank in range(ranks):
@@ -238,7 +236,7 @@ def rank_files(
             # One tensor under several names is stored once, as in the original's files.
             names = [origin.prefix + name for name in (entry.theirs, *entry.copies)]
             tensors.update(dict.fromkeys(names, piece(entry, rank, ranks)))
-        kept = {id(tensor): Stored.of(tensor) for tensor in origin.strangers.values()}
+        kept = {id(tensor): LazyTensor.of(tensor) for tensor in origin.strangers.values()}
         tensors.update({name: kept[id(tensor)] for name, tensor in origin.strangers.items()})
         if not layout.splits:
             files.append(RankFile("pytorch_model.bin", tensors, tensors))
@@ -264,29 +262,30 @@ def _content(layout: Layout, tensors: dict[str, Any], state: dict[str, Any]) -> 
 
 
 def _state_of_ranks(state: dict[str, Any], ranks: int, rows: int | None) -> dict[str, Any]:
-    """What lies beside the weights, for another number of ranks as the original's conversion script leaves it."""
+    """The content beside the weights, changed for another number of ranks as by the original's conversion script."""
     changed = {key: value for key, value in state.items() if key != ROWS} | ({} if rows is None else {ROWS: rows})
     if "mp_world_size" in state:
         changed["mp_world_size"] = ranks
     if state.get("mp_world_size", ranks) != ranks and "csr_tensor_module_names" in state:
         changed["csr_tensor_module_names"] = None
     if "args" in state:
-        said = vars(state["args"])
-        changed["args"] = argparse.Namespace(**{**said, **{name: ranks for name in RANK_ARGUMENTS if name in said}})
+        arguments = vars(state["args"])
+        of_ranks = {name: ranks for name in RANK_ARGUMENTS if name in arguments}
+        changed["args"] = argparse.Namespace(**{**arguments, **of_ranks})
     return changed
 
 
 def write_bin_config(folder: Path, origin: Origin, config: PretrainedConfig) -> None:
     """config.json beside pytorch_model.bin: the original's, or ours under the same keys."""
-    said = origin.config
-    if said is None:
+    content = origin.config
+    if content is None:
         ours = ("model_type", "architectures", "transformers_version", "dtype")
-        said = {key: value for key, value in config.to_dict().items() if key not in ours}
-    (folder / "config.json").write_text(json_text(said, indent=2) + "\n", encoding="utf-8")
+        content = {key: value for key, value in config.to_dict().items() if key not in ours}
+    (folder / "config.json").write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
 
 
 def origin_of_folder(weights: Weights, family: type[Family], ranks: int | None) -> Origin:
-    """The origin kept in a folder of ours, if it can be written over so many ranks, else the family's usual one."""
+    """The origin kept in a folder of ours, if it can be written over this number of ranks; else the family's usual one."""
     kept = Origin.read(weights.folder)
     if kept and (ranks in (None, 1) or layout_of(family, kept.layout).splits):
         return kept

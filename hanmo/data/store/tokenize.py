@@ -59,13 +59,11 @@ class TokenizerPlace:
 @cache
 def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
     from hanmo.checkpoints.hub import local_folder
-    from hanmo.checkpoints.open import family_of_folder  # it takes torch, which worker processes do without
+    from hanmo.checkpoints.locate import tokenizer_family  # it takes torch, which worker processes do without
     from hanmo.families.safe_loading import safe_tokenizer
 
     path = local_folder(place.path)
-    family = families.load(place.family) if place.family else family_of_folder(path)
-    if family is None and path.is_dir() and (path / "tokenizer_config.json").is_file():
-        family = families.load(families.TRANSFORMERS)
+    family = families.load(place.family) if place.family else tokenizer_family(path)
     if family is None:
         raise VocabularyError(
             f"{path}: no model or tokenizer in it; for a vocabulary file say whose it is with --family"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hanmo.errors import CheckpointError
-from hanmo.families.weight_map import Entry, Layout, Size
+from hanmo.families.weight_map import Layout, Size, TensorMapping
 
 
 def parameters(config: Mapping[str, Any]) -> int:
@@ -51,16 +51,16 @@ SIZES = {
 _STACKS = (("encoder", "num_layers"), ("decoder", "num_decoder_layers"))
 
 
-def _megatron() -> list[Entry]:
+def _megatron() -> list[TensorMapping]:
     """Names of the original training code; ``cut`` is how its conversion script splits a tensor over ranks."""
 
-    def shared(name: str, cut: int | None, vocabulary: int = 0, optional: bool = False) -> Entry:
-        return Entry(name, (name,), cut, vocabulary, (f"encoder.{name}", f"decoder.{name}"), optional)
+    def shared(name: str, cut: int | None, vocabulary: int = 0, optional: bool = False) -> TensorMapping:
+        return TensorMapping(name, (name,), cut, vocabulary, (f"encoder.{name}", f"decoder.{name}"), optional)
 
     entries = [
         shared("word_embeds.weight", 0, vocabulary=1),
         shared("role_embeds.weight", None, optional=True),
-        Entry("lm_head.weight", ("lm_head.weight",), 0, vocabulary=1),
+        TensorMapping("lm_head.weight", ("lm_head.weight",), 0, vocabulary=1),
     ]
     for stack, layers in _STACKS:
         block = f"{stack}.blocks.{{i}}"
@@ -68,35 +68,35 @@ def _megatron() -> list[Entry]:
         def attention(theirs: str, ours: str, fused: dict[str, str], block: str = block, layers: str = layers) -> None:
             for name, parts in fused.items():
                 projections = tuple(f"{block}.{ours}.{part}_proj.weight" for part in parts)
-                entries.append(Entry(f"{block}.{theirs}.{theirs}.{name}.weight", projections, 0, over=layers))
+                entries.append(TensorMapping(f"{block}.{theirs}.{theirs}.{name}.weight", projections, 0, over=layers))
             dense = f"{block}.{theirs}.{theirs}.dense.weight"
-            entries.append(Entry(dense, (f"{block}.{ours}.o_proj.weight",), 1, over=layers))
+            entries.append(TensorMapping(dense, (f"{block}.{ours}.o_proj.weight",), 1, over=layers))
             norm = f"{block}.{theirs}.layer_norm.weight"
-            entries.append(Entry(norm, (f"{block}.{ours}_norm.weight",), over=layers))
+            entries.append(TensorMapping(norm, (f"{block}.{ours}_norm.weight",), over=layers))
 
         attention("self_attn", "attn", {"project": "qkv"})
         if stack == "decoder":
             attention("cross_attn", "cross", {"project_q": "q", "project_kv": "kv"})
         for name, cut in (("wi_0", 0), ("wi_1", 0), ("wo", 1)):
             theirs = f"{block}.ff.dense_relu_dense.{name}.weight"
-            entries.append(Entry(theirs, (f"{block}.ff.{name}.weight",), cut, over=layers))
-        entries.append(Entry(f"{block}.ff.layer_norm.weight", (f"{block}.ff_norm.weight",), over=layers))
+            entries.append(TensorMapping(theirs, (f"{block}.ff.{name}.weight",), cut, over=layers))
+        entries.append(TensorMapping(f"{block}.ff.layer_norm.weight", (f"{block}.ff_norm.weight",), over=layers))
         bias = f"{stack}.blocks.0.self_attn.self_attn.relative_attention_bias.weight"
-        entries.append(Entry(bias, (f"{stack}.relative_bias.weight",), 1))
-        entries.append(Entry(f"{stack}.final_layernorm.weight", (f"{stack}.final_norm.weight",)))
+        entries.append(TensorMapping(bias, (f"{stack}.relative_bias.weight",), 1))
+        entries.append(TensorMapping(f"{stack}.final_layernorm.weight", (f"{stack}.final_norm.weight",)))
     return entries
 
 
-def _hub() -> list[Entry]:
+def _hub() -> list[TensorMapping]:
     """Names of the authors' hub folders, which are those of T5; the attention scale is not folded into them."""
     entries = [
-        Entry(
+        TensorMapping(
             "shared.weight",
             ("word_embeds.weight",),
             copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
         ),
-        Entry("role_embeds.weight", ("role_embeds.weight",), optional=True),
-        Entry("lm_head.weight", ("lm_head.weight",)),
+        TensorMapping("role_embeds.weight", ("role_embeds.weight",), optional=True),
+        TensorMapping("lm_head.weight", ("lm_head.weight",)),
     ]
     for stack, layers in _STACKS:
         attentions = [("SelfAttention", "attn")] + [("EncDecAttention", "cross")] * (stack == "decoder")
@@ -108,12 +108,14 @@ def _hub() -> list[Entry]:
         pairs += [(f"{place}.DenseReluDense.{name}", f"ff.{name}") for name in ("wi_0", "wi_1", "wo")]
         pairs.append((f"{place}.layer_norm", "ff_norm"))
         entries += [
-            Entry(f"{stack}.block.{{i}}.layer.{theirs}.weight", (f"{stack}.blocks.{{i}}.{ours}.weight",), over=layers)
+            TensorMapping(
+                f"{stack}.block.{{i}}.layer.{theirs}.weight", (f"{stack}.blocks.{{i}}.{ours}.weight",), over=layers
+            )
             for theirs, ours in pairs
         ]
         bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        entries.append(Entry(bias, (f"{stack}.relative_bias.weight",)))
-        entries.append(Entry(f"{stack}.final_layer_norm.weight", (f"{stack}.final_norm.weight",)))
+        entries.append(TensorMapping(bias, (f"{stack}.relative_bias.weight",)))
+        entries.append(TensorMapping(f"{stack}.final_layer_norm.weight", (f"{stack}.final_norm.weight",)))
     return entries
 
 

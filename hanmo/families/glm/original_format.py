@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hanmo.families.weight_map import Entry, Layout, Size
+from hanmo.families.weight_map import Layout, Size, TensorMapping
 
 _LAYER = "layers.{i}."
 
@@ -24,21 +24,23 @@ SIZES = {
 }
 
 
-def _module(theirs: str, *ours: str, cut: int | None = None, cut_bias: bool = False) -> tuple[Entry, Entry]:
+def _module(
+    theirs: str, *ours: str, cut: int | None = None, cut_bias: bool = False
+) -> tuple[TensorMapping, TensorMapping]:
     """Weight and bias of one module of every layer."""
     weights = tuple(f"{_LAYER}{name}.weight" for name in ours)
     biases = tuple(f"{_LAYER}{name}.bias" for name in ours)
     theirs = "transformer.layers.{i}." + theirs
     return (
-        Entry(f"{theirs}.weight", weights, cut, over="num_layers"),
-        Entry(f"{theirs}.bias", biases, 0 if cut_bias else None, over="num_layers"),
+        TensorMapping(f"{theirs}.weight", weights, cut, over="num_layers"),
+        TensorMapping(f"{theirs}.bias", biases, 0 if cut_bias else None, over="num_layers"),
     )
 
 
 _ENTRIES = (
-    Entry("word_embeddings.weight", ("embed_tokens.weight",), 0, vocabulary=128),
-    Entry("transformer.position_embeddings.weight", ("embed_positions.weight",)),
-    Entry("transformer.block_position_embeddings.weight", ("embed_places.weight",), optional=True),
+    TensorMapping("word_embeddings.weight", ("embed_tokens.weight",), 0, vocabulary=128),
+    TensorMapping("transformer.position_embeddings.weight", ("embed_positions.weight",)),
+    TensorMapping("transformer.block_position_embeddings.weight", ("embed_places.weight",), optional=True),
     *_module("input_layernorm", "attention_norm"),
     *_module(
         "attention.query_key_value",
@@ -52,8 +54,8 @@ _ENTRIES = (
     *_module("post_attention_layernorm", "mlp_norm"),
     *_module("mlp.dense_h_to_4h", "up_proj", cut=0, cut_bias=True),
     *_module("mlp.dense_4h_to_h", "down_proj", cut=1),
-    Entry("transformer.final_layernorm.weight", ("final_norm.weight",)),
-    Entry("transformer.final_layernorm.bias", ("final_norm.bias",)),
+    TensorMapping("transformer.final_layernorm.weight", ("final_norm.weight",)),
+    TensorMapping("transformer.final_layernorm.bias", ("final_norm.bias",)),
 )
 _SIGNATURE = ("transformer.position_embeddings.weight", "transformer.layers.0.attention.query_key_value.weight")
 
@@ -71,7 +73,7 @@ REWARD_BIN = replace(
     name="glm-reward-bin",
     entries=(
         *(replace(entry, theirs=f"transformer.{entry.theirs}") for entry in _ENTRIES),
-        Entry("v_head.weight", ("value_head.output.weight",)),
+        TensorMapping("v_head.weight", ("value_head.output.weight",)),
     ),
     signature=(*(f"transformer.{name}" for name in _SIGNATURE), "v_head.weight"),
     prefixes=("",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hanmo.families.weight_map import Entry, Layout, Size
+from hanmo.families.weight_map import Layout, Size, TensorMapping
 
 _LAYER = "layers.{i}."
 
@@ -22,12 +22,12 @@ SIZES = {
 }
 
 
-def _both(theirs: str, ours: str, cut: int | None, cut_bias: bool = False) -> tuple[Entry, Entry]:
+def _both(theirs: str, ours: str, cut: int | None, cut_bias: bool = False) -> tuple[TensorMapping, TensorMapping]:
     """Weight and bias of one module of every block."""
     bias_cut = 0 if cut_bias else None
     return (
-        Entry(f"{theirs}.weight", (f"{_LAYER}{ours}.weight",), cut, over="num_layers"),
-        Entry(f"{theirs}.bias", (f"{_LAYER}{ours}.bias",), bias_cut, over="num_layers"),
+        TensorMapping(f"{theirs}.weight", (f"{_LAYER}{ours}.weight",), cut, over="num_layers"),
+        TensorMapping(f"{theirs}.bias", (f"{_LAYER}{ours}.bias",), bias_cut, over="num_layers"),
     )
 
 
@@ -35,9 +35,9 @@ HF_BIN = Layout(
     name="pangu-bin",
     container="bin",
     entries=(
-        Entry("transformer.wte.weight", ("embed_tokens.weight",), 0, copies=("lm_head.weight",)),
-        Entry("transformer.wpe.weight", ("embed_positions.weight",)),
-        Entry("transformer.wqe.weight", ("embed_queries.weight",)),
+        TensorMapping("transformer.wte.weight", ("embed_tokens.weight",), 0, copies=("lm_head.weight",)),
+        TensorMapping("transformer.wpe.weight", ("embed_positions.weight",)),
+        TensorMapping("transformer.wqe.weight", ("embed_queries.weight",)),
         *_both("transformer.h.{i}.ln_1", "attention_norm", None),
         *_both("transformer.h.{i}.attn.q_proj", "attention.q_proj", 0, cut_bias=True),
         *_both("transformer.h.{i}.attn.k_proj", "attention.k_proj", 0, cut_bias=True),
@@ -46,8 +46,8 @@ HF_BIN = Layout(
         *_both("transformer.h.{i}.ln_2", "mlp_norm", None),
         *_both("transformer.h.{i}.mlp.c_fc", "up_proj", 0, cut_bias=True),
         *_both("transformer.h.{i}.mlp.c_proj", "down_proj", 1),
-        Entry("transformer.ln_f.weight", ("final_norm.weight",)),
-        Entry("transformer.ln_f.bias", ("final_norm.bias",)),
+        TensorMapping("transformer.ln_f.weight", ("final_norm.weight",)),
+        TensorMapping("transformer.ln_f.bias", ("final_norm.bias",)),
     ),
     signature=("transformer.wqe.weight", "transformer.h.0.attn.q_proj.weight"),
     ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
@@ -58,14 +58,14 @@ REWARD_BIN = replace(
     name="pangu-reward-bin",
     entries=(
         *(replace(entry, copies=()) for entry in HF_BIN.entries),
-        Entry("v_head.weight", ("value_head.output.weight",)),
+        TensorMapping("v_head.weight", ("value_head.output.weight",)),
     ),
     signature=(*HF_BIN.signature, "v_head.weight"),
     implies={"value_head": "linear"},
 )
 
 
-def _megatron(theirs: str, ours: str, cut: int | None, cut_bias: bool = False) -> list[Entry]:
+def _megatron(theirs: str, ours: str, cut: int | None, cut_bias: bool = False) -> list[TensorMapping]:
     """Weight and bias of one module of every block; the query layer is the last, under a name of its own."""
     blocks = _both(f"transformer.layers.{{i}}.{theirs}", ours, cut, cut_bias)
     query_layer = _both(f"transformer.topQueryLayer.{theirs}", ours, cut, cut_bias)
@@ -77,9 +77,9 @@ MEGATRON = Layout(
     name="pangu-megatron",
     container="megatron-lm",
     entries=(
-        Entry("embedding.word_embeddings.weight", ("embed_tokens.weight",), 0, vocabulary=128),
-        Entry("embedding.position_embeddings.weight", ("embed_positions.weight",)),
-        Entry("topQueryEmbedding.top_query_embeddings.weight", ("embed_queries.weight",)),
+        TensorMapping("embedding.word_embeddings.weight", ("embed_tokens.weight",), 0, vocabulary=128),
+        TensorMapping("embedding.position_embeddings.weight", ("embed_positions.weight",)),
+        TensorMapping("topQueryEmbedding.top_query_embeddings.weight", ("embed_queries.weight",)),
         *_megatron("input_layernorm", "attention_norm", None),
         *_megatron("attention.query", "attention.q_proj", 0, cut_bias=True),
         *_megatron("attention.key", "attention.k_proj", 0, cut_bias=True),
@@ -88,8 +88,8 @@ MEGATRON = Layout(
         *_megatron("post_attention_layernorm", "mlp_norm", None),
         *_megatron("mlp.dense_h_to_4h", "up_proj", 0, cut_bias=True),
         *_megatron("mlp.dense_4h_to_h", "down_proj", 1),
-        Entry("transformer.final_layernorm.weight", ("final_norm.weight",)),
-        Entry("transformer.final_layernorm.bias", ("final_norm.bias",)),
+        TensorMapping("transformer.final_layernorm.weight", ("final_norm.weight",)),
+        TensorMapping("transformer.final_layernorm.bias", ("final_norm.bias",)),
     ),
     signature=(
         "topQueryEmbedding.top_query_embeddings.weight",

@@ -11,7 +11,7 @@ from typing import Any
 
 from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig
-from hanmo.families.weight_map import Entry, Layout, Size
+from hanmo.families.weight_map import Layout, Size, TensorMapping
 
 
 def parameters(config: Mapping[str, Any]) -> int:
@@ -45,16 +45,18 @@ SIZES = {
 }
 
 
-def _module(theirs: str, ours: Sequence[str], cut: int | None = None, cut_bias: bool = False) -> list[Entry]:
+def _module(theirs: str, ours: Sequence[str], cut: int | None = None, cut_bias: bool = False) -> list[TensorMapping]:
     """Weight and bias of one module of every layer."""
     theirs = "transformer.layers.{i}." + theirs
     return [
-        Entry(f"{theirs}.{kind}", tuple(f"layers.{{i}}.{name}.{kind}" for name in ours), place, over="num_layers")
+        TensorMapping(
+            f"{theirs}.{kind}", tuple(f"layers.{{i}}.{name}.{kind}" for name in ours), place, over="num_layers"
+        )
         for kind, place in (("weight", cut), ("bias", 0 if cut_bias else None))
     ]
 
 
-_WORDS = Entry("word_embeddings.weight", ("embed_tokens.weight",), 0, vocabulary=128)
+_WORDS = TensorMapping("word_embeddings.weight", ("embed_tokens.weight",), 0, vocabulary=128)
 _LAYERS = (
     *_module("input_layernorm", ["attention_norm"]),
     *_module(
@@ -67,8 +69,8 @@ _LAYERS = (
     *_module("post_attention_layernorm", ["mlp_norm"]),
     *_module("mlp.dense_h_to_4h", ["up_proj"], cut=0, cut_bias=True),
     *_module("mlp.dense_4h_to_h", ["down_proj"], cut=1),
-    Entry("transformer.final_layernorm.weight", ("final_norm.weight",)),
-    Entry("transformer.final_layernorm.bias", ("final_norm.bias",)),
+    TensorMapping("transformer.final_layernorm.weight", ("final_norm.weight",)),
+    TensorMapping("transformer.final_layernorm.bias", ("final_norm.bias",)),
 )
 
 RELATIVE = Layout(
@@ -76,9 +78,9 @@ RELATIVE = Layout(
     container="megatron",
     entries=(
         _WORDS,
-        Entry("transformer.r_w_bias", ("r_w_bias",), 0),
-        Entry("transformer.r_r_bias", ("r_r_bias",), 0),
-        Entry("transformer.position_embeddings.inv_freq", ("positions.inv_freq",)),
+        TensorMapping("transformer.r_w_bias", ("r_w_bias",), 0),
+        TensorMapping("transformer.r_r_bias", ("r_r_bias",), 0),
+        TensorMapping("transformer.position_embeddings.inv_freq", ("positions.inv_freq",)),
         *_module("attention.relative", ["attention.r_proj"], cut=0, cut_bias=True),
         *_LAYERS,
     ),
@@ -88,7 +90,7 @@ RELATIVE = Layout(
 ABSOLUTE = Layout(
     name="transformer-xl-absolute-megatron",
     container="megatron",
-    entries=(_WORDS, Entry("transformer.position_embeddings.weight", ("embed_positions.weight",)), *_LAYERS),
+    entries=(_WORDS, TensorMapping("transformer.position_embeddings.weight", ("embed_positions.weight",)), *_LAYERS),
     signature=(
         "word_embeddings.weight",
         "transformer.position_embeddings.weight",

@@ -20,7 +20,7 @@ from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.files import resumable
 from hanmo.checkpoints.files.tensor_files import content_hash
 from hanmo.checkpoints.inspect import inspect_model
-from hanmo.checkpoints.originals.locate import find_weights
+from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.checkpoints.save import save_model
 from hanmo.errors import CheckpointError, InUseError
 from hanmo.locks import holding
@@ -155,14 +155,14 @@ def test_a_killed_conversion_continues(tmp_path: Path, megatron: Path) -> None:
     """SIGKILL at the second file, without --resume: what was finished is there all the same."""
     program = f"""
         import os, signal
-        from hanmo.checkpoints import streams
         from hanmo.checkpoints.convert import convert
-        write = streams.Stored.write
+        from hanmo.checkpoints.files.tensor_files import LazyTensor
+        write = LazyTensor.write
         def kill(self, file, progress):
             if "mp_rank_01" in str(file._fileobj._file.name):
                 os.kill(os.getpid(), signal.SIGKILL)
             write(self, file, progress)
-        streams.Stored.write = kill
+        LazyTensor.write = kill
         convert({str(megatron)!r}, {str(tmp_path / "two")!r}, to="original", ranks=2)
     """
     run = processes.run([sys.executable, "-c", textwrap.dedent(program)])

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from hanmo.checkpoints.files import tensor_files
 from hanmo.checkpoints.files.tensor_files import (
-    Stored,
+    LazyTensor,
     content_hash,
     in_blocks,
     shard_index,
@@ -96,14 +96,14 @@ def test_a_flipped_bit_is_seen_by_unzip(tmp_path: Path) -> None:
 
 
 def test_safetensors_reads_what_is_written(tmp_path: Path) -> None:
-    write_safetensors({name: Stored.of(tensor) for name, tensor in TENSORS.items()}, tmp_path / "a.safetensors")
+    write_safetensors({name: LazyTensor.of(tensor) for name, tensor in TENSORS.items()}, tmp_path / "a.safetensors")
     assert_same(load_file(tmp_path / "a.safetensors"))
 
 
 def test_the_hash_is_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import xxhash
 
-    stored = Stored.of(TENSORS["transposed"])
+    stored = LazyTensor.of(TENSORS["transposed"])
     write_safetensors({"a": stored}, tmp_path / "a")
     content = np.arange(6, dtype="<f4").reshape(2, 3).T.tobytes()
     assert stored.digest == content_hash(TENSORS["transposed"]) == xxhash.xxh3_64(content).hexdigest()
@@ -122,7 +122,9 @@ def test_blocks_are_the_joined_views(data: st.DataObject) -> None:
 
 
 def test_shards_hold_no_more_than_the_limit() -> None:
-    tensors = {name: Stored.of(torch.zeros(10, 50)) for name in "abcd"} | {"e": Stored.of(torch.zeros(3).bfloat16())}
+    tensors = {name: LazyTensor.of(torch.zeros(10, 50)) for name in "abcd"} | {
+        "e": LazyTensor.of(torch.zeros(3).bfloat16())
+    }
     files = shards(tensors, 4000)
     assert [list(group) for group in files.values()] == [["a", "b"], ["c", "d"], ["e"]]
     assert list(files) == [f"model-{number:05d}-of-00003.safetensors" for number in (1, 2, 3)]
@@ -157,7 +159,7 @@ def test_what_only_the_flush_meets_is_raised(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(tensor_files, "_to_disk", fails)
     with pytest.raises(OSError, match="No space left"):
-        write({"a": Stored.of(torch.zeros(300_000))}, tmp_path / "a")
+        write({"a": LazyTensor.of(torch.zeros(300_000))}, tmp_path / "a")
 
 
 def test_anonymous_memory_stays_small(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_anonymous_memory_stays_small(tmp_path: Path) -> None:
     program = f"""
         import resource, sys, torch
         from pathlib import Path
-        from hanmo.checkpoints.streams import Stored, in_blocks, write_torch, write_safetensors
+        from hanmo.checkpoints.files.tensor_files import LazyTensor, in_blocks, write_torch, write_safetensors
 
         def anonymous():
             said = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
@@ -182,9 +184,9 @@ def test_anonymous_memory_stays_small(tmp_path: Path) -> None:
         def halves():
             return (block.half() for block in in_blocks([mapped[:, :5000], mapped[:, 5000:]], 1))
 
-        stored = Stored((5000, 10_000), torch.float16, halves)
+        stored = LazyTensor((5000, 10_000), torch.float16, halves)
         write_torch({{"a": stored}}, folder / "a.pt", watch)
-        write_safetensors({{"a": Stored.of(mapped[:, 1:])}}, folder / "a.safetensors", watch)
+        write_safetensors({{"a": LazyTensor.of(mapped[:, 1:])}}, folder / "a.safetensors", watch)
         print(peak)
     """
     with (tmp_path / "zeros").open("wb") as file:

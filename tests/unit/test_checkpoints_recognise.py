@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hanmo.checkpoints.originals.locate import Weights, find_weights
 from hanmo.checkpoints.originals.recognise import layer_counts, merge, overlapping, recognise, some
+from hanmo.checkpoints.originals.weights import Weights, find_weights
 from hanmo.checkpoints.originals.writer import check_divides
 from hanmo.errors import CheckpointError
-from hanmo.families.weight_map import Entry
+from hanmo.families.weight_map import TensorMapping
 from tests.unit.checkpoint_files import HUB, MEGATRON, original_tensors, tiny_eva, write_hub, write_megatron
 
 
@@ -32,11 +32,14 @@ def test_ranks_to_ranks_takes_from_the_files_that_hold_something() -> None:
 def test_fused_parts_are_merged_each_by_itself() -> None:
     """Queries 0-3 and keys 10-13 on two ranks: rank 0 holds 0, 1, 10, 11 and rank 1 the rest."""
     pieces = [torch.tensor(rows)[:, None] for rows in ([0, 1, 10, 11], [2, 3, 12, 13])]
-    assert [part.flatten().tolist() for part in merge(pieces, 2, cut=0)] == [[0, 1, 2, 3], [10, 11, 12, 13]]
+    assert [part.flatten().tolist() for part in (merge(pieces, 2, part, cut=0) for part in range(2))] == [
+        [0, 1, 2, 3],
+        [10, 11, 12, 13],
+    ]
 
 
 def test_what_does_not_divide_is_named_with_both_numbers() -> None:
-    entries, shapes = [Entry("wi.weight", ("wi",), 0)], {"wi": (10, 4)}
+    entries, shapes = [TensorMapping("wi.weight", ("wi",), 0)], {"wi": (10, 4)}
     check_divides(entries, shapes, 5, heads=10)
     with pytest.raises(CheckpointError, match=r"wi\.weight: dimension 0 has 10, .* 3 does not divide 10"):
         check_divides(entries, shapes, 3, heads=None)
@@ -45,7 +48,11 @@ def test_what_does_not_divide_is_named_with_both_numbers() -> None:
 
 
 def test_layers_are_counted_by_their_names() -> None:
-    entries = [Entry("a.{i}.x", ("a",), over="depth"), Entry("b.{i}.y", ("b",), over="width"), Entry("c", ("c",))]
+    entries = [
+        TensorMapping("a.{i}.x", ("a",), over="depth"),
+        TensorMapping("b.{i}.y", ("b",), over="width"),
+        TensorMapping("c", ("c",)),
+    ]
     names = {"a.0.x", "a.12.x", "b.0.y", "c", "a.13.z"}
     assert layer_counts(entries, names) == {"depth": 13, "width": 1}
 

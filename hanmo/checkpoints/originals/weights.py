@@ -1,4 +1,4 @@
-"""Which files make up a checkpoint, and their tensors by name, whatever the container.
+"""Finds the files of a checkpoint and maps their tensors by name, whatever the container.
 
     megatron      a tracker file and ITERATION/mp_rank_RR_model_states.pt, one file per tensor-parallel rank
     megatron-lm   a tracker file and iter_ITERATION/mp_rank_RR/model_optim_rng.pt, likewise; tensors in nested dicts
@@ -11,10 +11,12 @@ Only indexes are read here: tensors are memory-mapped.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hanmo.checkpoints.originals.unpickle import read_pickle, read_safetensors, sniff
@@ -39,17 +41,16 @@ def rank_file(rank: int, container: str = "megatron") -> str:
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, lazily read.
+    """Tensors by name, memory-mapped.
 
     Attributes:
-        path: the folder (or single file) that was asked for.
+        path: the folder or single file at which they were found.
         container: "megatron", "megatron-lm", "bin" or "safetensors".
         files: the files of weights, in rank or shard order.
-        ranks: tensors by name: one dict per tensor-parallel rank, one in all for other containers.
-        state: what a megatron file of rank 0 holds beside its tensors.
+        ranks: tensors by name: one dict per tensor-parallel rank, a single dict for other containers.
+        state: the content of a megatron file of rank 0 beside its tensors.
         iteration: of a megatron checkpoint, else None.
         config: the content of config.json beside the weights, else None.
-        inside: the folder of the iteration, of a megatron checkpoint; else the folder of the files.
     """
 
     path: Path
@@ -65,7 +66,16 @@ class Weights:
         return list(self.ranks[0])
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of most numbers."""
+        counts: Counter[torch.dtype] = Counter()
+        for tensor in self.ranks[0].values():
+            counts[tensor.dtype] += tensor.numel()
+        return max(counts, key=lambda dtype: counts[dtype])
+
+    @property
     def inside(self) -> Path:
+        """The folder of the iteration, of a megatron checkpoint; else the folder of the files."""
         folder = self.files[0].parent
         return folder.parent if self.container == NESTED else folder
 
@@ -86,22 +96,40 @@ def find_weights(path: str | Path) -> Weights:
     if path.is_file():
         if _RANK_FILE.fullmatch(path.name):
             return find_weights(path.parent)
-        if path.suffix == ".safetensors":
-            tensors = read_safetensors(path)
-            return Weights(path, "safetensors", [path], [tensors], config=_config(path.parent, tensors))
         if path.name == _NESTED_FILE and _RANK_FOLDER.fullmatch(path.parent.name):
             return find_weights(path.parent.parent)
         if path.suffix == ".ckpt" and not sniff(path).startswith((b"PK", b"\x80")):
             raise CheckpointError(_mindspore(path))
-        tensors = _tensors(path, read_pickle(path))
-        return Weights(path, "bin", [path], [tensors], config=_config(path.parent, tensors))
+        return _one_rank(path, "safetensors" if path.suffix == ".safetensors" else "bin", [path])
     if folder := _iteration_folder(path):
         return _megatron(path, folder)
     for container, stem in (("safetensors", "model.safetensors"), ("bin", "pytorch_model.bin")):
-        if files := _shards(path, stem):
-            tensors = _merged(path, container, files)
-            return Weights(path, container, files, [tensors], config=_config(path, tensors))
+        if (path / stem).is_file():
+            return _one_rank(path, container, [path / stem])
+        if (index := path / f"{stem}.index.json").is_file():
+            return _from_shards(path, container, index)
     raise CheckpointError(_nothing_here(path))
+
+
+def _one_rank(path: Path, container: str, files: list[Path]) -> Weights:
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= read_safetensors(file) if container == "safetensors" else _tensors(file, read_pickle(file))
+    folder = path if path.is_dir() else path.parent
+    return Weights(path, container, files, [tensors], config=_config(folder, tensors))
+
+
+def _from_shards(folder: Path, container: str, index: Path) -> Weights:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map")
+    names = sorted({plain_name(name, index) for name in weight_map.values()})
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(f"{index}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:8])}")
+    weights = _one_rank(folder, container, [folder / name for name in names])
+    if absent := [name for name in weight_map if name not in weights.ranks[0]]:
+        raise CheckpointError(f"{index}: {absent[0]} and {len(absent) - 1} more are in none of the shards")
+    return weights
 
 
 def _iteration_folder(path: Path) -> Path | None:
@@ -110,15 +138,15 @@ def _iteration_folder(path: Path) -> Path | None:
         tracker = path / name
         if not tracker.is_file():
             continue
-        said = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        names = tracked_folders(said)
+        text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        names = tracked_folders(text)
         if not names:
-            raise CheckpointError(f"{tracker}: says {said[:40]!r}, expected an iteration above 0 or 'release'")
+            raise CheckpointError(f"{tracker}: says {text[:40]!r}, expected an iteration above 0 or 'release'")
         folder = next((path / name for name in names if (path / name).is_dir()), None)
         if folder is None:
             others = [item.name for item in sorted(path.iterdir()) if item.is_dir()]
             raise CheckpointError(
-                f"{tracker}: names {said}, but there is no folder {path / said}; folders here: {', '.join(others) or 'none'}"
+                f"{tracker}: names {text}, but there is no folder {path / text}; folders here: {', '.join(others) or 'none'}"
             )
         return folder
     return path if _rank_files(path)[1] else None
@@ -126,11 +154,11 @@ def _iteration_folder(path: Path) -> Path | None:
 
 def tracked_folders(text: str) -> tuple[str, ...]:
     """The names that the folder of a tracker file's text may have; none if it is no iteration above 0 or "release"."""
-    said = text.strip()
-    if said == "release":
-        return (said,)
-    if said.isascii() and said.isdigit() and len(said) < 20 and int(said) > 0:
-        return said, f"iter_{int(said):07d}"
+    name = text.strip()
+    if name == "release":
+        return (name,)
+    if name.isascii() and name.isdigit() and len(name) < 20 and int(name) > 0:
+        return name, f"iter_{int(name):07d}"
     return ()
 
 
@@ -153,7 +181,7 @@ def _megatron(path: Path, folder: Path) -> Weights:
         raise CheckpointError(f"{folder}: holds no {wanted}; {_listing(folder)}")
     states, tensors = {}, {}
     for rank in sorted(found):
-        states[rank], tensors[rank] = _parted(found[rank], read_pickle(found[rank]), container)
+        states[rank], tensors[rank] = _split_content(found[rank], read_pickle(found[rank]), container)
     first = states[min(states)]
     claimed = _claimed_ranks(first)
     count = max([len(found), max(found) + 1, claimed or 1])
@@ -165,13 +193,13 @@ def _megatron(path: Path, folder: Path) -> Weights:
         raise CheckpointError(f"{folder}: {count} rank files, but they were written for {claimed} ranks")
     iterations = {rank: _iteration(state) for rank, state in states.items()}
     if len(set(iterations.values())) > 1:
-        said = ", ".join(f"rank {rank}: {iteration}" for rank, iteration in iterations.items())
-        raise CheckpointError(f"{folder}: the ranks are of different iterations ({said})")
+        found_iterations = ", ".join(f"rank {rank}: {iteration}" for rank, iteration in iterations.items())
+        raise CheckpointError(f"{folder}: the ranks are of different iterations ({found_iterations})")
     iteration = iterations[0]
-    said = folder.name.removeprefix("iter_")
-    if folder != path and said != "release" and iteration is not None and int(said) != iteration:
+    tracked = folder.name.removeprefix("iter_")
+    if folder != path and tracked != "release" and iteration is not None and int(tracked) != iteration:
         raise CheckpointError(
-            f"{folder}: the tracker file says iteration {int(said)}, the weights say {iteration}; "
+            f"{folder}: the tracker file says iteration {int(tracked)}, the weights say {iteration}; "
             f"give {folder} itself to open it all the same"
         )
     ranks = [tensors[rank] for rank in range(count)]
@@ -180,8 +208,8 @@ def _megatron(path: Path, folder: Path) -> Weights:
     return Weights(path, container, files, ranks, states[0], iteration, config)
 
 
-def _parted(path: Path, content: Any, container: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a rank's file holds beside its tensors, and its tensors by name."""
+def _split_content(path: Path, content: Any, container: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of a rank's file beside its tensors, and its tensors by name."""
     keys = ["module"] if container == "megatron" else ["model", "language_model"]
     inner, state = content, dict(content) if isinstance(content, dict) else {}
     for key in keys:
@@ -205,9 +233,9 @@ def _flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _claimed_ranks(state: dict[str, Any]) -> int | None:
-    """Over how many ranks the file says that the model is split."""
-    said = [state.get("mp_world_size")] + [getattr(state.get("args"), name, None) for name in RANK_ARGUMENTS]
-    return next((value for value in said if isinstance(value, int)), None)
+    """The number of ranks that the file names."""
+    claims = [state.get("mp_world_size")] + [getattr(state.get("args"), name, None) for name in RANK_ARGUMENTS]
+    return next((value for value in claims if isinstance(value, int)), None)
 
 
 def _iteration(state: dict[str, Any]) -> int | None:
@@ -223,42 +251,6 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
         held = f"beside tensors it holds {', '.join(strangers[:8])}" if strangers else "it is empty"
         raise CheckpointError(f"{path}: expected tensors by name, but {held}")
     return dict(content)
-
-
-def _shards(folder: Path, stem: str) -> list[Path]:
-    """The single file of this name or the shards that its index lists; empty if there is neither."""
-    if (folder / stem).is_file():
-        return [folder / stem]
-    index = folder / f"{stem}.index.json"
-    if not index.is_file():
-        return []
-    names = sorted(set(_weight_map(index).values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{index}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing[:8])}")
-    return [folder / name for name in names]
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map")
-    for name in weight_map.values():
-        plain_name(name, index)
-    return weight_map
-
-
-def _merged(folder: Path, container: str, files: list[Path]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors |= read_safetensors(file) if container == "safetensors" else _tensors(file, read_pickle(file))
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{stem}.index.json"
-        if len(files) > 1 and index.is_file():
-            absent = [name for name in _weight_map(index) if name not in tensors]
-            if absent:
-                raise CheckpointError(f"{index}: {absent[0]} and {len(absent) - 1} more are in none of the shards")
-    return tensors
 
 
 def _config(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any] | None:

@@ -1,0 +1,118 @@
+"""Finds out once what lies at a path; the answer goes as a value through opening, inspecting and converting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+
+from hanmo import families
+from hanmo.checkpoints.hub import local_folder
+from hanmo.checkpoints.originals.recognise import Original, recognise
+from hanmo.checkpoints.originals.weights import Weights, find_weights
+from hanmo.errors import CheckpointError
+from hanmo.families.base import Family
+from hanmo.families.safe_loading import TOKENIZER_CONFIG, check_adapter, is_known_type, safe_config
+from hanmo.files import read_json
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model on this machine. Its tensors are mapped, not read.
+
+    Attributes:
+        path: the folder or file; of a hub id, the folder it was downloaded to.
+        weights: its files and their tensors.
+        original: the original checkpoint; None for a folder that hanmo wrote and for a model of transformers.
+    """
+
+    path: Path
+    weights: Weights
+    family: type[Family]
+    original: Original | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether hanmo wrote the folder, or could have."""
+        return self.original is None and self.family.name != families.TRANSFORMERS
+
+    @property
+    def layout(self) -> str:
+        """The original's layout, "hanmo" or "transformers"."""
+        if self.original is not None:
+            return self.original.layout.name
+        return "hanmo" if self.is_ours else "transformers"
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """The content of a model folder's generation_config.json; empty if there is none, and for originals."""
+        file = self.path / GENERATION_CONFIG_NAME
+        return read_json(file) if self.original is None and file.is_file() else {}
+
+    def config(self) -> PretrainedConfig:
+        """The configuration of a model folder.
+
+        Raises:
+            CheckpointError: it does not open, or an adapter lies beside the model.
+        """
+        if self.is_ours:
+            return safe_config(self.path, self.family.config_class, self.weights.config)
+        check_adapter(self.path)
+        return safe_config(self.path, content=self.weights.config)
+
+
+def locate(path: str | Path) -> Located:
+    """What lies at a path or hub id.
+
+    Raises:
+        CheckpointError: nothing there, an incomplete set of files, or of no known family.
+    """
+    path = local_folder(path)
+    return identify(path, find_weights(path))
+
+
+def identify(path: Path, weights: Weights) -> Located:
+    """Whose weights these are.
+
+    Raises:
+        CheckpointError: of no known family, or of one that this version of hanmo does not know.
+    """
+    is_folder = path.is_dir() and weights.container in ("bin", "safetensors")
+    model_type = (weights.config or {}).get("model_type") if is_folder else None
+    if family := _our_family(path, model_type):
+        return Located(path, weights, family)
+    try:
+        original = recognise(
+            weights
+        )  # first: originals may carry a model type that transformers uses for another model
+    except CheckpointError:
+        if not is_known_type(model_type):
+            raise
+        return Located(path, weights, families.load(families.TRANSFORMERS))
+    return Located(path, weights, original.family, original)
+
+
+def tokenizer_family(folder: Path) -> type[Family] | None:
+    """The family whose tokenizer lies in a model folder, with or without weights; None if it holds none."""
+    file = folder / CONFIG_NAME
+    model_type = read_json(file).get("model_type") if file.is_file() else None
+    if family := _our_family(folder, model_type):
+        return family
+    if (folder / TOKENIZER_CONFIG).is_file() or (is_known_type(model_type) and locate(folder).original is None):
+        return families.load(families.TRANSFORMERS)
+    return None
+
+
+def _our_family(folder: Path, model_type: Any) -> type[Family] | None:
+    for family in families.ours():
+        if family.config_class.model_type == model_type:
+            return family
+    if isinstance(model_type, str) and model_type.startswith("hanmo-"):
+        raise CheckpointError(
+            f"{folder / CONFIG_NAME}: made by a hanmo that knows the model type {model_type!r}; this one does not"
+        )
+    return None
