@@ -90,11 +90,11 @@ def prepare(
     from dataclasses import asdict
 
     from hanmo.data.prepare.from_source import prepare as run
-    from hanmo.data.prepare.sources.reading import Reading
+    from hanmo.data.prepare.sources.reader import SourceReader
     from hanmo.data.prepare.splits import Shares
     from hanmo.records import Rejects
 
-    reading = Reading(published, sep, seed, Shares(dev, test), Rejects() if skip_bad else None)
+    reading = SourceReader(published, sep, seed, Shares(dev, test), Rejects() if skip_bad else None)
     emit(asdict(run(source, place, out, reading, suffix, every_reply)), as_json, _show_prepared)
 
 
@@ -208,7 +208,7 @@ def _spread(job: Callable[..., Any], out: Path, tasks: int, slurm: str | None, w
             raise ConfigError("--slurm needs --tasks: the number of shares, e.g. --tasks 200")
         return False
     try:
-        from hanmo.data.cluster import Slurm, run_local, run_slurm
+        from hanmo.data.parallel.cluster import Slurm, run_local, run_slurm
     except ImportError:
         raise HanmoError("--tasks needs the package datatrove: pip install 'hanmo[data]'") from None
     logs = out.with_name(f"{out.name}.logs")

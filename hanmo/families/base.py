@@ -209,7 +209,7 @@ class Family(ABC):
 
         Row i + 1 goes on where row i ends. Whoever feeds them gives each one ``memory`` (() for the first), takes
         ``RowOutput.memory`` for the next row of the same stream, and lets the place of a row in the batch be its
-        stream: data/streams.py says which rows make up a batch. The rows' inputs keep documents apart.
+        stream: data/rows/documents.py says which rows make up a batch. The rows' inputs keep documents apart.
 
         Raises:
             UnsupportedError: the network carries no memory.

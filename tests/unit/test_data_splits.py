@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.data.normalisation import folded
 from hanmo.data.prepare.contamination import find_contamination
-from hanmo.data.prepare.splits import Shares, fingerprint
+from hanmo.data.prepare.normalisation import normalised, text_hash
+from hanmo.data.prepare.splits import Shares
 from hanmo.errors import ConfigError
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, write_records
 
@@ -39,12 +39,12 @@ def test_a_larger_test_share_moves_nothing_out_of_the_test(text: str) -> None:
 
 @pytest.mark.parametrize("other", ["你好 世界", "你好，世界！", "　你好\n世界 "])
 def test_white_space_and_punctuation_do_not_tell_texts_apart(other: str) -> None:
-    assert fingerprint(other) == fingerprint("你好世界")
+    assert text_hash(other) == text_hash("你好世界")
 
 
 def test_texts_of_marks_alone_still_differ() -> None:
-    assert folded("？？") != folded("！！")
-    assert fingerprint("？？") != fingerprint("！！")
+    assert normalised("？？") != normalised("！！")
+    assert text_hash("？？") != text_hash("！！")
 
 
 def _file(folder: Path, name: str, records: list[Record]) -> Path:

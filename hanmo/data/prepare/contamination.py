@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
-from hanmo.data.normalisation import folded
 from hanmo.data.prepare.dedup import near_pairs
+from hanmo.data.prepare.normalisation import normalised
 from hanmo.data.prepare.passages import GRAM, Passages
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, iter_records
 
@@ -53,7 +53,7 @@ def find_contamination(
 ) -> Leaks:
     """Compare held-out files with training files. The held-out files are held in memory, the others are not.
 
-    A leak is a text, prompt or context that is learned as one (as ``folded`` compares; a dialogue of two turns is a
+    A leak is a text, prompt or context that is learned as one (as ``normalised`` compares; a dialogue of two turns is a
     prompt and its response), or an answer of ``long`` characters or more. It is also any of these, or the last question
     of a context, of ``long`` characters or more anywhere in a training record: as a turn of a dialogue, on the other
     side (a prompt as an answer), inside a longer turn or running text. A prompt, context, question or text that is a
@@ -62,7 +62,7 @@ def find_contamination(
 
     Args:
         near: similarity from which whole records are nearly the same; None looks for equal texts only.
-        long: characters, as ``folded`` leaves them, from which a text counts wherever it stands; from 8 on inside.
+        long: characters, as ``normalised`` leaves them, from which a text counts wherever it stands; from 8 on inside.
     """
     result = Leaks()
     tested: list[tuple[str, str, str]] = []
@@ -106,9 +106,9 @@ class _Search:
     def __init__(self, tested: Sequence[tuple[str, str, str]], long: int):
         self._tested = tested
         self._shortest = (0, long * 2 // 3, long)  # of each form
-        self._numbers: dict[str, list[int]] = {}  # of the held-out texts that are the same when folded
+        self._numbers: dict[str, list[int]] = {}  # of the held-out texts that are the same when normalised
         for number, (_, _, text) in enumerate(tested):
-            self._numbers.setdefault(folded(text), []).append(number)
+            self._numbers.setdefault(normalised(text), []).append(number)
         self._known = [text for text in self._numbers if len(text) >= GRAM]
         self._passages = Passages(self._known)
         self._found: dict[int, tuple[int, str]] = {}  # number: form, place in training
@@ -145,7 +145,7 @@ class _Search:
 
     def finish(self) -> None:
         """Search the records collected so far."""
-        for known, first in self._passages.inside("\n".join(self._pieces)):  # no folded text has a line break
+        for known, first in self._passages.inside("\n".join(self._pieces)):  # no normalised text has a line break
             piece = bisect_right(self._starts, first) - 1
             where, turns = self._about[piece]
             text, begins = self._known[known], first - self._starts[piece]
@@ -200,16 +200,16 @@ def _asked(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _sides(record: Record) -> tuple[list[str], list[str]]:
-    """What a training record asks, turn by turn, and what it answers or says, folded."""
+    """What a training record asks, turn by turn, and what it answers or says, normalised."""
     if isinstance(record, Text):
-        return [], [folded(record.text)]
+        return [], [normalised(record.text)]
     if isinstance(record, Dialogue):
         asked, answers = record.turns[:-1], [record.turns[-1]]
     elif isinstance(record, PromptResponse):
         asked, answers = (record.prompt,), [record.response]
     else:
         asked, answers = (*record.history, record.prompt), [text for text, _ in record.answers]
-    return [folded(turn) for turn in asked], [folded(answer) for answer in answers]
+    return [normalised(turn) for turn in asked], [normalised(answer) for answer in answers]
 
 
 def _whole(record: Record) -> str:

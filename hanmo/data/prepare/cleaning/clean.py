@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks, share_place
+from hanmo.data.parallel.blocks import forget, job_folder, record_blocks, run_blocks, share_place
 from hanmo.data.prepare.cleaning.block_files import (
     EXAMPLES,
     FORM,
