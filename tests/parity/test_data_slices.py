@@ -1,4 +1,4 @@
-"""Real slices of the published data through prepare and clean: every record arrives, splits do not leak."""
+"""Real slices of the published data through prepare and clean: every record arrives, splits share nothing."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def found(layouts: list[tuple[str, str, Adapter | None]]) -> list[Any]:
 
 
 @pytest.mark.parametrize("slice_", found(LAYOUTS))
-def test_slice_is_prepared_without_leaks(slice_: Slice, tmp_path: Path) -> None:
+def test_slice_is_prepared_without_contamination(slice_: Slice, tmp_path: Path) -> None:
     source, place, adapter = slice_
     name = place.name
     if adapter:
@@ -97,8 +97,8 @@ def test_slice_is_prepared_without_leaks(slice_: Slice, tmp_path: Path) -> None:
     assert left_out < 0.05 * total
     assert 0.02 < done.records["dev"] / total < 0.1
     files = {split: Path(path) for split, path in done.files.items()}
-    leaks = find_contamination([files["train"]], [files["dev"], files["test"]], near=None, long=1_000_000)
-    assert leaks.found == []
+    contamination = find_contamination([files["train"]], [files["dev"], files["test"]], near=None, long=1_000_000)
+    assert contamination.found == []
 
 
 def records(source: str, place: Path, folder: Path) -> int:

@@ -125,7 +125,9 @@ def test_signs_between_digits_tell_numbers_apart(one: str, other: str, sign: str
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
-def test_texts_that_differ_in_a_sign_are_neither_duplicates_nor_leaks(one: str, other: str, tmp_path: Path) -> None:
+def test_texts_that_differ_in_a_sign_are_neither_duplicates_nor_contamination(
+    one: str, other: str, tmp_path: Path
+) -> None:
     records = [Dialogue((f"算一下{text}等于多少", f"答案写作{text}")) for text in (one, other)]
     for step in (SameSessions(), SameUtterances(most=1, from_length=1), NearlySame(1.0)):
         assert [step.fault(record) for record in records] == [None, None]

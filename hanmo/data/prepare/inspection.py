@@ -10,9 +10,9 @@ from random import Random
 from typing import Any
 
 from hanmo.data.prepare.cleaning.steps import han_share
-from hanmo.data.prepare.cleaning.views import views, whole
 from hanmo.data.prepare.dedup import LshIndex, signature
 from hanmo.data.prepare.normalisation import text_hash
+from hanmo.data.prepare.views import views, whole
 from hanmo.errors import RecordError
 from hanmo.records import Dialogue, Plain, PromptResponse, Record, Rejects, Text, iter_records
 from hanmo.report.page import Page

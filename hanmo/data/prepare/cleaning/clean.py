@@ -24,7 +24,7 @@ from hanmo.data.prepare.cleaning.block_files import (
 )
 from hanmo.data.prepare.cleaning.recipe import Recipe
 from hanmo.data.prepare.cleaning.steps import Step
-from hanmo.data.prepare.cleaning.views import rebuilt, views, whole
+from hanmo.data.prepare.views import rebuilt, views, whole
 from hanmo.errors import ConfigError
 from hanmo.files import replacing
 from hanmo.locks import holding

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from hanmo.data.prepare.cleaning.views import views, whole
 from hanmo.data.prepare.dedup import LshIndex, signature
 from hanmo.data.prepare.normalisation import text_hash
+from hanmo.data.prepare.views import views, whole
 from hanmo.records import Record, Text
 
 
