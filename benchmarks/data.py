@@ -21,7 +21,7 @@ sys.path[:] = [str(_HERE.parent), *(place for place in sys.path if Path(place).r
 from benchmarks.common import VOCAB, Figure, alternate, arguments, finish, real_texts  # noqa: E402
 from hanmo.data.prepare.cleaning.clean import clean  # noqa: E402
 from hanmo.data.prepare.cleaning.recipe import load  # noqa: E402
-from hanmo.data.prepare.dedup import NearDuplicates  # noqa: E402
+from hanmo.data.prepare.dedup import LshIndex, signature  # noqa: E402
 from hanmo.records import Text, write_records  # noqa: E402
 
 COPIES = 10  # every tenth document is a near copy of the one before it
@@ -42,15 +42,15 @@ def documents(count: int, seed: int = 0):
 
 def minhash(count: int) -> tuple[float, float, float]:
     """Documents a second, peak memory in MB, and the share of planted copies that is found."""
-    near = NearDuplicates(0.8)
+    index = LshIndex()
     start = time.perf_counter()
     spent = 0.0
     for text in documents(count):
         begun = time.perf_counter()
-        near.add(text)
+        index.add(signature(text))
         spent += time.perf_counter() - begun
     begun = time.perf_counter()
-    firsts = near.first_of()
+    firsts = index.first_similar(0.8)
     spent += time.perf_counter() - begun
     found = int((firsts[COPIES - 1 :: COPIES] != range(COPIES - 1, count, COPIES)).sum())
     print(f"# MinHash {count:,}: {spent:.1f} s of {time.perf_counter() - start:.1f} s", flush=True)

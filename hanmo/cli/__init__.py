@@ -50,7 +50,7 @@ COMMANDS = (
     ("eval", "human", "human_score"),
     ("data", "data", "corpus"),
     ("data", "data", "prepare"),
-    ("data", "data", "leaks"),
+    ("data", "data", "contamination"),
     ("data", "data", "clean"),
     ("data", "data", "recipe"),
     ("data", "data", "tokenize"),

@@ -1,4 +1,4 @@
-"""``hanmo data``: make and look at data."""
+"""``hanmo data``: make, clean and inspect data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from hanmo.cli.common import Json, Published, emit
+
+Inputs = Annotated[list[Path], typer.Argument(help="Files of records; .gz as well.", show_default=False)]
+PlainLines = Annotated[str, typer.Option("--plain", help="What a line of a plain file is: dialogue or text.")]
+Workers = Annotated[int, typer.Option(help="Processes. Their number never changes the result.", min=1)]
+Tasks = Annotated[int, typer.Option(help="Split the work into so many tasks of datatrove.", min=0)]
+SlurmPartition = Annotated[str | None, typer.Option(help="Submit the tasks to this Slurm partition.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Set bad records aside and count them.")]
 
 
 def corpus(
@@ -39,20 +46,12 @@ def corpus(
         "valid_dialogues": write_records(out / "valid.jsonl", held_out),
         "topics": {topic: len(dialogues) for topic, dialogues in found.held_out.items()},
     }
-    emit(result, as_json, _show)
+    emit(result, as_json, _show_corpus)
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show_corpus(result: dict[str, Any]) -> None:
     print(f"{result['train']}: {result['train_dialogues']:,} dialogues")
     print(f"{result['valid']}: {result['valid_dialogues']:,} held-out dialogues of {len(result['topics'])} topics")
-
-
-Inputs = Annotated[list[Path], typer.Argument(help="Files of records; .gz as well.", show_default=False)]
-PlainLines = Annotated[str, typer.Option("--plain", help="What a line of a plain file is: dialogue or text.")]
-Workers = Annotated[int, typer.Option(help="Processes. Their number never changes the result.", min=1)]
-Tasks = Annotated[int, typer.Option(help="Share the work out in so many tasks with datatrove.", min=0)]
-SlurmPartition = Annotated[str | None, typer.Option(help="Submit the tasks to this Slurm partition.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Set bad records aside and count them.")]
 
 
 def prepare(
@@ -90,12 +89,12 @@ def prepare(
     from dataclasses import asdict
 
     from hanmo.data.prepare.from_source import prepare as run
-    from hanmo.data.prepare.sources.reading import Reading
+    from hanmo.data.prepare.sources.reader import SourceReader
     from hanmo.data.prepare.splits import Shares
     from hanmo.records import Rejects
 
-    reading = Reading(published, sep, seed, Shares(dev, test), Rejects() if skip_bad else None)
-    emit(asdict(run(source, place, out, reading, suffix, every_reply)), as_json, _show_prepared)
+    reader = SourceReader(published, sep, seed, Shares(dev, test), Rejects() if skip_bad else None)
+    emit(asdict(run(source, place, out, reader, suffix, every_reply)), as_json, _show_prepared)
 
 
 def _show_prepared(result: dict[str, Any]) -> None:
@@ -109,38 +108,38 @@ def _show_prepared(result: dict[str, Any]) -> None:
         print(f"bad records set aside: {result['bad']:,}")
 
 
-def leaks(
-    train: Annotated[Path, typer.Argument(help="What the model learns from.", show_default=False)],
-    held_out: Annotated[list[Path], typer.Argument(help="What it is tested on.", show_default=False)],
-    near: Annotated[float, typer.Option(help="Similarity of whole records that counts; 1: only the same.")] = 0.8,
+def contamination(
+    train: Annotated[Path, typer.Argument(help="Training file.", show_default=False)],
+    held_out: Annotated[list[Path], typer.Argument(help="Files for development and test.", show_default=False)],
+    near: Annotated[float, typer.Option(help="Similarity of whole records that counts; 1: only equal texts.")] = 0.8,
     long: Annotated[int, typer.Option(help="Characters from which a text counts wherever it stands.", min=1)] = 12,
     as_json: Json = False,
 ) -> None:
-    """Check that nothing of a test or development file lies in the training file; exit code 1 if something does.
+    """Check that the training file holds nothing of a test or development file; exit code 1 if it does.
 
     A question is found in every form of record: as a prompt, a turn of a dialogue, an answer, or inside a text.
 
     \b
     Example:
-      hanmo data leaks data/couplets/train.jsonl data/couplets/dev.jsonl data/couplets/test.jsonl
+      hanmo data contamination data/couplets/train.jsonl data/couplets/dev.jsonl data/couplets/test.jsonl
     """
     from dataclasses import asdict
 
     from hanmo.data.prepare.contamination import find_contamination
 
     found = find_contamination([train], held_out, near if near < 1 else None, long)
-    emit({**asdict(found), "records_with_leaks": found.records}, as_json, _show_leaks)
+    emit({**asdict(found), "contaminated_records": found.records}, as_json, _show_contamination)
     if found.found:
         raise typer.Exit(1)
 
 
-def _show_leaks(result: dict[str, Any]) -> None:
-    print(f"{result['held_out']:,} held-out records against {result['learned']:,} to learn from")
-    for leak in result["found"][:20]:
-        what = leak["kind"] + (f" ({leak['form']})" if leak["form"] else "")
-        print(f"{leak['where']}: {what} in {leak['learned']} ({leak['similarity']:.2f}): {leak['text'][:60]!r}")
-    count = result["records_with_leaks"]
-    print(f"{count:,} records leak" if count else "no leaks")
+def _show_contamination(result: dict[str, Any]) -> None:
+    print(f"{result['held_out']:,} held-out records compared with {result['train']:,} training records")
+    for overlap in result["found"][:20]:
+        kind = overlap["kind"] + (f" ({overlap['form']})" if overlap["form"] else "")
+        text, similarity = overlap["text"][:60], overlap["similarity"]
+        print(f"{overlap['where']}: {kind} in {overlap['train']} ({similarity:.2f}): {text!r}")
+    print(f"contaminated records: {result['contaminated_records']:,}")
 
 
 def clean(
@@ -183,9 +182,9 @@ def clean(
     if scorer is not None:
         chosen.add("model_relevance", {"model": _place(scorer), "least": scorer_least or 0.0}, "--scorer")
     elif scorer_least is not None:
-        raise ConfigError("--scorer-least is for --scorer MODEL; without a model there is nothing to ask")
+        raise ConfigError("--scorer-least needs --scorer MODEL")
     job = partial(run, chosen, inputs, out, _plain(plain), rejects=rejects and rejects.absolute())
-    if _spread(partial(job, bad=bad), out, tasks, slurm, workers):
+    if _distributed(partial(job, bad=bad), out, tasks, slurm, workers):
         return
     cleaned = job(workers=workers, bad=bad)
     assert cleaned is not None
@@ -199,8 +198,8 @@ def _place(model: str) -> str:
     return str(Path(model).absolute()) if Path(model).exists() else model
 
 
-def _spread(job: Callable[..., Any], out: Path, tasks: int, slurm: str | None, workers: int) -> bool:
-    """Share a job out with datatrove, if wanted; whether it now waits in Slurm's queue."""
+def _distributed(job: Callable[..., Any], out: Path, tasks: int, slurm: str | None, workers: int) -> bool:
+    """Run a job's tasks with datatrove, if there are any; whether the job now waits in Slurm's queue."""
     from hanmo.errors import ConfigError, HanmoError
 
     if not tasks:
@@ -208,7 +207,7 @@ def _spread(job: Callable[..., Any], out: Path, tasks: int, slurm: str | None, w
             raise ConfigError("--slurm needs --tasks: the number of shares, e.g. --tasks 200")
         return False
     try:
-        from hanmo.data.cluster import Slurm, run_local, run_slurm
+        from hanmo.data.parallel.cluster import Slurm, run_local, run_slurm
     except ImportError:
         raise HanmoError("--tasks needs the package datatrove: pip install 'hanmo[data]'") from None
     logs = out.with_name(f"{out.name}.logs")
@@ -284,7 +283,7 @@ def tokenize(
     bad = Rejects() if skip_bad else None
     inputs = [path.absolute() for path in inputs]
     job = partial(run, TokenizerPlace(_place(tokenizer), family), inputs, out.absolute(), _plain(plain), bad=bad)
-    if _spread(job, out.absolute(), tasks, slurm, workers):
+    if _distributed(job, out.absolute(), tasks, slurm, workers):
         return
     about = job(workers=workers)
     assert about is not None

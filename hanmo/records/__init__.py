@@ -1,5 +1,6 @@
 """The records hanmo reads and writes: what one line of data means, whatever file it came from."""
 
+from hanmo.records.json_values import json_lines, json_members
 from hanmo.records.reading import iter_records, opened_text, read_records
 from hanmo.records.schemas import FORMS, TURNS, json_record
 from hanmo.records.types import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text, unanswered
@@ -16,6 +17,8 @@ __all__ = [
     "ScoredAnswers",
     "Text",
     "iter_records",
+    "json_lines",
+    "json_members",
     "json_record",
     "opened_text",
     "read_records",

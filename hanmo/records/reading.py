@@ -7,15 +7,19 @@ line, or one array of records. Any file may be gzip-compressed.
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import IO, Any, Literal, TextIO
 
 from hanmo.errors import RecordError
-from hanmo.files import check_characters, data_at, data_of
+from hanmo.files import data_at
+from hanmo.records.json_values import json_lines, json_members
 from hanmo.records.schemas import json_record
 from hanmo.records.types import Dialogue, Plain, Record, Rejects, Text, unanswered
 
@@ -47,26 +51,39 @@ def iter_records(
 
 
 @contextmanager
-def opened_text(path: Path) -> Iterator[TextIO]:
-    """A file of UTF-8, with or without a byte order mark, plain or gzip (.gz); a RecordError where it is none."""
+def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """A file of UTF-8, with or without a byte order mark: plain, gzip (.gz) or the only file of a .zip.
+
+    Args:
+        newline: as for ``open``; "" for CSV.
+
+    Raises:
+        RecordError: no such file, a damaged one, or no UTF-8.
+    """
     try:
-        with _open(path) as file:
+        with _opened_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as file:
             yield file
     except FileNotFoundError:
         raise RecordError(path, 0, "no such file") from None
     except IsADirectoryError:
         raise RecordError(path, 0, "is a folder; name the file in it") from None
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise RecordError(path, 0, f"damaged gzip file: {error}") from None
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise RecordError(path, 0, f"damaged {'zip' if path.suffix == '.zip' else 'gzip'} file: {error}") from None
     except UnicodeDecodeError as error:
         raise RecordError(path, 0, f"not UTF-8 ({error}); convert it, e.g. iconv -f gb18030 -t utf-8") from None
 
 
-def _open(path: Path) -> TextIO:
-    # Python's own newlines: \n, \r\n and \r. Never str.splitlines, which also splits at U+2028.
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return path.open(encoding="utf-8-sig")
+@contextmanager
+def _opened_bytes(path: Path) -> Iterator[IO[bytes]]:
+    with ExitStack() as stack:
+        if path.suffix == ".zip":
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            names = archive.namelist()
+            if len(names) != 1:
+                raise RecordError(path, 0, f"expected one file in the archive, found {len(names)}; unpack it")
+            yield stack.enter_context(archive.open(names[0]))
+        else:
+            yield stack.enter_context(gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb"))
 
 
 def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain, reply: Reply) -> Iterator[Record]:
@@ -113,7 +130,7 @@ def _reader(path: Path, file: TextIO) -> Callable[[Path, TextIO], Values]:
     if first[0] == "[" and not (whole_line and ".jsonl" in path.suffixes) and (names_json or first in ("[", "[{")):
         return _array_values
     if whole_line or names_json:
-        return _line_values
+        return json_lines
     return _plain_values  # a dialogue may begin with a bracket
 
 
@@ -123,52 +140,8 @@ def _plain_values(path: Path, file: TextIO) -> Values:
             yield number, line
 
 
-def _line_values(path: Path, file: TextIO) -> Values:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                yield number, data_of(line.strip())
-            except json.JSONDecodeError as error:
-                yield number, RecordError(path, number, f"not JSON: {error.msg} at column {error.colno}")
-
-
 def _array_values(path: Path, file: TextIO) -> Values:
-    """The items of one JSON array, which is held in memory as text; larger data belongs in JSON lines."""
-    text, end, line = file.read(), 0, 1
-    position = _skip(text, text.index("[") + 1)
-    while position < len(text) and text[position] != "]":
-        line += text.count("\n", end, position)
-        try:
-            value, end = data_at(text, position)
-        except json.JSONDecodeError as error:
-            raise RecordError(path, error.lineno, f"not JSON: {error.msg} at column {error.colno}") from None
-        yield line, _checked(path, line, value, text, position, end)
-        line += text.count("\n", position, end)
-        position = _skip(text, end)
-        if position < len(text) and text[position] == ",":
-            position = _skip(text, position + 1)
-        elif position >= len(text) or text[position] != "]":
-            break
-    if position >= len(text) or text[position] != "]":
-        raise RecordError(path, text.count("\n", 0, position) + 1, "not JSON: the array does not end with ]")
-    rest = _skip(text, position + 1)
-    if rest < len(text):
-        line = text.count("\n", 0, rest) + 1
-        raise RecordError(path, line, "text after the end of the array; for one array a line name the file .jsonl")
-
-
-def _checked(path: Path, line: int, value: Any, text: str, start: int, end: int) -> Any:
-    try:
-        check_characters(value, text, start, end)
-    except json.JSONDecodeError as error:
-        return RecordError(path, line, f"not JSON: {error.msg}")
-    return value
-
-
-def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n":
-        position += 1
-    return position
+    return ((line, value) for line, _, value in json_members(path, file))
 
 
 def _dialogue_line(line: str, where: str) -> Dialogue:

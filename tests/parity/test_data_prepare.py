@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hanmo.data.prepare.from_source import read_source
-from hanmo.data.prepare.sources.reading import Reading
+from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.data.rows.pairs import preferences
 from hanmo.records import ScoredAnswers
 from tests.places import PARITY, load, needs_parity
@@ -49,7 +49,7 @@ def _expected(case: dict[str, Any], era: str) -> list[dict[str, Any]]:
 
 def _read(path: Path, folder: Path, **switches: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     case = load(path)
-    reading = Reading(seed=case["seed"], **switches)
+    reading = SourceReader(seed=case["seed"], **switches)
     records = [item.record for item in read_source(case["source"], _write(case, folder), reading)]
     return case, [
         {

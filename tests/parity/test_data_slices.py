@@ -1,4 +1,4 @@
-"""Real slices of the published data through prepare and clean: every record arrives, splits do not leak."""
+"""Real slices of the published data through prepare and clean: every record arrives, splits share nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hanmo.data.prepare.cleaning.clean import clean
 from hanmo.data.prepare.cleaning.recipe import build, load
 from hanmo.data.prepare.contamination import find_contamination
 from hanmo.data.prepare.from_source import prepare
-from hanmo.data.prepare.sources.reading import Reading
+from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.data.prepare.splits import Shares
 from hanmo.records import Rejects
 from tests.places import DATA, needs_data
@@ -84,12 +84,12 @@ def found(layouts: list[tuple[str, str, Adapter | None]]) -> list[Any]:
 
 
 @pytest.mark.parametrize("slice_", found(LAYOUTS))
-def test_slice_is_prepared_without_leaks(slice_: Slice, tmp_path: Path) -> None:
+def test_slice_is_prepared_without_contamination(slice_: Slice, tmp_path: Path) -> None:
     source, place, adapter = slice_
     name = place.name
     if adapter:
         place = adapter(place, tmp_path)
-    reading = Reading(shares=Shares(0.05, 0.05), rejects=Rejects())
+    reading = SourceReader(shares=Shares(0.05, 0.05), rejects=Rejects())
     done = prepare(source, place, tmp_path / "out", reading)
     total, left_out = sum(done.records.values()), done.bad + sum(done.dropped.values())
     print(f"{source} {name}: {done.records}, left out {done.dropped}, bad {done.bad}")
@@ -97,12 +97,12 @@ def test_slice_is_prepared_without_leaks(slice_: Slice, tmp_path: Path) -> None:
     assert left_out < 0.05 * total
     assert 0.02 < done.records["dev"] / total < 0.1
     files = {split: Path(path) for split, path in done.files.items()}
-    leaks = find_contamination([files["train"]], [files["dev"], files["test"]], near=None, long=1_000_000)
-    assert leaks.found == []
+    contamination = find_contamination([files["train"]], [files["dev"], files["test"]], near=None, long=1_000_000)
+    assert contamination.found == []
 
 
 def records(source: str, place: Path, folder: Path) -> int:
-    return sum(prepare(source, place, folder / "out.jsonl", Reading()).records.values())
+    return sum(prepare(source, place, folder / "out.jsonl", SourceReader()).records.values())
 
 
 @pytest.mark.parametrize("slice_", found([("couplets", "sft_reward/couplet/*", None)]))
@@ -133,7 +133,7 @@ def plain_lccc() -> tuple[Path, list[str]]:
 
 def test_lccc_text_is_that_of_the_plain_file(tmp_path: Path) -> None:
     published, theirs = plain_lccc()
-    prepare("lccc", published, tmp_path / "out.txt", Reading())
+    prepare("lccc", published, tmp_path / "out.txt", SourceReader())
     ours = (tmp_path / "out.txt").read_text(encoding="utf-8").split("\n")[:-1]
     # The plain file keeps spaces beside marks and Latin letters that ours takes out.
     assert [line.replace(" ", "") for line in ours] == [line.replace(" ", "") for line in theirs]
@@ -160,7 +160,7 @@ def test_cleaning_of_real_slices(recipe: str, tmp_path: Path) -> None:
         pytest.skip(f"no {pattern} in {DATA}")
     name = place.name
     place = adapter(place, tmp_path) if adapter else place
-    prepare(source, place, tmp_path / "in.jsonl", Reading(rejects=Rejects()))
+    prepare(source, place, tmp_path / "in.jsonl", SourceReader(rejects=Rejects()))
     steps = build(WEIBO, "weibo") if recipe == "weibo" else load(recipe)
     done = clean(steps, [tmp_path / "in.jsonl"], tmp_path / "out.jsonl", rejects=tmp_path / "rejects.jsonl")
     assert done is not None

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hanmo.data.streams import stream_batches
 from hanmo.families.transformer_xl import original_format
 from hanmo.families.transformer_xl.modeling import TransformerXLModel
 from hanmo.families.weight_map import expand
@@ -18,6 +17,7 @@ from hanmo.rows import Row, collate
 from hanmo.training.schedules import factor
 from hanmo.training.trainable import checkpoint_layers
 from hanmo.training.trainer import RowTrainer
+from tests.original_streams import stream_batches
 from tests.parity.test_transformer_xl_streams import rows, same
 from tests.parity.transformer_xl_models import FOLDER, network
 from tests.places import load, needs_parity

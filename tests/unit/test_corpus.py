@@ -1,3 +1,4 @@
+import hashlib
 import importlib.metadata
 import json
 from collections import Counter
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from hanmo.cli import app
 from hanmo.demo.corpus import build
-from hanmo.demo.corpus.arithmetic import numeral
+from hanmo.demo.corpus.derive import numeral
 from hanmo.demo.corpus.grammar import TEMPLATES
 from hanmo.demo.corpus.template import HELD_OUT, Template
 from hanmo.errors import UnsupportedError
@@ -47,6 +48,21 @@ def test_the_seed_decides_everything(built):
     assert again == build.build(size=300, seed=3)
     assert again.train != build.build(size=300, seed=4).train
     assert set(built.held_out) == set(again.held_out)
+
+
+@pytest.mark.parametrize(
+    ("seed", "sha256"),
+    [
+        (0, "addd5069d245cdb16b99ad40f124ba0ff3c78abedde53a2813991f50b2718aeb"),
+        (7, "237992d6d9d678a706ca35f1c3868fe60021501bf0c54a7f71fa43527006761b"),
+    ],
+)
+def test_composed_dialogues_stay_the_same_to_the_byte(seed, sha256):
+    """The values were computed when words and templates were Python; a changed word or template changes them."""
+    held_out = build.build(1, seed, 24, 0).held_out.values()
+    turns = [exchange.turns for exchange in build.conversations(2000, Random(f"train {seed}"))]
+    turns += [dialogue.turns for dialogues in held_out for dialogue in dialogues]
+    assert hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest() == sha256
 
 
 def bare(turns) -> str:

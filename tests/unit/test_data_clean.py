@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hanmo.data import blocks
+from hanmo.data.parallel import blocks
 from hanmo.data.prepare.cleaning import clean as clean_module
 from hanmo.data.prepare.cleaning.block_files import StepReport, read_judged, read_reports, write_block
 from hanmo.data.prepare.cleaning.clean import Cleaned, clean, report

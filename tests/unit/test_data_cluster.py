@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("datatrove")
 
-from hanmo.data.cluster import Slurm, run_local, run_slurm
+from hanmo.data.parallel.cluster import Slurm, run_local, run_slurm
 from hanmo.data.prepare.cleaning.clean import clean
 from hanmo.data.prepare.cleaning.recipe import load
 from hanmo.records import Dialogue, write_records

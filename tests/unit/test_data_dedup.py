@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from hanmo.data.prepare import dedup
-from hanmo.data.prepare.dedup import NearDuplicates, Seen, near_pairs, shingles, signature, similarity
+from hanmo.data.prepare.cleaning.duplicates import SameSessions
+from hanmo.data.prepare.dedup import LshIndex, near_pairs, shingles, signature, similarity
+from hanmo.records import Text
 
 
 def _texts(count: int, seed: int, length: int = 80) -> list[str]:
@@ -44,10 +46,10 @@ def test_planted_near_duplicates_are_found_and_only_they(monkeypatch: pytest.Mon
     monkeypatch.setattr(dedup, "_GROWTH", 64)  # several blocks
     originals = _texts(400, 1)
     planted = [text[:40] + text[41:] for text in originals[:200]]  # one character gone: 4 to 7 of 77 n-grams
-    near = NearDuplicates(0.8)
+    near = LshIndex()
     for text in originals + planted:
-        near.add(text)
-    firsts = near.first_of()
+        near.add(signature(text))
+    firsts = near.first_similar(0.8)
     assert firsts[:400].tolist() == list(range(400))
     assert (firsts[400:] == np.arange(200)).sum() >= 198
     assert len(near) == 600
@@ -55,27 +57,28 @@ def test_planted_near_duplicates_are_found_and_only_they(monkeypatch: pytest.Mon
 
 def test_the_first_of_a_chain_is_kept() -> None:
     (text,) = _texts(1, 3, 200)
-    near = NearDuplicates(0.8)
+    near = LshIndex()
     for number in range(4):
-        near.add(text + "尾" * number)
-    assert near.first_of().tolist() == [0, 0, 0, 0]
+        near.add(signature(text + "尾" * number))
+    assert near.first_similar(0.8).tolist() == [0, 0, 0, 0]
 
 
 def test_below_the_threshold_texts_are_kept() -> None:
     text, other = _texts(2, 9, 200)
-    near = NearDuplicates(0.9)
-    near.add(text)
-    near.add(text[:150] + other[150:])
-    assert near.first_of().tolist() == [0, 1]
+    near = LshIndex()
+    near.add(signature(text))
+    near.add(signature(text[:150] + other[150:]))
+    assert near.first_similar(0.9).tolist() == [0, 1]
 
 
 def test_empty() -> None:
-    assert NearDuplicates().first_of().tolist() == []
+    assert LshIndex().first_similar(0.8).tolist() == []
 
 
-def test_seen() -> None:
-    seen = Seen(["你好！"])
-    assert [seen.again(text) for text in ("你好", "再见", "再 见")] == [True, False, True]
+def test_a_text_that_differs_in_punctuation_and_space_has_come_before() -> None:
+    step = SameSessions()
+    faults = [step.fault(Text(text)) for text in ("你好！", "你好", "再见", "再 见")]
+    assert [fault is not None for fault in faults] == [False, True, False, True]
 
 
 def test_near_pairs_name_the_most_alike() -> None:

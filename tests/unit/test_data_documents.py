@@ -15,12 +15,12 @@ from hanmo.data.rows.dataset import DUMMY_ROW, EpochSampler, RowDataset
 from hanmo.data.rows.documents import Pieces, StoreDocuments, StreamRows, StreamSampler, read_documents
 from hanmo.data.store.token_store import Store
 from hanmo.data.store.tokenize import TokenizerPlace, tokenize
-from hanmo.data.streams import crop_row, stream_batches
 from hanmo.errors import ConfigError, RecordError
 from hanmo.families.base import Family
 from hanmo.families.transformer_xl.streams import stream_rows
 from hanmo.records import Dialogue, PromptResponse, Rejects, Text
 from hanmo.rows import IGNORE, Part
+from tests.original_streams import crop_row, stream_batches
 from tests.unit.tiny import NAMES, tiny
 
 STOP = 99

@@ -124,11 +124,11 @@ def test_from_raw_files_to_a_store(run: Run, tmp_path: Path) -> None:
     prepared = run("prepare", "baike", raw, tmp_path / "out", "--dev", "0.1", "--test", "0.1")
     assert prepared["code"] == 0 and sum(prepared["records"].values()) == 300
     files = prepared["files"]
-    assert run("leaks", files["train"], files["dev"], files["test"])["code"] == 0
-    leaked = tmp_path / "leaked.jsonl"
-    write_records(leaked, [*read_records(files["dev"]), read_records(files["train"])[5]])
-    found = run("leaks", files["train"], leaked)
-    assert (found["code"], found["records_with_leaks"]) == (1, 1)
+    assert run("contamination", files["train"], files["dev"], files["test"])["code"] == 0
+    contaminated = tmp_path / "contaminated.jsonl"
+    write_records(contaminated, [*read_records(files["dev"]), read_records(files["train"])[5]])
+    found = run("contamination", files["train"], contaminated)
+    assert (found["code"], found["contaminated_records"]) == (1, 1)
     cleaned = run(
         "clean",
         files["train"],

@@ -13,16 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanmo.data.prepare.from_source import prepare, read_source
-from hanmo.data.prepare.sources import reading as reading_module
 from hanmo.data.prepare.sources.dialogues import unspaced
-from hanmo.data.prepare.sources.reading import Reading, members
+from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.data.prepare.splits import Shares
 from hanmo.errors import ConfigError, HanmoError, RecordError
-from hanmo.records import Dialogue, PromptResponse, Rejects, ScoredAnswers, read_records
+from hanmo.records import (
+    Dialogue,
+    PromptResponse,
+    Rejects,
+    ScoredAnswers,
+    json_members,
+    json_values,
+    opened_text,
+    read_records,
+)
 
 
 def _records(source: str, place: Path, **switches: Any) -> list[Any]:
-    return [item.record for item in read_source(source, place, Reading(**switches))]
+    return [item.record for item in read_source(source, place, SourceReader(**switches))]
 
 
 def _json(path: Path, value: Any) -> Path:
@@ -72,7 +80,7 @@ def test_negatives_never_leave_their_split(tmp_path: Path) -> None:
     path.write_text("\n".join(f"{a} {a[::-1]}" for a in halves), encoding="utf-8")
     shares = Shares(0.2, 0.2)
     owner = {half: shares.split(half) for half in halves}
-    for item in read_source("couplets", path, Reading(shares=shares)):
+    for item in read_source("couplets", path, SourceReader(shares=shares)):
         assert {owner[text] for text, _ in item.record.answers} == {shares.split(item.key)}
     assert set(owner.values()) == {"train", "dev", "test"}
 
@@ -110,7 +118,7 @@ def test_poetry_does_not_look_at_the_folders_above(folder: str, tmp_path: Path) 
         path = tmp_path / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         _json(path, [entry])
-    reading = Reading()
+    reading = SourceReader()
     prompts = [item.record.prompt for item in read_source("poetry", tmp_path / folder, reading)]
     assert prompts == [
         "以曹操的风格，写一首古体诗，题为观沧海",
@@ -124,7 +132,7 @@ def test_poetry_does_not_look_at_the_folders_above(folder: str, tmp_path: Path) 
 def test_kdconv(name: str, tmp_path: Path) -> None:
     messages = [{"message": "看过吗？"}, {"message": "看过，\t很好\n看", "attrs": [{"name": "x"}]}, {"message": "是的"}]
     path = _json(tmp_path / name, [{"name": "电影", "messages": messages}, {"name": "短", "messages": messages[:1]}])
-    done = prepare("kdconv", path, tmp_path / "out.txt", Reading(), every_reply=True)
+    done = prepare("kdconv", path, tmp_path / "out.txt", SourceReader(), every_reply=True)
     assert (tmp_path / "out.txt").read_text(
         encoding="utf-8"
     ) == "看过吗？\t看过， 很好 看\n看过吗？\t看过， 很好 看\t是的\n"
@@ -163,7 +171,7 @@ def test_chats_are_cut_to_whole_exchanges(tmp_path: Path) -> None:
         turns("gpt"),
     ]
     path = _json(tmp_path / "chat.json", [{"conversations": case} for case in cases])
-    reading = Reading()
+    reading = SourceReader()
     found = [item.record for item in read_source("sharegpt", path, reading)]
     assert found == [
         Dialogue(("human0", "gpt1")),
@@ -196,7 +204,7 @@ def test_preferences_in_every_form(tmp_path: Path) -> None:
         {"prompt": "问", "chosen": "好", "rejected": "坏"},
         {"prompt": "问", "chosen": "好", "rejected": "好"},
     ]
-    reading = Reading()
+    reading = SourceReader()
     found = [item.record for item in read_source("dpo", _json(tmp_path / "p.json", entries), reading)]
     two = (("好", 1.0), ("坏", 0.0))
     assert found == [
@@ -234,7 +242,7 @@ def test_splits_are_whole_and_stable_when_data_grows(tmp_path: Path) -> None:
         entries = [{"title": f"第{n}个问题是什么", "desc": "", "answer": f"答{n}"} for n in range(count)]
         path = tmp_path / f"{name}.json"
         path.write_text("\n".join(json.dumps(e, ensure_ascii=False) for e in entries), encoding="utf-8")
-        done = prepare("baike", path, tmp_path / name, Reading(shares=Shares(0.1, 0.1)))
+        done = prepare("baike", path, tmp_path / name, SourceReader(shares=Shares(0.1, 0.1)))
         return {split: {r.prompt for r in read_records(file)} for split, file in done.files.items()}
 
     small, large = run(300, "small"), run(600, "large")
@@ -247,7 +255,7 @@ def test_splits_are_whole_and_stable_when_data_grows(tmp_path: Path) -> None:
 
 def test_one_file_has_no_splits(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="need a folder"):
-        prepare("baike", tmp_path, tmp_path / "out.jsonl", Reading(shares=Shares(0.1, 0)))
+        prepare("baike", tmp_path, tmp_path / "out.jsonl", SourceReader(shares=Shares(0.1, 0)))
 
 
 VALUES = st.recursive(
@@ -256,18 +264,23 @@ VALUES = st.recursive(
 )
 
 
+def _members(path: Path) -> list[tuple[int, str, Any]]:
+    with opened_text(path) as file:
+        return list(json_members(path, file))
+
+
 @given(st.lists(VALUES), st.integers(1, 9), st.sampled_from([None, 1]))
 def test_arrays_are_read_the_same_in_any_chunks(items: list[Any], chunk: int, indent: int | None) -> None:
     """An array that is read a few characters at a time gives what reading it whole gives."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading_module, "CHUNK", chunk)
+        patch.setattr(json_values, "CHUNK", chunk)
         path = Path(folder) / "a.json"
         path.write_text(json.dumps(items, ensure_ascii=False, indent=indent), encoding="utf-8", newline="")
-        assert [value for _, _, value in members(path)] == items
+        assert [value for _, _, value in _members(path)] == items
         path.write_text(json.dumps({"a": items, "b": 1}, ensure_ascii=False), encoding="utf-8", newline="")
-        assert [(key, value) for _, key, value in members(path)] == [("a", items), ("b", 1)]
+        assert [(key, value) for _, key, value in _members(path)] == [("a", items), ("b", 1)]
 
 
 def test_damaged_array_names_the_line(tmp_path: Path) -> None:
@@ -278,6 +291,23 @@ def test_damaged_array_names_the_line(tmp_path: Path) -> None:
     path.write_text('[\n["好", "的"]', encoding="utf-8")
     with pytest.raises(RecordError, match="expected a comma or"):
         _records("lccc", path)
+
+
+def test_values_after_the_end_of_an_array_are_not_passed_over(tmp_path: Path) -> None:
+    """Articles one a line, in a file that is not named .jsonl, used to end after the first."""
+    path = tmp_path / "news.json"
+    path.write_text('["题", "文"]\n["题", "文"]\n', encoding="utf-8")
+    with pytest.raises(RecordError, match=r"news\.json:2: text after the end of the array.*\.jsonl"):
+        _records("news", path, rejects=Rejects())
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 20])
+def test_damage_in_an_array_names_line_and_column(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_values, "CHUNK", chunk)
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"},\n {"text": "b"}, {"text": x}]', encoding="utf-8")
+    with pytest.raises(RecordError, match=r"a\.json:2: not JSON: Expecting value at column 26"):
+        read_records(path)
 
 
 @pytest.mark.parametrize("published", [False, True])

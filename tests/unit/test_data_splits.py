@@ -1,4 +1,4 @@
-"""Splits by content, and leaks between them."""
+"""Splits by content, and contamination between them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.data.normalisation import folded
 from hanmo.data.prepare.contamination import find_contamination
-from hanmo.data.prepare.splits import Shares, fingerprint
+from hanmo.data.prepare.normalisation import normalised, text_hash
+from hanmo.data.prepare.splits import Shares
 from hanmo.errors import ConfigError
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, write_records
 
@@ -39,12 +39,12 @@ def test_a_larger_test_share_moves_nothing_out_of_the_test(text: str) -> None:
 
 @pytest.mark.parametrize("other", ["你好 世界", "你好，世界！", "　你好\n世界 "])
 def test_white_space_and_punctuation_do_not_tell_texts_apart(other: str) -> None:
-    assert fingerprint(other) == fingerprint("你好世界")
+    assert text_hash(other) == text_hash("你好世界")
 
 
 def test_texts_of_marks_alone_still_differ() -> None:
-    assert folded("？？") != folded("！！")
-    assert fingerprint("？？") != fingerprint("！！")
+    assert normalised("？？") != normalised("！！")
+    assert text_hash("？？") != text_hash("！！")
 
 
 def _file(folder: Path, name: str, records: list[Record]) -> Path:
@@ -57,11 +57,11 @@ TRAIN: list[Record] = [
 ]
 
 
-def test_no_leaks_where_there_are_none(tmp_path: Path) -> None:
+def test_no_contamination_where_there_is_none(tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", TRAIN)
     test = _file(tmp_path, "test.jsonl", [PromptResponse("完全不同的提问内容", "没有关系的话，谁也没有说过")])
     found = find_contamination([train], [test])
-    assert (found.held_out, found.learned, found.found) == (1, 50, [])
+    assert (found.held_out, found.train, found.found) == (1, 50, [])
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_no_leaks_where_there_are_none(tmp_path: Path) -> None:
         (ScoredAnswers("第7个问题，怎么回答才好", (("甲", 1.0), ("乙", 0.0))), "prompt"),
     ],
 )
-def test_planted_leak_is_found_with_both_places(record: Record, kind: str, tmp_path: Path) -> None:
+def test_planted_overlap_is_found_with_both_places(record: Record, kind: str, tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", TRAIN)
     clean = PromptResponse("完全不同的提问内容", "没有关系的话，谁也没有说过")
     test = _file(tmp_path, "test.jsonl", [clean, record])
-    (leak,) = find_contamination([train], [test]).found
-    assert (leak.kind, leak.where, leak.learned) == (kind, f"{test}:2", f"{train}:8")
+    (overlap,) = find_contamination([train], [test]).found
+    assert (overlap.kind, overlap.where, overlap.train) == (kind, f"{test}:2", f"{train}:8")
 
 
 def test_nearly_the_same_record_is_found(tmp_path: Path) -> None:
@@ -86,19 +86,19 @@ def test_nearly_the_same_record_is_found(tmp_path: Path) -> None:
         tmp_path, "train.jsonl", [Text("别的一段文字，讲的是另外一件事情。"), Text(text.replace("小草", "嫩草"))]
     )
     test = _file(tmp_path, "test.jsonl", [Text(text)])
-    (leak,) = find_contamination([train], [test]).found
-    assert leak.kind == "nearly the same" and leak.learned == f"{train}:2" and 0.8 <= leak.similarity < 1
+    (overlap,) = find_contamination([train], [test]).found
+    assert overlap.kind == "nearly the same" and overlap.train == f"{train}:2" and 0.8 <= overlap.similarity < 1
     assert find_contamination([train], [test], near=None).found == []
 
 
-def test_a_wrong_answer_in_training_is_a_leak(tmp_path: Path) -> None:
+def test_a_wrong_answer_in_training_is_contamination(tmp_path: Path) -> None:
     answer = "不尽长江滚滚来，无边落木萧萧下"
     train = _file(tmp_path, "train.jsonl", [ScoredAnswers("上联：某", (("某某", 1.0), (answer, -1.0)))])
     test = _file(tmp_path, "test.jsonl", [ScoredAnswers("上联：另", ((answer, 1.0), ("某某", 0.0)))])
-    assert [leak.kind for leak in find_contamination([train], [test]).found] == ["answer"]
+    assert [overlap.kind for overlap in find_contamination([train], [test]).found] == ["answer"]
 
 
-def test_short_answers_come_again_without_being_leaks(tmp_path: Path) -> None:
+def test_short_answers_come_again_without_being_contamination(tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [Dialogue(("今天吃什么", "好的"))])
     test = _file(tmp_path, "test.jsonl", [Dialogue(("明天几点起床", "好的"))])
     assert find_contamination([train], [test]).found == []
@@ -127,10 +127,10 @@ LEARNED: list[tuple[Record, str]] = [
 @pytest.mark.parametrize(("learned", "form"), LEARNED)
 def test_a_question_is_found_in_every_form_of_record(asked: Record, learned: Record, form: str, tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [*TRAIN, learned, *TRAIN[:3]])
-    (leak,) = find_contamination([train], [_file(tmp_path, "test.jsonl", [asked])], near=None).found
+    (overlap,) = find_contamination([train], [_file(tmp_path, "test.jsonl", [asked])], near=None).found
     alone = isinstance(asked, PromptResponse) or (isinstance(asked, Dialogue) and len(asked.turns) == 2)
     expected = ("the same" if alone else "another turn") if form == "asked" else form
-    assert (leak.learned, leak.form, leak.text) == (f"{train}:51", expected, QUESTION)
+    assert (overlap.train, overlap.form, overlap.text) == (f"{train}:51", expected, QUESTION)
 
 
 @pytest.mark.parametrize(
@@ -145,19 +145,19 @@ def test_a_question_is_found_in_every_form_of_record(asked: Record, learned: Rec
 def test_an_answer_is_found_on_the_other_side_and_inside(learned: Record, form: str, tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [*TRAIN, learned])
     test = _file(tmp_path, "test.jsonl", [PromptResponse("完全不同的提问", REPLY)])
-    (leak,) = find_contamination([train], [test], near=None).found
-    assert (leak.kind, leak.learned, leak.form) == ("answer", f"{train}:51", form)
+    (overlap,) = find_contamination([train], [test], near=None).found
+    assert (overlap.kind, overlap.train, overlap.form) == ("answer", f"{train}:51", form)
 
 
 def test_the_context_of_a_reply_is_found_in_a_dialogue_that_goes_on(tmp_path: Path) -> None:
     turns = ("今天想吃点什么呀", "想吃火锅", "那我们几点去", "六点", "好的", "到时候见")
     train = _file(tmp_path, "train.jsonl", [Dialogue(turns)])
     test = _file(tmp_path, "test.jsonl", [Dialogue((*turns[:3], "七点"))])
-    (leak,) = find_contamination([train], [test], near=None).found
-    assert (leak.kind, leak.form) == ("context", "inside")
+    (overlap,) = find_contamination([train], [test], near=None).found
+    assert (overlap.kind, overlap.form) == ("context", "inside")
 
 
-def test_short_questions_come_again_in_dialogues_without_being_leaks(tmp_path: Path) -> None:
+def test_short_questions_come_again_in_dialogues_without_being_contamination(tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [Dialogue(("我要走了", "为什么呢", "有事", "好")), Text("他问我为什么呢。")])
     test = _file(tmp_path, "test.jsonl", [Dialogue(("我不去", "随你", "为什么呢", "没空"))])
     assert find_contamination([train], [test], near=None).found == []
@@ -169,8 +169,8 @@ def test_many_texts_are_found_across_the_borders_of_batches(tmp_path: Path, monk
     lines = [f"第{n}章讲的是一个名叫{n:04d}的人的故事" for n in range(200)]
     train = _file(tmp_path, "train.jsonl", [Text("。".join(lines[n : n + 10])) for n in range(0, 200, 10)])
     test = _file(tmp_path, "test.jsonl", [PromptResponse(line, "好") for line in lines[::7]])
-    leaks = find_contamination([train], [test], near=None)
-    assert [leak.learned for leak in leaks.found] == [f"{train}:{n // 10 + 1}" for n in range(0, 200, 7)]
+    contamination = find_contamination([train], [test], near=None)
+    assert [overlap.train for overlap in contamination.found] == [f"{train}:{n // 10 + 1}" for n in range(0, 200, 7)]
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,9 @@ def test_many_texts_are_found_across_the_borders_of_batches(tmp_path: Path, monk
     [(".5元一斤的苹果买了六斤一共多少钱", "3.5元一斤的苹果买了六斤一共多少钱"), ("-5加上六再乘以七等于多少呢", "3-5加上六再乘以七等于多少呢"),
      ("六斤苹果一共要花多少元呢，是不是3", "六斤苹果一共要花多少元呢，是不是3.5")],
 )  # fmt: skip
-def test_what_is_cut_out_of_a_number_is_no_leak(held_out: str, learned: str, tmp_path: Path) -> None:
+def test_what_is_cut_out_of_a_number_is_no_contamination(held_out: str, learned: str, tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [Text(f"老师问：{learned}？"), Text(f"老师问：{learned}")])
     test = _file(tmp_path, "test.jsonl", [PromptResponse(held_out, "好")])
     assert find_contamination([train], [test], near=None).found == []
     whole = _file(tmp_path, "whole.jsonl", [Text(f"老师问：{held_out}？")])
-    assert [leak.form for leak in find_contamination([whole], [test], near=None).found] == ["inside"]
+    assert [overlap.form for overlap in find_contamination([whole], [test], near=None).found] == ["inside"]

@@ -23,10 +23,10 @@ from hanmo.checkpoints.originals.unpickle import read_pickle
 from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.checkpoints.originals.writer import ORIGIN, STATE
 from hanmo.data.prepare.cleaning.recipe import build
-from hanmo.data.prepare.sources.reading import opened
 from hanmo.data.store.token_store import ABOUT, About, Store, about_text
 from hanmo.errors import CheckpointError, ConfigError, HanmoError, RecordError
 from hanmo.files import plain_name
+from hanmo.records import opened_text
 from tests.unit.checkpoint_files import write_hub, write_megatron
 
 OUTSIDE = "outside"  # a folder beside the one that is read or written, with files that no name may reach
@@ -233,7 +233,7 @@ def test_members_of_an_archive_are_never_unpacked(tmp_path_factory: pytest.TempP
     before = state(place)
     with suppress(CheckpointError):
         read_pickle(place / "in" / "model.bin")
-    with suppress(RecordError), opened(place / "in" / "data.zip") as file:
+    with suppress(RecordError), opened_text(place / "in" / "data.zip") as file:
         assert file.read() == "a line\n"
     assert state(place) == before
 

@@ -49,7 +49,7 @@ OPENING = {
 }
 FEW = [*TYPES[:5], *(pytest.param(name, marks=pytest.mark.slow) for name in TYPES[5:])]
 OPEN_NOTHING = {
-    *("demo", "data corpus", "data prepare", "data leaks", "data recipe"),
+    *("demo", "data corpus", "data prepare", "data contamination", "data recipe"),
     *("eval rouge", "eval compare", "eval table", "eval human-prepare", "eval human-score"),
 }
 

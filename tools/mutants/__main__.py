@@ -30,7 +30,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "hanmo/families/base.py", "hanmo/nn/causal.py", "hanmo/families/*/family.py",
         "hanmo/families/glm/pretraining.py", "hanmo/families/transformer_xl/streams.py",
     ),
-    "collation": ("hanmo/data/rows/dataset.py", "hanmo/data/rows/packing.py", "hanmo/data/rows/pairs.py", "hanmo/data/streams.py"),
+    "collation": ("hanmo/data/rows/dataset.py", "hanmo/data/rows/packing.py", "hanmo/data/rows/pairs.py"),
     "sampling": ("hanmo/generation/*.py", "hanmo/families/eva/decoding.py"),
     "trainers": tuple(
         f"hanmo/training/{name}.py"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hanmo.data.prepare.sources import SOURCES, Source
 from hanmo.data.prepare.sources.dialogues import replies
-from hanmo.data.prepare.sources.reading import Item, Reading
+from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord
 from hanmo.data.prepare.splits import SPLITS
 from hanmo.errors import ConfigError, HanmoError, unknown
 from hanmo.files import json_text, write_text
@@ -31,7 +31,7 @@ class Prepared:
     bad: int
 
 
-def read_source(source: str, place: Path, reading: Reading, every_reply: bool = False) -> Iterator[Item]:
+def read_source(source: str, place: Path, reader: SourceReader, every_reply: bool = False) -> Iterator[SourceRecord]:
     """The records of a source.
 
     Args:
@@ -39,11 +39,11 @@ def read_source(source: str, place: Path, reading: Reading, every_reply: bool = 
 
     Raises:
         ConfigError: an unknown source.
-        RecordError: a bad record, unless ``reading.rejects`` takes it.
+        RecordError: a bad record, unless ``reader.rejects`` takes it.
     """
-    for item in _source(source).read(place, reading):
+    for item in _source(source).read(place, reader):
         if every_reply and isinstance(item.record, Dialogue):
-            yield from (Item(record, item.key) for record in replies(item.record))
+            yield from (SourceRecord(record, item.key) for record in replies(item.record))
         else:
             yield item
 
@@ -55,7 +55,7 @@ def _source(name: str) -> Source:
 
 
 def prepare(
-    source: str, place: Path, out: Path, reading: Reading, suffix: str = ".jsonl", every_reply: bool = False
+    source: str, place: Path, out: Path, reader: SourceReader, suffix: str = ".jsonl", every_reply: bool = False
 ) -> Prepared:
     """Write a source's records to ``out``: one file if it is named like one, else a folder with a file per split.
 
@@ -63,30 +63,30 @@ def prepare(
     """
     _source(source)  # a mistyped name leaves no folder behind
     single = any(out.name.endswith(end) for end in SUFFIXES)
-    if single and (reading.shares.dev or reading.shares.test):
+    if single and (reader.shares.dev or reader.shares.test):
         raise ConfigError(f"{out}: shares for dev and test need a folder to write to, not one file")
     if suffix not in SUFFIXES:
         raise ConfigError(unknown("suffix", suffix, SUFFIXES))
     paths = {split: out if single else out / f"{split}{suffix}" for split in SPLITS}
-    wanted = [split for split in SPLITS if split == "train" or getattr(reading.shares, split)]
+    wanted = [split for split in SPLITS if split == "train" or getattr(reader.shares, split)]
     counts = Counter(dict.fromkeys(wanted, 0))
     with ExitStack() as stack:
         writers = {split: stack.enter_context(record_writer(paths[split])) for split in wanted}
-        for record, key in read_source(source, place, reading, every_reply):
-            split = reading.shares.split(key)
+        for record, key in read_source(source, place, reader, every_reply):
+            split = reader.shares.split(key)
             writers[split](record)
             counts[split] += 1
         if not counts.total():
-            left_out = "".join(f"; left out {count:,} x {reason}" for reason, count in reading.dropped.items())
-            if reading.rejects:
-                left_out += f"; bad: {len(reading.rejects):,}"
+            left_out = "".join(f"; left out {count:,} x {reason}" for reason, count in reader.dropped.items())
+            if reader.rejects:
+                left_out += f"; bad: {len(reader.rejects):,}"
             raise HanmoError(f"{place}: no records of the source {source} in it{left_out}; nothing is written")
-    bad = len(reading.rejects) if reading.rejects is not None else 0
+    bad = len(reader.rejects) if reader.rejects is not None else 0
     done = Prepared(
-        source, reading.published, {s: str(paths[s]) for s in wanted}, dict(counts), dict(reading.dropped), bad
+        source, reader.published, {s: str(paths[s]) for s in wanted}, dict(counts), dict(reader.dropped), bad
     )
     if not single:
         write_text(out / "prepared.json", json_text(asdict(done), indent=2) + "\n")
-        if reading.rejects is not None and bad:
-            reading.rejects.write(out / "rejects.jsonl")
+        if reader.rejects is not None and bad:
+            reader.rejects.write(out / "rejects.jsonl")
     return done

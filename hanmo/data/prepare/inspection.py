@@ -10,8 +10,9 @@ from random import Random
 from typing import Any
 
 from hanmo.data.prepare.cleaning.steps import han_share
-from hanmo.data.prepare.cleaning.views import views, whole
-from hanmo.data.prepare.dedup import NearDuplicates, Seen
+from hanmo.data.prepare.dedup import LshIndex, signature
+from hanmo.data.prepare.normalisation import text_hash
+from hanmo.data.prepare.views import views, whole
 from hanmo.errors import RecordError
 from hanmo.records import Dialogue, Plain, PromptResponse, Record, Rejects, Text, iter_records
 from hanmo.report.page import Page
@@ -97,7 +98,7 @@ def inspect_file(
     found = Inspection(
         str(path), path.stat().st_size / 1e6, path.suffix == ".gz", "tokens" if lengths else "characters"
     )
-    rejects, seen, alike, rng = Rejects(), Seen(), NearDuplicates(), Random(seed)
+    rejects, seen, index, rng = Rejects(), set[int](), LshIndex(), Random(seed)
     pending: list[str] = []
     sizes: list[int] = []  # texts of each record whose lengths are pending
 
@@ -115,9 +116,11 @@ def inspect_file(
         if isinstance(record, Dialogue):
             found.turns[len(texts)] += 1
         found.languages[_language("".join(texts))] += 1
-        found.same += seen.again(text := whole(record))
+        key = text_hash(text := whole(record))
+        found.same += key in seen
+        seen.add(key)
         if near and found.records <= NEAR_UP_TO:
-            alike.add(text)
+            index.add(signature(text))
         pending += texts
         sizes.append(len(texts))
         if len(pending) >= 2000:
@@ -125,8 +128,8 @@ def inspect_file(
         _sample(found, texts, rng)
     count_pending()
     if near:
-        firsts = alike.first_of()
-        found.nearly_same = int((firsts != range(len(firsts))).sum()) if len(firsts) else 0
+        firsts = index.first_similar(0.8).tolist()
+        found.nearly_same = sum(first != own for own, first in enumerate(firsts))
     found.bad = len(rejects)
     found.problems = [str(error) for error in rejects.errors[:PROBLEMS]]
     return found

@@ -6,9 +6,8 @@ Adding data never moves a record, the same text never lies in two splits, and se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import blake2b
 
-from hanmo.data.normalisation import folded
+from hanmo.data.prepare.normalisation import text_hash
 from hanmo.errors import ConfigError
 from hanmo.records import Dialogue, Record, Text
 
@@ -17,9 +16,9 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Shares:
-    """How much of the data is for development and for the test; the rest is for training. By default all of it.
+    """The shares of the data for development and test; the rest is for training.
 
-    A larger test share takes records from dev and train, and moves none the other way.
+    A larger test share takes records from dev and train and moves none the other way.
     """
 
     dev: float = 0.0
@@ -33,13 +32,8 @@ class Shares:
         """The split of a record with this key."""
         if not self.dev and not self.test:
             return "train"
-        place = fingerprint(key) / 2**64
+        place = text_hash(key) / 2**64
         return "test" if place < self.test else "dev" if place < self.test + self.dev else "train"
-
-
-def fingerprint(text: str) -> int:
-    """64 bits of a folded text."""
-    return int.from_bytes(blake2b(folded(text).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def split_key(record: Record) -> str:

@@ -213,7 +213,7 @@ def _from(parts: Sequence[Part], first: int) -> list[Part]:
 
 
 class StreamSampler(Sampler[int]):
-    """Rows time-major over ``batch`` streams: the order of ``stream_batches``, an epoch of which is rows // batch steps.
+    """Rows time-major over ``batch`` streams: an epoch has rows // batch steps.
 
     Args:
         once: every row once instead: streams are longer by one where the rows do not divide, and end in ``DUMMY_ROW``.

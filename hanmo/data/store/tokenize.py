@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from hanmo import families
-from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks, share_place
+from hanmo.data.parallel.blocks import forget, job_folder, record_blocks, run_blocks, share_place
 from hanmo.data.store.token_store import (
     ABOUT,
     DOCUMENTS,

@@ -9,7 +9,7 @@ from string import Formatter
 from typing import Any, Literal
 
 from hanmo.config import load
-from hanmo.data.prepare.sources.reading import Reading, objects, rows
+from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.results.result import Result
 from hanmo.evaluation.suites.runner import Run, Watch, about_run, check_chat, check_seed, limit_of
@@ -178,9 +178,9 @@ def _fields(path: Path, template: str) -> tuple[str, ...]:
 
 def _records(task: CustomTask, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if ".csv" not in path.suffixes:
-        return objects(path, Reading())
+        return SourceReader().json_objects(path)
     options = () if isinstance(task.options, str) else task.options
-    return rows(path, Reading(), *task.fields, task.answer, *options)
+    return SourceReader().csv_rows(path, *task.fields, task.answer, *options)
 
 
 def _text(record: dict[str, Any], name: str, path: Path, line: int) -> str:

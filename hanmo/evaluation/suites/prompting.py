@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from hanmo.data.normalisation import folded
+from hanmo.data.prepare.normalisation import normalised
 from hanmo.errors import HanmoError
 from hanmo.evaluation.suites.task import Example, Reading, Task
 from hanmo.families.base import Family
@@ -211,7 +211,7 @@ def fronts_of(
 
 def _question(task: Task, example: Example) -> str:
     """What is asked, without the candidates; width, case and punctuation make no difference."""
-    return folded(task.template.fill(example.fields, ""))
+    return normalised(task.template.fill(example.fields, ""))
 
 
 def fewer_options(examples: Sequence[Example], count: int, seed: int) -> Iterator[Example]:

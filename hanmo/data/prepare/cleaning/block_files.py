@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hanmo.data.prepare.splits import fingerprint
+from hanmo.data.prepare.normalisation import text_hash
 from hanmo.errors import HanmoError
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 
@@ -33,7 +33,7 @@ class StepReport:
     examples: list[tuple[int, str, str]] = field(default_factory=list)  # rank, text, reason or text afterwards
 
     def example(self, text: str, reason: str) -> None:
-        self.examples = sorted({*self.examples, (fingerprint(text), text, reason)})[:EXAMPLES]
+        self.examples = sorted({*self.examples, (text_hash(text), text, reason)})[:EXAMPLES]
 
     def add(self, other: StepReport) -> None:
         self.changed += other.changed

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from hanmo.data.blocks import forget, job_folder, record_blocks, run_blocks, share_place
+from hanmo.data.parallel.blocks import forget, job_folder, record_blocks, run_blocks, share_place
 from hanmo.data.prepare.cleaning.block_files import (
     EXAMPLES,
     FORM,
@@ -23,7 +23,7 @@ from hanmo.data.prepare.cleaning.block_files import (
 )
 from hanmo.data.prepare.cleaning.recipe import Recipe
 from hanmo.data.prepare.cleaning.steps import Step
-from hanmo.data.prepare.cleaning.views import rebuilt, views, whole
+from hanmo.data.prepare.views import rebuilt, views, whole
 from hanmo.errors import ConfigError
 from hanmo.files import json_text, replacing
 from hanmo.locks import holding

@@ -1,13 +1,13 @@
-"""Cleaning steps that compare records: the same session, an utterance said too often, nearly the same."""
+"""Cleaning steps that compare records: the same session, a reply used too often, nearly the same."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from hanmo.data.prepare.cleaning.views import views, whole
-from hanmo.data.prepare.dedup import NearDuplicates, Seen
-from hanmo.data.prepare.splits import fingerprint
+from hanmo.data.prepare.dedup import LshIndex, signature
+from hanmo.data.prepare.normalisation import text_hash
+from hanmo.data.prepare.views import views, whole
 from hanmo.records import Record, Text
 
 
@@ -19,7 +19,7 @@ class Duplicates:
         return None
 
     def late_faults(self) -> list[str | None]:
-        """The same for all records that ``fault`` let pass, once they all have been seen; [] if nothing is added."""
+        """The same for all records that ``fault`` let pass, once all have been seen; [] if nothing is added."""
         return []
 
 
@@ -27,15 +27,19 @@ class Duplicates:
 class SameSessions(Duplicates):
     """Records that are the same, but for width, case, white space and punctuation."""
 
-    _seen: Seen = field(default_factory=Seen, repr=False)
+    _seen: set[int] = field(default_factory=set, repr=False)
 
     def fault(self, record: Record) -> str | None:
-        return "has come before" if self._seen.again(whole(record)) else None
+        key = text_hash(whole(record))
+        if key in self._seen:
+            return "has come before"
+        self._seen.add(key)
+        return None
 
 
 @dataclass
 class SameUtterances(Duplicates):
-    """Dialogues whose last turn has been said ``most`` times already (adverts, chain letters, automatic replies)."""
+    """Dialogues whose last turn has come ``most`` times already (adverts, chain letters, automatic replies)."""
 
     most: int = 100
     from_length: int = 4
@@ -47,7 +51,7 @@ class SameUtterances(Duplicates):
         last = views(record)[0][-1]
         if len(last) < self.from_length:
             return None
-        key = fingerprint(last)
+        key = text_hash(last)
         self._counts[key] += 1
         return f"said {self.most} times before" if self._counts[key] > self.most else None
 
@@ -57,16 +61,12 @@ class NearlySame(Duplicates):
     """Records that share most of their character 4-grams with an earlier one (MinHash)."""
 
     threshold: float = 0.8
-    _near: NearDuplicates | None = field(default=None, repr=False)
+    _index: LshIndex = field(default_factory=LshIndex, repr=False)
 
     def fault(self, record: Record) -> str | None:
-        if self._near is None:
-            self._near = NearDuplicates(self.threshold)
-        self._near.add(whole(record))
+        self._index.add(signature(whole(record)))
         return None
 
     def late_faults(self) -> list[str | None]:
-        if self._near is None:
-            return []
-        first_of = self._near.first_of().tolist()
-        return [None if first == own else "nearly the same as an earlier one" for own, first in enumerate(first_of)]
+        firsts = self._index.first_similar(self.threshold).tolist()
+        return [None if first == own else "nearly the same as an earlier one" for own, first in enumerate(firsts)]

@@ -18,7 +18,7 @@ from hanmo.data.prepare.cleaning.steps import Step
 from hanmo.errors import ConfigError, unknown
 
 STEPS: dict[str, type[Step]] = {
-    "noise": steps.Noise,
+    "noise": steps.PlatformMarkup,
     "urls": steps.Urls,
     "stretched": steps.RepeatedRuns,
     "turn_count": steps.TurnCount,

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from hanmo.data.prepare.cleaning.steps import Step, Turns
-from hanmo.data.prepare.cleaning.views import views
+from hanmo.data.prepare.views import views
 from hanmo.errors import ConfigError
 from hanmo.records import iter_records
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from hanmo.data.normalisation import folded
-from hanmo.data.prepare.sources.reading import lines
+from hanmo.data.prepare.normalisation import normalised
+from hanmo.records import opened_text
 
 Turns = Sequence[str]
 
@@ -57,17 +57,18 @@ def built_in() -> dict[str, list[str]]:
 
 def word_list(path: Path) -> list[str]:
     """A user's list: a word or phrase a line; empty lines and lines that begin with # do not count."""
-    return [line.strip() for _, line in lines(path) if line.strip() and not line.startswith("#")]
+    with opened_text(path) as file:
+        return [line.strip() for line in file if line.strip() and not line.startswith("#")]
 
 
 def _matcher(words: Sequence[str]) -> re.Pattern[str] | None:
-    """Finds the words in folded text, the longest first."""
-    plain = sorted({folded(word) for word in words} - {""}, key=lambda word: (-len(word), word))
+    """Finds the words in normalised text, the longest first."""
+    plain = sorted({normalised(word) for word in words} - {""}, key=lambda word: (-len(word), word))
     return re.compile("|".join(map(re.escape, plain))) if plain else None
 
 
 @dataclass
-class Noise(Step):
+class PlatformMarkup(Step):
     """Takes out what platforms add: 回复@name:, //@name:, @name, 转发微博, and white space at the ends and in a row."""
 
     _marks = re.compile(
@@ -215,7 +216,7 @@ class RepeatsPrevious(Step):
     """Replies that only repeat what was said before them."""
 
     def fault(self, turns: Turns) -> str | None:
-        plain = [folded(turn) for turn in turns]
+        plain = [normalised(turn) for turn in turns]
         for number, (before, turn) in enumerate(pairwise(plain), 2):
             if turn and turn == before:
                 return f"turn {number} repeats the one before"
@@ -230,12 +231,12 @@ class Generic(Step):
     words: Path | None = None
 
     def fault(self, turns: Turns) -> str | None:
-        share = sum(folded(turn) in self._known for turn in turns) / len(turns)
+        share = sum(normalised(turn) in self._known for turn in turns) / len(turns)
         return f"{share:.0%} generic turns" if share > self.most else None
 
     @cached_property
     def _known(self) -> set[str]:
-        return {folded(text) for text in built_in()["generic"] + (word_list(self.words) if self.words else [])}
+        return {normalised(text) for text in built_in()["generic"] + (word_list(self.words) if self.words else [])}
 
 
 @dataclass
@@ -269,7 +270,7 @@ class Adverts(Step):
     def fault(self, turns: Turns) -> str | None:
         contact, offer, sure = self._matchers
         for turn in turns:
-            plain = folded(turn)
+            plain = normalised(turn)
             if sure and (hit := sure.search(plain)):
                 return f"advert: {hit.group()}"
             offered = Counter(offer.findall(plain)) if offer else Counter[str]()
@@ -296,7 +297,7 @@ class Words(Step):
     least: int = 1
 
     def fault(self, turns: Turns) -> str | None:
-        hits = [hit for turn in turns for hit in (self._pattern.findall(folded(turn)) if self._pattern else ())]
+        hits = [hit for turn in turns for hit in (self._pattern.findall(normalised(turn)) if self._pattern else ())]
         return f"words: {', '.join(dict.fromkeys(hits))}" if len(hits) >= self.least else None
 
     @cached_property

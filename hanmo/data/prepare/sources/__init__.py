@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from hanmo.data.prepare.sources import answers, classical, corpora, dialogues, instructions, poetry
-from hanmo.data.prepare.sources.reading import Item, Reading
+from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord
 
-Reader = Callable[[Path, Reading], Iterator[Item]]
+Reader = Callable[[Path, SourceReader], Iterator[SourceRecord]]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hanmo.data.prepare.sources.reading import Item, Reading, files, text_of, values
+from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, text_of
 from hanmo.records import PromptResponse, Text
 
 Sample = tuple[str, str]  # prompt and text
@@ -18,28 +18,25 @@ LIKED = 1000  # up-votes that make up for a short answer
 
 
 def corpus(
-    place: Path, reading: Reading, samples: Callable[[Any], list[Sample]], titled: bool = True
-) -> Iterator[Item]:
+    place: Path, reader: SourceReader, samples: Callable[[Any], list[Sample]], titled: bool = True
+) -> Iterator[SourceRecord]:
     """Entries of JSON files as prompts and texts; entries that give none are counted.
 
     An entry's samples share a split, by what tells it from others: its first prompt, or the text after it where there
     is none or prompts are no titles.
     """
-    for path in files(place, "*.json*"):
-        for line, entry in values(path, reading):
-            try:
-                found = samples(entry)
-            except ValueError as error:
-                reading.bad(path, line, str(error))
-                continue
-            if not found:
-                reading.drop("an entry without a text worth learning")
-                continue
-            prompt, text = found[0]
-            key = (titled and prompt) or text
-            for prompt, text in found:
-                where = f"{path}:{line}"
-                yield Item(PromptResponse(prompt, text, where=where) if prompt else Text(text, where), key)
+
+    def records(entry: Any, where: str) -> Iterator[SourceRecord]:
+        found = samples(entry)
+        if not found:
+            reader.drop("an entry without a text worth learning")
+            return
+        prompt, text = found[0]
+        key = (titled and prompt) or text
+        for prompt, text in found:
+            yield SourceRecord(PromptResponse(prompt, text, where=where) if prompt else Text(text, where), key)
+
+    return reader.json_records(place, records, objects=False)
 
 
 def zhihu(entry: Any) -> list[Sample]:

@@ -7,66 +7,69 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hanmo.data.prepare.sources.reading import Item, Reading, files, members, values
-from hanmo.records import TURNS as KEYS
-from hanmo.records import Dialogue, json_record
+from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, matching_files
+from hanmo.records import TURNS, Dialogue, json_members, json_record, opened_text
 
 
-def kdconv(place: Path, reading: Reading) -> Iterator[Item]:
+def kdconv(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     """An array of ``{"name", "messages": [{"message"}, …]}``; the knowledge of a turn is left out."""
-    for path in files(place, "*.json", "*.json.gz"):
+    for path in matching_files(place, "*.json", "*.json.gz"):
         if path.name.startswith("kb_"):
-            reading.drop("a file of a knowledge base")
-            continue
-        for line, _, dialogue in members(path):
-            yield from _spoken(path, line, dialogue, "message", reading)
+            reader.drop("a file of a knowledge base")
+        else:
+            yield from _message_files(path, "message", reader)
 
 
-def crosswoz(place: Path, reading: Reading) -> Iterator[Item]:
+def crosswoz(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     """An object, or an array, of ``{"messages": [{"content"}, …]}``; plain, .gz or the published .zip."""
-    for path in files(place, "*.json", "*.json.gz", "*.json.zip"):
-        for line, _, dialogue in members(path):
-            yield from _spoken(path, line, dialogue, "content", reading)
+    for path in matching_files(place, "*.json", "*.json.gz", "*.json.zip"):
+        yield from _message_files(path, "content", reader)
 
 
-def _spoken(path: Path, line: int, dialogue: Any, key: str, reading: Reading) -> Iterator[Item]:
-    messages = dialogue.get("messages") if isinstance(dialogue, dict) else None
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get(key), str) for m in messages):
-        reading.bad(path, line, f'expected {{"messages": [{{"{key}": text}}, ...]}}')
-        return
-    yield from _dialogue([message[key] for message in messages], path, line, reading)
+def _message_files(path: Path, key: str, reader: SourceReader) -> Iterator[SourceRecord]:
+    """The dialogues of a file whose messages hold their text under ``key``."""
+    with opened_text(path) as file:
+        for line, _, dialogue in json_members(path, file):
+            messages = dialogue.get("messages") if isinstance(dialogue, dict) else None
+            if isinstance(messages, list) and all(
+                isinstance(m, dict) and isinstance(m.get(key), str) for m in messages
+            ):
+                yield from _dialogue([message[key] for message in messages], path, line, reader)
+            else:
+                reader.bad(path, line, f'expected {{"messages": [{{"{key}": text}}, ...]}}')
 
 
-def _dialogue(turns: Sequence[str], path: Path, line: int, reading: Reading) -> Iterator[Item]:
+def _dialogue(turns: Sequence[str], path: Path, line: int, reader: SourceReader) -> Iterator[SourceRecord]:
     """A dialogue, with tabs and line breaks as spaces, so that it fits on a line; the first turn decides the split."""
     texts = [" ".join(turn.split()) for turn in turns]
     if len(texts) < 2:
-        reading.drop("a dialogue without a reply")
+        reader.drop("a dialogue without a reply")
     elif not all(texts):
-        reading.drop("a dialogue with an empty turn")
+        reader.drop("a dialogue with an empty turn")
     else:
-        yield Item(Dialogue(tuple(texts), where=f"{path}:{line}"), texts[0])
+        yield SourceRecord(Dialogue(tuple(texts), where=f"{path}:{line}"), texts[0])
 
 
-def lccc(place: Path, reading: Reading) -> Iterator[Item]:
+def lccc(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     """Lists of turns, as JSON lines, one array, or an object with an array for each part; characters are separated."""
-    for path in files(place, "*.json*"):
-        for line, value in _lccc_values(path, reading):
+    for path in matching_files(place, "*.json*"):
+        for line, value in _lccc_values(path, reader):
             if isinstance(value, list) and all(isinstance(turn, str) for turn in value):
-                yield from _dialogue([unspaced(turn) for turn in value], path, line, reading)
+                yield from _dialogue([unspaced(turn) for turn in value], path, line, reader)
             else:
-                reading.bad(path, line, "expected a list of turns")
+                reader.bad(path, line, "expected a list of turns")
 
 
-def _lccc_values(path: Path, reading: Reading) -> Iterator[tuple[int, Any]]:
+def _lccc_values(path: Path, reader: SourceReader) -> Iterator[tuple[int, Any]]:
     if ".jsonl" in path.suffixes:
-        yield from values(path, reading)
+        yield from reader.json_values(path)
         return
-    for line, key, value in members(path):
-        if key and isinstance(value, list):  # {"train": [...], "valid": [...]}
-            yield from ((line, dialogue) for dialogue in value)
-        else:
-            yield line, value
+    with opened_text(path) as file:
+        for line, key, value in json_members(path, file):
+            if key and isinstance(value, list):  # {"train": [...], "valid": [...]}
+                yield from ((line, dialogue) for dialogue in value)
+            else:
+                yield line, value
 
 
 _WORDS = re.compile(r"(?<=[A-Za-z]) +(?=[A-Za-z])")
@@ -81,28 +84,26 @@ def unspaced(text: str) -> str:
     return " ".join(piece.replace(" ", "") for piece in _WORDS.split(text.strip()))
 
 
-def chat(place: Path, reading: Reading) -> Iterator[Item]:
+def chat(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     """``{"conversations": [{"from", "value"}, …]}`` or ``{"messages": [{"role", "content"}, …]}`` and their like.
 
     What the user says last, without a reply, is cut off, as is what the assistant says before the user. Turns in a
     row by the same speaker are bad.
     """
-    for path in files(place, "*.json*"):
-        for line, value in values(path, reading):
-            try:
-                key = next((key for key in KEYS if isinstance(value, dict) and isinstance(value.get(key), list)), None)
-                if key is None:
-                    raise ValueError(f"expected an object with one of {', '.join(KEYS)}")
-                turns = _between(value[key])
-                if not turns:
-                    reading.drop("a dialogue without a reply")
-                    continue
-                record = json_record({**value, key: turns}, f"{path}:{line}")
-            except ValueError as error:
-                reading.bad(path, line, str(error))
-                continue
-            assert isinstance(record, Dialogue)
-            yield Item(record, record.turns[0])
+
+    def conversation(value: Any, where: str) -> Iterator[SourceRecord]:
+        key = next((key for key in TURNS if isinstance(value, dict) and isinstance(value.get(key), list)), None)
+        if key is None:
+            raise ValueError(f"expected an object with one of {', '.join(TURNS)}")
+        turns = _between(value[key])
+        if not turns:
+            reader.drop("a dialogue without a reply")
+            return
+        record = json_record({**value, key: turns}, where)
+        assert isinstance(record, Dialogue)
+        yield SourceRecord(record, record.turns[0])
+
+    return reader.json_records(place, conversation, objects=False)
 
 
 _USER, _ASSISTANT = (

@@ -6,64 +6,60 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hanmo.data.prepare.sources.reading import Item, Reading, files, objects, text_of
+from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, text_of
 from hanmo.data.prepare.splits import split_key
 from hanmo.records import TURNS, Dialogue, ScoredAnswers, json_record
 
 
-def alpaca(place: Path, reading: Reading) -> Iterator[Item]:
+def alpaca(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     """``{"instruction", "input", "output"}``, with "history" if any."""
-    for path in files(place, "*.json*"):
-        for line, value in objects(path, reading):
-            try:
-                if "instruction" not in value:
-                    raise ValueError(f"no 'instruction'; the keys are {', '.join(value)}")
-                if not text_of(value, "output").strip():
-                    reading.drop("no output")
-                    continue
-                record = json_record(value, f"{path}:{line}")
-            except ValueError as error:
-                reading.bad(path, line, str(error))
-                continue
-            yield Item(record, split_key(record))
+
+    def instruction(value: dict[str, Any], where: str) -> Iterator[SourceRecord]:
+        if "instruction" not in value:
+            raise ValueError(f"no 'instruction'; the keys are {', '.join(value)}")
+        if not text_of(value, "output").strip():
+            reader.drop("no output")
+            return
+        record = json_record(value, where)
+        yield SourceRecord(record, split_key(record))
+
+    return reader.json_records(place, instruction)
 
 
-def preferences(place: Path, reading: Reading) -> Iterator[Item]:
+def preferences(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     """Answers from the best to the worst: "chosen" and "rejected", or a list under "output".
 
     The prompt stands under "prompt", "instruction" (and "input", "history") or as a conversation, whose earlier turns
     become the history.
     """
-    for path in files(place, "*.json*"):
-        for line, value in objects(path, reading):
-            try:
-                asked, system = _asked(value)
-                answers = _ranked(value)
-            except ValueError as error:
-                reading.bad(path, line, str(error))
-                continue
-            if not asked[-1].strip() or not all(answer.strip() for answer in answers):
-                reading.drop("no prompt" if not asked[-1].strip() else "an empty answer")
-            elif len(set(answers)) < len(answers):
-                reading.drop("answers that are the same")
-            else:
-                scored = tuple((answer, float(len(answers) - 1 - rank)) for rank, answer in enumerate(answers))
-                where = f"{path}:{line}"
-                record = ScoredAnswers(asked[-1], scored, system=system, where=where, history=tuple(asked[:-1]))
-                yield Item(record, asked[0])
+
+    def preference(value: dict[str, Any], where: str) -> Iterator[SourceRecord]:
+        (*history, prompt), system = _prompt(value)
+        answers = _ranked(value)
+        if not prompt.strip() or not all(answer.strip() for answer in answers):
+            reader.drop("no prompt" if not prompt.strip() else "an empty answer")
+            return
+        if len(set(answers)) < len(answers):
+            reader.drop("answers that are the same")
+            return
+        scored = tuple((answer, float(len(answers) - 1 - rank)) for rank, answer in enumerate(answers))
+        record = ScoredAnswers(prompt, scored, system=system, where=where, history=tuple(history))
+        yield SourceRecord(record, (*history, prompt)[0])
+
+    return reader.json_records(place, preference)
 
 
-def _asked(value: dict[str, Any]) -> tuple[Sequence[str], str]:
+def _prompt(value: dict[str, Any]) -> tuple[Sequence[str], str]:
     """The turns up to the prompt, and the system text."""
     for key in TURNS:
         if isinstance(value.get(key), list):
-            # A turn is added that says nothing, because a dialogue ends with the assistant.
+            # An empty turn is added because a dialogue ends with the assistant.
             record = json_record({key: [*value[key], {"role": "assistant", "content": ""}]}, "")
             assert isinstance(record, Dialogue)
             return record.turns[:-1], record.system or text_of(value, "system")
     if "instruction" in value:
-        asked = {key: value[key] for key in ("instruction", "input", "history") if key in value}
-        record = json_record({**asked, "output": ""}, "")
+        fields = {key: value[key] for key in ("instruction", "input", "history") if key in value}
+        record = json_record({**fields, "output": ""}, "")
         turns = record.turns[:-1] if isinstance(record, Dialogue) else (split_key(record),)
         return turns, text_of(value, "system")
     if "prompt" in value or "question" in value:

@@ -11,9 +11,9 @@ from random import Random
 from typing import Any
 
 from hanmo.data.prepare.sources.negatives import Pools
-from hanmo.data.prepare.sources.reading import Item, Reading, files, opened
+from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, matching_files
 from hanmo.errors import HanmoError, RecordError
-from hanmo.records import ScoredAnswers
+from hanmo.records import ScoredAnswers, opened_text
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,22 @@ class Work:
         return f"以{self.author}的风格，写一{self.measure}{self.genre}，题为{self.title}"
 
 
-def poetry(place: Path, reading: Reading) -> Iterator[Item]:
+def poetry(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     """Works with wrong answers: another title of the author (0), another author of the genre (-1), another genre (-2).
 
     All works are held in memory. A work that comes again, under whatever title, is left out.
     """
-    works = list(_works(place, reading))
+    works = list(_works(place, reader))
     by_author: Pools[tuple[str, str], str] = Pools()
     by_genre: Pools[str, str] = Pools()
     titled: dict[tuple[str, str], set[str]] = {}  # texts by author and title
     for work in works:
-        split = reading.shares.split(work.prompt)
+        split = reader.shares.split(work.prompt)
         by_author.add((split, work.genre), work.author, work.text)
         by_genre.add(split, work.genre, work.text)
         titled.setdefault((work.author, work.title), set()).add(work.text)
     for work in works:
-        split, rng = reading.shares.split(work.prompt), Random(f"{reading.seed}:{work.prompt}:{work.text}")
+        split, rng = reader.shares.split(work.prompt), Random(f"{reader.seed}:{work.prompt}:{work.text}")
         realm, same_title = (split, work.genre), titled[work.author, work.title]
         drawn = (
             (0.0, by_author.draw(rng, realm, work.author, 1, same_title)),
@@ -94,18 +94,18 @@ def poetry(place: Path, reading: Reading) -> Iterator[Item]:
             (-2.0, by_genre.draw_others(rng, split, work.genre, 1, same_title)),
         )
         answers = ((work.text, 1.0), *((text, score) for score, texts in drawn for text in texts))
-        yield Item(ScoredAnswers(reading.prompt(work.prompt), answers, where=work.where), work.prompt)
+        yield SourceRecord(ScoredAnswers(reader.prompt(work.prompt), answers, where=work.where), work.prompt)
 
 
-def _works(place: Path, reading: Reading) -> Iterator[Work]:
+def _works(place: Path, reader: SourceReader) -> Iterator[Work]:
     convert, seen = _converter(), set[str]()
     last: Work | None = None
     by_kind: list[tuple[int, Path]] = []
-    for path in files(place, "*.json*"):
+    for path in matching_files(place, "*.json*"):
         name = _name(path)
         order = next((number for number, kind in enumerate(KINDS) if re.search(kind.place, name)), None)
         if order is None:
-            reading.drop("a file that holds no works or whose kind is unknown")
+            reader.drop("a file that holds no works or whose kind is unknown")
         else:
             by_kind.append((order, path))
     for order, path in sorted(by_kind):
@@ -114,15 +114,15 @@ def _works(place: Path, reading: Reading) -> Iterator[Work]:
             try:
                 work: Work | None = _work(entry, kind, f"{path}:{number}", convert)
             except (KeyError, TypeError) as error:
-                reading.bad(path, 0, f"work {number}: {type(error).__name__}: {error}")
+                reader.bad(path, 0, f"work {number}: {type(error).__name__}: {error}")
                 continue
-            if reading.published and re.search(_FORGOTTEN, _name(path)):
+            if reader.published and re.search(_FORGOTTEN, _name(path)):
                 work = last
             if work is None:
                 continue
             last = work
-            if not reading.published and (work.text in seen or not work.text):
-                reading.drop("a work that has come before" if work.text else "a work without text")
+            if not reader.published and (work.text in seen or not work.text):
+                reader.drop("a work that has come before" if work.text else "a work without text")
                 continue
             seen.add(work.text)
             yield work
@@ -133,7 +133,7 @@ def _name(path: Path) -> str:
 
 
 def _entries(path: Path) -> list[Any]:
-    with opened(path) as file:
+    with opened_text(path) as file:
         try:
             found = json.load(file)
         except json.JSONDecodeError as error:

@@ -13,14 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hanmo.data.prepare.sources.reading import opened as opened_file
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.evaluation.suites.exam.exams import LETTERS, Exam
 from hanmo.evaluation.suites.exam.reading import ANSWER, COLUMNS, header_of
 from hanmo.evaluation.suites.prompting import Candidates
 from hanmo.evaluation.suites.task import Task
 from hanmo.families.base import OpenedModel
-from hanmo.records import Text
+from hanmo.records import Text, opened_text
 from hanmo.rows import Part
 
 MAX_LENGTH = 1280
@@ -81,7 +80,7 @@ def read_rows(path: Path, count: int | None = None) -> list[Row]:
         raise UnsupportedError(
             "--published reads files by pandas, which is not installed: pip install pandas"
         ) from None
-    with opened_file(path) as file:
+    with opened_text(path, newline="") as file:
         names = header_of(next(csv.reader(file), []))
     frame = pandas.read_csv(path, header=None if names is None else 0)
     frame.columns = names or [*COLUMNS, ANSWER]

@@ -6,10 +6,10 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from hanmo.data.prepare.sources.reading import opened
 from hanmo.errors import HanmoError, RecordError
 from hanmo.evaluation.suites.exam.exams import LETTERS, Exam
 from hanmo.evaluation.suites.task import Example, Task
+from hanmo.records import opened_text
 
 COLUMNS = ("question", *LETTERS)
 ANSWER = "answer"
@@ -58,7 +58,7 @@ def header_of(row: list[str]) -> list[str] | None:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """The line each row begins on, and its cells by column."""
-    with opened(path) as file:
+    with opened_text(path, newline="") as file:
         table, line = csv.reader(file), 1
         names = [*COLUMNS, ANSWER]
         for row in table:

@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.data.normalisation import folded
 from hanmo.data.prepare.cleaning.duplicates import NearlySame, SameSessions, SameUtterances
 from hanmo.data.prepare.cleaning.steps import RepeatsPrevious, Words
 from hanmo.data.prepare.contamination import find_contamination
-from hanmo.data.prepare.splits import fingerprint
+from hanmo.data.prepare.normalisation import normalised, text_hash
 from hanmo.records import Dialogue, Text, write_records
 
-# What is told apart, written by hand; both sides of each pair had one folded text before.
+# What is told apart, written by hand; both sides of each pair had one normalised text before.
 DIFFERENT = [
     ("(-3)×2", "3×2"),
     ("3×2", "3÷2"),
@@ -95,29 +94,29 @@ SAME = [
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
 def test_symbols_signs_and_operators_tell_texts_apart(one: str, other: str) -> None:
-    assert folded(one) != folded(other)
-    assert fingerprint(f"题目 {one} 吗") != fingerprint(f"题目 {other} 吗")
+    assert normalised(one) != normalised(other)
+    assert text_hash(f"题目 {one} 吗") != text_hash(f"题目 {other} 吗")
 
 
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_width_case_white_space_and_punctuation_do_not(one: str, other: str) -> None:
-    assert folded(one) == folded(other)
+    assert normalised(one) == normalised(other)
 
 
 @given(st.text())
 def test_folding_twice_changes_nothing(text: str) -> None:
-    assert folded(folded(text)) == folded(text)
+    assert normalised(normalised(text)) == normalised(text)
 
 
 @given(st.text(st.sampled_from("3a好-−–—.,:、·/%*&@#!= ′‰()’\u200d❤\ufe0f🏴\U000e0067×ß\u0301"), max_size=8))
 def test_folding_twice_changes_nothing_where_signs_meet(text: str) -> None:
-    assert folded(folded(text)) == folded(text)
+    assert normalised(normalised(text)) == normalised(text)
 
 
 @given(st.text(min_size=1), st.sampled_from(" \t\n\u3000\xa0\u200b\ufeff"), st.integers(0, 100))
 def test_white_space_anywhere_changes_nothing(text: str, space: str, place: int) -> None:
     place %= len(text) + 1
-    assert folded(text[:place] + space + text[place:]) == folded(text)
+    assert normalised(text[:place] + space + text[place:]) == normalised(text)
 
 
 words = st.text(st.sampled_from("你好再见天气abcXYZ"), min_size=1, max_size=8)
@@ -125,13 +124,13 @@ words = st.text(st.sampled_from("你好再见天气abcXYZ"), min_size=1, max_siz
 
 @given(words, words, st.sampled_from("，。！？、；：“”‘’（）《》【】…—!?;()[]{}\"'"))
 def test_punctuation_between_words_changes_nothing(one: str, other: str, mark: str) -> None:
-    assert folded(f"{one}{mark}{other}") == folded(f"{mark}{one}{other}{mark}") == folded(one + other)
+    assert normalised(f"{one}{mark}{other}") == normalised(f"{mark}{one}{other}{mark}") == normalised(one + other)
 
 
 @given(words)
 def test_width_and_case_change_nothing(text: str) -> None:
     wide = "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text)
-    assert folded(wide) == folded(text.swapcase()) == folded(text)
+    assert normalised(wide) == normalised(text.swapcase()) == normalised(text)
 
 
 SYMBOLS = st.characters(categories=["Sm", "Sc", "So"]).filter(lambda char: unicodedata.is_normalized("NFKC", char))
@@ -139,16 +138,18 @@ SYMBOLS = st.characters(categories=["Sm", "Sc", "So"]).filter(lambda char: unico
 
 @given(words, words, SYMBOLS)
 def test_every_symbol_tells_texts_apart(one: str, other: str, symbol: str) -> None:
-    assert folded(one + symbol + other) != folded(one + other)
+    assert normalised(one + symbol + other) != normalised(one + other)
 
 
 @given(st.text("0123456789", min_size=1), st.text("0123456789", min_size=1), st.sampled_from(".,:、·/%-×÷+"))
 def test_signs_between_digits_tell_numbers_apart(one: str, other: str, sign: str) -> None:
-    assert folded(one + sign + other) != folded(one + other)
+    assert normalised(one + sign + other) != normalised(one + other)
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
-def test_texts_that_differ_in_a_sign_are_neither_duplicates_nor_leaks(one: str, other: str, tmp_path: Path) -> None:
+def test_texts_that_differ_in_a_sign_are_neither_duplicates_nor_contamination(
+    one: str, other: str, tmp_path: Path
+) -> None:
     records = [Dialogue((f"算一下{text}等于多少", f"答案写作{text}")) for text in (one, other)]
     for step in (SameSessions(), SameUtterances(most=1, from_length=1), NearlySame(1.0)):
         assert [step.fault(record) for record in records] == [None, None]

@@ -1,4 +1,4 @@
-"""Folds texts for comparison: width, case, white space and punctuation are ignored, symbols are kept.
+"""Normalises texts for comparison: width, case, white space and punctuation are ignored, symbols are kept.
 
 Unicode's general categories decide. Letters, marks, numbers and symbols (S*: + × ÷ < = ° $, emoji) are kept; separators,
 control and format characters and punctuation (P*) are removed. Signs and operators that Unicode counts as punctuation are
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from hashlib import blake2b
 
 _LATIN = "0-9a-zß-öø-ɏ"  # and digits
 _OTHER = r"[^\W_]"  # a letter or a digit of any script
@@ -27,9 +28,8 @@ _EMOJI = "\u2190-\u2bff\U0001f000-\U0001fbff"
 _TAGS = "\U000e0020-\U000e007f"  # spell the region of a flag
 _DOTS = "·・•"  # of a number, as in 9·11
 _POINTS = f".,:、{_DOTS}"
-_ASKED = (
-    _POINTS + r"%‰‱′/*\\&@_#!—―〜\u200d" + _TAGS + _HYPHEN.replace("−", "")
-)  # kept or removed by the characters beside it
+# the characters beside these decide
+_CONTEXTUAL = _POINTS + r"%‰‱′/*\\&@_#!—―〜\u200d" + _TAGS + _HYPHEN.replace("−", "")
 
 
 def _between_latin(sign: str) -> str:
@@ -38,37 +38,37 @@ def _between_latin(sign: str) -> str:
 
 
 _SIGNS = re.compile(
-    rf"(?=[{_ASKED}−])(?:(?P<minus>(?<=[{_LATIN}])[{_HYPHEN}]{{2}}(?=[{_LATIN}]))|"
+    rf"(?=[{_CONTEXTUAL}−])(?:(?P<minus>(?<=[{_LATIN}])[{_HYPHEN}]{{2}}(?=[{_LATIN}]))|"
     rf"(?P<hyphen>(?<![{_HYPHEN}—])[{_HYPHEN}](?=\.?(?:\d|[{_LATIN}]))|(?<=\d)[—―〜]{{1,2}}(?=\d)|"
     + _between_latin(f"[{_HYPHEN}]")
     + rf")|(?P<kept>(?<=\d)[{_POINTS}]{{1,3}}(?=[{_HYPHEN}]?\.?\d)|(?<!\.)\.(?=\d|[{_LATIN}])|"
     rf"(?<=\d)(?:[%‰‱/]|′+)|(?<=[a-z])#+|!(?==)|"
     + "|".join(map(_between_latin, (r"[*/\\&]{1,2}", "[@_]")))
-    + f"|(?<=[{_EMOJI}])\u200d(?=[{_EMOJI}])|(?<=[\U0001f3f4{_TAGS}])[{_TAGS}])|[{_ASKED}])"
+    + f"|(?<=[{_EMOJI}])\u200d(?=[{_EMOJI}])|(?<=[\U0001f3f4{_TAGS}])[{_TAGS}])|[{_CONTEXTUAL}])"
 )
 _ONE_OF_EACH = str.maketrans("、・•", ",··")
-_ASKED_FIRST = re.compile(f"[{_ASKED}]")
+_CONTEXTUAL_SIGN = re.compile(f"[{_CONTEXTUAL}]")
 
 
-class _Going(dict[int, int | None]):
+class _Removed(dict[int, int | None]):
     """For ``str.translate``: maps characters that are removed everywhere to None and any other to itself."""
 
     def __missing__(self, code: int) -> int | None:
         character = chr(code)
         category = unicodedata.category(character)
         selector = 0xFE00 <= code < 0xFE10 or 0xE0100 <= code < 0xE01F0  # how a character is drawn
-        goes = category[0] in "PZ" or category in ("Cc", "Cf", "Cs") or selector
-        self[code] = None if goes and not _ASKED_FIRST.match(character) else code
+        removed = category[0] in "PZ" or category in ("Cc", "Cf", "Cs") or selector
+        self[code] = None if removed and not _CONTEXTUAL_SIGN.match(character) else code
         return self[code]
 
 
-_going = _Going()
+_removed = _Removed()
 
 
-def folded(text: str) -> str:
-    """The folded text. A text of punctuation alone loses only its white space.
+def normalised(text: str) -> str:
+    """The text as it is compared. A text of punctuation alone loses only its white space.
 
-    >>> folded("你好，ＡＢＣ！ 再见"), folded("(−3) × 2 = －6。"), folded("C#"), folded("3.50 元")
+    >>> normalised("你好，ＡＢＣ！ 再见"), normalised("(−3) × 2 = －6。"), normalised("C#"), normalised("3.50 元")
     ('你好abc再见', '-3×2=-6', 'c#', '3.50元')
     """
     while (once := _once(text)) != text:  # removals bring other characters side by side
@@ -76,9 +76,14 @@ def folded(text: str) -> str:
     return text
 
 
+def text_hash(text: str) -> int:
+    """64 bits of the normalised text: texts with the same hash count as the same text."""
+    return int.from_bytes(blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
 def _once(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text).casefold()
-    return _SIGNS.sub(_sign, plain.translate(_going)) or "".join(
+    return _SIGNS.sub(_sign, plain.translate(_removed)) or "".join(
         c for c in plain if unicodedata.category(c)[0] not in "ZC"
     )
 

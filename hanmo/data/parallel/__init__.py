@@ -1,0 +1,1 @@
+"""Work on large inputs in several processes or on several machines."""
