@@ -22,8 +22,9 @@ from typing import Any
 from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
 from hanmo.evaluation.engine.cache import Store, opened_store, score_into
-from hanmo.evaluation.engine.distributed import mine
-from hanmo.evaluation.engine.row_scores import Progress, batches, computed_by, evaluating, records_hash, software
+from hanmo.evaluation.engine.distributed import shard
+from hanmo.evaluation.engine.row_scores import Progress, batches, evaluating
+from hanmo.evaluation.results.provenance import computed_by, records_hash, software
 from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, or_null, write_text
 from hanmo.generation.decode import generate
@@ -244,7 +245,7 @@ def _generate(
     open_groups = [chosen for chosen in groups if any(index not in store for index in chosen)]
     done = len(examples) - sum(map(len, open_groups))
     with evaluating(opened.network):
-        for chosen in mine(open_groups):
+        for chosen in shard(open_groups):
             contexts, places = zip(*((examples[index].context, examples[index].place) for index in chosen), strict=True)
             for index, generation in zip(chosen, generate(opened, contexts, settings, places=places), strict=True):
                 store.add(index, opened.family.decode(generation.ids))

@@ -10,7 +10,7 @@ from typing import Any
 
 from hanmo import metrics
 from hanmo.errors import HanmoError, RecordError
-from hanmo.evaluation.engine.row_scores import software
+from hanmo.evaluation.results.provenance import software
 from hanmo.records import opened_text
 
 
