@@ -82,7 +82,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("afqmc", {**GOOD, "sentence1": 3}, "field 'sentence1' is int"),
     ("afqmc", {**GOOD, "label": "2"}, "label '2' is none of AFQMC's; expected one of 0, 1"),
     ("afqmc", {**GOOD, "label": True}, "label True"),
-    ("afqmc", ["a"], "expected a JSON object a line"),
+    ("afqmc", ["a"], "expected a JSON object"),
     ("tnews", {"label": "105", "sentence": "a"}, "label '105' is none of TNEWS's"),
     (
         "iflytek",
