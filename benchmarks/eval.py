@@ -115,7 +115,7 @@ def families(layers: int) -> dict[str, Any]:
 def questions(opened: Any, name: str, count: int) -> Questions:
     from hanmo.evaluation.suites.clue.reading import read_split
     from hanmo.evaluation.suites.clue.tasks import all_tasks
-    from hanmo.evaluation.suites.prompting import Front, plan
+    from hanmo.evaluation.suites.prompting import FewShotPrefix, prepare_questions
 
     name, _, published = name.partition(" ")
     task = all_tasks()[name]
@@ -123,7 +123,8 @@ def questions(opened: Any, name: str, count: int) -> Questions:
     if published:
         task = replace(task, template=task.published.template)
         examples = [replace(one, options=one.options[:OFFERED], gold=0) for one in examples]
-    return plan(opened.family, task, examples, [Front()], LIMIT).questions
+    prefixes = [[FewShotPrefix()]] * len(examples)
+    return prepare_questions(opened.family, task, examples, prefixes, LIMIT).questions
 
 
 def ceiling(asked: Questions) -> float:

@@ -28,7 +28,7 @@ from hanmo.demo.watch import ShowTraining, require_finished
 from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
 from hanmo.generation.settings import Settings
-from hanmo.report.page import Point
+from hanmo.report.plots import Point
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.stages.dpo import DpoConfig, dpo
 from hanmo.training.stages.reward import RewardConfig, train_reward

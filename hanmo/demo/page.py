@@ -10,7 +10,8 @@ from hanmo.demo.examine import Examination, exact, f1
 from hanmo.demo.judge import reward, share_asking
 from hanmo.demo.openings import OPENINGS
 from hanmo.evaluation.dialogue import PUBLISHED_TABLE, title
-from hanmo.report.page import Page, Point
+from hanmo.report.page import Page
+from hanmo.report.plots import Point
 
 LIMITS = (
     "The released EVA models have between two hundred and two thousand times as many parameters as this one, and it has "

@@ -22,8 +22,10 @@ from typing import Any
 from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
 from hanmo.evaluation.engine.cache import Store, opened_store, score_into
-from hanmo.evaluation.engine.distributed import mine
-from hanmo.evaluation.engine.row_scores import Progress, batches, computed_by, evaluating, records_hash, software
+from hanmo.evaluation.engine.distributed import shard
+from hanmo.evaluation.engine.row_scores import Progress, batches, evaluating
+from hanmo.evaluation.results.provenance import computed_by, records_hash, software
+from hanmo.evaluation.text_overlap import overlap
 from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, or_null, write_text
 from hanmo.generation.decode import generate
@@ -44,10 +46,10 @@ class Sample:
     """One evaluated dialogue.
 
     Attributes:
-        turns: what was said before, as the record has it.
-        context: what the model saw of it, special tokens spelled out.
-        response: what a person said, as the model's tokens spell it.
-        generation: what the model said.
+        turns: the turns before, as the record has them.
+        context: the part that the model saw, special tokens spelled out.
+        response: a person's reply, decoded from the model's tokens.
+        generation: the model's reply.
         where: "file:line" of the record.
         nll: -log p of the response in nats, summed over ``tokens``, the stop token being one of them.
     """
@@ -63,14 +65,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class DialogueResult:
-    """What an evaluation found.
+    """Both readings of an evaluation.
 
     Attributes:
-        published: the published reading by metric; what is missing is undefined, ``notes`` says why.
+        published: the published reading by metric; a missing one is undefined, for the reason in ``notes``.
         corrected: the corrected reading; also ``token-loss``, the mean over tokens, whose exp is ``perplexity``.
         samples: in the order of the records.
-        about: what was evaluated and how: model, data, hashes, limits, settings, counts.
-        notes: what the reader must know.
+        about: model, data, hashes, limits, settings, counts.
+        notes: remarks for the reader.
     """
 
     published: Reading
@@ -97,7 +99,7 @@ class DialogueResult:
         self.page().write(folder / "report.html")
 
     def page(self, samples: int = 20) -> Page:
-        """A page with the tables, how they came about, and the first samples."""
+        """A page with the tables, the settings behind them, and the first samples."""
         page = Page("Dialogue evaluation", subtitle=str(self.about["model"]), language="zh-CN")
         rows = [
             [name, *(reading.get(metric) for metric in TABLE)]
@@ -136,21 +138,63 @@ def evaluate(
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> DialogueResult:
-    """Score the last turn of every record and let the model say its own. Several processes share the work.
+    """Score the last turn of every record and generate the model's own. Several processes share the work.
 
     Args:
         settings: of decoding; ``published`` overrides its field of the same name.
         limit, response_limit: as in ``Family.parts``; records that do not fit are left out and counted.
         batch_size: matters to the published reading, which leaves out the last incomplete batch, and to published
             decoding; to nothing else.
-        progress: called with the replies made so far and their number.
-        cache: folder in which scores and replies are kept as they come; what is in it is not asked again.
+        progress: called with the number of replies made so far and of all.
+        cache: folder in which scores and replies are kept as they come, and not computed again.
 
     Raises:
         HanmoError: no record makes an example.
         UnsupportedError: a record is running text; or published, and a reference is empty.
     """
     settings = settings.change(published=published)
+    examples = _examples(opened, records, limit, response_limit, published)
+    inputs = {
+        **computed_by(opened),
+        "data": records_hash(records),
+        "protocol": "published" if published else "corrected",
+        "shots": 0,
+        "batch_size": batch_size,
+        "limit": limit,
+        "response_limit": response_limit,
+        "rule files": sorted(opened.family.assets) if settings.rule_files else [],
+        "settings": asdict(settings),
+    }
+    rule_files = opened.family.assets.values() if settings.rule_files else ()
+    contents = [sha256(Path(path).read_bytes()).hexdigest() for path in rule_files]
+    with opened_store(cache, "dialogue-scores", [inputs]) as scores:
+        score_into(scores, opened, [opened.family.row(example.parts) for example in examples], batch_size)
+    with opened_store(cache, "dialogue-replies", [inputs, contents]) as replies:
+        _generate(opened, examples, settings, batch_size, replies, progress)
+    samples = [
+        _sample(opened, example, replies.values[number], *scores.values[number])
+        for number, example in enumerate(examples)
+    ]
+    full = len(samples) // batch_size * batch_size
+    reading, notes = published_reading(samples[:full], strict=published)
+    counts = {"records": len(records), "samples": len(samples), "samples in the published reading": full}
+    about = {"model": opened.source, **inputs, **counts, **software()}
+    return DialogueResult(reading, corrected_reading(samples), samples, about, notes)
+
+
+def title(metric: str) -> str:
+    """A metric's name in tables.
+
+    >>> title("bleu-4"), title("rouge-l")
+    ('BLEU-4', 'ROUGE-L')
+    """
+    name, dash, order = metric.partition("-")
+    return NAMES.get(name, name) + dash + (order.upper() if len(order) == 1 else order)
+
+
+def _examples(
+    opened: OpenedModel, records: Sequence[Record], limit: int, response_limit: int, published: bool
+) -> list[_Example]:
     for record in records:
         if isinstance(record, Text):
             raise UnsupportedError(
@@ -166,42 +210,7 @@ def evaluate(
             f"none of the {len(records)} records makes an example of at most {limit} context and {response_limit} "
             "response tokens; give records of at least two turns, or raise limit and response_limit"
         )
-    asked = {
-        **computed_by(opened),
-        "data": records_hash(records),
-        "protocol": "published" if published else "corrected",
-        "shots": 0,
-        "batch_size": batch_size,
-        "limit": limit,
-        "response_limit": response_limit,
-        "rule files": sorted(opened.family.assets) if settings.rule_files else [],
-        "settings": asdict(settings),
-    }
-    rule_files = opened.family.assets.values() if settings.rule_files else ()
-    contents = [sha256(Path(path).read_bytes()).hexdigest() for path in rule_files]
-    with opened_store(cache, "dialogue-scores", [asked]) as scores:
-        score_into(scores, opened, [opened.family.row(example.parts) for example in examples], batch_size)
-    with opened_store(cache, "dialogue-replies", [asked, contents]) as replies:
-        _generate(opened, examples, settings, batch_size, replies, progress)
-    samples = [
-        _sample(opened, example, replies.values[number], *scores.values[number])
-        for number, example in enumerate(examples)
-    ]
-    full = len(samples) // batch_size * batch_size
-    reading, notes = _published(samples[:full], strict=published)
-    counts = {"records": len(records), "samples": len(samples), "samples in the published reading": full}
-    about = {"model": opened.source, **asked, **counts, **software()}
-    return DialogueResult(reading, _corrected(samples), samples, about, notes)
-
-
-def title(metric: str) -> str:
-    """How a metric is written in tables.
-
-    >>> title("bleu-4"), title("rouge-l")
-    ('BLEU-4', 'ROUGE-L')
-    """
-    name, dash, order = metric.partition("-")
-    return NAMES.get(name, name) + dash + (order.upper() if len(order) == 1 else order)
+    return examples
 
 
 def _number(record: Record, number: int) -> int:
@@ -211,7 +220,7 @@ def _number(record: Record, number: int) -> int:
 
 
 def _example(opened: OpenedModel, record: Record, parts: list[Part], padded_to: int, place: Place) -> _Example:
-    """``padded_to``: score rules are to see the model's input row as published, filled up to this width."""
+    """``padded_to``: score rules see the model's input row as published, filled up to this width."""
     ids = tuple(id_ for part in parts if not part.scored for id_ in part.ids)
     target = [id_ for part in parts if part.scored for id_ in part.ids]
     seen = ids
@@ -222,14 +231,6 @@ def _example(opened: OpenedModel, record: Record, parts: list[Part], padded_to: 
     return _Example(record, Context(ids, seen), opened.family.decode(target), parts, place)
 
 
-def _turns(record: Record) -> tuple[str, ...]:
-    """What was said before the response; the only turn of a dialogue is what came before."""
-    assert not isinstance(record, Text)
-    if isinstance(record, Dialogue):
-        return record.turns[:-1] or record.turns
-    return (record.prompt,)
-
-
 def _generate(
     opened: OpenedModel,
     examples: Sequence[_Example],
@@ -238,13 +239,13 @@ def _generate(
     store: Store,
     progress: Progress | None,
 ) -> None:
-    """One reply per example into the store. Published decoding depends on its batch, so that there batches are as they come."""
+    """Put one reply per example into the store. Published decoding depends on its batch, so its batches are in order."""
     lengths = [len(example.context.ids) for example in examples]
     groups = batches(lengths, batch_size, in_order=settings.published)
-    open_groups = [chosen for chosen in groups if any(index not in store for index in chosen)]
-    done = len(examples) - sum(map(len, open_groups))
+    missing = [chosen for chosen in groups if any(index not in store for index in chosen)]
+    done = len(examples) - sum(map(len, missing))
     with evaluating(opened.network):
-        for chosen in mine(open_groups):
+        for chosen in shard(missing):
             contexts, places = zip(*((examples[index].context, examples[index].place) for index in chosen), strict=True)
             for index, generation in zip(chosen, generate(opened, contexts, settings, places=places), strict=True):
                 store.add(index, opened.family.decode(generation.ids))
@@ -254,38 +255,34 @@ def _generate(
     store.complete()
 
 
-def _sample(opened: OpenedModel, example: _Example, said: str, nll: float, tokens: int) -> Sample:
+def _sample(opened: OpenedModel, example: _Example, reply: str, nll: float, tokens: int) -> Sample:
+    record = example.record
+    assert not isinstance(record, Text)
+    # The only turn of a dialogue is what came before.
+    turns = (record.turns[:-1] or record.turns) if isinstance(record, Dialogue) else (record.prompt,)
     seen = opened.family.prompt(example.context.ids).inputs["input_ids"].tolist()
-    return Sample(
-        _turns(example.record),
-        opened.family.decode(seen),
-        example.response,
-        said,
-        example.record.where,
-        nll,
-        tokens,
-    )
+    return Sample(turns, opened.family.decode(seen), example.response, reply, record.where, nll, tokens)
 
 
-def _published(samples: Sequence[Sample], strict: bool) -> tuple[Reading, list[str]]:
-    """The published reading of the samples of full batches, and notes on what is undefined in it.
+def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading, list[str]]:
+    """The published reading of the samples of full batches, and notes on undefined metrics.
 
-    ``strict``: an empty reference is an error, as it stops the original; otherwise those metrics are missing.
+    Raises:
+        UnsupportedError: ``strict``, and a reference is empty, which stops the original; otherwise its metrics are missing.
     """
     if not samples:
         return {}, ["Published reading: undefined, there is no full batch; make batch_size smaller."]
-    said, expected = _texts(samples)
+    replies, references = _texts(samples)
     reading: Reading = {
-        # The mean over full batches of a batch's mean is the mean over their samples.
-        "loss": math.fsum(sample.nll / sample.tokens for sample in samples) / len(samples),
-        **_bleus(said, expected),
-        **{f"dist-{k}": 100 * metrics.distinct(said, k, published=True) for k in range(1, 5)},
-        **{f"rouge-{n}": 100 * metrics.rouge_n_published(said, expected, n) for n in (1, 2)},
+        "loss": _loss(samples),  # the mean over full batches of a batch's mean is the mean over their samples
+        **{f"bleu-{k}": 100 * value for k, value in enumerate(metrics.bleu_orders(replies, references), 1)},
+        **{f"dist-{k}": 100 * metrics.distinct(replies, k, published=True) for k in range(1, 5)},
+        **{f"rouge-{n}": 100 * metrics.rouge_n_published(replies, references, n) for n in (1, 2)},
     }
     empty = next((sample for sample in samples if not sample.response), None)
     if empty is None:
-        reading["f1"] = 100 * metrics.unigram_f1(said, expected, published=True)
-        reading["rouge-l"] = 100 * metrics.rouge_l(said, expected, published=True)
+        reading["f1"] = 100 * metrics.unigram_f1(replies, references, published=True)
+        reading["rouge-l"] = 100 * metrics.rouge_l(replies, references, published=True)
         return reading, []
     problem = f"{empty.where or 'one record'}: the reference is empty, and the published F1 and ROUGE-L divide by zero"
     if strict:
@@ -293,28 +290,21 @@ def _published(samples: Sequence[Sample], strict: bool) -> tuple[Reading, list[s
     return reading, [f"Published reading: {problem}."]
 
 
-def _corrected(samples: Sequence[Sample]) -> Reading:
-    said, expected = _texts(samples)
+def corrected_reading(samples: Sequence[Sample]) -> Reading:
+    """The corrected reading of all samples."""
     token_loss = math.fsum(sample.nll for sample in samples) / sum(sample.tokens for sample in samples)
-    reading: Reading = {
-        "loss": math.fsum(sample.nll / sample.tokens for sample in samples) / len(samples),
+    return {
+        "loss": _loss(samples),
         "token-loss": token_loss,
         "perplexity": math.exp(token_loss) if token_loss < 700 else math.inf,
-        **_bleus(said, expected),
-        **{f"dist-{k}": 100 * metrics.distinct(said, k) for k in range(1, 5)},
-        "f1": 100 * metrics.unigram_f1(said, expected),
-        "rouge-l": 100 * metrics.rouge_l(said, expected),
+        **{name: 100 * value for name, value in overlap(*_texts(samples)).items()},
     }
-    for n in (1, 2):
-        recall, f = metrics.rouge_n(said, expected, n)
-        reading |= {f"rouge-{n}": 100 * f, f"rouge-{n}-recall": 100 * recall}
-    return reading
 
 
-def _bleus(said: Sequence[str], expected: Sequence[Sequence[str]]) -> Reading:
-    return {f"bleu-{k}": 100 * value for k, value in enumerate(metrics.bleu_orders(said, expected), 1)}
+def _loss(samples: Sequence[Sample]) -> float:
+    return math.fsum(sample.nll / sample.tokens for sample in samples) / len(samples)
 
 
 def _texts(samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
-    """Replies, and for each the one reference there is."""
+    """Replies, and the only reference of each."""
     return [sample.generation for sample in samples], [[sample.response] for sample in samples]

@@ -15,15 +15,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from random import Random
-from string import Template
 from typing import Any
 
 from hanmo.errors import HanmoError, RecordError
 from hanmo.evaluation.results.statistics import interval
 from hanmo.files import json_text, write_text
+from hanmo.report.page import render
 
 RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}
 COLUMNS = ("item", "question", "answer", *RATINGS)
@@ -173,9 +172,7 @@ def _page(rows: Sequence[tuple[str, str, str]], name: str) -> str:
         "columns": COLUMNS,
         "formula": f"^{FORMULA.pattern}",
     }
-    data = json_text(content)
-    template = Template(files("hanmo.evaluation").joinpath("human.html").read_text(encoding="utf-8"))
-    return template.substitute(title=name, data=data.replace("<", "\\u003c"))
+    return render("hanmo.evaluation", "human.html", content=content)
 
 
 def _rows(sheet: Path) -> list[tuple[int, dict[str, str]]]:

@@ -17,7 +17,8 @@ import numpy as np
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.engine.cache import opened_store, score_into
-from hanmo.evaluation.engine.row_scores import Progress, computed_by, records_hash, software
+from hanmo.evaluation.engine.row_scores import Progress
+from hanmo.evaluation.results.provenance import computed_by, records_hash, software
 from hanmo.families.base import Family, OpenedModel
 from hanmo.files import json_text, or_null, write_text
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text

@@ -10,7 +10,8 @@ from typing import Any
 
 from hanmo import metrics
 from hanmo.errors import HanmoError, RecordError
-from hanmo.evaluation.engine.row_scores import software
+from hanmo.evaluation.results.provenance import software
+from hanmo.metrics import Tokens
 from hanmo.records import opened_text
 
 
@@ -21,37 +22,43 @@ def read_pairs(hypotheses: str | Path, references: str | Path) -> tuple[list[str
         HanmoError: a file is missing, or they differ in length.
         RecordError: a line has no reference.
     """
-    said = _lines(hypotheses)
+    texts = _lines(hypotheses)
     expected = [[text for text in line.split("\t") if text] for line in _lines(references)]
-    if len(said) != len(expected):
-        raise HanmoError(f"{hypotheses} has {len(said)} lines, {references} {len(expected)}; expected one for one")
-    if not said:
+    if len(texts) != len(expected):
+        raise HanmoError(f"{hypotheses} has {len(texts)} lines, {references} {len(expected)}; expected one for one")
+    if not texts:
         raise HanmoError(f"{hypotheses}: no lines; expected a text a line")
     for line, options in enumerate(expected, 1):
         if not options:
             raise RecordError(references, line, "no reference; expected at least one text")
-    return said, expected
+    return texts, expected
 
 
 def measure(hypotheses: Sequence[str], references: Sequence[Sequence[str]], words: bool = False) -> dict[str, Any]:
-    """BLEU-1 to 4, ROUGE-1, 2 and L (F), F1 and Dist-1 to 4, each from 0 to 1; see ``metrics``.
+    """The metrics of ``overlap`` by characters, and the number of texts.
 
     Args:
         words: compare jieba's words instead of characters.
     """
     split = _words if words else list
-    said = [split(text) for text in hypotheses]
+    texts = [split(text) for text in hypotheses]
     expected = [[split(text) for text in options] for options in references]
-    values = {f"bleu-{order}": value for order, value in enumerate(metrics.bleu_orders(said, expected), 1)}
-    values |= {f"rouge-{order}": metrics.rouge_n(said, expected, order).f for order in (1, 2)}
-    values["rouge-l"] = metrics.rouge_l(said, expected)
-    values["f1"] = metrics.unigram_f1(said, expected)
-    values |= {f"dist-{order}": metrics.distinct(said, order) for order in range(1, 5)}
-    return {"tokens": "words" if words else "characters", "texts": len(said), **values}
+    return {"tokens": "words" if words else "characters", "texts": len(texts), **overlap(texts, expected)}
+
+
+def overlap(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> dict[str, float]:
+    """All corrected metrics of ``hanmo.metrics`` by name, each from 0 to 1."""
+    values = {f"bleu-{order}": value for order, value in enumerate(metrics.bleu_orders(hypotheses, references), 1)}
+    values |= {f"dist-{order}": metrics.distinct(hypotheses, order) for order in range(1, 5)}
+    values |= {"f1": metrics.unigram_f1(hypotheses, references), "rouge-l": metrics.rouge_l(hypotheses, references)}
+    for order in (1, 2):
+        recall, f = metrics.rouge_n(hypotheses, references, order)
+        values |= {f"rouge-{order}": f, f"rouge-{order}-recall": recall}
+    return values
 
 
 def origin(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, str]:
-    """What was compared, 16 hex digits of sha256 over both sides, and by which hanmo."""
+    """16 hex digits of sha256 over both sides, and the version of hanmo."""
     content = json.dumps([hypotheses, references], ensure_ascii=False).encode()
     return {"data": sha256(content).hexdigest()[:16], **software()}
 

@@ -15,7 +15,7 @@ from hanmo.cli import app
 from hanmo.errors import ConfigError
 from hanmo.evaluation import perplexity
 from hanmo.evaluation.engine.candidates import score_candidates
-from hanmo.evaluation.suites.clue.published import judge
+from hanmo.evaluation.suites.clue.published_scores import published_score
 from hanmo.families.base import OpenedModel
 from hanmo.families.eva.family import EvaFamily
 from hanmo.generation.chat import ChatSession
@@ -100,9 +100,9 @@ def test_the_published_clue_score(kind: str) -> None:
     """It is exact to float64, which mps has not."""
     generator = torch.Generator().manual_seed(0)
     logits_TV, ids_T = torch.randn(5, 40, generator=generator) * 8, torch.tensor([3, 9, 1, 0, 7])
-    expected = judge(logits_TV, ids_T, 0)
+    expected = published_score(logits_TV, ids_T, 0)
     with pretended(kind) as device:
-        assert judge(logits_TV.to(device), ids_T.to(device), 0) == expected
+        assert published_score(logits_TV.to(device), ids_T.to(device), 0) == expected
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", "mps", "xpu", "meta", "banana"])

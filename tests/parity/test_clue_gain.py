@@ -19,8 +19,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from hanmo.evaluation.results.result import Result
 from hanmo.evaluation.results.statistics import compare, interval
 from hanmo.evaluation.suites.clue.reading import read_split
-from hanmo.evaluation.suites.clue.run import Setup, evaluate
+from hanmo.evaluation.suites.clue.suite import clue_suite
 from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.runner import evaluate
+from hanmo.evaluation.suites.suite import Options
 from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.families.huggingface.modeling import adopt
@@ -83,8 +85,10 @@ def train(opened: OpenedModel) -> None:
 
 
 def measured(opened: OpenedModel, cache: Path, published: bool) -> Result:
-    setup = Setup(first=QUESTIONS, published=published, limit=128)
-    return evaluate(opened, [TASK], DATA / "clue", setup, cache, lambda what: lambda done, total: None)
+    options = Options(first=QUESTIONS, published=published, limit=128)
+    return evaluate(
+        opened, clue_suite(DATA / "clue", [TASK.name]), options, cache, lambda what: lambda done, total: None
+    )
 
 
 def test_the_corrected_protocol_shows_what_the_published_one_hides(tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ import torch
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.suites import cmrc
-from hanmo.evaluation.suites.clue import published
-from hanmo.evaluation.suites.clue.published import Draws, Item
+from hanmo.evaluation.suites.clue import published, published_scores
+from hanmo.evaluation.suites.clue.published import CandidatePrompt, DrawnCandidates
 from hanmo.evaluation.suites.clue.reading import read_split
-from hanmo.evaluation.suites.clue.run import Setup, evaluate
+from hanmo.evaluation.suites.clue.suite import clue_suite
 from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.runner import evaluate
+from hanmo.evaluation.suites.suite import Options
 from hanmo.evaluation.suites.task import Example
 from hanmo.families.base import OpenedModel
 from hanmo.families.glm.family import GlmFamily
@@ -102,16 +104,16 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[E
     return read
 
 
-def items_of(name: str, examples: list[Example]) -> list[Item]:
-    return published.build_items(all_tasks()[name], examples, recorded_draws(name, examples))
+def items_of(name: str, examples: list[Example]) -> list[CandidatePrompt]:
+    return published.build_prompts(all_tasks()[name], examples, recorded_draws(name, examples))
 
 
-def recorded_draws(name: str, examples: list[Example]) -> Draws | None:
+def recorded_draws(name: str, examples: list[Example]) -> DrawnCandidates | None:
     if not all_tasks()[name].published.drawn:
         return None
     case = FOUND[name]
     firsts = [case["zero_shot"]["items"][group["first_item"]] for group in case["zero_shot"]["groups"]]
-    return Draws([tuple(item["candidates"]) for item in firsts], [], own=False)
+    return DrawnCandidates([tuple(item["candidates"]) for item in firsts], [], own=False)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -123,14 +125,14 @@ def test_prompts_labels_and_ids(name: str, examples: Any, models: dict[str, Open
             assert list(example.answers) == [one["text"] for one in expected["label"]]
     else:
         items = items_of(name, examples(name))
-        prompts = [item.prompt for item in items]
+        prompts = [item.text for item in items]
         for item, expected in zip(items, case["items"], strict=True):
             assert item.label == expected["label"]
             assert list(item.candidates) == expected.get("candidates", list(item.candidates))
     assert prompts == [item["prompt"] for item in case["items"]]
     for model, opened in models.items():
         for prompt, item in zip(prompts, case["items"], strict=True):
-            assert published.encode(opened, prompt, case["max_length"]) == item[f"{model}_ids"]
+            assert published_scores.encode(opened, prompt, case["max_length"]) == item[f"{model}_ids"]
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if not all_tasks()[name].generates])
@@ -148,7 +150,7 @@ def test_drawn_examples(name: str, key: str, examples: Any, models: dict[str, Op
     case, task = FOUND[name][key], all_tasks()[name]
     opened = models["pangu" if "pangu" in key else "glm"]
     items, rng = items_of(name, examples(name)), Random(case["seed"])
-    pool = [item.prompt for item in items]
+    pool = [item.text for item in items]
     if task.published.drawn:
         published.draw_candidates(task, examples(name), rng)  # the original drew before, from a set
         pool = case["labelled_list"]
@@ -157,7 +159,7 @@ def test_drawn_examples(name: str, key: str, examples: Any, models: dict[str, Op
         assert list(prompt.drawn) == expected["drawn"]
         assert prompt.kept == expected["kept"]
         assert prompt.text == expected["prompt"]
-        assert len(published.encode(opened, prompt.text, case["max_length"])) == expected["n_tokens"]
+        assert len(published_scores.encode(opened, prompt.text, case["max_length"])) == expected["n_tokens"]
 
 
 @pytest.mark.parametrize("name", load(CASES / "fewshot_pangu_budget.json", {}))
@@ -165,7 +167,7 @@ def test_the_budget_cuts_off_what_is_scored(name: str, examples: Any, models: di
     """The recorded run is the one of the task's other recordings: 15 examples, 512 tokens."""
     family, task = models["pangu"].family, all_tasks()[name]
     items, rng = items_of(name, examples(name)), Random(published.SEED)
-    pool = [item.prompt for item in items]
+    pool = [item.text for item in items]
     if task.published.drawn:
         published.draw_candidates(task, examples(name), rng)
         pool = next(FOUND[name][key]["labelled_list"] for key in FOUND[name] if key.startswith("few_shot_"))
@@ -173,11 +175,11 @@ def test_the_budget_cuts_off_what_is_scored(name: str, examples: Any, models: di
     for prompt, item, expected in zip(prompts, items, load(CASES / "fewshot_pangu_budget.json")[name], strict=True):
         assert family.published_length(prompt.text) == expected["n_jieba_words_full_prompt"]
         whole = len(family.tokenizer(prompt.text)["input_ids"])
-        kept = len(published.encode(models["pangu"], prompt.text))
+        kept = len(published_scores.encode(models["pangu"], prompt.text))
         assert (whole, kept) == (expected["n_ids_untruncated"], expected["n_ids_kept"])
         assert whole - kept == expected["ids_removed_from_the_end"]
         assert (whole > kept) == expected["candidate_tail_cut"]
-        own = len(family.tokenizer.encode(item.prompt, add_special_tokens=False))
+        own = len(family.tokenizer.encode(item.text, add_special_tokens=False))
         assert own == expected["n_ids_of_own_prompt"]
 
 
@@ -186,8 +188,8 @@ def test_the_budget_cuts_off_what_is_scored(name: str, examples: Any, models: di
 def test_scores_and_accuracies(name: str, model: str, examples: Any, models: dict[str, OpenedModel]) -> None:
     case = FOUND[name]["scores"][model]
     items = items_of(name, examples(name))[: case["n_items_scored"]]
-    prompts = [item.prompt for item in items]
-    found = dict(published.score_prompts(models[model], prompts, case["run_max_length"]))
+    prompts = [item.text for item in items]
+    found = dict(published_scores.score_prompts(models[model], prompts, case["run_max_length"]))
     scores = [found[index] for index in range(len(items))]
     assert [score.exact for score in scores] == pytest.approx(case["same_formula_float64"], abs=1e-3)
     assert [score.ppl for score in scores] == pytest.approx(
@@ -214,7 +216,7 @@ def test_scores_of_small_logits(case: dict[str, Any]) -> None:
         while labels[-1] == case["pad_id"]:  # we never see the padding
             labels.pop()
         logits_TV, ids_T = torch.tensor(logits)[: len(labels)], torch.tensor(labels)
-        score = published.judge(logits_TV, ids_T, case["pad_id"])
+        score = published_scores.published_score(logits_TV, ids_T, case["pad_id"])
         assert score.ppl == pytest.approx(expected, rel=1e-5)
         assert score.exact == pytest.approx(expected, rel=1e-5)
         assert score.nll == pytest.approx(corrected["sum_nll"] / corrected["n"], rel=1e-5)
@@ -226,7 +228,10 @@ def test_scores_of_small_logits(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", SCORING["aggregation_cases"], ids=lambda case: case["kind"])
 def test_aggregation(case: dict[str, Any]) -> None:
-    items = [Item("", label, tuple(names), 0) for label, names in zip(case["label"], case["candidates"], strict=True)]
+    items = [
+        CandidatePrompt("", label, tuple(names), 0)
+        for label, names in zip(case["label"], case["candidates"], strict=True)
+    ]
     original = case["original"]
     if original["error"]:
         with pytest.raises(HanmoError, match="out of step"):
@@ -240,7 +245,7 @@ def test_aggregation(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", CMRC["cases"], ids=range(len(CMRC["cases"])))
 def test_cmrc_metrics(case: dict[str, Any], models: dict[str, OpenedModel]) -> None:
     for model, opened in models.items():
-        value, same = published.token_f1(opened.family, case["prediction"], case["references"])
+        value, same = published_scores.token_f1(opened.family, case["prediction"], case["references"])
         assert value == pytest.approx(case[f"f1_{model}"], abs=1e-12)
         assert same == case["em"]
     assert cmrc.f1(case["prediction"], case["references"]) == pytest.approx(case["official_cmrc_f1"], abs=1e-12)
@@ -257,16 +262,18 @@ def test_cmrc_reads_the_answer_out_of_the_output(model: str, examples: Any, mode
     values, exact = [], []
     for place, example in enumerate(examples("cmrc2018")):
         prompt = task.published.template.fill(example.fields, "")
-        context = family.prompt(family.context(published.Text(prompt + family.blank), 10**6).ids).inputs["input_ids"]
+        context = family.prompt(family.context(published_scores.Text(prompt + family.blank), 10**6).ids).inputs[
+            "input_ids"
+        ]
         if place < len(run["generate_calls"]):
             call = run["generate_calls"][place]
             assert len(context) == call["input_len"]
             assert context[-len(call["tail_ids"]) :].tolist() == call["tail_ids"]
             assert context[: len(call["head_ids"])].tolist() == call["head_ids"]
         said = family.tokenizer.encode(example.answers[0], add_special_tokens=False)
-        prediction = published.after_answer(family.decode([*context.tolist(), *said]))
+        prediction = published_scores.after_answer(family.decode([*context.tolist(), *said]))
         assert prediction in expected
-        value, same = published.token_f1(family, prediction, example.answers)
+        value, same = published_scores.token_f1(family, prediction, example.answers)
         values.append(value)
         exact.append(same)
     printed = f"em={sum(exact) / len(exact)}, f1={sum(values) / len(values)}"
@@ -285,9 +292,9 @@ def test_a_whole_run_prints_the_recorded_accuracy(
     if draws is not None:
         wrong = tmp_path / "candidates.json"
         wrong.write_text(json.dumps({name: {"candidates": draws.candidates}}, ensure_ascii=False), encoding="utf-8")
-    setup = Setup(published=True, limit=case["run_max_length"], candidates=wrong)
+    options = Options(published=True, limit=case["run_max_length"], candidates=wrong)
     data = Path(found[0].where).parent.parent
-    result = evaluate(models[model], [all_tasks()[name]], data, setup, tmp_path, lambda what: lambda done, total: None)
+    result = evaluate(models[model], clue_suite(data, [name]), options, tmp_path, lambda what: lambda done, total: None)
     (task,) = result.tasks
     expected = float(case["printed"].removeprefix("ppl="))
     unsure = 0

@@ -10,7 +10,7 @@ import torch
 
 from hanmo.checkpoints import open_model
 from hanmo.evaluation.engine.candidates import score_alone, score_candidates
-from hanmo.evaluation.suites.clue import published
+from hanmo.evaluation.suites.clue import published_scores
 from hanmo.families.base import OpenedModel
 from hanmo.nn.prenorm import GELUS
 from hanmo.rows import Part
@@ -45,10 +45,10 @@ def gap(values: list[float]) -> float:
 
 @pytest.mark.parametrize("case", PANGU["text_cases"], ids=lambda case: case["task"])
 def test_pangu_prompts(case: dict[str, Any], pangu: OpenedModel) -> None:
-    encoded = [published.encode(pangu, prompt, case["max_length"]) for prompt in case["prompts"]]
+    encoded = [published_scores.encode(pangu, prompt, case["max_length"]) for prompt in case["prompts"]]
     for ids, expected, mask in zip(encoded, case["input_ids"], case["attention_mask"], strict=True):
         assert ids == expected[: sum(mask)]
-    found = dict(published.score_prompts(pangu, case["prompts"], case["max_length"]))
+    found = dict(published_scores.score_prompts(pangu, case["prompts"], case["max_length"]))
     ppls = [found[place].ppl for place in range(len(encoded))]
     assert ppls == pytest.approx(case["as_written_ppl"], abs=0.2)
     if case["pred_as_written"] is not None and gap(case["as_written_ppl"]) > 0.4:
@@ -62,7 +62,7 @@ def test_pangu_prompts(case: dict[str, Any], pangu: OpenedModel) -> None:
 @pytest.mark.parametrize("case", PANGU["text_cases"], ids=lambda case: case["task"])
 def test_pangu_corrected_scores_by_the_shared_prefix(case: dict[str, Any], pangu: OpenedModel) -> None:
     """What all prompts begin with adds the same to each sum: the recorded means are the sums of both."""
-    encoded = [published.encode(pangu, prompt, case["max_length"]) for prompt in case["prompts"]]
+    encoded = [published_scores.encode(pangu, prompt, case["max_length"]) for prompt in case["prompts"]]
     whole = [[Part((ids[0],), False), Part(tuple(ids[1:]), True)] for ids in encoded]
     for score, expected in zip(score_candidates(pangu, [whole])[0], case["shifted_mean_nll"], strict=True):
         assert score.nll / score.tokens == pytest.approx(expected, abs=1e-4)
@@ -76,7 +76,7 @@ def test_pangu_synthetic(case: dict[str, Any]) -> None:
         real = torch.tensor(ids[: sum(mask)])
         with torch.no_grad():
             logits = model(input_ids=real[None]).logits[0]
-        found.append(published.judge(logits, real, model.config.pad_token_id))
+        found.append(published_scores.published_score(logits, real, model.config.pad_token_id))
     assert [score.ppl for score in found] == pytest.approx(case["as_written_ppl"], rel=1e-5)
     assert [score.nll for score in found] == pytest.approx(case["shifted_mean_nll"], abs=1e-4)
     ppls = [score.ppl for score in found]
@@ -86,8 +86,8 @@ def test_pangu_synthetic(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", GLM["candidate_ppl"]["cases"], ids=lambda case: case["task"])
 def test_glm_prompts(case: dict[str, Any], glm: OpenedModel) -> None:
     for prompt, expected, mask in zip(case["prompts"], case["input_ids"], case["attention_mask"], strict=True):
-        assert published.encode(glm, prompt, case["max_length"]) == expected[: sum(mask)]
-    found = dict(published.score_prompts(glm, case["prompts"], case["max_length"]))
+        assert published_scores.encode(glm, prompt, case["max_length"]) == expected[: sum(mask)]
+    found = dict(published_scores.score_prompts(glm, case["prompts"], case["max_length"]))
     ppls = [found[place].ppl for place in range(len(case["prompts"]))]
     assert ppls == pytest.approx(case["as_written_ppl"], abs=2)
 

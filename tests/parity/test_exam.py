@@ -16,7 +16,10 @@ from hanmo.evaluation.suites import prompting
 from hanmo.evaluation.suites.exam import published
 from hanmo.evaluation.suites.exam.exams import LETTERS, Exam, all_exams
 from hanmo.evaluation.suites.exam.reading import read_subject, subject_file
-from hanmo.evaluation.suites.exam.run import DEV, Setup, evaluate
+from hanmo.evaluation.suites.exam.suite import DEV, exam_suite
+from hanmo.evaluation.suites.runner import evaluate
+from hanmo.evaluation.suites.suite import Options
+from hanmo.evaluation.suites.task import choose_tasks
 from hanmo.families.base import OpenedModel
 from tests.places import PARITY, load, needs_parity
 from tests.unit.exam_files import one_token_a_character
@@ -57,7 +60,7 @@ def split_of(name: str) -> str:
 def test_published_prompts(name: str, number: int, files: dict[str, Path], opened: OpenedModel) -> None:
     exam, run, found = all_exams()[name], CASES[name]["runs"][number], []
     form, room = published.form_of(run["model_name"]), run["max_length"] - run["max_length_generation"]
-    for task in exam.chosen(dict.fromkeys(item["subject"] for item in run["items"])):
+    for task in choose_tasks("", exam.subjects, {item["subject"] for item in run["items"]}):
         rows, solved = (
             published.read_rows(subject_file(exam, task, files[name], split), count)
             for split, count in ((split_of(name), None), (DEV, run["max_few_shot"] or 0))
@@ -85,8 +88,8 @@ def test_the_default_protocol_leaves_every_cell_as_it_stands(
             examples = read_subject(exam, task, files[name], split)
             rows = list(csv.reader(io.StringIO(content)))
             rows = rows[len(rows) - len(examples) :]
-            plan = prompting.plan(
-                opened.family, task, examples, [[prompting.Front(task.instruction)]] * len(examples), 10**6
+            plan = prompting.prepare_questions(
+                opened.family, task, examples, [[prompting.FewShotPrefix(task.instruction)]] * len(examples), 10**6
             )
             for row, example, question in zip(rows, examples, plan.questions, strict=True):
                 cells = [example.fields[column] for column in ("question", *LETTERS)]
@@ -103,25 +106,25 @@ def test_recorded_files_are_evaluated(
     name: str, number: int, files: dict[str, Path], opened: OpenedModel, tmp_path: Path
 ) -> None:
     """Both protocols, to the end, in every recorded setting; the letter chosen is the likeliest after the recorded prompt."""
-    exam, run = all_exams()[name], CASES[name]["runs"][number]
-    tasks = exam.chosen(dict.fromkeys(item["subject"] for item in run["items"]))
+    run = CASES[name]["runs"][number]
+    suite = exam_suite(name, files[name], {item["subject"] for item in run["items"]})
     model = OpenedModel(opened.network, opened.family, run["model_name"])
     shots = run["max_few_shot"] or 0
 
     def sit(**more: Any) -> Any:
-        setup = Setup(shots, split_of(name), **more)
-        return evaluate(model, exam, tasks, files[name], setup, tmp_path, lambda what: lambda done, total: None)
+        options = Options(shots=shots, split=split_of(name), **more)
+        return evaluate(model, suite, options, tmp_path, lambda what: lambda done, total: None)
 
-    found = sit(published=True, explain=run["cot"], limit=run["max_length"])
+    found = sit(published=True, cot=run["cot"], limit=run["max_length"])
     chosen = [letter for answers in found.submission.values() for letter in answers.values()]
-    order = [task.name for task in tasks]
+    order = [task.name for task in suite.tasks]
     items = sorted(run["items"], key=lambda item: order.index(item["subject"]))
     expected = [likeliest(model, item["prompt"]) for item in items]
     assert chosen == expected
     right = [float(letter == item["answer"]) for letter, item in zip(chosen, items, strict=True)]
-    assert [value for task in found.result.tasks for value in task.right["published"]] == right
+    assert [value for task in found.tasks for value in task.right["published"]] == right
     corrected = sit()
-    assert corrected.result.about["protocol"] == "corrected" and len(corrected.result.tasks) == len(tasks)
+    assert corrected.about["protocol"] == "corrected" and len(corrected.tasks) == len(suite.tasks)
 
 
 def likeliest(opened: OpenedModel, prompt: str) -> str:

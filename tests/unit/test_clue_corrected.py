@@ -15,13 +15,16 @@ import hanmo.checkpoints
 from hanmo.cli import app
 from hanmo.errors import ConfigError, HanmoError
 from hanmo.evaluation.engine import candidates
-from hanmo.evaluation.engine.row_scores import software, weights_hash
-from hanmo.evaluation.results.result import Item, Result, compare_results, read_result
+from hanmo.evaluation.results.page import write_result
+from hanmo.evaluation.results.provenance import software, weights_hash
+from hanmo.evaluation.results.result import QuestionResult, Result, compare_results, read_result
 from hanmo.evaluation.suites import prompting
 from hanmo.evaluation.suites.clue.reading import read_split
-from hanmo.evaluation.suites.clue.run import Setup, evaluate
-from hanmo.evaluation.suites.clue.tasks import all_tasks, chosen_tasks
-from hanmo.evaluation.suites.prompting import Front
+from hanmo.evaluation.suites.clue.suite import clue_suite
+from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.prompting import FewShotPrefix
+from hanmo.evaluation.suites.runner import evaluate
+from hanmo.evaluation.suites.suite import Options
 from hanmo.evaluation.suites.task import data_hash
 from hanmo.families.base import OpenedModel
 from tests.unit.clue_files import clue_folder
@@ -35,8 +38,10 @@ def data(tmp_path: Path) -> Path:
     return clue_folder(tmp_path / "clue")
 
 
-def run(data: Path, names: list[str], cache: Path, **setup: Any) -> Result:
-    return evaluate(tiny_eva(), chosen_tasks(names), data, Setup(**setup), cache, lambda what: lambda done, total: None)
+def run(data: Path, names: list[str], cache: Path, **options: Any) -> Result:
+    return evaluate(
+        tiny_eva(), clue_suite(data, names), Options(**options), cache, lambda what: lambda done, total: None
+    )
 
 
 def length(parts: Any) -> int:
@@ -47,12 +52,12 @@ def test_only_the_text_is_cut(eva: OpenedModel, data: Path) -> None:
     (example, *_) = read_split(TASKS["csl"], data, "dev")
     example = replace(example, fields={**example.fields, "abst": "天气" * 300})
     for limit in (100, 200):
-        fields = prompting.shortened(eva.family, TASKS["csl"], example, Front(), limit)
+        fields = prompting.shortened(eva.family, TASKS["csl"], example, FewShotPrefix(), limit)
         assert 0 < len(fields["abst"]) < 600 and fields["keywords"] == example.fields["keywords"]
         parts = eva.family.cloze(*corrected_around(example, fields))[0]
         assert limit - 12 <= length(parts) + 2 <= limit
     with pytest.raises(HanmoError, match=r"dev.json:1: the question has \d+ tokens even without"):
-        prompting.shortened(eva.family, TASKS["csl"], example, Front(), 10)
+        prompting.shortened(eva.family, TASKS["csl"], example, FewShotPrefix(), 10)
 
 
 def corrected_around(example: Any, fields: dict[str, str]) -> tuple[str, list[str]]:
@@ -65,11 +70,11 @@ def test_examples_are_balanced_fixed_and_short_enough(eva: OpenedModel, data: Pa
     assert Counter(shot.gold for shot in shots) == {0: 2, 1: 2}
     assert prompting.draw_shots(eva.family, TASKS["afqmc"], train, 4, 1000, seed=1) == shots
     assert len({shot.where for shot in shots}) == 4
-    lead = prompting.front_of(TASKS["afqmc"], shots).text()
+    lead = prompting.prefix_of(TASKS["afqmc"], shots).text()
     assert all(shot.fields["sentence1"] in lead and shot.options[shot.gold] in lead for shot in shots)
     csl = [replace(one, fields={**one.fields, "abst": "天气" * 400}) for one in read_split(TASKS["csl"], data, "train")]
     (shot,) = prompting.draw_shots(eva.family, TASKS["csl"], csl, 1, 200, seed=0)
-    assert len(eva.tokenizer.encode(prompting.front_of(TASKS["csl"], [shot]).text(), add_special_tokens=False)) <= 100
+    assert len(eva.tokenizer.encode(prompting.prefix_of(TASKS["csl"], [shot]).text(), add_special_tokens=False)) <= 100
 
 
 def test_fewer_options_keep_the_right_one(data: Path) -> None:
@@ -83,17 +88,21 @@ def test_fewer_options_keep_the_right_one(data: Path) -> None:
 def test_readings_by_hand() -> None:
     readings = prompting.read_scores([-4.0, -3.0], [4, 1], [-5.0, -1.0])
     assert readings == {"sum": [-4.0, -3.0], "mean": [-1.0, -3.0], "prior": [1.0, -2.0]}
-    assert prompting.answer_of("\n 很好 \n再见") == "很好"
+    assert prompting.first_line("\n 很好 \n再见") == "很好"
 
 
 def test_the_prior_asks_without_the_records_text(eva: OpenedModel, data: Path) -> None:
     examples = read_split(TASKS["tnews"], data, "dev")
-    plan = prompting.plan(eva.family, TASKS["tnews"], examples, [[Front()]] * len(examples), 200)
+    plan = prompting.prepare_questions(eva.family, TASKS["tnews"], examples, [[FewShotPrefix()]] * len(examples), 200)
     assert len(plan.priors) == 1 and plan.prior_of == [0] * len(examples)
     before = TASKS["tnews"].template.around({"sentence": ""})[0]
     assert plan.priors[0] == eva.family.cloze(before, examples[0].options)
-    chid = prompting.plan(
-        eva.family, TASKS["chid"], blanks := read_split(TASKS["chid"], data, "dev"), [[Front()]] * len(blanks), 200
+    chid = prompting.prepare_questions(
+        eva.family,
+        TASKS["chid"],
+        blanks := read_split(TASKS["chid"], data, "dev"),
+        [[FewShotPrefix()]] * len(blanks),
+        200,
     )
     assert len(chid.priors) == 3  # what follows the gap is theirs
 
@@ -103,8 +112,8 @@ def test_the_prior_has_the_examples_of_its_question(chat: bool, eva: OpenedModel
     """All that differs from the question is the record's text; fewer examples make another prior."""
     task, examples = TASKS["tnews"], read_split(TASKS["tnews"], data, "dev")
     shots = prompting.draw_shots(eva.family, task, read_split(task, data, "train"), 2, 400, seed=0)
-    front = prompting.front_of(task, shots, chat)
-    plan = prompting.plan(eva.family, task, examples, [front.shorter()] * len(examples), 400)
+    front = prompting.prefix_of(task, shots, chat)
+    plan = prompting.prepare_questions(eva.family, task, examples, [front.shorter()] * len(examples), 400)
     assert plan.shots == [2] * len(examples)
     before = task.template.around({"sentence": ""})[0]
     (prior,) = plan.priors
@@ -113,7 +122,7 @@ def test_the_prior_has_the_examples_of_its_question(chat: bool, eva: OpenedModel
         solved = "".join(asked + answered + prompting.SEPARATOR for asked, answered in front.shots)
         lead = task.instruction + prompting.SEPARATOR if task.instruction else ""
         assert prior == eva.family.cloze(lead + solved + before, examples[0].options)
-    bare = prompting.plan(eva.family, task, examples, [front.shorter()[2:]] * len(examples), 400)
+    bare = prompting.prepare_questions(eva.family, task, examples, [front.shorter()[2:]] * len(examples), 400)
     assert bare.shots == [0] * len(examples) and bare.priors[0] != prior
 
 
@@ -131,7 +140,7 @@ def test_all_tasks_and_the_files_of_a_result(data: Path, tmp_path: Path, shots: 
                 alone = task.right[task.reading][task.items.index(item)]
                 assert alone == float(item.choice(task.reading) == item.gold)
     assert result.tasks[5].chance == pytest.approx((1 / 2 + 1 / 3) / 2)
-    result.write(tmp_path / "out")
+    write_result(result, tmp_path / "out")
     content = read_result(tmp_path / "out")
     assert set(content["about"]) >= {"protocol", "shots", "weights", "hanmo", "limit", "model"}
     assert content["tasks"]["tnews"]["about"]["data"]
@@ -173,9 +182,9 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_asks_nothing(
 
 def test_settings_that_do_not_go_together(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="only the published protocol"):
-        Setup(candidates=tmp_path)
+        clue_suite(data).protocol(Options(candidates=tmp_path))
     with pytest.raises(ConfigError, match="--choices is for the corrected"):
-        Setup(published=True, choices=4)
+        clue_suite(data).protocol(Options(published=True, choices=4))
     with pytest.raises(HanmoError, match="encoder-decoder"):
         run(data, ["afqmc"], tmp_path, published=True)
 
@@ -196,7 +205,7 @@ def test_comparison_of_two_results(data: Path, tmp_path: Path) -> None:
 
 
 def test_margin_and_choice() -> None:
-    item = Item("f:1", "", ("a", "b", "c"), 1, {"sum": [-1.0, -3.0, -1.0]})
+    item = QuestionResult("f:1", "", ("a", "b", "c"), 1, {"sum": [-1.0, -3.0, -1.0]})
     assert item.choice("sum") == 0 and item.margin("sum") == 2.0
 
 
@@ -229,7 +238,7 @@ def test_command_line(eva: OpenedModel, data: Path, tmp_path: Path, monkeypatch:
 def test_every_result_says_where_it_comes_from(eva: OpenedModel, data: Path, tmp_path: Path) -> None:
     """Protocol, shots, limit, weights, data, task, version and commit, in each of the files for people and machines."""
     result = run(data, ["tnews"], tmp_path / "cache", shots=1)
-    result.write(tmp_path)
+    write_result(result, tmp_path)
     about, task = result.as_dict()["about"], result.as_dict()["tasks"]["tnews"]["about"]
     assert (about["protocol"], about["shots"], len(task["shots"])) == ("corrected", 1, 1)
     origins = {"weights": weights_hash(eva.network), "data": data_hash(read_split(TASKS["tnews"], data, "dev"))}

@@ -11,8 +11,8 @@ import pytest
 
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.suites.clue.reading import read_split
-from hanmo.evaluation.suites.clue.tasks import all_tasks, chosen_tasks
-from hanmo.evaluation.suites.task import OPTION, READINGS, data_hash
+from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.task import OPTION, READINGS, choose_tasks, data_hash
 from tests.unit.clue_files import clue_folder, write_lines
 
 TASKS = all_tasks()
@@ -82,7 +82,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("afqmc", {**GOOD, "sentence1": 3}, "field 'sentence1' is int"),
     ("afqmc", {**GOOD, "label": "2"}, "label '2' is none of AFQMC's; expected one of 0, 1"),
     ("afqmc", {**GOOD, "label": True}, "label True"),
-    ("afqmc", ["a"], "expected a JSON object a line"),
+    ("afqmc", ["a"], "expected a JSON object"),
     ("tnews", {"label": "105", "sentence": "a"}, "label '105' is none of TNEWS's"),
     (
         "iflytek",
@@ -136,10 +136,10 @@ def test_bad_documents(tmp_path: Path, name: str, content: str, message: str) ->
 
 
 def test_tasks_by_name() -> None:
-    assert [task.name for task in chosen_tasks(["C3", "ocnli"])] == ["ocnli", "c3"]
-    assert len(chosen_tasks([])) == 10
+    assert [task.name for task in choose_tasks("CLUE task", all_tasks(), ["C3", "ocnli"])] == ["ocnli", "c3"]
+    assert len(choose_tasks("CLUE task", all_tasks(), [])) == 10
     with pytest.raises(ConfigError, match="did you mean tnews"):
-        chosen_tasks(["tnew"])
+        choose_tasks("CLUE task", all_tasks(), ["tnew"])
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

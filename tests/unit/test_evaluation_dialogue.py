@@ -12,7 +12,7 @@ import pytest
 from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
 from hanmo.evaluation import dialogue
-from hanmo.evaluation.dialogue import Sample, _corrected, _published, evaluate, title
+from hanmo.evaluation.dialogue import Sample, corrected_reading, evaluate, published_reading, title
 from hanmo.families.base import OpenedModel
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, Record, Text
@@ -33,7 +33,7 @@ def sample(response: str, generation: str, nll: float = 1.0, tokens: int = 1) ->
 
 
 def test_corrected_losses_by_hand() -> None:
-    reading = _corrected([sample("天", "天", nll=2.0, tokens=1), sample("地地", "人", nll=4.0, tokens=4)])
+    reading = corrected_reading([sample("天", "天", nll=2.0, tokens=1), sample("地地", "人", nll=4.0, tokens=4)])
     assert reading["loss"] == pytest.approx(1.5)  # (2 / 1 + 4 / 4) / 2
     assert reading["token-loss"] == pytest.approx(1.2)  # 6 / 5
     assert reading["perplexity"] == pytest.approx(math.exp(1.2))
@@ -42,8 +42,8 @@ def test_corrected_losses_by_hand() -> None:
 
 def test_published_reading_differs_where_the_original_is_off() -> None:
     samples = [sample("天地", "天地天地"), sample("人", "人")]
-    published, notes = _published(samples, strict=True)
-    corrected = _corrected(samples)
+    published, notes = published_reading(samples, strict=True)
+    corrected = corrected_reading(samples)
     assert not notes
     assert published["dist-2"] == pytest.approx(100) and corrected["dist-2"] == pytest.approx(100 * 2 / 3)
     # 天地 and 地人 (across the samples) are both among 天地天地人's pairs.
@@ -53,12 +53,12 @@ def test_published_reading_differs_where_the_original_is_off() -> None:
 
 def test_an_empty_reference() -> None:
     samples = [sample("天", "天"), sample("", "地")]
-    reading, notes = _published(samples, strict=False)
+    reading, notes = published_reading(samples, strict=False)
     assert "f1" not in reading and "rouge-l" not in reading and "bleu-4" in reading
     assert "f:1" in notes[0] and "empty" in notes[0]
     with pytest.raises(UnsupportedError, match=r"f:1: the reference is empty"):
-        _published(samples, strict=True)
-    assert _corrected(samples)["f1"] == pytest.approx(50)
+        published_reading(samples, strict=True)
+    assert corrected_reading(samples)["f1"] == pytest.approx(50)
 
 
 def test_the_last_incomplete_batch_is_left_out_of_the_published_reading_only(eva: OpenedModel) -> None:

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 import hanmo.checkpoints
 from hanmo.cli import app
 from hanmo.errors import ConfigError, HanmoError, RecordError
-from hanmo.evaluation.suites.clue import run as clue
+from hanmo.evaluation.suites.clue.suite import clue_suite
 from hanmo.evaluation.suites.clue.tasks import all_tasks
-from hanmo.evaluation.suites.custom import Setup, evaluate, read_examples, read_task
+from hanmo.evaluation.suites.custom import custom_suite, read_examples, read_task
+from hanmo.evaluation.suites.runner import evaluate
+from hanmo.evaluation.suites.suite import Options
 from hanmo.families.base import OpenedModel
 from tests.unit.clue_files import clue_folder, write_lines
 from tests.unit.exam_files import one_token_a_character
@@ -131,8 +133,9 @@ def test_a_task_of_clue_as_ones_own(eva: OpenedModel, shots: int, tmp_path: Path
     }
     content |= {"template": tnews.template.text, "shorten": tnews.shorten}
     task = read_task(written(tmp_path, json.dumps(content, ensure_ascii=False)))
-    own = evaluate(eva, [task], Setup(shots, limit=256), tmp_path / "one", quiet).tasks[0]
-    ours = clue.evaluate(eva, [tnews], data, clue.Setup(shots, limit=256), tmp_path / "two", quiet).tasks[0]
+    options = Options(shots=shots, limit=256)
+    own = evaluate(eva, custom_suite([task]), options, tmp_path / "one", quiet).tasks[0]
+    ours = evaluate(eva, clue_suite(data, ["tnews"]), options, tmp_path / "two", quiet).tasks[0]
     assert own.right == ours.right and own.reading == ours.reading and own.chance == ours.chance
     assert [item.scores for item in own.items] == [item.scores for item in ours.items]
 
@@ -141,12 +144,12 @@ def test_what_does_not_go_together(eva: OpenedModel, tmp_path: Path) -> None:
     task = read_task(written(tmp_path, LABELS))
     write_lines(tmp_path / "x.jsonl", [{"text": "甲", "label": 0}])
     with pytest.raises(ConfigError, match="own: given twice"):
-        evaluate(eva, [task, task], Setup(), tmp_path, quiet)
+        custom_suite([task, task])
     with pytest.raises(ConfigError, match=r"own.yaml: examples in the prompt need records; say where with train: FILE"):
-        evaluate(eva, [task], Setup(shots=1), tmp_path, quiet)
+        evaluate(eva, custom_suite([task]), Options(shots=1), tmp_path, quiet)
     gap = read_task(written(tmp_path, LABELS.replace("{option}", "{option}的"), "gap.yaml"))
     with pytest.raises(ConfigError, match="--chat: gap goes on after the candidate"):
-        evaluate(one_token_a_character(["甲"], chat=True), [gap], Setup(chat=True), tmp_path, quiet)
+        evaluate(one_token_a_character(["甲"], chat=True), custom_suite([gap]), Options(chat=True), tmp_path, quiet)
 
 
 def test_command_line(eva: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

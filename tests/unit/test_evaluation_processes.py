@@ -12,15 +12,15 @@ import pytest
 from hanmo.checkpoints import save_model
 from hanmo.evaluation.engine import cache as stores
 from hanmo.evaluation.engine.cache import Store
-from hanmo.evaluation.engine.distributed import agreed, gathered, main_process, mine, own_device
+from hanmo.evaluation.engine.distributed import broadcast, gather, main_process, own_device, shard
 from tests import processes
 from tests.unit.clue_files import clue_folder
 from tests.unit.tiny import tiny
 
 
 def test_one_process_has_everything() -> None:
-    assert main_process() and mine(range(4)) == [0, 1, 2, 3]
-    assert agreed("x") == "x" and gathered({1: "a"}) == {1: "a"}
+    assert main_process() and shard(range(4)) == [0, 1, 2, 3]
+    assert broadcast("x") == "x" and gather({1: "a"}) == {1: "a"}
     assert own_device(None) is None and own_device("cpu") == "cpu"
 
 

@@ -12,8 +12,9 @@ import torch
 
 import hanmo
 from hanmo.errors import ConfigError
-from hanmo.evaluation.engine import row_scores
-from hanmo.evaluation.engine.row_scores import batches, evaluating, records_hash, score_rows, software, weights_hash
+from hanmo.evaluation.engine.row_scores import batches, evaluating, score_rows
+from hanmo.evaluation.results import provenance
+from hanmo.evaluation.results.provenance import records_hash, software, weights_hash
 from hanmo.families.base import OpenedModel
 from hanmo.records import Dialogue, PromptResponse, Text
 from hanmo.rows import Part
@@ -92,7 +93,7 @@ def test_a_result_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     package.parent.mkdir()
     package.write_text("")
     monkeypatch.setattr(hanmo, "__file__", str(package))
-    monkeypatch.setattr(row_scores, "_installed", lambda: "")
+    monkeypatch.setattr(provenance, "_installed", lambda: "")
     assert software() == {"hanmo": hanmo.__version__}  # no checkout
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for arguments in (["init", "-q"], ["add", "hanmo"], ["commit", "-qm", "first"]):
@@ -104,9 +105,9 @@ def test_a_result_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_commit_that_was_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_scores, "_checkout", lambda: "")
+    monkeypatch.setattr(provenance, "_checkout", lambda: "")
     noted: Any = SimpleNamespace(read_text=lambda name: '{"vcs_info": {"commit_id": "0123456789abcdef"}}')
-    monkeypatch.setattr(row_scores.metadata, "distribution", lambda name: noted)
+    monkeypatch.setattr(provenance.metadata, "distribution", lambda name: noted)
     assert software()["commit"] == "0123456789ab"
     noted.read_text = lambda name: None  # installed from a folder or a registry
     assert "commit" not in software()

@@ -9,11 +9,12 @@ import pytest
 
 from hanmo.evaluation.results.result import TaskResult
 from hanmo.evaluation.suites import prompting
-from hanmo.evaluation.suites.clue import run as clue
-from hanmo.evaluation.suites.clue.tasks import all_tasks
-from hanmo.evaluation.suites.custom import Setup, evaluate, read_task
-from hanmo.evaluation.suites.exam import run as exam
+from hanmo.evaluation.suites.clue.suite import clue_suite
+from hanmo.evaluation.suites.custom import custom_suite, read_task
 from hanmo.evaluation.suites.exam.exams import find_exam
+from hanmo.evaluation.suites.exam.suite import exam_suite
+from hanmo.evaluation.suites.runner import evaluate
+from hanmo.evaluation.suites.suite import Options
 from tests.unit.clue_files import write_lines
 from tests.unit.exam_files import one_token_a_character
 
@@ -30,13 +31,13 @@ def quiet(what: str) -> Any:
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """By question, the text that stood in front of it."""
     found: dict[str, str] = {}
-    candidates = prompting.Front.candidates
+    candidates = prompting.FewShotPrefix.candidates
 
-    def watched(self: prompting.Front, family: Any, before: str, options: Any, after: str = "") -> Any:
+    def watched(self: prompting.FewShotPrefix, family: Any, before: str, options: Any, after: str = "") -> Any:
         found[before] = self.text()
         return candidates(self, family, before, options, after)
 
-    monkeypatch.setattr(prompting.Front, "candidates", watched)
+    monkeypatch.setattr(prompting.FewShotPrefix, "candidates", watched)
     return found
 
 
@@ -48,7 +49,7 @@ def reviews(folder: Path, train: str, texts: list[str]) -> Path:
 
 
 def own(path: Path, cache: Path, shots: int = 3, **more: Any) -> TaskResult:
-    return evaluate(MODEL, [read_task(path)], Setup(shots=shots, **more), cache, quiet).tasks[0]
+    return evaluate(MODEL, custom_suite([read_task(path)]), Options(shots=shots, **more), cache, quiet).tasks[0]
 
 
 def test_one_file_for_examples_and_questions(tmp_path: Path, seen: dict[str, str]) -> None:
@@ -103,7 +104,7 @@ def test_clue_with_its_development_split_as_training_split(name: str, tmp_path: 
             continue
         asked = [{"context": one, "qas": [{"question": one, "answers": [{"text": one[:1], "answer_start": 0}]}]} for one in TEXTS]  # fmt: skip
         write_lines(tmp_path / name / f"{split}.json", [{"data": [{"paragraphs": asked}]}])
-    clue.evaluate(MODEL, [all_tasks()[name]], tmp_path, clue.Setup(shots=4, limit=1024), tmp_path / "cache", quiet)
+    evaluate(MODEL, clue_suite(tmp_path, [name]), Options(shots=4, limit=1024), tmp_path / "cache", quiet)
     fronts = {text: front for before, front in seen.items() for text in TEXTS if front and text in before}
     assert len(fronts) == len(TEXTS)
     for text, front in fronts.items():
@@ -118,12 +119,8 @@ def test_an_exam_whose_examples_are_asked(tmp_path: Path, seen: dict[str, str]) 
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [f"{n},{text},1,2,3,4,{'ABCD'[n % 4]},x" for n, text in enumerate(TEXTS)]
         path.write_text("\n".join([header, *lines]), encoding="utf-8")
-    chosen = find_exam("ceval").chosen([subject])
-    sat = exam.evaluate(MODEL, find_exam("ceval"), chosen, tmp_path, exam.Setup(shots=5), tmp_path / "c", quiet)
+    result = evaluate(MODEL, exam_suite("ceval", tmp_path, [subject]), Options(shots=5), tmp_path / "c", quiet)
     for text in TEXTS:
         (front,) = {front for before, front in seen.items() if text in before and front}
         assert text not in front and sum(other in front for other in TEXTS) == 5, text
-    assert sat.result is not None
-    assert sat.result.tasks[0].notes == [
-        "5 questions are among the examples themselves, and had others in front of them"
-    ]
+    assert result.tasks[0].notes == ["5 questions are among the examples themselves, and had others in front of them"]

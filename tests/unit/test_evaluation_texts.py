@@ -30,7 +30,7 @@ def test_files_and_the_command(tmp_path: Path) -> None:
     runner = CliRunner()
     result = runner.invoke(app, ["eval", "rouge", str(said), str(expected), "--json"])
     assert json.loads(result.output)["rouge-l"] == pytest.approx(1.0)
-    assert "ROUGE-L | 1.0000" in runner.invoke(app, ["eval", "rouge", str(said), str(expected)]).output
+    assert "ROUGE-L        | 1.0000" in runner.invoke(app, ["eval", "rouge", str(said), str(expected)]).output
     expected.write_text("今天\n\n", encoding="utf-8")
     with pytest.raises(RecordError, match=r"expected.txt:2: no reference"):
         read_pairs(said, expected)

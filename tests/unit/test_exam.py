@@ -13,13 +13,16 @@ import hanmo.checkpoints
 from hanmo.cli import app
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
 from hanmo.evaluation.engine import candidates
-from hanmo.evaluation.results.result import compare_results
+from hanmo.evaluation.results.page import write_result
+from hanmo.evaluation.results.result import Result, compare_results
 from hanmo.evaluation.results.statistics import interval_of_means
 from hanmo.evaluation.suites import prompting
 from hanmo.evaluation.suites.exam import published
 from hanmo.evaluation.suites.exam.exams import LETTERS, all_exams, find_exam
 from hanmo.evaluation.suites.exam.reading import read_subject
-from hanmo.evaluation.suites.exam.run import Sat, Setup, evaluate
+from hanmo.evaluation.suites.exam.suite import exam_suite
+from hanmo.evaluation.suites.runner import evaluate
+from hanmo.evaluation.suites.suite import Options
 from tests.unit.exam_files import exam_folder, one_token_a_character
 from tests.unit.tiny import tiny_eva
 
@@ -44,10 +47,9 @@ def folder(name: str, place: Path, answered: bool = True) -> Path:
     return exam_folder(all_exams()[name], place / name, HEADERS[name], two_subjects(name), answered)
 
 
-def sit(name: str, data: Path, cache: Path, opened: Any = MODEL, **setup: Any) -> Sat:
-    exam = all_exams()[name]
-    tasks = exam.chosen(two_subjects(name))
-    return evaluate(opened, exam, tasks, data, Setup(**setup), cache, lambda what: lambda done, total: None)
+def sit(name: str, data: Path, cache: Path, opened: Any = MODEL, **options: Any) -> Result:
+    suite = exam_suite(name, data, two_subjects(name))
+    return evaluate(opened, suite, Options(**options), cache, lambda what: lambda done, total: None)
 
 
 def test_as_many_subjects_as_published() -> None:
@@ -57,7 +59,7 @@ def test_as_many_subjects_as_published() -> None:
     with pytest.raises(ConfigError, match="did you mean mmlu"):
         find_exam("mmlu-x")
     with pytest.raises(ConfigError, match="unknown subject of C-Eval 'laws': did you mean law"):
-        CEVAL.chosen(["laws"])
+        exam_suite("ceval", "", ["laws"])
 
 
 @pytest.mark.parametrize("name", HEADERS)
@@ -103,8 +105,8 @@ def test_bad_files(content: str, problem: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HEADERS)
 def test_accuracy_by_subject_domain_and_in_all(name: str, tmp_path: Path) -> None:
     exam, data = all_exams()[name], folder(name, tmp_path)
-    result = sit(name, data, tmp_path / "cache", shots=2).result
-    assert result is not None and result.title == exam.title
+    result = sit(name, data, tmp_path / "cache", shots=2)
+    assert result.title == exam.title
     for task in result.tasks:
         assert set(task.right) == {"sum", "mean", "prior"} and task.reading == "sum" and task.chance == 0.25
         assert [where.rpartition("/")[2].partition(".")[0].startswith(task.name) for where in task.about["shots"]] == [
@@ -121,7 +123,7 @@ def test_accuracy_by_subject_domain_and_in_all(name: str, tmp_path: Path) -> Non
 
 def test_both_means_by_hand() -> None:
     """One subject of two questions, both right, and one of four, all wrong."""
-    from hanmo.evaluation.results.result import Result, TaskResult
+    from hanmo.evaluation.results.result import TaskResult
 
     def subject(name: str, values: list[float]) -> TaskResult:
         return TaskResult(name, name, "accuracy", "sum", {"sum": values}, 0.25, True, [], {"data": ""}, [], ("G",))
@@ -138,16 +140,16 @@ def test_the_last_examples_make_room(tmp_path: Path) -> None:
     data = folder("ceval", tmp_path)
     task = CEVAL.subjects[two_subjects("ceval")[0]]
     (example, *_), dev = (read_subject(CEVAL, task, data, split) for split in ("val", "dev"))
-    fronts = prompting.front_of(task, dev).shorter()
+    fronts = prompting.prefix_of(task, dev).shorter()
     lengths = [sum(len(part.ids) for part in front.candidates(MODEL.family, task.template.around(example.fields)[0], ["A"])[0]) + 2
                for front in fronts]  # fmt: skip
     for kept, limit in ((5, lengths[0]), (4, lengths[0] - 1), (0, lengths[5])):
-        plan = prompting.plan(MODEL.family, task, [example], [fronts], limit)
+        plan = prompting.prepare_questions(MODEL.family, task, [example], [fronts], limit)
         assert plan.shots == [kept] and len(plan.questions[0][0][0].ids) + 3 == lengths[5 - kept]
-    short = prompting.plan(MODEL.family, task, [example], [fronts], lengths[5] - 5).questions[0]
+    short = prompting.prepare_questions(MODEL.family, task, [example], [fronts], lengths[5] - 5).questions[0]
     text = MODEL.tokenizer.decode(short[0][0].ids)
     assert example.fields["question"] not in text and example.fields["question"][5:] in text
-    notes = sit("ceval", data, tmp_path / "cache", shots=5, limit=lengths[0] - 1).result.tasks[0].notes
+    notes = sit("ceval", data, tmp_path / "cache", shots=5, limit=lengths[0] - 1).tasks[0].notes
     assert notes == ["3 questions left no room for all examples"]
 
 
@@ -156,7 +158,7 @@ def test_a_conversation(tmp_path: Path) -> None:
     data = folder("mmlu", tmp_path)
     task = MMLU.subjects[two_subjects("mmlu")[0]]
     (example, *_), (shot, *_) = (read_subject(MMLU, task, data, split) for split in ("test", "dev"))
-    front = prompting.front_of(task, [shot], chat=True)
+    front = prompting.prefix_of(task, [shot], chat=True)
     question = front.candidates(CHATTING.family, task.template.around(example.fields)[0], LETTERS)
     solved, asked = (task.template.around(one.fields)[0].rstrip() for one in (shot, example))
     expected = f"<user>{task.instruction}\n\n{solved}</s><assistant>A</s><user>{asked}</s><assistant>"
@@ -174,16 +176,16 @@ def test_what_is_handed_in(tmp_path: Path) -> None:
     """C-Eval's test split has no answers: by subject and id the letter, in both protocols; and the same as with answers."""
     data = folder("ceval", tmp_path, answered=False)
     for setup in ({}, {"published": True, "shots": 2}):
-        sat = sit("ceval", data, tmp_path / "cache", split="test", **setup)
-        assert sat.result is None and list(sat.submission) == two_subjects("ceval")
-        for answers in sat.submission.values():
+        result = sit("ceval", data, tmp_path / "cache", split="test", **setup)
+        assert not result.tasks and list(result.submission) == two_subjects("ceval")
+        for answers in result.submission.values():
             assert list(answers) == ["0", "1", "2"] and set(answers.values()) <= set(LETTERS)
-        assert sum(sat.letters().values()) == 6
-        sat.write(tmp_path / "out")
-        assert json.loads((tmp_path / "out/submission.json").read_text()) == sat.submission
+        assert sum(map(len, result.submission.values())) == 6
+        write_result(result, tmp_path / "out")
+        assert json.loads((tmp_path / "out/submission.json").read_text()) == result.submission
         assert not (tmp_path / "out/results.json").exists()
         known = sit("ceval", folder("ceval", tmp_path / "known"), tmp_path / "cache", split="test", **setup)
-        assert known.submission == sat.submission and known.result is not None
+        assert known.submission == result.submission and known.tasks
 
 
 def test_answers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,11 +214,11 @@ def test_settings_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leave --chat out"):
         sit("mmlu", folder("mmlu", tmp_path), tmp_path, published=True, chat=True)
     with pytest.raises(ConfigError, match="give it with --published"):
-        Setup(explain=True)
+        exam_suite("ceval", data).protocol(Options(cot=True))
     with pytest.raises(ConfigError, match="unknown split of CMMLU 'val': known: test"):
         sit("cmmlu", data, tmp_path, split="val")
     with pytest.raises(RecordError, match=r"computer_network_dev.csv:1: no column 'explanation'"):
-        sit("ceval", folder("ceval", tmp_path), tmp_path, published=True, explain=True, shots=1)
+        sit("ceval", folder("ceval", tmp_path), tmp_path, published=True, cot=True, shots=1)
     with pytest.raises(UnsupportedError, match="how models/Qwen-7B was asked is not recorded"):
         published.form_of("models/Qwen-7B")
     with pytest.raises(ConfigError, match=r"--chat: .* has no chat template"):

@@ -15,7 +15,9 @@ from hanmo.checkpoints import open_model
 from hanmo.data.rows.dataset import make_rows
 from hanmo.errors import UnsupportedError
 from hanmo.evaluation.suites.exam.exams import LETTERS, all_exams
-from hanmo.evaluation.suites.exam.run import Setup, evaluate
+from hanmo.evaluation.suites.exam.suite import exam_suite
+from hanmo.evaluation.suites.runner import evaluate
+from hanmo.evaluation.suites.suite import Options
 from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text
@@ -148,15 +150,12 @@ def test_an_exam_in_chat_form_scores_letters_as_transformers_does(template: str,
     exam = all_exams()["cmmlu"]
     subject = next(iter(exam.subjects))
     data = exam_folder(exam, tmp_path / "data", ",Question,A,B,C,D,Answer", [subject])
-    tasks = exam.chosen([subject])
-    sat = evaluate(
-        model, exam, tasks, data, Setup(chat=True), tmp_path / "cache", lambda what: lambda done, total: None
-    )
-    assert sat.result is not None
+    suite = exam_suite("cmmlu", data, [subject])
+    result = evaluate(model, suite, Options(chat=True), tmp_path / "cache", lambda what: lambda done, total: None)
     words = AutoTokenizer.from_pretrained(tmp_path / "model")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
-    task = tasks[0]
-    for number, item in enumerate(sat.result.tasks[0].items):
+    task = suite.tasks[0]
+    for number, item in enumerate(result.tasks[0].items):
         question = task.template.fill(
             {"question": f"{subject} test {number}, which?", "A": "None", "B": "N/A", "C": "1", "D": str(number)}, ""
         )

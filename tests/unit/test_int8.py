@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.errors import ConfigError, UnsupportedError
-from hanmo.evaluation.engine.row_scores import weights_hash
+from hanmo.evaluation.results.provenance import weights_hash
 from hanmo.nn.cpu.int8 import Int8Linear, count_parameters, is_int8, to_int8
 
 GOLDEN = Path(__file__).parents[1] / "golden"

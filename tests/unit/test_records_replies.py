@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from hanmo.checkpoints import save_model
 from hanmo.cli import app
 from hanmo.cli.generate import read_prompts
-from hanmo.data.prepare.sources.reading import Reading, members, objects
+from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.data.rows.dataset import make_rows
 from hanmo.errors import ConfigError, RecordError
 from hanmo.records import Dialogue, PromptResponse, Rejects, iter_records, read_records
@@ -154,9 +154,9 @@ def test_json_that_holds_no_text_is_a_bad_record_everywhere(value: str, tmp_path
     assert [record.prompt for record in iter_records(path, rejects)] == ["😀\\ud83d"] * 2  # type: ignore[union-attr]
     assert [error.line for error in rejects.errors] == [3]
     with pytest.raises(RecordError, match=rf"data\.jsonl:3: {NO_TEXT[value]}"):
-        list(objects(path, Reading()))
+        list(SourceReader().json_objects(path))
     (tmp_path / "array.json").write_text(f"[\n{good},\n{line}\n]")
-    for read in (read_records, lambda path: list(members(path))):
+    for read in (read_records, lambda path: list(SourceReader().json_values(path))):
         with pytest.raises(RecordError, match=rf"array\.json:3: {NO_TEXT[value]}"):
             read(tmp_path / "array.json")  # type: ignore[no-untyped-call]
 

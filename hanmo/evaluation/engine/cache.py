@@ -1,4 +1,4 @@
-"""What a run has found so far, on disk: an interrupted one goes on, a finished one is not run again."""
+"""Results on disk, kept as they come: an interrupted run goes on, a finished one is not run again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import hanmo
-from hanmo.evaluation.engine.distributed import agreed, gathered, main_process, mine, rank_and_count
+from hanmo.evaluation.engine.distributed import broadcast, gather, main_process, rank_and_count, shard
 from hanmo.evaluation.engine.row_scores import Progress, score_rows
 from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
@@ -21,30 +21,30 @@ from hanmo.rows import Row
 
 
 def cache_folder(stage: str) -> Path:
-    """Where answers are kept if nobody says otherwise: XDG_CACHE_HOME, or ~/.cache."""
+    """The default folder of results: in XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hanmo" / stage
 
 
-def store_file(folder: str | Path, name: str, asked: Sequence[Any]) -> Path:
-    """The file of the results of what is asked, by this version of hanmo."""
-    asked = [*asked, hanmo.__version__]
-    key = sha256(json.dumps(asked, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+def store_file(folder: str | Path, name: str, inputs: Sequence[Any]) -> Path:
+    """The file of the results of these inputs, by this version of hanmo."""
+    versioned = [*inputs, hanmo.__version__]
+    key = sha256(json.dumps(versioned, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
     return Path(folder) / f"{name}-{key}.jsonl"
 
 
 class Store:
     """Results by number in a file of JSON lines that is only ever appended to.
 
-    The name of the file says what was asked of which weights by which version of hanmo: another question is another file. A
-    last line that was cut off by a crash is dropped. Of several processes each has a file of its own; ``complete`` joins
-    them, and so does the next run if they are stopped before.
+    The name of the file contains a hash of everything the results depend on. A last line that was cut off by a crash is
+    dropped. Each of several processes has a file of its own; ``complete`` joins them, and so does the next run if they are
+    stopped before.
     """
 
-    def __init__(self, folder: str | Path, name: str, asked: Sequence[Any]):
+    def __init__(self, folder: str | Path, name: str, inputs: Sequence[Any]):
         rank, _ = rank_and_count()
-        self.path = store_file(folder, name, asked)
+        self.path = store_file(folder, name, inputs)
         self._own = self.path.with_suffix(f".{rank}.jsonl") if rank else self.path
-        self.values: dict[int, Any] = agreed(self._take_in() if main_process() else {})
+        self.values: dict[int, Any] = broadcast(self._merge_files() if main_process() else {})
         self._own.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._own.open("a", encoding="utf-8")
 
@@ -62,9 +62,9 @@ class Store:
         return [number for number in range(count) if number not in self.values]
 
     def complete(self) -> None:
-        """All processes' results in each of them, and in one file."""
+        """Share the results of all processes, and join their files."""
         known = self.values
-        self.values = gathered(known)
+        self.values = gather(known)
         if main_process():
             for number in self.values.keys() - known.keys():
                 self.add(number, self.values[number])
@@ -78,8 +78,8 @@ class Store:
         """Files of other processes."""
         return sorted(self.path.parent.glob(f"{self.path.stem}.*.jsonl"))
 
-    def _take_in(self) -> dict[int, Any]:
-        """What the files hold, all of it in the main one afterwards."""
+    def _merge_files(self) -> dict[int, Any]:
+        """The contents of all files, which are then merged into the main one."""
         parts = self._parts()
         files = [path for path in (self.path, *parts) if path.is_file()]
         lines = [line for path in files for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
@@ -90,16 +90,16 @@ class Store:
 
 
 @contextmanager
-def opened_store(folder: str | Path | None, name: str, asked: Sequence[Any]) -> Iterator[Store]:
-    """A store that is closed at the end; without a folder what it holds is forgotten then.
+def opened_store(folder: str | Path | None, name: str, inputs: Sequence[Any]) -> Iterator[Store]:
+    """A store that is closed at the end; without a folder its results are deleted then.
 
     Raises:
-        InUseError: another run asks the same with the same folder.
+        InUseError: another run has the same inputs and folder.
     """
     with (
         TemporaryDirectory() if folder is None else nullcontext(folder) as place,
-        holding(store_file(place, name, asked)),
-        closing(Store(place, name, asked)) as store,
+        holding(store_file(place, name, inputs)),
+        closing(Store(place, name, inputs)) as store,
     ):
         yield store
 
@@ -108,7 +108,7 @@ def score_into(
     store: Store, opened: OpenedModel, rows: Sequence[Row], batch_size: int, progress: Progress | None = None
 ) -> None:
     """Score the rows that have no result yet, this process's share of them; the store then holds [nll, tokens] of all."""
-    missing = mine(store.missing(len(rows)))
+    missing = shard(store.missing(len(rows)))
     score_rows(
         opened,
         [rows[number] for number in missing],

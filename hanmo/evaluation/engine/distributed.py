@@ -1,4 +1,4 @@
-"""Several processes that share an evaluation: each asks its part of the questions, and all know every answer.
+"""Several processes that share an evaluation: each answers its part of the questions, and all know every answer.
 
 torchrun (or ``--nproc``) starts them; they exchange Python objects over gloo, whatever device they compute on.
 """
@@ -12,18 +12,18 @@ from datetime import timedelta
 from typing import TypeVar
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # for the slowest: nobody knows how long a question takes
+TIMEOUT = timedelta(days=7)  # for the slowest process: the time of a question is unknown
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Meet the other processes, where there are any; they part at the end."""
+    """Join the process group, where there is one, and leave it at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
@@ -31,7 +31,7 @@ def joined() -> Iterator[None]:
 
 
 def rank_and_count() -> tuple[int, int]:
-    """Which process this is, and of how many: (0, 1) outside of ``joined``."""
+    """Rank of this process and number of processes: (0, 1) outside of ``joined``."""
     import torch.distributed as dist
 
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -48,17 +48,17 @@ def own_device(wanted: str | None) -> str | None:
 
 
 def main_process() -> bool:
-    """This is the process that prints and writes."""
+    """Whether this is the process that prints and writes."""
     return rank_and_count()[0] == 0
 
 
-def mine(items: Sequence[T]) -> list[T]:
-    """This process's share: every n-th of what all have in the same order."""
+def shard(items: Sequence[T]) -> list[T]:
+    """This process's share: every n-th item; all processes have the same items in the same order."""
     rank, count = rank_and_count()
     return list(items[rank::count])
 
 
-def agreed(value: T) -> T:
+def broadcast(value: T) -> T:
     """The main process's value."""
     if rank_and_count()[1] == 1:
         return value
@@ -69,8 +69,8 @@ def agreed(value: T) -> T:
     return held[0]
 
 
-def gathered(found: dict[int, T]) -> dict[int, T]:
-    """What all processes found, by number."""
+def gather(found: dict[int, T]) -> dict[int, T]:
+    """The values of all processes, by number."""
     count = rank_and_count()[1]
     if count == 1:
         return found

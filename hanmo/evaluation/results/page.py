@@ -1,12 +1,15 @@
-"""The page of an evaluation on tasks."""
+"""Pages of results: one run, and several side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from hanmo.evaluation.results.result import Item, Result, TaskResult
+from hanmo.evaluation.results.result import QuestionResult, Result, TaskResult
 from hanmo.evaluation.results.statistics import interval
+from hanmo.evaluation.results.table import Table, cell_text
+from hanmo.files import write_text
 from hanmo.report.page import Page
 
 SHOWN = 5  # items of each kind
@@ -15,10 +18,35 @@ CANDIDATES = 5
 WIDEST = 20  # labels of a confusion table
 
 
-def page(result: Result) -> Page:
+def write_result(result: Result, folder: Path) -> list[str]:
+    """Write a result's files and, if right answers are known, report.html; returns their names."""
+    names = result.write(folder)
+    if result.tasks:
+        result_page(result).write(folder / "report.html")
+        names.append("report.html")
+    return names
+
+
+def write_table(table: Table, path: Path) -> None:
+    """Write a Markdown file, or a page where the name ends in .html."""
+    if path.suffix == ".html":
+        table_page(table).write(path)
+    else:
+        write_text(path, table.markdown())
+
+
+def table_page(table: Table) -> Page:
+    page = Page(table.title, subtitle=f"{len(table.facts)} runs side by side", language="zh-CN")
+    note = "The interval is a 95 % bootstrap over questions; chance is the accuracy of guessing."
+    page.table(table.header, [list(map(cell_text, row)) for row in table.rows], caption="Results", note=note)
+    page.facts(table.facts, caption="How")
+    return page
+
+
+def result_page(result: Result) -> Page:
     """Results in the layout of the published table, then every task by itself."""
     about = result.about
-    made = Page(result.title, subtitle=f"{about['model']}, {about['protocol']} protocol", language="zh-CN")
+    page = Page(result.title, subtitle=f"{about['model']}, {about['protocol']} protocol", language="zh-CN")
     shots = "zero-shot" if not about["shots"] else f"{about['shots']}-shot"
     rows: list[list[object]] = []
     bars = {}
@@ -31,18 +59,18 @@ def page(result: Result) -> Page:
         bars = {
             row["title"]: {"model": row["value"], "chance": row["chance"]} for row in averages if row["over"] == "tasks"
         }
-    made.table(
+    page.table(
         ["task", shots, "chance", "95 % interval", "metric", "questions"],
         rows,
         caption="Results",
         note="The interval is a bootstrap over questions; chance is the accuracy of guessing.",
     )
-    made.bar_plot(bars, caption="Above chance?", top=1.0)
-    made.heading("How")
-    made.facts(about)
+    page.bar_plot(bars, caption="Above chance?", top=1.0)
+    page.heading("How")
+    page.facts(about)
     for task in result.tasks:
-        _task(made, task)
-    return made
+        _task(page, task)
+    return page
 
 
 def _row(found: dict[str, Any], metric: str, questions: int) -> list[object]:
@@ -63,7 +91,7 @@ def _task(page: Page, task: TaskResult) -> None:
     table = task.confusion()
     if table:
         _confusion(page, table)
-    if task.items and task.items[0].said is None:
+    if task.items and task.items[0].generated is None:
         wrong = [item for item in task.items if len(item.options) > 1 and item.margin(task.reading) > 0]
         wrong.sort(key=lambda item: -item.margin(task.reading))
         close = sorted(task.items, key=lambda item: abs(item.margin(task.reading)))
@@ -72,7 +100,7 @@ def _task(page: Page, task: TaskResult) -> None:
     else:
         worst = sorted(task.items, key=lambda item: item.scores[task.reading][0])[:SHOWN]
         with page.details("Worst answers"):
-            rows = [[_end(item.text), item.said, " / ".join(item.options), item.scores["f1"][0]] for item in worst]
+            rows = [[_end(item.text), item.generated, " / ".join(item.options), item.scores["f1"][0]] for item in worst]
             page.table(["question", "answer", "accepted", "F1"], rows)
 
 
@@ -93,7 +121,7 @@ def _confusion(page: Page, table: dict[str, dict[str, int]]) -> None:
         page.table(["right", "chosen", "times"], [[right, chosen, count] for count, right, chosen in mistakes[:WIDEST]])
 
 
-def _items(page: Page, title: str, items: Sequence[Item], reading: str) -> None:
+def _items(page: Page, title: str, items: Sequence[QuestionResult], reading: str) -> None:
     if not items:
         return
     with page.details(title):
@@ -101,7 +129,7 @@ def _items(page: Page, title: str, items: Sequence[Item], reading: str) -> None:
         page.table(["record", "question", "candidates, best first (✓ is right)"], rows)
 
 
-def _candidates(item: Item, reading: str) -> str:
+def _candidates(item: QuestionResult, reading: str) -> str:
     scores = item.scores[reading]
     order = sorted(range(len(scores)), key=lambda place: -scores[place])
     shown = order[:CANDIDATES] + [item.gold] * (item.gold not in order[:CANDIDATES])

@@ -1,4 +1,4 @@
-"""What an evaluation on tasks found, as JSON and Markdown; report.py beside it makes the page."""
+"""Results of an evaluation on tasks, as JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from hanmo.files import json_text, write_text
 
 FORMAT = "hanmo-tasks-1"
 ALL = "all"
-GAP = "____"  # what stands for a candidate where a question is shown
+GAP = "____"  # in place of a candidate where a question is shown
 
 
 @dataclass(frozen=True)
-class Item:
-    """One question and what the model made of it.
+class QuestionResult:
+    """The scores or the answer of one question.
 
     Attributes:
         where: "file:line" of the record.
         text: the question, with a gap where the candidates go.
-        options, gold: the candidates and which is right; for generated answers the accepted ones, and 0.
+        options, gold: the candidates and the index of the right one; for generated answers the accepted ones, and 0.
         scores: by reading, one number per candidate, the highest wins; for generated answers their values by metric.
-        said: a generated answer.
+        generated: the model's answer, for tasks that generate it.
     """
 
     where: str
@@ -36,7 +36,7 @@ class Item:
     options: tuple[str, ...]
     gold: int
     scores: dict[str, list[float]]
-    said: str | None = None
+    generated: str | None = None
 
     def choice(self, reading: str) -> int:
         """The candidate with the highest score, the first of equal ones."""
@@ -55,13 +55,13 @@ class TaskResult:
 
     Attributes:
         metric: "accuracy" or "F1".
-        reading: which of ``right`` is the result.
+        reading: the key of ``right`` that is the result.
         right: by reading, the value of every group or question, 0 to 1.
         chance: accuracy of guessing; None for generated answers.
         labels: the candidates are the same labels in all items.
         about: task hash, data hash, numbers.
-        groups: what it is averaged into, besides all tasks together.
-        place: in the order in which tasks are shown.
+        groups: averages that it counts in, besides that of all tasks.
+        place: position among the tasks.
     """
 
     name: str
@@ -71,7 +71,7 @@ class TaskResult:
     right: dict[str, list[float]]
     chance: float | None
     labels: bool
-    items: list[Item]
+    items: list[QuestionResult]
     about: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     groups: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class TaskResult:
         }
 
     def confusion(self) -> dict[str, dict[str, int]]:
-        """How often each label was taken for which; empty for tasks without fixed labels."""
+        """By right label, how often each label was chosen; empty for tasks without fixed labels."""
         if not self.labels:
             return {}
         table: dict[str, Counter[str]] = {}
@@ -114,11 +114,18 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Result:
-    """All tasks of a run. ``title``: of what; ``about``: model, weights, protocol, shots, limit, version."""
+    """All tasks of a run.
+
+    Attributes:
+        about: model, weights, protocol, shots, limit, version.
+        tasks: empty where the right answers are not published.
+        submission: by task and id of the question, the chosen option; empty for suites whose answers are not submitted.
+    """
 
     title: str
     about: dict[str, Any]
     tasks: list[TaskResult]
+    submission: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def averages(self) -> list[dict[str, Any]]:
         """Of each group of tasks and of all, over tasks (as leaderboards have it) and over questions; none without groups.
@@ -132,7 +139,9 @@ class Result:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the items, for JSON."""
+        """All but the questions, for JSON; without right answers the submission."""
+        if not self.tasks:
+            return {"title": self.title, "about": self.about, "submission": self.submission}
         return {
             "format": FORMAT,
             "title": self.title,
@@ -141,37 +150,50 @@ class Result:
             "averages": self.averages(),
         }
 
-    def write(self, folder: str | Path) -> None:
-        """Write results.json, results.md, items.jsonl and report.html."""
-        from hanmo.evaluation.results.page import page
+    def write(self, folder: Path) -> list[str]:
+        """Write results.json, results.md and items.jsonl if right answers are known, and the submission if there is one.
 
-        folder = Path(folder)
-        write_text(folder / "results.json", json_text(self.as_dict(), indent=1) + "\n")
-        write_text(folder / "results.md", self.markdown())
-        write_text(folder / "items.jsonl", "".join(_lines(self.tasks)))
-        page(self).write(folder / "report.html")
+        Returns:
+            The names of the files.
+        """
+        files = {}
+        if self.tasks:
+            files["results.json"] = json_text(self.as_dict(), indent=1) + "\n"
+            files["results.md"] = self.markdown()
+            files["items.jsonl"] = "".join(_lines(self.tasks))
+        if self.submission:
+            files["submission.json"] = json_text(self.submission, indent=1) + "\n"
+        for name, text in files.items():
+            write_text(folder / name, text)
+        return list(files)
 
-    def markdown(self) -> str:
-        rows = [
-            "| task | metric | result | 95 % interval | chance | questions |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
+    def summary(self) -> list[list[str]]:
+        """Rows of text, one for each task and average: title, metric, value, interval, chance, questions, data."""
+        rows = []
         for task in self.tasks:
             low, high = interval(task.right[task.reading])
-            chance = "–" if task.chance is None else f"{task.chance:.4f}"
-            rows.append(
-                f"| {task.title} | {task.metric} ({task.reading}) | {task.value:.4f} | {low:.4f} to {high:.4f} | {chance} | "
-                f"{len(task.right[task.reading])} |"
-            )
+            questions = len(task.right[task.reading])
+            cells = _cells(task.value, low, high, task.chance, questions)
+            rows.append([task.title, f"{task.metric} ({task.reading})", *cells, task.about["data"]])
         for row in self.averages():
-            rows.append(
-                f"| **{row['title']}** | mean over {row['over']} | {row['value']:.4f} | {row['low']:.4f} to {row['high']:.4f} | "
-                f"{row['chance']:.4f} | {row['questions']} |"
-            )
+            cells = _cells(row["value"], row["low"], row["high"], row["chance"], row["questions"])
+            rows.append([row["title"], f"mean over {row['over']}", *cells, ""])
+        return rows
+
+    def markdown(self) -> str:
+        rows = [["task", "metric", "result", "95 % interval", "chance", "questions"], ["---"] * 6]
+        for number, (title, *cells, _) in enumerate(self.summary()):
+            rows.append([title if number < len(self.tasks) else f"**{title}**", *cells])
         facts = [f"- {name}: {value}" for name, value in self.about.items()]
         facts += [f"- {task.title}: {name} {value}" for task in self.tasks for name, value in task.about.items()]
         notes = [f"- {task.title}: {note}" for task in self.tasks for note in task.notes]
-        return "\n".join([f"# {self.title}", "", *rows, "", *facts, *([""] if notes else []), *notes, ""])
+        table = [f"| {' | '.join(row)} |" for row in rows]
+        return "\n".join([f"# {self.title}", "", *table, "", *facts, *([""] if notes else []), *notes, ""])
+
+
+def _cells(value: float, low: float, high: float, chance: float | None, questions: int) -> list[str]:
+    guessing = "–" if chance is None else f"{chance:.4f}"
+    return [f"{value:.4f}", f"{low:.4f} to {high:.4f}", guessing, str(questions)]
 
 
 def _means(title: str, tasks: Sequence[TaskResult]) -> list[dict[str, Any]]:
@@ -195,10 +217,10 @@ def mean(values: Sequence[float]) -> float:
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A results.json, or the folder it lies in.
+    """The contents of a results.json, given by its path or its folder.
 
     Raises:
-        HanmoError: there is none, or it is something else.
+        HanmoError: there is none, or it is another file.
     """
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
@@ -232,8 +254,8 @@ def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
                 f"{len(other['right'])} of data {other['about']['data']}); evaluate both on the same files"
             )
         for title in (name, *((*one["groups"], ALL) if one["groups"] else ())):
-            mine, theirs = together.setdefault(title, ([], []))
-            mine += one["right"]
+            ours, theirs = together.setdefault(title, ([], []))
+            ours += one["right"]
             theirs += other["right"]
     averages = [name for name in together if name not in shared]
     return {name: compare(*together[name]) for name in (*shared, *averages)}
@@ -251,7 +273,7 @@ def _lines(tasks: Sequence[TaskResult]) -> list[str]:
                 "gold": item.gold,
                 "scores": scores,
             }
-            if item.said is not None:
-                value["said"] = item.said
+            if item.generated is not None:
+                value["generated"] = item.generated
             lines.append(json_text(value) + "\n")
     return lines

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hanmo.errors import HanmoError
-from hanmo.files import write_text
-from hanmo.report.page import Page
 
-Result = dict[str, Any]  # as ``results.read_result`` returns it
+Result = dict[str, Any]  # as ``result.read_result`` returns it
 
 
 class Table:
     """Runs as columns, zero-shot ones first, tasks as rows in the order they have there.
 
     Attributes:
-        header: what a column is: task, metric, chance, then shots and model of each run, and the data's hash.
+        header: names of the columns: task, metric, chance, then shots and model of each run, and the data's hash.
         rows: the task's title, metric, chance, for each run the value with its 95 % interval (None where it did not
             run the task), and the data's hash; then the averages of runs that have the same tasks.
-        facts: what each run's numbers hang on: protocol, limit, weights, software.
+        facts: everything each run's values depend on: protocol, limit, weights, software.
 
     Raises:
         HanmoError: they are of different evaluations, two runs have other questions of the same task, or are the same run.
@@ -58,23 +55,9 @@ class Table:
         self.facts = {name: _origin(run) for name, run in zip(names, runs, strict=True)}
 
     def markdown(self) -> str:
-        lines = [self.header, ["---"] * len(self.header), *([_plain(value) for value in row] for row in self.rows)]
+        lines = [self.header, ["---"] * len(self.header), *([cell_text(value) for value in row] for row in self.rows)]
         facts = [f"- {name}: {fact}" for name, fact in self.facts.items()]
         return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *facts, ""])
-
-    def page(self) -> Page:
-        made = Page(self.title, subtitle=f"{len(self.facts)} runs side by side", language="zh-CN")
-        note = "The interval is a 95 % bootstrap over questions; chance is the accuracy of guessing."
-        made.table(self.header, [[_plain(value) for value in row] for row in self.rows], caption="Results", note=note)
-        made.facts(self.facts, caption="How")
-        return made
-
-    def write(self, path: Path) -> None:
-        """A Markdown file, or a page where the name ends in .html."""
-        if path.suffix == ".html":
-            self.page().write(path)
-        else:
-            write_text(path, self.markdown())
 
 
 def _name(run: Result, runs: Sequence[Result]) -> str:
@@ -98,7 +81,7 @@ def _averages(runs: Sequence[Result]) -> list[list[str | float | None]]:
     return rows
 
 
-def _plain(value: str | float | None) -> str:
+def cell_text(value: str | float | None) -> str:
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else value
 
 

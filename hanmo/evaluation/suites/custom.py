@@ -1,4 +1,4 @@
-"""Tasks of the user's own: a YAML file each, in the form of clue/tasks.yaml, and a file of records."""
+"""Tasks of the user's own: a YAML file each (``TaskFile``), and a file of records."""
 
 from __future__ import annotations
 
@@ -11,33 +11,29 @@ from typing import Any, Literal
 from hanmo.config import load
 from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.errors import ConfigError, HanmoError, RecordError
-from hanmo.evaluation.results.result import Result
-from hanmo.evaluation.suites.runner import Run, Watch, about_run, check_chat, check_seed, limit_of
+from hanmo.evaluation.suites.suite import Protocol, Suite
 from hanmo.evaluation.suites.task import OPTION, Example, Task, Template
-from hanmo.families.base import OpenedModel
 
-TITLE = "Tasks"
-LIMIT = 1024
 PLACE = OPTION.strip("{}")
 
 
 @dataclass(frozen=True)
-class File:
-    """What a task's YAML file says.
+class TaskFile:
+    """The settings in a task's YAML file.
 
     Attributes:
-        data: the records that are asked: JSON lines, a JSON array, or CSV with a header; may be compressed (.gz). Relative
-            to the YAML file.
+        data: records to evaluate: JSON lines, a JSON array, or CSV with a header; may be compressed (.gz). Relative to the
+            YAML file.
         template: the question, with a record's fields in braces and {option} where the candidate goes.
         answer: the field that holds the right answer.
-        labels: an answer in the records: the word for it. The candidates are the same for all records.
+        labels: an answer in the records: its word. The candidates are the same for all records.
         options: the fields that hold a record's candidates, the answer being the name of one or the text in it; or the one
             field that holds a list of them, the answer being one of them or its index from 0.
-        train: records for examples in the prompt.
-        title: what results call the task; the file's name if not given.
+        train: records for few-shot examples.
+        title: name in results; by default the file's name.
         instruction: stands once in front.
         shorten: fields that may be cut where the whole does not fit, and from which side.
-        reading: which of the three is the result; prior where the candidates are labels, otherwise mean.
+        reading: the reading that is the result; by default prior where the candidates are labels, otherwise mean.
     """
 
     data: Path
@@ -54,7 +50,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class CustomTask(Task):
-    """A task and where its records are; see ``File``."""
+    """A task and where its records are; see ``TaskFile``."""
 
     path: Path
     data: Path
@@ -64,52 +60,54 @@ class CustomTask(Task):
     fields: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Setup:
-    """How to evaluate; the attributes are those of clue/run.py, ``chat`` that of exam/run.py."""
+def custom_suite(tasks: Sequence[CustomTask]) -> Suite:
+    """A suite of the user's own tasks.
 
-    shots: int = 0
-    chat: bool = False
-    limit: int | None = None
-    seed: int | None = None
-    choices: int | None = None
-    first: int | None = None
-    budget: int | None = None
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed, self.shots, self.choices)
+    Raises:
+        ConfigError: two tasks have the same name.
+    """
+    names = [task.name for task in tasks]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{', '.join(sorted(twice))}: given twice; results go by the name of the file")
+    return Suite(
+        name="task",
+        title="Tasks",
+        tasks=tasks,
+        read=_read_split,
+        corrected=Protocol(options=("budget", "seed", "choices", "chat")),
+    )
 
 
 def read_task(path: str | Path, place: int = 0) -> CustomTask:
     """A task from its YAML file.
 
     Raises:
-        ConfigError: the file is missing, or says what cannot be.
+        ConfigError: the file is missing, or its settings are wrong.
     """
     path = Path(path)
-    said = load(File, file=path)
-    labels = {str(label): word for label, word in said.labels.items()}
-    if bool(labels) == bool(said.options):
+    file = load(TaskFile, file=path)
+    labels = {str(label): word for label, word in file.labels.items()}
+    if bool(labels) == bool(file.options):
         raise ConfigError(f"{path}: give either labels (the same for all records) or options (fields of a record)")
-    if len(labels or said.options) < 2 and not isinstance(said.options, str):
+    if len(labels or file.options) < 2 and not isinstance(file.options, str):
         raise ConfigError(f"{path}: one candidate alone leaves nothing to choose; give at least two")
-    fields = _fields(path, said.template)
-    for name in said.shorten.keys() - set(fields):
+    fields = _fields(path, file.template)
+    for name in file.shorten.keys() - set(fields):
         raise ConfigError(f"{path}: shorten names {name!r}, which is not in the template; it has {', '.join(fields)}")
     return CustomTask(
         name=path.stem,
-        title=said.title or path.stem,
-        template=Template(said.template),
-        shorten=dict(said.shorten),
-        reading=said.reading or ("prior" if labels else "mean"),
+        title=file.title or path.stem,
+        template=Template(file.template),
+        shorten=dict(file.shorten),
+        reading=file.reading or ("prior" if labels else "mean"),
         labels=labels,
-        instruction=said.instruction,
+        instruction=file.instruction,
         place=place,
         path=path,
-        data=path.parent / said.data,
-        train=path.parent / said.train if said.train else None,
-        answer=said.answer,
-        options=said.options,
+        data=path.parent / file.data,
+        train=path.parent / file.train if file.train else None,
+        answer=file.answer,
+        options=file.options,
         fields=fields,
     )
 
@@ -132,35 +130,15 @@ def read_examples(task: CustomTask, path: Path, first: int | None = None) -> lis
     return examples[:first]
 
 
-def evaluate(opened: OpenedModel, tasks: Sequence[CustomTask], setup: Setup, cache: str | Path, watch: Watch) -> Result:
-    """Run tasks one after the other. All records are read before the first question is asked.
-
-    Raises:
-        ConfigError: two tasks have the same name, or one has no records for examples.
-    """
-    names = [task.name for task in tasks]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"{', '.join(sorted(twice))}: given twice; results go by the name of the file")
-    limit = limit_of(opened, setup.limit, LIMIT)
-    examples, train = {}, {}
-    for task in tasks:
-        if setup.chat:
-            check_chat(opened, task)
-        examples[task.name] = read_examples(task, task.data, setup.first)
-        if setup.shots and task.train is None:
-            raise ConfigError(f"{task.path}: examples in the prompt need records; say where with train: FILE")
-        train[task.name] = read_examples(task, task.train) if setup.shots and task.train else []
-    about = about_run(opened, "corrected", setup.shots, limit, seed=setup.seed or 0, chat=setup.chat)
-    results = []
-    for task in tasks:
-        run = Run(opened, task, limit, Path(cache), about, watch(task.title), setup.budget)
-        found = examples[task.name], train[task.name]
-        results.append(run.corrected(*found, setup.shots, setup.seed or 0, setup.choices, setup.chat))
-    return Result(TITLE, about, results)
+def _read_split(task: CustomTask, split: str, first: int | None) -> list[Example]:
+    path = task.train if split == "train" else task.data
+    if path is None:
+        raise ConfigError(f"{task.path}: examples in the prompt need records; say where with train: FILE")
+    return read_examples(task, path, first)
 
 
 def _fields(path: Path, template: str) -> tuple[str, ...]:
-    """The fields a template names, in order."""
+    """The fields in a template, in order."""
     try:
         pieces = list(Formatter().parse(template))
     except ValueError as error:
@@ -203,16 +181,16 @@ def _options(task: CustomTask, record: dict[str, Any], path: Path, line: int) ->
 
 
 def _gold(task: CustomTask, record: dict[str, Any], options: tuple[str, ...], path: Path, line: int) -> int:
-    """Which of the options is right."""
+    """Index of the right option."""
     answer = record.get(task.answer)
     if isinstance(answer, int) and not isinstance(answer, bool) and isinstance(task.options, str):
         if 0 <= answer < len(options):
             return answer
         raise RecordError(path, line, f"{task.answer} is {answer}; expected an index from 0 to {len(options) - 1}")
-    said = _text(record, task.answer, path, line)
+    text = _text(record, task.answer, path, line)
     names = tuple(task.labels) or (() if isinstance(task.options, str) else task.options)
     texts = () if task.labels else options
     for known in (names, texts):
-        if said in known:
-            return known.index(said)
-    raise RecordError(path, line, f"{task.answer} is {said!r}; expected one of {', '.join((*names, *texts)[:20])}")
+        if text in known:
+            return known.index(text)
+    raise RecordError(path, line, f"{task.answer} is {text!r}; expected one of {', '.join((*names, *texts)[:20])}")

@@ -1,9 +1,9 @@
-"""The corrected protocol: what a task asks a model, and how its answers are read.
+"""The corrected protocol: how a task's questions become prompts, and how scores are read.
 
-A candidate's score is log p of its tokens (and of what follows the gap), given everything before. Three readings stand side
-by side: the sum over the tokens, the mean, and the sum less that of the same prompt without the record's text (so that a
-word which is likely anywhere does not win by that). What stands in front of a question is the same for all candidates,
-and what is cut is only ever the text a question is about.
+A candidate's score is log p of its tokens (and of the text after the gap), given everything before. Three readings stand
+side by side: "sum" over the tokens, "mean", and "prior", the sum less that of the same prompt without the record's text,
+so that a word that is likely anywhere does not win by that. The prefix is the same for all candidates of a question,
+and only the text that a question is about is ever cut.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from hanmo.data.prepare.normalisation import normalised
@@ -27,12 +27,11 @@ NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Front:
-    """What stands in front of a question.
+class FewShotPrefix:
+    """Everything before a question.
 
     Attributes:
-        instruction: comes first.
-        shots: solved questions: the text before the answer, and the answer with what follows it.
+        shots: solved questions: the text before the answer, and the answer with the text after it.
         chat: question and answer are turns of a conversation, in the model's own chat template, instead of running text.
     """
 
@@ -41,82 +40,82 @@ class Front:
     chat: bool = False
 
     def text(self) -> str:
-        """All of it as running text; "" if there is nothing."""
-        solved = [asked + answered for asked, answered in self.shots]
+        """Instruction and shots as running text; "" if there is neither."""
+        solved = [question + answer for question, answer in self.shots]
         return "".join(piece + SEPARATOR for piece in [self.instruction, *solved] if piece)
 
     def candidates(self, family: Family, before: str, options: Sequence[str], after: str = "") -> Candidates:
-        """The parts of each option after all this and ``before``, as ``Family.cloze`` makes them."""
+        """The parts of each option after this prefix and ``before``, as ``Family.cloze`` makes them."""
         if not self.chat:
             return family.cloze(self.text() + before, options, after)
-        said = [turn.rstrip() for asked, answered in (*self.shots, (before, "")) for turn in (asked, answered)][:-1]
+        turns = [turn.rstrip() for shot in self.shots for turn in shot] + [before.rstrip()]
         if self.instruction:
-            said[0] = self.instruction + SEPARATOR + said[0]
-        return [family.parts(Dialogue((*said, option + after)), sys.maxsize)[-1] for option in options]
+            turns[0] = self.instruction + SEPARATOR + turns[0]
+        return [family.parts(Dialogue((*turns, option + after)), sys.maxsize)[-1] for option in options]
 
-    def shorter(self) -> list[Front]:
-        """This, and with ever fewer of the last solved questions, down to none."""
+    def shorter(self) -> list[FewShotPrefix]:
+        """This prefix, and with ever fewer of the last shots, down to none."""
         return [replace(self, shots=self.shots[:count]) for count in range(len(self.shots), -1, -1)]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything one task asks.
+class PreparedQuestions:
+    """The questions of one task, ready to be scored or answered.
 
     Attributes:
-        examples: what is evaluated, with the candidates that are offered.
+        examples: the examples, with the candidates that are offered.
         questions: their candidates as parts.
-        priors: the candidates without the records' text, and ``prior_of`` which of them belongs to each question.
-        contexts: where the answer is generated, what it goes on from.
-        shots: solved questions in front of each.
+        priors: the candidates without the records' text, and ``prior_of`` the one that belongs to each question.
+        contexts: prompts of generated answers.
+        shots: number of shots in the prefix of each question.
     """
 
     examples: list[Example]
-    questions: list[Candidates]
-    priors: list[Candidates]
-    prior_of: list[int]
-    contexts: list[Context]
-    shots: list[int]
+    questions: list[Candidates] = field(default_factory=list)
+    priors: list[Candidates] = field(default_factory=list)
+    prior_of: list[int] = field(default_factory=list)
+    contexts: list[Context] = field(default_factory=list)
+    shots: list[int] = field(default_factory=list)
 
 
-def plan(
-    family: Family, task: Task, examples: Sequence[Example], fronts: Sequence[Sequence[Front]], limit: int
-) -> Plan:
-    """Ask a task's questions of at most ``limit`` tokens each.
+def prepare_questions(
+    family: Family, task: Task, examples: Sequence[Example], prefixes: Sequence[Sequence[FewShotPrefix]], limit: int
+) -> PreparedQuestions:
+    """Make prompts of at most ``limit`` tokens.
 
     Args:
-        fronts: alternatives for each question; the first one that leaves room for the whole question is used.
+        prefixes: alternatives for each question; the first one that leaves room for the whole question is used.
 
     Raises:
-        HanmoError: a question does not fit even behind the last one and without the text it is about.
+        HanmoError: a question does not fit even after the last prefix and without the text it is about.
     """
-    asked = Plan(list(examples), [], [], [], [], [])
-    known: dict[tuple[tuple[str, ...], Front, str, str], int] = {}
-    for example, offered in zip(examples, fronts, strict=True):
+    prepared = PreparedQuestions(list(examples))
+    known: dict[tuple[tuple[str, ...], FewShotPrefix, str, str], int] = {}
+    for example, offered in zip(examples, prefixes, strict=True):
         if task.generates:
-            asked.contexts.append(_context(family, task, example, offered[-1], limit - NEW_TOKENS))
+            prepared.contexts.append(_context(family, task, example, offered[-1], limit - NEW_TOKENS))
             continue
-        roomy = (one for one in offered[:-1] if _length(family, task, example, example.fields, one) <= limit)
-        front = next(roomy, offered[-1])
-        fields = shortened(family, task, example, front, limit)
+        fitting = (one for one in offered[:-1] if _length(family, task, example, example.fields, one) <= limit)
+        prefix = next(fitting, offered[-1])
+        fields = shortened(family, task, example, prefix, limit)
         before, after = task.template.around(fields)
-        asked.questions.append(front.candidates(family, before, example.options, after))
-        asked.shots.append(len(front.shots))
+        prepared.questions.append(prefix.candidates(family, before, example.options, after))
+        prepared.shots.append(len(prefix.shots))
         bare = task.template.without_text(fields)
-        key = (example.options, front, *bare)
+        key = (example.options, prefix, *bare)
         if key not in known:
-            known[key] = len(asked.priors)
-            asked.priors.append(front.candidates(family, bare[0], example.options, bare[1]))
-        asked.prior_of.append(known[key])
-    return asked
+            known[key] = len(prepared.priors)
+            prepared.priors.append(prefix.candidates(family, bare[0], example.options, bare[1]))
+        prepared.prior_of.append(known[key])
+    return prepared
 
 
-def shortened(family: Family, task: Task, example: Example, front: Front, limit: int) -> dict[str, str]:
-    """The record's fields, cut where the task allows so that the longest candidate's text fits."""
+def shortened(family: Family, task: Task, example: Example, prefix: FewShotPrefix, limit: int) -> dict[str, str]:
+    """The record's fields, cut where the task allows so that the longest candidate's text fits into ``limit`` tokens."""
     fields = dict(example.fields)
     places = list(task.shorten.items())
     while True:
-        length = _length(family, task, example, fields, front)
+        length = _length(family, task, example, fields, prefix)
         if length <= limit:
             return fields
         while places and not fields[places[0][0]]:
@@ -133,25 +132,25 @@ def shortened(family: Family, task: Task, example: Example, front: Front, limit:
         fields[name] = text[surplus:] if side == "start" else text[: len(text) - surplus]
 
 
-def _length(family: Family, task: Task, example: Example, fields: dict[str, str], front: Front) -> int:
+def _length(family: Family, task: Task, example: Example, fields: dict[str, str], prefix: FewShotPrefix) -> int:
     """Tokens of a question with its longest candidate, a start and a stop token included."""
     before, after = task.template.around(fields)
     longest = max(example.options, key=len, default="")
-    return sum(len(part.ids) for part in front.candidates(family, before, [longest], after)[0]) + 2
+    return sum(len(part.ids) for part in prefix.candidates(family, before, [longest], after)[0]) + 2
 
 
-def _context(family: Family, task: Task, example: Example, front: Front, limit: int) -> Context:
-    before, _ = task.template.around(shortened(family, task, example, front, limit))
-    ids = tuple(id_ for part in front.candidates(family, before, [""])[0] for id_ in part.ids)
+def _context(family: Family, task: Task, example: Example, prefix: FewShotPrefix, limit: int) -> Context:
+    before, _ = task.template.around(shortened(family, task, example, prefix, limit))
+    ids = tuple(id_ for part in prefix.candidates(family, before, [""])[0] for id_ in part.ids)
     return Context(ids, ids)
 
 
 def draw_shots(
     family: Family, task: Task, train: Sequence[Example], shots: int, limit: int, seed: int
 ) -> list[Example]:
-    """Examples for the prompt: each right answer in turn, at random within it, all together within half the limit.
+    """Few-shot examples: each right answer in turn, at random within it, all together within half the limit.
 
-    An example that takes more than its share is passed over; where all do, the text of one is cut.
+    An example of more than its share of tokens is passed over; where all are, the text of one is cut.
     """
     rng = Random(seed)
     by_answer: dict[int, list[Example]] = {}
@@ -160,57 +159,60 @@ def draw_shots(
     pools = [rng.sample(found, len(found)) for _, found in sorted(by_answer.items())]
     rng.shuffle(pools)
     share = limit // 2 // max(shots, 1)
+
+    def fits(example: Example) -> bool:
+        text = task.template.fill(example.fields, _right(example))
+        return len(text) <= 4 * share and len(family.tokenizer.encode(text, add_special_tokens=False)) <= share
+
     drawn: list[Example] = []
     for place in range(min(shots, len(train))):
         pools = [pool for pool in pools if pool]
         pool = pools[place % len(pools)]
-        fitting = (
-            number
-            for number, one in enumerate(pool)
-            if len(_text(task, one)) <= 4 * share and _fits(family, task, one, share)
-        )
-        number = next(fitting, None)
-        example = pool.pop(number if number is not None else 0)
-        drawn.append(example if number is not None else replace(example, fields=_cut(family, task, example, share)))
+        number = next((number for number, one in enumerate(pool) if fits(one)), None)
+        example = pool.pop(number or 0)
+        if number is None:
+            alone = replace(example, options=(_right(example),), gold=0)
+            example = replace(example, fields=shortened(family, task, alone, FewShotPrefix(), share))
+        drawn.append(example)
     rng.shuffle(drawn)
     return drawn
 
 
-def front_of(task: Task, shots: Sequence[Example], chat: bool = False) -> Front:
+def prefix_of(task: Task, shots: Sequence[Example], chat: bool = False) -> FewShotPrefix:
     """The task's instruction and these examples, solved."""
     solved = []
     for shot in shots:
         before, after = task.template.around(shot.fields)
         solved.append((before, _right(shot) + after))
-    return Front(task.instruction, tuple(solved), chat)
+    return FewShotPrefix(task.instruction, tuple(solved), chat)
 
 
-def fronts_of(
+def prefixes_of(
     task: Task,
     examples: Sequence[Example],
     pool: Sequence[Example],
     draw: Callable[[Sequence[Example]], list[Example]],
     chat: bool = False,
-) -> tuple[list[Front], int]:
-    """The few-shot examples in front of each question, drawn from the pool by ``draw``, and how many questions got others.
+) -> tuple[list[FewShotPrefix], int]:
+    """The prefix of each question, with few-shot examples that ``draw`` takes from the pool; and the number of exceptions.
 
-    No question is shown its own answer: if the usual examples contain the question, or another record that asks the same,
-    it gets examples drawn from the pool without such records.
+    No prefix contains the answer to its question: if the usual examples contain the question, or another record that asks
+    the same, its examples are drawn from the pool without such records.
     """
     usual = draw(pool)
     drawn = {shot.where for shot in usual}
     shown = {_question(task, one) for one in pool if one.where in drawn}
-    fronts = {"": front_of(task, usual, chat)}
-    asked = [_question(task, example) for example in examples] if shown else [""] * len(examples)
-    for question in shown.intersection(asked):
+    prefixes = {"": prefix_of(task, usual, chat)}
+    questions = [_question(task, example) for example in examples] if shown else [""] * len(examples)
+    for question in shown.intersection(questions):
         others = [one for one in pool if _question(task, one) != question]
-        fronts[question] = front_of(task, draw(others), chat)
-    found = [fronts[question if question in shown else ""] for question in asked]
-    return found, sum(question in shown for question in asked)
+        prefixes[question] = prefix_of(task, draw(others), chat)
+    chosen = [prefixes[question if question in shown else ""] for question in questions]
+    return chosen, sum(question in shown for question in questions)
 
 
 def _question(task: Task, example: Example) -> str:
-    """What is asked, without the candidates; width, case and punctuation make no difference."""
+    """The question without its candidates; width, case and punctuation make no difference."""
     return normalised(task.template.fill(example.fields, ""))
 
 
@@ -236,22 +238,10 @@ def read_scores(sums: Sequence[float], tokens: Sequence[int], priors: Sequence[f
     }
 
 
-def answer_of(text: str) -> str:
-    """A generated answer: its first line that says something."""
+def first_line(text: str) -> str:
+    """A generated answer: the first line that is not blank."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-def _text(task: Task, example: Example) -> str:
-    return task.template.fill(example.fields, _right(example))
 
 
 def _right(example: Example) -> str:
     return example.options[example.gold] if example.options else example.answers[0]
-
-
-def _fits(family: Family, task: Task, example: Example, share: int) -> bool:
-    return len(family.tokenizer.encode(_text(task, example), add_special_tokens=False)) <= share
-
-
-def _cut(family: Family, task: Task, example: Example, share: int) -> dict[str, str]:
-    return shortened(family, task, replace(example, options=(_right(example),), gold=0), Front(), share)

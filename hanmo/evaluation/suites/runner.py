@@ -1,4 +1,4 @@
-"""One task being evaluated: ask, keep every answer at once, and put the result together."""
+"""The one evaluation of suites: read the examples, ask, keep every answer at once, and put the result together."""
 
 from __future__ import annotations
 
@@ -8,153 +8,135 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, unknown
 from hanmo.evaluation.engine.cache import Store, opened_store
 from hanmo.evaluation.engine.candidates import score_candidates
-from hanmo.evaluation.engine.distributed import mine
-from hanmo.evaluation.engine.row_scores import Progress, batches, computed_by, software
-from hanmo.evaluation.results.result import GAP, Item, TaskResult
+from hanmo.evaluation.engine.distributed import shard
+from hanmo.evaluation.engine.row_scores import Progress, batches
+from hanmo.evaluation.results.provenance import computed_by, software
+from hanmo.evaluation.results.result import GAP, QuestionResult, Result, TaskResult
 from hanmo.evaluation.suites import cmrc, prompting
-from hanmo.evaluation.suites.prompting import Candidates, Front, Plan
-from hanmo.evaluation.suites.task import OPTION, READINGS, Example, Task, data_hash
+from hanmo.evaluation.suites.prompting import Candidates, FewShotPrefix, PreparedQuestions
+from hanmo.evaluation.suites.suite import Options, Suite
+from hanmo.evaluation.suites.task import OPTION, READINGS, UNKNOWN, Example, Task, data_hash
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 
 GENERATED_AT_ONCE = 8
-Watch = Callable[[str], Progress]  # what is going on now -> told how far it is
+Watch = Callable[[str], Progress]  # title of a task -> its progress
 
 
-def limit_of(opened: OpenedModel, wanted: int | None, default: int) -> int:
-    """Most tokens of a question: what is wanted, or the default, within what the model has positions for."""
-    positions = getattr(opened.network.config, "max_position_embeddings", None)
-    if wanted is not None and positions is not None and wanted > positions:
-        raise ConfigError(f"--limit {wanted}: this model has {positions} positions; give at most that")
-    return wanted or min(default, positions or default)
+def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | Path, watch: Watch) -> Result:
+    """Evaluate the tasks of a suite one after the other. All files are read before the first question is asked.
 
-
-def check_seed(seed: int | None, shots: int, choices: int | None) -> None:
-    """Check that a given seed has an effect.
+    Args:
+        cache: folder in which answers are kept; a question whose answer is there is not asked again.
 
     Raises:
-        ConfigError: nothing is drawn.
+        ConfigError: an option has no effect, or the model does not allow it.
     """
-    if seed is not None and not shots and choices is None:
-        raise ConfigError(f"--seed {seed}: nothing is drawn without --shots or --choices; leave it out")
-
-
-def check_chat(opened: OpenedModel, task: Task) -> None:
-    """Whether a task can be asked as a conversation.
-
-    Raises:
-        ConfigError: the model has no chat template, or something follows the answer.
-    """
-    if not opened.tokenizer.chat_template:
-        raise ConfigError(f"--chat: {opened.source} has no chat template; ask it without, in running text")
-    if not task.template.text.endswith(OPTION):
-        raise ConfigError(
-            f"--chat: {task.title} goes on after the candidate, which a conversation cannot; leave it out"
-        )
-
-
-def about_run(opened: OpenedModel, protocol: str, shots: int, limit: int, **more: Any) -> dict[str, Any]:
-    """What the numbers of a run hang on."""
-    return {
+    protocol = suite.protocol(options)
+    if options.chat:
+        for task in suite.tasks:
+            _check_chat(opened, task)
+    split = options.split or suite.splits[0]
+    if split not in suite.splits:
+        raise ConfigError(unknown(f"split of {suite.title}", split, suite.splits))
+    examples = {task.name: suite.read(task, split, options.first) for task in suite.tasks}
+    answered = _answered(examples)
+    pool = protocol.pool if options.shots else None
+    pools = {task.name: suite.read(task, pool, None) if pool else [] for task in suite.tasks}
+    seed = options.seed or 0 if protocol.seed is None else protocol.seed
+    used = {"seed": seed, "split": split, "chat": options.chat, "cot": options.cot}
+    about = {
         "model": opened.source,
         "family": opened.family.name,
         **computed_by(opened),
-        "protocol": protocol,
-        "shots": shots,
-        "limit": limit,
-        **more,
+        "protocol": "published" if options.published else "corrected",
+        "shots": options.shots,
+        "limit": _limit(opened, options, protocol.limit),
+        **{name: used[name] for name in suite.reported()},
         **software(),
     }
+    results, submission = [], {}
+    for task in suite.tasks:
+        run = TaskRun(opened, suite, task, options, seed, Path(cache), about, watch(task.title))
+        result = (protocol.evaluate or corrected)(run, examples[task.name], pools[task.name])
+        results.append(result)
+        if suite.id_field:
+            pairs = zip(examples[task.name], result.items, strict=True)
+            submission[task.name] = {
+                one.fields[suite.id_field]: item.options[item.choice(result.reading)] for one, item in pairs
+            }
+    return Result(suite.title, about, results if answered else [], submission)
 
 
-@dataclass
-class Run:
-    """One task being evaluated.
+@dataclass(frozen=True)
+class TaskRun:
+    """One task of a suite while it is evaluated.
 
     Attributes:
-        cache: folder in which answers are kept; what is in it is not asked again.
-        about: what the run's numbers hang on.
-        budget: tokens in memory at the same time; None suits the device.
+        cache: folder in which answers are kept.
+        about: everything the results of the whole run depend on.
     """
 
     opened: OpenedModel
+    suite: Suite
     task: Task
-    limit: int
+    options: Options
+    seed: int
     cache: Path
     about: dict[str, Any]
     progress: Progress
-    budget: int | None
 
-    def corrected(
-        self,
-        examples: list[Example],
-        train: Sequence[Example],
-        shots: int,
-        seed: int,
-        choices: int | None = None,
-        chat: bool = False,
-    ) -> TaskResult:
-        """The result by the corrected protocol, with examples in the prompt that are drawn from ``train``.
+    @property
+    def limit(self) -> int:
+        """Most tokens of a question."""
+        return int(self.about["limit"])
 
-        Args:
-            choices: so many candidates at most; None offers all.
-        """
-        task, family, data = self.task, self.opened.family, data_hash(examples)
-        if choices is not None:
-            examples = list(prompting.fewer_options(examples, choices, seed))
-
-        def draw(pool: Sequence[Example]) -> list[Example]:
-            return prompting.draw_shots(family, task, pool, shots, self.limit, seed) if shots else []
-
-        drawn = draw(train)
-        fronts, itself = prompting.fronts_of(task, examples, train, draw, chat)
-        items, notes = self.ask(examples, [[front] for front in fronts])
-        notes += among_the_examples(itself)
-        about = {"data": data, "task": task.hash(), "shots": [shot.where for shot in drawn]}
-        if choices is not None and any(len(one.options) == choices for one in examples):
-            notes.append(f"{choices} candidates offered, the wrong ones drawn at random")
-        if len(drawn) < shots:
-            notes.append(f"only {len(drawn)} examples in the training split")
-        sizes = [len(one.options) for one in examples]
-        return self.result(task.reading, values_of(task, items), items, about, notes, sizes)
-
-    def ask(self, examples: Sequence[Example], fronts: Sequence[Sequence[Front]]) -> tuple[list[Item], list[str]]:
-        """Every question behind the first of its fronts that leaves room for it, and remarks on how they were asked."""
+    def ask(
+        self, examples: Sequence[Example], prefixes: Sequence[Sequence[FewShotPrefix]]
+    ) -> tuple[list[QuestionResult], list[str]]:
+        """Ask every question after the first of its prefixes that leaves room for it; also returns notes for the result."""
         task = self.task
-        plan = prompting.plan(self.opened.family, task, examples, fronts, self.limit)
-        texts = dict.fromkeys(offered[0].text() for offered in fronts)
-        asked = [*self.asked(data_hash(examples)), *texts, fronts[0][0].chat]
-        with self.store(asked) as store:
+        prepared = prompting.prepare_questions(self.opened.family, task, examples, prefixes, self.limit)
+        texts = dict.fromkeys(offered[0].text() for offered in prefixes)
+        with self.store(examples, *texts, prefixes[0][0].chat) as store:
             if task.generates:
-                self._generate(plan, store)
-                return [_generated(task, example, store.values[n]) for n, example in enumerate(examples)], []
-            self.score([*plan.questions, *plan.priors], store)  # in one list, by number
-            items = [_scored(task, plan, number, store) for number in range(len(examples))]
-        fewer = sum(count < len(offered[0].shots) for count, offered in zip(plan.shots, fronts, strict=True))
-        return items, [f"{fewer} questions left no room for all examples"] if fewer else []
+                self._generate(prepared, store)
+                return [self._generated(example, store.values[n]) for n, example in enumerate(examples)], []
+            self.score([*prepared.questions, *prepared.priors], store)  # in one list, by number
+            items = [self._scored(prepared, number, store) for number in range(len(examples))]
+        fewer = sum(count < len(offered[0].shots) for count, offered in zip(prepared.shots, prefixes, strict=True))
+        return items, no_room(fewer)
 
     def result(
         self,
         reading: str,
-        right: dict[str, list[float]],
-        items: list[Item],
+        values: dict[str, list[float]],
+        items: list[QuestionResult],
         about: dict[str, Any],
         notes: list[str],
-        sizes: list[int],
+        chance: float | None = None,
     ) -> TaskResult:
-        """The task's result; ``sizes`` are the numbers of candidates, of which guessing takes one."""
+        """The result of the task.
+
+        Args:
+            values: by reading, the value of every question.
+            about: what only this task's values depend on.
+            chance: accuracy of guessing; by default that of taking one of each question's candidates.
+        """
         task = self.task
+        if chance is None and not task.generates:
+            chance = sum(1 / len(item.options) for item in items) / len(items)
         return TaskResult(
             name=task.name,
             title=task.title,
             metric="F1" if task.generates else "accuracy",
             reading=reading,
-            right=right,
-            chance=None if task.generates else sum(1 / size for size in sizes) / len(sizes),
+            right=values,
+            chance=chance,
             labels=bool(task.labels),
             items=items,
             about=about,
@@ -163,60 +145,112 @@ class Run:
             place=task.place,
         )
 
-    def asked(self, data: str) -> list[Any]:
-        """What any answer hangs on."""
+    def store(self, examples: Sequence[Example], *more: Any) -> AbstractContextManager[Store]:
+        """The answers to these examples; ``more`` is what they depend on besides model, protocol, task and data."""
         about = {name: self.about[name] for name in ("weights", "config", "precision", "protocol", "shots", "limit")}
-        return [about, data, self.task.hash()]
-
-    def store(self, asked: list[Any]) -> AbstractContextManager[Store]:
-        return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", asked)
+        content = [about, data_hash(examples), self.task.hash(), *more]
+        return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", content)
 
     def score(self, questions: Sequence[Candidates], store: Store) -> None:
-        """Score what the store has no answer to, this process's share of it: for each candidate [log p, tokens]."""
-        missing = mine(store.missing(len(questions)))
+        """Score this process's share of the questions that the store has no answer to: [log p, tokens] of each candidate."""
+        missing = shard(store.missing(len(questions)))
         score_candidates(
             self.opened,
             [questions[number] for number in missing],
-            budget=self.budget,
+            budget=self.options.budget,
             progress=self.progress,
             on_scored=lambda place, scores: store.add(missing[place], [[-one.nll, one.tokens] for one in scores]),
         )
         store.complete()
 
-    def _generate(self, plan: Plan, store: Store) -> None:
+    def _generate(self, prepared: PreparedQuestions, store: Store) -> None:
         settings = Settings(max_new_tokens=prompting.NEW_TOKENS, do_sample=False, rule_files=False)
-        missing = mine(store.missing(len(plan.contexts)))
-        done = len(plan.contexts) - len(missing)
-        for chosen in batches([len(plan.contexts[number].ids) for number in missing], GENERATED_AT_ONCE):
+        contexts = prepared.contexts
+        missing = shard(store.missing(len(contexts)))
+        done = len(contexts) - len(missing)
+        for chosen in batches([len(contexts[number].ids) for number in missing], GENERATED_AT_ONCE):
             numbers = [missing[place] for place in chosen]
-            found = generate(self.opened, [plan.contexts[number] for number in numbers], settings)
-            for number, generation in zip(numbers, found, strict=True):
-                store.add(number, prompting.answer_of(self.opened.family.decode(generation.ids)))
+            replies = generate(self.opened, [contexts[number] for number in numbers], settings)
+            for number, reply in zip(numbers, replies, strict=True):
+                store.add(number, prompting.first_line(self.opened.family.decode(reply.ids)))
             done += len(numbers)
-            self.progress(done, len(plan.contexts))
+            self.progress(done, len(contexts))
         store.complete()
 
+    def _scored(self, prepared: PreparedQuestions, number: int, store: Store) -> QuestionResult:
+        example = prepared.examples[number]
+        sums, tokens = zip(*store.values[number], strict=True)
+        priors = [total for total, _ in store.values[len(prepared.questions) + prepared.prior_of[number]]]
+        scores = {str(name): values for name, values in prompting.read_scores(sums, tokens, priors).items()}
+        text = self.task.template.fill(example.fields, GAP)
+        return QuestionResult(example.where, text, example.options, example.gold, scores)
 
-def among_the_examples(count: int) -> list[str]:
-    """The remark on questions that were asked with other examples than the rest, if there are any."""
-    return [f"{count} questions are among the examples themselves, and had others in front of them"] if count else []
+    def _generated(self, example: Example, reply: str) -> QuestionResult:
+        scores = {"f1": [cmrc.f1(reply, example.answers)], "em": [float(cmrc.exact(reply, example.answers))]}
+        text = self.task.template.fill(example.fields, GAP)
+        return QuestionResult(example.where, text, example.answers, 0, scores, reply)
 
 
-def values_of(task: Task, items: Sequence[Item]) -> dict[str, list[float]]:
-    """By reading, what each question is worth: right or wrong, or the values of a generated answer."""
+def corrected(run: TaskRun, examples: list[Example], pool: list[Example]) -> TaskResult:
+    """Evaluate a task by the corrected protocol, with few-shot examples from ``pool``; see prompting.py."""
+    task, family, options, suite = run.task, run.opened.family, run.options, run.suite
+    data = data_hash(examples)
+    if options.choices is not None:
+        examples = list(prompting.fewer_options(examples, options.choices, run.seed))
+
+    def draw(pool: Sequence[Example]) -> list[Example]:
+        if suite.first_shots:
+            return list(pool[: options.shots])
+        return prompting.draw_shots(family, task, pool, options.shots, run.limit, run.seed) if options.shots else []
+
+    drawn = draw(pool)
+    prefixes, own = prompting.prefixes_of(task, examples, pool, draw, options.chat)
+    items, notes = run.ask(examples, [one.shorter() if suite.first_shots else [one] for one in prefixes])
+    if own:
+        notes.append(f"{own} questions are among the examples themselves, and had others in front of them")
+    if options.choices is not None and any(len(one.options) == options.choices for one in examples):
+        notes.append(f"{options.choices} candidates offered, the wrong ones drawn at random")
+    if len(drawn) < options.shots:
+        notes.append(f"only {len(drawn)} examples in the {suite.corrected.pool} split")
+    about = {"data": data, "task": task.hash(), "shots": [shot.where for shot in drawn]}
+    return run.result(task.reading, _values(task, items), items, about, notes)
+
+
+def no_room(questions: int) -> list[str]:
+    """The note on questions that were asked with fewer few-shot examples than wanted."""
+    return [f"{questions} questions left no room for all examples"] if questions else []
+
+
+def _values(task: Task, items: Sequence[QuestionResult]) -> dict[str, list[float]]:
+    """By reading, whether each question is answered right, or the values of a generated answer."""
     if task.generates:
         return {name: [item.scores[name][0] for item in items] for name in ("f1", "em")}
     return {str(name): [float(item.choice(name) == item.gold) for item in items] for name in READINGS}
 
 
-def _scored(task: Task, plan: Plan, number: int, store: Store) -> Item:
-    example = plan.examples[number]
-    sums, tokens = zip(*store.values[number], strict=True)
-    priors = [total for total, _ in store.values[len(plan.questions) + plan.prior_of[number]]]
-    scores = {str(name): values for name, values in prompting.read_scores(sums, tokens, priors).items()}
-    return Item(example.where, task.template.fill(example.fields, GAP), example.options, example.gold, scores)
+def _answered(examples: dict[str, list[Example]]) -> bool:
+    """Whether the right answers of all tasks are known."""
+    known = {name: found[0].gold != UNKNOWN for name, found in examples.items()}
+    if any(known.values()) and not all(known.values()):
+        without = next(name for name, answered in known.items() if not answered)
+        raise ConfigError(f"{without} has no answers, but other tasks have; choose only tasks that belong together")
+    return all(known.values())
 
 
-def _generated(task: Task, example: Example, said: str) -> Item:
-    scores = {"f1": [cmrc.f1(said, example.answers)], "em": [float(cmrc.exact(said, example.answers))]}
-    return Item(example.where, task.template.fill(example.fields, GAP), example.answers, 0, scores, said)
+def _limit(opened: OpenedModel, options: Options, default: int) -> int:
+    """Most tokens of a question."""
+    positions = getattr(opened.network.config, "max_position_embeddings", None)
+    if options.published or positions is None:
+        return options.limit or default
+    if options.limit is not None and options.limit > positions:
+        raise ConfigError(f"--limit {options.limit}: this model has {positions} positions; give at most that")
+    return options.limit or min(default, positions)
+
+
+def _check_chat(opened: OpenedModel, task: Task) -> None:
+    if not opened.tokenizer.chat_template:
+        raise ConfigError(f"--chat: {opened.source} has no chat template; ask it without, in running text")
+    if not task.template.text.endswith(OPTION):
+        raise ConfigError(
+            f"--chat: {task.title} goes on after the candidate, which a conversation cannot; leave it out"
+        )

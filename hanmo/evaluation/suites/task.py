@@ -1,21 +1,28 @@
-"""What a task is, whoever wrote it: a template around its candidates, and the examples that its records make."""
+"""A task: a template around its candidates, and the examples that its records make."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from hanmo.errors import ConfigError, unknown
 
 Reading = Literal["sum", "mean", "prior", "f1"]
 READINGS: tuple[Reading, ...] = ("sum", "mean", "prior")
 OPTION = "{option}"
+UNKNOWN = -1  # the right candidate of an example whose answer is not published
+AnyTask = TypeVar("AnyTask", bound="Task")
 
 
 @dataclass(frozen=True)
 class Template:
-    """Text around a candidate, as in tasks.yaml.
+    """Text around a candidate.
 
     >>> Template("{a}?{option}!").around({"a": "x"})
     ('x?', '!')
@@ -24,7 +31,7 @@ class Template:
     text: str
 
     def around(self, fields: Mapping[str, str]) -> tuple[str, str]:
-        """What stands before and after the candidate."""
+        """The text before and after the candidate."""
         before, _, after = self.text.partition(OPTION)
         return before.format_map(fields), after.format_map(fields)
 
@@ -43,14 +50,14 @@ class Task:
     """One task.
 
     Attributes:
-        title: what people call it.
-        template: the text of a question; what stands at {option} is a candidate.
-        shorten: fields that may be cut where the whole does not fit, and which side of them goes.
-        reading: which of sum, mean and prior is the result, see asking.py; f1: the model says the answer.
-        labels: label in the files: the word for it, in the order of the candidates; without them the records have their own.
-        instruction: stands once in front of examples and question.
-        groups: what results are averaged over: the domains of a subject.
-        place: in the order in which results are shown.
+        title: name in results.
+        template: text of a question; a candidate replaces {option}.
+        shorten: fields that may be cut where the whole does not fit, and from which side: "start" or "end".
+        reading: the reading that is the result, see prompting.py; "f1": the model generates the answer.
+        labels: label in the files: its word, in the order of the candidates; empty if every record has its own candidates.
+        instruction: stands once before few-shot examples and question.
+        groups: groups whose averages the task counts in, such as the domain of a subject.
+        place: position among the tasks in results.
     """
 
     name: str
@@ -65,13 +72,13 @@ class Task:
 
     @property
     def generates(self) -> bool:
-        """The model says the answer; there is nothing to choose from."""
+        """The model generates the answer; there are no candidates."""
         return self.reading == "f1"
 
     def hash(self) -> str:
-        """What is asked: 16 hex digits over the template and the labels."""
-        asked = [self.name, self.instruction, self.template.text, self.labels, self.shorten]
-        return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]
+        """16 hex digits over everything that makes a question out of a record."""
+        content = [self.name, self.instruction, self.template.text, self.labels, self.shorten]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -80,10 +87,10 @@ class Example:
 
     Attributes:
         fields: texts that templates may name.
-        options: the candidates of our template, in order; none where the answer is generated.
-        gold: which of them is right.
+        options: candidates in order; none where the answer is generated.
+        gold: index of the right candidate, or ``UNKNOWN``.
         where: "file:line", or "file:record" where a file is one JSON document.
-        label: the right one as it stands in the file.
+        label: the right answer as it stands in the file.
         answers: all accepted answers of a generated one.
     """
 
@@ -96,9 +103,38 @@ class Example:
 
 
 def data_hash(examples: Iterable[Example]) -> str:
-    """What was evaluated, whatever file it came from: 16 hex digits of sha256."""
+    """16 hex digits of sha256 over the examples, whatever file they came from."""
     digest = hashlib.sha256()
     for example in examples:
         content = [example.fields, example.options, example.gold, example.label, example.answers]
         digest.update(json.dumps(content, ensure_ascii=False, sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def read_tasks(path: str | Path, make: Callable[..., AnyTask] = Task) -> dict[str, AnyTask]:  # type: ignore[assignment]
+    """Tasks by name, in the order of a YAML file that maps names to the arguments of ``make``.
+
+    Raises:
+        ConfigError: a task lacks an attribute or has an unknown one.
+    """
+    content: dict[str, dict[str, Any]] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    tasks = {}
+    for place, (name, value) in enumerate(content.items()):
+        try:
+            values = {**value, "template": Template(value["template"])}
+            tasks[name] = make(name=name, place=place, **values)
+        except (TypeError, KeyError) as error:
+            raise ConfigError(f"{path}: {name}: {error}") from None
+    return tasks
+
+
+def choose_tasks(what: str, tasks: Mapping[str, AnyTask], names: Iterable[str]) -> list[AnyTask]:
+    """Tasks by name, in the order of ``tasks``; all of them if there are no names.
+
+    Raises:
+        ConfigError: no task has such a name; ``what`` describes a task in the message.
+    """
+    wanted = {name.lower() for name in names}
+    for name in wanted - tasks.keys():
+        raise ConfigError(unknown(what, name, tasks))
+    return [task for name, task in tasks.items() if not wanted or name in wanted]

@@ -1,22 +1,25 @@
-"""Reading CLUE's files as they are published: one function for each layout, all records checked.
+"""Reads CLUE's files as they are published: one function for each layout, all records checked.
 
-A bad record is an error with file, line (or the number of the record, where a file is one JSON document) and what
-was expected. Files may be gzip-compressed.
+A bad record is an error with file, line (or the number of the record, where a file is one JSON document) and the expected
+form. Files may be gzip-compressed.
 """
 
 from __future__ import annotations
 
-import gzip
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.errors import HanmoError, RecordError
 from hanmo.evaluation.suites.clue.tasks import ClueTask
 from hanmo.evaluation.suites.task import Example
 from hanmo.files import data_of
+from hanmo.records import opened_text
 
 BLANK = re.compile(r"#idiom\d*#")
 GAP = "____"
@@ -34,22 +37,24 @@ def read_split(task: ClueTask, data: str | Path, split: str, first: int | None =
 
     Raises:
         HanmoError: folder or files are missing, or hold no example.
-        RecordError: a record is not what its layout says.
+        RecordError: a record does not have the form of its layout.
     """
-    paths = split_files(task, data, split)
+    paths = _split_files(task, data, split)
+    records, layout = LAYOUTS[task.layout]
     examples: list[Example] = []
     for path in paths:
-        for example in LAYOUTS[task.layout](task, path):
-            if first is not None and len(examples) >= first:
-                return examples
-            examples.append(example)
+        for place, record in records(path):
+            for example in layout(task, record, place):
+                if first is not None and len(examples) >= first:
+                    return examples
+                examples.append(example)
     if not examples:
         raise HanmoError(f"{', '.join(map(str, paths))}: no example of {task.title} in it")
     return examples
 
 
-def split_files(task: ClueTask, data: str | Path, split: str) -> list[Path]:
-    """The files of a split: ``dev.json``, or all that end so; answers of CHID are not among them."""
+def _split_files(task: ClueTask, data: str | Path, split: str) -> list[Path]:
+    """The files of a split: ``dev.json``, or all whose names end so, without CHID's files of answers."""
     data = Path(data)
     names = [variant for base in (task.name, task.title) for variant in (base, f"{base}_public")]
     folders = [data / name for name in names if (data / name).is_dir()]
@@ -66,197 +71,186 @@ def split_files(task: ClueTask, data: str | Path, split: str) -> list[Path]:
     )
 
 
-def _sentences(task: ClueTask, path: Path) -> Iterator[Example]:
-    for line, record in _lines(path):
-        if task.skip and record.get("label") == task.skip:
-            continue
-        label = _label(record, task, path, line)
-        fields = {name: _text(record, name, path, line) for name in ("sentence1", "sentence2")}
-        yield _labelled(task, fields, label, path, line)
+@dataclass(frozen=True)
+class _Place:
+    """The line of a record, or its number in a file that is one JSON document."""
+
+    path: Path
+    number: int
+    unit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.number}"
+
+    def bad(self, problem: str) -> RecordError:
+        return RecordError(self.path, self.number, self.unit + problem)
+
+    def text(self, record: Any, name: str) -> str:
+        value = record.get(name) if isinstance(record, dict) else None
+        if not isinstance(value, str):
+            problem = "is missing" if value is None else f"is {type(value).__name__}"
+            raise self.bad(f"field {name!r} {problem}; expected a string")
+        return value
+
+    def texts(self, values: Any, least: int, problem: str) -> list[str]:
+        """A list of at least so many strings."""
+        if not isinstance(values, list) or len(values) < least or not all(isinstance(one, str) for one in values):
+            raise self.bad(problem)
+        return values
+
+    def labelled(self, task: ClueTask, record: dict[str, Any], fields: dict[str, str]) -> Example:
+        label = record.get("label")
+        if isinstance(label, int) and not isinstance(label, bool):
+            label = str(label)  # FewCLUE writes numbers
+        if label not in task.labels:
+            expected = ", ".join(list(task.labels)[:20])
+            raise self.bad(f"label {label!r} is none of {task.title}'s; expected one of {expected}")
+        gold = list(task.labels).index(label)
+        return Example(fields, tuple(task.labels.values()), gold, str(self), label)
 
 
-def _abstracts(task: ClueTask, path: Path) -> Iterator[Example]:
-    for line, record in _lines(path):
-        keywords = record.get("keyword")
-        if not isinstance(keywords, list) or not keywords or not all(isinstance(word, str) for word in keywords):
-            raise RecordError(path, line, f"keyword is {keywords!r}; expected a list of strings")
-        fields = {"abst": _text(record, "abst", path, line)}
-        fields |= {"joined": "+".join(keywords), "keywords": "、".join(keywords)}
-        yield _labelled(task, fields, _label(record, task, path, line), path, line)
+def _sentences(task: ClueTask, record: dict[str, Any], place: _Place) -> Iterator[Example]:
+    if not task.skip or record.get("label") != task.skip:
+        yield place.labelled(task, record, {name: place.text(record, name) for name in ("sentence1", "sentence2")})
 
 
-def _topics(task: ClueTask, path: Path) -> Iterator[Example]:
-    for line, record in _lines(path):
-        label = _label(record, task, path, line)
-        name = record.get("label_des")
-        if name is not None and name != task.labels[label]:
-            raise RecordError(path, line, f"label_des is {name!r}, but label {label} means {task.labels[label]!r}")
-        yield _labelled(task, {"sentence": _text(record, "sentence", path, line)}, label, path, line)
+def _abstracts(task: ClueTask, record: dict[str, Any], place: _Place) -> Iterator[Example]:
+    found = record.get("keyword")
+    keywords = place.texts(found, 1, f"keyword is {found!r}; expected a list of strings")
+    fields = {"abst": place.text(record, "abst"), "joined": "+".join(keywords), "keywords": "、".join(keywords)}
+    yield place.labelled(task, record, fields)
 
 
-def _pronouns(task: ClueTask, path: Path) -> Iterator[Example]:
-    """The options are the pronoun as it stands and the noun in its place; "true" says that the noun is right."""
-    for line, record in _lines(path):
-        text, target = _text(record, "text", path, line), record.get("target")
-        if not isinstance(target, dict):
-            raise RecordError(path, line, "no object 'target'; expected span1_text, span2_text and their indices")
-        noun, pronoun = _text(target, "span1_text", path, line), _text(target, "span2_text", path, line)
-        start = target.get("span2_index")
-        if not isinstance(start, int) or text[start : start + len(pronoun)] != pronoun:
-            raise RecordError(path, line, f"span2_index {start!r} is not where {pronoun!r} stands in the text")
-        label = str(record.get("label"))
-        if label not in ("true", "false"):
-            raise RecordError(path, line, f"label {label!r}; expected 'true' or 'false'")
-        fields = {"before": text[:start], "after": text[start + len(pronoun) :]}
-        yield Example(fields, (pronoun, noun), int(label == "true"), f"{path}:{line}", label)
+def _topics(task: ClueTask, record: dict[str, Any], place: _Place) -> Iterator[Example]:
+    example = place.labelled(task, record, {"sentence": place.text(record, "sentence")})
+    name = record.get("label_des")
+    if name is not None and name != task.labels[example.label]:
+        expected = task.labels[example.label]
+        raise place.bad(f"label_des is {name!r}, but label {example.label} means {expected!r}")
+    yield example
 
 
-def _idioms(task: ClueTask, path: Path) -> Iterator[Example]:
-    """A question for each blank. Answers stand in the records (FewCLUE) or in the files of answers (CLUE)."""
-    answers: dict[str, Any] | None = None
-    for line, record in _lines(path):
-        options = record.get("candidates")
-        if not isinstance(options, list) or len(options) < 2 or not all(isinstance(one, str) for one in options):
-            raise RecordError(path, line, "candidates are missing; expected a list of at least two idioms")
-        passages = record.get("content")
-        passages = [passages] if isinstance(passages, str) else passages
-        if not isinstance(passages, list) or not all(isinstance(text, str) for text in passages):
-            raise RecordError(path, line, "content is missing; expected a list of passages")
-        if "answer" not in record and answers is None:
-            answers = _answers(path)
-        for passage in passages:
-            for blank in BLANK.finditer(passage):
-                answer = record["answer"] if "answer" in record else (answers or {}).get(blank.group())
-                if not isinstance(answer, int) or not 0 <= answer < len(options):
-                    raise RecordError(
-                        path,
-                        line,
-                        f"{blank.group()} has the answer {answer!r}; expected 0 to {len(options) - 1}, from "
-                        "the record's answer or from dev_answer.json / train_answer.json beside the file",
-                    )
-                before, after = passage[: blank.start()], passage[blank.end() :]
-                fields = {"raw_before": before, "raw_after": after}
-                fields |= {"before": BLANK.sub(GAP, before), "after": BLANK.sub(GAP, after)}
-                yield Example(fields, tuple(options), answer, f"{path}:{line}", options[answer])
+def _pronouns(_: ClueTask, record: dict[str, Any], place: _Place) -> Iterator[Example]:
+    """The options are the pronoun as it stands and the noun in its place; "true" means that the noun is right."""
+    text, target = place.text(record, "text"), record.get("target")
+    if not isinstance(target, dict):
+        raise place.bad("no object 'target'; expected span1_text, span2_text and their indices")
+    noun, pronoun = place.text(target, "span1_text"), place.text(target, "span2_text")
+    start = target.get("span2_index")
+    if not isinstance(start, int) or text[start : start + len(pronoun)] != pronoun:
+        raise place.bad(f"span2_index {start!r} is not where {pronoun!r} stands in the text")
+    label = str(record.get("label"))
+    if label not in ("true", "false"):
+        raise place.bad(f"label {label!r}; expected 'true' or 'false'")
+    fields = {"before": text[:start], "after": text[start + len(pronoun) :]}
+    yield Example(fields, (pronoun, noun), int(label == "true"), str(place), label)
+
+
+def _idioms(_: ClueTask, record: dict[str, Any], place: _Place) -> Iterator[Example]:
+    """A question for each blank. Answers are in the records (FewCLUE) or in the files of answers (CLUE)."""
+    problem = "candidates are missing; expected a list of at least two idioms"
+    options = tuple(place.texts(record.get("candidates"), 2, problem))
+    content = record.get("content")
+    passages = [content] if isinstance(content, str) else content
+    for passage in place.texts(passages, 0, "content is missing; expected a list of passages"):
+        for blank in BLANK.finditer(passage):
+            answer = record["answer"] if "answer" in record else record["answers"]().get(blank.group())
+            if not isinstance(answer, int) or not 0 <= answer < len(options):
+                raise place.bad(
+                    f"{blank.group()} has the answer {answer!r}; expected 0 to {len(options) - 1}, from "
+                    "the record's answer or from dev_answer.json / train_answer.json beside the file"
+                )
+            before, after = passage[: blank.start()], passage[blank.end() :]
+            fields = {"raw_before": before, "raw_after": after}
+            fields |= {"before": BLANK.sub(GAP, before), "after": BLANK.sub(GAP, after)}
+            yield Example(fields, options, answer, str(place), options[answer])
+
+
+def _dialogues(_: ClueTask, record: Any, place: _Place) -> Iterator[Example]:
+    if not (isinstance(record, list) and len(record) >= 2 and all(isinstance(part, list) for part in record[:2])):
+        raise place.bad("expected [lines, questions, id]")
+    lines = place.texts(record[0], 0, "expected the lines to be strings")
+    for question in record[1]:
+        text = place.text(question, "question")
+        options, answer = question.get("choice"), question.get("answer")
+        if not isinstance(options, list) or len(options) < 2 or answer not in options:
+            raise place.bad(f"the answer {answer!r} is not among the choices {options!r}; expected 2 to 4")
+        fields = {"lines": "\n".join(lines), "joined": "".join(lines), "question": text}
+        yield Example(fields, tuple(options), options.index(answer), str(place), answer)
+
+
+def _passages(_: ClueTask, record: Any, place: _Place) -> Iterator[Example]:
+    for paragraph in record.get("paragraphs", ()):
+        context = place.text(paragraph, "context")
+        for question in paragraph.get("qas", ()):
+            found = [(one.get("text"), one.get("answer_start")) for one in question.get("answers", ())]
+            if not found or not all(isinstance(text, str) for text, _ in found):
+                raise place.bad("a question without answers; expected [{'text': …}]")
+            answers = tuple(text for text, _ in dict.fromkeys(found))
+            fields = {"context": context, "question": place.text(question, "question")}
+            yield Example(fields, (), 0, str(place), answers[0], answers)
+
+
+Records = Iterator[tuple[_Place, Any]]
+
+
+def _lines(path: Path) -> Records:
+    for line, record in SourceReader().json_objects(path):
+        yield _Place(path, line), record
+
+
+def _with_answers(path: Path) -> Records:
+    """CHID's records, each with a function that returns the answers of the files beside them."""
+    answers = functools.cache(lambda: _answers(path))
+    for place, record in _lines(path):
+        yield place, record | {"answers": answers}
 
 
 def _answers(path: Path) -> dict[str, Any]:
-    """All files of answers beside CHID's records, joined; of an idiom in several that of the training set counts."""
+    """All files of answers joined; of an idiom in several that of the training set counts."""
     files = sorted(path.parent.glob("*answer.json*"))
     if not files:
         raise HanmoError(
             f"{path.parent}: no answers; expected dev_answer.json and train_answer.json beside {path.name}"
         )
-    merged: dict[str, Any] = {}
+    joined: dict[str, Any] = {}
     for file in files:  # "dev" comes before "train"
-        answers = _document(file)
-        if not isinstance(answers, dict):
-            raise RecordError(file, 1, "expected an object: '#idiomNNNNNN#' and the index of the right candidate")
-        merged |= answers
-    return merged
+        joined |= _document(file, dict, "an object: '#idiomNNNNNN#' and the index of the right candidate")
+    return joined
 
 
-def _dialogues(task: ClueTask, path: Path) -> Iterator[Example]:
-    content = _document(path)
-    if not isinstance(content, list):
-        raise RecordError(path, 1, "expected a JSON array of [lines, questions, id]")
-    for number, record in enumerate(content, 1):
-        if not (isinstance(record, list) and len(record) >= 2 and all(isinstance(part, list) for part in record[:2])):
-            raise RecordError(path, number, "(record) expected [lines, questions, id]")
-        lines, questions = record[:2]
-        if not all(isinstance(text, str) for text in lines):
-            raise RecordError(path, number, "(record) expected the lines to be strings")
-        for question in questions:
-            asked = _text(question, "question", path, number)
-            options, answer = question.get("choice"), question.get("answer")
-            if not isinstance(options, list) or len(options) < 2 or answer not in options:
-                raise RecordError(
-                    path,
-                    number,
-                    f"(record) the answer {answer!r} is not among the choices {options!r}; expected 2 to 4",
-                )
-            fields = {"lines": "\n".join(lines), "joined": "".join(lines), "question": asked}
-            yield Example(fields, tuple(options), options.index(answer), f"{path}:{number}", answer)
+def _array(path: Path) -> Records:
+    for number, record in enumerate(_document(path, list, "a JSON array of [lines, questions, id]"), 1):
+        yield _Place(path, number, "(record) "), record
 
 
-def _passages(task: ClueTask, path: Path) -> Iterator[Example]:
-    content = _document(path)
-    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-        raise RecordError(path, 1, "expected the SQuAD form: {'data': [{'paragraphs': …}]}")
-    for number, article in enumerate(content["data"], 1):
-        for paragraph in article.get("paragraphs", ()):
-            context = _text(paragraph, "context", path, number)
-            for question in paragraph.get("qas", ()):
-                found = [(one.get("text"), one.get("answer_start")) for one in question.get("answers", ())]
-                if not found or not all(isinstance(text, str) for text, _ in found):
-                    raise RecordError(path, number, "(record) a question without answers; expected [{'text': …}]")
-                answers = tuple(text for text, _ in dict.fromkeys(found))
-                fields = {"context": context, "question": _text(question, "question", path, number)}
-                yield Example(fields, (), 0, f"{path}:{number}", answers[0], answers)
+def _squad(path: Path) -> Records:
+    form = "the SQuAD form: {'data': [{'paragraphs': …}]}"
+    articles = _document(path, dict, form).get("data")
+    if not isinstance(articles, list):
+        raise RecordError(path, 1, f"expected {form}")
+    for number, record in enumerate(articles, 1):
+        yield _Place(path, number, "(record) "), record
 
 
-LAYOUTS: dict[str, Callable[[ClueTask, Path], Iterator[Example]]] = {
-    "sentences": _sentences,
-    "abstracts": _abstracts,
-    "topics": _topics,
-    "pronouns": _pronouns,
-    "idioms": _idioms,
-    "dialogues": _dialogues,
-    "passages": _passages,
-}
-
-
-def _labelled(task: ClueTask, fields: dict[str, str], label: str, path: Path, line: int) -> Example:
-    options = tuple(task.labels.values())
-    return Example(fields, options, list(task.labels).index(label), f"{path}:{line}", label)
-
-
-def _label(record: dict[str, Any], task: ClueTask, path: Path, line: int) -> str:
-    label = record.get("label")
-    if isinstance(label, int) and not isinstance(label, bool):
-        label = str(label)  # FewCLUE writes numbers
-    if label not in task.labels:
-        expected = ", ".join(list(task.labels)[:20])
-        raise RecordError(path, line, f"label {label!r} is none of {task.title}'s; expected one of {expected}")
-    return str(label)
-
-
-def _text(record: Any, name: str, path: Path, line: int) -> str:
-    value = record.get(name) if isinstance(record, dict) else None
-    if not isinstance(value, str):
-        problem = "is missing" if value is None else f"is {type(value).__name__}"
-        raise RecordError(path, line, f"field {name!r} {problem}; expected a string")
-    return value
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """JSON lines with their numbers from 1; only a line feed ends a line, and empty lines are passed over."""
-    for number, text in enumerate(_content(path).split("\n"), 1):
-        if not text.strip():
-            continue
-        try:
-            record = data_of(text)
-        except json.JSONDecodeError as error:
-            raise RecordError(
-                path, number, f"not JSON ({error.msg}, column {error.colno}); expected an object"
-            ) from None
-        if not isinstance(record, dict):
-            raise RecordError(path, number, f"{type(record).__name__}; expected a JSON object a line")
-        yield number, record
-
-
-def _document(path: Path) -> Any:
+def _document(path: Path, kind: type[Any], form: str) -> Any:
     try:
-        return data_of(_content(path))
+        with opened_text(path) as file:
+            content = data_of(file.read())
     except json.JSONDecodeError as error:
         raise RecordError(path, error.lineno, f"not JSON: {error.msg}, column {error.colno}") from None
+    if not isinstance(content, kind):
+        raise RecordError(path, 1, f"expected {form}")
+    return content
 
 
-def _content(path: Path) -> str:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return bytes(file.read()).decode("utf-8-sig")
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise RecordError(path, 0, f"damaged gzip file: {error}") from None
-    except UnicodeDecodeError as error:
-        raise RecordError(path, 0, f"not UTF-8: byte {error.start}") from None
+Layout = Callable[[ClueTask, Any, _Place], Iterator[Example]]
+LAYOUTS: dict[str, tuple[Callable[[Path], Records], Layout]] = {
+    "sentences": (_lines, _sentences),
+    "abstracts": (_lines, _abstracts),
+    "topics": (_lines, _topics),
+    "pronouns": (_lines, _pronouns),
+    "idioms": (_with_answers, _idioms),
+    "dialogues": (_array, _dialogues),
+    "passages": (_squad, _passages),
+}

@@ -1,9 +1,8 @@
-"""What an examination is: data, read from exams.yaml. Each subject is a task like any other."""
+"""Examinations in many subjects: data, read from exams.yaml. Each subject is a task like any other."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,13 @@ LETTERS = ("A", "B", "C", "D")
 
 @dataclass(frozen=True)
 class Exam:
-    """One examination; exams.yaml says what the attributes mean."""
+    """One examination; exams.yaml explains the attributes."""
 
     title: str
     files: str
     splits: tuple[str, ...]
     published: str
     subjects: dict[str, Task]
-
-    def chosen(self, names: Iterable[str]) -> list[Task]:
-        """Subjects by name; all of them if there are no names.
-
-        Raises:
-            ConfigError: no subject has such a name.
-        """
-        wanted = set(names)
-        for name in wanted - self.subjects.keys():
-            raise ConfigError(unknown(f"subject of {self.title}", name, self.subjects))
-        return [task for name, task in self.subjects.items() if not wanted or name in wanted]
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The published way to ask C-Eval and MMLU, flaws included, as the recorded cases have it.
+"""The published protocol of C-Eval and MMLU, flaws included, as the recorded cases have it.
 
 Files are read by pandas with its defaults, which take "None", "N/A" or "nan" for a missing value and a number for a number.
 A prompt has no instruction without examples; examples are the first of the dev split, and where they do not fit the last
@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hanmo.errors import ConfigError, UnsupportedError
+from hanmo.errors import RecordError, UnsupportedError
+from hanmo.evaluation.results.result import GAP, QuestionResult, TaskResult
 from hanmo.evaluation.suites.exam.exams import LETTERS, Exam
-from hanmo.evaluation.suites.exam.reading import ANSWER, COLUMNS, header_of
+from hanmo.evaluation.suites.exam.reading import ANSWER, COLUMNS, header_of, subject_file
 from hanmo.evaluation.suites.prompting import Candidates
-from hanmo.evaluation.suites.task import Task
+from hanmo.evaluation.suites.runner import TaskRun, no_room
+from hanmo.evaluation.suites.task import Example, Task, data_hash
 from hanmo.families.base import OpenedModel
 from hanmo.records import Text, opened_text
 from hanmo.rows import Part
@@ -52,6 +54,42 @@ FORMS = {  # by what is in the model's name
     "chatglm2": Form("\n\n", "[Round {round}]\n\n问：{block}\n\n答：{answer}", first=1),
     "chatglm": Form("\n", "[Round {round}]\n问：{block}\n答：{answer}"),
 }
+
+
+def evaluate_task(
+    exam: Exam, data: str | Path, run: TaskRun, examples: list[Example], pool: list[Example]
+) -> TaskResult:
+    """Evaluate a subject as published; its files are read once more, by pandas."""
+    opened, task, options = run.opened, run.task, run.options
+    form, limit = form_of(opened.source), run.limit - GENERATED
+    questions, dev = (subject_file(exam, task, data, split) for split in (run.about["split"], "dev"))
+    solved = read_rows(dev, options.shots) if options.shots else []
+    if options.cot and any(EXPLANATION not in row for row in solved):
+        raise RecordError(dev, 1, f"no column {EXPLANATION!r}; ask without --cot")
+
+    def fits(text: str) -> bool:
+        return len(ids_of(opened, text)) <= limit
+
+    rows = read_rows(questions, options.first)
+    made = [build_prompt(exam, task, form, solved, row, options.cot, fits) for row in rows]
+    with run.store(examples, made) as store:
+        run.score([candidates(opened, prompt, limit) for prompt, _ in made], store)
+        scores = [[total for total, _ in store.values[number]] for number in range(len(made))]
+    items = [
+        QuestionResult(one.where, task.template.fill(one.fields, GAP), LETTERS, one.gold, {"published": values})
+        for one, values in zip(examples, scores, strict=True)
+    ]
+    notes = no_room(sum(count < len(solved) for _, count in made))
+    if options.cot:
+        notes.append(
+            "the first token is read as the answer, as published: no answer was ever taken from an explanation"
+        )
+    shots = pool[: options.shots]
+    if len(shots) < options.shots:
+        notes.append(f"only {len(shots)} examples in the dev split")
+    about = {"data": data_hash(examples), "task": task.hash(), "shots": [shot.where for shot in shots]}
+    right = [float(item.choice("published") == item.gold) for item in items]
+    return run.result("published", {"published": right}, items, about, notes)
 
 
 def form_of(model: str) -> Form:
@@ -121,18 +159,6 @@ def candidates(opened: OpenedModel, prompt: str, limit: int) -> Candidates:
     context = Part(ids_of(opened, prompt, limit), False)
     letters = [opened.tokenizer.encode(letter, add_special_tokens=False)[0] for letter in LETTERS]
     return [[context, Part((token,), True)] for token in letters]
-
-
-def check(exam: Exam, chat: bool) -> None:
-    """Whether the published protocol has anything to say.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    if not exam.published:
-        raise ConfigError(f"--published: the original has no {exam.title}; evaluate it without")
-    if chat:
-        raise ConfigError("--published asks every model in a form of its own; leave --chat out")
 
 
 def _block(exam: Exam, row: Row) -> str:

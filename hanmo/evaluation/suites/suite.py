@@ -1,0 +1,121 @@
+"""A suite: tasks that are evaluated together, the reader of their files, and the protocols to evaluate them by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hanmo.errors import ConfigError
+from hanmo.evaluation.results.result import TaskResult
+from hanmo.evaluation.suites.task import Example, Task
+
+LIMIT = 1024
+ALWAYS = ("shots", "published", "first", "limit")  # options that every protocol has
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a suite is evaluated.
+
+    Attributes:
+        shots: few-shot examples in the prompt.
+        published: use the published protocol, flaws included.
+        first: evaluate only so many examples of every task.
+        limit: most tokens of a question; by default the protocol's, or what the model has positions for.
+        budget: tokens in memory at the same time; by default what suits the device.
+        split: split that is evaluated; by default the suite's first one.
+        seed: of the draw of few-shot examples and candidates; 0 by default.
+        choices: offer so many candidates at most; by default all.
+        chat: ask in the model's chat template.
+        cot: the few-shot examples explain their answers.
+        candidates: file of the original's wrong candidates, see ``clue.published.read_candidates``.
+    """
+
+    shots: int = 0
+    published: bool = False
+    first: int | None = None
+    limit: int | None = None
+    budget: int | None = None
+    split: str | None = None
+    seed: int | None = None
+    choices: int | None = None
+    chat: bool = False
+    cot: bool = False
+    candidates: Path | None = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to evaluate the tasks of a suite.
+
+    Attributes:
+        evaluate: evaluates one task: ``evaluate(run, examples, pool)`` with a ``runner.TaskRun``, the examples, and those
+            that few-shot examples are taken from; None is ``runner.corrected``.
+        limit: most tokens of a question, unless options say otherwise.
+        pool: split that few-shot examples are taken from; None: ``evaluate`` takes them from elsewhere.
+        seed: fixed seed, where the protocol has one.
+        options: names of the options that have an effect, besides ``ALWAYS``.
+        refused: messages for options that have none.
+    """
+
+    evaluate: Callable[[Any, list[Example], list[Example]], TaskResult] | None = None
+    limit: int = LIMIT
+    pool: str | None = "train"
+    seed: int | None = None
+    options: Collection[str] = ("budget", "split", "seed", "choices", "chat")
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Tasks that are evaluated together.
+
+    Attributes:
+        name: name of its folder in the cache.
+        title: title of its results.
+        read: ``read(task, split, first)`` returns the examples of a split, only so many if ``first`` is a number; it
+            raises ``RecordError`` for a bad record.
+        splits: splits that may be evaluated, the default first.
+        first_shots: few-shot examples are the first ones of the pool, instead of a balanced random draw; the last ones
+            are left out where a question has no room for them.
+        id_field: field of an example that identifies it in submission.json; "" writes no such file.
+    """
+
+    name: str
+    title: str
+    tasks: Sequence[Task]
+    read: Callable[[Any, str, int | None], list[Example]]
+    splits: Sequence[str] = ("dev",)
+    corrected: Protocol = Protocol()
+    published: Protocol | None = None
+    first_shots: bool = False
+    id_field: str = ""
+
+    def protocol(self, options: Options) -> Protocol:
+        """The protocol that the options choose.
+
+        Raises:
+            ConfigError: the suite has no published protocol, or an option has no effect.
+        """
+        protocol = self.published if options.published else self.corrected
+        if protocol is None:
+            raise ConfigError(f"--published: the original has no {self.title}; evaluate it without")
+        for option in fields(options):
+            given = getattr(options, option.name) != option.default
+            if given and option.name not in (*ALWAYS, *protocol.options):
+                without = f"--{option.name} has no effect on {self.title}; leave it out"
+                raise ConfigError(protocol.refused.get(option.name, without))
+        if options.seed is not None and not options.shots and options.choices is None:
+            raise ConfigError(f"--seed {options.seed}: nothing is drawn without --shots or --choices; leave it out")
+        for name, value in (("--choices", options.choices), ("--budget", options.budget)):
+            if value is not None and all(task.generates for task in self.tasks):
+                titles = ", ".join(task.title for task in self.tasks)
+                raise ConfigError(f"{name} has no effect on {titles}: the model generates the answer")
+        return protocol
+
+    def reported(self) -> list[str]:
+        """Names of the options that results report, besides shots and limit."""
+        known = {*self.corrected.options, *self.corrected.refused}
+        return [name for name in ("seed", "split", "chat", "cot") if name in known]
