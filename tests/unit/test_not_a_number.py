@@ -110,10 +110,10 @@ def strict(text: str) -> Any:
 
 def commands(folder: Path) -> dict[str, list[str]]:
     model, talks, texts = str(folder / "model"), str(folder / "talks.txt"), str(folder / "texts.txt")
-    few = ["--set", "max_new_tokens=4", "--device", "cpu"]
+    few = ["max_new_tokens=4", "--device", "cpu"]
     return {
         "generate": ["generate", model, "你好", "--json", *few],
-        "generate beams": ["generate", model, "--input", texts, "--set", "num_beams=2", *few],
+        "generate beams": ["generate", model, "--input", texts, "num_beams=2", *few],
         "perplexity": ["eval", "perplexity", model, texts, "--text", "--json", "--output", str(folder / "p")],
         "dialogue": ["eval", "dialogue", model, talks, "--json", "--output", str(folder / "d"), *few],
     }
