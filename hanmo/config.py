@@ -120,7 +120,7 @@ def _parse(override: str) -> dict[str, Any]:
         if inner is None and ":" in str(name):  # {a:1} is the name "a:1" without a value
             outer, _, text = str(name).partition(":")
             raise ConfigError(
-                f"override {override!r}: YAML wants a space after a colon; or say {key.strip()}.{outer}={text}"
+                f"override {override!r}: YAML needs a space after a colon; or use {key.strip()}.{outer}={text}"
             )
     for name in reversed(key.strip().split(".")):
         value = {name: value}

@@ -18,6 +18,7 @@ TABLES = {  # besides the stages: title, how the settings are given, class
         "hanmo.generation.settings.Settings",
     ),
     "CLUE": ("options of `hanmo eval clue`", "hanmo.evaluation.suites.clue.run.Setup"),
+    "Tasks of your own": ("keys of the YAML file of `hanmo eval task`", "hanmo.evaluation.suites.custom.File"),
     "C-Eval, CMMLU, MMLU": ("options of `hanmo eval exam`", "hanmo.evaluation.suites.exam.run.Setup"),
 }
 HEAD = """\

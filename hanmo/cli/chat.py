@@ -36,7 +36,7 @@ USER, SYSTEM = "Usr >>> ", "Sys >>> "
 HELP = """\
 clear            begin a new conversation
 seed             ask for a number to draw from, and begin a new conversation
-/set KEY VALUE   change a decoding setting, e.g. /set temperature 0.7; /set alone shows them all
+/set KEY=VALUE   change a decoding setting, e.g. /set temperature=0.7; /set alone shows them all
 /save FILE       write the conversations so far, one a line (.jsonl, or .txt with tabs)
 /help            this
 /quit            leave (as do Ctrl-D, and Ctrl-C while you are to speak); Ctrl-C stops a reply
@@ -122,7 +122,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def decoding_settings(
-    opened: OpenedModel, preset: str | None, sets: list[str], seed: int | None, published: bool
+    opened: OpenedModel, preset: str | None, sets: list[str] | None, seed: int | None, published: bool
 ) -> Settings:
     """What a model decodes by: a preset of its family, and over it what was asked for.
 
@@ -142,7 +142,7 @@ def decoding_settings(
     else:
         own = getattr(opened.family.config, "decoding", None)
         base = own or _of_the_folder(opened) or next((known[name] for name in PRESETS if name in known), {})
-    asked = load(Settings, base, overrides=sets)
+    asked = load(Settings, base, overrides=sets or ())
     return asked.change(seed=asked.seed if seed is None else seed, published=published or asked.published)
 
 

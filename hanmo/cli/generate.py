@@ -82,6 +82,8 @@ def generate(
 ) -> None:
     """Let a model go on from one prompt, from a file of prompts, or from what you type (the word stop ends that).
 
+    A prompt that looks like KEY=VALUE goes into a file (--input) or to standard input.
+
     \b
     Examples:
       hanmo generate runs/demo 你好

@@ -78,7 +78,7 @@ def test_later_layers_win_and_mappings_merge(tmp_path: Path) -> None:
         ("files=[1]", "files[0]=1: expected text, found a whole number"),
         ("limit", "expected key=value"),
         ("limit=[", "not YAML"),
-        ("trainer={max_steps:3}", "YAML wants a space after a colon; or say trainer.max_steps=3"),
+        ("trainer={max_steps:3}", "YAML needs a space after a colon; or use trainer.max_steps=3"),
     ],
 )
 def test_a_mistake_says_what_was_expected(override: str, message: str) -> None:
