@@ -15,44 +15,53 @@ $(error ORDER=$(ORDER): expected as-written or random)
 endif
 TESTS   = $(TESTENV) $(BIN)/python -m pytest -n 2 --dist worksteal $(RANDOM_$(ORDER))
 
-.PHONY: env demo check test test-slow mutants bench gpu gpu-wheels clean
+.PHONY: help env demo settings check test test-slow mutants bench gpu gpu-wheels clean
 
-env: $(VENV)/.installed
+help:  ## list the targets (also make without a target)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+env: $(VENV)/.installed  ## make the virtual environment and install hanmo into it
 
 $(VENV)/.installed: pyproject.toml constraints.txt tools/install.py
 	$(PYTHON) tools/install.py --venv $(VENV) --extras $(EXTRAS)
 	touch $@
 
-demo: env
+demo: env  ## train a small model and talk to it
 	$(BIN)/hanmo demo
 
-check: env
+settings: env  ## write docs/settings.md from the docstrings of the settings
+	$(BIN)/python -m tools.settings_docs
+
+# .pre-commit-config.yaml has the same commands.
+check: env  ## check format, lint, types, layers, docs/settings.md and sizes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.settings_docs --check
+	$(BIN)/python -m tools.house
 
-test: check
+test: check  ## run check and the fast tests (ten minutes on two cores); ORDER=random SEED=3 shuffles them
 	$(TESTS) -m "not slow and not gpu"
 
-test-slow: env
+test-slow: env  ## run the tests of minutes
 	$(TESTS) -m "slow and not gpu"
 
 # Mutation testing: plants single faults in losses, rows, sampling and trainers and runs the fast tests of each line (takes
 # hours; continues where it was stopped). make mutants MUTANTS="--count 300 --seed 2"
-mutants: env
+mutants: env  ## plant faults and see which ones no test finds (hours; continues where it was stopped)
 	$(TESTENV) $(BIN)/python -m tools.mutants $(MUTANTS)
 
-bench: env
+bench: env  ## run the benchmarks and write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run_all
 
 # For a machine with a GPU and perhaps no network: uses the torch of PYTHON and installs no environment.
-gpu:
+gpu:  ## check this machine's GPU, with the torch of PYTHON
 	$(PYTHON) tools/gpu_check.py
 
 # For a machine with a network: downloads what that machine may lack; copy build/gpu-wheels there.
-gpu-wheels:
+gpu-wheels:  ## download what a machine without a network needs for make gpu
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir build/gpu-wheels "jieba>=0.42.1" "rjieba>=0.2" tqdm
 
-clean:
+clean:  ## remove the environment, builds and caches
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

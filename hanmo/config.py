@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields
 from enum import Enum
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from pkgutil import resolve_name
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -25,6 +25,18 @@ from hanmo.errors import ConfigError, unknown
 from hanmo.files import write_text
 
 T = TypeVar("T")
+
+NAMES: dict[Any, str] = {  # of types, in messages
+    type(None): "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    list: "a list",
+    dict: "a mapping",
+    Mapping: "a mapping",
+}
 
 
 def settings_of(path: str, **reserved: str) -> dict[str, Any]:
@@ -51,12 +63,15 @@ def load(
     Raises:
         ConfigError: an unknown key, a value of the wrong type, a required setting that is missing, a bad file.
     """
-    values: dict[str, Any] = {}
-    _merge(kind, values, dict(preset or {}), "preset")
+    layers: list[tuple[Mapping[str, Any], str]] = [(preset or {}, "preset")]
     if file is not None:
-        _merge(kind, values, _read(Path(file)), str(file))
-    for override in overrides:
-        _merge(kind, values, _parse(override), f"override {override!r}")
+        layers.append((_read(Path(file)), str(file)))
+    layers += [(_parse(override), f"override {override!r}") for override in overrides]
+    values: dict[str, Any] = {}
+    for layer, source in layers:
+        for key, value in _checked(kind, layer, source).items():
+            both = isinstance(value, dict) and isinstance(values.get(key), dict)
+            values[key] = {**values[key], **value} if both else value
     missing = [
         field.name
         for field in fields(kind)  # type: ignore[arg-type]
@@ -69,7 +84,9 @@ def load(
 
 def dump(config: Any) -> str:
     """A configuration as YAML that ``load`` reads back to an equal one."""
-    return yaml.safe_dump(_plain(asdict(config)), allow_unicode=True, sort_keys=False)
+    from pydantic_core import to_jsonable_python
+
+    return yaml.safe_dump(to_jsonable_python(asdict(config)), allow_unicode=True, sort_keys=False)
 
 
 def save(config: Any, path: str | Path) -> None:
@@ -101,133 +118,100 @@ def _parse(override: str) -> dict[str, Any]:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
     for name, inner in value.items() if isinstance(value, dict) else ():
         if inner is None and ":" in str(name):  # {a:1} is the name "a:1" without a value
-            said, _, meant = str(name).partition(":")
+            outer, _, text = str(name).partition(":")
             raise ConfigError(
-                f"override {override!r}: YAML wants a space after a colon; or say {key.strip()}.{said}={meant}"
+                f"override {override!r}: YAML needs a space after a colon; or use {key.strip()}.{outer}={text}"
             )
     for name in reversed(key.strip().split(".")):
         value = {name: value}
     return value
 
 
-def _merge(kind: type[Any], values: dict[str, Any], layer: Mapping[str, Any], source: str) -> None:
-    """Check one layer against ``kind`` and put it over ``values``."""
-    hints, known = get_type_hints(kind), {field.name: field for field in fields(kind)}
-    for key, value in layer.items():
-        if key not in known:
-            raise ConfigError(f"{source}: {unknown('setting', str(key), known)}")
-        metadata = known[key].metadata
-        if "settings_of" in metadata and isinstance(value, Mapping):
-            value = _checked_mapping(key, value, metadata, source)
-        else:
-            value = _fit(value, hints[key], key, source)
-        if isinstance(value, dict) and isinstance(values.get(key), dict):
-            value = {**values[key], **value}
-        values[key] = value
-
-
-def _checked_mapping(
-    outer: str, mapping: Mapping[str, Any], metadata: Mapping[str, Any], source: str
+def _checked(
+    kind: type[Any], layer: Mapping[str, Any], source: str, outer: str = "", reserved: Any = ()
 ) -> dict[str, Any]:
-    module, _, name = metadata["settings_of"].rpartition(".")
-    kind = getattr(import_module(module), name)
-    assert is_dataclass(kind)
-    hints, reserved = get_type_hints(kind), metadata["reserved"]
-    known = {field.name for field in fields(kind) if field.init} - set(reserved)
+    """The settings of a layer, each with the type that the dataclass ``kind`` declares for it.
+
+    Args:
+        outer: the setting whose value this mapping is, if any.
+        reserved: names of settings that may not be given -> what to use instead.
+    """
+    hints, known = get_type_hints(kind), {field.name: field for field in fields(kind) if field.init}
     checked = {}
-    for key, value in mapping.items():
+    for key, value in layer.items():
+        name = f"{outer}.{key}" if outer else key
         if key in reserved:
-            raise ConfigError(f"{source}: {outer}.{key} cannot be set: {reserved[key]}")
+            raise ConfigError(f"{source}: {name} cannot be set: {reserved[key]}")
         if key not in known:
-            raise ConfigError(f"{source}: {unknown(f'setting of {outer}', str(key), known)}")
-        checked[key] = _fit(value, hints[key], f"{outer}.{key}", source)
+            of = f"setting of {outer}" if outer else "setting"
+            raise ConfigError(f"{source}: {unknown(of, str(key), known.keys() - reserved)}")
+        nested = known[key].metadata
+        if "settings_of" in nested and isinstance(value, Mapping):
+            checked[key] = _checked(resolve_name(nested["settings_of"]), value, source, name, nested["reserved"])
+        else:
+            checked[key] = _converted(value, hints[key], name, source)
     return checked
 
 
-def _fit(value: Any, hint: Any, key: str, source: str) -> Any:
-    """``value`` as the type ``hint``, converting only what YAML writes differently.
+def _converted(value: Any, hint: Any, key: str, source: str) -> Any:
+    """``value`` as the type ``hint``, or a ConfigError that names the innermost value that does not fit."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    YAML reads 1e-4 as text, a path and an enum are text, a whole number is a float, a list is a tuple.
-    """
-    if hint is Any:
-        return value
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if any(isinstance(option, type) and issubclass(option, Enum) for option in arguments):
-            arguments = tuple(option for option in arguments if option is not str)  # "Enum | str": the enum's values
-            hint = Union[arguments]  # noqa: UP007
-        exact = [option for option in arguments if type(value) is option]
-        for option in exact + list(arguments):
-            try:
-                return _fit(value, option, key, source)
-            except ConfigError:
-                continue
-    elif origin is Literal:
-        if value in arguments:
-            return value
-    elif origin in (list, tuple, Sequence) and isinstance(value, (list, tuple)):
-        items = [_fit(item, arguments[0] if arguments else Any, f"{key}[{i}]", source) for i, item in enumerate(value)]
-        return tuple(items) if origin is tuple else items
-    elif origin in (dict, Mapping) and isinstance(value, Mapping):
-        of = arguments[1] if arguments else Any
-        return {name: _fit(item, of, f"{key}.{name}", source) for name, item in value.items()}
-    elif isinstance(hint, type):
-        fitted = _fit_plain(value, hint)
-        if fitted is not MISSING:
-            return fitted
-    raise ConfigError(f"{source}: {key}={value!r}: expected {_describe(hint)}, found {_kind(value)}")
-
-
-def _fit_plain(value: Any, hint: type[Any]) -> Any:
-    if hint is type(None):
-        return None if value is None else MISSING
-    if hint in (int, float) and isinstance(value, bool):
-        return MISSING
-    if isinstance(value, hint):
-        return value
+    config = ConfigDict(arbitrary_types_allowed=True)
     try:
-        if hint is float and isinstance(value, (int, str)):
-            return float(value)
-        if hint is int and isinstance(value, float) and value.is_integer():
-            return int(value)
-        if issubclass(hint, Path) and isinstance(value, str):
-            return hint(value)
-        if issubclass(hint, Enum):
-            return hint(value)
-    except ValueError:
-        pass
-    return MISSING
+        return TypeAdapter(_yaml_type(hint), config=config).validate_python(value)
+    except ValidationError as error:
+        for part in error.errors()[0]["loc"]:
+            origin = get_origin(hint)
+            if origin in (list, tuple, Sequence):
+                key, hint, value = f"{key}[{part}]", get_args(hint)[0], value[part]
+            elif origin in (dict, Mapping):
+                key, hint, value = f"{key}.{part}", get_args(hint)[1], value[part]
+        raise ConfigError(f"{source}: {key}={value!r}: expected {describe_type(hint)}, found {_found(value)}") from None
 
 
-def _describe(hint: Any) -> str:
+def _yaml_type(hint: Any) -> Any:
+    """The type for pydantic that accepts what YAML writes differently, and no more.
+
+    pydantic reads a path and an enum from text, a tuple from a list, a whole float as an int, and text such as 1e-4,
+    which YAML takes for a string, as a float. It must not read a number from true, nor an int from text.
+    """
+    from pydantic import BeforeValidator, Strict
+
+    if hint is bool:
+        return Annotated[bool, Strict()]
+    if hint in (int, float):
+        refused = bool if hint is float else (bool, str)
+        return Annotated[hint, BeforeValidator(lambda value: None if isinstance(value, refused) else value)]
+    if options := _options(hint):
+        return Union[tuple(map(_yaml_type, options))]  # noqa: UP007
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_describe(option) for option in arguments)
-    if origin is Literal:
-        return " or ".join(map(str, arguments))
-    if origin in (list, tuple, Sequence):
-        return f"a list of {_describe(arguments[0])}" if arguments else "a list"
     if origin in (dict, Mapping):
-        return "a mapping"
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return " or ".join(str(member.value) for member in hint)
-    names = {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    if hint in (list, dict):
-        return {list: "a list", dict: "a mapping"}[hint]
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+        return dict[Any, _yaml_type(arguments[1])]  # type: ignore[misc]
+    return origin[tuple(map(_yaml_type, arguments))] if origin in (list, tuple, Sequence) else hint
 
 
-def _kind(value: Any) -> str:
-    names = {type(None): "null", bool: "true/false", int: "a whole number", float: "a number", str: "text"}
-    return names.get(type(value), "a mapping" if isinstance(value, Mapping) else type(value).__name__)
+def _options(hint: Any) -> list[Any]:
+    """The types of a union, empty if it is none. Of "Enum | str" only the enum: its values are all that is known."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
+    return [option for option in options if option is not str or not any(map(_is_enum, options))]
 
 
-def _plain(value: Any) -> Any:
-    """Only what YAML knows by itself."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.value
-    return str(value) if isinstance(value, Path) else value
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Enum)
+
+
+def describe_type(hint: Any) -> str:
+    """The values that a type accepts."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if options := _options(hint):
+        return " or ".join(map(describe_type, options))
+    if origin is Literal or _is_enum(hint):
+        return " or ".join(str(getattr(option, "value", option)) for option in arguments or hint)
+    if origin in (list, tuple, Sequence):
+        return f"a list of {describe_type(arguments[0])}"
+    return NAMES.get(origin or hint, getattr(hint, "__name__", str(hint)))
+
+
+def _found(value: Any) -> str:
+    return "true/false" if isinstance(value, bool) else NAMES.get(type(value), type(value).__name__)

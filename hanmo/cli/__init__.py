@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 import hanmo
+from hanmo.cli.settings_help import StageCommand
 from hanmo.errors import HanmoError
 
 app = typer.Typer(
@@ -72,7 +73,8 @@ def _register() -> None:
         app.add_typer(group, name=name)
     for group_name, module, function in COMMANDS:
         command = getattr(importlib.import_module(f"hanmo.cli.{module}"), function)
-        groups.get(group_name, app).command(function.replace("_", "-"))(command)
+        cls = StageCommand if group_name == "train" else None
+        groups.get(group_name, app).command(function.replace("_", "-"), cls=cls)(command)
 
 
 def _version(wanted: bool) -> None:

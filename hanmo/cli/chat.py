@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import ConfigFile, Device, Dtype, Published, RulesFolder, Sets, Size, Vocab, note, piped_line
+from hanmo.cli.common import (
+    ConfigFile,
+    Device,
+    Dtype,
+    Published,
+    RulesFolder,
+    Size,
+    Vocab,
+    note,
+    piped_line,
+    split_settings,
+)
 from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, unknown
 
@@ -25,15 +36,19 @@ USER, SYSTEM = "Usr >>> ", "Sys >>> "
 HELP = """\
 clear            begin a new conversation
 seed             ask for a number to draw from, and begin a new conversation
-/set KEY VALUE   change a decoding setting, e.g. /set temperature 0.7; /set alone shows them all
+/set KEY=VALUE   change a decoding setting, e.g. /set temperature=0.7; /set alone shows them all
 /save FILE       write the conversations so far, one a line (.jsonl, or .txt with tabs)
 /help            this
 /quit            leave (as do Ctrl-D, and Ctrl-C while you are to speak); Ctrl-C stops a reply
 anything else    is said to the model"""
 
-Model = Annotated[
-    str | None,
-    typer.Argument(help="A model: folder or original checkpoint. Default: the demo's model.", show_default=False),
+Rest = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL] [KEY=VALUE]...",
+        help="A model: folder or original checkpoint; default: the demo's. Decoding settings (docs/settings.md).",
+        show_default=False,
+    ),
 ]
 Preset = Annotated[str | None, typer.Option(help="Published settings of the family, by name.")]
 Seed = Annotated[int | None, typer.Option(help="Draw from this seed; default: a new one every time.")]
@@ -41,9 +56,8 @@ Threads = Annotated[int | None, typer.Option(help="Processor threads to compute 
 
 
 def chat(
-    model: Model = None,
+    rest: Rest = None,
     preset: Preset = None,
-    sets: Sets = None,
     seed: Seed = None,
     published: Published = False,
     system: Annotated[str, typer.Option(help="A text that goes before the conversation.")] = "",
@@ -66,15 +80,17 @@ def chat(
     Examples:
       hanmo chat
       hanmo chat EVA2.0-base --vocab vocab.txt --rules rules --preset beam
-      hanmo chat runs/demo --set temperature=0.7 --seed 1 < questions.txt
+      hanmo chat runs/demo temperature=0.7 --seed 1 < questions.txt
       hanmo chat models/pangu-13b --tensor-parallel 2
     """
-    if model is None:
-        if not DEMO.is_dir():
-            raise UnsupportedError(
-                f"no model given, and there is none in {DEMO}: make one with `hanmo demo`, or name one: hanmo chat MODEL"
-            )
-        model = str(DEMO)
+    models, sets = split_settings(rest or [])
+    if len(models) > 1:
+        raise ConfigError(f"one model, not {', '.join(models)}; settings are key=value")
+    if not models and not DEMO.is_dir():
+        raise UnsupportedError(
+            f"no model given, and there is none in {DEMO}: make one with `hanmo demo`, or name one: hanmo chat MODEL"
+        )
+    model = models[0] if models else str(DEMO)
     ranks = ranks_of_this_run(tensor_parallel)
     from hanmo.checkpoints import open_model
     from hanmo.generation.chat import ChatSession
@@ -139,7 +155,7 @@ def _of_the_folder(opened: OpenedModel) -> dict[str, Any]:
         note(f"hanmo: generation_config.json of the model says {', '.join(wrong)}, which is ignored")
     if found and leads():
         said = ", ".join(f"{key}={value}" for key, value in found.items())
-        note(f"hanmo: decoding as generation_config.json of the model says: {said}; --set changes it")
+        note(f"hanmo: decoding as generation_config.json of the model says: {said}; key=value changes it")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, redirect_stdout
@@ -34,7 +35,10 @@ Dtype = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda if there is one, else cpu.")]
 Published = Annotated[bool, typer.Option("--published", help="Reproduce the published behaviour, flaws included.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one decoding setting.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Decoding settings (docs/settings.md).", show_default=False),
+]
 
 Processes = Annotated[int, typer.Option("--nproc", help="Processes on this machine, e.g. one for each GPU.", min=1)]
 
@@ -146,6 +150,12 @@ def without(arguments: list[str], *options: str) -> list[str]:
         else:
             kept.append(argument)
     return kept
+
+
+def split_settings(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words that are no settings, and those that are: KEY=VALUE."""
+    found = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
+    return [word for word in words if word not in found], found
 
 
 def piped_line() -> str:

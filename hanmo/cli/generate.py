@@ -20,10 +20,10 @@ from hanmo.cli.common import (
     Model,
     Published,
     RulesFolder,
-    Sets,
     Size,
     Vocab,
     piped_line,
+    split_settings,
 )
 from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
@@ -38,12 +38,19 @@ if TYPE_CHECKING:
 
 STOP = "stop"  # the word that ends the interactive mode
 
-PromptText = Annotated[str | None, typer.Argument(help="What to go on from; without it, asks.", show_default=False)]
+Rest = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PROMPT] [KEY=VALUE]...",
+        help="What to go on from; without it, asks. Decoding settings (docs/settings.md).",
+        show_default=False,
+    ),
+]
 
 
 def generate(
     model: Model,
-    prompt: PromptText = None,
+    rest: Rest = None,
     input_file: Annotated[
         Path | None, typer.Option("--input", help="Prompts, one a line: text, or JSON with prompt, text or turns.")
     ] = None,
@@ -61,7 +68,6 @@ def generate(
         int | None, typer.Option(help="Of models with memory: tokens remembered before a segment.", min=0)
     ] = None,
     preset: Preset = None,
-    sets: Sets = None,
     seed: Seed = None,
     published: Published = False,
     as_json: Json = False,
@@ -76,14 +82,19 @@ def generate(
 ) -> None:
     """Let a model go on from one prompt, from a file of prompts, or from what you type (the word stop ends that).
 
+    A prompt that looks like KEY=VALUE goes into a file (--input) or to standard input.
+
     \b
     Examples:
       hanmo generate runs/demo 你好
-      hanmo generate runs/demo --input prompts.txt --output replies.jsonl --set do_sample=false
+      hanmo generate runs/demo --input prompts.txt --output replies.jsonl do_sample=false
       hanmo generate models/txl-2.9b 从前有座山， --seq-length 512 --mem-length 256 --max-length 200 --seed 1
       hanmo generate models/glm-10b-chinese 北京是[MASK]的首都。 --tensor-parallel 2
     """
-    if prompt is not None and input_file is not None:
+    given, sets = split_settings(rest or [])
+    if len(given) > 1:
+        raise ConfigError(f"one prompt, not {', '.join(map(repr, given))}; quote a prompt that has spaces")
+    if given and input_file is not None:
         raise ConfigError("give a prompt or --input, not both")
     if output is not None and input_file is None:
         raise ConfigError("--output is for the results of --input; a single result goes to the screen")
@@ -103,8 +114,8 @@ def generate(
     limit = limit or opened.family.chat_limit
     if prompts is not None:
         _file(opened, settings, limit, prompts, output if leads() else None, batch_size)
-    elif prompt is not None:
-        _one(opened, settings, limit, prompt, as_json)
+    elif given:
+        _one(opened, settings, limit, given[0], as_json)
     else:
         _interactive(opened, settings, limit, as_json)
 

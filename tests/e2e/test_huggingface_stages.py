@@ -142,7 +142,7 @@ def test_convert(name: str, place: Path, tmp_path: Path) -> None:
 
 def test_chat(name: str, place: Path) -> None:
     plain = Plain(place / name)
-    settings = ("--set", "do_sample=false", "--set", "max_new_tokens=6")
+    settings = ("do_sample=false", "max_new_tokens=6")
     shown = hanmo("chat", place / name, *settings, said="你好\nclear\n谢谢\n/quit\n").stdout
     said = [text.partition("Usr >>> ")[0].removesuffix("\n") for text in shown.split("Sys >>> ")[1:]]
     assert said == [plain.greedy(plain.asked(text), 6) for text in ("你好", "谢谢")]
@@ -151,7 +151,7 @@ def test_chat(name: str, place: Path) -> None:
 def test_generate_and_rouge(name: str, place: Path, tmp_path: Path) -> None:
     plain = Plain(place / name)
     prompts = [{"prompt": p} for p, _ in PAIRS[:2]] + [{"text": TEXTS[0]}, {"turns": ["你好", "你好呀", "再见"]}]
-    options = ("--batch-size", 3, "--max-length", 7, "--set", "do_sample=false")
+    options = ("--batch-size", 3, "--max-length", 7, "do_sample=false")
     file = write_lines(tmp_path / "prompts.jsonl", prompts)
     hanmo("generate", place / name, "--input", file, "--output", tmp_path / "out.jsonl", *options)
     asked = [
@@ -291,7 +291,7 @@ def test_perplexity(name: str, place: Path) -> None:
 
 def test_dialogue(name: str, place: Path, tmp_path: Path) -> None:
     plain = Plain(place / name)
-    options = ("--set", "do_sample=false", "--set", "max_new_tokens=6", "--output", tmp_path / "out", "--json")
+    options = ("do_sample=false", "max_new_tokens=6", "--output", tmp_path / "out", "--json")
     found = json.loads(hanmo("eval", "dialogue", place / name, place / "talk.txt", *options, "--dtype", "fp32").stdout)
     rows = read_lines(tmp_path / "out" / "generations.jsonl")
     assert [row["generation"] for row in rows] == [plain.greedy(plain.asked(prompt), 6) for prompt, _ in PAIRS]
@@ -335,7 +335,7 @@ def test_chat_over_two_ranks(name: str, place: Path) -> None:
         command = [sys.executable, "-m", "hanmo", "chat", str(place / name), "--seed", "3", "--dtype", "fp32"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = processes.run(
-            [*command, "--set", "max_new_tokens=8", "--tensor-parallel", ranks],
+            [*command, "max_new_tokens=8", "--tensor-parallel", ranks],
             input="你好\n谢谢\n", env=environment, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

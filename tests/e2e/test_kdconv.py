@@ -78,10 +78,9 @@ def test_loss_bleu_and_f1_move_the_right_way(tmp_path: Path) -> None:
         128,
         "--response-limit",
         64,
-        "--set",
         "max_new_tokens=32",
     )
-    evaluate = (*evaluate, "--set", "num_beams=1", "--set", "do_sample=false")
+    evaluate = (*evaluate, "num_beams=1", "do_sample=false")
     before = hanmo("eval", "dialogue", model, data / "test.txt.gz", *evaluate)
     run = tmp_path / "run"
     settings = [f"trainer.{name}={value}" for name, value in TRAINER.items()]

@@ -40,7 +40,7 @@ def hanmo(*arguments: str | Path, said: str = "") -> subprocess.CompletedProcess
 
 
 def chat(model: Path, *options: str | Path) -> str:
-    done = hanmo("chat", model, "--seed", "3", "--set", "max_new_tokens=8", *options, said=TALK)
+    done = hanmo("chat", model, "--seed", "3", "max_new_tokens=8", *options, said=TALK)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -68,7 +68,7 @@ def test_chat_with_a_checkpoint_split_in_two(tmp_path: Path) -> None:
     assert alone.count("Sys >>> ") == 3
     assert chat(tmp_path / "split", *given) == alone
     assert chat(tmp_path / "split", *given, "--tensor-parallel", "2") == alone
-    options = ["--seed", "3", "--set", "max_new_tokens=8", *map(str, given)]
+    options = ["--seed", "3", "max_new_tokens=8", *map(str, given)]
     under_torchrun = on_ranks(2, "hanmo", "chat", str(tmp_path / "split"), *options, input=TALK)
     assert under_torchrun.stdout == alone
 

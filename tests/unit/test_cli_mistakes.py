@@ -66,15 +66,18 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         ("generate model --input turns.jsonl", "turns.jsonl:1: prompt, text, prefix, system must be text, and turns a"),
         ("generate model --input test.txt --output test.txt/x --max-length 2", "test.txt: File exists"),
         ("generate model --input test.txt --output model --max-length 2", "model: Is a directory"),
-        ("eval dialogue model test.txt --output test.txt --set max_new_tokens=2", "test.txt: File exists"),
+        ("eval dialogue model test.txt --output test.txt max_new_tokens=2", "test.txt: File exists"),
+        ("generate model 你好 top_pp=0.5", "unknown setting 'top_pp': did you mean top_p"),
+        ("generate model 你 好", "one prompt, not '你', '好'; quote a prompt that has spaces"),
+        ("chat model runs/other", "one model, not model, runs/other; settings are key=value"),
         ("eval rouge none.txt test.txt", "none.txt: no such file"),
         ("eval compare none none", "none: No such file or directory; expected the results.json"),
         ("eval human-prepare a=test.txt", 'test.txt:1: expected {"prompt"'),
         ("generate model --input test.txt --device cuda/foo", "device=cuda/foo: no such device"),
-        ("generate model --input test.txt --set min_new_tokens=-5", "min_new_tokens=-5: must be 0 or more"),
-        ("generate model --input test.txt --set suppressed_ids=[-1]", "must be ids of tokens, 0 or more"),
+        ("generate model --input test.txt min_new_tokens=-5", "min_new_tokens=-5: must be 0 or more"),
+        ("generate model --input test.txt suppressed_ids=[-1]", "must be ids of tokens, 0 or more"),
         (
-            "generate model --input test.txt --set suppressed_ids=[999999]",
+            "generate model --input test.txt suppressed_ids=[999999]",
             "suppressed_ids=[999999]: this model's ids go up to",
         ),
         ("data prepare lccc none.json out", "none.json"),
@@ -92,7 +95,7 @@ def test_a_mistake_is_one_message(run, command: str, message: str) -> None:
 
 @pytest.mark.parametrize("file", ["bom.txt", "test.txt.gz"])
 def test_files_of_text_may_be_compressed_or_marked(run, file: str) -> None:
-    arguments = "--set do_sample=false --max-length 3"
+    arguments = "do_sample=false --max-length 3"
     assert (
         run(f"generate model --input {file} {arguments}").out == run(f"generate model --input test.txt {arguments}").out
     )
@@ -100,7 +103,7 @@ def test_files_of_text_may_be_compressed_or_marked(run, file: str) -> None:
 
 
 def test_what_is_piped_may_be_marked_and_must_be_utf8(run, folder: Path) -> None:
-    greedy = "chat model --set do_sample=false --set max_new_tokens=3"
+    greedy = "chat model do_sample=false max_new_tokens=3"
     plain, marked = run(greedy, LINES.encode()), run(greedy, LINES.encode("utf-8-sig"))
     assert plain.out == marked.out and plain.out.startswith("Usr >>> 你好吗")
     for command in (greedy, "generate model"):
@@ -109,7 +112,7 @@ def test_what_is_piped_may_be_marked_and_must_be_utf8(run, folder: Path) -> None
 
 
 def test_a_turn_that_the_model_has_not_seen_is_said(run) -> None:
-    chat = "chat model --limit 8 --set max_new_tokens=2"
+    chat = "chat model --limit 8 max_new_tokens=2"
     assert "it has seen none of it" in run(chat, ("谢" * 20).encode()).err
     assert "it has seen none of it" not in run(chat, "谢谢".encode()).err
 

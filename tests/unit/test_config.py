@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +15,18 @@ from hanmo.config import dump, load, settings_of
 from hanmo.errors import ConfigError
 
 
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
 @dataclass(frozen=True)
 class Trainer:
     learning_rate: float = 5e-5
     max_steps: int = -1
     output_dir: str | None = None
     optim_args: dict[str, Any] | str | None = None
+    colours: list[Colour] | str | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Stage:
     schedule: Literal["noam", "linear"] = "noam"
     files: tuple[str, ...] = ()
     folder: Path = Path("runs")
+    colour: Colour | str = Colour.BLUE
+    pairs: dict[int, float] = field(default_factory=dict)
     trainer: dict[str, Any] = field(
         default_factory=dict, metadata=settings_of(f"{__name__}.Trainer", output_dir="use out")
     )
@@ -62,10 +71,14 @@ def test_later_layers_win_and_mappings_merge(tmp_path: Path) -> None:
         ("fast=1", "fast=1: expected true or false, found a whole number"),
         ("schedule=step", "schedule='step': expected noam or linear, found text"),
         ("files=x", "files='x': expected a list of text, found text"),
+        ("limit='3'", "limit='3': expected a whole number, found text"),
+        ("rate=true", "rate=True: expected a number, found true/false"),
+        ("colour=green", "colour='green': expected red or blue, found text"),
+        ("pairs={1: x}", "pairs.1='x': expected a number, found text"),
         ("files=[1]", "files[0]=1: expected text, found a whole number"),
         ("limit", "expected key=value"),
         ("limit=[", "not YAML"),
-        ("trainer={max_steps:3}", "YAML wants a space after a colon; or say trainer.max_steps=3"),
+        ("trainer={max_steps:3}", "YAML needs a space after a colon; or use trainer.max_steps=3"),
     ],
 )
 def test_a_mistake_says_what_was_expected(override: str, message: str) -> None:
@@ -73,6 +86,26 @@ def test_a_mistake_says_what_was_expected(override: str, message: str) -> None:
         load(Stage, {"model": "a"}, overrides=[override])
     assert message in str(error.value)
     assert override in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override, setting, expected",
+    [
+        ("rate=1e-4", "rate", 1e-4),  # text to YAML, which wants 1.0e-4
+        ("rate=1", "rate", 1.0),
+        ("limit=64.0", "limit", 64),
+        ("lora_rank=null", "lora_rank", None),
+        ("files=[]", "files", ()),
+        ("model='7'", "model", "7"),
+        ("colour=red", "colour", Colour.RED),
+        ("pairs={1: 2e-3}", "pairs", {1: 2e-3}),
+        ("trainer.optim_args={a: [1]}", "trainer", {"optim_args": {"a": [1]}}),
+        ("trainer.colours=[red]", "trainer", {"colours": [Colour.RED]}),
+    ],
+)
+def test_a_value_is_read_as_its_type(override: str, setting: str, expected: Any) -> None:
+    value = getattr(load(Stage, {"model": "a"}, overrides=[override]), setting)
+    assert value == expected and type(value) is type(expected)
 
 
 def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:

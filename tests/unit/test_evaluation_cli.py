@@ -37,7 +37,7 @@ def run(*arguments: Any) -> Result:
 
 
 def test_dialogue_prints_both_readings(folder: Path) -> None:
-    shown = run("dialogue", folder / "model", folder / "test.txt", "--batch-size", 2, "--set", "max_new_tokens=5")
+    shown = run("dialogue", folder / "model", folder / "test.txt", "--batch-size", 2, "max_new_tokens=5")
     assert shown.exit_code == 0, shown.output
     lines = [line.split(" | ") for line in shown.stdout.splitlines() if " | " in line]
     assert [cell.strip() for cell in lines[0]] == ["", "loss", "BLEU-4", "Dist-4", "F1"]
@@ -47,7 +47,7 @@ def test_dialogue_prints_both_readings(folder: Path) -> None:
 
 @pytest.mark.parametrize("command", ["dialogue", "perplexity"])
 def test_what_is_printed_says_where_it_comes_from(folder: Path, command: str) -> None:
-    few = ("--set", "max_new_tokens=5") if command == "dialogue" else ()
+    few = ("max_new_tokens=5",) if command == "dialogue" else ()
     arguments = (command, folder / "model", folder / "test.txt", *few)
     about = json.loads(run(*arguments, "--json").stdout)["about"]
     shown = run(*arguments).stdout
@@ -71,7 +71,7 @@ def test_texts_say_what_was_compared(folder: Path) -> None:
 def test_what_was_found_is_not_asked_again(
     folder: Path, own_cache: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = ("--set", "max_new_tokens=5") if command == "dialogue" else ()
+    few = ("max_new_tokens=5",) if command == "dialogue" else ()
     arguments = (command, folder / "model", folder / "test.txt", "--json", *few)
     first = run(*arguments)
     assert first.exit_code == 0, first.output
@@ -92,9 +92,7 @@ def test_what_was_found_is_not_asked_again(
 
 def test_dialogue_as_json_takes_preset_and_overrides(folder: Path) -> None:
     arguments = ("dialogue", folder / "model", folder / "test.txt", "--json", "--first", 2, "--batch-size", 1)
-    shown = run(
-        *arguments, "--preset", "static", "--set", "max_new_tokens=5", "--published", "--output", folder / "out"
-    )
+    shown = run(*arguments, "--preset", "static", "max_new_tokens=5", "--published", "--output", folder / "out")
     assert shown.exit_code == 0, shown.output
     result = json.loads(shown.stdout)
     settings = result["about"]["settings"]
@@ -108,7 +106,7 @@ def test_dialogue_as_json_takes_preset_and_overrides(folder: Path) -> None:
         "report.html",
         "results.json",
     ]
-    again = run(*arguments, "--set", "published=true", "--set", "max_new_tokens=5")
+    again = run(*arguments, "published=true", "max_new_tokens=5")
     assert json.loads(again.stdout) == result
 
 
@@ -132,7 +130,7 @@ def test_bad_records_stop_or_are_listed(folder: Path) -> None:
 
 def test_unknown_names_are_answered_with_the_nearest(folder: Path) -> None:
     arguments = ("dialogue", folder / "model", folder / "test.txt")
-    for extra, near in ((("--preset", "statik"), "static"), (("--set", "top_pp=0.5"), "top_p")):
+    for extra, near in ((("--preset", "statik"), "static"), (("top_pp=0.5",), "top_p")):
         shown = run(*arguments, *extra)
         assert isinstance(shown.exception, ConfigError) and f"did you mean {near}" in str(shown.exception)
 

@@ -21,7 +21,7 @@ ALWAYS = {"--json", "--output", "--nproc", "--first", "--limit"}
 RECORDS = {"--batch-size", "--skip-bad", "--first", "--limit", "--response-limit"}
 # command -> its options; those that some mode refuses have a line in REFUSED, the others have an effect in all of them
 OPTIONS = {
-    "dialogue": {*OPENING, *RECORDS, "--preset", "--set", "--published", "--rules", "--output", "--json", "--nproc"},
+    "dialogue": {*OPENING, *RECORDS, "--preset", "--published", "--rules", "--output", "--json", "--nproc"},
     "perplexity": {*OPENING, *RECORDS, "--text", "--output", "--json", "--nproc"},
     "rouge": {"--words", "--json"},
     "clue": {*OPENING, *ALWAYS, "--data", "--tasks", "--shots", "--published", "--candidates", "--choices", "--seed", "--budget"},

@@ -57,7 +57,7 @@ def test_two_processes_are_as_good_as_one(tmp_path: Path) -> None:
     save_model(tiny("pangu", tmp_path / "pangu"), tmp_path / "model")
     (tmp_path / "talks.txt").write_text("你好吗\t很好\n明天去哪里玩\t不去\n谢谢你\t再见\n", encoding="utf-8")
     common = ["--device", "cpu", "--json"]
-    sampled = ["--batch-size", "1", "--set", "max_new_tokens=8", "--set", "do_sample=true"]
+    sampled = ["--batch-size", "1", "max_new_tokens=8", "do_sample=true"]
     clue = ["eval", "clue", str(tmp_path / "model"), "--data", str(tmp_path / "clue"), "--limit", "128", *common]
     commands: dict[str, list[str]] = {
         "corrected": [*clue, "--tasks", "tnews,c3,cmrc2018"],

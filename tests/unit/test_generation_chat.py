@@ -122,7 +122,7 @@ def test_half_characters_wait_and_rewritten_text_is_told_again():
 def console(opened, monkeypatch, capsys, lines, **settings):
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     monkeypatch.setattr(hanmo.checkpoints, "open_model", lambda *args, **kwargs: opened)
-    chat_cli.chat("model", seed=1, sets=["max_new_tokens=4", *(f"{k}={v}" for k, v in settings.items())])
+    chat_cli.chat(["model", "max_new_tokens=4", *(f"{k}={v}" for k, v in settings.items())], seed=1)
     return capsys.readouterr()
 
 
@@ -149,7 +149,7 @@ def test_console_commands(opened, monkeypatch, capsys, tmp_path):
         "x",
         "seed",
         "3",
-        "/set temperature 0.5",
+        "/set temperature=0.5",
         "/set temprature 1",
         "/set top_p 7",
     ]
@@ -160,7 +160,7 @@ def test_console_commands(opened, monkeypatch, capsys, tmp_path):
     assert "top_p=7" in output.err and "between 0 and 1" in output.err
     assert "'x' is not a whole number" in output.err
     assert "did you mean /save" in output.err and "/save needs a file name" in output.err
-    assert "temperature = 0.5" in output.out and "seed = 3" in output.out and "/set KEY VALUE" in output.out
+    assert "temperature = 0.5" in output.out and "seed = 3" in output.out and "/set KEY=VALUE" in output.out
     assert [record.turns[0] for record in read_records(file)] == ["今天", "明天"]
     assert "Usr >>> 好" not in output.out
 
@@ -196,19 +196,19 @@ def test_generate_files(opened, monkeypatch, capsys, tmp_path):
         '今天\n\n{"turns": ["好", "不好", "明天"]}\n{"prompt": "天气", "prefix": "很"}\n', encoding="utf-8"
     )
     sets = ["do_sample=false"]
-    generate_cli.generate("model", input_file=prompts, output=results, sets=sets, max_length=3, batch_size=2)
+    generate_cli.generate("model", input_file=prompts, output=results, rest=sets, max_length=3, batch_size=2)
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     assert [line["prompt"][:2] for line in lines] == ["今天", '{"', '{"']
     assert all(0 < line["tokens"] <= 3 for line in lines)
-    generate_cli.generate("model", "今天", sets=sets, max_length=3)
+    generate_cli.generate("model", ["今天", *sets], max_length=3)
     assert capsys.readouterr().out == lines[0]["generation"] + "\n"
-    generate_cli.generate("model", "今天", sets=sets, max_length=3, as_json=True)
+    generate_cli.generate("model", ["今天", *sets], max_length=3, as_json=True)
     assert json.loads(capsys.readouterr().out) == pytest.approx(lines[0], abs=1e-4)
     told = [f"{line['prompt']}{line['generation']}\n" for line in lines]
-    generate_cli.generate("model", input_file=prompts, output=tmp_path / "out.txt", sets=sets, max_length=3)
+    generate_cli.generate("model", input_file=prompts, output=tmp_path / "out.txt", rest=sets, max_length=3)
     assert (tmp_path / "out.txt").read_text(encoding="utf-8") == "".join(told)
     monkeypatch.setattr(sys, "stdin", io.StringIO("今天\n\nstop\n明天\n"))
-    generate_cli.generate("model", sets=sets, max_length=3)
+    generate_cli.generate("model", rest=sets, max_length=3)
     assert capsys.readouterr().out == lines[0]["generation"] + "\n"
 
 
@@ -220,7 +220,7 @@ def test_generate_with_a_memory(opened, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(hanmo.checkpoints, "open_model", lambda *args, **kwargs: remembers)
 
     def said(prompt, **lengths):
-        generate_cli.generate("model", prompt, sets=["do_sample=false"], max_length=4, as_json=True, **lengths)
+        generate_cli.generate("model", [prompt, "do_sample=false"], max_length=4, as_json=True, **lengths)
         return json.loads(capsys.readouterr().out)["score"]
 
     prompts = ("今天天气很好", "明天天气很好")

@@ -127,11 +127,11 @@ def strict(text: str) -> Any:
 def commands(folder: Path, family: str, dtype: str) -> dict[str, list[str]]:
     model, talks, texts = str(folder / "model"), str(folder / "talks.txt"), str(folder / "texts.txt")
     here = ["--device", "cpu", "--dtype", dtype]
-    few = ["--set", "max_new_tokens=4", "--set", "top_p=0.9", *here]
+    few = ["max_new_tokens=4", "top_p=0.9", *here]
     read = [texts, "--text"] if family == "pangu" else [talks]
     return {
         "generate": ["generate", model, "你好", "--json", *few],
-        "generate beams": ["generate", model, "--input", texts, "--set", "num_beams=2", *few],
+        "generate beams": ["generate", model, "--input", texts, "num_beams=2", *few],
         "perplexity": ["eval", "perplexity", model, *read, "--json", "--output", str(folder / "p"), *here],
         "dialogue": ["eval", "dialogue", model, talks, "--json", "--output", str(folder / "d"), *few],
     }

@@ -362,7 +362,7 @@ def test_sampling_settings_of_the_folder_are_the_defaults(tmp_path: Path, capsys
     model = opened(start)
     settings = chat.decoding_settings(model, None, ["top_k=3"], 1, False)
     assert settings == Settings(**{**SAMPLING, "top_k": 3}, seed=1)
-    assert "temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05; --set" in capsys.readouterr().err
+    assert "temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05; key=value" in capsys.readouterr().err
     save_model(model, tmp_path / "saved")
     assert chat.decoding_settings(opened(tmp_path / "saved"), None, None, None, False) == Settings(**SAMPLING)
     model.family.config.decoding = {"temperature": 0.3}  # our own way of saying it
