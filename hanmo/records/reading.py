@@ -83,7 +83,8 @@ def _opened_bytes(path: Path) -> Iterator[IO[bytes]]:
                 raise RecordError(path, 0, f"expected one file in the archive, found {len(names)}; unpack it")
             yield stack.enter_context(archive.open(names[0]))
         else:
-            yield stack.enter_context(gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb"))
+            file: Any = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
+            yield stack.enter_context(file)
 
 
 def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain, reply: Reply) -> Iterator[Record]:

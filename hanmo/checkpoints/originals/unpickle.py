@@ -218,6 +218,9 @@ def sniff(path: Path) -> bytes:
     return start
 
 
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+
+
 def _reason(error: Exception, path: Path, is_zip: bool) -> str:
     message = str(error)
     asked = re.search(r"GLOBAL (\S+)", message)
@@ -236,7 +239,7 @@ def _reason(error: Exception, path: Path, is_zip: bool) -> str:
     if "TorchScript" in message:
         return "a TorchScript archive, which is code; refused: hanmo never runs code from a checkpoint"
     reason = message.split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
-    if reason.startswith("Unsupported operand ") and (form := pickletools.code2op.get(chr(int(reason.split()[-1])))):
+    if reason.startswith("Unsupported operand ") and (form := _OPCODES.get(chr(int(reason.split()[-1])))):
         return (
             f"damaged, or pickled in a form that torch's restricted reader lacks ({form.name} of protocol {form.proto}); "
             "in the program that it comes from, load it and save it again: torch.save of Python 3, without pickle_protocol"
@@ -260,7 +263,7 @@ def _first_global(path: Path) -> str:
     try:
         with path.open("rb") as file:
             for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name in ("BINGET", "LONG_BINGET") and argument < len(memo):
+                if opcode.name in ("BINGET", "LONG_BINGET") and isinstance(argument, int) and argument < len(memo):
                     argument = memo[argument]
                 if isinstance(argument, str):
                     strings = [*strings[-1:], argument]
