@@ -57,7 +57,7 @@ def _show(result: dict[str, Any]) -> None:
     console = Console(highlight=False)
     openings = Table("opening", "reply", "fits", title=f"{result['openings_fitting']} of {result['openings']} openings")
     for opening in result["after"]["openings"]:
-        openings.add_row(opening["said"], opening["reply"], "✓" if opening["fits"] else "✗")
+        openings.add_row(opening["prompt"], opening["reply"], "✓" if opening["fits"] else "✗")
     console.print(openings)
     table = Table("held-out dialogues", "exact %", "loss", "BLEU-4", "Dist-4", "F1", title="Before and after")
     for name in ("before", "after"):
@@ -81,7 +81,9 @@ def _show_alignment(console: Any, found: dict[str, Any]) -> None:
     for name, shown in (("talk", 5), ("facts", 2)):
         before, after = found[name]
         for one, other in list(zip(before, after, strict=True))[:: max(1, len(before) // shown)]:
-            replies.add_row(one["said"], one["reply"], f"{one['reward']:.1f}", other["reply"], f"{other['reward']:.1f}")
+            replies.add_row(
+                one["prompt"], one["reply"], f"{one['reward']:.1f}", other["reply"], f"{other['reward']:.1f}"
+            )
     console.print(replies)
     console.print(
         f"Reward model: {100 * found['accuracy']:.0f} % of held-out pairs right. Mean reward of held-out replies: "

@@ -1,20 +1,25 @@
-"""What the demo shows while it works: its stages, each with what it is at and the time left; on standard error."""
+"""The progress of the demo on standard error: its stages with their state and the time left."""
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-LONG = 1000  # units of work above which a stage also tells how far it is
-Update = Callable[[int, int, str], None]  # done, of how many, what to say
+from hanmo.training.run_folder import Outcome
+
+LONG = 1000  # units of work above which a stage also reports tenths
+Update = Callable[[int, int, str], None]  # done, of how many, message
 
 
 class Display:
-    """Stages one under the other. Where standard error is no terminal: a line for every stage, and for tenths of long ones."""
+    """Stages one below the other. Without a terminal: a line for every stage, and for every tenth of a long one."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -24,7 +29,7 @@ class Display:
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[message]}"),
             console=self.console,
         )
         self.seconds: dict[str, float] = {}
@@ -40,25 +45,59 @@ class Display:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Update]:
-        """One stage; the function it gives takes progress."""
-        start, task = time.monotonic(), self._progress.add_task(name, total=None, said="")
-        said, tenths = "", 0
+        """One stage; yields the function that updates its progress."""
+        start, task = time.monotonic(), self._progress.add_task(name, total=None, message="")
+        message, tenths = "", 0
 
         def update(done: int, total: int, text: str = "") -> None:
-            nonlocal said, tenths
-            said = text or said
-            self._progress.update(task, completed=done, total=total, said=said)
+            nonlocal message, tenths
+            message = text or message
+            self._progress.update(task, completed=done, total=total, message=message)
             if not self.console.is_terminal and total > LONG and tenths < 10 * done // total < 10:
                 tenths = 10 * done // total
                 left = (time.monotonic() - start) * (total - done) / done
-                self.console.print(f"{name}: {said}, {left:.0f} s left", highlight=False)
+                self.console.print(f"{name}: {message}, {left:.0f} s left", highlight=False)
 
         yield update
         self.seconds[name] = time.monotonic() - start
-        self._finish(task, name, said)
+        self._finish(task, name, message)
 
-    def _finish(self, task: TaskID, name: str, said: str) -> None:
+    def _finish(self, task: TaskID, name: str, message: str) -> None:
         total = self._progress.tasks[self._progress.task_ids.index(task)].total or 1
         self._progress.update(task, completed=total, total=total)
         if not self.console.is_terminal:
-            self.console.print(f"{name}: {self.seconds[name]:.1f} s{', ' if said else ''}{said}", highlight=False)
+            self.console.print(f"{name}: {self.seconds[name]:.1f} s{', ' if message else ''}{message}", highlight=False)
+
+
+class ShowTraining(TrainerCallback):
+    """Shows the step and the loss of a training stage."""
+
+    def __init__(self, update: Update):
+        self._update, self._loss = update, ""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._update(state.global_step, state.max_steps, f"step {state.global_step} of {state.max_steps}{self._loss}")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self._loss = f", loss {logs['loss']:.3f}"
+
+
+def require_finished(outcome: Outcome) -> None:
+    """Stop here as well if a signal stopped the stage.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C stopped it.
+        SystemExit: another signal did.
+    """
+    if outcome.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if outcome.signal is not None:
+        raise SystemExit(128 + outcome.signal)

@@ -1,4 +1,4 @@
-"""What the demo measures, before and after: held-out dialogues by topic, the ten openings, and sample conversations."""
+"""The demo's measurements before and after training: held-out dialogues by topic and the ten openings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BEYOND = (
 
 @dataclass(frozen=True)
 class Examination:
-    """How a model did.
+    """The results of a model.
 
     Attributes:
         result: the published evaluation over all held-out dialogues.
@@ -60,7 +60,7 @@ class Examination:
             "held_out": {"exact": self.exact, "f1": f1(self.result.samples), "dialogues": len(self.result.samples)},
             "topics": {topic: {"exact": exact(found), "f1": f1(found)} for topic, found in self.topics.items()},
             "openings": [
-                {"said": opening.said, "reply": reply, "fits": fits}
+                {"prompt": opening.prompt, "reply": reply, "fits": fits}
                 for opening, reply, fits in zip(OPENINGS, self.openings, self.fitting, strict=True)
             ],
             "published": self.result.published,
@@ -74,7 +74,7 @@ def examine(
     settings: Settings,
     progress: Progress | None = None,
 ) -> Examination:
-    """Put the held-out dialogues and the openings to a model."""
+    """Let a model answer the held-out dialogues and the openings."""
     records = [(topic, dialogue) for topic, dialogues in held_out.items() for dialogue in dialogues]
     result = evaluate(opened, [dialogue for _, dialogue in records], settings, LIMIT, LIMIT, 64, progress=progress)
     assert len(result.samples) == len(records), "a dialogue of the corpus is longer than the model reads"
@@ -82,13 +82,13 @@ def examine(
     for (topic, _), sample in zip(records, result.samples, strict=True):
         topics.setdefault(topic, []).append(sample)
 
-    return Examination(result, topics, [talk(opened, [opening.said], settings)[-1] for opening in OPENINGS])
+    return Examination(result, topics, [talk(opened, [opening.prompt], settings)[-1] for opening in OPENINGS])
 
 
-def talk(opened: OpenedModel, said: Sequence[str], settings: Settings) -> list[str]:
-    """A conversation in which the user says these things: user and model in turn."""
+def talk(opened: OpenedModel, messages: Sequence[str], settings: Settings) -> list[str]:
+    """A conversation with these messages of the user: the turns of user and model."""
     session = ChatSession(opened, settings, LIMIT)
-    for text in said:
+    for text in messages:
         session.say(text)
     return session.turns
 
@@ -100,5 +100,6 @@ def exact(samples: Sequence[Sample]) -> float:
 
 def f1(samples: Sequence[Sample]) -> float:
     """Mean unigram F1 over characters, in percent."""
-    said = [sample.generation for sample in samples]
-    return 100 * metrics.unigram_f1(said, [[sample.response] for sample in samples])
+    return 100 * metrics.unigram_f1(
+        [sample.generation for sample in samples], [[sample.response] for sample in samples]
+    )

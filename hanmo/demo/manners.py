@@ -1,7 +1,7 @@
-"""What the demo's second part teaches: to ask back where people do, and to add nothing to the answer of a question of fact.
+"""Preference pairs: replies that ask back where people do, and answers of fact to which nothing is added.
 
-Fine-tuning has not taught it: the corpus answers, and leaves it at that. Each rule fits all replies of its topics that
-it finds, so that a pair is the same reply with and without the question, and a person sees which one is preferred.
+The corpus only answers, so fine-tuning has not taught this. A pair is the same reply with and without a question, so
+that a person sees which one is preferred.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ _PLAIN = (
 
 @dataclass(frozen=True)
 class Pair:
-    """What was said, and its reply with and without a question at the end.
+    """The turns of a dialogue, and its reply with and without a question at the end.
 
     Attributes:
         asks: whether the better reply is the one that asks.
     """
 
-    said: tuple[str, ...]
+    context: tuple[str, ...]
     chosen: str
     rejected: str
     asks: bool
 
     def as_dict(self) -> dict[str, object]:
         """For a file of preferences."""
-        return {"prompt": list(self.said), "chosen": self.chosen, "rejected": self.rejected}
+        return {"prompt": list(self.context), "chosen": self.chosen, "rejected": self.rejected}
 
 
 def question_after(topic: str, reply: str) -> str | None:
@@ -77,12 +77,12 @@ def pairs(exchanges: Iterable[Exchange], draw: Random) -> list[Pair]:
     """
     found = []
     for exchange in exchanges:
-        *said, reply = exchange.turns
+        *context, reply = exchange.turns
         question = question_after(exchange.topic, reply)
         if question:
-            found.append(Pair(tuple(said), reply + question, reply, True))
+            found.append(Pair(tuple(context), reply + question, reply, True))
         elif exchange.topic in _PLAIN:
-            found.append(Pair(tuple(said), reply, reply + draw.choice(_QUESTIONS), False))
+            found.append(Pair(tuple(context), reply, reply + draw.choice(_QUESTIONS), False))
     return found
 
 

@@ -1,7 +1,7 @@
-"""Ten ways to begin a talk with the demo's model, and for each what a fitting reply is, written down by hand.
+"""Ten opening messages for the demo's model, with hand-written rules for fitting replies.
 
-A reply fits if it says one of the expected things and none that would contradict it. Wording is free, so a model that
-answers in other words than its training data is not marked down; a reply that merely sounds good does not fit.
+A reply fits if it holds one of the expected expressions and none that contradicts it. Wording is free: a model may
+answer in other words than its training data; a reply that merely sounds good does not fit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Opening:
-    """What the user says first, and which replies fit.
+    """The user's first message, and which replies fit.
 
     Attributes:
         expects: regular expressions of which one must be found in the reply.
@@ -20,7 +20,7 @@ class Opening:
         means: what fits, in words.
     """
 
-    said: str
+    prompt: str
     means: str
     expects: tuple[str, ...]
     forbids: tuple[str, ...] = ()

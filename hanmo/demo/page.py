@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hanmo.demo.align import Alignment
+from hanmo.demo.align import Alignment, reward, share_asking
 from hanmo.demo.examine import Examination, exact, f1
-from hanmo.demo.judge import reward, share_asking
 from hanmo.demo.openings import OPENINGS
 from hanmo.evaluation.dialogue import PUBLISHED_TABLE, title
 from hanmo.report.page import Page
@@ -17,7 +16,7 @@ LIMITS = (
     "The released EVA models have between two hundred and two thousand times as many parameters as this one, and it has "
     "read nothing but invented dialogue for a few minutes. It knows the patterns of its corpus and nothing of the world: it cannot look anything up, "
     "reason beyond those patterns, translate, write at length or hold an opinion. What it says outside of its topics "
-    "is a mixture of phrases that it knows, said with full confidence. It answers in one way where people have many, "
+    "is a mixture of phrases that it knows, stated with full confidence. It answers in one way where people have many, "
     "and a question in unfamiliar words is often taken for another one. Its facts are those of the corpus and may come "
     "out wrong. It is a check that the whole path works, from text to a model that talks; it is not for use."
 )
@@ -52,13 +51,13 @@ def build_page(
     page.table(
         ["opening", "reply before", "reply after", "fits", "what would fit"],
         [
-            [opening.said, _short(before_said), after_said, "✓" if fits else "✗", opening.means]
-            for opening, before_said, after_said, fits in zip(
+            [opening.prompt, _short(reply_before), reply_after, "✓" if fits else "✗", opening.means]
+            for opening, reply_before, reply_after, fits in zip(
                 OPENINGS, before.openings, after.openings, after.fitting, strict=True
             )
         ],
         note="A reply fits if a hand-written rule finds the expected word in it and nothing that contradicts it. "
-        "All ten are said in training too; what was never trained on is measured below.",
+        "All ten are in the training data; what was never trained on is measured below.",
     )
     page.heading("Conversations")
     _conversations(page, conversations)
@@ -123,9 +122,9 @@ def _alignment(page: Page, found: Alignment) -> None:
     page.line_plot({"reward": found.curve}, x="step of DPO", y="mean reward, held-out")
     page.line_plot({"accuracy": found.learned}, x="step of the reward model", y="training pairs right", from_zero=True)
     page.table(
-        ["said", "reply before", "reward", "reply after", "reward"],
+        ["prompt", "reply before", "reward", "reply after", "reward"],
         [
-            [one.said, one.reply, one.reward, other.reply, other.reward]
+            [one.prompt, one.reply, one.reward, other.reply, other.reward]
             for before, after, shown in ((*found.talk, 16), (*found.facts, 6))
             for one, other in list(zip(before, after, strict=True))[:: max(1, len(before) // shown)]
         ],
@@ -134,7 +133,7 @@ def _alignment(page: Page, found: Alignment) -> None:
     page.table(
         ["opening", "reply of the aligned model", "fits"],
         [
-            [opening.said, reply, "✓" if fits else "✗"]
+            [opening.prompt, reply, "✓" if fits else "✗"]
             for opening, reply, fits in zip(OPENINGS, found.openings, found.fitting, strict=True)
         ],
     )

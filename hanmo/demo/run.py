@@ -1,7 +1,7 @@
-"""The main job: from nothing but installed packages to a small dialogue model and a report of what it can do.
+"""The demo: from the installed packages alone to a small dialogue model and a report of its abilities.
 
-Everything is made in a folder beside the output, which takes its place when all is done: a run that is stopped, or
-that fails, leaves what was there before.
+All files are written to a folder beside the output, which replaces the output at the end: a run that is stopped or
+fails leaves the output as it was.
 
 OUT/                 the model, as open_model reads it
 OUT/report.html      the report
@@ -27,11 +27,10 @@ from hanmo.checkpoints import open_model, save_model
 from hanmo.demo.align import STEPS as ALIGN_STEPS
 from hanmo.demo.align import Alignment, align
 from hanmo.demo.corpus import build
-from hanmo.demo.display import Display
+from hanmo.demo.display import Display, ShowTraining, require_finished
 from hanmo.demo.examine import BEYOND, CONVERSATIONS, Examination, examine, talk
 from hanmo.demo.model import DECODING, LIMIT, new_model
 from hanmo.demo.page import build_page
-from hanmo.demo.watch import ShowTraining, require_finished
 from hanmo.errors import ConfigError
 from hanmo.files import json_text, write_text
 from hanmo.folders import new_folder, recover_missing
@@ -58,7 +57,7 @@ TRAINER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a run made and found."""
+    """The results of a run."""
 
     folder: str
     before: Examination
@@ -87,7 +86,7 @@ class DemoResult:
 def demo(
     output: Path, seed: int = 0, steps: int = STEPS, per_topic: int = 24, align_steps: int = ALIGN_STEPS
 ) -> DemoResult:
-    """Make the corpus, train, measure before and after, align, and leave model folders with their report at ``output``.
+    """Make the corpus, train, measure before and after, align, and write models and report to ``output``.
 
     Args:
         steps: of training.
@@ -96,7 +95,7 @@ def demo(
 
     Raises:
         UnsupportedError: the collected dialogues are not installed.
-        ConfigError: ``output`` holds something else than an earlier demo.
+        ConfigError: ``output`` holds anything but an earlier demo.
         CheckpointError: ``output`` cannot be written.
         InUseError: another demo writes there.
         KeyboardInterrupt: stopped by the user; ``output`` is as it was.
@@ -125,7 +124,7 @@ def demo(
             trained = open_model(draft / "sft" / "model", device="cpu")
             after = examine(trained, found.held_out, settings, lambda done, total: update(done, total, ""))
             conversations, beyond = (
-                [talk(trained, said, settings) for said in talks] for talks in (CONVERSATIONS, BEYOND)
+                [talk(trained, messages, settings) for messages in talks] for talks in (CONVERSATIONS, BEYOND)
             )
             update(
                 1, 1, f"{sum(after.fitting)} of {len(after.fitting)} openings, {after.exact:.0f} % of held-out exact"
@@ -137,18 +136,24 @@ def demo(
             "training dialogues": len(found.train),
             "of which collected by people": len(found.collected),
             "steps": steps,
-            "dialogues per step": BATCH,
-            "peak learning rate": TRAINER["learning_rate"],
-            "seed": seed,
-            "processor threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            **_settings(seed),
             **{f"seconds, {name}": round(seconds, 1) for name, seconds in show.seconds.items()},
             "seconds, all": round(time.monotonic() - start, 1),
         }
         result = DemoResult(str(output), before, after, conversations, beyond, alignment, facts)
-        _leave(draft, trained, result, losses)
+        _save(draft, trained, result, losses)
     return result
+
+
+def _settings(seed: int) -> dict[str, Any]:
+    return {
+        "dialogues per step": BATCH,
+        "peak learning rate": TRAINER["learning_rate"],
+        "seed": seed,
+        "processor threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def _require_free(output: Path) -> None:
@@ -174,8 +179,8 @@ def _train(draft: Path, seed: int, steps: int, show: ShowTraining) -> list[tuple
     ]
 
 
-def _leave(draft: Path, trained: Any, result: DemoResult, losses: Sequence[tuple[float, float]]) -> None:
-    """Put the model, the report and the numbers where they stay, and remove what was needed on the way."""
+def _save(draft: Path, trained: Any, result: DemoResult, losses: Sequence[tuple[float, float]]) -> None:
+    """Save the model, the report and the numbers, and remove the folders of the stages."""
     save_model(trained, draft)
     shutil.move(draft / "sft" / "metrics.jsonl", draft / "metrics.jsonl")
     shutil.move(draft / "dpo" / "model", draft / "aligned")

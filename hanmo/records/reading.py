@@ -1,4 +1,4 @@
-"""Reading records from a file, whose form is told from its content.
+"""Reads records from a file, whose form is recognised by its content.
 
 Plain text is one dialogue a line, turns separated by tabs (or one text a line, when asked for); JSON is one record a
 line, or one array of records. Any file may be gzip-compressed.
@@ -12,7 +12,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, TextIO
@@ -74,17 +74,20 @@ def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _opened_bytes(path: Path) -> Iterator[IO[bytes]]:
-    with ExitStack() as stack:
-        if path.suffix == ".zip":
-            archive = stack.enter_context(zipfile.ZipFile(path))
+def _opened_bytes(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    if path.suffix == ".gz":
+        with gzip.open(path) as packed:
+            yield packed
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if len(names) != 1:
                 raise RecordError(path, 0, f"expected one file in the archive, found {len(names)}; unpack it")
-            yield stack.enter_context(archive.open(names[0]))
-        else:
-            file: Any = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
-            yield stack.enter_context(file)
+            with archive.open(names[0]) as member:
+                yield member
+    else:
+        with path.open("rb") as raw:
+            yield raw
 
 
 def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain, reply: Reply) -> Iterator[Record]:
@@ -100,12 +103,8 @@ def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain, re
             record = as_record(value, f"{path}:{line}")
             if reply == "needed" and (problem := unanswered(record)):
                 raise ValueError(problem)
-        except RecordError as error:
-            if rejects is None:
-                raise
-            rejects.errors.append(error)
-        except ValueError as error:
-            bad = RecordError(path, line, str(error))
+        except (RecordError, ValueError) as error:
+            bad = error if isinstance(error, RecordError) else RecordError(path, line, str(error))
             if rejects is None:
                 raise bad from None
             rejects.errors.append(bad)
@@ -117,7 +116,7 @@ Values = Iterator[tuple[int, Any]]  # line number from 1, and what stands there;
 
 
 def _reader(path: Path, file: TextIO) -> Callable[[Path, TextIO], Values]:
-    """How to read the file, told from its name and its first line with something on it."""
+    """The reader for the file, by its name and its first line that is not blank."""
     first = next((line for line in file if line.strip()), "").strip()
     file.seek(0)
     names_json = {".json", ".jsonl"} & set(path.suffixes)

@@ -1,4 +1,4 @@
-"""What a JSON value means as a record, told from its keys; see ``FORMS``."""
+"""JSON values as records, recognised by their keys; see ``FORMS``."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def _dialogue(turns: list[Any], system: str, where: str, waiting: bool = False) 
         if roles[-1] == "user" and waiting:
             texts.append("")
         elif roles[-1] != "assistant":
-            raise ValueError(f"the last turn is the {roles[-1]}'s; the assistant's is to be learned from")
+            raise ValueError(
+                f"the last turn is the {roles[-1]}'s; expected the assistant's, which is the reply to learn"
+            )
     return Dialogue(tuple(texts), system, where=where)
 
 
@@ -119,24 +121,24 @@ def _prompt(value: dict[str, Any], where: str) -> Record:
 
 
 def _preference(value: dict[str, Any], where: str) -> ScoredAnswers:
-    said: list[Any] = []
-    asked = value.get("prompt", value.get("question"))
-    if isinstance(asked, list):
-        said = asked
-    elif asked is not None:
-        said = [_text({"prompt": asked}, "prompt")]
+    turns_before: list[Any] = []
+    prompt = value.get("prompt", value.get("question"))
+    if isinstance(prompt, list):
+        turns_before = prompt
+    elif prompt is not None:
+        turns_before = [_text({"prompt": prompt}, "prompt")]
     elif "instruction" in value:
-        said = ["\n".join(filter(None, (_text(value, "instruction"), _text(value, "input", ""))))]
+        turns_before = ["\n".join(filter(None, (_text(value, "instruction"), _text(value, "input", ""))))]
     else:
-        said = next((value[key] for key in TURNS if isinstance(value.get(key), list)), [])
+        turns_before = next((value[key] for key in TURNS if isinstance(value.get(key), list)), [])
     sides = []
     for side in ("chosen", "rejected"):
         answer = value[side]
         if isinstance(answer, list):  # whole conversations that end in the answer
             *before, answer = answer or [""]
-            said = said or before
-        sides.append(_turn(answer, len(said) + 1)[1])
-    turns = [_turn(turn, number) for number, turn in enumerate(said, 1)]
+            turns_before = turns_before or before
+        sides.append(_turn(answer, len(turns_before) + 1)[1])
+    turns = [_turn(turn, number) for number, turn in enumerate(turns_before, 1)]
     system = _text(value, "system", "")
     if turns and turns[0][0] == "system":
         system = turns.pop(0)[1]

@@ -1,7 +1,8 @@
-"""The kinds of records: what one line of data can be."""
+"""The types of records."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,16 +21,21 @@ class Text:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Turns that alternate between the user and the system. The last turn is what the model is to say.
+    """Turns of the user and the assistant, alternating. The last turn is the reply to learn or to generate.
 
-    ``ids``: in a chat, the ids of a turn that the model has said, so that they are never made from its text again;
-    one entry per turn, None where there is only text.
+    ``ids``: in a chat, the token ids of each generated turn, so that its text is never tokenised again; None for a turn
+    that has only text.
     """
 
     turns: tuple[str, ...]
     system: str = ""
     where: str = field(default="", compare=False)
     ids: tuple[tuple[int, ...] | None, ...] = field(default=(), compare=False)
+
+    def replies(self) -> Iterator[Dialogue]:
+        """One dialogue for every reply: the turns up to it."""
+        for end in range(2, len(self.turns) + 1):
+            yield Dialogue(self.turns[:end], self.system, self.where)
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def unanswered(record: Record) -> str | None:
         return None
     if isinstance(record, Dialogue):
         if len(record.turns) < 2:
-            return "a dialogue of one turn; expected what is said and a reply to it"
+            return "a dialogue of one turn; expected a message and a reply to it"
         if not record.turns[-1].strip():
             return "the last turn is empty; expected a reply"
         return None
@@ -98,6 +104,11 @@ class Rejects:
 
     def __len__(self) -> int:
         return len(self.errors)
+
+    def add(self, where: str, problem: str) -> None:
+        """Add the record at ``where`` ("file:line")."""
+        file, _, line = where.rpartition(":")
+        self.errors.append(RecordError(file, int(line or 0), problem))
 
     def write(self, path: str | Path) -> None:
         """One JSON object a line: file, line, problem."""

@@ -33,7 +33,7 @@ def test_eight_of_ten_openings_get_a_fitting_reply(made):
     _, result = made
     wrong = [opening for opening in result["after"]["openings"] if not opening["fits"]]
     assert result["openings"] == 10 and result["openings_fitting"] >= 8, wrong
-    assert "你好" in {opening["said"] for opening in result["after"]["openings"]}
+    assert "你好" in {opening["prompt"] for opening in result["after"]["openings"]}
 
 
 def test_held_out_combinations_are_answered_much_better_than_before(made):
@@ -58,7 +58,7 @@ def test_the_model_chats_from_a_pipe(made):
     """Without a name the demo's model is opened; decoding is as it was measured, so the replies are the same."""
     folder, result = made
     for opening in result["after"]["openings"][:3]:
-        run = hanmo("chat", cwd=folder, said=f"{opening['said']}\n")
+        run = hanmo("chat", cwd=folder, said=f"{opening['prompt']}\n")
         assert opening["reply"] in run.stdout
 
 

@@ -34,11 +34,11 @@ CASES = [
 def test_prompts_and_texts(source: str, case: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "raw.jsonl"
     path.write_text(json.dumps(case["input"], ensure_ascii=False) + "\n", encoding="utf-8")
-    reading = SourceReader()
-    records = [item.record for item in read_source(source, path, reading)]
+    reader = SourceReader()
+    records = [item.record for item in read_source(source, path, reader)]
     found = [("", r.text) if isinstance(r, Text) else (r.prompt, r.response) for r in records]
     assert found == list(zip(case["prompts"], case["texts"], strict=True))
-    assert reading.dropped.total() == (not found)
+    assert reader.dropped.total() == (not found)
 
 
 @pytest.mark.parametrize("case", RECORDED.get("wikipedia-key", []))

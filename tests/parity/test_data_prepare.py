@@ -49,8 +49,8 @@ def _expected(case: dict[str, Any], era: str) -> list[dict[str, Any]]:
 
 def _read(path: Path, folder: Path, **switches: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     case = load(path)
-    reading = SourceReader(seed=case["seed"], **switches)
-    records = [item.record for item in read_source(case["source"], _write(case, folder), reading)]
+    reader = SourceReader(seed=case["seed"], **switches)
+    records = [item.record for item in read_source(case["source"], _write(case, folder), reader)]
     return case, [
         {
             "prompt": record.prompt,

@@ -147,8 +147,8 @@ CLEANED: dict[str, tuple[str, str, Adapter | None]] = {
 }
 # News is longer than talk, and its comments are judged with it.
 WEIBO = [
-    "noise", "urls", "stretched", {"length": {"longest": 2000}}, "language", "symbols", "personal", "adverts",
-    "repetition", "parrot", "generic", "same_sessions", "near_duplicates",
+    "platform_markup", "urls", "repeated_runs", {"length": {"longest": 2000}}, "language", "symbols", "personal", "adverts",
+    "repetition", "repeats_previous", "generic", "same_sessions", "near_duplicates",
 ]  # fmt: skip
 
 
@@ -165,8 +165,8 @@ def test_cleaning_of_real_slices(recipe: str, tmp_path: Path) -> None:
     done = clean(steps, [tmp_path / "in.jsonl"], tmp_path / "out.jsonl", rejects=tmp_path / "rejects.jsonl")
     assert done is not None
     print(f"\n{name}: {done.kept} of {done.read} kept")
-    for row in done.rows():
-        print(" | ".join(map(str, row)))
+    for row in done.as_dict()["steps"]:
+        print(" | ".join(map(str, row.values())))
     assert 0.5 * done.read < done.kept < done.read
     removed = sum(step.removed for step in done.steps.values())
     with (tmp_path / "rejects.jsonl").open(encoding="utf-8") as rejects:

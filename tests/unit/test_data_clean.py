@@ -14,7 +14,7 @@ import yaml
 
 from hanmo.data.parallel import blocks
 from hanmo.data.prepare.cleaning import clean as clean_module
-from hanmo.data.prepare.cleaning.block_files import StepReport, read_judged, read_reports, write_block
+from hanmo.data.prepare.cleaning.block_files import StepReport, read_cleaned, read_reports, write_block
 from hanmo.data.prepare.cleaning.clean import Cleaned, clean, report
 from hanmo.data.prepare.cleaning.personal import found, masked
 from hanmo.data.prepare.cleaning.recipe import Recipe, build, load, named
@@ -179,10 +179,15 @@ def test_a_wrong_check_digit_is_no_identity_card() -> None:
 
 
 STEPS = [
-    ("noise", {}, ["回复@小明:好啊", "转发微博", "//@某人:哈哈 @你", "去  吧"], ["好啊", "", "哈哈", "去 吧"]),
+    (
+        "platform_markup",
+        {},
+        ["回复@小明:好啊", "转发微博", "//@某人:哈哈 @你", "去  吧"],
+        ["好啊", "", "哈哈", "去 吧"],
+    ),
     ("urls", {}, ["看http://t.cn/abc吧", "3.14"], ["看吧", "3.14"]),
     (
-        "stretched",
+        "repeated_runs",
         {"most": 2},
         ["哈哈哈哈哈哈", "好不好好不好好不好", "1000000", "aab"],
         ["哈哈", "好不好好不好", "1000000", "aab"],
@@ -213,7 +218,7 @@ FAULTS = [
         ["第一行内容\n第二行内容\n第三行的内容在这里"],
         ["同一行的内容\n同一行的内容\n同一行的内容\n别的"],
     ),
-    ("parrot", {}, ["在吗", "在"], ["在吗", "在吗？"]),
+    ("repeats_previous", {}, ["在吗", "在"], ["在吗", "在吗？"]),
     ("generic", {}, ["吃了吗", "吃了两碗面"], ["吃了吗", "不知道。"]),
 ]
 
@@ -295,7 +300,7 @@ def test_rejects_counts_and_examples(tmp_path: Path) -> None:
         ("generic", "2"),
         ("personal", "3"),
     ]
-    assert "13812345678" in done.rows()[0][3]
+    assert "13812345678" in done.as_dict()["steps"][0]["examples"][0]
     html = report(done, "test", ["in.jsonl"]).html()
     assert "13812345678" in html and "generic" in html
     assert not list(tmp_path.glob(".*blocks"))
@@ -348,7 +353,7 @@ def test_an_interrupted_run_goes_on_and_writes_the_same(
     seen: list[dict[Path, int]] = []
     original = blocks.forget
     monkeypatch.setattr(
-        clean_module,
+        blocks,
         "forget",
         lambda folder: (seen.append({path: path.stat().st_mtime_ns for path in before}), original(folder)),
     )
@@ -447,6 +452,6 @@ def test_a_record_comes_back_from_a_block_as_it_went_in(record: Record, tmp_path
     judged: list[Any] = [(record, []), (None, [("step", "reason", "text", "a.txt:8")])]
     reports = {"step": StepReport(3, 1, [(5, "before", "→ after")])}
     write_block(tmp_path / "block", judged, reports)
-    assert list(read_judged(tmp_path / "block")) == judged and read_reports(tmp_path / "block") == reports
-    back = next(read_judged(tmp_path / "block"))[0]
+    assert list(read_cleaned(tmp_path / "block")) == judged and read_reports(tmp_path / "block") == reports
+    back = next(read_cleaned(tmp_path / "block"))[0]
     assert back is not None and back.where == "a.txt:7" and hash(back) == hash(record)

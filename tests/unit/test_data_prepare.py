@@ -118,14 +118,14 @@ def test_poetry_does_not_look_at_the_folders_above(folder: str, tmp_path: Path) 
         path = tmp_path / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         _json(path, [entry])
-    reading = SourceReader()
-    prompts = [item.record.prompt for item in read_source("poetry", tmp_path / folder, reading)]
+    reader = SourceReader()
+    prompts = [item.record.prompt for item in read_source("poetry", tmp_path / folder, reader)]
     assert prompts == [
         "以曹操的风格，写一首古体诗，题为观沧海",
         "以李白的风格，写一首五言诗，题为静夜思",
         "以温庭筠的风格，写一首词，题为菩萨蛮",
     ]
-    assert reading.dropped.total() == 1
+    assert reader.dropped.total() == 1
 
 
 @pytest.mark.parametrize("name", ["dev.json", "dev.json.gz"])
@@ -171,14 +171,14 @@ def test_chats_are_cut_to_whole_exchanges(tmp_path: Path) -> None:
         turns("gpt"),
     ]
     path = _json(tmp_path / "chat.json", [{"conversations": case} for case in cases])
-    reading = SourceReader()
-    found = [item.record for item in read_source("sharegpt", path, reading)]
+    reader = SourceReader()
+    found = [item.record for item in read_source("sharegpt", path, reader)]
     assert found == [
         Dialogue(("human0", "gpt1")),
         Dialogue(("human1", "gpt2")),
         Dialogue(("human1", "gpt2"), system="system0"),
     ]
-    assert reading.dropped.total() == 2
+    assert reader.dropped.total() == 2
     bad = _json(tmp_path / "bad.json", [{"conversations": turns("human", "human", "gpt")}])
     with pytest.raises(RecordError, match=r"bad\.json:1: .*alternate"):
         _records("sharegpt", bad)
@@ -204,15 +204,15 @@ def test_preferences_in_every_form(tmp_path: Path) -> None:
         {"prompt": "问", "chosen": "好", "rejected": "坏"},
         {"prompt": "问", "chosen": "好", "rejected": "好"},
     ]
-    reading = SourceReader()
-    found = [item.record for item in read_source("dpo", _json(tmp_path / "p.json", entries), reading)]
+    reader = SourceReader()
+    found = [item.record for item in read_source("dpo", _json(tmp_path / "p.json", entries), reader)]
     two = (("好", 1.0), ("坏", 0.0))
     assert found == [
         ScoredAnswers("问", two),
         ScoredAnswers("问", (("好", 2.0), ("中", 1.0), ("坏", 0.0)), history=("早", "安")),
         ScoredAnswers("问", two),
     ]
-    assert reading.dropped == {"answers that are the same": 1}
+    assert reader.dropped == {"answers that are the same": 1}
 
 
 def test_weibo_bad_likes_are_named(tmp_path: Path) -> None:

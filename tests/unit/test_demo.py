@@ -58,7 +58,7 @@ def test_the_report_holds_what_was_said(made):
     folder, result = made
     page = (folder / "report.html").read_text(encoding="utf-8")
     for opening in OPENINGS:
-        assert opening.said in page
+        assert opening.prompt in page
     for needed in (
         "BLEU-4",
         "Dist-4",
@@ -66,7 +66,7 @@ def test_the_report_holds_what_was_said(made):
         "What it cannot do",
         "<svg",
         "Learning from preferences",
-        *(escape(one.said) for one in result.alignment.talk[0][:1]),
+        *(escape(one.prompt) for one in result.alignment.talk[0][:1]),
         *result.after.topics,
         *map(escape, result.beyond[0]),
     ):

@@ -21,13 +21,13 @@ REPLIES = {
 
 
 def test_there_are_ten_and_nihao_is_among_them():
-    assert len(OPENINGS) == 10 and "你好" in {opening.said for opening in OPENINGS}
-    assert set(REPLIES) == {opening.said for opening in OPENINGS}
+    assert len(OPENINGS) == 10 and "你好" in {opening.prompt for opening in OPENINGS}
+    assert set(REPLIES) == {opening.prompt for opening in OPENINGS}
 
 
 @pytest.mark.parametrize("opening", OPENINGS, ids=lambda opening: opening.means)
 def test_fitting_and_unfitting_replies(opening):
-    fitting, unfitting = REPLIES[opening.said]
+    fitting, unfitting = REPLIES[opening.prompt]
     assert [reply for reply in fitting if not opening.fits(reply)] == []
     assert [reply for reply in unfitting if opening.fits(reply)] == []
 
@@ -36,7 +36,7 @@ def test_all_are_said_in_training():
     """What the corpus holds out is measured apart; the report says that the openings are not."""
     dialogues = build.build(size=40_000).train
     first = {dialogue.turns[0].rstrip("。？！") for dialogue in dialogues if len(dialogue.turns) == 2}
-    assert {opening.said.rstrip("。？！") for opening in OPENINGS} <= first
+    assert {opening.prompt.rstrip("。？！") for opening in OPENINGS} <= first
 
 
 def test_a_rambling_reply_does_not_fit():

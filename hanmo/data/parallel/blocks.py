@@ -1,8 +1,7 @@
-"""Work on a large input, block by block, in several processes; what is done stays done when it is interrupted.
+"""Processes a large input block by block in several processes, and keeps finished blocks over interruptions.
 
-Every block's result is one file with the block's number, written under a temporary name and renamed. A block whose
-file is there is not done again, and results are read in order of the blocks: neither the number of processes nor an
-interruption changes a byte of what comes out.
+The result of a block is one file, written whole or not at all and never computed again. Results are read in the order
+of the blocks: neither the number of processes nor an interruption changes a byte of the output.
 """
 
 from __future__ import annotations
@@ -12,12 +11,14 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hanmo.files import replacing
+from hanmo.locks import holding
 from hanmo.records import Plain, Record, Rejects, Text, iter_records
 
 B = TypeVar("B")
@@ -44,15 +45,26 @@ def record_blocks(
 
 
 def job_folder(place: Path, job: dict[str, Any], inputs: Iterable[Path]) -> Path:
-    """The folder beside ``place`` for the results of one job: another for every change of settings or inputs."""
+    """The folder beside ``place`` for the results of a job; any change of settings or inputs gives another one."""
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs if path.is_file()]
     text = json.dumps([job, states], sort_keys=True, default=str)
     return place.with_name(f".{place.name}.{blake2b(text.encode(), digest_size=6).hexdigest()}.blocks")
 
 
-def share_place(place: Path, share: tuple[int, int] | None) -> Path:
-    """The path that a run locks: ``place``, or with ``share``, (rank, world), one for its share of the blocks."""
-    return place if share is None else place.with_name(f"{place.name}.{share[0]}-of-{share[1]}")
+@contextmanager
+def block_job(out: Path, job: dict[str, Any], inputs: Iterable[Path], share: tuple[int, int] | None) -> Iterator[Path]:
+    """A run that writes ``out``, or with ``share``, (rank, world), results for it: the folder of its results.
+
+    The folder is removed when the run without ``share`` has finished.
+
+    Raises:
+        InUseError: another run writes ``out``, or the same share of it.
+    """
+    with holding(out if share is None else out.with_name(f"{out.name}.{share[0]}-of-{share[1]}")):
+        folder = job_folder(out, job, inputs)
+        yield folder
+        if share is None:
+            forget(folder)
 
 
 def run_blocks(
@@ -63,13 +75,13 @@ def run_blocks(
     progress: Callable[[int], None] | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> list[Path]:
-    """Do the work on every block; the result files, in order.
+    """Process every block; the result files, in order.
 
     Args:
-        work: can be pickled, if there are several workers; writes the file it is given, which is then renamed.
+        work: writes the result of a block to a file; can be pickled, if there are several workers.
         folder: of the results, kept over interruptions; ``forget`` removes it.
-        progress: told how many blocks are done.
-        share: (rank, world): do every ``world``-th block only, from ``rank`` on, where several machines share a disk.
+        progress: takes the number of blocks done.
+        share: (rank, world): only every ``world``-th block from ``rank`` on, where several machines share a disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results: list[Path] = []

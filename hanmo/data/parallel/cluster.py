@@ -1,8 +1,7 @@
-"""Cleaning and tokenising on many processes or machines with the executors of datatrove.
+"""Cleaning and tokenising in many processes or on many machines with the executors of datatrove.
 
-Two pipelines: the first shares the blocks of the input out among tasks, the second writes the result. Tasks need a
-common disk and nothing else; a task that was killed does what is left when it is started again. The result is the
-same, byte for byte, as from one process.
+The tasks of a first pipeline share the blocks of the input, a second pipeline writes the result. Tasks need only a
+common disk; a task that was killed continues when it is started again. The result is byte for byte that of one process.
 """
 
 from __future__ import annotations
@@ -19,33 +18,21 @@ from datatrove.pipeline.base import PipelineStep
 Job = Callable[..., Any]  # clean or tokenize with all its arguments but ``share``
 
 
-class Share(PipelineStep):
-    """A task's share of the blocks."""
+class _Task(PipelineStep):
+    """A task's share of the blocks, or with ``finish`` what follows all shares: remaining blocks, duplicates, files."""
 
     type = "hanmo"
-    name = "share of the blocks"
+    name = "blocks"
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, finish: bool = False):
         super().__init__()
-        self.job = job
+        self.job, self.finish = job, finish
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        self.job(share=(rank, world_size))
-        yield from ()
-
-
-class Finish(PipelineStep):
-    """What comes after all shares: whatever one of them left, duplicates, and the files."""
-
-    type = "hanmo"
-    name = "finish"
-
-    def __init__(self, job: Job):
-        super().__init__()
-        self.job = job
-
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        self.job()
+        if self.finish:
+            self.job()
+        else:
+            self.job(share=(rank, world_size))
         yield from ()
 
 
@@ -57,14 +44,14 @@ def run_local(job: Job, tasks: int, workers: int, logs: Path) -> None:
         logs: folder of datatrove's logs and marks of completed tasks.
     """
     shares = LocalPipelineExecutor(
-        [Share(job)], tasks=tasks, workers=workers, logging_dir=str(logs), start_method="spawn"
+        [_Task(job)], tasks=tasks, workers=workers, logging_dir=str(logs), start_method="spawn"
     )
     shares.run()
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """Where and for how long jobs run; ``time`` as Slurm writes it, e.g. 20:00:00."""
+    """Settings of a Slurm job; ``time`` as Slurm writes it, e.g. 20:00:00."""
 
     partition: str
     time: str = "20:00:00"
@@ -74,9 +61,9 @@ class Slurm:
 
 
 def run_slurm(job: Job, tasks: int, logs: Path, slurm: Slurm) -> str:
-    """Submit the shares as a job array and, depending on it, the job that finishes. The id of the latter.
+    """Submit the shares as a job array and a finishing job that depends on it; returns the id of the latter.
 
-    The scripts that were submitted are in ``logs``: shares/launch_script.slurm and finish/launch_script.slurm.
+    The submitted scripts are in ``logs``: shares/launch_script.slurm and finish/launch_script.slurm.
     """
     common = {
         "time": slurm.time,
@@ -87,7 +74,7 @@ def run_slurm(job: Job, tasks: int, logs: Path, slurm: Slurm) -> str:
         "env_command": f"export PATH={Path(sys.executable).parent}:$PATH",
     }
     shares = SlurmPipelineExecutor(
-        [Share(job)],
+        [_Task(job)],
         tasks=tasks,
         workers=slurm.at_once,
         job_name="hanmo-shares",
@@ -95,7 +82,12 @@ def run_slurm(job: Job, tasks: int, logs: Path, slurm: Slurm) -> str:
         **common,
     )
     finish = SlurmPipelineExecutor(
-        [Finish(job)], tasks=1, job_name="hanmo-finish", logging_dir=str(logs / "finish"), depends=shares, **common
+        [_Task(job, finish=True)],
+        tasks=1,
+        job_name="hanmo-finish",
+        logging_dir=str(logs / "finish"),
+        depends=shares,
+        **common,
     )
     finish.run()
     return str(finish.job_id)

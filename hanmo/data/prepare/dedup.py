@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from hanmo.data.prepare.normalisation import normalised
+from hanmo.data.prepare.passages import n_gram_hashes
 
 N_GRAM = 4  # characters
 BANDS, ROWS = 20, 6
@@ -20,7 +21,6 @@ _GROWTH = 4096  # signatures collected before they join the index
 _rng = np.random.default_rng(20260101)
 _FACTORS = _rng.integers(1, 2**63, BANDS * ROWS, dtype=np.uint64) | np.uint64(1)
 _OFFSETS = _rng.integers(0, 2**63, BANDS * ROWS, dtype=np.uint64)
-_BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 _COMPARED = 1 << 14  # pairs compared at once
 _BLOCK = 2048  # n-grams hashed at once: bounds memory for long texts
@@ -28,13 +28,10 @@ _BLOCK = 2048  # n-grams hashed at once: bounds memory for long texts
 
 def shingles(text: str) -> np.ndarray:
     """The different character n-grams of the normalised text as uint64 hashes; a shorter text is one n-gram."""
-    points = np.frombuffer(normalised(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    if not len(points):
+    plain = normalised(text)
+    if not plain:
         return np.zeros(1, dtype=np.uint64)
-    size = min(N_GRAM, len(points))
-    hashes = np.zeros(len(points) - size + 1, dtype=np.uint64)
-    for place in range(size):
-        hashes = hashes * _BASE + points[place : len(points) - size + 1 + place]
+    hashes = n_gram_hashes(plain, min(N_GRAM, len(plain)))
     hashes = (hashes ^ (hashes >> np.uint64(31))) * _MIX  # neighbouring characters must not give neighbouring hashes
     return np.unique(hashes ^ (hashes >> np.uint64(29)))
 

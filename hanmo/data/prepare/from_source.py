@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hanmo.data.prepare.sources import SOURCES, Source
-from hanmo.data.prepare.sources.dialogues import replies
 from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord
 from hanmo.data.prepare.splits import SPLITS
 from hanmo.errors import ConfigError, HanmoError, unknown
@@ -21,7 +20,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
 
 @dataclass
 class Prepared:
-    """What came of it: files and records of each split, and what was left out."""
+    """Files and number of records of each split, and the number of records left out by reason."""
 
     source: str
     published: bool
@@ -41,11 +40,11 @@ def read_source(source: str, place: Path, reader: SourceReader, every_reply: boo
         ConfigError: an unknown source.
         RecordError: a bad record, unless ``reader.rejects`` takes it.
     """
-    for item in _source(source).read(place, reader):
-        if every_reply and isinstance(item.record, Dialogue):
-            yield from (SourceRecord(record, item.key) for record in replies(item.record))
+    for record, key in _source(source).read(place, reader):
+        if every_reply and isinstance(record, Dialogue):
+            yield from (SourceRecord(reply, key) for reply in record.replies())
         else:
-            yield item
+            yield SourceRecord(record, key)
 
 
 def _source(name: str) -> Source:

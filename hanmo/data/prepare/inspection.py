@@ -1,4 +1,4 @@
-"""What is in a file of records: form, counts, lengths, language, duplicates, problems, samples."""
+"""The content of a file of records: form, counts, lengths, language, duplicates, problems, samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Lengths = Callable[[Sequence[str]], list[int]]
 
 @dataclass
 class Inspection:
-    """All that is found; ``unit``: of the lengths."""
+    """The findings; ``unit``: of the lengths."""
 
     path: str
     megabytes: float
@@ -46,10 +46,10 @@ class Inspection:
 
     def facts(self) -> dict[str, Any]:
         """Names and values, for people."""
-        ordered = sorted(self.lengths)
-        at = {
-            share: ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0 for share in (0.5, 0.95)
-        }
+        ordered = sorted(self.lengths) or [0]
+        half, most = (ordered[min(int(share * len(ordered)), len(ordered) - 1)] for share in (0.5, 0.95))
+        languages = (f"{_share(count, self.records)} {name}" for name, count in self.languages.most_common())
+        nearly = "not counted" if self.nearly_same is None else _count(self.nearly_same, self.records)
         return {
             "file": self.path,
             "size": f"{self.megabytes:.2f} MB" + (" (gzip)" if self.compressed else ""),
@@ -58,14 +58,10 @@ class Inspection:
             "bad records": f"{self.bad:,}",
             "turns or texts": f"{self.texts:,}",
             self.unit: f"{sum(ordered):,}",
-            f"{self.unit} a record": f"half up to {at[0.5]:,}, 95 % up to {at[0.95]:,}, longest {max(ordered, default=0):,}",
-            "language": ", ".join(
-                f"{_share(count, self.records)} {name}" for name, count in self.languages.most_common()
-            ),
-            "the same as an earlier one": f"{self.same:,} ({_share(self.same, self.records)})",
-            "nearly the same": "not counted"
-            if self.nearly_same is None
-            else f"{self.nearly_same:,} ({_share(self.nearly_same, self.records)})",
+            f"{self.unit} a record": f"half up to {half:,}, 95 % up to {most:,}, longest {ordered[-1]:,}",
+            "language": ", ".join(languages),
+            "the same as an earlier one": _count(self.same, self.records),
+            "nearly the same": nearly,
         }
 
     def histogram(self, bars: int = 12) -> list[tuple[str, int]]:
@@ -78,6 +74,10 @@ class Inspection:
 
 def _share(part: int, of: int) -> str:
     return f"{100 * part / max(of, 1):.1f} %"
+
+
+def _count(part: int, of: int) -> str:
+    return f"{part:,} ({_share(part, of)})"
 
 
 def inspect_file(
@@ -170,9 +170,8 @@ def page(found: Inspection) -> Page:
         made.bar_plot(turns, caption="turns of a dialogue")
     made.heading("Problems")
     if found.problems:
-        made.table(
-            ["file:line: problem"], [[problem] for problem in found.problems], caption=f"the first of {found.bad:,}"
-        )
+        problems = [[problem] for problem in found.problems]
+        made.table(["file:line: problem"], problems, caption=f"the first of {found.bad:,}")
     else:
         made.paragraph("None.")
     made.heading("Samples")

@@ -25,7 +25,7 @@ class Passages:
 
     def __init__(self, passages: Sequence[str]):
         self._passages = passages
-        grams = [_grams(passage) for passage in passages]
+        grams = [n_gram_hashes(passage) for passage in passages]
         every, counts = np.unique(np.concatenate([*grams, np.zeros(0, np.uint64)]), return_counts=True)
         self._anchored: dict[int, list[tuple[int, int]]] = {}  # n-gram: passages, and where it stands in each
         for number, own in enumerate(grams):
@@ -38,7 +38,7 @@ class Passages:
         if not len(self._anchors):
             return
         for start in range(0, max(len(text) - GRAM + 1, 0), _BLOCK):
-            grams = _grams(text[start : start + _BLOCK + GRAM - 1])
+            grams = n_gram_hashes(text[start : start + _BLOCK + GRAM - 1])
             found = np.minimum(np.searchsorted(self._anchors, grams), len(self._anchors) - 1)
             for place in np.flatnonzero(self._anchors[found] == grams).tolist():
                 for number, offset in self._anchored[int(grams[place])]:
@@ -47,10 +47,10 @@ class Passages:
                         yield number, first
 
 
-def _grams(text: str) -> np.ndarray:
-    """(len(text) - GRAM + 1,) uint64: a hash of each n-gram."""
+def n_gram_hashes(text: str, size: int = GRAM) -> np.ndarray:
+    """(len(text) - size + 1,) uint64: a hash of each character n-gram."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    hashes = np.zeros(max(len(points) - GRAM + 1, 0), dtype=np.uint64)
-    for place in range(GRAM):
-        hashes = (hashes ^ points[place : len(points) - GRAM + 1 + place]) * _BASE
+    hashes = np.zeros(max(len(points) - size + 1, 0), dtype=np.uint64)
+    for place in range(size):
+        hashes = hashes * _BASE + points[place : len(points) - size + 1 + place]
     return hashes

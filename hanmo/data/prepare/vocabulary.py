@@ -33,9 +33,9 @@ def build(
     characters: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for text in texts:
-        folded = fold(text)
-        characters.update(folded)
-        counts.update(word for word in jieba.cut(folded) if len(word) > 1)
+        mapped = fold(text)
+        characters.update(mapped)
+        counts.update(word for word in jieba.cut(mapped) if len(word) > 1)
     single = [character for character in _ranked(characters) if not character.isspace()]
     listed = [
         word

@@ -1,4 +1,4 @@
-"""Examples as rows: kept as ids in flat arrays, made into rows when a batch needs them."""
+"""Datasets of rows: ids in flat arrays, made into rows when a batch needs them; their order and their batches."""
 
 from __future__ import annotations
 
@@ -12,24 +12,19 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from hanmo.errors import RecordError
 from hanmo.families.base import Family
 from hanmo.records import Record, Rejects, unanswered
 from hanmo.rows import Part, Row, collate
 
-ROW_IDS = "row_ids"  # a batch's places in its RowDataset, for messages; no input of any model
-
-
-DUMMY_ROW = -1  # the place of a row that weighs nothing: it evens out the batches of several processes
+ROW_IDS = "row_ids"  # a batch's places in its dataset, for messages; no input of any model
+DUMMY_ROW = -1  # the place of a row of weight 0, which evens out the batches of several processes
 
 
 class Rows(Dataset[tuple[int, Row]]):
-    """Rows of one family, by place. Item i is (i, row): the place travels along for messages.
-
-    Item ``DUMMY_ROW`` is a row that weighs nothing. Subclasses give ``row``, ``where`` and ``lengths``.
+    """Rows of one family, by place. Item i is (i, row); item ``DUMMY_ROW`` is a row of weight 0.
 
     Attributes:
-        drawn: what is learned of a row is drawn anew in every epoch, whose number is then part of an item:
+        drawn: the targets of a row are drawn anew in every epoch, whose number is then part of an item:
             epoch x number of rows + place.
     """
 
@@ -106,17 +101,15 @@ class RowDataset(Rows):
 def make_rows(
     records: Iterable[Record], family: Family, limit: int, response_limit: int | None, dropped: Rejects
 ) -> RowDataset:
-    """Records as rows of a family; a record that does not fit is named in ``dropped``."""
+    """Records as rows of a family; a record that does not fit is added to ``dropped``."""
     rows = RowDataset(family)
     for record in records:
         made = family.parts(record, limit, response_limit)
         for parts in made:
             rows.append(parts, record.where)
         if not made:
-            file, _, line = record.where.rpartition(":")
             limits = f"limit={limit}" + (f", response_limit={response_limit}" if response_limit is not None else "")
-            problem = unanswered(record) or f"does not fit into {limits}"
-            dropped.errors.append(RecordError(file, int(line or 0), problem))
+            dropped.add(record.where, unanswered(record) or f"does not fit into {limits}")
     return rows
 
 
@@ -132,12 +125,12 @@ class Collator:
 
 
 class EpochSampler(Sampler[int]):
-    """The order of an epoch as a function of seed and epoch alone, so that a resumed run goes on in the same order.
+    """The order of an epoch as a function of seed and epoch alone, so that a resumed run continues in the same order.
 
     Args:
         lengths: of the rows.
         seed: of the shuffle; each epoch is shuffled anew.
-        group: rows that are processed together; those of similar length come together. 1 does not group.
+        group: rows of similar length that come together; 1 does not group.
         multiple: ``DUMMY_ROW`` is appended until the number of rows is a multiple of this.
         drawn: see ``Rows.drawn``.
     """
@@ -164,8 +157,8 @@ class EpochSampler(Sampler[int]):
     def _grouped(self, generator: torch.Generator) -> list[int]:
         """Groups of rows of similar length: the one with the longest row first, the rest in random order.
 
-        transformers leaves them sorted from long to short over every fifty groups, so that the loss swings with the
-        length and a falling learning rate ends on the shortest rows.
+        transformers sorts every fifty groups from long to short, so that the loss follows the length and a falling
+        learning rate ends on the shortest rows.
         """
         order = get_length_grouped_indices(self.lengths, self.group, generator=generator)
         groups = [order[start : start + self.group] for start in range(0, len(order), self.group)]

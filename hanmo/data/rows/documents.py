@@ -1,4 +1,4 @@
-"""Documents for pretraining: cut into pieces, or laid end to end as streams. Rows are made when a batch needs them."""
+"""Documents for pretraining: cut into pieces, or concatenated to streams. Rows are made when a batch needs them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Documents(Protocol):
 class StoreDocuments:
     """The documents of a token store, none of which is held in memory.
 
-    Text gets what the family puts before running text. Of a pair, prompt and text stand end to end and the text is
-    scored, as in a stream.
+    Text gets the family's ids before running text. Of a pair, prompt and text are concatenated and the text is scored,
+    as in a stream.
 
     Raises:
         ConfigError: the store holds dialogues, or pairs and the family makes no streams.
@@ -63,7 +63,7 @@ class StoreDocuments:
 
 
 def _head(family: Family) -> tuple[int, ...]:
-    """The ids that the family puts before running text; a family that draws what is learned puts its own."""
+    """The ids that the family puts before running text; a family that draws its targets adds its own."""
     if family.objectives:
         return ()
     return tuple(id_ for part in family.parts(Text("一"), sys.maxsize)[0] if not part.scored for id_ in part.ids)
@@ -74,8 +74,8 @@ def read_documents(
 ) -> tuple[RowDataset, bool]:
     """Records as documents, and whether they are running text.
 
-    Running text (and, for families with streams, pairs) is read whole. Of a dialogue every reply is learned from what
-    was said before it, as a row of its own; pairs are rows as well.
+    Running text (and, for families with streams, pairs) is read whole. Every reply of a dialogue becomes a row with the
+    turns before it as context; pairs are rows as well.
 
     Raises:
         RecordError: running text among other records.
@@ -83,9 +83,9 @@ def read_documents(
     rows, running = RowDataset(family), None
     for record in records:
         whole = isinstance(record, Text) or (family.streams and not isinstance(record, Dialogue))
-        file, _, line = record.where.rpartition(":")
         if running is not None and whole != running:
             expected = "running text" if running else "dialogues or pairs"
+            file, _, line = record.where.rpartition(":")
             raise RecordError(file, int(line or 0), f"the records before are {expected}; this one is not")
         running = whole
         if whole:
@@ -93,28 +93,20 @@ def read_documents(
             if family.objectives:
                 made = [[part for part in parts if part.scored] for parts in made]
         else:
-            made = [parts for reply in _replies(record) for parts in family.parts(reply, limit, response_limit)]
+            replies = record.replies() if isinstance(record, Dialogue) else [record]
+            made = [parts for reply in replies for parts in family.parts(reply, limit, response_limit)]
         for parts in made:
             rows.append(parts, record.where)
         if not made:
-            problem = "no token in it" if whole else f"does not fit into limit={limit}"
-            dropped.errors.append(RecordError(file, int(line or 0), problem))
+            dropped.add(record.where, "no token in it" if whole else f"does not fit into limit={limit}")
     return rows, bool(running)
 
 
-def _replies(record: Record) -> Iterator[Record]:
-    if not isinstance(record, Dialogue):
-        yield record
-        return
-    for end in range(2, len(record.turns) + 1):
-        yield Dialogue(record.turns[:end], record.system, record.where)
-
-
 class Pieces(Rows):
-    """Documents cut into pieces of at most ``limit`` tokens, each learned by the family's pretraining objective.
+    """Documents cut into pieces of at most ``limit`` tokens, for the family's pretraining objective.
 
     A piece begins with the last token of the one before it, whose successor is still to be predicted; the stop token
-    is learned only where a document ends.
+    is predicted only where a document ends.
     """
 
     def __init__(
@@ -161,9 +153,9 @@ class Pieces(Rows):
 
 
 class StreamRows(Rows):
-    """Documents laid end to end, in an order drawn from the seed, as rows of ``length`` tokens that carry memory.
+    """Documents concatenated, in an order drawn from the seed, as rows of ``length`` tokens that carry memory.
 
-    The same rows as ``Family.segments`` gives of all documents, each made from the few documents it meets.
+    The same rows as those of ``Family.segments`` for all documents, each made from the few documents it covers.
 
     Args:
         seed: of the order; None keeps the documents' own.
@@ -189,14 +181,14 @@ class StreamRows(Rows):
         first = int(np.searchsorted(self._ends, start, side="right"))
         last = int(np.searchsorted(self._ends, start + self.length, side="left"))
         documents = [self.documents.parts(int(number)) for number in self._order[first : last + 1]]
-        # The row becomes the second one: a row's length of tokens is put before it. How far its first document has
-        # gone on before matters up to a row's length.
+        # A row's length of tokens is put before the row, which becomes the second one. Of its first document only the
+        # last ``length`` tokens before the row matter.
         before = start - (int(self._ends[first - 1]) if first else 0) if documents else 0
         if documents:
             documents[0] = _from(documents[0], max(before - self.length, 0))
             before = min(before, self.length)
-        filler = [[Part((0,) * (self.length - before), False)]] if before < self.length else []
-        return self.family.segments([*filler, *documents], self.length)[1]
+        padding = [[Part((0,) * (self.length - before), False)]] if before < self.length else []
+        return self.family.segments([*padding, *documents], self.length)[1]
 
     def where(self, item: int) -> str:
         first = min(int(np.searchsorted(self._ends, item * self.length, side="right")), len(self._order) - 1)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, RowDataset
-from hanmo.errors import RecordError
 from hanmo.families.base import Family
 from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers
 from hanmo.rows import Part, Row, collate
@@ -29,15 +28,15 @@ class Preference:
 def preferences(record: Record, published: bool = False) -> list[Preference]:
     """The pairs in a record with scored answers; none of other records.
 
-    The best answer (the first of equals) makes a pair with each strictly worse one. Published: a walk through the
-    answers as they stand, in which each is paired with the last one before it whose score fell right after it. That
-    assumes they are sorted; where they are not, some of its pairs are wrong. Pairs of equal or empty texts are left out.
+    The best answer (the first of equals) makes a pair with each strictly worse one. Published: each answer, in the order
+    of the record, makes a pair with the last one before it that has a lower score right after it. That assumes sorted
+    answers; of others some pairs are wrong. Pairs of equal or empty texts are left out.
     """
     if not isinstance(record, ScoredAnswers) or not record.prompt:
         return []
     return [
         Preference(record.ending(chosen), record.ending(rejected), margin)
-        for chosen, rejected, margin in (_walk(record) if published else _best_and_worse(record))
+        for chosen, rejected, margin in (_published(record) if published else _best_and_worse(record))
         if chosen and rejected and chosen != rejected
     ]
 
@@ -49,7 +48,7 @@ def _best_and_worse(record: ScoredAnswers) -> Iterable[tuple[str, str, float]]:
             yield chosen, rejected, best - score
 
 
-def _walk(record: ScoredAnswers) -> Iterable[tuple[str, str, float]]:
+def _published(record: ScoredAnswers) -> Iterable[tuple[str, str, float]]:
     chosen, best = "", 0.0
     for (text, score), (following, next_score) in zip(record.answers, record.answers[1:], strict=False):
         if score > next_score:
@@ -59,7 +58,7 @@ def _walk(record: ScoredAnswers) -> Iterable[tuple[str, str, float]]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows that begin alike; see ``Preference`` for the margin."""
+    """Two rows with the same prompt; see ``Preference`` for the margin."""
 
     chosen: Row
     rejected: Row
@@ -106,22 +105,16 @@ def make_pairs(
     records: Iterable[Record], family: Family, limit: int, response_limit: int | None, closed: bool,
     published: bool, dropped: Rejects,
 ) -> PairDataset:  # fmt: skip
-    """Records as pairs of rows; a record without a pair, or whose pair does not fit, is named in ``dropped``."""
+    """Records as pairs of rows; a record without a pair, or whose pair does not fit, is added to ``dropped``."""
     pairs = PairDataset(family, closed)
     for record in records:
         found = preferences(record, published)
-        file, _, line = record.where.rpartition(":")
         if not found:
-            dropped.errors.append(
-                RecordError(
-                    file, int(line or 0), "holds no two answers of which one is better (empty ones do not count)"
-                )
-            )
+            dropped.add(record.where, "holds no two answers of which one is better (empty ones do not count)")
         for pair in found:
             sides = [family.parts(side, limit, response_limit) for side in (pair.chosen, pair.rejected)]
             if not all(len(rows) == 1 for rows in sides) or sides[0] == sides[1]:
-                problem = f"a pair of answers does not fit into limit={limit}"
-                dropped.errors.append(RecordError(file, int(line or 0), problem))
+                dropped.add(record.where, f"a pair of answers does not fit into limit={limit}")
                 continue
             pairs.append_pair(sides[0][0], sides[1][0], pair.margin, record.where)
     return pairs

@@ -37,7 +37,7 @@ _PROBE = "你好，世界！Hello, World 2024\n　全角ＡＢＣ１２３ “�
 
 @dataclass(frozen=True)
 class About:
-    """What store.json says: the counts, and which tokenizer made the ids."""
+    """The content of store.json: the counts, and the tokenizer of the ids."""
 
     format: int
     documents: int
@@ -102,7 +102,7 @@ class Store:
         return self.about.vocabulary
 
     def kind(self, number: int) -> str:
-        """What a document is, see ``KINDS``."""
+        """The kind of a document, one of ``KINDS``."""
         return KINDS[self._kinds[number]]
 
     def parts(self, number: int) -> list[np.ndarray]:
@@ -124,7 +124,7 @@ class Store:
         return start, int(self._parts[last - 1]) if last > first else start
 
     def iterate(self, start: int = 0, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and ids of documents from ``start`` on, every ``step``-th: an interrupted reader goes on where it was."""
+        """Number and ids of every ``step``-th document from ``start`` on."""
         for number in range(start, len(self), step):
             yield number, self.document(number)
 
@@ -172,13 +172,13 @@ def about_text(about: About) -> str:
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what decides ids: every token with its id, and how a difficult text is cut."""
+    """A hash of every token with its id and of the ids of a difficult text."""
     state = [sorted(tokenizer.get_vocab().items()), encode(tokenizer, [_PROBE], 1)]
     return blake2b(json.dumps(state, ensure_ascii=False).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
-    """Ids of texts without special tokens; by the tokenizer's own fast way where it has one."""
+    """Ids of texts without special tokens; by the tokenizer's own batch encoding where it has one."""
     fast: Any = getattr(tokenizer, "encode_batch", None)
     if fast is not None:
         return [list(ids) for ids in fast(list(texts), workers=workers)]

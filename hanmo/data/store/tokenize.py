@@ -1,4 +1,4 @@
-"""Records to a store of token ids, in blocks and several processes; see store.py for what it holds."""
+"""Tokenises records into a store of token ids, in blocks and several processes; ``token_store`` describes the store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from hanmo import families
-from hanmo.data.parallel.blocks import forget, job_folder, record_blocks, run_blocks, share_place
+from hanmo.data.parallel.blocks import block_job, record_blocks, run_blocks
 from hanmo.data.store.token_store import (
     ABOUT,
     DOCUMENTS,
@@ -27,7 +27,6 @@ from hanmo.data.store.token_store import (
 )
 from hanmo.errors import ConfigError, VocabularyError, quoted
 from hanmo.files import replacing, write_text
-from hanmo.locks import holding
 from hanmo.records import Dialogue, Plain, Record, Rejects, ScoredAnswers, Text
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ BLOCK = 1000  # documents of one unit of work
 
 @dataclass(frozen=True)
 class TokenizerPlace:
-    """Where a tokenizer is: a model's folder, or a vocabulary file and the family it is of."""
+    """The place of a tokenizer: a model's folder, or a vocabulary file and its family."""
 
     path: str
     family: str = ""
@@ -77,7 +76,7 @@ def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
 
 
 class _Block(NamedTuple):
-    """What is to be tokenised of some records: plain lists, which go to another process many times as fast."""
+    """The texts of some records as plain lists, which go to another process many times as fast as records."""
 
     texts: list[str]
     documents: list[int]  # how many texts each record has
@@ -86,7 +85,7 @@ class _Block(NamedTuple):
 
 @dataclass(frozen=True)
 class _Work:
-    """Tokenises a block into one .npz file. The tokenizer travels as it is: opening it takes its family, and torch."""
+    """Tokenises a block into one .npz file. The tokenizer is pickled: to open it would import its family, and torch."""
 
     tokenizer: PreTrainedTokenizerBase
 
@@ -133,8 +132,8 @@ def tokenize(
     Args:
         plain: what a line of a plain file is.
         bad: takes lines that are no records; without it the first one stops the work.
-        progress: told how many documents are done.
-        share: (rank, world): only tokenise this share, for a later call without it to finish; returns None.
+        progress: takes the number of documents done.
+        share: (rank, world): only tokenise this share, which a later call without it finishes; returns None.
 
     Raises:
         ConfigError: ``out`` holds something else.
@@ -146,11 +145,10 @@ def tokenize(
         raise ConfigError(f"{out}: holds {', '.join(sorted(others)[:3])}; a store needs a folder of its own")
     opened = tokenizer.open()
     vocabulary = vocabulary_hash(opened)
-    with holding(share_place(out, share)):
-        folder = job_folder(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths)
-        told = (lambda done: progress(done * BLOCK)) if progress else None
+    with block_job(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths, share) as folder:
+        report_documents = (lambda done: progress(done * BLOCK)) if progress else None
         blocks = map(_block, record_blocks(paths, BLOCK, plain, bad))
-        results = run_blocks(blocks, _Work(opened), folder, workers, told, share or (0, 1))
+        results = run_blocks(blocks, _Work(opened), folder, workers, report_documents, share or (0, 1))
         if share is not None:
             return None
         dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"
@@ -158,12 +156,11 @@ def tokenize(
         counts = _merge(results, out, dtype)
         about = About(FORMAT, *counts, dtype, vocabulary, tokenizer.name, [path.name for path in paths])
         write_text(out / ABOUT, about_text(about))
-        forget(folder)
     return about
 
 
 def _merge(results: Sequence[Path], out: Path, dtype: str) -> tuple[int, int, int]:
-    """Documents, parts, tokens. The lengths of blocks become ends in the whole."""
+    """Concatenate the blocks; the number of documents, parts and tokens."""
     documents = parts = tokens = 0
     out.mkdir(parents=True, exist_ok=True)
     with (

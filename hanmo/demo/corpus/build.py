@@ -1,8 +1,8 @@
-"""The built-in corpus: Chinese dialogues that install with the package, for the demo and for trying things out.
+"""The built-in corpus: Chinese dialogues for the demo and for trials.
 
-Two sources. ``grammar``: exchanges composed by the templates of ``corpus_grammar`` from the words of ``corpus_words``;
-a part of the combinations is held out, so that what a model says to them is composed, not remembered. ``collected``:
-the Chinese dialogues of the PyPI package chatterbot-corpus (BSD licence), written by people, mostly single exchanges.
+Exchanges are composed by the templates of ``grammar``; a part of the combinations is held out, so that a right answer
+to them is composed, not remembered. The Chinese dialogues of the package chatterbot-corpus (BSD licence), written by
+people, are added.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WEIGHTS = list(accumulate(template.weight for template in TEMPLATES))
 
 @dataclass(frozen=True)
 class Corpus:
-    """Dialogues whose last turn is to be said: for training, for validation, and the held-out ones by topic."""
+    """Dialogues for training, held-out dialogues by topic, and the dialogues of chatterbot-corpus."""
 
     train: list[Dialogue]
     held_out: dict[str, list[Dialogue]]
@@ -48,7 +48,7 @@ def build(size: int, seed: int = 0, per_topic: int = 24, repeats: int = 4) -> Co
 
 
 def conversations(size: int, rng: Random) -> list[Exchange]:
-    """So many composed dialogues of the training part, each with the topic of its end."""
+    """``size`` composed dialogues of the training part, each with the topic of its last exchange."""
     return [_in_conversation(rng) for _ in range(size)]
 
 
@@ -64,7 +64,7 @@ def _training_exchange(rng: Random) -> Exchange:
 
 
 def _in_conversation(rng: Random) -> Exchange:
-    """An exchange as people have it: something may have been said before, and end marks may be missing."""
+    """An exchange as people write it: others may precede it, and end marks may be missing."""
     last = _training_exchange(rng)
     turns = list(last.turns)
     if len(turns) > 2 and rng.random() < 0.4:
@@ -76,7 +76,7 @@ def _in_conversation(rng: Random) -> Exchange:
 
 
 def _careless(turn: str, rng: Random) -> str:
-    """What a user types: often without the end mark."""
+    """A turn as users type it, often without the end mark."""
     return turn[:-1] if turn[-1] in "。？！" and rng.random() < 0.4 else turn
 
 

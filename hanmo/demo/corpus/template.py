@@ -1,4 +1,4 @@
-"""What a template of the dialogue grammar is, and which of its combinations are held out."""
+"""Templates of the dialogue grammar, and the choice of held-out combinations."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Template:
 
     Attributes:
         topic: under which results are reported.
-        forms: ways to put it; turns separated by ``|``, the user's first, ``{slot}`` or ``{slot.field}`` in braces.
-        slots: what may stand in each place.
-        derive: further values computed from the chosen ones, for answers; None if the choice makes no sense.
+        forms: wordings; turns separated by ``|``, the user's first, with ``{slot}`` or ``{slot.field}``.
+        slots: the possible values of each slot.
+        derive: computes further values from the chosen ones, for answers; returns None if the choice makes no sense.
         combination: the slots whose values together are split into training and held-out; all slots and the form if empty.
         weight: how often it is drawn, relative to the others.
     """
@@ -57,7 +57,7 @@ class Exchange:
 
 
 def without_marks(text: str) -> str:
-    """Users leave end marks out, so they make no difference."""
+    """The text as exchanges are compared: users leave end marks out."""
     return text.translate(_END_MARKS)
 
 

@@ -1,6 +1,6 @@
-"""The results of cleaning a block of records, as a file of JSON lines, which is safe to read whoever wrote it.
+"""The result of cleaning a block of records, as a file of JSON lines: data that executes nothing when it is read.
 
-The first line has the reports of all steps; then comes a line per record: the cleaned record, or null, and what was removed.
+The first line has the reports of all steps; a line per record follows: the cleaned record, or null, and its rejects.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ EXAMPLES = 3
 KINDS = {kind.__name__: kind for kind in (Text, Dialogue, PromptResponse, ScoredAnswers)}
 
 Reject = tuple[str, str, str, str]  # step, reason, text, where
-Judged = tuple[Record | None, list[Reject]]
+CleanedRecord = tuple[Record | None, list[Reject]]
 T = TypeVar("T")
 
 
 @dataclass
 class StepReport:
-    """Counts of views (see ``views``) that a step changed and removed, and a few examples, chosen by hash."""
+    """How many views (see ``views``) a step changed and removed, and a few examples, chosen by hash."""
 
     changed: int = 0
     removed: int = 0
@@ -35,22 +35,31 @@ class StepReport:
     def example(self, text: str, reason: str) -> None:
         self.examples = sorted({*self.examples, (text_hash(text), text, reason)})[:EXAMPLES]
 
+    def example_texts(self) -> list[str]:
+        """The examples for people, shortened."""
+        return [f"{_short(text)} ({_short(reason)})" for _, text, reason in self.examples]
+
     def add(self, other: StepReport) -> None:
         self.changed += other.changed
         self.removed += other.removed
         self.examples = sorted({*self.examples, *other.examples})[:EXAMPLES]
 
 
-def write_block(path: Path, judged: Sequence[Judged], reports: dict[str, StepReport]) -> None:
+def _short(text: str, limit: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def write_block(path: Path, cleaned: Sequence[CleanedRecord], reports: dict[str, StepReport]) -> None:
     """Write the result of a block."""
     with path.open("w", encoding="ascii") as file:
         print(json.dumps({name: asdict(report) for name, report in reports.items()}, allow_nan=False), file=file)
-        for record, rejected in judged:
-            said = [record and [type(record).__name__, asdict(record)], rejected]
-            print(json.dumps(said, allow_nan=False), file=file)
+        for record, rejected in cleaned:
+            line = [record and [type(record).__name__, asdict(record)], rejected]
+            print(json.dumps(line, allow_nan=False), file=file)
 
 
-def read_judged(path: Path) -> Iterator[Judged]:
+def read_cleaned(path: Path) -> Iterator[CleanedRecord]:
     """The records of a block, one at a time.
 
     Raises:
@@ -59,11 +68,11 @@ def read_judged(path: Path) -> Iterator[Judged]:
     with path.open("rb") as file:
         next(file, None)
         for line in file:
-            yield _read(path, line, _judged)
+            yield _read(path, line, _cleaned_record)
 
 
 def read_reports(path: Path) -> dict[str, StepReport]:
-    """The reports of all steps of a block; raises as ``read_judged`` does."""
+    """The reports of all steps of a block; raises as ``read_cleaned`` does."""
     with path.open("rb") as file:
         return _read(path, file.readline(), _reports)
 
@@ -77,7 +86,7 @@ def _read(path: Path, line: bytes, parse: Callable[[Any], T]) -> T:
         ) from None
 
 
-def _judged(found: Any) -> Judged:
+def _cleaned_record(found: Any) -> CleanedRecord:
     record, rejected = found
     if record is not None:
         name, fields = record

@@ -1,4 +1,4 @@
-"""Run a recipe over files: clean records, rejects with their reasons, and what every step did."""
+"""Runs a recipe over files: clean records, rejects with their reasons, and a report of every step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from hanmo.data.parallel.blocks import forget, job_folder, record_blocks, run_blocks, share_place
+from hanmo.data.parallel.blocks import block_job, record_blocks, run_blocks
 from hanmo.data.prepare.cleaning.block_files import (
     EXAMPLES,
     FORM,
-    Judged,
+    CleanedRecord,
     Reject,
     StepReport,
-    read_judged,
+    read_cleaned,
     read_reports,
     write_block,
 )
@@ -26,7 +26,6 @@ from hanmo.data.prepare.cleaning.steps import Step
 from hanmo.data.prepare.views import rebuilt, views, whole
 from hanmo.errors import ConfigError
 from hanmo.files import json_text, replacing
-from hanmo.locks import holding
 from hanmo.records import Plain, Record, Rejects, record_writer
 from hanmo.report.page import Page
 
@@ -36,36 +35,20 @@ FIT = 200_000  # records that statistics are learnt from
 
 @dataclass
 class Cleaned:
-    """The result: records read and kept, and what each step did. ``bad``: lines that were no records."""
+    """The number of records read and kept, of lines that were no records (``bad``), and the report of each step."""
 
     read: int
     kept: int
     bad: int
     steps: dict[str, StepReport]
 
-    def rows(self) -> list[list[Any]]:
-        """Step, changed, removed, examples."""
-        return [
-            [name, step.changed, step.removed, *_examples(step), *[""] * (EXAMPLES - len(step.examples))]
-            for name, step in self.steps.items()
-        ]
-
     def as_dict(self) -> dict[str, Any]:
-        """For machines."""
+        """For JSON."""
         steps = [
-            {"step": name, "changed": step.changed, "removed": step.removed, "examples": _examples(step)}
+            {"step": name, "changed": step.changed, "removed": step.removed, "examples": step.example_texts()}
             for name, step in self.steps.items()
         ]
         return {"read": self.read, "kept": self.kept, "bad": self.bad, "steps": steps}
-
-
-def _examples(step: StepReport) -> list[str]:
-    return [f"{_short(text)} ({_short(reason)})" for _, text, reason in step.examples]
-
-
-def _short(text: str, limit: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def clean(
@@ -84,9 +67,9 @@ def clean(
     Args:
         rejects: file for what was removed, one JSON object a line: step, reason, text, where.
         bad: takes lines that are no records; without it the first one stops the work.
-        progress: told how many records have been looked at.
-        share: (rank, world): only look at this share of the records, for a later call without it that then only has
-            to finish; returns None.
+        progress: takes the number of records read so far.
+        share: (rank, world): only process this share of the records, which a later call without it finishes;
+            returns None.
 
     Raises:
         ConfigError: ``out`` is one of the inputs.
@@ -95,18 +78,16 @@ def clean(
     targets = {path.resolve() for path in (out, rejects) if path}
     if targets & {path.resolve() for path in paths}:
         raise ConfigError(f"{out}: would be written over its own input")
-    with holding(share_place(out, share)):
+    job = {"recipe": recipe.settings(), "plain": plain, "block": BLOCK, "form": FORM}
+    with block_job(out, job, [*paths, *recipe.files()], share) as folder:
         _fit(recipe, paths, plain)
-        job = {"recipe": recipe.settings(), "plain": plain, "block": BLOCK, "form": FORM}
-        folder = job_folder(out, job, [*paths, *recipe.files()])
         blocks = record_blocks(paths, BLOCK, plain, bad)
-        told = (lambda done: progress(done * BLOCK)) if progress else None
-        results = run_blocks(blocks, partial(_judge_block, recipe), folder, workers, told, share or (0, 1))
+        report_records = (lambda done: progress(done * BLOCK)) if progress else None
+        results = run_blocks(blocks, partial(_clean_block, recipe), folder, workers, report_records, share or (0, 1))
         if share is not None:
             return None
         cleaned = _write(recipe, results, out, rejects)
         cleaned.bad = len(bad) if bad is not None else 0
-        forget(folder)
     return cleaned
 
 
@@ -122,18 +103,16 @@ def _fit(recipe: Recipe, paths: Sequence[Path], plain: Plain) -> None:
                     step.fit(turns)
 
 
-def _judge_block(recipe: Recipe, block: list[Record], path: Path) -> None:
-    """The result of a block: for each record what is left and what was removed, and what the steps did."""
+def _clean_block(recipe: Recipe, block: list[Record], path: Path) -> None:
     reports = {name: StepReport() for name, _ in recipe.steps}
-    judged = judge(recipe, block, reports)
-    write_block(path, judged, reports)
+    write_block(path, run_steps(recipe, block, reports), reports)
 
 
-def judge(recipe: Recipe, records: Sequence[Record], reports: dict[str, StepReport]) -> list[Judged]:
-    """Run the steps that need no other record, each over all that the ones before have left: a model judges many at once."""
-    seen = [_View(number, turns) for number, record in enumerate(records) for turns in views(record)]
+def run_steps(recipe: Recipe, records: Sequence[Record], reports: dict[str, StepReport]) -> list[CleanedRecord]:
+    """Run the steps that need no other record, each over all that the earlier ones have left: a model scores many at once."""
+    all_views = [RecordView(number, turns) for number, record in enumerate(records) for turns in views(record)]
     for name, step in recipe.steps:
-        left = [view for view in seen if view.reject is None]
+        left = [view for view in all_views if view.reject is None]
         for view in left:
             view.turns = _edited(step, view.turns, reports[name])
         for view, reason in zip(left, step.faults([view.turns for view in left]), strict=True):
@@ -142,17 +121,17 @@ def judge(recipe: Recipe, records: Sequence[Record], reports: dict[str, StepRepo
                 reports[name].removed += 1
                 reports[name].example(text, reason)
                 view.reject = name, reason, text, records[view.number].where
-    judged = []
-    for number, of_record in groupby(seen, key=lambda view: view.number):
+    cleaned = []
+    for number, of_record in groupby(all_views, key=lambda view: view.number):
         parts = list(of_record)
         kept = [None if view.reject else view.turns for view in parts]
-        judged.append((rebuilt(records[number], kept), [view.reject for view in parts if view.reject]))
-    return judged
+        cleaned.append((rebuilt(records[number], kept), [view.reject for view in parts if view.reject]))
+    return cleaned
 
 
 @dataclass
-class _View:
-    """A view of record ``number`` of a block: its turns as they are by now, and why it was removed."""
+class RecordView:
+    """A view of record ``number`` of a block: its turns after the steps so far, and why it was removed."""
 
     number: int
     turns: list[str]
@@ -168,9 +147,9 @@ def _edited(step: Step, turns: list[str], report: StepReport) -> list[str]:
     return edited
 
 
-def _judged(results: Sequence[Path]) -> Iterator[Judged]:
+def _cleaned_records(results: Sequence[Path]) -> Iterator[CleanedRecord]:
     for path in results:
-        yield from read_judged(path)
+        yield from read_cleaned(path)
 
 
 def _duplicates(recipe: Recipe, results: Sequence[Path]) -> dict[int, tuple[str, str]]:
@@ -178,7 +157,7 @@ def _duplicates(recipe: Recipe, results: Sequence[Path]) -> dict[int, tuple[str,
     removed: dict[int, tuple[str, str]] = {}
     for name, step in recipe.duplicates:
         passed = []
-        for number, (record, _) in enumerate(_judged(results)):
+        for number, (record, _) in enumerate(_cleaned_records(results)):
             if record is None or number in removed:
                 continue
             if reason := step.fault(record):
@@ -199,7 +178,7 @@ def _write(recipe: Recipe, results: Sequence[Path], out: Path, rejects: Path | N
     with ExitStack() as stack:
         write = stack.enter_context(record_writer(out))
         reject = _reject_writer(stack, rejects)
-        for number, (record, rejected) in enumerate(_judged(results)):
+        for number, (record, rejected) in enumerate(_cleaned_records(results)):
             cleaned.read += 1
             for entry in rejected:
                 reject(entry)
@@ -226,12 +205,13 @@ def _reject_writer(stack: ExitStack, path: Path | None) -> Callable[[Reject], No
 
 
 def report(cleaned: Cleaned, recipe: str, inputs: Sequence[str]) -> Page:
-    """What was done, as an HTML page."""
+    """An HTML page about every step."""
     page = Page(f"Cleaning: {recipe}", subtitle=", ".join(inputs), language="zh-CN")
     page.facts({"records read": cleaned.read, "records kept": cleaned.kept, "bad lines": cleaned.bad})
     page.heading("Steps")
     header = ["step", "changed", "removed", *(f"example {number}" for number in range(1, EXAMPLES + 1))]
-    page.table(header, cleaned.rows())
+    rows = [[*step.values()] for step in cleaned.as_dict()["steps"]]
+    page.table(header, [[*row, *examples, *[""] * (EXAMPLES - len(examples))] for *row, examples in rows])
     page.heading("Removed")
     page.bar_plot({name: {"removed": float(step.removed)} for name, step in cleaned.steps.items()})
     return page

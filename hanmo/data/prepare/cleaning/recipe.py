@@ -18,15 +18,15 @@ from hanmo.data.prepare.cleaning.steps import Step
 from hanmo.errors import ConfigError, unknown
 
 STEPS: dict[str, type[Step]] = {
-    "noise": steps.PlatformMarkup,
+    "platform_markup": steps.PlatformMarkup,
     "urls": steps.Urls,
-    "stretched": steps.RepeatedRuns,
+    "repeated_runs": steps.RepeatedRuns,
     "turn_count": steps.TurnCount,
     "length": steps.Length,
     "language": steps.Language,
     "symbols": steps.Symbols,
     "repetition": steps.Repetition,
-    "parrot": steps.RepeatsPrevious,
+    "repeats_previous": steps.RepeatsPrevious,
     "generic": steps.Generic,
     "personal": steps.Personal,
     "adverts": steps.Adverts,

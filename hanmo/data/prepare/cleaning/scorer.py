@@ -1,4 +1,4 @@
-"""Relevance by a model: how much the turn before helps to predict a reply, or what a reward model gives it."""
+"""Relevance by a model: how much the turn before helps to predict a reply, or the value of a reward model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelRelevance(Step):
-    """Removes records whose replies a model gives less than ``least`` on average over the pairs of turns.
+    """Removes records whose replies score less than ``least`` on average over the pairs of turns.
 
-    A model that speaks: log p of the reply after the turn before minus log p after an empty one, per token (nats;
-    0: the turn before says nothing about the reply). A model with a value head: the value of the reply. Pairs of more
-    than ``limit`` tokens are shortened as in training; what then is left of no reply is not judged.
+    The score of a language model: log p of the reply after the turn before minus log p after an empty one, per token
+    (nats; 0: the turn before does not help). Of a model with a value head: the value of the reply. Pairs of more than
+    ``limit`` tokens are shortened as in training; a pair without a reply after that has no score.
     """
 
     model: str
@@ -55,7 +55,7 @@ class ModelRelevance(Step):
         return sorted(Path(self.model).rglob("*"))  # nothing where the model comes from a hub
 
     def scores(self, pairs: Sequence[PromptResponse]) -> list[float | None]:
-        """The score of every pair; None where the limit leaves nothing of the reply."""
+        """The score of every pair; None where ``limit`` leaves nothing of the reply."""
         opened = _opened(self.model, self.device)
         made = [opened.family.parts(pair, self.limit) for pair in pairs]
         places = [place for place, rows in enumerate(made) if rows]
@@ -73,7 +73,7 @@ class ModelRelevance(Step):
     def _gains(self, opened: OpenedModel, parts: list[list[Part]], replies: list[PromptResponse]) -> list[float | None]:
         alone = [opened.family.parts(reply, self.limit)[0] for reply in replies]
         return [
-            # Where a family has no start token, the first token of a reply alone is not predicted: neither side counts it.
+            # Without a start token the first token of a reply alone is not predicted: neither side counts it.
             sum(after[-len(without) :]) / len(without) - sum(without) / len(without) if without else None
             for after, without in zip(self._logprobs(opened, parts), self._logprobs(opened, alone), strict=True)
         ]
@@ -97,7 +97,7 @@ class ModelRelevance(Step):
         from hanmo.rows import IGNORE
 
         rows = [opened.family.row(one, feed_stop=True) for one in parts]
-        # Nothing is scored token by token, so that no logits are made.
+        # Without labels no logits are computed.
         rows = [replace(row, labels=torch.full_like(row.labels, IGNORE)) for row in rows]
         found = [
             output.value[place, row.end].item()

@@ -20,13 +20,13 @@ Scorer = Callable[[Sequence[str], str], float]  # turns before, reply
 
 @dataclass
 class Relevance(Step):
-    """How much replies have to do with what was said before them; removes dialogues below ``least`` on average.
+    """Relevance of replies to earlier turns; removes dialogues below ``least`` on average.
 
-    The words a reply shares with earlier turns, each weighted by its rarity (idf) and by distance (how many turns
-    back, to the power of ``-decay``), over the weight of all its words. Rare words decide; a word that all dialogues
-    have counts little. Replies of fewer than ``from_words`` words are not judged: "好啊" answers anything.
+    The words that a reply shares with earlier turns, each weighted by its rarity (idf) and by distance (how many turns
+    back, to the power of ``-decay``), over the weight of all its words. Replies of fewer than ``from_words`` words are
+    not scored: "好啊" answers anything.
 
-    ``scorer``: "module:function" that is asked instead, with (turns before, reply), e.g. a trained classifier.
+    ``scorer``: "module:function" that is called instead, with (turns before, reply), e.g. a trained classifier.
     """
 
     least: float = 0.005
@@ -44,17 +44,17 @@ class Relevance(Step):
 
     def fault(self, turns: Turns) -> str | None:
         score: Scorer = _function(self.scorer) if self.scorer else self.score
-        judged = [
+        scores = [
             score(turns[:place], turns[place])
             for place in range(1, len(turns))
             if self.scorer or len(_words(turns[place])) >= self.from_words
         ]
-        if not judged or (mean := sum(judged) / len(judged)) >= self.least:
+        if not scores or (mean := sum(scores) / len(scores)) >= self.least:
             return None
         return f"relevance {mean:.4f}"
 
     def score(self, before: Sequence[str], reply: str) -> float:
-        """0 (nothing in common) to 1 (every word was said in the turn before)."""
+        """0 (nothing in common) to 1 (every word is in the turn before)."""
         words = set(_words(reply))
         nearest: dict[str, int] = {}
         for distance, turn in enumerate(reversed(before), 1):
@@ -85,9 +85,9 @@ def _function(name: str) -> Scorer:
 
 @dataclass
 class Fluency(Step):
-    """How natural the characters follow each other: the mean log-probability of a character under a trigram model.
+    """Fluency: the mean log-probability of a character under a trigram model of characters.
 
-    The model is counted from ``corpus`` (records of any form) or from the data itself; then every text is judged by
+    The model is counted from ``corpus`` (records of any form) or from the data itself; then every text is scored by
     the counts of the others (its own n-grams are taken out once). Removes records with a turn below ``least``.
     """
 

@@ -1,8 +1,8 @@
 """Cleaning steps that look at one record at a time. Each is a dataclass whose fields are its thresholds.
 
-A record is seen as its turns: a dialogue's turns, a prompt and an answer, or one text. ``edit`` changes turns;
-``fault`` says why a record is to go, or nothing. The filters are those that the papers of EVA (arXiv 2108.01547) and
-EVA 2.0 (arXiv 2203.09313) describe; their code and word lists were never released, so thresholds are ours.
+A step takes a record as its turns: a dialogue's turns, a prompt and an answer, or one text. ``edit`` changes turns;
+``fault`` returns the reason to remove a record. The filters are those of the papers of EVA (arXiv 2108.01547) and
+EVA 2.0 (arXiv 2203.09313); their code and word lists were never released, so the thresholds are ours.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Turns = Sequence[str]
 
 
 class Step:
-    """A cleaning step. What it does with a record depends on that record alone."""
+    """A cleaning step. Its effect on a record depends on that record alone."""
 
     needs_fit = False
 
     def edit(self, turns: Turns) -> list[str]:
-        """The turns as they are to be kept."""
+        """The turns to keep."""
         return list(turns)
 
     def fault(self, turns: Turns) -> str | None:
@@ -46,7 +46,7 @@ class Step:
         return [value for value in vars(self).values() if isinstance(value, Path)]
 
     def fit(self, turns: Turns) -> None:
-        """Learn from a record (statistics of the whole data) before any is judged."""
+        """Collect statistics from a record before any record is checked."""
 
 
 @cache
@@ -69,7 +69,7 @@ def _matcher(words: Sequence[str]) -> re.Pattern[str] | None:
 
 @dataclass
 class PlatformMarkup(Step):
-    """Takes out what platforms add: 回复@name:, //@name:, @name, 转发微博, and white space at the ends and in a row."""
+    """Removes markup of platforms: 回复@name:, //@name:, @name, 转发微博, and white space at the ends and in a row."""
 
     _marks = re.compile(
         r"(?:回复|回覆|转发|转自|轉發)\s*@[\w\-·]{1,30}\s*[:：]?|//\s*@[\w\-·]{1,30}\s*[:：]?|(?:转发微博|轉發微博|Repost)[。.]?"
@@ -90,7 +90,7 @@ URL = re.compile(
 
 @dataclass
 class Urls(Step):
-    """Takes out addresses of web pages; ``remove``: removes the record instead."""
+    """Removes addresses of web pages; ``remove``: removes the record instead."""
 
     remove: bool = False
 
@@ -104,7 +104,7 @@ class Urls(Step):
 
 @dataclass
 class RepeatedRuns(Step):
-    """Shortens what is said again and again in a row (哈哈哈哈哈哈哈, 好不好好不好好不好) to ``most`` times."""
+    """Shortens runs of repeated text (哈哈哈哈哈哈哈, 好不好好不好好不好) to ``most`` times."""
 
     most: int = 3
 
@@ -158,7 +158,7 @@ class Language(Step):
 
     least: float = 0.5
     foreign: float = 0.1
-    turn_by_turn: bool = False  # judge every turn by itself, not the record as a whole
+    turn_by_turn: bool = False  # check every turn by itself, not the record as a whole
 
     def fault(self, turns: Turns) -> str | None:
         for text in turns if self.turn_by_turn else ["".join(turns)]:
@@ -190,7 +190,7 @@ class Symbols(Step):
 
 @dataclass
 class Repetition(Step):
-    """Texts that say the same again: the largest share of character n-grams, and of lines, that have come before."""
+    """Repetitive texts: the largest share of character n-grams, and of lines, that have come before."""
 
     n_gram: int = 4
     most: float = 0.4
@@ -213,7 +213,7 @@ class Repetition(Step):
 
 @dataclass
 class RepeatsPrevious(Step):
-    """Replies that only repeat what was said before them."""
+    """Replies that only repeat the turn before."""
 
     def fault(self, turns: Turns) -> str | None:
         plain = [normalised(turn) for turn in turns]
@@ -274,9 +274,9 @@ class Adverts(Step):
             if sure and (hit := sure.search(plain)):
                 return f"advert: {hit.group()}"
             offered = Counter(offer.findall(plain)) if offer else Counter[str]()
-            asked = contact.search(plain) if contact else None
-            if offered and (asked or len(offered) >= self.offers):
-                return "advert: " + ", ".join([*([asked.group()] if asked else []), *offered])
+            found = contact.search(plain) if contact else None
+            if offered and (found or len(offered) >= self.offers):
+                return "advert: " + ", ".join([*([found.group()] if found else []), *offered])
         return None
 
     @cached_property

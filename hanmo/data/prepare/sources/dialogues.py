@@ -87,8 +87,8 @@ def unspaced(text: str) -> str:
 def chat(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     """``{"conversations": [{"from", "value"}, …]}`` or ``{"messages": [{"role", "content"}, …]}`` and their like.
 
-    What the user says last, without a reply, is cut off, as is what the assistant says before the user. Turns in a
-    row by the same speaker are bad.
+    A last turn of the user without a reply is cut off, as are turns of the assistant before the user's first. Adjacent
+    turns of the same speaker are bad.
     """
 
     def conversation(value: Any, where: str) -> Iterator[SourceRecord]:
@@ -119,15 +119,9 @@ def _between(turns: list[Any]) -> list[Any]:
         return str(turn.get("role", turn.get("from", ""))) if isinstance(turn, dict) else ""
 
     system = turns[:1] if turns and role(turns[0]) == "system" else []
-    said = turns[len(system) :]
-    if not any(map(role, said)):
-        return turns if len(said) > 1 else []
-    first = next((number for number, turn in enumerate(said) if role(turn) not in _ASSISTANT), len(said))
-    last = next((number for number in range(len(said), 0, -1) if role(said[number - 1]) not in _USER), 0)
-    return [*system, *said[first:last]] if last > first + 1 else []
-
-
-def replies(dialogue: Dialogue) -> Iterator[Dialogue]:
-    """One record for every reply of a dialogue: the turns up to it (the form of EVA's KdConv files)."""
-    for number in range(2, len(dialogue.turns) + 1):
-        yield Dialogue(dialogue.turns[:number], dialogue.system, dialogue.where)
+    spoken = turns[len(system) :]
+    if not any(map(role, spoken)):
+        return turns if len(spoken) > 1 else []
+    first = next((number for number, turn in enumerate(spoken) if role(turn) not in _ASSISTANT), len(spoken))
+    last = next((number for number in range(len(spoken), 0, -1) if role(spoken[number - 1]) not in _USER), 0)
+    return [*system, *spoken[first:last]] if last > first + 1 else []

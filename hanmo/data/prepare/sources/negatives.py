@@ -1,4 +1,4 @@
-"""Wrong answers on purpose: drawn from other records, never equal to the right one.
+"""Wrong answers, drawn from other records and never equal to the right one.
 
 Each draw depends on the seed and the record's own key alone. The published data drew from Python sets, whose order
 changes from run to run; ours can be repeated.

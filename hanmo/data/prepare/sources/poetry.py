@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from random import Random
 from typing import Any
+
+import yaml
 
 from hanmo.data.prepare.sources.negatives import Pools
 from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, matching_files
@@ -21,39 +24,27 @@ class Kind:
     """The works of one kind of file. Genre "诗" stands for poems of lines of five or of seven characters.
 
     Attributes:
-        place: what the last folder and the file's name match. Never the folders above: one may be named "ci".
+        path: pattern of the last folder and the file's name, and never of the folders above: one may be named "ci".
         author: of all works; None where each names its own.
         title: keys of the parts of a title, joined by "-".
         text: key of the lines.
         traditional: text is in traditional characters, and is converted.
     """
 
-    place: str
+    path: str
     genre: str
     author: str | None = None
-    title: tuple[str, ...] = ("title",)
+    title: Sequence[str] = ("title",)
     text: str = "paragraphs"
     measure: str = "首"
     traditional: bool = False
     books: bool = False  # of the Four Books, whose quotation marks are replaced
 
 
-# In the order in which works are written.
-KINDS = (
-    Kind(r"(lunyu|论语)/", "经书", "孔子", ("chapter",), measure="篇", books=True),
-    Kind(r"/daxue\.", "经书", "曾子", ("chapter",), measure="篇", traditional=True, books=True),
-    Kind(r"/mengzi\.", "经书", "孟子", ("chapter",), measure="篇", traditional=True, books=True),
-    Kind(r"/zhongyong\.", "经书", "孔伋", ("chapter",), measure="篇", traditional=True, books=True),
-    Kind(r"/caocao\.", "古体诗", "曹操"),
-    Kind(r"/shijing\.", "古体诗", "诗经", ("chapter", "section", "title"), "content"),
-    Kind(r"/chuci\.", "楚辞", None, ("section", "title"), "content", measure="篇"),
-    Kind(r"/poet\.(tang|song)\.", "诗", traditional=True),
-    Kind(r"/ci\.song\.", "词", title=("rhythmic",)),
-    Kind(r"(nalanxingde|纳兰性德)/", "词", text="para"),
-    Kind(r"huajianji/huajianji-", "词"),
-    Kind(r"nantang/poetrys\.", "词"),
-    Kind(r"/yuanqu\.", "曲"),
-)
+KINDS = [
+    Kind(**kind)
+    for kind in yaml.safe_load(files("hanmo.data.prepare.sources").joinpath("poetry.yaml").read_text(encoding="utf-8"))
+]
 _FORGOTTEN = r"huajianji/"  # as published, no branch knows these files and each work repeats the one before
 
 
@@ -103,7 +94,7 @@ def _works(place: Path, reader: SourceReader) -> Iterator[Work]:
     by_kind: list[tuple[int, Path]] = []
     for path in matching_files(place, "*.json*"):
         name = _name(path)
-        order = next((number for number, kind in enumerate(KINDS) if re.search(kind.place, name)), None)
+        order = next((number for number, kind in enumerate(KINDS) if re.search(kind.path, name)), None)
         if order is None:
             reader.drop("a file that holds no works or whose kind is unknown")
         else:
