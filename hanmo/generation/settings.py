@@ -14,20 +14,20 @@ class Settings:
     """Decoding settings. The defaults are plain sampling; families bring presets of their own.
 
     Attributes:
-        max_new_tokens: the longest reply. [tokens]
-        min_new_tokens: the shortest reply: before it, the stop token is banned. [tokens]
+        max_new_tokens: the most tokens a reply may have.
+        min_new_tokens: tokens before which the stop token is banned.
         do_sample: draw tokens; otherwise take the best (greedy, or beam search if num_beams > 1).
-        temperature: logits are divided by it; above 0. [T]
-        top_k: draw from the k best tokens; 0 is off. [k, tokens]
-        top_p: draw from the smallest set of tokens with this probability; 0 and 1 are off. [p, probability]
-        num_beams: replies that a beam search follows at a time; 1 is no beam search. [beams]
-        length_penalty: exponent of the length in a finished beam's score, sum(log p) / length ** length_penalty. [α]
+        temperature: logits are divided by it; > 0.
+        top_k: keep the k best tokens; 0 is off.
+        top_p: keep the smallest set of tokens with this probability; 0 and 1 are off.
+        num_beams: 1 is no beam search.
+        length_penalty: a finished beam scores sum(log p) / length ** length_penalty.
         early_stopping: a beam search ends as soon as num_beams replies are finished.
-        repetition_penalty: above 1 makes tokens that occurred less likely; 1 is off. [θ]
-        no_repeat_ngram_size: no n-gram of this length occurs twice; 0 is off. [tokens]
-        banned_ids: tokens that are never generated. [token ids]
+        repetition_penalty: > 1 makes tokens that occurred less likely; 1 is off.
+        no_repeat_ngram_size: no n-gram occurs twice; 0 is off.
+        banned_ids: tokens that are never produced.
         rule_files: follow the rule files (antonyms) that came with the model, if there are any.
-        seed: of the random draws; null draws one.
+        seed: for sampling; None draws one.
         published: reproduce the original's published decoding, flaws included.
     """
 
