@@ -36,7 +36,7 @@ USER, SYSTEM = "Usr >>> ", "Sys >>> "
 HELP = """\
 clear            begin a new conversation
 seed             ask for a number to draw from, and begin a new conversation
-/set KEY=VALUE   change a decoding setting, e.g. /set temperature=0.7; /set alone shows them all
+/set KEY VALUE   change a decoding setting, e.g. /set temperature 0.7; /set alone shows them all
 /save FILE       write the conversations so far, one a line (.jsonl, or .txt with tabs)
 /help            this
 /quit            leave (as do Ctrl-D, and Ctrl-C while you are to speak); Ctrl-C stops a reply

@@ -91,10 +91,11 @@ def generate(
       hanmo generate models/txl-2.9b 从前有座山， --seq-length 512 --mem-length 256 --max-length 200 --seed 1
       hanmo generate models/glm-10b-chinese 北京是[MASK]的首都。 --tensor-parallel 2
     """
-    given, sets = split_settings(rest or [])
-    if len(given) > 1:
-        raise ConfigError(f"one prompt, not {', '.join(map(repr, given))}; quote a prompt that has spaces")
-    if given and input_file is not None:
+    prompts_given, sets = split_settings(rest or [])
+    if len(prompts_given) > 1:
+        raise ConfigError(f"one prompt, not {', '.join(map(repr, prompts_given))}; quote a prompt that has spaces")
+    prompt = prompts_given[0] if prompts_given else None
+    if prompt is not None and input_file is not None:
         raise ConfigError("give a prompt or --input, not both")
     if output is not None and input_file is None:
         raise ConfigError("--output is for the results of --input; a single result goes to the screen")
@@ -114,8 +115,8 @@ def generate(
     limit = limit or opened.family.chat_limit
     if prompts is not None:
         _file(opened, settings, limit, prompts, output if leads() else None, batch_size)
-    elif given:
-        _one(opened, settings, limit, given[0], as_json)
+    elif prompt is not None:
+        _one(opened, settings, limit, prompt, as_json)
     else:
         _interactive(opened, settings, limit, as_json)
 

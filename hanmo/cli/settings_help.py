@@ -1,7 +1,7 @@
 """The settings of a dataclass, read from its source, so that ``hanmo train STAGE --help`` imports no torch.
 
-A setting is described in the ``Attributes:`` section of its class or of a base. A unit or the paper's symbol may end the
-description in brackets:
+A setting is described in the ``Attributes:`` section of its class or of a base, or else by a comment at the end of its
+line. A unit or the paper's symbol may end the description in brackets:
 
     beta: weight of the KL penalty. [β]
     limit: the longest row. [tokens]
@@ -59,12 +59,15 @@ def read_settings(path: str) -> list[Setting]:
     fields: dict[str, tuple[str, ast.AnnAssign]] = {}
     meanings: dict[str, str] = {}
     for module, node in _classes(path):
-        meanings |= attributes(ast.get_docstring(node) or "")
-        fields |= {
+        own = {
             item.target.id: (module, item)
             for item in node.body
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
         }
+        comments = {name: _comment(module, item) for name, (_, item) in own.items()}
+        meanings |= {name: text for name, text in comments.items() if text}
+        meanings |= attributes(ast.get_docstring(node) or "")
+        fields |= own
     return [_setting(module, name, field, meanings.get(name, "")) for name, (module, field) in fields.items()]
 
 
@@ -98,12 +101,22 @@ def attributes(docstring: str) -> dict[str, str]:
     return {name.strip(): " ".join(text.split()) for names, text in entries for name in names.split(",")}
 
 
+def _source(module: str) -> str:
+    path = Path(hanmo.__file__).parent.joinpath(*module.split(".")[1:])
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+
+
 @cache
 def _tree(module: str) -> ast.Module:
     """The syntax tree of a module of hanmo."""
-    path = Path(hanmo.__file__).parent.joinpath(*module.split(".")[1:])
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return ast.parse(file.read_text(encoding="utf-8"))
+    return ast.parse(_source(module))
+
+
+def _comment(module: str, field: ast.AnnAssign) -> str:
+    """The comment behind a field; empty if there is none."""
+    assert field.end_lineno is not None and field.end_col_offset is not None
+    line = _source(module).splitlines()[field.end_lineno - 1].encode()
+    return line[field.end_col_offset :].decode().strip().removeprefix("#").strip()
 
 
 def _definition(module: str, name: str) -> tuple[str, Any] | None:

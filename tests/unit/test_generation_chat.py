@@ -149,7 +149,7 @@ def test_console_commands(opened, monkeypatch, capsys, tmp_path):
         "x",
         "seed",
         "3",
-        "/set temperature=0.5",
+        "/set temperature 0.5",
         "/set temprature 1",
         "/set top_p 7",
     ]
@@ -160,7 +160,7 @@ def test_console_commands(opened, monkeypatch, capsys, tmp_path):
     assert "top_p=7" in output.err and "between 0 and 1" in output.err
     assert "'x' is not a whole number" in output.err
     assert "did you mean /save" in output.err and "/save needs a file name" in output.err
-    assert "temperature = 0.5" in output.out and "seed = 3" in output.out and "/set KEY=VALUE" in output.out
+    assert "temperature = 0.5" in output.out and "seed = 3" in output.out and "/set KEY VALUE" in output.out
     assert [record.turns[0] for record in read_records(file)] == ["今天", "明天"]
     assert "Usr >>> 好" not in output.out
 

@@ -13,7 +13,7 @@ from pydantic_core import to_jsonable_python
 from typer.testing import CliRunner
 
 from hanmo.cli import app
-from hanmo.cli.settings_help import Setting, attributes, stage_settings
+from hanmo.cli.settings_help import Setting, attributes, read_settings, stage_settings
 from tools import settings_docs
 
 STAGES = settings_docs.stages()
@@ -54,6 +54,26 @@ def test_an_attribute_has_its_text_and_one_text_may_describe_two() -> None:
         "Settings.\n\nAttributes:\n    a, b: of the first\n        and the second.\n    c: last. [β]\n\nMore.\n"
     )
     assert found == {"a": "of the first and the second.", "b": "of the first and the second.", "c": "last. [β]"}
+
+
+def test_a_comment_behind_a_field_describes_it_where_no_attribute_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = '''class Options:
+    """Options.
+
+    Attributes:
+        limit: the longest row. [tokens]
+    """
+
+    limit: int = 512  # not this
+    说明: float | None = None  # half "以" of it [T]
+    bare: str = "#"
+'''
+    (tmp_path / "example.py").write_text(text, encoding="utf-8")
+    monkeypatch.setattr("hanmo.__file__", str(tmp_path / "__init__.py"))
+    found = {setting.name: (setting.meaning, setting.unit) for setting in read_settings("hanmo.example.Options")}
+    assert found == {"limit": ("the longest row.", "tokens"), "说明": ('half "以" of it', "T"), "bare": ("", "")}
 
 
 def test_the_page_is_checked(
