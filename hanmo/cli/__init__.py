@@ -11,7 +11,10 @@ from typing import Annotated
 import typer
 
 import hanmo
+from hanmo.cli.train import stage_command
 from hanmo.errors import HanmoError
+from hanmo.processes import main_process
+from hanmo.training import stages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,12 +34,6 @@ COMMANDS = (
     ("", "generate", "generate"),
     ("", "convert", "convert"),
     ("", "inspect", "inspect"),
-    ("train", "train", "pretrain"),
-    ("train", "train", "sft"),
-    ("train", "align", "reward"),
-    ("train", "align", "dpo"),
-    ("train", "align", "grpo"),
-    ("train", "align", "ppo"),
     ("reward", "reward", "score"),
     ("eval", "eval", "dialogue"),
     ("eval", "eval", "perplexity"),
@@ -70,6 +67,8 @@ def _register() -> None:
     }
     for name, group in groups.items():
         app.add_typer(group, name=name)
+    for name in stages.NAMES:
+        groups["train"].command(name)(stage_command(name))
     for group_name, module, function in COMMANDS:
         command = getattr(importlib.import_module(f"hanmo.cli.{module}"), function)
         groups.get(group_name, app).command(function.replace("_", "-"))(command)
@@ -104,7 +103,7 @@ def main() -> None:
             _part()
         raise
     except HanmoError as error:
-        if os.environ.get("RANK", "0") != "0":
+        if not main_process():
             time.sleep(PATIENCE)  # the first process mostly says the same, and the others are stopped when it ends
         print(f"hanmo: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hanmo.demo.display import Update
-from hanmo.training.run_folder import Outcome
+from hanmo.training.lifecycle import Outcome
 
 
 class ShowTraining(TrainerCallback):
