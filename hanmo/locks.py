@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 
 from hanmo.errors import InUseError
+from hanmo.processes import main_process
 
 try:
     import fcntl
@@ -44,7 +45,7 @@ def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
     >>> with holding("runs/kdconv"):
     ...     write("runs/kdconv")
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not main_process():
         yield
         return
     path = lock or _beside(Path(target))

@@ -236,7 +236,7 @@ def step(device: Any, dry: bool) -> Iterator[Line]:
 
     from hanmo.data.rows.dataset import RowDataset
     from hanmo.rows import Part
-    from hanmo.training.run_folder import arguments
+    from hanmo.training.arguments import arguments
     from hanmo.training.trainer import RowTrainer
 
     batch, length = (2, 16) if dry else (8, 512)
@@ -290,7 +290,7 @@ def _pangu(device: Any, dtype: Any, dry: bool) -> Any:
     import torch
 
     from hanmo.families.base import OpenedModel
-    from hanmo.training.run_folder import find_size
+    from hanmo.training.opening import find_size
 
     kind, name = find_size(SIZE)
     tokenizer = kind.tokenizer_class.from_pretrained(ROOT / "tests" / "golden" / "pangu")

@@ -12,7 +12,10 @@ import typer
 
 import hanmo
 from hanmo.cli.settings_help import StageCommand
+from hanmo.cli.train import stage_command
 from hanmo.errors import HanmoError
+from hanmo.processes import main_process
+from hanmo.training import stages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,12 +35,6 @@ COMMANDS = (
     ("", "generate", "generate"),
     ("", "convert", "convert"),
     ("", "inspect", "inspect"),
-    ("train", "train", "pretrain"),
-    ("train", "train", "sft"),
-    ("train", "align", "reward"),
-    ("train", "align", "dpo"),
-    ("train", "align", "grpo"),
-    ("train", "align", "ppo"),
     ("reward", "reward", "score"),
     ("eval", "eval", "dialogue"),
     ("eval", "eval", "perplexity"),
@@ -71,10 +68,11 @@ def _register() -> None:
     }
     for name, group in groups.items():
         app.add_typer(group, name=name)
+    for name in stages.NAMES:
+        groups["train"].command(name, cls=StageCommand)(stage_command(name))
     for group_name, module, function in COMMANDS:
         command = getattr(importlib.import_module(f"hanmo.cli.{module}"), function)
-        cls = StageCommand if group_name == "train" else None
-        groups.get(group_name, app).command(function.replace("_", "-"), cls=cls)(command)
+        groups.get(group_name, app).command(function.replace("_", "-"))(command)
 
 
 def _version(wanted: bool) -> None:
@@ -106,7 +104,7 @@ def main() -> None:
             _part()
         raise
     except HanmoError as error:
-        if os.environ.get("RANK", "0") != "0":
+        if not main_process():
             time.sleep(PATIENCE)  # the first process mostly says the same, and the others are stopped when it ends
         print(f"hanmo: {error}", file=sys.stderr)
         sys.exit(2)

@@ -22,8 +22,9 @@ from hanmo.cli.common import (
     piped_line,
     split_settings,
 )
-from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
+from hanmo.cli.ranks import TensorParallel, agreed, follow, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, unknown
+from hanmo.processes import main_process
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
@@ -151,9 +152,9 @@ def _of_the_folder(opened: OpenedModel) -> dict[str, Any]:
     from hanmo.generation.settings import sampling_of
 
     found, wrong = sampling_of(opened.family.generation)
-    if wrong and leads():
+    if wrong and main_process():
         note(f"hanmo: generation_config.json of the model says {', '.join(wrong)}, which is ignored")
-    if found and leads():
+    if found and main_process():
         said = ", ".join(f"{key}={value}" for key, value in found.items())
         note(f"hanmo: decoding as generation_config.json of the model says: {said}; key=value changes it")
     return found
@@ -265,5 +266,5 @@ class _Console:
     def _save(self, text: str) -> None:
         if not text:
             raise ConfigError("/save needs a file name, e.g. /save talk.jsonl")
-        count = self._session.save(text) if leads() else 0
+        count = self._session.save(text) if main_process() else 0
         note(f"{count} conversations in {text}")

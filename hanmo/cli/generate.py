@@ -25,9 +25,10 @@ from hanmo.cli.common import (
     piped_line,
     split_settings,
 )
-from hanmo.cli.ranks import TensorParallel, agreed, follow, leads, ranks_of_this_run
+from hanmo.cli.ranks import TensorParallel, agreed, follow, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
 from hanmo.files import data_of, json_text, replacing
+from hanmo.processes import main_process
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
@@ -114,7 +115,7 @@ def generate(
         settings = settings.change(max_new_tokens=max_length)
     limit = limit or opened.family.chat_limit
     if prompts is not None:
-        _file(opened, settings, limit, prompts, output if leads() else None, batch_size)
+        _file(opened, settings, limit, prompts, output if main_process() else None, batch_size)
     elif prompt is not None:
         _one(opened, settings, limit, prompt, as_json)
     else:

@@ -13,6 +13,7 @@ import typer
 
 from hanmo.cli.common import launch
 from hanmo.errors import ConfigError
+from hanmo.processes import main_process
 
 if TYPE_CHECKING:
     from hanmo.generation.settings import Settings
@@ -34,16 +35,11 @@ def ranks_of_this_run(asked: int | None) -> int:
         launch(asked, sys.argv[1:])
     if asked is not None and processes and asked != processes:
         raise ConfigError(f"{OPTION} {asked}: torchrun has started {processes} processes; both must be the same")
-    if not leads():
+    if not main_process():
         nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, for as long as the process lives
         sys.stdout = sys.stderr = nowhere
         sys.excepthook = _report
     return processes or 1
-
-
-def leads() -> bool:
-    """Whether this is the process that talks and writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def follow() -> None:
@@ -84,7 +80,7 @@ class _SharedInput(TextIOBase):
         return bool(self._terminal)
 
     def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
-        return str(self.share(self._own.readline() if leads() else None))
+        return str(self.share(self._own.readline() if main_process() else None))
 
 
 def _report(kind: Any, error: Any, trace: Any) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hanmo.training.run_folder import Outcome
+from hanmo.training.lifecycle import Outcome
 
 LONG = 1000  # units of work above which a stage also reports tenths
 Update = Callable[[int, int, str], None]  # done, of how many, message

@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +19,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hanmo.files import json_text, or_null, write_text
+
+LINES = 100  # most lines of progress of a run, beside those of evaluations
 
 
 class MetricsFile(TrainerCallback):
@@ -122,20 +126,27 @@ class StopOnSignal(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """A bar with the latest figures on standard error; where that is no terminal, a line for what is logged."""
+    """A bar with the latest figures on standard error; where that is no terminal, at most ``LINES`` lines of them.
 
-    def __init__(self) -> None:
+    Args:
+        names: of the figures, as they are logged.
+    """
+
+    def __init__(self, names: Sequence[str] = ("loss", "eval_loss")):
+        self._names = names
         self._bar: Any = None
         self._shown: dict[str, str] = {}
+        self._start, self._first, self._printed = 0.0, 0, 0  # time and step of the beginning; step of the last line
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            live = sys.stderr.isatty()
+            self._start, self._first, self._printed = time.monotonic(), state.global_step, -state.max_steps
             self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=not live
-            )
+                total=state.max_steps, initial=state.global_step, desc="training", unit="step",
+                disable=not sys.stderr.isatty(),
+            )  # fmt: skip
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bar is not None:
@@ -151,14 +162,23 @@ class Progress(TrainerCallback):
     ) -> None:
         if self._bar is None or not logs:
             return
-        names = ("loss", "eval_loss", "learning_rate")
-        new = {name: f"{logs[name]:.4g}" for name in names if name in logs}
+        new = {name: f"{logs[name]:.4g}" for name in self._names if name in logs}
         self._shown.update(new)
         if not self._bar.disable:
             self._bar.set_postfix(self._shown)
-        elif new:
+            return
+        step, steps = state.global_step, state.max_steps
+        due = step - self._printed >= steps / LINES or step >= steps or any(name.startswith("eval_") for name in new)
+        if new and due:
+            self._printed = step
             figures = ", ".join(f"{name} {value}" for name, value in new.items())
-            print(f"step {state.global_step}/{state.max_steps}: {figures}", file=sys.stderr)
+            print(f"step {step}/{steps}: {figures}{self._time_left(step, steps)}", file=sys.stderr)
+
+    def _time_left(self, step: int, steps: int) -> str:
+        if not self._first < step < steps:
+            return ""
+        seconds = (time.monotonic() - self._start) / (step - self._first) * (steps - step)
+        return f", {timedelta(seconds=round(seconds))} left"
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -3,54 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hanmo import config as settings
 from hanmo.errors import ConfigError
+from hanmo.training.arguments import default_settings
+from hanmo.training.data_files import find_files
 from hanmo.training.schedules import Schedule
 from hanmo.training.trainable import LoraSettings
 
 RESERVED = {  # settings of transformers' Trainer that no stage takes, and why
     "output_dir": "the run's folder is OUT",
-    "resume_from_checkpoint": "say --resume",
+    "resume_from_checkpoint": "use --resume",
     "remove_unused_columns": "batches are made of rows, not columns",
     "label_names": "rows have labels",
     "average_tokens_across_devices": "always so: the loss is divided by the weights of the whole step",
-    "label_smoothing_factor": "the loss lives inside the network, which has no label smoothing",
+    "label_smoothing_factor": "the loss is computed inside the network, which has no label smoothing",
     "logging_nan_inf_filter": "a loss that is not finite stops the run",
     "push_to_hub": "upload OUT/model when the run is over",
 }
 TRAINER = settings.settings_of("transformers.TrainingArguments", **RESERVED)
-ROUNDS = "a run is as long as rounds=N says"
-TRAINER_OF_ROUNDS = settings.settings_of(  # of the stages that learn from rewards
-    "transformers.TrainingArguments",
-    **RESERVED,
-    max_steps=ROUNDS,
-    num_train_epochs=f"{ROUNDS}; epochs=N are the passes over a round",
-    save_strategy="checkpoints are written after every save_rounds=N rounds",
-    save_steps="checkpoints are written after every save_rounds=N rounds",
-    eval_strategy="a policy is judged by the rewards of its own replies",
-    ignore_data_skip="always so: a resumed run goes on with the next round",
-)
 LORA = settings.settings_of("hanmo.training.trainable.LoraSettings")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings that every stage has.
+    """Settings of every stage.
 
     Attributes:
-        model: the model to start from; some stages take ``init:SIZE``, random weights in a released size's shape.
+        model: the model to start from, or ``init:SIZE``: random weights in the shape of a released size.
         data: a folder with train.* and, if there is one, valid.* or dev.*; or the training file.
         out: the run's folder.
-        valid: the validation file, where it is not in the data folder.
-        size, original_config, vocab, rules: of an original checkpoint, where its files do not say; ``vocab`` also of a
-            new model.
-        limit: tokens of a row; for encoder-decoders, of the encoder's input. What does not fit is left out and named.
-        response_limit: tokens of the decoder's input where that is an axis of its own; ``limit`` if null.
-        schedule: learning-rate schedule of the originals; null: trainer.lr_scheduler_type.
-        skip_bad: pass over bad records instead of stopping; they are named in rejects.jsonl.
-        trainer: every setting of transformers.TrainingArguments.
+        valid: the validation file, if it is not in the data folder.
+        size: the released size of an original checkpoint whose files do not tell it.
+        original_config: the model configuration (JSON) of an original checkpoint.
+        vocab: the vocabulary file of an original checkpoint that has none beside its weights, or of a new model.
+        rules: a folder of EVA's score rules (antonyms), which is saved with the model.
+        shape: changes to the configuration of the size, for a new model, e.g. ``{num_layers: 2}``.
+        limit: tokens of a row; for encoder-decoders, of the encoder's input. Longer records are left out and listed in
+            rejects.jsonl.
+        response_limit: tokens of the decoder's input, for encoder-decoders; null: ``limit``.
+        schedule: learning-rate schedule of the original systems; null: trainer.lr_scheduler_type.
+        skip_bad: leave out bad records and list them in rejects.jsonl, instead of stopping at the first.
+        selective_checkpointing: keep for the backward pass only the results of matrix products and attention, and
+            compute the rest of every layer again there (Korthikanti et al. 2022).
+        tensor_parallel: parts that the model is cut into, each in a process of its own (set by --tensor-parallel).
+        trainer: settings of transformers.TrainingArguments.
     """
 
     model: str
@@ -61,23 +60,44 @@ class RunConfig:
     original_config: str | None = None
     vocab: str | None = None
     rules: str | None = None
+    shape: dict[str, Any] = field(default_factory=dict)
     limit: int = 512
     response_limit: int | None = None
     schedule: Schedule | None = None
     skip_bad: bool = False
+    selective_checkpointing: bool = False
+    tensor_parallel: int = 1
     trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
 
     def __post_init__(self) -> None:
         self.require(
             limit=(self.limit >= 2, "at least 2"),
             response_limit=(self.response_limit is None or self.response_limit >= 2, "at least 2"),
+            tensor_parallel=(self.tensor_parallel >= 1, "at least 1"),
         )
+        full = self._trainer_has("activation_checkpointing", "gradient_checkpointing")
+        if self.selective_checkpointing and full:
+            raise ConfigError(f"selective_checkpointing and trainer.{full}: the latter keeps less; give one of them")
+        other = self._trainer_has("deepspeed", "fsdp")
+        if self.tensor_parallel > 1 and other:
+            raise ConfigError(f"tensor_parallel={self.tensor_parallel} and trainer.{other}: give one of them")
+
+    def _trainer_has(self, *names: str) -> str | None:
+        return next((name for name in names if self.trainer.get(name)), None)
 
     def require(self, **checks: tuple[bool, str]) -> None:
-        """ConfigError naming the first setting that is not as expected."""
+        """Raise ConfigError for the first setting whose check, (is it good, what was expected), fails."""
         for name, (good, expected) in checks.items():
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")
+
+    def files(self) -> tuple[Path, Path | None]:
+        """The training and the validation file."""
+        return find_files(self.data, self.valid)
+
+    def trainer_settings(self, has_valid: bool) -> dict[str, Any]:
+        """``trainer`` with the stage's defaults where a setting is not given."""
+        return default_settings(self.trainer, has_valid)
 
 
 @dataclass(frozen=True)
@@ -85,7 +105,8 @@ class TuningConfig(RunConfig):
     """Settings of the stages that change a model a little; see ``RunConfig`` for the others.
 
     Attributes:
-        lora: train adapters instead of the weights, see ``LoraSettings``; they are merged at the end. {}: no adapters.
+        lora: settings of LoRA adapters, see ``LoraSettings``: they are trained instead of the weights, and merged into
+            them at the end. {}: no adapters.
     """
 
     lora: dict[str, Any] = field(default_factory=dict, metadata=LORA)
@@ -96,15 +117,21 @@ class TuningConfig(RunConfig):
             LoraSettings(**self.lora)
 
 
-def one_checkpointing(selective: bool, trainer: dict[str, Any]) -> None:
-    """ConfigError where selective activation checkpointing is asked for, and the trainer's own besides."""
-    full = next((name for name in ("activation_checkpointing", "gradient_checkpointing") if trainer.get(name)), None)
-    if selective and full:
-        raise ConfigError(f"selective_checkpointing and trainer.{full}: the latter keeps less; give one of them")
+@dataclass(frozen=True)
+class AlignmentConfig(TuningConfig):
+    """Settings of every alignment stage; see ``TuningConfig`` for the others.
 
+    Attributes:
+        trained_layers: how many of the last layers of every stack are trained: below 1 a share, rounded down to whole
+            layers (0.3 of 32 is 9), from 1 on a number; null or less than one layer: all. Embeddings, norms and heads
+            are always trained.
+    """
 
-def one_parallelism(tensor_parallel: int, trainer: dict[str, Any]) -> None:
-    """ConfigError where a model is to be cut in two ways at once."""
-    other = next((name for name in ("deepspeed", "fsdp") if trainer.get(name)), None)
-    if tensor_parallel > 1 and other:
-        raise ConfigError(f"tensor_parallel={tensor_parallel} and trainer.{other}: give one of them")
+    trained_layers: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers = self.trained_layers
+        self.require(trained_layers=(layers is None or layers >= 0, "a share, a number of layers or null"))
+        if layers is not None and self.lora:
+            raise ConfigError("trained_layers and lora: LoRA already leaves all layers as they are; give one of them")

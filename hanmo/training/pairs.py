@@ -1,116 +1,71 @@
-"""What the stages that learn from preferences and rewards share: settings, the model they start from, pairs to batches."""
+"""What the stages that learn from pairs of answers share: the pairs, batches of them, and their report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import Trainer, TrainingArguments
 
 from hanmo.data.rows.pairs import PairCollator, PairDataset, make_pairs
-from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
-from hanmo.nn.row_model import RowOutput, ValueKind, attach_value_head
-from hanmo.records import Rejects, iter_records
-from hanmo.training.config import TuningConfig
-from hanmo.training.run_folder import Outcome, data_files, open_for_training, tokenising, trainer_settings
-from hanmo.training.trainable import LoraSettings, add_lora, keep_top_layers
+from hanmo.nn.row_model import RowOutput
+from hanmo.records import Rejects
+from hanmo.report.page import Page
+from hanmo.training.config import AlignmentConfig
+from hanmo.training.data_files import DataFiles, require_some
+from hanmo.training.lifecycle import Run
+from hanmo.training.supervised import LossOutcome, loss_figures
 from hanmo.training.trainer import RowTrainer
 
-
-@dataclass(frozen=True)
-class AlignmentConfig(TuningConfig):
-    """Settings that every alignment stage has; see ``TuningConfig`` for the others.
-
-    Attributes:
-        trained_layers: how many of the last layers of every stack are trained: below 1 a share, of which whole layers
-            count (0.3 of 32 is 9), from 1 on a number; null or less than one layer: all. Embeddings, norms and heads
-            always are.
-    """
-
-    trained_layers: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(
-            trained_layers=(
-                self.trained_layers is None or self.trained_layers >= 0,
-                "a share, a number of layers or null",
-            )
-        )
-        if self.trained_layers is not None and self.lora:
-            raise ConfigError("trained_layers and lora: LoRA already leaves all layers as they are; give one of them")
+SHOWN = ("loss", "accuracy", "eval_loss", "eval_accuracy", "learning_rate")
+LEARNED = (("accuracy on validation pairs", "accuracy_before", "accuracy"), ("training loss", None, "train_loss"))
 
 
 @dataclass(frozen=True)
-class PairOutcome(Outcome):
-    """``Outcome`` of a stage on pairs, with the share of validation pairs that come out right, before and after."""
+class PairOutcome(LossOutcome):
+    """``LossOutcome`` with the share of validation pairs that are decided rightly, before and after."""
 
     accuracy_before: float | None = None
     accuracy: float | None = None
 
 
-def open_policy(config: AlignmentConfig) -> OpenedModel:
-    """The model of the settings, in fp32 for the optimizer."""
-    return open_for_training(config.model, config.size, config.original_config, config.vocab, config.rules, {})
+def pair_figures(run: Run) -> dict[str, Any]:
+    """The fields of ``PairOutcome``, before training and at the kept step."""
+    evaluated = dict(run.curve("eval_accuracy"))
+    figures = loss_figures(run)
+    return {**figures, "accuracy_before": evaluated.get(0), "accuracy": evaluated.get(figures["kept_step"])}
 
 
-def adapted(
-    opened: OpenedModel, config: AlignmentConfig, value_head: ValueKind | None = None, critic: Any = None
-) -> Any:
-    """The network to train: with adapters or frozen layers as the settings say, and a value head, trained whole.
-
-    A network that has a value head keeps it.
-
-    Args:
-        critic: a network of its own that has the value head; its layers are frozen or adapted alike.
-    """
-    network = opened.network
-    if value_head and (critic or network).value_head is None:
-        attach_value_head(critic or network, value_head)
-    network.critic = critic
-    if config.trained_layers is not None:
-        keep_top_layers(network, config.trained_layers)
-    if config.lora:
-        whole = ("value_head",) if value_head else ()
-        network = add_lora(network, LoraSettings(**config.lora), opened.family.lora_targets, whole)
-    return network
+def pair_curves(run: Run, page: Page) -> None:
+    """Curves of loss and accuracy."""
+    page.heading("Training")
+    for name in ("loss", "accuracy"):
+        page.line_plot({"training": run.curve(name), "validation": run.curve(f"eval_{name}")}, x="step", y=name)
 
 
-def prepare_pairs(
-    config: AlignmentConfig, closed: bool, published: bool, bars: bool
-) -> tuple[Any, OpenedModel, PairDataset, PairDataset | None, Rejects]:
-    """Everything that can be wrong, before anything is written: settings, model, training and validation pairs."""
-    train_file, valid_file = data_files(config.data, config.valid)
-    config = replace(config, trainer=trainer_settings(config.trainer, valid_file is not None))
-    set_seed(config.trainer.get("seed", 42))
-    opened = open_policy(config)
-    rejects = Rejects()
+def read_pairs(
+    files: DataFiles, opened: OpenedModel, config: AlignmentConfig, closed: bool, published: bool
+) -> tuple[PairDataset, PairDataset | None, Rejects]:
+    """Training and validation pairs; see ``PairDataset`` and ``preferences`` for ``closed`` and ``published``."""
 
-    def pairs(file: Path) -> PairDataset:
-        records = iter_records(file, rejects if config.skip_bad else None, reply="needed")
-        made = make_pairs(
-            tokenising(records, file.name, bars), opened.family, config.limit, config.response_limit,
-            closed, published, rejects,
-        )  # fmt: skip
-        if not len(made):
-            reasons = f"; the first: {rejects.errors[0]}" if rejects else ""
-            raise ConfigError(f"{file}: no pair of answers to learn from{reasons}")
+    def pairs(file: Path, rejects: Rejects) -> PairDataset:
+        records = files.records(file, rejects, reply="needed")
+        made = make_pairs(records, opened.family, config.limit, config.response_limit, closed, published, rejects)
+        require_some(made, file, "no pair of answers to learn from", rejects)
         return made
 
-    return config, opened, pairs(train_file), pairs(valid_file) if valid_file else None, rejects
+    return files.read(pairs)
 
 
 class PairTrainer(RowTrainer):
     """Trains on pairs: a stage gives the losses and figures of each pair, this trainer the step around them.
 
-    The loss of an optimizer step is the mean over its pairs. What is measured is logged as means over pairs, and for
-    the validation pairs kept in ``evaluated``, figure by figure.
+    The loss of an optimizer step is the mean over its pairs. Figures are logged as means over pairs; those of the
+    validation pairs are kept in ``evaluated``, (pairs,) each.
     """
 
     def __init__(
@@ -119,18 +74,15 @@ class PairTrainer(RowTrainer):
         args: TrainingArguments,
         train: PairDataset | None,
         valid: PairDataset | None,
-        factor: Callable[[int, int], float] | None,
-        callbacks: list[TrainerCallback],
+        *others: Any,
     ):
-        super().__init__(model, args, train, valid, factor, callbacks)
+        super().__init__(model, args, train, valid, *others)
         self.data_collator = PairCollator(next((d.family.padding for d in (train, valid) if d is not None), {}))
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
         self.evaluated: dict[str, Tensor] = {}
         self._figures: list[dict[str, Tensor]] = []
 
     def pair_figures(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``loss`` and whatever else is measured, (B,) each; everything but the loss without a graph."""
+        """``loss`` and the other figures of each pair, (B,) each; only the loss has a graph."""
         raise NotImplementedError
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
@@ -188,7 +140,7 @@ class PairTrainer(RowTrainer):
 
 
 def row_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What of a batch of pairs the network takes."""
+    """The part of a batch of pairs that the network takes."""
     beside = ("pair_weights", "margins", "ends", "parts_at", "row_ids", "references")
     return {name: tensor for name, tensor in batch.items() if name not in beside}
 

@@ -15,6 +15,8 @@ from torch.distributed.tensor.experimental import implicit_replication
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from hanmo.errors import ConfigError, UnsupportedError, quoted
+from hanmo.families.base import OpenedModel
+from hanmo.nn.row_model import ValueKind, attach_value_head
 from hanmo.nn.tensor_parallel import tell_widths
 
 
@@ -79,6 +81,34 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
     # With a name, saving asks the hub for a model of that name.
     adapted.peft_config["default"].base_model_name_or_path = ""
     return adapted
+
+
+def adapted(
+    opened: OpenedModel,
+    lora: dict[str, Any],
+    trained_layers: float | None,
+    value_head: ValueKind | None = None,
+    critic: Any = None,
+) -> Any:
+    """The network to train: with adapters or frozen layers, and a value head, which is trained whole.
+
+    A network that has a value head keeps it.
+
+    Args:
+        lora: settings of ``LoraSettings``; {} adds no adapters.
+        trained_layers: see ``keep_top_layers``; None trains all layers.
+        critic: a network of its own that has the value head; its layers are frozen or adapted alike.
+    """
+    network = opened.network
+    if value_head and (critic or network).value_head is None:
+        attach_value_head(critic or network, value_head)
+    network.critic = critic
+    if trained_layers is not None:
+        keep_top_layers(network, trained_layers)
+    if lora:
+        whole = ("value_head",) if value_head else ()
+        network = add_lora(network, LoraSettings(**lora), opened.family.lora_targets, whole)
+    return network
 
 
 def _untie(network: Any, targets: Sequence[str]) -> None:

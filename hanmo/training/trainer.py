@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from hanmo.checkpoints.open import quiet
@@ -58,6 +59,8 @@ class RowTrainer(ShardedTrainer):
         self.folder = Path(args.output_dir)
         padding = next((rows.family.padding for rows in (train, valid) if rows is not None), {})
         super().__init__(model, args, Collator(padding), train, valid, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)  # standard output is for results, and progress has its own callback
+        self.remove_callback(ProgressCallback)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs work as several processes, never as one DataParallel
         self._factor = factor
         self._fed: deque[list[Tensor]] = deque(maxlen=STEPS)  # places of the rows of the last optimizer steps
@@ -89,6 +92,12 @@ class RowTrainer(ShardedTrainer):
     def _replicas(self) -> int:
         """Processes with batches of their own: not those that share a model cut by tensor parallelism."""
         return self.args.world_size // self.get_tp_size()
+
+    @property
+    def kept_step(self) -> int:
+        """The step of the final weights: of the best checkpoint if it was loaded at the end, else the last step."""
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        return int(best.rpartition("-")[2]) if best else self.state.global_step
 
     # The order of the data
 
@@ -169,6 +178,13 @@ class RowTrainer(ShardedTrainer):
             assert isinstance(self.train_dataset, Rows)
             said += f"; records of {of}: {', '.join(map(self.train_dataset.where, places))}"
         return said
+
+    def measured_batch(self) -> tuple[dict[str, Any], float]:
+        """The largest batch, to measure a step on, and seconds that every step takes beside its passes."""
+        rows: Any = self.train_dataset
+        places = sorted(range(len(rows)), key=rows.lengths.__getitem__)[-self.args.per_device_train_batch_size :]
+        batch = self.data_collator([rows[place] for place in places])
+        return {name: value for name, value in batch.items() if name != ROW_IDS}, 0.0
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: it would cost a walk over all parameters in every step."""

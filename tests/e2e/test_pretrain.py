@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 from hanmo.checkpoints import open_model, save_model
 from hanmo.errors import ConfigError
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.stages.pretrain import PretrainConfig, dry_run, pretrain
+from hanmo.training.lifecycle import dry_run
+from hanmo.training.stages.pretrain import PretrainConfig, pretrain
 from tests import processes
 from tests.unit.tiny import NAMES, SENTENCES, tiny
 
@@ -109,7 +110,7 @@ def test_wrong_settings(places: Path, tmp_path: Path) -> None:
         pretrain(config(places, "pangu", tmp_path, objectives={"spans": 1.0}))
     with pytest.raises(ConfigError, match="rows are too few for 4000 streams"):
         pretrain(config(places, "transformer_xl", tmp_path, {"per_device_train_batch_size": 4000}))
-    assert dry_run(config(places, "transformer_xl", tmp_path / "none"))["steps"] == 9
+    assert dry_run(pretrain, config(places, "transformer_xl", tmp_path / "none"))["steps"] == 9
     assert not (tmp_path / "none").exists()
 
 

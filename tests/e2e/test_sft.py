@@ -17,7 +17,8 @@ from hanmo.checkpoints import open_model
 from hanmo.config import load
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.stages.sft import SftConfig, dry_run, sft
+from hanmo.training.lifecycle import dry_run
+from hanmo.training.stages.sft import SftConfig, sft
 from tests import processes
 from tests.parity.eva_models import EVA, MODELS
 from tests.places import needs_parity
@@ -102,7 +103,7 @@ def test_a_run_leaves_a_model_and_an_account_of_itself(data: Path, tmp_path: Pat
 
 
 def test_a_dry_run_says_what_it_needs_and_writes_nothing(data: Path, tmp_path: Path) -> None:
-    result = dry_run(config(data, tmp_path / "run", {"gradient_accumulation_steps": 2}))
+    result = dry_run(sft, config(data, tmp_path / "run", {"gradient_accumulation_steps": 2}))
     network = open_model(
         EVA / MODELS[NAME]["checkpoint"], config=EVA / MODELS[NAME]["config"], vocab=EVA / MODELS[NAME]["vocab"]
     ).network
@@ -115,9 +116,9 @@ def test_a_dry_run_says_what_it_needs_and_writes_nothing(data: Path, tmp_path: P
     assert (result["rows"], result["valid_rows"], result["steps"]) == (23, 1, 8)
     assert result["seconds_per_step"] > 0
     assert not (tmp_path / "run").exists()
-    adapters = dry_run(config(data, tmp_path / "run", lora={"rank": 2}))
-    again = dry_run(config(data, tmp_path / "run", {"gradient_checkpointing": True}))
-    assert again["memory"]["activations"] < 0.9 * dry_run(config(data, tmp_path / "run"))["memory"]["activations"]
+    adapters = dry_run(sft, config(data, tmp_path / "run", lora={"rank": 2}))
+    again = dry_run(sft, config(data, tmp_path / "run", {"gradient_checkpointing": True}))
+    assert again["memory"]["activations"] < 0.9 * dry_run(sft, config(data, tmp_path / "run"))["memory"]["activations"]
     assert adapters["memory"]["gradients"] == 4 * adapters["trained_parameters"] < 4 * count
 
 

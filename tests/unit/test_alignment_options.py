@@ -219,7 +219,7 @@ LORA: dict[str, Any] = {"lora": {"rank": 2, "alpha": 8}}
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("stage", [train_reward, dpo, grpo, ppo])
+@pytest.mark.parametrize("stage", [train_reward, dpo, grpo, ppo], ids=lambda stage: stage.name)
 def test_adapters_change_their_targets_by_their_rank_alone(stage: Any, name: str, tmp_path: Path) -> None:
     start = starts(tmp_path, name)
     if stage in (grpo, ppo):

@@ -11,7 +11,7 @@ from tests import processes
 PROGRAM = """
 import resource, sys
 import torch
-from hanmo.training.memory import keep_heap
+from hanmo.nn.cpu.malloc import keep_heap
 
 if sys.argv[1] == "keep" and not keep_heap():
     sys.exit(3)

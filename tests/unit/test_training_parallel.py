@@ -13,7 +13,8 @@ import pytest
 
 from hanmo.cli.common import without
 from hanmo.errors import ConfigError
-from hanmo.training.launch import launch_lines, read_hostfile, read_once, translate_deepspeed
+from hanmo.training.deepspeed import translate_deepspeed
+from hanmo.training.launch import launch_lines, read_hostfile, read_once
 from tests import processes
 
 
@@ -136,7 +137,7 @@ def test_old_deepspeed_files(old: dict[str, Any], new: dict[str, Any], settings:
 READER = """
 import os, sys, time
 from pathlib import Path
-from hanmo.training.parallel import read_once
+from hanmo.training.launch import read_once
 folder = Path(sys.argv[1])
 def wait_for(name):
     while not (folder / name).exists():

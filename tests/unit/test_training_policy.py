@@ -25,7 +25,7 @@ from hanmo.nn.row_model import attach_value_head, score_tokens
 from hanmo.records import Dialogue, PromptResponse, ScoredAnswers
 from hanmo.rows import IGNORE, Context, collate
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.rl.policy import rollout_settings
+from hanmo.training.rl.config import rollout_settings
 from hanmo.training.rl.rewards import score_rows
 from hanmo.training.rl.rollout import OwnEngine, Reference, load_reward, prompt_order, question, scored
 from hanmo.training.rl.rounds import Rounds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,8 @@ from hanmo.nn.row_model import RowOutput
 from hanmo.records import PromptResponse
 from hanmo.rows import IGNORE
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.pairs import PairTrainer, adapted, prepare_pairs
+from hanmo.training.data_files import DataFiles
+from hanmo.training.pairs import PairTrainer, read_pairs
 from hanmo.training.rl.policy import PolicyTrainer
 from hanmo.training.rl.rewards import score_records
 from hanmo.training.rl.rollout import OwnEngine
@@ -31,6 +33,7 @@ from hanmo.training.stages.dpo import DpoConfig, DpoTrainer
 from hanmo.training.stages.grpo import GrpoConfig, GrpoTrainer, grpo
 from hanmo.training.stages.ppo import PpoConfig, PpoTrainer
 from hanmo.training.stages.reward import RewardConfig, train_reward
+from hanmo.training.trainable import adapted
 from tests.unit.alignment_cases import starts, trainer
 from tests.unit.test_training_policy import small
 from tests.unit.test_training_wiring import SCORES, critic, replies
@@ -181,7 +184,7 @@ def test_the_mix_has_its_weight_whatever_the_accumulation(accumulated: int) -> N
 
 def test_a_value_head_beside_adapters_is_trained_whole(tmp_path: Path) -> None:
     for config in (RewardConfig("m", "d", lora={"rank": 2}), PpoConfig("m", "d", rewards=("a:b",), lora={"rank": 2})):
-        network = adapted(tiny("pangu", tmp_path), config, "linear")
+        network = adapted(tiny("pangu", tmp_path), config.lora, None, "linear")
         trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
         assert any("value_head" in name and "lora" not in name for name in trained)
         assert all("value_head" in name or "lora" in name for name in trained)
@@ -248,9 +251,8 @@ def test_a_reward_is_learned_where_it_is_read(tmp_path: Path) -> None:
 
 def test_pairs_keep_to_the_limit_of_responses(tmp_path: Path) -> None:
     start, pairs = starts(tmp_path, "eva"), write_pairs(tmp_path)
-    common: dict[str, Any] = {"limit": 48, "trainer": {"use_cpu": True, "max_steps": 1}}
-    config = RewardConfig(str(start), pairs, out=str(tmp_path / "run"), response_limit=40, **common)
-    assert len(prepare_pairs(config, True, False, False)[2]) == 2
+    opened, files = open_model(start, device="cpu"), DataFiles(Path(pairs), None)
+    config = RewardConfig(str(start), pairs, limit=48, response_limit=40)
+    assert len(read_pairs(files, opened, config, closed=True, published=False)[0]) == 2
     with pytest.raises(ConfigError, match="no pair of answers"):
-        config = RewardConfig(str(start), pairs, out=str(tmp_path / "run"), response_limit=2, **common)
-        prepare_pairs(config, True, False, False)
+        read_pairs(files, opened, replace(config, response_limit=2), closed=True, published=False)

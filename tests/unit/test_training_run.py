@@ -15,24 +15,17 @@ import torch
 from transformers import TrainingArguments
 
 from hanmo.checkpoints import save_model
-from hanmo.cli.train import run
+from hanmo.cli.train import stage_command
 from hanmo.errors import ConfigError
 from hanmo.families import NAMES
 from hanmo.families.presets import presets
+from hanmo.training.arguments import arguments, default_settings, rate_factor
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.config import TRAINER
-from hanmo.training.run_folder import (
-    Outcome,
-    arguments,
-    begin,
-    data_files,
-    family_name,
-    find_size,
-    new_model,
-    open_for_training,
-    rate_factor,
-    trainer_settings,
-)
+from hanmo.training.data_files import find_files
+from hanmo.training.lifecycle import Outcome
+from hanmo.training.opening import family_name, find_size, new_model, open_for_training
+from hanmo.training.run_folder import begin
 from hanmo.training.stages.pretrain import PretrainConfig
 from hanmo.training.stages.sft import SftConfig, sft
 from tests import processes
@@ -71,40 +64,40 @@ def finish():
 
 def test_files_of_a_data_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no train\.txt or train\.jsonl"):
-        data_files(str(tmp_path), None)
+        find_files(str(tmp_path), None)
     train = tmp_path / "train.jsonl.gz"
     train.touch()
-    assert data_files(str(tmp_path), None) == (train, None)
+    assert find_files(str(tmp_path), None) == (train, None)
     (tmp_path / "dev.txt").touch()
-    assert data_files(str(tmp_path), None) == (train, tmp_path / "dev.txt")
-    assert data_files(str(tmp_path), "else.txt") == (train, Path("else.txt"))
-    assert data_files(str(train), None) == (train, None)
+    assert find_files(str(tmp_path), None) == (train, tmp_path / "dev.txt")
+    assert find_files(str(tmp_path), "else.txt") == (train, Path("else.txt"))
+    assert find_files(str(train), None) == (train, None)
     (tmp_path / "valid.txt").touch()
     with pytest.raises(ConfigError, match=r"valid\.txt and dev\.txt; name the file you mean"):
-        data_files(str(tmp_path), None)
+        find_files(str(tmp_path), None)
     with pytest.raises(ConfigError, match="no such file or folder"):
-        data_files(str(tmp_path / "none"), None)
+        find_files(str(tmp_path / "none"), None)
 
 
 def test_trainer_settings_follow_the_validation_file() -> None:
-    assert trainer_settings({}, False)["eval_strategy"] == "no"
-    assert "load_best_model_at_end" not in trainer_settings({}, False)
-    by_epoch = trainer_settings({}, True)
+    assert default_settings({}, False)["eval_strategy"] == "no"
+    assert "load_best_model_at_end" not in default_settings({}, False)
+    by_epoch = default_settings({}, True)
     assert (by_epoch["eval_strategy"], by_epoch["save_strategy"], by_epoch["load_best_model_at_end"]) == (
         "epoch",
         "epoch",
         True,
     )
-    by_steps = trainer_settings({"eval_strategy": "steps", "eval_steps": 7}, True)
+    by_steps = default_settings({"eval_strategy": "steps", "eval_steps": 7}, True)
     assert (by_steps["save_strategy"], by_steps["save_steps"]) == ("steps", 7)
-    assert trainer_settings({"save_total_limit": 9}, True)["save_total_limit"] == 9
+    assert default_settings({"save_total_limit": 9}, True)["save_total_limit"] == 9
     with pytest.raises(ConfigError, match="there is no validation file"):
-        trainer_settings({"eval_strategy": "steps"}, False)
+        default_settings({"eval_strategy": "steps"}, False)
 
 
 def test_what_transformers_refuses_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer: .*save"):
-        arguments(tmp_path, trainer_settings({"eval_strategy": "steps", "save_strategy": "epoch"}, True))
+        arguments(tmp_path, default_settings({"eval_strategy": "steps", "save_strategy": "epoch"}, True))
 
 
 @pytest.mark.parametrize(
@@ -166,10 +159,10 @@ def test_a_new_model_asks_for_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         new_model("eva2.0-base", {}, str(tmp_path / "none.txt"))
     for name in ("shape", "size"):
-        values: dict[str, Any] = {"size": None, "original_config": None, "vocab": None, "rules": None, "shape": {}}
-        model, values[name] = ("some/folder", {"d_model": 1}) if name == "shape" else ("init:eva2.0-base", "x")
+        model, value = ("some/folder", {"d_model": 1}) if name == "shape" else ("init:eva2.0-base", "x")
+        config: Any = SftConfig(model, "data")
         with pytest.raises(ConfigError, match=name):
-            open_for_training(model, **values)
+            open_for_training(replace(config, **{name: value}))
 
 
 SFT = [(family, name) for family in NAMES for name in presets(family).get("sft", {})]
@@ -180,7 +173,7 @@ def test_sft_presets_are_settings(family: str, name: str, tmp_path: Path) -> Non
     from hanmo.config import load
 
     config = load(SftConfig, {"model": "m", "data": "d", **presets(family)["sft"][name]})
-    arguments(tmp_path, trainer_settings(config.trainer, True))
+    arguments(tmp_path, default_settings(config.trainer, True))
 
 
 PRETRAIN = [(family, name) for family in NAMES for name in presets(family).get("pretrain", {})]
@@ -191,7 +184,7 @@ def test_pretraining_presets_are_settings(family: str, name: str, tmp_path: Path
     from hanmo.config import load
 
     config = load(PretrainConfig, {"model": "m", "data": "d", **presets(family)["pretrain"][name]})
-    arguments(tmp_path, trainer_settings(config.trainer, True))
+    arguments(tmp_path, default_settings(config.trainer, True))
 
 
 @pytest.mark.parametrize(
@@ -277,11 +270,14 @@ def test_a_run_shorter_than_logging_steps_reports_its_loss(tmp_path: Path) -> No
     assert outcome.train_loss == logged[0]["loss"] > 0
 
 
-def test_what_libraries_print_does_not_mix_with_the_result(capsys: pytest.CaptureFixture[str]) -> None:
-    def train(settings: Any, resume: bool) -> Outcome:
+def test_what_libraries_print_does_not_mix_with_the_result(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(stage: Any, settings: Any, resume: bool) -> Outcome:
         print("a warning")
-        return Outcome("runs/one", 1, None, None, None, None, 1, 0, 0.1)
+        return Outcome("runs/one", steps=1, rows=1, rejected=0, seconds=0.1)
 
-    run(train, None, False, True, print)
+    monkeypatch.setattr("hanmo.training.lifecycle.run_stage", train)
+    stage_command("sft")("init:eva2.0-base", "data", as_json=True)
     said = capsys.readouterr()
     assert json.loads(said.out)["run"] == "runs/one" and said.err == "a warning\n"

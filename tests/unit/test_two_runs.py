@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,27 +13,14 @@ from hanmo.data.prepare.cleaning.recipe import load
 from hanmo.errors import HanmoError, InUseError
 from hanmo.evaluation.engine.cache import opened_store
 from hanmo.locks import holding, holding_inside
-from hanmo.training.stages.dpo import DpoConfig, dpo
-from hanmo.training.stages.grpo import GrpoConfig, grpo
-from hanmo.training.stages.ppo import PpoConfig, ppo
-from hanmo.training.stages.pretrain import PretrainConfig, pretrain
-from hanmo.training.stages.reward import RewardConfig, train_reward
-from hanmo.training.stages.sft import SftConfig, sft
-
-STAGES = [
-    (SftConfig, sft),
-    (PretrainConfig, pretrain),
-    (RewardConfig, train_reward),
-    (DpoConfig, dpo),
-    (GrpoConfig, grpo),
-    (PpoConfig, ppo),
-]
+from hanmo.training.stages import NAMES, load_stage
 
 
-@pytest.mark.parametrize(("config", "stage"), STAGES, ids=lambda value: value.__name__)
-def test_a_stage_does_not_begin_where_another_runs(config: Any, stage: Callable[..., Any], tmp_path: Path) -> None:
-    rewards = {"rewards": {"length": 1.0}} if config in (GrpoConfig, PpoConfig) else {}
-    settings = config(model="init:none", data=str(tmp_path / "none.txt"), out=str(tmp_path / "run"), **rewards)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stage_does_not_begin_where_another_runs(name: str, tmp_path: Path) -> None:
+    stage = load_stage(name)
+    rewards = {"rewards": ("a:b",)} if name in ("grpo", "ppo") else {}
+    settings = stage.config(model="init:none", data=str(tmp_path / "none.txt"), out=str(tmp_path / "run"), **rewards)
     with holding_inside(tmp_path / "run"):
         with pytest.raises(InUseError, match="run: in use by process"):
             stage(settings)

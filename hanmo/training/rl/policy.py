@@ -11,97 +11,30 @@ import json
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hanmo import config as settings
 from hanmo.errors import ConfigError, DivergedError
 from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
 from hanmo.generation.draws import Place
-from hanmo.generation.settings import Settings
 from hanmo.losses import RunningMoments, kl_estimates
 from hanmo.rows import IGNORE, Row, collate
-from hanmo.training.config import TRAINER_OF_ROUNDS
-from hanmo.training.pairs import AlignmentConfig
+from hanmo.training.rl.config import rollout_settings
 from hanmo.training.rl.rollout import Engine, Question, Reference, Reward, Sample, prompt_order, scored, without_critic
 from hanmo.training.rl.rounds import BetweenRounds, Rounds, chunked
 from hanmo.training.trainable import switch_dropout_off
 from hanmo.training.trainer import RowTrainer
 
-GENERATION = settings.settings_of(
-    "hanmo.generation.settings.Settings",
-    seed="drawn from trainer.seed",
-    num_beams="rollouts are sampled",
-    published="a policy is trained as it is",
-)
 STATE = "rounds.json"  # in a checkpoint
 CRITIC = "critic.safetensors"
-
-
-@dataclass(frozen=True)
-class PolicyConfig(AlignmentConfig):
-    """Settings of learning from rewards; see ``AlignmentConfig`` for the others.
-
-    Attributes:
-        rewards: where rewards come from, added up: reward models, or Python functions as module:function, called with
-            the prompts and the replies.
-        rounds: how often replies are gathered and learned from.
-        samples: replies of a round, over all processes.
-        epochs: passes over the replies of a round.
-        generation: decoding settings of rollouts.
-        rollout_batch: replies that are decoded at a time.
-        beta: weight of the KL penalty against the model the run started from.
-        clip: how far a token's probability may move in a round before it stops counting.
-        reference: "swap" keeps the trained tensors of that model, "copy" all of it.
-        unfinished_penalty: taken off the reward of a reply that did not end by itself.
-        max_kl: a round ends early when a step's replies show the policy moved by this much (nats a token); null: never.
-        save_rounds: checkpoints are written after every so many rounds; 0 never, but when the run is stopped.
-        show_rounds: samples are kept after every so many rounds, in samples.jsonl and the report.
-    """
-
-    rewards: tuple[str, ...] = ()
-    rounds: int = 100
-    samples: int = 64
-    epochs: int = 1
-    generation: dict[str, Any] = field(default_factory=dict, metadata=GENERATION)
-    rollout_batch: int = 64
-    beta: float = 0.05
-    clip: float = 0.2
-    reference: Literal["swap", "copy"] = "swap"
-    unfinished_penalty: float = 0.0
-    max_kl: float | None = None
-    save_rounds: int = 0
-    show_rounds: int = 10
-    trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER_OF_ROUNDS)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.valid is not None:
-            raise ConfigError(
-                "valid: a policy is judged by the rewards of its own replies; it reads no validation file"
-            )
-        if not self.rewards:
-            raise ConfigError(
-                "rewards: name at least one reward model or module:function, e.g. rewards=[runs/reward/model]"
-            )
-        self.require(
-            rounds=(self.rounds >= 1, "at least 1"),
-            samples=(self.samples >= 2, "at least 2"),
-            epochs=(self.epochs >= 1, "at least 1"),
-            rollout_batch=(self.rollout_batch >= 1, "at least 1"),
-            beta=(self.beta >= 0, "0 or more"),
-            clip=(0 < self.clip < 1, "between 0 and 1"),
-            show_rounds=(self.show_rounds >= 1, "at least 1"),
-        )
 
 
 @dataclass
@@ -131,22 +64,21 @@ class PolicyTrainer(RowTrainer):
         self,
         config: Any,
         opened: OpenedModel,
+        engine: Engine,
+        rewards: dict[str, Reward],
         model: nn.Module,
         args: TrainingArguments,
         questions: Sequence[Question],
-        engine: Engine,
-        rewards: dict[str, Reward],
+        valid: None,
         factor: Any,
         callbacks: list[TrainerCallback],
     ):
         switch_dropout_off(model)
-        super().__init__(model, args, None, None, factor, [*callbacks, BetweenRounds(self)])
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
+        super().__init__(model, args, None, valid, factor, [*callbacks, BetweenRounds(self)])
         self.config, self.opened, self.engine, self.rewards, self.questions = config, opened, engine, rewards, questions
         self.settings = rollout_settings(config, opened, questions)
-        barred = self.settings.suppressed_ids
-        self.suppressed_ids = torch.tensor(barred, device=args.device) if barred else None
+        suppressed = self.settings.suppressed_ids
+        self.suppressed_ids = torch.tensor(suppressed, device=args.device) if suppressed else None
         self.critic = opened.network.critic
         self.reference = Reference(model, config.reference)
         self.round, self.beta, self.moments = 0, config.beta, RunningMoments()
@@ -175,9 +107,6 @@ class PolicyTrainer(RowTrainer):
     needs_values = False
 
     # Rounds
-
-    def steps_of_round(self) -> int:
-        return steps_of_round(self.config, self.args)
 
     def get_train_dataloader(self) -> Any:
         return Rounds(self)
@@ -347,7 +276,23 @@ class PolicyTrainer(RowTrainer):
             self._step_figures = []
         super().log(logs, *args, **kwargs)
 
-    # Checkpoints
+    def measured_batch(self) -> tuple[dict[str, Any], float]:
+        """The longest replies of a round as a minibatch, and the seconds of the round before its steps, by step."""
+        start = time.perf_counter()
+        batch = sorted(self.collect(), key=lambda one: one.row.size)
+        seconds = time.perf_counter() - start
+        steps = self.config.steps_of_round(self.args.world_size)
+        return self.minibatch(batch[-self.args.per_device_train_batch_size :]), seconds / steps
+
+    # Checkpoints and the model
+
+    def finished(self, network: Any) -> tuple[Any, dict[str, Tensor] | None]:
+        """Without value head and critic: the saved model is one that writes."""
+        trained, weights = super().finished(network)
+        trained.value_head = trained.config.value_head = trained.critic = None
+        if weights is not None:
+            weights = {name: x for name, x in weights.items() if not name.startswith(("value_head.", "critic."))}
+        return trained, weights
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with without_critic(self.model):
@@ -375,32 +320,3 @@ class PolicyTrainer(RowTrainer):
     def restore_rounds(self, checkpoint: Path) -> None:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         self.round, self.beta, self.moments = state["round"], state["beta"], RunningMoments(**state["moments"])
-
-
-def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:
-    """The decoding settings of rollouts. Of several stop tokens only the one that rows predict may be said.
-
-    ``suppressed_ids`` are all the ids that can never be drawn. The policy is scored without them, by the distribution that
-    its replies are drawn from: scored over the whole vocabulary, every token that is made less likely would feed them,
-    and nothing that is said would ever tell.
-    """
-    chosen = Settings(**{"max_new_tokens": 64, **config.generation})
-    others = opened.family.prompt(questions[0].context.ids).stop_ids[1:]
-    return replace(
-        chosen, suppressed_ids=tuple(sorted({*chosen.suppressed_ids, *others, *opened.family.suppressed_ids}))
-    )
-
-
-def steps_of_round(config: Any, args: TrainingArguments) -> int:
-    """Optimizer steps of a round.
-
-    Raises:
-        ConfigError: its replies do not make whole steps.
-    """
-    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if config.samples % step:
-        raise ConfigError(
-            f"samples={config.samples} must be a multiple of the {step} replies of an optimizer step "
-            "(trainer.per_device_train_batch_size x trainer.gradient_accumulation_steps x processes)"
-        )
-    return config.samples // step * config.epochs

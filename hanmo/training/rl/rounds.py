@@ -1,21 +1,43 @@
-"""What rounds are for transformers' Trainer: its data loader, and when it may save and stop."""
+"""Rounds as transformers' Trainer sees them: its data loader, and when it may save and stop."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-if TYPE_CHECKING:
-    from hanmo.training.rl.policy import PolicyTrainer
+
+class RoundTrainer(Protocol):
+    """The part of ``PolicyTrainer`` that rounds need.
+
+    Attributes:
+        round: rounds begun so far.
+        left: batches of this round that are still to come.
+        moved: for each batch of this step, how far the policy moved (nats, summed) and over how many tokens.
+    """
+
+    args: TrainingArguments
+    config: Any
+    round: int
+    left: int
+    moved: list[Any]
+
+    @property
+    def between_rounds(self) -> bool: ...
+
+    def collect(self) -> list[Any]: ...
+
+    def minibatch(self, batch: Sequence[Any]) -> dict[str, Any]: ...
+
+    def moved_too_far(self) -> bool: ...
 
 
 class Rounds:
-    """What the Trainer takes for its data: minibatches, round after round."""
+    """The data loader of the Trainer: minibatches, round after round."""
 
-    def __init__(self, trainer: PolicyTrainer):
+    def __init__(self, trainer: RoundTrainer):
         self.trainer = trainer
 
     def __len__(self) -> int:
@@ -51,7 +73,7 @@ def chunked(places: Sequence[int], size: int) -> list[Sequence[int]]:
 class BetweenRounds(TrainerCallback):
     """Lets the run be saved and stopped between rounds only, and saved as often as asked for."""
 
-    def __init__(self, trainer: PolicyTrainer):
+    def __init__(self, trainer: RoundTrainer):
         self.trainer = trainer
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:

@@ -1,1 +1,20 @@
-"""The stages of training, one module each."""
+"""The stages of training, one module each. Importing this loads none of them.
+
+The docstring of a stage's module is the help of its command.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hanmo.training.lifecycle import Stage
+
+NAMES = ("pretrain", "sft", "reward", "dpo", "grpo", "ppo")
+
+
+def load_stage(name: str) -> Stage:
+    """The stage of this name."""
+    stage: Stage = import_module(f"{__name__}.{name}").STAGE
+    return stage

@@ -1,27 +1,31 @@
-"""Learning from pairs of answers without a reward model: DPO and IPO."""
+"""Learn from pairs of answers without a reward model (DPO, or loss=ipo).
+
+Data is that of hanmo train reward.
+
+Example: hanmo train dpo runs/sft/model data/pairs.jsonl runs/dpo beta=0.1 trainer.learning_rate=1e-6
+"""
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
-from hanmo.checkpoints import save_model
 from hanmo.data.rows.dataset import ROW_IDS
 from hanmo.data.rows.pairs import PairCollator, PairDataset
+from hanmo.families.base import OpenedModel
 from hanmo.losses import preference_loss
 from hanmo.report.page import Page
 from hanmo.rows import IGNORE
-from hanmo.training.callbacks import read_metrics
-from hanmo.training.exclusive import exclusive_run
-from hanmo.training.pairs import AlignmentConfig, PairOutcome, PairTrainer, adapted, prepare_pairs, row_inputs
-from hanmo.training.run_folder import arguments, begin, callbacks, figures, kept_step, rate_factor
-from hanmo.training.trainable import merged, switch_dropout_off
+from hanmo.training import pairs
+from hanmo.training.config import AlignmentConfig
+from hanmo.training.data_files import DataFiles
+from hanmo.training.lifecycle import Ready, Run, Stage
+from hanmo.training.pairs import PairTrainer, row_inputs
+from hanmo.training.trainable import adapted, switch_dropout_off
 
 
 @dataclass(frozen=True)
@@ -71,18 +75,18 @@ class DpoTrainer(PairTrainer):
         self.config = config
         self._references: dict[int, Tensor] = {}
 
-    @torch.no_grad()
-    def refer(self, batch_size: int) -> None:
-        """Let the model as it is now be the reference, for all pairs of training and validation."""
-        model = self.model
-        assert isinstance(model, nn.Module)
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; the model as it is now is the reference, for all pairs of training and validation."""
         for data in (self.train_dataset, self.eval_dataset):
             if data is not None:
-                self._references[id(data)] = self._all_logprobs(model, data, batch_size)
+                self._references[id(data)] = self._all_logprobs(data)
+        return super().train(*args, **kwargs)
 
-    def _all_logprobs(self, model: nn.Module, data: Any, batch_size: int) -> Tensor:
+    @torch.no_grad()
+    def _all_logprobs(self, data: Any) -> Tensor:
         """(pairs, 2) fp32, on the device of the training: every process computes its share of them."""
-        assert isinstance(data, PairDataset)
+        model, batch_size = self.model, self.args.per_device_eval_batch_size
+        assert isinstance(data, PairDataset) and isinstance(model, nn.Module)
         rank, world = self.args.process_index, self.args.world_size
         order = sorted(range(len(data)), key=data.lengths.__getitem__)[rank::world]
         found = torch.zeros(len(data), 2)
@@ -99,6 +103,10 @@ class DpoTrainer(PairTrainer):
         if world > 1:
             torch.distributed.all_reduce(found)
         return found
+
+    def measured_batch(self) -> tuple[dict[str, Any], float]:
+        batch, seconds = super().measured_batch()
+        return {**batch, "references": torch.zeros(len(batch["pair_weights"]), 2)}, seconds
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         inputs["references"] = self._references_of(self.train_dataset, inputs)
@@ -134,70 +142,34 @@ class DpoTrainer(PairTrainer):
         }
 
 
-@exclusive_run
-def dpo(config: DpoConfig, resume: bool = False, show: TrainerCallback | None = None) -> PairOutcome:
-    """Train on preferences; the run's folder is described in ``training/run_folder.py``.
-
-    Raises:
-        HanmoError: a setting, a file or a record is wrong, or training diverged.
-    """
-    start = time.monotonic()
-    config, opened, pairs, valid, rejects = prepare_pairs(config, False, config.published, show is None)
-    folder = Path(config.out)
-    checkpoint = begin(folder, config, resume)
-    if rejects:
-        rejects.write(folder / "rejects.jsonl")
-    fresh = valid is not None and checkpoint is None
-    args = arguments(folder, {"eval_on_start": fresh, "disable_tqdm": True, **config.trainer})
-    network = adapted(opened, config)
-    extra, stop = callbacks(folder, show)
-    trainer = DpoTrainer(config, network, args, pairs, valid, rate_factor(config.schedule, args, False), extra)
-    try:
-        trainer.refer(args.per_device_eval_batch_size)
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        stop.restore()
-    accuracies = [e["eval_accuracy"] for e in read_metrics(folder / "metrics.jsonl") if "eval_accuracy" in e]
-    outcome = PairOutcome(
-        run=str(folder),
-        steps=trainer.state.global_step,
-        rows=len(pairs),
-        rejected=len(rejects),
-        seconds=round(time.monotonic() - start, 1),
-        signal=stop.signal,
-        accuracy=accuracies[-1] if accuracies else None,
-        **figures(folder, kept_step(trainer)),  # type: ignore[arg-type]
-    )
-    if stop.signal is not None:
-        return outcome
-    if trainer.is_world_process_zero():
-        save_model(replace(opened, network=merged(network)), folder / "model")
-        facts = {"model": opened.source, "data": config.data, "loss": config.loss, "published": config.published}
-        facts |= {name: value for name, value in asdict(outcome).items() if value is not None}
-        _write_report(folder, opened.source, facts)
-    return replace(outcome, model=str(folder / "model"))
+def build(opened: OpenedModel, config: DpoConfig, files: DataFiles) -> Ready:
+    train, valid, rejects = pairs.read_pairs(files, opened, config, closed=False, published=config.published)
+    network = adapted(opened, config.lora, config.trained_layers)
+    return Ready(network, partial(DpoTrainer, config), train, valid, rejects)
 
 
-def _write_report(folder: Path, subtitle: str, facts: dict[str, Any]) -> None:
-    entries = read_metrics(folder / "metrics.jsonl")
-
-    def curve(name: str) -> list[tuple[float, float]]:
-        return [(entry["step"], entry[name]) for entry in entries if name in entry]
-
-    page = Page("Learning from preferences", subtitle)
-    page.facts(facts)
-    page.heading("Training")
-    page.line_plot({"training": curve("loss"), "validation": curve("eval_loss")}, x="step", y="loss")
-    page.line_plot({"training": curve("accuracy"), "validation": curve("eval_accuracy")}, x="step", y="accuracy")
-    page.line_plot(
-        {"chosen": curve("chosen_reward"), "rejected": curve("rejected_reward")}, x="step", y="implicit reward"
-    )
+def sections(run: Run, page: Page) -> None:
+    """Curves of loss, accuracy and implicit rewards."""
+    pairs.pair_curves(run, page)
+    rewards = {side: run.curve(f"{side}_reward") for side in ("chosen", "rejected")}
+    page.line_plot(rewards, x="step", y="implicit reward")
     page.paragraph(
         "The implicit reward is beta times how much likelier the policy finds an answer than the model it started from. "
         "If that of the chosen answers falls along with the rejected ones', the policy moves away from both: raise beta, "
         "or give sft_weight."
     )
-    page.heading("Settings")
-    with page.details("config.yaml"):
-        page.paragraph((folder / "config.yaml").read_text(encoding="utf-8"))
-    page.write(folder / "report.html")
+
+
+STAGE = dpo = Stage(
+    name="dpo",
+    title="Learning from preferences",
+    config=DpoConfig,
+    build=build,
+    outcome=pairs.PairOutcome,
+    figures=pairs.pair_figures,
+    sections=sections,
+    learned=pairs.LEARNED,
+    shown=(*pairs.SHOWN, "chosen_reward", "rejected_reward"),
+    facts=("loss", "published"),
+    then=("hanmo chat {model}",),
+)

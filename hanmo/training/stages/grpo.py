@@ -1,4 +1,10 @@
-"""GRPO: several replies to each prompt, each judged against the others of its group (Shao et al. 2024)."""
+"""Learn from rewards, each reply judged against others to the same prompt; needs no critic (GRPO).
+
+Data holds the prompts; responses in it are not used. Rewards are reward models or functions of (prompts, replies).
+Source: Shao et al. 2024, "DeepSeekMath".
+
+Example: hanmo train grpo runs/sft/model data/prompts.jsonl runs/grpo rewards=[my_rewards:ends_well] group=8
+"""
 
 from __future__ import annotations
 
@@ -7,12 +13,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
+from hanmo.families.base import OpenedModel
 from hanmo.losses import clipped_policy_loss, group_advantages, kl_estimates, policy_statistics
-from hanmo.training.exclusive import exclusive_run
-from hanmo.training.rl.policy import Experience, PolicyConfig, PolicyTrainer
-from hanmo.training.rl.policy_run import PolicyOutcome, run_policy
+from hanmo.training.data_files import DataFiles
+from hanmo.training.lifecycle import Ready, Stage
+from hanmo.training.rl import stage
+from hanmo.training.rl.config import PolicyConfig
+from hanmo.training.rl.policy import Experience, PolicyTrainer
 from hanmo.training.rl.rollout import Engine
 
 
@@ -73,9 +81,20 @@ def grpo_losses(trainer: GrpoTrainer, logprob_N: Tensor, tokens: dict[str, Tenso
     return losses_N
 
 
-@exclusive_run
-def grpo(
-    config: GrpoConfig, resume: bool = False, show: TrainerCallback | None = None, engine: Engine | None = None
-) -> PolicyOutcome:
-    """Train by GRPO; see ``run_policy``."""
-    return run_policy("GRPO", config, GrpoTrainer, None, None, resume, show, engine)
+def build(opened: OpenedModel, config: GrpoConfig, files: DataFiles, engine: Engine | None = None) -> Ready:
+    return stage.prepare_policy(opened, config, files, GrpoTrainer, engine)
+
+
+STAGE = grpo = Stage(
+    name="grpo",
+    title="GRPO",
+    config=GrpoConfig,
+    build=build,
+    outcome=stage.PolicyOutcome,
+    figures=stage.policy_figures,
+    sections=stage.policy_sections,
+    learned=stage.LEARNED,
+    shown=stage.SHOWN,
+    facts=("rewards",),
+    then=stage.THEN,
+)

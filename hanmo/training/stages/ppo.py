@@ -1,18 +1,23 @@
-"""PPO: each token's advantage comes from a critic, and a KL penalty in its reward holds the policy near its start."""
+"""Learn from rewards with a critic and a KL penalty (PPO).
+
+Data holds the prompts; responses in it are not used. Rewards are reward models or functions of (prompts, replies).
+
+Example: hanmo train ppo runs/sft/model data/prompts.jsonl runs/ppo rewards=[runs/reward/model] beta=0.1
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import TrainerCallback
 
 from hanmo.data.rows.dataset import ROW_IDS, Collator, RowDataset, make_rows
-from hanmo.errors import ConfigError
+from hanmo.families.base import OpenedModel
 from hanmo.losses import (
     adapted_beta,
     clipped_policy_loss,
@@ -26,9 +31,11 @@ from hanmo.losses import (
 )
 from hanmo.nn.row_model import ValueKind
 from hanmo.records import Rejects, iter_records
-from hanmo.training.exclusive import exclusive_run
-from hanmo.training.rl.policy import Experience, PolicyConfig, PolicyTrainer
-from hanmo.training.rl.policy_run import PolicyOutcome, run_policy
+from hanmo.training.data_files import DataFiles, require_some
+from hanmo.training.lifecycle import Ready, Stage
+from hanmo.training.rl import stage
+from hanmo.training.rl.config import PolicyConfig
+from hanmo.training.rl.policy import Experience, PolicyTrainer
 from hanmo.training.rl.rollout import Engine, prompt_order
 
 
@@ -86,8 +93,11 @@ class PpoTrainer(PolicyTrainer):
 
     config: PpoConfig
     needs_values = True
-    ptx_rows: RowDataset | None = None
     _mixed = (-1, 0)  # the optimizer step, and how many batches of the mix it has had
+
+    def __init__(self, *args: Any, ptx_rows: RowDataset | None = None):
+        super().__init__(*args)
+        self.ptx_rows = ptx_rows
 
     def weigh(self, batch: list[Experience], scores: Tensor) -> dict[str, float]:
         scores = self._scaled(scores)
@@ -176,27 +186,29 @@ class PpoTrainer(PolicyTrainer):
         return loss.detach()
 
 
-@exclusive_run
-def ppo(
-    config: PpoConfig, resume: bool = False, show: TrainerCallback | None = None, engine: Engine | None = None
-) -> PolicyOutcome:
-    """Train by PPO; see ``run_policy``."""
+def build(opened: OpenedModel, config: PpoConfig, files: DataFiles, engine: Engine | None = None) -> Ready:
+    trainer = partial(PpoTrainer, ptx_rows=_ptx_rows(opened, config) if config.ptx else None)
+    return stage.prepare_policy(opened, config, files, trainer, engine, config.value_head, config.critic)
 
-    def mix(trainer: PolicyTrainer) -> None:
-        if config.ptx is None:
-            return
-        dropped = Rejects()
-        rows = make_rows(
-            iter_records(Path(config.ptx), reply="needed"),
-            trainer.opened.family,
-            config.limit,
-            config.response_limit,
-            dropped,
-        )
-        if not len(rows):
-            reasons = f"; the first: {dropped.errors[0]}" if dropped else ""
-            raise ConfigError(f"ptx: {config.ptx}: nothing to learn from{reasons}")
-        assert isinstance(trainer, PpoTrainer)
-        trainer.ptx_rows = rows
 
-    return run_policy("PPO", config, PpoTrainer, config.value_head, config.critic, resume, show, engine, mix)
+def _ptx_rows(opened: OpenedModel, config: PpoConfig) -> RowDataset:
+    file, rejects = Path(str(config.ptx)), Rejects()
+    records = iter_records(file, reply="needed")
+    rows = make_rows(records, opened.family, config.limit, config.response_limit, rejects)
+    require_some(rows, file, "ptx: nothing to learn from", rejects)
+    return rows
+
+
+STAGE = ppo = Stage(
+    name="ppo",
+    title="PPO",
+    config=PpoConfig,
+    build=build,
+    outcome=stage.PolicyOutcome,
+    figures=stage.policy_figures,
+    sections=stage.policy_sections,
+    learned=stage.LEARNED,
+    shown=stage.SHOWN,
+    facts=("rewards",),
+    then=stage.THEN,
+)

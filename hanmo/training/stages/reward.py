@@ -1,35 +1,32 @@
-"""Reward models: a network with a value head that gives the better one of two answers the higher number."""
+"""Train a reward model on pairs of a better and a worse answer.
+
+Data is JSON lines: {"prompt", "answers": [{"answer", "score"}, ...], "prefix"}, or {"prompt", "chosen", "rejected"} and
+its usual variants. Start from the model that sft has made.
+
+Example: hanmo train reward runs/sft/model data/pairs.jsonl runs/reward trained_layers=0.3
+"""
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
-from hanmo.checkpoints import save_model
 from hanmo.errors import ConfigError
+from hanmo.families.base import OpenedModel
 from hanmo.losses import pairwise_loss, tokenwise_loss
 from hanmo.nn.row_model import ValueKind
 from hanmo.report.page import Page
 from hanmo.rows import IGNORE
-from hanmo.training.callbacks import read_metrics
-from hanmo.training.exclusive import exclusive_run
-from hanmo.training.pairs import (
-    AlignmentConfig,
-    PairOutcome,
-    PairTrainer,
-    adapted,
-    prepare_pairs,
-    row_inputs,
-    values_at,
-)
-from hanmo.training.run_folder import arguments, begin, callbacks, figures, kept_step, rate_factor
-from hanmo.training.trainable import merged
+from hanmo.training import pairs
+from hanmo.training.config import AlignmentConfig
+from hanmo.training.data_files import DataFiles
+from hanmo.training.lifecycle import Ready, Run, Stage
+from hanmo.training.pairs import PairTrainer, row_inputs, values_at
+from hanmo.training.trainable import adapted
 
 
 @dataclass(frozen=True)
@@ -85,81 +82,34 @@ class RewardTrainer(PairTrainer):
         }
 
 
-@exclusive_run
-def train_reward(config: RewardConfig, resume: bool = False, show: TrainerCallback | None = None) -> PairOutcome:
-    """Train a reward model; the run's folder is described in ``training/run_folder.py``.
+def build(opened: OpenedModel, config: RewardConfig, files: DataFiles) -> Ready:
+    train, valid, rejects = pairs.read_pairs(files, opened, config, closed=True, published=config.published)
+    network = adapted(opened, config.lora, config.trained_layers, config.value_head)
+    return Ready(network, partial(RewardTrainer, config), train, valid, rejects)
 
-    Raises:
-        HanmoError: a setting, a file or a record is wrong, or training diverged.
-    """
-    start = time.monotonic()
-    config, opened, pairs, valid, rejects = prepare_pairs(config, True, config.published, show is None)
-    folder = Path(config.out)
-    checkpoint = begin(folder, config, resume)
-    if rejects:
-        rejects.write(folder / "rejects.jsonl")
-    fresh = valid is not None and checkpoint is None
-    args = arguments(folder, {"eval_on_start": fresh, "disable_tqdm": True, **config.trainer})
-    network = adapted(opened, config, config.value_head)
-    extra, stop = callbacks(folder, show)
-    trainer = RewardTrainer(config, network, args, pairs, valid, rate_factor(config.schedule, args, False), extra)
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        stop.restore()
-    entries = [entry for entry in read_metrics(folder / "metrics.jsonl") if "eval_accuracy" in entry]
-    outcome = PairOutcome(
-        run=str(folder),
-        steps=trainer.state.global_step,
-        rows=len(pairs),
-        rejected=len(rejects),
-        seconds=round(time.monotonic() - start, 1),
-        signal=stop.signal,
-        accuracy_before=entries[0]["eval_accuracy"] if entries and entries[0]["step"] == 0 else None,
-        **figures(folder, kept_step(trainer)),  # type: ignore[arg-type]
+
+def figures(run: Run) -> dict[str, Any]:
+    """The fields of ``PairOutcome``; the final model is evaluated once more, for the report's scores."""
+    evaluates = run.trainer.eval_dataset is not None and not run.stopped
+    accuracy = run.trainer.evaluate()["eval_accuracy"] if evaluates else None
+    return {**pairs.pair_figures(run), "accuracy": accuracy}
+
+
+def sections(run: Run, page: Page) -> None:
+    """Curves, and of the validation pairs the distribution of scores and how far they can be trusted."""
+    pairs.pair_curves(run, page)
+    if not run.trainer.evaluated:
+        return
+    chosen, rejected = (run.trainer.evaluated[f"{side}_score"] for side in ("chosen", "rejected"))
+    page.heading("Scores of the validation pairs")
+    histograms = {"chosen": histogram(chosen, chosen, rejected), "rejected": histogram(rejected, chosen, rejected)}
+    page.line_plot(histograms, x="score", y="answers", from_zero=True)
+    page.heading("Calibration")
+    page.paragraph(
+        "Of the pairs that the model decides with a given confidence, sigmoid of the difference of the scores, "
+        "the share that it decides rightly. A calibrated model has both alike."
     )
-    if stop.signal is not None:
-        return outcome
-    if valid is not None:
-        outcome = replace(outcome, accuracy=trainer.evaluate()["eval_accuracy"])
-    if trainer.is_world_process_zero():
-        save_model(replace(opened, network=merged(network)), folder / "model")
-        facts = {"model": opened.source, "data": config.data, "loss": config.loss, "published": config.published}
-        facts |= {name: value for name, value in asdict(outcome).items() if value is not None}
-        write_reward_report(folder, opened.source, facts, trainer.evaluated)
-    return replace(outcome, model=str(folder / "model"))
-
-
-def write_reward_report(folder: Path, subtitle: str, facts: dict[str, Any], evaluated: dict[str, Tensor]) -> None:
-    """RUN/report.html: curves, and of the validation pairs the distribution of scores and how far they can be trusted."""
-    entries = read_metrics(folder / "metrics.jsonl")
-
-    def curve(name: str) -> list[tuple[float, float]]:
-        return [(entry["step"], entry[name]) for entry in entries if name in entry]
-
-    page = Page("Reward model", subtitle)
-    page.facts(facts)
-    page.heading("Training")
-    page.line_plot({"training": curve("loss"), "validation": curve("eval_loss")}, x="step", y="loss")
-    page.line_plot({"training": curve("accuracy"), "validation": curve("eval_accuracy")}, x="step", y="accuracy")
-    if evaluated:
-        chosen, rejected = evaluated["chosen_score"], evaluated["rejected_score"]
-        page.heading("Scores of the validation pairs")
-        page.line_plot(
-            {name: histogram(scores, chosen, rejected) for name, scores in (("chosen", chosen), ("rejected", rejected))},
-            x="score", y="answers", from_zero=True,
-        )  # fmt: skip
-        page.heading("Calibration")
-        bins = calibration(chosen - rejected)
-        page.paragraph(
-            "Of the pairs that the model decides with a given confidence, sigmoid of the difference of the scores, "
-            "the share that it decides rightly. A calibrated model has both alike."
-        )
-        page.table(["confidence", "pairs", "right"], [[mean, count, right] for mean, count, right in bins])
-    page.heading("Settings")
-    with page.details("config.yaml"):
-        page.paragraph((folder / "config.yaml").read_text(encoding="utf-8"))
-    page.write(folder / "report.html")
+    page.table(["confidence", "pairs", "right"], [list(row) for row in calibration(chosen - rejected)])
 
 
 def histogram(scores: Tensor, *everything: Tensor, bins: int = 20) -> list[tuple[float, float]]:
@@ -185,3 +135,18 @@ def calibration(margins: Tensor, bins: int = 5) -> list[tuple[float, int, float]
         for inside in (places == place for place in range(bins))
         if inside.any()
     ]
+
+
+STAGE = train_reward = Stage(
+    name="reward",
+    title="Reward model",
+    config=RewardConfig,
+    build=build,
+    outcome=pairs.PairOutcome,
+    figures=figures,
+    sections=sections,
+    learned=pairs.LEARNED,
+    shown=pairs.SHOWN,
+    facts=("loss", "published"),
+    then=("hanmo reward score {model} FILE", "hanmo train ppo MODEL DATA rewards=[{model}]"),
+)

@@ -1,0 +1,78 @@
+"""The data files of a run: found by their names, and read to data sets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from hanmo.errors import ConfigError
+from hanmo.processes import main_process
+from hanmo.records import Record, Rejects, iter_records
+from hanmo.training.launch import read_once
+
+D = TypeVar("D", bound=Sized)
+
+
+def find_files(data: str, valid: str | None) -> tuple[Path, Path | None]:
+    """Training and validation file of a folder with train.* and valid.* (or dev.*), or of two files."""
+    path = Path(data)
+    if not path.exists():
+        raise ConfigError(f"data: no such file or folder: {path}")
+    if path.is_file():
+        return path, Path(valid) if valid else None
+    train = _only(path, ("train",))
+    if train is None:
+        raise ConfigError(f"data: {path} has no train.txt or train.jsonl")
+    return train, Path(valid) if valid else _only(path, ("valid", "dev"))
+
+
+def _only(folder: Path, stems: tuple[str, ...]) -> Path | None:
+    suffixes = [end + zipped for end in (".txt", ".jsonl", ".json") for zipped in ("", ".gz")]
+    candidates = [folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes]
+    found = [path for path in candidates if path.exists()]
+    if len(found) > 1:
+        raise ConfigError(f"data: {folder} has {' and '.join(path.name for path in found)}; name the file you mean")
+    return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """The training and the validation file of a run.
+
+    Attributes:
+        skip_bad: bad records are listed in the rejects instead of stopping the run.
+        bars: show progress bars, on a terminal.
+    """
+
+    train: Path
+    valid: Path | None
+    skip_bad: bool = False
+    bars: bool = True
+
+    def read(self, make: Callable[[Path, Rejects], D]) -> tuple[D, D | None, Rejects]:
+        """The data sets that ``make`` makes of both files; of several processes of a machine, one reads."""
+
+        def both() -> tuple[D, D | None, Rejects]:
+            rejects = Rejects()
+            train = make(self.train, rejects)
+            return train, make(self.valid, rejects) if self.valid else None, rejects
+
+        return read_once("data", both)
+
+    def records(self, file: Path, rejects: Rejects, **options: Any) -> Iterator[Record]:
+        """The records of a file with a progress bar; ``options`` are those of ``iter_records``."""
+        records: Iterable[Record] = iter_records(file, rejects if self.skip_bad else None, **options)
+        hidden = not (self.bars and main_process() and sys.stderr.isatty())
+        return iter(tqdm(records, desc=f"tokenising {file.name}", unit="record", disable=hidden))
+
+
+def require_some(items: Sized, file: Path, what: str, rejects: Rejects) -> None:
+    """ConfigError with the first reject's reason if nothing of a file can be used."""
+    if not len(items):
+        reasons = f"; the first: {rejects.errors[0]}" if rejects else ""
+        raise ConfigError(f"{file}: {what}{reasons}")

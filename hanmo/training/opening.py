@@ -1,0 +1,77 @@
+"""The model that a run starts from: opened in fp32, or new with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hanmo import families
+from hanmo.checkpoints import open_model
+from hanmo.checkpoints.locate import locate
+from hanmo.errors import ConfigError, unknown
+from hanmo.families.base import Family, OpenedModel
+from hanmo.training.config import RunConfig
+
+NEW = "init:"  # a model of random weights: init:SIZE
+
+
+def open_for_training(config: RunConfig) -> OpenedModel:
+    """The model of the settings with fp32 weights, which the optimizer needs, whatever its files hold."""
+    model, ranks = config.model, config.tensor_parallel
+    if model.startswith(NEW):
+        if ranks > 1:
+            raise ConfigError(f"tensor_parallel: {model} has no files to cut; train it for a step in one process first")
+        originals = (("size", config.size), ("config", config.original_config), ("rules", config.rules))
+        if given := [name for name, value in originals if value]:
+            raise ConfigError(f"{model}: {' and '.join(given)} cannot be given for a new model")
+        return new_model(model.removeprefix(NEW), config.shape, config.vocab)
+    if config.shape:
+        raise ConfigError(f"shape: only a new model ({NEW}SIZE) can be given one; {model} has its own")
+    # The parts of a cut model are loaded onto their devices; the Trainer moves a whole one there itself.
+    return open_model(
+        model, size=config.size, config=config.original_config, vocab=config.vocab, rules=config.rules, dtype="fp32",
+        device=None if ranks > 1 else "cpu", tensor_parallel=ranks,
+    )  # fmt: skip
+
+
+def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedModel:
+    """A network of random weights.
+
+    Args:
+        size: a released size of any family.
+        shape: changes to the size's configuration, e.g. ``{"num_layers": 2}``.
+        vocab: the vocabulary file.
+    """
+    family, name = find_size(size)
+    if vocab is None:
+        raise ConfigError(f"{NEW}{size}: a new model needs a vocabulary: vocab=FILE")
+    if not Path(vocab).exists():
+        raise ConfigError(f"vocab: no such file: {vocab}")
+    tokenizer = family.tokenizer_class(vocab_file=vocab)
+    released = family.original_format.SIZES[name].config
+    for key in shape:
+        if key not in released or key == "vocab_size":
+            raise ConfigError(unknown("setting of shape", key, set(released) - {"vocab_size"}))
+    config = family.config_class(**{**released, "vocab_size": len(tokenizer), **shape})
+    opened = family(config, tokenizer)
+    return OpenedModel(family.network_class(opened.config), opened, f"{name}, random weights")
+
+
+def find_size(size: str) -> tuple[type[Family], str]:
+    """The family and the released size of a name or alias."""
+    names = {
+        alias.lower(): (family, name)
+        for family in families.ours()
+        for name, released in family.original_format.SIZES.items()
+        for alias in (name, *released.aliases)
+    }
+    if size.lower() not in names:
+        raise ConfigError(unknown("size", size, names))
+    return names[size.lower()]
+
+
+def family_name(model: str) -> str:
+    """The family of a model, without opening it: that of its size, its folder, or its original files."""
+    if model.startswith(NEW):
+        return find_size(model.removeprefix(NEW))[0].name
+    return locate(model).family.name

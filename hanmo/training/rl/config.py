@@ -1,0 +1,129 @@
+"""Settings of learning from rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from hanmo import config as settings
+from hanmo.errors import ConfigError
+from hanmo.families.base import OpenedModel
+from hanmo.generation.settings import Settings
+from hanmo.training.arguments import read_deepspeed
+from hanmo.training.config import RESERVED, AlignmentConfig
+from hanmo.training.rl.rollout import Question
+
+GENERATION = settings.settings_of(
+    "hanmo.generation.settings.Settings",
+    seed="drawn from trainer.seed",
+    num_beams="rollouts are sampled",
+    published="a policy is trained as it is",
+)
+LENGTH = "a run is as long as rounds=N says"
+TRAINER = settings.settings_of(
+    "transformers.TrainingArguments",
+    **RESERVED,
+    max_steps=LENGTH,
+    num_train_epochs=f"{LENGTH}; epochs=N are the passes over a round",
+    save_strategy="checkpoints are written after every save_rounds=N rounds",
+    save_steps="checkpoints are written after every save_rounds=N rounds",
+    eval_strategy="a policy is judged by the rewards of its own replies",
+    ignore_data_skip="always so: a resumed run goes on with the next round",
+)
+
+
+@dataclass(frozen=True)
+class PolicyConfig(AlignmentConfig):
+    """Settings of learning from rewards; see ``AlignmentConfig`` for the others.
+
+    Attributes:
+        rewards: where rewards come from, added up: reward models, or Python functions as module:function, called with
+            the prompts and the replies.
+        rounds: how often replies are gathered and learned from.
+        samples: replies of a round, over all processes.
+        epochs: passes over the replies of a round.
+        generation: decoding settings of rollouts.
+        rollout_batch: replies that are decoded at a time.
+        beta: weight of the KL penalty against the model the run started from.
+        clip: how far a token's probability may move in a round before it stops counting.
+        reference: "swap" keeps the trained tensors of that model, "copy" all of it.
+        unfinished_penalty: taken off the reward of a reply that did not end by itself.
+        max_kl: a round ends early when a step's replies show the policy moved by this much (nats a token); null: never.
+        save_rounds: checkpoints are written after every so many rounds; 0 never, but when the run is stopped.
+        show_rounds: samples are kept after every so many rounds, in samples.jsonl and the report.
+    """
+
+    rewards: tuple[str, ...] = ()
+    rounds: int = 100
+    samples: int = 64
+    epochs: int = 1
+    generation: dict[str, Any] = field(default_factory=dict, metadata=GENERATION)
+    rollout_batch: int = 64
+    beta: float = 0.05
+    clip: float = 0.2
+    reference: Literal["swap", "copy"] = "swap"
+    unfinished_penalty: float = 0.0
+    max_kl: float | None = None
+    save_rounds: int = 0
+    show_rounds: int = 10
+    trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.valid is not None:
+            raise ConfigError(
+                "valid: a policy is judged by the rewards of its own replies; it reads no validation file"
+            )
+        if not self.rewards:
+            raise ConfigError(
+                "rewards: name at least one reward model or module:function, e.g. rewards=[runs/reward/model]"
+            )
+        self.require(
+            rounds=(self.rounds >= 1, "at least 1"),
+            samples=(self.samples >= 2, "at least 2"),
+            epochs=(self.epochs >= 1, "at least 1"),
+            rollout_batch=(self.rollout_batch >= 1, "at least 1"),
+            beta=(self.beta >= 0, "0 or more"),
+            clip=(0 < self.clip < 1, "between 0 and 1"),
+            show_rounds=(self.show_rounds >= 1, "at least 1"),
+        )
+
+    def files(self) -> tuple[Path, None]:
+        return super().files()[0], None
+
+    def trainer_settings(self, has_valid: bool) -> dict[str, Any]:
+        return {"logging_strategy": "steps", "report_to": "none", **read_deepspeed(self.trainer)}
+
+    def steps_of_round(self, processes: int) -> int:
+        """Optimizer steps of a round.
+
+        Raises:
+            ConfigError: the replies of a round do not make whole steps.
+        """
+        batch = self.trainer.get("per_device_train_batch_size", TrainingArguments.per_device_train_batch_size)
+        accumulated = self.trainer.get("gradient_accumulation_steps", TrainingArguments.gradient_accumulation_steps)
+        step = batch * accumulated * processes
+        if self.samples % step:
+            raise ConfigError(
+                f"samples={self.samples} must be a multiple of the {step} replies of an optimizer step "
+                "(trainer.per_device_train_batch_size x trainer.gradient_accumulation_steps x processes)"
+            )
+        return self.samples // step * self.epochs
+
+
+def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:
+    """The decoding settings of rollouts. Of several stop tokens only the one that rows predict may be said.
+
+    ``suppressed_ids`` are all the ids that can never be drawn. The policy is scored without them, by the distribution that
+    its replies are drawn from: scored over the whole vocabulary, every token that is made less likely would feed them,
+    and nothing that is said would ever tell.
+    """
+    chosen = Settings(**{"max_new_tokens": 64, **config.generation})
+    others = opened.family.prompt(questions[0].context.ids).stop_ids[1:]
+    return replace(
+        chosen, suppressed_ids=tuple(sorted({*chosen.suppressed_ids, *others, *opened.family.suppressed_ids}))
+    )

@@ -1,0 +1,110 @@
+"""The one life cycle: a dry run of every stage, the commands that go on from it, and what of the Trainer's inside is used."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from typer.main import get_command
+
+from hanmo.cli import app
+from hanmo.training.callbacks import Progress
+from hanmo.training.lifecycle import dry_run
+from hanmo.training.stages import NAMES, load_stage
+from tests.devices.stages import prepare
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and data of every kind."""
+    folder = tmp_path_factory.mktemp("made")
+    prepare(folder, "pangu")
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dry_run_measures_a_step_and_writes_nothing(name: str, made: Path, tmp_path: Path) -> None:
+    data = {"pretrain": "texts", "sft": "prompts", "reward": "pairs", "dpo": "pairs"}.get(name, "prompts")
+    given: dict[str, Any] = {"per_device_train_batch_size": 2, "use_cpu": True}
+    settings: dict[str, Any] = {"limit": 64, "trainer": {**given, "max_steps": 3}}
+    if name in ("grpo", "ppo"):
+        settings |= {"rewards": ("tests.devices.stages:different_characters",), "rounds": 2, "samples": 8}
+        settings |= {"generation": {"max_new_tokens": 4}, "trainer": given}
+    stage, run = load_stage(name), tmp_path / "run"
+    needs = dry_run(stage, stage.config(str(made / "model"), str(made / data), str(run), **settings))
+    assert not run.exists() and not list(tmp_path.iterdir())
+    assert needs["steps"] == (8 if name in ("grpo", "ppo") else 3)
+    assert 0 < needs["trained_parameters"] <= needs["parameters"]
+    assert min(needs["memory"].values()) > 0 and needs["seconds_per_step"] > 0
+    assert needs["rows"] > 0 and needs["rejected"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_next_commands_exist(name: str) -> None:
+    commands = load_stage(name).then
+    assert commands
+    for line in commands:
+        command: Any = get_command(app)
+        for word in shlex.split(line)[1:]:
+            if not hasattr(command, "commands"):
+                break
+            command = command.commands[word]
+
+
+def test_progress_without_a_terminal_is_a_hundred_lines_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 1,000 logged steps; evaluations and the last step always have a line."""
+    progress, control = Progress(("loss", "eval_loss", "reward")), TrainerControl()
+    state: Any = TrainerState(max_steps=1000, is_world_process_zero=True)
+    args: Any = None
+    progress.on_train_begin(args, state, control)
+    for state.global_step in range(1, 1001):
+        progress.on_log(args, state, control, {"loss": 1.5, "reward": 0.25, "epoch": 0.1})
+        if state.global_step == 15:
+            progress.on_log(args, state, control, {"eval_loss": 2.0})
+    lines = capsys.readouterr().err.splitlines()
+    assert 100 <= len(lines) <= 102
+    assert lines[0].startswith("step 1/1000: loss 1.5, reward 0.25, ") and lines[0].endswith(" left")
+    assert [line for line in lines if "eval_loss 2" in line] and lines[-1] == "step 1000/1000: loss 1.5, reward 0.25"
+
+
+INSIDE = {  # private methods of transformers' Trainer that ours overrides or calls, and their parameters
+    "_get_eval_sampler": ["eval_dataset"],
+    "_get_grad_norm": ["model", "grad_norm"],
+    "_get_num_items_in_batch": ["batch_samples", "device"],
+    "_get_output_dir": ["trial"],
+    "_get_train_sampler": ["train_dataset"],
+    "_load_best_model": [],
+    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    "_load_optimizer_and_scheduler": ["checkpoint"],
+    "_load_rng_state": ["checkpoint"],
+    "_prepare_inputs": ["inputs"],
+    "_run_epoch": None,  # passed on as they are
+    "_save": ["output_dir", "state_dict"],
+    "_save_checkpoint": ["model", "trial"],
+    "_save_optimizer_and_scheduler": ["output_dir"],
+    "_save_rng_state": ["output_dir"],
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_what_is_used_of_the_trainers_inside_is_there(name: str) -> None:
+    parameters = list(inspect.signature(getattr(Trainer, name)).parameters)[1:]
+    assert INSIDE[name] is None or parameters == INSIDE[name]
+
+
+def test_no_other_private_method_of_the_trainer_is_overridden() -> None:
+    for name in NAMES:
+        load_stage(name)  # imports its Trainer
+
+    def below(kind: type) -> set[type]:
+        return {one for child in kind.__subclasses__() for one in (child, *below(child))}
+
+    ours = {kind for kind in below(Trainer) if kind.__module__.startswith("hanmo.")}
+    private = {name for kind in ours for name in vars(kind) if name.startswith("_") and not name.startswith("__")}
+    assert {name for name in private if callable(getattr(Trainer, name, None))} <= set(INSIDE)
+    assert TrainingArguments.per_device_train_batch_size == TrainingArguments.per_device_eval_batch_size == 8
+    assert TrainingArguments.gradient_accumulation_steps == 1  # what a policy's settings leave out
