@@ -35,6 +35,8 @@ print(type(model).__module__, type(tokenizer).__module__)
 
 
 def test_the_command_line_loads_neither_torch_nor_transformers() -> None:
-    program = "import sys, hanmo.cli; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    program = (
+        "import sys, hanmo.cli; print([name for name in ('torch', 'transformers', 'jinja2') if name in sys.modules])"
+    )
     result = processes.run([sys.executable, "-c", program], check=True)
     assert result.stdout.strip() == "[]"
