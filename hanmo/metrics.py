@@ -23,6 +23,7 @@ from hanmo.errors import UnsupportedError
 
 Tokens = Sequence[str]
 BLEU_ORDERS = 4
+BETA = 1.2  # weight of recall in ROUGE-L
 
 
 class Overlap(NamedTuple):
@@ -37,19 +38,14 @@ def ngrams(tokens: Tokens, n: int) -> list[tuple[str, ...]]:
     return list(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
-def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], k: int = BLEU_ORDERS) -> float:
-    """Corpus BLEU of orders 1..k with equal weights (Papineni et al. 2002), k at most 4.
+def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    """Corpus BLEU-1 to BLEU-4: of orders 1..k with equal weights (Papineni et al. 2002).
 
     Counts are clipped against all references of a sample; the brevity penalty uses the closest reference length, the
     shorter of two equally close ones. A hypothesis shorter than n still adds 1 to the denominator of order n. The
     j-th order without any match has precision 1 / (2^j x denominator) (Chen & Cherry 2014, method 3, base 2);
     no matching token at all gives 0.
     """
-    return bleu_orders(hypotheses, references)[k - 1]
-
-
-def bleu_orders(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """BLEU-1 to BLEU-4, see ``bleu``."""
     _check(hypotheses, references)
     logs, unmatched = [], 0
     for n in range(1, BLEU_ORDERS + 1):
@@ -93,12 +89,10 @@ def unigram_f1(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Token
     )
 
 
-def rouge_l(
-    hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], published: bool = False, beta: float = 1.2
-) -> float:
+def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], published: bool = False) -> float:
     """ROUGE-L (Lin 2004): mean over samples of F from the longest common subsequence.
 
-    F = (1 + beta^2) P R / (R + beta^2 P), with P and R each the best over the references.
+    F = (1 + beta^2) P R / (R + beta^2 P), beta = 1.2, with P and R each the best over the references.
 
     Raises:
         UnsupportedError: published, and a reference is empty.
@@ -106,9 +100,7 @@ def rouge_l(
     _check(hypotheses, references)
     if published:
         _refuse_empty(references, "ROUGE-L")
-    return _mean(
-        [_lcs_f(hypothesis, options, beta) for hypothesis, options in zip(hypotheses, references, strict=True)]
-    )
+    return _mean([_lcs_f(hypothesis, options) for hypothesis, options in zip(hypotheses, references, strict=True)])
 
 
 def rouge_n(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int) -> Overlap:
@@ -126,9 +118,9 @@ def rouge_n_published(hypotheses: Sequence[Tokens], references: Sequence[Sequenc
     """The published ROUGE-n: recall of the set of n-grams of all hypotheses joined into one sequence against that of
     all first references joined, so that n-grams run across samples. 0 if the references have no n-gram."""
     _check(hypotheses, references)
-    said = set(ngrams(list(chain.from_iterable(hypotheses)), n))
+    found = set(ngrams(list(chain.from_iterable(hypotheses)), n))
     expected = set(ngrams(list(chain.from_iterable(options[0] for options in references)), n))
-    return len(said & expected) / len(expected) if expected else 0.0
+    return len(found & expected) / len(expected) if expected else 0.0
 
 
 def common_subsequence(first: Tokens, second: Tokens) -> int:
@@ -147,12 +139,12 @@ def _clipped(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]
     """Matches of order n clipped per sample, and the number of n-grams."""
     matches = total = 0
     for hypothesis, options in zip(hypotheses, references, strict=True):
-        said = Counter(ngrams(hypothesis, n))
+        found = Counter(ngrams(hypothesis, n))
         allowed: Counter[tuple[str, ...]] = Counter()
         for reference in options:
             allowed |= Counter(ngrams(reference, n))
-        matches += (said & allowed).total()
-        total += max(1, said.total())
+        matches += (found & allowed).total()
+        total += max(1, found.total())
     return matches, total
 
 
@@ -167,7 +159,7 @@ def _bag_f1(hypothesis: Tokens, reference: Tokens) -> float:
     return 2 * common / (len(hypothesis) + len(reference))
 
 
-def _lcs_f(hypothesis: Tokens, options: Sequence[Tokens], beta: float) -> float:
+def _lcs_f(hypothesis: Tokens, options: Sequence[Tokens]) -> float:
     if not hypothesis:
         return float(not all(options))
     lengths = [(common_subsequence(hypothesis, reference), len(reference)) for reference in options if reference]
@@ -175,16 +167,16 @@ def _lcs_f(hypothesis: Tokens, options: Sequence[Tokens], beta: float) -> float:
         return 0.0
     precision = max(common for common, _ in lengths) / len(hypothesis)
     recall = max(common / length for common, length in lengths)
-    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision) if precision else 0.0
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision) if precision else 0.0
 
 
 def _overlap(hypothesis: Tokens, reference: Tokens, n: int) -> Overlap:
-    said, expected = Counter(ngrams(hypothesis, n)), Counter(ngrams(reference, n))
+    found, expected = Counter(ngrams(hypothesis, n)), Counter(ngrams(reference, n))
     if not expected:
         same = float(list(hypothesis) == list(reference))
         return Overlap(same, same)
-    common = (said & expected).total()
-    return Overlap(common / expected.total(), 2 * common / (said.total() + expected.total()))
+    common = (found & expected).total()
+    return Overlap(common / expected.total(), 2 * common / (found.total() + expected.total()))
 
 
 def _check(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> None:

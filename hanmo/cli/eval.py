@@ -43,12 +43,12 @@ ResponseLimit = Annotated[
     int | None, typer.Option(help="Most tokens of a response, for encoder-decoders; default: 512.", min=2)
 ]
 First = Annotated[int | None, typer.Option(help="Evaluate only the first N records.", min=1)]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Pass over bad records instead of stopping; say how many.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad records instead of stopping; print their number.")]
 
 
 @dataclass(frozen=True)
 class Records:
-    """Which records are evaluated, how many at a time, and what is seen of them."""
+    """The records that are evaluated, their batches, and their limits."""
 
     batch_size: BatchSize = 16
     limit: Limit = 512
@@ -67,7 +67,7 @@ class Records:
         return self.response_limit or 512
 
     def read(self, path: Path, output: Path | None, text: bool = False, published: bool = False) -> list[Record]:
-        """The records of a file; bad ones are listed in the output folder, where they are to be passed over.
+        """The records of a file; bad ones are listed in the output folder, where they are skipped.
 
         The published evaluation also counts dialogues without a reply.
         """
@@ -188,12 +188,10 @@ def perplexity(
 
 
 def rouge(
-    hypotheses: Annotated[Path, typer.Argument(help="What was said: a text a line.", show_default=False)],
+    hypotheses: Annotated[Path, typer.Argument(help="Generated texts, one a line.", show_default=False)],
     references: Annotated[
         Path,
-        typer.Argument(
-            help="What was expected: a line for each, several texts of it separated by tabs.", show_default=False
-        ),
+        typer.Argument(help="References: a line for each text, several of them separated by tabs.", show_default=False),
     ],
     words: Annotated[bool, typer.Option("--words", help="Compare jieba's words instead of characters.")] = False,
     as_json: Json = False,
@@ -206,8 +204,8 @@ def rouge(
     """
     from hanmo.evaluation.text_overlap import measure, origin, read_pairs
 
-    said, expected = read_pairs(hypotheses, references)
-    emit({"about": origin(said, expected), **measure(said, expected, words)}, as_json, _show_texts)
+    generated, expected = read_pairs(hypotheses, references)
+    emit({"about": origin(generated, expected), **measure(generated, expected, words)}, as_json, _show_texts)
 
 
 def _settings(family: str, preset: str | None, rules: bool, sets: list[str]) -> Settings:
@@ -227,14 +225,14 @@ def _settings(family: str, preset: str | None, rules: bool, sets: list[str]) -> 
 
 
 def answers_folder(output: Path | None, stage: str) -> Path:
-    """Where a command keeps what it has found so far."""
+    """The folder in which a command keeps its answers."""
     from hanmo.evaluation.engine.cache import cache_folder
 
     return output / "answers" if output else cache_folder(stage)
 
 
 def origin(about: dict[str, Any]) -> str:
-    """What a number hangs on, in one line."""
+    """Everything a value depends on, in one line."""
     known = {"protocol": "{} protocol", "shots": "{} shots", "limit": "at most {} tokens", "weights": "weights {}",
              "data": "data {}", "hanmo": "hanmo {}", "commit": "commit {}"}  # fmt: skip
     return ", ".join(text.format(about[name]) for name, text in known.items() if name in about)
@@ -242,7 +240,7 @@ def origin(about: dict[str, Any]) -> str:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """A bar on standard error, where that is a terminal, for each thing that is named; it is told (done, of how many)."""
+    """Progress bars on standard error, where that is a terminal: ``watch(title)`` returns a function of (done, total)."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 

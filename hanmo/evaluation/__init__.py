@@ -1,1 +1,1 @@
-"""Measuring models: the published dialogue evaluation, perplexity."""
+"""Measures of models: dialogue, perplexity, suites of tasks, human ratings."""

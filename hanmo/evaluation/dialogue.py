@@ -275,7 +275,7 @@ def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading,
     replies, references = _texts(samples)
     reading: Reading = {
         "loss": _loss(samples),  # the mean over full batches of a batch's mean is the mean over their samples
-        **{f"bleu-{k}": 100 * value for k, value in enumerate(metrics.bleu_orders(replies, references), 1)},
+        **{f"bleu-{k}": 100 * value for k, value in enumerate(metrics.bleu(replies, references), 1)},
         **{f"dist-{k}": 100 * metrics.distinct(replies, k, published=True) for k in range(1, 5)},
         **{f"rouge-{n}": 100 * metrics.rouge_n_published(replies, references, n) for n in (1, 2)},
     }

@@ -1,9 +1,8 @@
 """Human evaluation as 文汇's authors did it: blind sheets of answers, four ratings each, means and agreement.
 
-Raters see a question and an answer, not who gave it, in an order of their own. They rate fluency, informativeness and
+Raters see questions and answers without their source, in an order of their own. They rate fluency, informativeness and
 relevance from 1 to 5 and the whole from 1 to 10, in a CSV file or in an HTML page that keeps the ratings in the browser and
-saves them as the same CSV. Published with 100 questions: CPM 2.66 / 2.47 / 2.36 / 4.32, 文汇 3.44 / 3.25 / 3.21 / 5.97, people
-3.80 / 3.61 / 3.67 / 6.85.
+saves them as the same CSV. docs/published.md has the authors' figures.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from hanmo.report.page import render
 RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}
 COLUMNS = ("item", "question", "answer", *RATINGS)
 KEY = "key.json"
-# Spreadsheets compute a cell that begins like this. Such a cell, with apostrophes before it or not, gets one more in front.
+# Spreadsheets compute a cell that begins like this. It gets an apostrophe in front, even if it has some already.
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
@@ -42,12 +41,13 @@ class Rating:
 
 @dataclass(frozen=True)
 class HumanResult:
-    """What raters said.
+    """The ratings of several people.
 
     Attributes:
         systems: by system and rating.
         agreement: Krippendorff's alpha by rating (1: all alike, 0: as by chance), None with a single rater.
-        raters: names of the sheets read, and ``answers`` how many were rated.
+        raters: names of the sheets.
+        answers: number of rated answers.
     """
 
     systems: dict[str, dict[str, Rating]]
@@ -57,13 +57,13 @@ class HumanResult:
 
 
 def prepare(answers: Mapping[str, Mapping[str, str]], folder: str | Path, raters: int = 3, seed: int = 0) -> list[Path]:
-    """Write blind sheets: rater1.csv and rater1.html and so on, and key.json, which raters must not see.
+    """Write blind sheets (rater1.csv, rater1.html, …) and key.json, which raters must not see.
 
     Args:
         answers: by system, the answer to each question; all systems answer the same questions.
 
     Raises:
-        HanmoError: a system has other questions than the first, or the folder already holds sheets.
+        HanmoError: systems have different questions, or the folder already holds sheets.
     """
     folder = Path(folder)
     if (folder / KEY).exists():
@@ -76,7 +76,9 @@ def prepare(answers: Mapping[str, Mapping[str, str]], folder: str | Path, raters
     rng = Random(seed)
     pairs = [(system, question) for system in answers for question in answers[system]]
     rng.shuffle(pairs)
-    key = {f"{number:04d}": {"system": system, "question": asked} for number, (system, asked) in enumerate(pairs, 1)}
+    key = {
+        f"{number:04d}": {"system": system, "question": question} for number, (system, question) in enumerate(pairs, 1)
+    }
     written = []
     for rater in range(1, raters + 1):
         order = rng.sample(sorted(key), len(key))

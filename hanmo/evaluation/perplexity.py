@@ -1,8 +1,8 @@
 """Perplexity of texts and responses under any family.
 
-What is scored is what the family would learn: all of a text, or a response after its prompt, and the stop token. Where
-nothing stands before a text (no prompt, no start token), its first token is predicted from nothing: it is not scored, and
-its characters do not count. Sums are kept in fp64; the batch size never changes a score.
+The scored tokens are those that the family would learn: all of a text, or a response after its prompt, and the stop token.
+The first token of a text without anything before it (no prompt, no start token) is not scored, and its characters do not
+count. Sums are kept in fp64; the batch size never changes a score.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hanmo.errors import HanmoError
 from hanmo.evaluation.engine.cache import opened_store, score_into
 from hanmo.evaluation.engine.row_scores import Progress
 from hanmo.evaluation.results.provenance import computed_by, records_hash, software
+from hanmo.evaluation.results.statistics import DRAWS, INTERVAL
 from hanmo.families.base import Family, OpenedModel
 from hanmo.files import json_text, or_null, write_text
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 from hanmo.rows import IGNORE, Part, Row
 
 WHOLE = 10**9  # a limit that cuts nothing
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,6 @@ class RecordScore:
     characters: int
     bytes: int
     cut: bool
-
-    @property
-    def perplexity(self) -> float:
-        return _exp(self.nll / self.tokens)
 
 
 @dataclass(frozen=True)
@@ -80,22 +76,24 @@ class PerplexityResult:
         return _bits(self.nll, self.bytes)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, where what is infinite is null; the records by themselves are not in it."""
-        values = {
+        """All but the records, for JSON; infinite values are null."""
+        measured = (
+            "perplexity",
+            "interval",
+            "bits_per_character",
+            "bits_per_byte",
+            "nll",
+            "tokens",
+            "characters",
+            "bytes",
+        )
+        return {
             "about": self.about,
-            "perplexity": self.perplexity,
-            "interval": list(self.interval),
-            "bits_per_character": self.bits_per_character,
-            "bits_per_byte": self.bits_per_byte,
-            "nll": self.nll,
-            "tokens": self.tokens,
-            "characters": self.characters,
-            "bytes": self.bytes,
+            **{name: or_null(getattr(self, name)) for name in measured},
             "records": len(self.records),
             "left_out": self.left_out,
             "cut": sum(record.cut for record in self.records),
         }
-        return {name: or_null(value) for name, value in values.items()}
 
     def write(self, folder: str | Path) -> None:
         """Write results.json and records.jsonl, the score of every record."""
@@ -117,7 +115,7 @@ def evaluate(
     """Score all records; see ``Family.parts`` for the limits.
 
     Args:
-        cache: folder in which scores are kept as they come; what is in it is not computed again.
+        cache: folder in which scores are kept as they come, and not computed again.
 
     Raises:
         HanmoError: nothing to score.
@@ -135,19 +133,19 @@ def evaluate(
     if not kept:
         raise HanmoError(f"none of the {len(records)} records can be scored within {limit} tokens; raise limit")
     nll, tokens = [0.0] * len(kept), [0] * len(kept)
-    asked = {
+    inputs = {
         **computed_by(opened),
         "data": records_hash(records),
         "limit": limit,
         "response_limit": response_limit,
     }
-    with opened_store(cache, "perplexity", [asked]) as store:
+    with opened_store(cache, "perplexity", [inputs]) as store:
         score_into(store, opened, rows, batch_size, progress)
         for (row_nll, row_tokens), owner in zip(map(store.values.__getitem__, range(len(rows))), owners, strict=True):
             nll[owner] += row_nll
             tokens[owner] += row_tokens
     scores = [_record_score(opened, *kept[index], nll[index], tokens[index]) for index in range(len(kept))]
-    about = {"model": opened.source, "protocol": "corrected", "shots": 0, **asked, **software()}
+    about = {"model": opened.source, "protocol": "corrected", "shots": 0, **inputs, **software()}
     return PerplexityResult(
         nll=math.fsum(nll),
         tokens=sum(tokens),
@@ -160,15 +158,15 @@ def evaluate(
     )
 
 
-def bootstrap(nll: Sequence[float], tokens: Sequence[int], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of exp(sum nll / sum tokens) when whole records are drawn again with replacement."""
-    rng = np.random.default_rng(seed)
+def bootstrap(nll: Sequence[float], tokens: Sequence[int]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of exp(sum nll / sum tokens) over records."""
+    rng = np.random.default_rng(0)
     nll_N, tokens_N = np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
     means = []
-    for _ in range(RESAMPLES):
+    for _ in range(DRAWS):
         drawn = rng.integers(len(nll_N), size=len(nll_N))
         means.append(nll_N[drawn].sum() / tokens_N[drawn].sum())
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, INTERVAL)
     return _exp(float(low)), _exp(float(high))
 
 
@@ -190,17 +188,17 @@ def _rows(opened: OpenedModel, record: Record, limit: int, response_limit: int |
 def _unscored(family: Family, record: Record, text: str) -> int:
     """The characters at the beginning of a text whose tokens are not scored."""
     first, *_ = family.parts(record, WHOLE, WHOLE)
-    ids = _said(first)
+    ids = _scored_ids(first)
     scored = int((family.row(first).labels != IGNORE).sum()) - first[-1].scored  # the stop token is none of the text's
     missing = ids[: len(ids) - scored]
     if not missing:
         return 0
-    if (said := family.decode(missing)) and text.startswith(said):
-        return len(said)
+    if (spelled := family.decode(missing)) and text.startswith(spelled):
+        return len(spelled)
     # The token does not decode to the text's beginning (unknown, normalised or a part of a character): try every length.
     for length in range(1, len(text) + 1):
         rows = family.parts(_beginning(record, text[:length]), WHOLE, WHOLE)
-        ids = _said(rows[0]) if rows else []
+        ids = _scored_ids(rows[0]) if rows else []
         if ids == missing:
             return length
         if len(ids) > len(missing):
@@ -208,7 +206,7 @@ def _unscored(family: Family, record: Record, text: str) -> int:
     return len(text)
 
 
-def _said(parts: Sequence[Part]) -> list[int]:
+def _scored_ids(parts: Sequence[Part]) -> list[int]:
     """The ids of the parts that are scored."""
     return [id_ for part in parts if part.scored for id_ in part.ids]
 
@@ -223,7 +221,7 @@ def _beginning(record: Record, text: str) -> Record:
 
 
 def _predicted(rows: Sequence[Row]) -> list[int]:
-    """The tokens that are scored. Rows of one text may overlap in what is fed, not in what is predicted."""
+    """The scored tokens. Rows of one text may overlap in input tokens, never in predicted ones."""
     return [int(label) for row in rows for label in row.labels if label != IGNORE]
 
 

@@ -48,7 +48,7 @@ def measure(hypotheses: Sequence[str], references: Sequence[Sequence[str]], word
 
 def overlap(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> dict[str, float]:
     """All corrected metrics of ``hanmo.metrics`` by name, each from 0 to 1."""
-    values = {f"bleu-{order}": value for order, value in enumerate(metrics.bleu_orders(hypotheses, references), 1)}
+    values = {f"bleu-{order}": value for order, value in enumerate(metrics.bleu(hypotheses, references), 1)}
     values |= {f"dist-{order}": metrics.distinct(hypotheses, order) for order in range(1, 5)}
     values |= {"f1": metrics.unigram_f1(hypotheses, references), "rouge-l": metrics.rouge_l(hypotheses, references)}
     for order in (1, 2):

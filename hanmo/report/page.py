@@ -40,10 +40,8 @@ class Page:
         if subtitle:
             self._add("paragraph", text=subtitle, kind="subtitle")
 
-    def heading(self, text: str, level: int = 2) -> None:
-        """A heading of level 2 or 3."""
-        assert level in (2, 3), level
-        self._add("heading", level=level, text=text)
+    def heading(self, text: str) -> None:
+        self._add("heading", text=text)
 
     def paragraph(self, text: str) -> None:
         self._add("paragraph", text=text)

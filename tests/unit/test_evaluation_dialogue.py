@@ -66,8 +66,9 @@ def test_the_last_incomplete_batch_is_left_out_of_the_published_reading_only(eva
     first = result.samples[:4]
     assert result.published["loss"] == pytest.approx(sum(one.nll / one.tokens for one in first) / 4)
     assert result.corrected["loss"] == pytest.approx(sum(one.nll / one.tokens for one in result.samples) / 5)
-    assert result.published["bleu-1"] == 100 * metrics.bleu(
-        [one.generation for one in first], [[one.response] for one in first], 1
+    assert (
+        result.published["bleu-1"]
+        == 100 * metrics.bleu([one.generation for one in first], [[one.response] for one in first])[0]
     )
     assert evaluate(eva, RECORDS, GREEDY, batch_size=8).published == {}
     assert "no full batch" in evaluate(eva, RECORDS, GREEDY, batch_size=8).notes[0]

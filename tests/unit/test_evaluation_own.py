@@ -14,7 +14,7 @@ from hanmo.cli import app
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.suites.clue.suite import clue_suite
 from hanmo.evaluation.suites.clue.tasks import all_tasks
-from hanmo.evaluation.suites.custom import custom_suite, read_examples, read_task
+from hanmo.evaluation.suites.custom import custom_suite, read_split, read_task
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options
 from hanmo.families.base import OpenedModel
@@ -38,7 +38,7 @@ def test_labels(tmp_path: Path) -> None:
     task = read_task(written(tmp_path, LABELS))
     assert (task.name, task.title, task.reading, task.fields) == ("own", "own", "prior", ("text",))
     write_lines(tmp_path / "x.jsonl", [{"text": "甲", "label": 0}, {"text": 2.5, "label": "1", "more": None}])
-    first, second = read_examples(task, task.data)
+    first, second = read_split(task, "dev")
     assert (first.options, first.gold, second.gold) == (("好", "坏"), 1, 0) and second.fields == {"text": "2.5"}
     assert (first.where, second.where) == (f"{tmp_path / 'x.jsonl'}:1", f"{tmp_path / 'x.jsonl'}:2")
     assert task.template.fill(second.fields, second.options[second.gold]) == "2.5是好"
@@ -50,7 +50,7 @@ def test_options_in_fields_of_a_table(answer: str, gold: int, tmp_path: Path) ->
     said = 'data: x.csv\nanswer: right\noptions: [a, b, c]\ntemplate: "{q}\\n{option}。"\ntitle: 题\n'
     task = read_task(written(tmp_path, said))
     written(tmp_path, f'q,a,b,c,right\n"一\n二",甲,None,丙,{answer}\n三,1,2,3,3\n', "x.csv")
-    first, second = read_examples(task, task.data)
+    first, second = read_split(task, "dev")
     assert (task.title, task.reading, first.options, first.gold) == ("题", "mean", ("甲", "None", "丙"), gold)
     assert second.where == f"{tmp_path / 'x.csv'}:4" and second.gold == 2
 
@@ -59,7 +59,7 @@ def test_options_in_fields_of_a_table(answer: str, gold: int, tmp_path: Path) ->
 def test_a_list_of_options(answer: object, gold: int, tmp_path: Path) -> None:
     task = read_task(written(tmp_path, 'data: x.json\nanswer: right\noptions: choices\ntemplate: "{q}{option}"\n'))
     (tmp_path / "x.json").write_text(json.dumps([{"q": "问", "choices": ["甲", "乙"], "right": answer}]))
-    (example,) = read_examples(task, task.data)
+    (example,) = read_split(task, "dev")
     assert (example.options, example.gold) == (("甲", "乙"), gold)
 
 
@@ -97,13 +97,13 @@ def test_a_file_that_cannot_be(change: tuple[str, str], problem: str, tmp_path: 
 def test_bad_records(record: Any, problem: str, tmp_path: Path) -> None:
     task = read_task(written(tmp_path, LABELS))
     with pytest.raises(RecordError, match=r"x.jsonl: no such file"):
-        read_examples(task, task.data)
+        read_split(task, "dev")
     write_lines(tmp_path / "x.jsonl", [{"text": "甲", "label": 0}, record])
     with pytest.raises(RecordError, match=problem):
-        read_examples(task, task.data, first=1)  # all are checked
+        read_split(task, "dev", first=1)  # all are checked
     write_lines(tmp_path / "x.jsonl", [])
     with pytest.raises(HanmoError, match="no records"):
-        read_examples(task, task.data)
+        read_split(task, "dev")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_bad_lists(record: Any, problem: str, tmp_path: Path) -> None:
     task = read_task(written(tmp_path, 'data: x.jsonl\nanswer: right\noptions: c\ntemplate: "{q}{option}"\n'))
     write_lines(tmp_path / "x.jsonl", [record])
     with pytest.raises(RecordError, match=f"x.jsonl:1: {problem}"):
-        read_examples(task, task.data)
+        read_split(task, "dev")
 
 
 @pytest.mark.parametrize("shots", [0, 2])

@@ -88,7 +88,7 @@ def test_cells_are_text_and_rows_have_their_lines(name: str, packed: bool, tmp_p
     [
         ("q,1,2,3,4,E\n", r":1: the answer is 'E'; expected one of A, B, C, D"),
         ('"a\nb",1,2,3,4,A\nq,1,2,3,A\n', r":3: 5 values; expected 6: question, A, B, C, D, answer"),
-        ("q,1,2,3,4,A\nq,1,2,3,4,\n", r":2: answered, or not, unlike the questions before"),
+        ("q,1,2,3,4,A\nq,1,2,3,4,\n", r":2: some questions have answers and some have none"),
         ("", r"no question in it"),
     ],
 )

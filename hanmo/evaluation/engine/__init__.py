@@ -1,1 +1,1 @@
-"""How rows and candidates are scored: in batches, once, over several processes."""
+"""Scores of rows and candidates: in batches, computed once, over several processes."""

@@ -33,11 +33,10 @@ def store_file(folder: str | Path, name: str, inputs: Sequence[Any]) -> Path:
 
 
 class Store:
-    """Results by number in a file of JSON lines that is only ever appended to.
+    """Results by number in a file of JSON lines that is only ever appended to; its name hashes what they depend on.
 
-    The name of the file contains a hash of everything the results depend on. A last line that was cut off by a crash is
-    dropped. Each of several processes has a file of its own; ``complete`` joins them, and so does the next run if they are
-    stopped before.
+    A last line that was cut off by a crash is dropped. Each of several processes has a file of its own; ``complete`` joins
+    them, or the next run does.
     """
 
     def __init__(self, folder: str | Path, name: str, inputs: Sequence[Any]):
@@ -52,7 +51,7 @@ class Store:
         return number in self.values
 
     def add(self, number: int, value: Any) -> None:
-        """Keep one result; it is on disk when this returns."""
+        """Write one result to disk."""
         self.values[number] = value
         self._file.write(json_text([number, value]) + "\n")
         self._file.flush()

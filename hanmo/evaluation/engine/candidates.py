@@ -1,12 +1,11 @@
-"""Scores of candidates that share a context: the context is read once, every candidate goes on from there.
+"""Scores of candidates that share a context: the context is read once, and every candidate continues from there.
 
-A question is a list of candidates, each a list of parts as ``Family.cloze`` makes them. What is not scored at the
-beginning is its context. Where all candidates of a question have the same one, it is prefilled once, the first token
-of every candidate is scored from that, and longer candidates are continued in one step from the expanded state; what
-several candidates begin with is fed once. This uses nothing but ``Family.prompt``, ``prefill``, ``step`` and
-``state.take``, and so holds for every family: the encoder of an encoder-decoder runs once, and the two-dimensional
-positions of a gap filler go on as in generation. Networks that a probe shows to honour a mask of trees read a question
-in one pass instead (trees.py). Any other question is scored row by row.
+A question is a list of candidates, each a list of parts as ``Family.cloze`` makes them; the parts before the first scored
+one are its context. Where all candidates of a question have the same context, it is prefilled once, the first token of
+every candidate is scored from that, and longer candidates are continued in one step from the expanded state; a common
+beginning of several candidates is fed once. This needs nothing but ``Family.prompt``, ``prefill``, ``step`` and
+``state.take``, and so works for every family. Networks that a probe shows to honour a mask of trees read a question in
+one pass instead (trees.py). Any other question is scored row by row.
 
 Shape suffixes: S questions, R branches that are continued, q fed tokens, P position dimensions, V vocabulary, N labels.
 """
@@ -60,7 +59,7 @@ class _Question:
 
 @dataclass
 class _Branch:
-    """What is fed after the context of question ``source`` of a batch, and who reads predictions from it.
+    """Tokens fed after the context of question ``source`` of a batch, and the candidates scored from them.
 
     Attributes:
         ids: fed tokens.
@@ -87,40 +86,32 @@ def score_candidates(
     Args:
         stop: the stop token after a candidate is scored as well.
         budget: tokens in memory at the same time; it is halved whenever memory runs out. The default suits the device.
-        progress: called with the questions done and their number.
+        progress: called with the number of questions done and of all.
         on_scored: called with each question as soon as it is done, not in order: questions of similar length share
             a batch, the longest come first.
 
     Raises:
         HanmoError: memory runs out even for one candidate at a time.
-        NotANumberError: the network computes what is no number.
-        UnsupportedError: a stop token is to be scored and the model names none.
+        NotANumberError: the network computes NaN or infinity.
+        UnsupportedError: a stop token is to be scored and the model has none.
     """
-    found: list[list[RowScore] | None] = [None] * len(questions)
-    done = 0
+    found: dict[int, list[RowScore]] = {}
 
     def finish(index: int, scores: list[RowScore]) -> None:
-        nonlocal done
         require_finite([value for score in scores for value in score.logprobs], opened.network)
         found[index] = scores
-        done += 1
         if on_scored is not None:
             on_scored(index, scores)
         if progress is not None:
-            progress(done, len(questions))
+            progress(len(found), len(questions))
 
-    shared, apart = [], []
-    batching = batching_of(opened.network)
-    for index, candidates in enumerate(questions):
-        # Networks that cannot go on by several tokens, or from contexts of unlike length, read every row whole.
-        question = _shared(opened, index, candidates, stop) if batching.continues else None
-        if question is None:
-            apart.append(index)
-        else:
-            shared.append(question)
+    # Networks that cannot continue by several tokens, or from contexts of different length, read every row whole.
+    continues = batching_of(opened.network).continues
+    shared = [_shared(opened, index, candidates, stop) for index, candidates in enumerate(questions) if continues]
+    together = [question for question in shared if question is not None]
     budget = budget or (BUDGET_CPU if opened.network.device.type == "cpu" else BUDGET)
     with evaluating(opened.network):
-        left = _read_trees(opened, shared, budget, finish)
+        left = _read_trees(opened, together, budget, finish)
         left.sort(key=lambda question: (-question.width, -question.longest))
         while left:
             batch = _batch(opened, left, budget)
@@ -131,9 +122,10 @@ def score_candidates(
             for question, of_question in zip(batch, scores, strict=True):
                 finish(question.index, of_question)
             del left[: len(batch)]
-    for index in apart:
-        finish(index, score_alone(opened, questions[index], stop))
-    return [scores for scores in found if scores is not None]
+    for index in range(len(questions)):
+        if index not in found:
+            finish(index, score_alone(opened, questions[index], stop))
+    return [found[index] for index in range(len(questions))]
 
 
 def score_alone(opened: OpenedModel, candidates: Sequence[Candidate], stop: bool = False) -> list[RowScore]:
@@ -142,7 +134,7 @@ def score_alone(opened: OpenedModel, candidates: Sequence[Candidate], stop: bool
 
 
 def _shared(opened: OpenedModel, index: int, candidates: Sequence[Candidate], stop: bool) -> _Question | None:
-    """The question as one prompt and its answers; None if its candidates do not go on from one context."""
+    """The question as one prompt and its answers; None if its candidates do not continue one context."""
     contexts, answers = set(), []
     for parts in candidates:
         first = next((place for place, part in enumerate(parts) if part.scored), len(parts))
@@ -168,7 +160,7 @@ def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int
         batch = rows[: 1 if opened.network.device.type == "cpu" else max(budget // width, 1)]
         scores = _or_none_if_full(trees.read, opened, batch)
         if scores is None and len(batch) == 1:
-            break  # the contexts and what follows them may fit one after the other
+            break  # the contexts and their candidates may fit one after the other
         if scores is None:
             budget = _halved(budget)
             continue
@@ -182,7 +174,7 @@ def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int
 def _batch(opened: OpenedModel, questions: Sequence[_Question], budget: int) -> list[_Question]:
     """The first questions, as many as fit: their contexts are read as one batch, the first being the widest.
 
-    On a CPU, filled up tokens cost what others cost, so that there the next batch starts where widths have fallen.
+    On a CPU, padding costs as much as other tokens, so the next batch starts where widths have fallen.
     """
     fits = max(_fed(opened, budget) // questions[0].width, 1)
     if opened.network.device.type == "cpu":
@@ -192,7 +184,7 @@ def _batch(opened: OpenedModel, questions: Sequence[_Question], budget: int) -> 
 
 
 def _fed(opened: OpenedModel, budget: int) -> int:
-    """Tokens of one pass through the network: a CPU gains nothing from more, and unlike rows would be filled up."""
+    """Tokens of one pass through the network: a CPU gains nothing from more, and rows would be padded."""
     return min(budget, FED_CPU) if opened.network.device.type == "cpu" else budget
 
 
@@ -237,14 +229,14 @@ def _score(opened: OpenedModel, batch: Sequence[_Question], budget: int) -> list
 
 
 def _branches(answers: Sequence[tuple[int, tuple[int, ...]]]) -> list[_Branch]:
-    """What must be fed to score all but the first token of each answer (question, ids), the longest first.
+    """The branches that score all but the first token of each answer (question, ids), the longest first.
 
-    The last token of an answer is never fed, and what is the beginning of something else is not fed by itself.
+    The last token of an answer is never fed, and no branch is the beginning of another one.
     """
     fed = sorted({(source, answer[:-1]) for source, answer in answers if len(answer) > 1})
     branches: list[_Branch] = []
     branch_of: dict[tuple[int, tuple[int, ...]], _Branch] = {}
-    for place, (source, ids) in enumerate(fed):  # sorted: whoever begins with ids comes right after it
+    for place, (source, ids) in enumerate(fed):  # sorted: a longer one with the same beginning comes next
         if place + 1 < len(fed) and fed[place + 1][0] == source and fed[place + 1][1][: len(ids)] == ids:
             continue
         branch = _Branch(source, ids)
@@ -274,7 +266,7 @@ def _chunks(branches: Sequence[_Branch], width: int, budget: int, places: int) -
 def _continue(network: Any, state: Any, batch: Sequence[_Question], branches: Sequence[_Branch]) -> list[float]:
     """log p of all but the first token of each answer, branch by branch: all fed in one step.
 
-    Shorter branches are filled up behind their end, where nothing that counts can see it.
+    Shorter branches are filled up behind their end, where no scored token can see it.
     """
     device = network.device
     sources = torch.tensor([branch.source for branch in branches], device=device)

@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]  # done, of how many
 
 @dataclass(frozen=True)
 class RowScore:
-    """How well the model predicts one row: log p of each scored token (the stop token included), in nats."""
+    """log p in nats of each scored token of a row, the stop token included."""
 
     logprobs: tuple[float, ...]
 

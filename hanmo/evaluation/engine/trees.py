@@ -1,11 +1,11 @@
 """Questions whose candidates are read in one pass: a row holds whole trees, in which a token sees only its own past.
 
-The tree of a question is its context and, behind it, what its candidates go on with; what several of them begin with is
-read once. An attention mask keeps branches, and trees that share a row, from seeing each other, and positions count along
-each branch. So nothing is read twice and hardly anything is filled up, but not every network honours such a mask: sliding
-windows, recurrence and positions that count columns make it silently wrong. A probe compares with one by one first.
+The tree of a question is its context followed by the branches of its candidates, which share a common beginning. An
+attention mask keeps branches, and trees that share a row, from seeing each other, and positions count along each branch.
+So no token is read twice and there is hardly any padding, but not every network honours such a mask: sliding windows,
+recurrence and positions that count columns make it silently wrong. A probe compares with one by one first.
 
-Shape suffixes: B rows, T tokens of a row, D width, N places that predict something, V vocabulary, M labels.
+Shape suffixes: B rows, T tokens of a row, D width, N predicting places, V vocabulary, M labels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hanmo.rows import Part, Prompt
 WIDEST = 768  # tokens of the largest tree: attention looks at all pairs of a row, whether or not they see each other
 FILLED = 384  # tokens up to which a row takes in further trees
 SUMMED = 256  # places whose logits exist at the same time
-WORTH = 8  # times WIDEST: tokens that must be ahead for the probe, which reads WIDEST twice, to pay
+WORTH = 8  # times WIDEST: tokens to score from which on the probe, which reads WIDEST twice, pays
 PROBE_TOLERANCE = 1e-5  # of log p, relative to the largest: networks that ignore the mask are off by far more
 PROBE_CONTEXT, PROBE_SPARE = 8, 40  # tokens of its large tree's context, and of all that is not its long branches
 
@@ -39,7 +39,7 @@ class Tree:
         number: of the question.
         ids, positions, parents: of each token, the context first; the parent is the place of the token before it, -1 for
             the first.
-        reads: for each answer the places that predict its tokens, with the tokens.
+        reads: for each answer the places that predict its tokens, and the tokens.
     """
 
     number: int
@@ -78,7 +78,7 @@ def plant(number: int, prompt: Prompt, answers: Sequence[Sequence[int]]) -> Tree
 
 
 def exact(opened: OpenedModel, tokens: int) -> bool:
-    """Whether this network may read trees of up to ``WIDEST`` tokens. It is probed once, if ``tokens`` ahead make up for it."""
+    """Whether this network may read trees of up to ``WIDEST`` tokens. It is probed once, if ``tokens`` are worth a probe."""
     network = opened.network
     if network.trees_are_exact is None:
         if tokens < WORTH * WIDEST:
@@ -160,16 +160,16 @@ def read(opened: OpenedModel, rows: Sequence[Sequence[Tree]]) -> list[list[RowSc
             start += tree.size
     inputs = [torch.from_numpy(array).to(network.device) for array in (ids_BT, positions_BT, sees_BTT)]
     hidden_BTD = network.tree(*inputs)
-    asked = list(dict.fromkeys(pair for answers in wanted for answer in answers for pair in answer))
-    found = dict(zip(asked, _logprobs(network.get_output_embeddings(), hidden_BTD.flatten(0, 1), asked), strict=True))
+    pairs = list(dict.fromkeys(pair for answers in wanted for answer in answers for pair in answer))
+    found = dict(zip(pairs, _logprobs(network.get_output_embeddings(), hidden_BTD.flatten(0, 1), pairs), strict=True))
     return [[RowScore(tuple(found[pair] for pair in answer)) for answer in answers] for answers in wanted]
 
 
-def _logprobs(head: Any, hidden_ND: Tensor, asked: Sequence[tuple[int, int]]) -> list[float]:
-    """log p in fp32 of (place, token) pairs; logits are made for the places that are asked for, some at a time."""
-    places_M, labels_M = torch.tensor(asked, device=hidden_ND.device).unbind(1)
+def _logprobs(head: Any, hidden_ND: Tensor, pairs: Sequence[tuple[int, int]]) -> list[float]:
+    """log p in fp32 of (place, token) pairs; logits are computed for these places only, some at a time."""
+    places_M, labels_M = torch.tensor(pairs, device=hidden_ND.device).unbind(1)
     places_N, number_M = places_M.unique(return_inverse=True)
-    found_M = torch.empty(len(asked), device=hidden_ND.device)
+    found_M = torch.empty(len(pairs), device=hidden_ND.device)
     for start in range(0, len(places_N), SUMMED):
         logits_nV = head(hidden_ND[places_N[start : start + SUMMED]]).float()
         here = (number_M >= start) & (number_M < start + SUMMED)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from hanmo.evaluation.results.result import QuestionResult, Result, TaskResult
+from hanmo.evaluation.results.result import QuestionResult, Result, TaskResult, mean
 from hanmo.evaluation.results.statistics import interval
 from hanmo.evaluation.results.table import Table, cell_text
 from hanmo.files import write_text
@@ -48,20 +47,25 @@ def result_page(result: Result) -> Page:
     about = result.about
     page = Page(result.title, subtitle=f"{about['model']}, {about['protocol']} protocol", language="zh-CN")
     shots = "zero-shot" if not about["shots"] else f"{about['shots']}-shot"
-    rows: list[list[object]] = []
-    bars = {}
-    for task in result.tasks:
-        rows.append(_row(task.as_dict(), task.metric, len(task.right[task.reading])))
-        bars[task.title] = {"model": task.value} | ({} if task.chance is None else {"chance": task.chance})
-    averages = result.averages()
-    rows += [_row(row, f"mean over {row['over']}", row["questions"]) for row in averages]
-    if averages:  # one bar for each of the many tasks would say nothing
-        bars = {
-            row["title"]: {"model": row["value"], "chance": row["chance"]} for row in averages if row["over"] == "tasks"
-        }
+    rows = result.rows()
+    averages = [row for row in rows if row.get("over") == "tasks"]  # bars of many tasks would say nothing
+    bars = {
+        row["title"]: {"model": row["value"]} | ({} if row["chance"] is None else {"chance": row["chance"]})
+        for row in averages or rows
+    }
     page.table(
         ["task", shots, "chance", "95 % interval", "metric", "questions"],
-        rows,
+        [
+            [
+                row["title"],
+                row["value"],
+                row["chance"],
+                _interval(row["low"], row["high"]),
+                row["metric"],
+                row["questions"],
+            ]
+            for row in rows
+        ],
         caption="Results",
         note="The interval is a bootstrap over questions; chance is the accuracy of guessing.",
     )
@@ -73,9 +77,8 @@ def result_page(result: Result) -> Page:
     return page
 
 
-def _row(found: dict[str, Any], metric: str, questions: int) -> list[object]:
-    interval = f"{found['low']:.4f} – {found['high']:.4f}"
-    return [found["title"], found["value"], found["chance"], interval, metric, questions]
+def _interval(low: float, high: float) -> str:
+    return f"{low:.4f} – {high:.4f}"
 
 
 def _task(page: Page, task: TaskResult) -> None:
@@ -84,8 +87,7 @@ def _task(page: Page, task: TaskResult) -> None:
         page.paragraph(note)
     rows = []
     for name, values in task.right.items():
-        low, high = interval(values)
-        rows.append([name, sum(values) / len(values), f"{low:.4f} – {high:.4f}", "the result" * (name == task.reading)])
+        rows.append([name, mean(values), _interval(*interval(values)), "the result" * (name == task.reading)])
     page.table(["reading", "value", "95 % interval", ""], rows)
     page.facts(task.about)
     table = task.confusion()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class QuestionResult:
         return scores.index(max(scores))
 
     def margin(self, reading: str) -> float:
-        """How far the best wrong candidate is ahead of the right one; negative where the right one wins."""
+        """Score of the best wrong candidate less that of the right one."""
         scores = self.scores[reading]
         return max((score for place, score in enumerate(scores) if place != self.gold), default=0.0) - scores[self.gold]
 
@@ -101,6 +101,21 @@ class TaskResult:
             "right": [round(value, 6) for value in self.right[self.reading]],
         }
 
+    def row(self) -> dict[str, Any]:
+        """The result as one row of a table, see ``Result.rows``."""
+        values = self.right[self.reading]
+        low, high = interval(values)
+        return {
+            "title": self.title,
+            "metric": f"{self.metric} ({self.reading})",
+            "value": self.value,
+            "low": low,
+            "high": high,
+            "chance": self.chance,
+            "questions": len(values),
+            "data": self.about["data"],
+        }
+
     def confusion(self) -> dict[str, dict[str, int]]:
         """By right label, how often each label was chosen; empty for tasks without fixed labels."""
         if not self.labels:
@@ -132,11 +147,11 @@ class Result:
 
         The 95 % bootstrap interval is over questions in both.
         """
-        groups = list(dict.fromkeys(group for task in self.tasks for group in task.groups))
-        named = [(group, [task for task in self.tasks if group in task.groups]) for group in groups]
-        return [
-            row for title, tasks in [*named, *([(ALL, self.tasks)] if groups else [])] for row in _means(title, tasks)
-        ]
+        groups = dict.fromkeys(group for task in self.tasks for group in task.groups)
+        named = {group: [task for task in self.tasks if group in task.groups] for group in groups}
+        if groups:
+            named[ALL] = self.tasks
+        return [row for title, tasks in named.items() for row in _means(title, tasks)]
 
     def as_dict(self) -> dict[str, Any]:
         """All but the questions, for JSON; without right answers the submission."""
@@ -151,10 +166,9 @@ class Result:
         }
 
     def write(self, folder: Path) -> list[str]:
-        """Write results.json, results.md and items.jsonl if right answers are known, and the submission if there is one.
+        """Write results.json, results.md and items.jsonl if right answers are known, submission.json if there is one.
 
-        Returns:
-            The names of the files.
+        Returns the names of the files.
         """
         files = {}
         if self.tasks:
@@ -167,18 +181,25 @@ class Result:
             write_text(folder / name, text)
         return list(files)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each task and each average: title, metric, value, low, high, chance, questions, data."""
+        averages = [row | {"metric": f"mean over {row['over']}", "data": ""} for row in self.averages()]
+        return [*(task.row() for task in self.tasks), *averages]
+
     def summary(self) -> list[list[str]]:
-        """Rows of text, one for each task and average: title, metric, value, interval, chance, questions, data."""
-        rows = []
-        for task in self.tasks:
-            low, high = interval(task.right[task.reading])
-            questions = len(task.right[task.reading])
-            cells = _cells(task.value, low, high, task.chance, questions)
-            rows.append([task.title, f"{task.metric} ({task.reading})", *cells, task.about["data"]])
-        for row in self.averages():
-            cells = _cells(row["value"], row["low"], row["high"], row["chance"], row["questions"])
-            rows.append([row["title"], f"mean over {row['over']}", *cells, ""])
-        return rows
+        """``rows`` as text: title, metric, value, interval, chance, questions, data."""
+        return [
+            [
+                row["title"],
+                row["metric"],
+                f"{row['value']:.4f}",
+                f"{row['low']:.4f} to {row['high']:.4f}",
+                "–" if row["chance"] is None else f"{row['chance']:.4f}",
+                str(row["questions"]),
+                row["data"],
+            ]
+            for row in self.rows()
+        ]
 
     def markdown(self) -> str:
         rows = [["task", "metric", "result", "95 % interval", "chance", "questions"], ["---"] * 6]
@@ -189,11 +210,6 @@ class Result:
         notes = [f"- {task.title}: {note}" for task in self.tasks for note in task.notes]
         table = [f"| {' | '.join(row)} |" for row in rows]
         return "\n".join([f"# {self.title}", "", *table, "", *facts, *([""] if notes else []), *notes, ""])
-
-
-def _cells(value: float, low: float, high: float, chance: float | None, questions: int) -> list[str]:
-    guessing = "–" if chance is None else f"{chance:.4f}"
-    return [f"{value:.4f}", f"{low:.4f} to {high:.4f}", guessing, str(questions)]
 
 
 def _means(title: str, tasks: Sequence[TaskResult]) -> list[dict[str, Any]]:
@@ -257,12 +273,10 @@ def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
             ours, theirs = together.setdefault(title, ([], []))
             ours += one["right"]
             theirs += other["right"]
-    averages = [name for name in together if name not in shared]
-    return {name: compare(*together[name]) for name in (*shared, *averages)}
+    return {name: compare(*together[name]) for name in dict.fromkeys((*shared, *together))}
 
 
-def _lines(tasks: Sequence[TaskResult]) -> list[str]:
-    lines = []
+def _lines(tasks: Sequence[TaskResult]) -> Iterator[str]:
     for task in tasks:
         for item in task.items:
             scores = {name: [round(value, 6) for value in values] for name, values in item.scores.items()}
@@ -275,5 +289,4 @@ def _lines(tasks: Sequence[TaskResult]) -> list[str]:
             }
             if item.generated is not None:
                 value["generated"] = item.generated
-            lines.append(json_text(value) + "\n")
-    return lines
+            yield json_text(value) + "\n"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 2000
+INTERVAL = [(1 - 0.95) / 2, (1 + 0.95) / 2]
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,16 @@ class Comparison:
     worse: int
 
 
-def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over items."""
-    return interval_of_means([values], level, seed)
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean over items."""
+    return interval_of_means([values])
 
 
-def interval_of_means(groups: Sequence[Sequence[float]], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def interval_of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     """The same of the mean of the groups' means; items are resampled within their group."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = np.mean([_resampled(np.asarray(values, dtype=np.float64), rng) for values in groups], axis=0)
-    lower, upper = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    lower, upper = np.quantile(means, INTERVAL)
     return float(lower), float(upper)
 
 
@@ -49,14 +50,14 @@ def _resampled(data: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return low + (high - low) * rng.binomial(len(data), (data == high).mean(), DRAWS) / len(data)
 
 
-def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Comparison:
+def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
     """Compare item by item; both in the same order."""
     assert len(first) == len(second) and first, "the same items, at least one"
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     whole = {0.0, 1.0} >= {*map(float, first), *map(float, second)}
-    p = mcnemar(better, worse) if whole else _sign_flips(differences, seed)
-    return Comparison(float(differences.mean()), interval(differences.tolist(), seed=seed), p, better, worse)
+    p = mcnemar(better, worse) if whole else _sign_flips(differences)
+    return Comparison(float(differences.mean()), interval(differences.tolist()), p, better, worse)
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -71,9 +72,9 @@ def mcnemar(better: int, worse: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def _sign_flips(differences: np.ndarray, seed: int) -> float:
+def _sign_flips(differences: np.ndarray) -> float:
     """Share of random sign flips whose mean is as far from zero, the observed one counted in."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     observed = abs(differences.mean()) - 1e-12
     hits = sum(abs((differences * rng.choice((-1.0, 1.0), len(differences))).mean()) >= observed for _ in range(DRAWS))
     return (hits + 1) / (DRAWS + 1)

@@ -1,7 +1,7 @@
 """The official CMRC 2018 metric (Cui et al. 2019, arXiv:1810.07366): longest common run of tokens, and equality.
 
 Texts are lower-cased, stripped and freed of the official list of punctuation, character by character: its ``……`` is two
-characters and so takes nothing away. A Chinese character is a token; what stands between them is cut into words.
+characters and so takes nothing away. A Chinese character is a token; other text is cut into words.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 CHINESE = re.compile(r"([一-龥])")
-# The rules of the Penn Treebank as nltk 3.10 applies them to small letters without the punctuation above: (what is found, what
-# is put in its place), one after the other; then white space parts the words.
+# The rules of the Penn Treebank as nltk 3.10 applies them to small letters without the punctuation above: (pattern,
+# replacement), one after the other; then white space separates the words.
 _WORDS = [
     (r"([«‘„])", r" \1 "),
     (r"^\"", " `` "),
@@ -72,14 +72,14 @@ def exact(prediction: str, references: Sequence[str]) -> bool:
 
 
 def f1(prediction: str, references: Sequence[str]) -> float:
-    """The best F1 over the references, where what is common is the longest run of tokens in both."""
-    said = tokens(prediction)
-    return max(_f1(said, tokens(reference)) for reference in references)
+    """The best F1 over the references; the common part is the longest run of tokens in both."""
+    predicted = tokens(prediction)
+    return max(_f1(predicted, tokens(reference)) for reference in references)
 
 
-def _f1(said: list[str], expected: list[str]) -> float:
-    common = common_run(said, expected)
-    return 2 * common / (len(said) + len(expected)) if common else 0.0
+def _f1(predicted: list[str], expected: list[str]) -> float:
+    common = common_run(predicted, expected)
+    return 2 * common / (len(predicted) + len(expected)) if common else 0.0
 
 
 def common_run(first: Sequence[str], second: Sequence[str]) -> int:

@@ -50,13 +50,10 @@ class TaskFile:
 
 @dataclass(frozen=True, kw_only=True)
 class CustomTask(Task):
-    """A task and where its records are; see ``TaskFile``."""
+    """A task, its YAML file, and the fields that its template names."""
 
     path: Path
-    data: Path
-    train: Path | None
-    answer: str
-    options: str | tuple[str, ...]
+    file: TaskFile
     fields: tuple[str, ...]
 
 
@@ -73,7 +70,7 @@ def custom_suite(tasks: Sequence[CustomTask]) -> Suite:
         name="task",
         title="Tasks",
         tasks=tasks,
-        read=_read_split,
+        read=read_split,
         corrected=Protocol(options=("budget", "seed", "choices", "chat")),
     )
 
@@ -104,22 +101,23 @@ def read_task(path: str | Path, place: int = 0) -> CustomTask:
         instruction=file.instruction,
         place=place,
         path=path,
-        data=path.parent / file.data,
-        train=path.parent / file.train if file.train else None,
-        answer=file.answer,
-        options=file.options,
+        file=file,
         fields=fields,
     )
 
 
-def read_examples(task: CustomTask, path: Path, first: int | None = None) -> list[Example]:
-    """A task's records, all checked, the first of them returned.
+def read_split(task: CustomTask, split: str, first: int | None = None) -> list[Example]:
+    """The examples of a task's data ("dev") or few-shot records ("train"). All are checked, the first returned.
 
     Raises:
+        ConfigError: the task has no few-shot records.
         RecordError: a record lacks a field, or its answer is none of the candidates.
         HanmoError: there are no records.
     """
-    examples = []
+    name = task.file.train if split == "train" else task.file.data
+    if name is None:
+        raise ConfigError(f"{task.path}: examples in the prompt need records; say where with train: FILE")
+    path, examples = task.path.parent / name, []
     for line, record in _records(task, path):
         fields = {name: _text(record, name, path, line) for name in task.fields}
         options = tuple(task.labels.values()) if task.labels else _options(task, record, path, line)
@@ -128,13 +126,6 @@ def read_examples(task: CustomTask, path: Path, first: int | None = None) -> lis
     if not examples:
         raise HanmoError(f"{path}: no records; expected some for the task {task.title}")
     return examples[:first]
-
-
-def _read_split(task: CustomTask, split: str, first: int | None) -> list[Example]:
-    path = task.train if split == "train" else task.data
-    if path is None:
-        raise ConfigError(f"{task.path}: examples in the prompt need records; say where with train: FILE")
-    return read_examples(task, path, first)
 
 
 def _fields(path: Path, template: str) -> tuple[str, ...]:
@@ -157,8 +148,8 @@ def _fields(path: Path, template: str) -> tuple[str, ...]:
 def _records(task: CustomTask, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if ".csv" not in path.suffixes:
         return SourceReader().json_objects(path)
-    options = () if isinstance(task.options, str) else task.options
-    return SourceReader().csv_rows(path, *task.fields, task.answer, *options)
+    options = () if isinstance(task.file.options, str) else task.file.options
+    return SourceReader().csv_rows(path, *task.fields, task.file.answer, *options)
 
 
 def _text(record: dict[str, Any], name: str, path: Path, line: int) -> str:
@@ -172,25 +163,27 @@ def _text(record: dict[str, Any], name: str, path: Path, line: int) -> str:
 
 
 def _options(task: CustomTask, record: dict[str, Any], path: Path, line: int) -> tuple[str, ...]:
-    if not isinstance(task.options, str):
-        return tuple(_text(record, name, path, line) for name in task.options)
-    found = record.get(task.options)
+    fields = task.file.options
+    if not isinstance(fields, str):
+        return tuple(_text(record, name, path, line) for name in fields)
+    found = record.get(fields)
     if not isinstance(found, list) or len(found) < 2 or not all(isinstance(one, str) for one in found):
-        raise RecordError(path, line, f"field {task.options!r} is {found!r}; expected a list of at least two texts")
+        raise RecordError(path, line, f"field {fields!r} is {found!r}; expected a list of at least two texts")
     return tuple(found)
 
 
 def _gold(task: CustomTask, record: dict[str, Any], options: tuple[str, ...], path: Path, line: int) -> int:
     """Index of the right option."""
-    answer = record.get(task.answer)
-    if isinstance(answer, int) and not isinstance(answer, bool) and isinstance(task.options, str):
+    field, named = task.file.answer, task.file.options
+    answer = record.get(field)
+    if isinstance(answer, int) and not isinstance(answer, bool) and isinstance(named, str):
         if 0 <= answer < len(options):
             return answer
-        raise RecordError(path, line, f"{task.answer} is {answer}; expected an index from 0 to {len(options) - 1}")
-    text = _text(record, task.answer, path, line)
-    names = tuple(task.labels) or (() if isinstance(task.options, str) else task.options)
+        raise RecordError(path, line, f"{field} is {answer}; expected an index from 0 to {len(options) - 1}")
+    text = _text(record, field, path, line)
+    names = tuple(task.labels) or (() if isinstance(named, str) else named)
     texts = () if task.labels else options
     for known in (names, texts):
         if text in known:
             return known.index(text)
-    raise RecordError(path, line, f"{task.answer} is {text!r}; expected one of {', '.join((*names, *texts)[:20])}")
+    raise RecordError(path, line, f"{field} is {text!r}; expected one of {', '.join((*names, *texts)[:20])}")

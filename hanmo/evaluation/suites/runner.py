@@ -120,19 +120,15 @@ class TaskRun:
         notes: list[str],
         chance: float | None = None,
     ) -> TaskResult:
-        """The result of the task.
-
-        Args:
-            values: by reading, the value of every question.
-            about: what only this task's values depend on.
-            chance: accuracy of guessing; by default that of taking one of each question's candidates.
-        """
+        """The result of the task. ``chance`` is by default that of taking one of each question's candidates."""
         task = self.task
         if chance is None and not task.generates:
             chance = sum(1 / len(item.options) for item in items) / len(items)
         return TaskResult(
             name=task.name,
             title=task.title,
+            place=task.place,
+            groups=task.groups,
             metric="F1" if task.generates else "accuracy",
             reading=reading,
             right=values,
@@ -141,8 +137,6 @@ class TaskRun:
             items=items,
             about=about,
             notes=notes,
-            groups=task.groups,
-            place=task.place,
         )
 
     def store(self, examples: Sequence[Example], *more: Any) -> AbstractContextManager[Store]:

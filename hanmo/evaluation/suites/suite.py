@@ -17,33 +17,19 @@ ALWAYS = ("shots", "published", "first", "limit")  # options that every protocol
 
 @dataclass(frozen=True)
 class Options:
-    """How a suite is evaluated.
+    """How a suite is evaluated."""
 
-    Attributes:
-        shots: few-shot examples in the prompt.
-        published: use the published protocol, flaws included.
-        first: evaluate only so many examples of every task.
-        limit: most tokens of a question; by default the protocol's, or what the model has positions for.
-        budget: tokens in memory at the same time; by default what suits the device.
-        split: split that is evaluated; by default the suite's first one.
-        seed: of the draw of few-shot examples and candidates; 0 by default.
-        choices: offer so many candidates at most; by default all.
-        chat: ask in the model's chat template.
-        cot: the few-shot examples explain their answers.
-        candidates: file of the original's wrong candidates, see ``clue.published.read_candidates``.
-    """
-
-    shots: int = 0
-    published: bool = False
-    first: int | None = None
-    limit: int | None = None
-    budget: int | None = None
-    split: str | None = None
-    seed: int | None = None
-    choices: int | None = None
-    chat: bool = False
-    cot: bool = False
-    candidates: Path | None = None
+    shots: int = 0  # few-shot examples in the prompt
+    published: bool = False  # use the published protocol, flaws included
+    first: int | None = None  # evaluate only so many examples of every task
+    limit: int | None = None  # most tokens of a question; by default the protocol's, within the model's positions
+    budget: int | None = None  # tokens in memory at the same time; by default what suits the device
+    split: str | None = None  # by default the suite's first one
+    seed: int | None = None  # of the draw of few-shot examples and candidates; 0 by default
+    choices: int | None = None  # offer so many candidates at most
+    chat: bool = False  # ask in the model's chat template
+    cot: bool = False  # the few-shot examples explain their answers
+    candidates: Path | None = None  # file of the original's wrong candidates, see clue.published.read_candidates
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class HuggingfaceFamily(Family):
         key = "decoder_start_token_id"
         # T5's configuration class has no bos_token_id at all
         named = config_value(self.config, key), self.generation.get(key), config_value(self.config, "bos_token_id")
-        known = [id_ for id_ in named if has_row(id_, self.config)]
+        known: list[Any] = [id_ for id_ in named if has_row(id_, self.config)]
         if not known:
             raise UnsupportedError(
                 "no token starts a reply: decoder_start_token_id in config.json must have a row of the embedding"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.engine.distributed import shard
@@ -41,8 +42,7 @@ class CandidatePrompt:
     example: int
 
 
-@dataclass(frozen=True)
-class FewShotPrompt:
+class FewShotPrompt(NamedTuple):
     """A prompt after few-shot examples: ``drawn`` are indices into the pool, the first ``kept`` of them are used."""
 
     text: str
@@ -84,8 +84,7 @@ def _scored(run: TaskRun, examples: list[Example]) -> TaskResult:
     texts = [prompt.text for prompt in prompts]
     if options.shots:
         pool = draws.pool if draws and draws.pool else texts
-        made = add_shots(run.opened.family, prompts, pool, options.shots, rng, run.limit)
-        texts = [prompt.text for prompt in made]
+        texts = [made.text for made in add_shots(run.opened.family, prompts, pool, options.shots, rng, run.limit)]
         notes.append("the examples are drawn from the evaluated questions, wrong candidates included")
     values = _perplexities(run, examples, texts)
     right, dropped = accuracy([ppl for ppl, _ in values], prompts)

@@ -55,7 +55,7 @@ def score_prompts(
         budget: tokens of a batch.
 
     Raises:
-        UnsupportedError: the network is an encoder-decoder, which the protocol does not say how to read.
+        UnsupportedError: the network is an encoder-decoder, for which the protocol is not defined.
     """
     pad_id = opened.tokenizer.pad_token_id
     encoded = [encode(opened, prompt, max_length) for prompt in prompts]
@@ -107,7 +107,7 @@ def published_score(logits_TV: Tensor, ids_T: Tensor, pad_id: int | None) -> Pub
 
 
 def generate_answer(opened: OpenedModel, prompt: str) -> str:
-    """What follows the first "答:" in prompt and reply, decoded together; greedy, 100 tokens.
+    """The text after the first "答:" in prompt and reply, decoded together; greedy, 100 tokens.
 
     As published, a model whose prompts carry no special tokens is not stopped by its end token either.
     """
@@ -134,7 +134,7 @@ def generate_answer(opened: OpenedModel, prompt: str) -> str:
 
 
 def after_answer(text: str) -> str:
-    """The published reading of an output: what follows the first "答:", unstripped; nothing if there is none."""
+    """The published reading of an output: the text after the first "答:", unstripped; "" if there is none."""
     return text.partition(ANSWER)[2]
 
 

@@ -2,8 +2,8 @@
 
 Files are read by pandas with its defaults, which take "None", "N/A" or "nan" for a missing value and a number for a number.
 A prompt has no instruction without examples; examples are the first of the dev split, and where they do not fit the last
-ones are dropped, then the instruction. ChatGLM is asked in numbered rounds, of which one is skipped. The answer is the likeliest
-first token among those that each letter, encoded by itself, begins with.
+ones are dropped, then the instruction. ChatGLM is asked in numbered rounds, of which one is skipped. The answer is the
+letter whose first token, of the letter encoded by itself, is likeliest.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from hanmo.records import Text, opened_text
 from hanmo.rows import Part
 
 MAX_LENGTH = 1280
-GENERATED = 1  # tokens that a prompt leaves room for
+GENERATED = 1  # tokens that are left for the answer
 THINKING = "让我们一步一步思考，\n"
 EXPLANATION = "explanation"
-UNRECORDED = ("chatglm3", "qwen")  # models that the original asked in ways of which no case is recorded
+UNRECORDED = ("chatglm3", "qwen")  # models whose form in the original is not recorded
 Row = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a kind of model is asked.
+    """The form of prompts for a kind of model.
 
     Attributes:
-        joint: between instruction, examples and question.
+        joint: text between instruction, examples and question.
         turn: a question and its answer.
         first: the number of the first round.
-        opening: begins the answer that is asked for, where answers explain themselves.
+        opening: beginning of the model's answer, where answers explain themselves.
     """
 
     joint: str
@@ -96,7 +96,7 @@ def form_of(model: str) -> Form:
     """The form for a model, by its name as in the original.
 
     Raises:
-        UnsupportedError: how the original asked it is not recorded.
+        UnsupportedError: the original's form is not recorded.
     """
     name = Path(model).name.lower()
     if any(kind in name for kind in UNRECORDED):
@@ -129,7 +129,7 @@ def read_rows(path: Path, count: int | None = None) -> list[Row]:
 def build_prompt(
     exam: Exam, task: Task, form: Form, shots: Sequence[Row], question: Row, explain: bool, fits: Callable[[str], bool]
 ) -> tuple[str, int]:
-    """What the model is shown, and how many of the examples are in it.
+    """A prompt, and the number of examples in it.
 
     Args:
         explain: the examples' answers explain themselves.
@@ -142,10 +142,10 @@ def build_prompt(
             answer = f"{THINKING}{shot[EXPLANATION]}\n所以答案是{answer}。"
         history.append(form.turn.format(round=number, block=_block(exam, shot), answer=answer))
     opening = form.opening if explain else ""
-    asked = form.turn.format(round=len(history) + form.first, block=_block(exam, question), answer=opening)
-    while history and not fits(form.joint.join([*history, asked])):
+    last = form.turn.format(round=len(history) + form.first, block=_block(exam, question), answer=opening)
+    while history and not fits(form.joint.join([*history, last])):
         history.pop()
-    return form.joint.join([*history, asked]), max(len(history) - 1, 0)
+    return form.joint.join([*history, last]), max(len(history) - 1, 0)
 
 
 def ids_of(opened: OpenedModel, text: str, limit: int | None = None) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ def read_subject(exam: Exam, task: Task, data: str | Path, split: str, first: in
         if answer not in ("", *LETTERS):
             raise RecordError(path, line, f"the answer is {answer!r}; expected one of {', '.join(LETTERS)}")
         if examples and bool(answer) != bool(examples[0].label):
-            raise RecordError(path, line, "answered, or not, unlike the questions before; expected all or none")
+            raise RecordError(path, line, "some questions have answers and some have none; expected all or none")
         if first is None or len(examples) < first:
             fields = {name: row[name] for name in COLUMNS} | {"id": row.get("id", str(len(examples)))}
             gold = LETTERS.index(answer) if answer else UNKNOWN
