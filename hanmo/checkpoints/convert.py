@@ -1,4 +1,4 @@
-"""From any form of a model to any other, as a stream of tensors."""
+"""Converts any form of a model to any other, as a stream of tensors."""
 
 from __future__ import annotations
 
@@ -14,45 +14,19 @@ from transformers import PreTrainedTokenizerBase
 
 from hanmo import families
 from hanmo.checkpoints.files.resumable import ResumableFolder, bytes_of, resumable_folder
-from hanmo.checkpoints.files.tensor_files import (
-    LazyTensor,
-    Progress,
-    shard_index,
-    shards,
-    write_safetensors,
-    write_torch,
-)
+from hanmo.checkpoints.files.tensor_files import LazyTensor, Progress, shards, write_safetensors, write_torch
 from hanmo.checkpoints.files.verifying import verify_reading
 from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.locate import locate
-from hanmo.checkpoints.open import (
-    DTYPES,
-    RULES_FOLDER,
-    check_vocabulary,
-    dtype_name,
-    find_rule_files,
-    open_tokenizer,
-)
+from hanmo.checkpoints.open import DTYPES, RULES_FOLDER, check_vocabulary, dtype_name, find_rule_files, open_tokenizer
 from hanmo.checkpoints.originals.weights import find_weights
-from hanmo.checkpoints.originals.writer import (
-    VALUE_HEAD,
-    Origin,
-    check_all_have_a_place,
-    check_divides,
-    default_origin,
-    filled_rows,
-    layout_of,
-    origin_of_folder,
-    rank_files,
-    write_bin_config,
-    written_entries,
-)
+from hanmo.checkpoints.originals.writer import VALUE_HEAD, Origin, original_form
 from hanmo.checkpoints.save import SHARD_BYTES, save_rule_files, write_generation
 from hanmo.checkpoints.source import Source, source_of
-from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, unknown
+from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import safe_tokenizer
-from hanmo.files import write_text
+from hanmo.files import json_text, write_text
 from hanmo.folders import recover_missing
 
 FORMS = ("hanmo", "hf", "original")
@@ -60,7 +34,7 @@ FORMS = ("hanmo", "hf", "original")
 
 @dataclass(frozen=True)
 class _Conversion:
-    """What ``convert`` was asked to do, with the source that it found.
+    """The request to ``convert``, with the located source.
 
     Attributes:
         job: everything that decides the content of the target, as JSON.
@@ -127,7 +101,7 @@ def convert(
         to: "hanmo": our folder, complete, from which the original can be made again bit for bit; "hf": a folder for
             plain transformers; "original": the layout of the family's first programs.
         ranks: tensor-parallel ranks of "original"; default 1.
-        force: write into a folder that holds something; what has nothing to do with the model stays.
+        force: write into a folder that is not empty; files that are not the model's stay.
         resume: continue an interrupted conversion after its last finished file, and keep the finished files if this
             one is interrupted.
         verify: read the source a second time with another reader, and the written files again from the disk, and
@@ -202,61 +176,44 @@ def _to_hf(conversion: _Conversion) -> list[str]:
 
 
 def _to_original(conversion: _Conversion) -> list[str]:
-    source, ranks = conversion.source, conversion.ranks
-    family, original = source.located.family, source.located.original
-    if not family.original_format.LAYOUTS:
-        raise UnsupportedError(
-            f"{conversion.path}: a model of transformers has no other layout that is its original one"
-        )
-    if original is None:
-        origin = origin_of_folder(source.located.weights, family, ranks)
-        ranks = ranks or origin.ranks
-    else:
-        origin, ranks = Origin.of(original), ranks or 1
-        if ranks > 1 and not original.layout.splits:
-            origin = default_origin(family, ranks)
-    layout = layout_of(family, origin.layout)
-    entries = written_entries(layout, origin, source.counts)
-    check_all_have_a_place(layout, source.counts, source.shapes, str(conversion.path))
-    check_divides(entries, source.shapes, ranks, getattr(source.config, "num_attention_heads", None))
-    piece, rows = functools.partial(source.piece, dtype=conversion.dtype), filled_rows(entries, source.shapes, ranks)
-    files = rank_files(layout, entries, piece, origin, ranks, rows)
-    conversion.start(sum(bytes_of(file.tensors) for file in files))
+    located = conversion.source.located
+    form = original_form(conversion.source, conversion.ranks, conversion.dtype)
+    conversion.start(sum(bytes_of(file.tensors) for file in form.files))
     with conversion.folder() as folder:
-        for file in files:
+        for file in form.files:
             folder.write(file.name, file.tensors, functools.partial(write_torch, file.content), conversion.progress)
-        for name, text in origin.trackers.items():
+        for name, text in form.texts.items():
             write_text(folder.path / name, text)
-        if not layout.splits:
-            assert source.config is not None, "a bin folder has its config.json"
-            write_bin_config(folder.path, origin, source.config)
-        name = family.tokenizer_class.vocab_files_names["vocab_file"]
-        if original is None or conversion.vocab is not None or (conversion.path / name).is_file():
+        vocabulary = located.path / located.family.tokenizer_class.vocab_files_names["vocab_file"]
+        if located.original is None or conversion.vocab is not None or vocabulary.is_file():
             conversion.tokenizer.save_vocabulary(str(folder.path))
-    if rows is None:
+    if form.padded is None:
         return []
     return [
-        f"{ranks} does not divide the vocabulary's {rows:,} rows: filled up with zeros, which hanmo leaves out again"
+        f"{form.ranks} does not divide the vocabulary's {form.padded:,} rows: filled up with zeros, which hanmo leaves "
+        "out again"
     ]
 
 
 @contextlib.contextmanager
 def _safetensors(tensors: dict[str, LazyTensor], conversion: _Conversion) -> Iterator[ResumableFolder]:
     """The target with these weights, sharded by size; the block adds the other files."""
-    files = shards(tensors, SHARD_BYTES)
-    conversion.start(sum(bytes_of(tensors) for tensors in files.values()))
+    split = shards(tensors, SHARD_BYTES)
+    conversion.start(bytes_of(tensors))
     with conversion.folder() as folder:
-        for name, of_file in files.items():
-            folder.write(name, of_file, functools.partial(write_safetensors, of_file), conversion.progress)
-        if len(files) > 1:
-            write_text(folder.path / "model.safetensors.index.json", shard_index(files))
+        for file, names in split.filename_to_tensors.items():
+            of_file = {name: tensors[name] for name in names}
+            folder.write(file, of_file, functools.partial(write_safetensors, of_file), conversion.progress)
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            write_text(folder.path / "model.safetensors.index.json", json_text(index, indent=2) + "\n")
         yield folder
 
 
 def _losses(source: Source, to: str) -> list[str]:
     """Notes on the parts of the source that the target has no place for."""
     if to != "hanmo" and any(name.startswith(f"{VALUE_HEAD}.") for name in source.shapes):
-        return [f"the value head has no place in the form {to} and is left out: what is written only speaks"]
+        return [f"the value head has no place in the form {to} and is left out: the target only generates"]
     if source.located.original is not None and source.located.weights.state.get("optimizer") is not None:
         return ["the optimizer's state is not taken along"]
     return []

@@ -43,7 +43,7 @@ def _from_hugging_face(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{name}: no such folder here, and {constants.ENDPOINT} cannot give it: {error}; "
-            "HF_ENDPOINT names another hub, and what has been downloaded is kept"
+            "HF_ENDPOINT names another hub, and finished downloads are kept"
         ) from error
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from hanmo.checkpoints.files.resumable import verify_index
+from hanmo.checkpoints.files.verifying import verify_index
 from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.locate import Located, identify
 from hanmo.checkpoints.open import check_vocabulary, dtype_name, open_tokenizer
@@ -106,20 +106,20 @@ def inspect_model(
         return report
     report.family, report.layout = located.family.name, located.layout
     if located.original is None:
-        settled, tokenizer = _inspect_folder(report, located)
-        rows = None if settled is None else getattr(settled.get_text_config(), "vocab_size", None)
+        model_config, tokenizer = _inspect_folder(report, located)
+        rows = None if model_config is None else getattr(model_config.get_text_config(), "vocab_size", None)
     else:
-        settled, tokenizer = _inspect_original(report, located.original, size, config, vocab)
+        model_config, tokenizer = _inspect_original(report, located.original, size, config, vocab)
         rows = located.original.shapes.get(input_embedding(located.family), (None,))[0]
     _check_tokens(report, located.family, rows, tokenizer)
-    if settled is not None and tokenizer is not None:
-        _check_stops(report, located.family(copy.deepcopy(settled), tokenizer, generation=located.generation))
+    if model_config is not None and tokenizer is not None:
+        _check_stops(report, located.family(copy.deepcopy(model_config), tokenizer, generation=located.generation))
     _check_numbers(report, weights)
     if report.deep and located.original is not None:
         _check_ranks(report, located.original)
         _check_copies(report, located.original)
-    if report.deep and settled is not None and located.layout != "transformers":
-        _check_head(report, located, settled)
+    if report.deep and model_config is not None and located.layout != "transformers":
+        _check_head(report, located, model_config)
     return report
 
 
@@ -165,18 +165,18 @@ def _inspect_original(
     report.parameters = sum(torch.Size(shape).numel() for shape in original.shapes.values())
     if original.absent:
         report.add("optional", "ok", f"not in the files, and not needed: {some(original.absent)}")
-    settled = None
+    model_config = None
     if not original.missing and not original.unexpected:
         given = size is not None or config is not None or original.weights.config is not None
         inferred = report.attempt(
             "configuration", lambda: infer_config(original, size, config), "fault" if given else "warning"
         )
         if inferred is not None:
-            settled, report.size = inferred
-            report.config = _changed_settings(settled)
+            model_config, report.size = inferred
+            report.config = _changed_settings(model_config)
             report.add("configuration", "ok", f"fits all shapes{f' ({report.size})' if report.size else ''}")
     verdict = "fault" if vocab else "warning"
-    return settled, report.attempt("vocabulary", lambda: open_tokenizer(original, vocab), verdict)
+    return model_config, report.attempt("vocabulary", lambda: open_tokenizer(original, vocab), verdict)
 
 
 def _changed_settings(config: PretrainedConfig) -> dict[str, Any]:
@@ -248,7 +248,9 @@ def _check_numbers(report: Report, weights: Weights) -> None:
         advice = "training diverged or the file is damaged; go back to an earlier checkpoint"
         report.add("numbers", "fault", f"not finite: {some(broken)}", advice)
     if empty:
-        advice = "normal for what was absent in the source of a conversion, else the file was not written to its end"
+        advice = (
+            "normal for tensors that the source of a conversion lacked; otherwise the file was not written to its end"
+        )
         report.add("zeros", "warning", f"nothing but zeros: {some(empty)}", advice)
     if not broken and not empty:
         report.add("numbers", "ok", "all weights are finite, none is blank")

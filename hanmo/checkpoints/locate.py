@@ -1,4 +1,4 @@
-"""Finds out once what lies at a path; the answer goes as a value through opening, inspecting and converting."""
+"""Locates a model once; the value goes through opening, inspecting and converting."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Located:
 
 
 def locate(path: str | Path) -> Located:
-    """What lies at a path or hub id.
+    """The model at a path or hub id.
 
     Raises:
         CheckpointError: nothing there, an incomplete set of files, or of no known family.
@@ -76,7 +76,7 @@ def locate(path: str | Path) -> Located:
 
 
 def identify(path: Path, weights: Weights) -> Located:
-    """Whose weights these are.
+    """The model of these weights at this path.
 
     Raises:
         CheckpointError: of no known family, or of one that this version of hanmo does not know.

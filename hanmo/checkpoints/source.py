@@ -120,7 +120,7 @@ def source_of(located: Located, size: str | None, config: str | Path | None, nee
     try:
         inferred, size_name = infer_config(located.original, size, config)
     except CheckpointError:
-        if needs_config or size or config:  # splitting does without, but what is given must fit
+        if needs_config or size or config:  # splitting does without, but a given one must fit
             raise
         return original_source(located, None, None)
     return original_source(located, inferred, size_name)

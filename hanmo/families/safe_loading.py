@@ -194,7 +194,7 @@ def own_code(folder: str | Path, config: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _without_questions() -> Iterator[None]:
-    """Switch transformers' console questions off: with a timeout of 0 it refuses what it would have asked about."""
+    """Switch transformers' console questions off: with a timeout of 0 it refuses instead of asking."""
     before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:

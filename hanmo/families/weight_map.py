@@ -1,11 +1,11 @@
-"""How an original checkpoint's tensors map to ours: data that drives reading, writing, splitting and merging.
+"""The map from an original checkpoint's tensors to ours, as data that drives reading, writing, splitting and merging.
 
-A family's ``legacy.py`` holds
+A family's ``original_format.py`` holds
     SIZES        name -> Size: the released models
-    LAYOUTS      the on-disk forms in which the weights exist
+    LAYOUTS      the on-disk forms of the weights
     read_config  the original's configuration (a dict) as our configuration's keyword arguments
-    dimensions   (optional) what the shapes of whole tensors, by the original's names, say about the configuration;
-                 they decide it alone if they say everything in which the released sizes differ
+    dimensions   (optional) the settings that follow from the shapes of whole tensors, by the original's names; they
+                 decide the configuration alone if the released sizes differ in nothing else
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class TensorMapping:
         theirs: its name in the original file.
         ours: our tensors, one after the other on dimension 0 (queries, keys and values are fused there).
         cut: the dimension that tensor parallelism cuts, each of our parts by itself; None: every rank holds it whole.
-        vocabulary: the rows are the vocabulary's: where the ranks do not divide them, they are filled up with zeros so
-            that each rank has a multiple of this, as the original's programs do; 0 where the rows are not.
+        vocabulary: nonzero if the rows are the vocabulary's: where the ranks do not divide them, zeros are added until
+            each rank has a multiple of this, as in the original's programs.
         copies: further names under which the original stores the very same tensor.
         optional: the file may lack it; ours is then zero.
-        over: attribute of our configuration that counts the layers ``{i}`` runs over; empty for a single tensor.
-        only: of those layers, "last": the last one, whose own name has no ``{i}``; "others": all but the last.
+        over: attribute of our configuration that counts the layers ``{i}``; empty for a single tensor.
+        only: "last": the last of these layers, whose own name has no ``{i}``; "others": all but the last.
     """
 
     theirs: str
@@ -52,9 +52,9 @@ class Layout:
         nests: of "megatron-lm": the modules that are dictionaries of their own inside ``language_model``.
         prefixes: the names may all start with one of these.
         ignored: patterns of names that carry no weights (masks stored as buffers).
-        implies: keyword arguments of our configuration that these tensors stand for (a reward model's head).
+        implies: keyword arguments of our configuration that these tensors imply (a reward model's head).
         in_half: keyword arguments of our configuration that a checkpoint stored in fp16 implies.
-        needs: keys of config.json without which these names belong to somebody else's model.
+        needs: keys of config.json without which these names belong to another model.
         signature: names whose presence tells this layout from all others.
     """
 
@@ -85,7 +85,7 @@ class Size:
 
 
 def rows_of_a_rank(rows: int, ranks: int, multiple: int) -> int:
-    """Rows of the vocabulary on each rank; more than there are, in all, where the ranks do not divide them."""
+    """Rows of the vocabulary on each rank; together more than ``rows`` where the ranks do not divide them."""
     return rows // ranks if rows % ranks == 0 else -(-rows // (ranks * multiple)) * multiple
 
 

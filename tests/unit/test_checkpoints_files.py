@@ -145,6 +145,12 @@ def test_shards_are_joined_by_their_index(tmp_path: Path) -> None:
             find_weights(folder)
 
 
+def test_a_file_without_tensors_is_one_message(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="expected tensors by name, but there are none"):
+        find_weights(tmp_path)
+
+
 def test_mindspore_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "PanguAlpha_2_6b.ckpt").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="MindSpore"):

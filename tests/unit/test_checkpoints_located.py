@@ -17,8 +17,18 @@ from tests.counting import counted_files
 from tests.unit.checkpoint_files import tiny_eva, write_hub, write_megatron
 from tests.unit.transformers_models import write_model
 
+
+def sharded(folder: Path) -> Path:
+    opened = tiny_eva()
+    opened.network.save_pretrained(folder, max_shard_size=20_000)
+    opened.tokenizer.save_pretrained(folder)
+    assert (folder / "model.safetensors.index.json").is_file()
+    return folder
+
+
 FORMS: dict[str, Callable[[Path], Path]] = {
     "a folder of ours": lambda folder: save_model(tiny_eva(), folder),
+    "a sharded folder of ours": sharded,
     "an original in a hub folder": write_hub,
     "an original of one rank": write_megatron,
     "a model of transformers": lambda folder: write_model("qwen3", folder),

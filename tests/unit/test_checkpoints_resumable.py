@@ -135,6 +135,32 @@ def test_what_is_finished_is_kept_and_not_written_again(
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "direct" / file).read_bytes()
 
 
+@pytest.mark.parametrize("files", [7, {"a": 7}, {"a": {"tensors": {"b": 7}}}], ids=str)
+def test_an_index_of_another_form_is_one_message(
+    tmp_path: Path, megatron: Path, monkeypatch: pytest.MonkeyPatch, files: Any
+) -> None:
+    stopped_at_the_second_file(megatron, tmp_path / "two", monkeypatch, resume=True)
+    index = tmp_path / ".two.partial" / "tensors.json"
+    index.write_text(json.dumps({"hash": json.loads(index.read_text())["hash"], "files": files}))
+    with pytest.raises(CheckpointError, match=r"tensors\.json: not as a conversion writes it"):
+        split(megatron, tmp_path / "two", resume=True)
+
+
+def test_files_with_another_kind_of_hash_are_written_again(
+    tmp_path: Path, megatron: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine that continues may lack xxhash: an index holds hashes of one kind."""
+    stopped_at_the_second_file(megatron, tmp_path / "two", monkeypatch, resume=True)
+    index = tmp_path / ".two.partial" / "tensors.json"
+    content = json.loads(index.read_text())
+    for facts in content["files"].values():
+        for fact in facts["tensors"].values():
+            fact["hash"] = "0" * 16
+    index.write_text(json.dumps({**content, "hash": "blake2b_64"}))
+    split(megatron, tmp_path / "two", resume=True)
+    assert next(check for check in inspect_model(tmp_path / "two").checks if check.name == "hashes").verdict == "ok"
+
+
 def test_without_resume_nothing_is_kept(tmp_path: Path, megatron: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped_at_the_second_file(megatron, tmp_path / "two", monkeypatch)
     assert [item.name for item in tmp_path.iterdir()] == ["megatron"]
@@ -220,8 +246,8 @@ def test_plain_transformers_folders_continue_and_are_compared_too(
     monkeypatch.setattr(convert_module, "SHARD_BYTES", 20_000)
     hub = write_hub(tmp_path / "hub")
     with monkeypatch.context() as patch:
-        patch.setattr(convert_module, "shard_index", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
-        with pytest.raises(CheckpointError, match="No space left; nothing has been changed; what is finished lies in"):
+        patch.setattr(convert_module, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(CheckpointError, match="No space left; nothing has been changed; the finished files lie in"):
             convert(hub, tmp_path / "hf", to="hf", resume=True)
     finished = [file.stat().st_ino for file in sorted((tmp_path / ".hf.partial").glob("model-*"))]
     report = convert(hub, tmp_path / "hf", to="hf", resume=True, verify=True)

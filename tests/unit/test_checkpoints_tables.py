@@ -17,7 +17,7 @@ from hanmo.checkpoints.locate import Located
 from hanmo.checkpoints.originals.config_inference import expected_shapes
 from hanmo.checkpoints.originals.recognise import recognise
 from hanmo.checkpoints.originals.weights import ROWS, Weights
-from hanmo.checkpoints.originals.writer import filled_rows
+from hanmo.checkpoints.originals.writer import padded_rows
 from hanmo.checkpoints.source import Source, original_source
 from hanmo.families.base import Family
 from hanmo.families.weight_map import Layout, expand
@@ -108,7 +108,7 @@ def test_merging_undoes_splitting_and_n_to_m_is_the_split_of_the_whole(
             }
             assert not torch.cat([rank[name] for rank in ranks])[rows:].any(), "what fills up is zeros"
     said = dict.fromkeys(layout.needs, True) or None
-    filled = filled_rows(source_entries, shapes, first)
+    filled = padded_rows(source_entries, shapes, first)
     assert (filled is None) == (not layout.splits or rows % first == 0)
     state = {} if filled is None else {ROWS: filled}
     split = recognise(Weights(Path("drawn"), layout.container, [Path("file")] * first, ranks, state, config=said))

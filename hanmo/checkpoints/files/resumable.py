@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 
 import torch
 
-from hanmo.checkpoints.files.tensor_files import HASH, LazyTensor, Progress, content_hash
-from hanmo.checkpoints.originals.weights import Weights, find_weights
+from hanmo.checkpoints.files.tensor_files import HASH, LazyTensor, Progress
+from hanmo.checkpoints.files.verifying import read_index, verify_index
+from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.checkpoints.save import INDEX, is_no_weights
 from hanmo.errors import CheckpointError
 from hanmo.files import json_text, read_json, replacing, write_text
@@ -38,8 +38,7 @@ class ResumableFolder:
 
     def __init__(self, path: Path, job: dict[str, Any]):
         self.path = path
-        index = path / INDEX
-        self.files: dict[str, dict[str, Any]] = read_json(index)["files"] if index.is_file() else {}
+        self.files = read_index(path / INDEX) or {}
         path.mkdir(parents=True, exist_ok=True)
         if path.is_symlink() or any(item.is_symlink() for item in path.rglob("*")):
             raise CheckpointError(f"{path}: holds links, which a conversion never makes; remove it and begin again")
@@ -52,7 +51,7 @@ class ResumableFolder:
     ) -> None:
         """Write a file of weights and record its hashes, unless an earlier run has finished it."""
         path = self.path / name
-        if name in self.files and path.is_file() and path.stat().st_size == self.files[name]["bytes"]:
+        if name in self.files and path.is_file() and path.stat().st_size == self.files[name].get("bytes"):
             progress(bytes_of(tensors))
             return
         with replacing(path) as temporary, _one_thread():
@@ -115,7 +114,7 @@ def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify:
                     shutil.rmtree(path, ignore_errors=True)
                 raise
     except OSError as error:
-        kept = f"; what is finished lies in {path}: --resume continues" if resume else ""
+        kept = f"; the finished files lie in {path}: --resume continues" if resume else ""
         raise CheckpointError(f"{target}: cannot be written: {error}; nothing has been changed{kept}") from error
 
 
@@ -133,63 +132,4 @@ def _clear_earlier(path: Path, job: dict[str, Any], resume: bool) -> None:
         raise CheckpointError(
             f"{path}: the interrupted conversion was another one: different are {changed}; "
             "repeat it as it was, or leave out --resume to begin again"
-        )
-
-
-def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
-    """Read all weights again and compare them with the index beside them.
-
-    Args:
-        from_disk: first drop the files from the cache of the operating system, where it can.
-
-    Returns:
-        The number of tensors, or None if there is no index that can be compared.
-
-    Raises:
-        CheckpointError: a tensor is not as it was written; says which.
-    """
-    index = weights.folder / INDEX
-    if not index.is_file():
-        return None
-    content = read_json(index)
-    if content.get("hash") != HASH:
-        return None
-    _check_listing(index, content.get("files"))
-    compared = 0
-    names = [str(file.relative_to(weights.folder)) for file in weights.files]
-    for name, facts in content["files"].items():
-        if name not in names:
-            raise CheckpointError(f"{index}: lists {name}, which is not among the files: {', '.join(names)}")
-        number = names.index(name)
-        tensors = weights.ranks[number if len(weights.ranks) > 1 else 0]
-        if from_disk and hasattr(os, "posix_fadvise"):
-            with weights.files[number].open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        for tensor_name, fact in facts["tensors"].items():
-            _compare(weights.files[number], tensor_name, tensors.get(tensor_name), fact)
-            compared += 1
-    return compared
-
-
-def _check_listing(index: Path, files: Any) -> None:
-    """Check the form of an index: the folder is untrusted."""
-    facts = {"dtype", "shape", "hash"}
-    listed = isinstance(files, dict) and all(isinstance(one, dict) for one in files.values())
-    tensors: list[Any] = [one.get("tensors") for one in files.values()] if listed else [None]
-    if not all(isinstance(one, dict) for one in tensors) or not all(
-        isinstance(fact, dict) and fact.keys() >= facts for one in tensors for fact in one.values()
-    ):
-        raise CheckpointError(f"{index}: not as a conversion writes it; remove it, or convert again")
-
-
-def _compare(file: Path, name: str, tensor: torch.Tensor | None, fact: dict[str, Any]) -> None:
-    if tensor is None:
-        raise CheckpointError(f"{file}: {name} is missing; it was written (see {INDEX})")
-    found = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-    if found != {key: fact[key] for key in found}:
-        raise CheckpointError(f"{file}: {name} is {found}, not as it was written ({fact})")
-    if (digest := content_hash(tensor)) != fact["hash"]:
-        raise CheckpointError(
-            f"{file}: {name} is not as it was written: its content hash is {digest}, {INDEX} says {fact['hash']}; "
-            "the file is damaged: convert or copy it again"
         )

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from torch import Tensor
 
 from hanmo.errors import UnsupportedError
-from hanmo.files import json_text
 
 _SMALL = 64 << 10  # bytes up to which writes are joined
 _AHEAD = 4  # most writes that wait for the disk
@@ -219,28 +219,14 @@ def write_safetensors(tensors: dict[str, LazyTensor], path: Path, progress: Prog
         file.flush()
 
 
-def shards(tensors: dict[str, LazyTensor], limit: int) -> dict[str, dict[str, LazyTensor]]:
-    """The tensors by safetensors file, in order; a file has at most ``limit`` bytes, or a single tensor."""
-    groups: list[dict[str, LazyTensor]] = [{}]
-    filled = 0
-    for name, stored in tensors.items():
-        if filled and filled + stored.nbytes > limit:
-            groups.append({})
-            filled = 0
-        groups[-1][name] = stored
-        filled += stored.nbytes
-    if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {
-        f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, start=1)
-    }
-
-
-def shard_index(files: dict[str, dict[str, LazyTensor]]) -> str:
-    """The text of model.safetensors.index.json for these files."""
-    total = sum(stored.nbytes for tensors in files.values() for stored in tensors.values())
-    weight_map = {name: file for file, tensors in files.items() for name in tensors}
-    return json_text({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
+def shards(tensors: dict[str, LazyTensor], limit: int) -> StateDictSplit:
+    """The names of the tensors by safetensors file; a file has at most ``limit`` bytes, or a single tensor."""
+    return split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=limit,
+    )
 
 
 class _Storage:

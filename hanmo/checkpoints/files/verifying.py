@@ -1,24 +1,28 @@
-"""Reads the source of a conversion a second time with a second implementation and compares.
+"""Compares tensors with a second reading of their files, and with the hashes that a conversion has written.
 
-Tensors are read through torch and safetensors, which memory-map files; here the bytes are read through the standard
-library. An error in one implementation, or a file that the two read differently, shows as a difference.
+Tensors are read through torch and safetensors, which memory-map files; for the second reading the bytes are read through
+the standard library. An error in one implementation, or a file that the two read differently, shows as a difference.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from hanmo.checkpoints.files.tensor_files import HASH, content_hash
 from hanmo.checkpoints.originals.archives import read_archive
 from hanmo.checkpoints.originals.unpickle import sniff
 from hanmo.checkpoints.originals.weights import Weights
+from hanmo.checkpoints.save import INDEX
 from hanmo.errors import CheckpointError
+from hanmo.files import read_json
 
 _BLOCK = 1 << 20  # bytes read at a time; a multiple of every number's size
 
@@ -96,3 +100,67 @@ def _digest(tensor: Tensor) -> str:
     for block in tensor.detach().reshape(-1).view(torch.uint8).split(_BLOCK):
         digest.update(block.numpy().data)
     return digest.hexdigest()
+
+
+def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
+    """Read all weights again and compare them with the index beside them.
+
+    Args:
+        from_disk: first drop the files from the cache of the operating system, where it can.
+
+    Returns:
+        The number of tensors, or None if there is no index that can be compared.
+
+    Raises:
+        CheckpointError: a tensor is not as it was written; says which.
+    """
+    index = weights.folder / INDEX
+    files = read_index(index)
+    if files is None:
+        return None
+    compared = 0
+    names = [str(file.relative_to(weights.folder)) for file in weights.files]
+    for name, facts in files.items():
+        if name not in names:
+            raise CheckpointError(f"{index}: lists {name}, which is not among the files: {', '.join(names)}")
+        number = names.index(name)
+        tensors = weights.ranks[number if len(weights.ranks) > 1 else 0]
+        if from_disk and hasattr(os, "posix_fadvise"):
+            with weights.files[number].open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for tensor_name, fact in facts["tensors"].items():
+            _compare(weights.files[number], tensor_name, tensors.get(tensor_name), fact)
+            compared += 1
+    return compared
+
+
+def read_index(index: Path) -> dict[str, dict[str, Any]] | None:
+    """The files in an index of hashes, by name; None if there is no index, or one of another kind of hash.
+
+    Raises:
+        CheckpointError: it has another form; the folder is untrusted.
+    """
+    content = read_json(index) if index.is_file() else {}
+    if content.get("hash") != HASH:
+        return None
+    files: Any = content.get("files")
+    listed = isinstance(files, dict) and all(isinstance(one, dict) for one in files.values())
+    tensors: list[Any] = [one.get("tensors") for one in files.values()] if listed else [None]
+    if not all(isinstance(one, dict) for one in tensors) or not all(
+        isinstance(fact, dict) and fact.keys() >= {"dtype", "shape", "hash"} for one in tensors for fact in one.values()
+    ):
+        raise CheckpointError(f"{index}: not as a conversion writes it; remove it, or convert again")
+    return files
+
+
+def _compare(file: Path, name: str, tensor: torch.Tensor | None, fact: dict[str, Any]) -> None:
+    if tensor is None:
+        raise CheckpointError(f"{file}: {name} is missing; it was written (see {INDEX})")
+    found = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+    if found != {key: fact[key] for key in found}:
+        raise CheckpointError(f"{file}: {name} is {found}, not as it was written ({fact})")
+    if (digest := content_hash(tensor)) != fact["hash"]:
+        raise CheckpointError(
+            f"{file}: {name} is not as it was written: its content hash is {digest}, {INDEX} says {fact['hash']}; "
+            "the file is damaged: convert or copy it again"
+        )

@@ -106,7 +106,9 @@ def _check_names(infos: list[zipfile.ZipInfo]) -> None:
     if len(folders) > 1:
         raise ArchiveError(f"has {len(folders)} folders in its zip archive, torch's have one")
     for info in infos:
-        if info.filename.lower() in seen or info.filename != info.orig_filename:  # cut at a zero, or said elsewhere
+        if (
+            info.filename.lower() in seen or info.filename != info.orig_filename
+        ):  # cut at a zero, or from an extra field
             raise ArchiveError(f"has {info.filename!r} in its zip archive twice")
         seen.add(info.filename.lower())
 
@@ -120,8 +122,8 @@ def _after(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     _, _, flags, method, _, _, _, packed, unpacked, name_length, extra_length = _HEADER.unpack(header)
     name = file.read(name_length)
     sizes_agree = all(
-        said in (listed, _IN_END_64) or (said == 0 and flags & 8)  # 8: the sizes stand behind the member
-        for said, listed in ((packed, info.compress_size), (unpacked, info.file_size))
+        size in (listed, _IN_END_64) or (size == 0 and flags & 8)  # 8: the sizes stand behind the member
+        for size, listed in ((packed, info.compress_size), (unpacked, info.file_size))
     )
     if name != info.orig_filename.encode("utf-8" if flags & 0x800 else "cp437") or method != info.compress_type:
         raise ArchiveError(

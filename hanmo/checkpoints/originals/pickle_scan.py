@@ -252,18 +252,18 @@ class _Scanner:
             raise ClaimError(f"asks for {full}, which weights do not need; hanmo reads dense tensors and plain data")
         self.stack.append(_Made(_Global(full)))
 
-    def storage(self, said: Any) -> Storage | None:
+    def storage(self, id_: Any) -> Storage | None:
         """The storage of a persistent id: ("storage", class, key, device, number of elements and, before 1.6, a view)."""
-        if not isinstance(said, tuple) or len(said) < 5 or not isinstance(said[1], _Global):
+        if not isinstance(id_, tuple) or len(id_) < 5 or not isinstance(id_[1], _Global):
             return None
-        kind, key, numel = said[1].name.rpartition(".")[2], said[2], said[4]
+        kind, key, numel = id_[1].name.rpartition(".")[2], id_[2], id_[4]
         if not isinstance(key, str) or type(numel) is not int or not hasattr(torch, kind):
             return None
         dtype = torch.uint8 if kind == "UntypedStorage" else getattr(torch, kind).dtype
         claimed = Storage(key, dtype, numel)
         if self.claims.storages.setdefault(key, claimed) != claimed or numel < 0:
             raise ClaimError(f"says two things of the same bytes (storage {key})")
-        view = said[5] if len(said) > 5 else None
+        view = id_[5] if len(id_) > 5 else None
         return claimed if view is None else Storage(key, dtype, view[2])
 
     def call(self, function: Any, given: _Made) -> None:
@@ -283,7 +283,7 @@ class _Scanner:
             _check_inside(arguments)
         elif name == "_codecs.encode" and arguments[1:] not in (("latin1",), ("latin-1",)):
             raise ClaimError("asks for a conversion of text that no checkpoint needs")
-        elif name.endswith("bytearray") and any(isinstance(said, int) for said in arguments):
+        elif name.endswith("bytearray") and any(isinstance(one, int) for one in arguments):
             raise ClaimError("asks for bytes that are not in the file")
 
 
@@ -306,7 +306,7 @@ def _check_inside(arguments: Any) -> None:
 
 
 def check_content(content: Any, size: int) -> None:
-    """Check that walking through what was read takes time and memory in proportion to the file's ``size`` in bytes.
+    """Check that visiting the content takes time and memory in proportion to the file's ``size`` in bytes.
 
     Raises:
         ClaimError: it contains itself, is nested too deep or has too many objects, or a tensor is not dense and on the CPU.

@@ -115,6 +115,8 @@ def _one_rank(path: Path, container: str, files: list[Path]) -> Weights:
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= read_safetensors(file) if container == "safetensors" else _tensors(file, read_pickle(file))
+    if not tensors:
+        raise CheckpointError(f"{path}: expected tensors by name, but there are none")
     folder = path if path.is_dir() else path.parent
     return Weights(path, container, files, [tensors], config=_config(folder, tensors))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from hanmo.checkpoints.files.tensor_files import LazyTensor, write_torch
+from hanmo.checkpoints.locate import Located
 from hanmo.checkpoints.originals.recognise import Original, without_optional
 from hanmo.checkpoints.originals.unpickle import read_pickle
 from hanmo.checkpoints.originals.weights import (
@@ -21,10 +22,10 @@ from hanmo.checkpoints.originals.weights import (
     ROWS,
     TRACKER,
     TRACKERS,
-    Weights,
     rank_file,
     tracked_folders,
 )
+from hanmo.checkpoints.source import Source
 from hanmo.errors import CheckpointError, UnsupportedError, unknown
 from hanmo.families.base import Family
 from hanmo.families.weight_map import Layout, TensorMapping, expand
@@ -161,11 +162,6 @@ def layout_of(family: type[Family], name: str) -> Layout:
     return layouts[name]
 
 
-def written_entries(layout: Layout, origin: Origin, counts: Any) -> list[TensorMapping]:
-    """The table of the tensors to write, without those that the origin lacked."""
-    return without_optional(expand(layout.entries, counts), origin.absent)
-
-
 def check_all_have_a_place(layout: Layout, counts: Any, shapes: dict[str, tuple[int, ...]], where: str) -> None:
     """Raise UnsupportedError for tensors that an original layout cannot hold; a value head may be left out."""
     placed = {ours for entry in expand(layout.entries, counts) for ours in entry.ours}
@@ -199,7 +195,7 @@ def check_divides(
                 )
 
 
-def filled_rows(entries: Sequence[TensorMapping], shapes: dict[str, tuple[int, ...]], ranks: int) -> int | None:
+def padded_rows(entries: Sequence[TensorMapping], shapes: dict[str, tuple[int, ...]], ranks: int) -> int | None:
     """The rows of the vocabulary, if this number of ranks does not divide them; else None."""
     found = (shapes[entry.ours[0]][0] for entry in entries if entry.vocabulary)
     return next((rows for rows in found if rows % ranks), None)
@@ -207,48 +203,77 @@ def filled_rows(entries: Sequence[TensorMapping], shapes: dict[str, tuple[int, .
 
 @dataclass(frozen=True)
 class RankFile:
-    """A file of an original layout: its name in the folder, its tensors by name, and all that it holds."""
+    """A file of an original layout: its name in the folder, its tensors by name, and its whole content."""
 
     name: str
     tensors: dict[str, LazyTensor]
     content: dict[str, Any]
 
 
-def rank_files(
-    layout: Layout,
-    entries: Sequence[TensorMapping],
-    piece: Callable[[TensorMapping, int, int], LazyTensor],
-    origin: Origin,
-    ranks: int,
-    rows: int | None,
-) -> list[RankFile]:
-    """The files of an original layout, ready to be written.
+@dataclass(frozen=True)
+class OriginalForm:
+    """A model in an original layout, ready to be written.
+
+    Attributes:
+        texts: of the other files, by name.
+        padded: rows of the vocabulary, where the ranks do not divide them; else None.
+    """
+
+    ranks: int
+    files: list[RankFile]
+    texts: dict[str, str]
+    padded: int | None
+
+
+def original_form(source: Source, ranks: int | None, dtype: torch.dtype | None) -> OriginalForm:
+    """A model in the layout it came from, or in the family's usual one.
 
     Args:
-        piece: of an entry, a rank and the number of ranks.
-        origin: names, and the state beside the weights.
-        rows: of the vocabulary, where they are padded; else None.
+        ranks: default: those of the origin of a folder of ours; 1 for an original.
+
+    Raises:
+        UnsupportedError: the family has no original layout, or none that holds these tensors.
+        CheckpointError: ``ranks`` does not divide the model.
     """
-    files = []
+    family, path = source.located.family, source.located.path
+    if not family.original_format.LAYOUTS:
+        raise UnsupportedError(f"{path}: a model of transformers has no other layout that is its original one")
+    origin = _origin(source.located, ranks)
+    ranks = ranks or (origin.ranks if source.located.original is None else 1)
+    layout = layout_of(family, origin.layout)
+    check_all_have_a_place(layout, source.counts, source.shapes, str(path))
+    entries = without_optional(expand(layout.entries, source.counts), origin.absent)
+    check_divides(entries, source.shapes, ranks, getattr(source.config, "num_attention_heads", None))
+    padded = padded_rows(entries, source.shapes, ranks)
+    files, texts = [], dict(origin.trackers)
     for rank in range(ranks):
         tensors = {}
         for entry in entries:
             # One tensor under several names is stored once, as in the original's files.
             names = [origin.prefix + name for name in (entry.theirs, *entry.copies)]
-            tensors.update(dict.fromkeys(names, piece(entry, rank, ranks)))
+            tensors.update(dict.fromkeys(names, source.piece(entry, rank, ranks, dtype)))
         kept = {id(tensor): LazyTensor.of(tensor) for tensor in origin.strangers.values()}
         tensors.update({name: kept[id(tensor)] for name, tensor in origin.strangers.items()})
         if not layout.splits:
             files.append(RankFile("pytorch_model.bin", tensors, tensors))
+            texts["config.json"] = _bin_config(origin, source.config)
             continue
-        content = _content(layout, tensors, _state_of_ranks(origin.state, ranks, rows))
-        name = rank_file(rank, layout.container)
-        files.append(RankFile(f"{origin.folder}/{name}" if origin.folder else name, tensors, content))
-    return files
+        content = _content(layout, tensors, _state_of_ranks(origin.state, ranks, padded))
+        files.append(RankFile(str(Path(origin.folder) / rank_file(rank, layout.container)), tensors, content))
+    return OriginalForm(ranks, files, texts, padded)
+
+
+def _origin(located: Located, ranks: int | None) -> Origin:
+    """The origin of a model, if it can be written over this number of ranks; else the family's usual one."""
+    original, family = located.original, located.family
+    kept = Origin.read(located.weights.folder) if original is None else Origin.of(original)
+    if kept and (ranks in (None, 1) or layout_of(family, kept.layout).splits):
+        return kept
+    return default_origin(family, ranks or 1)
 
 
 def _content(layout: Layout, tensors: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-    """A rank's file: its tensors where the original's programs look for them, and what lies beside."""
+    """The content of a rank's file: its tensors where the original's programs look for them, and the state."""
     if layout.container != NESTED:
         return {"module": tensors, **state}
     nested: dict[str, Any] = {}
@@ -275,18 +300,11 @@ def _state_of_ranks(state: dict[str, Any], ranks: int, rows: int | None) -> dict
     return changed
 
 
-def write_bin_config(folder: Path, origin: Origin, config: PretrainedConfig) -> None:
-    """config.json beside pytorch_model.bin: the original's, or ours under the same keys."""
+def _bin_config(origin: Origin, config: PretrainedConfig | None) -> str:
+    """The text of config.json beside pytorch_model.bin: the original's, or ours under the same keys."""
     content = origin.config
     if content is None:
+        assert config is not None, "a bin folder has its config.json"
         ours = ("model_type", "architectures", "transformers_version", "dtype")
         content = {key: value for key, value in config.to_dict().items() if key not in ours}
-    (folder / "config.json").write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
-
-
-def origin_of_folder(weights: Weights, family: type[Family], ranks: int | None) -> Origin:
-    """The origin kept in a folder of ours, if it can be written over this number of ranks; else the family's usual one."""
-    kept = Origin.read(weights.folder)
-    if kept and (ranks in (None, 1) or layout_of(family, kept.layout).splits):
-        return kept
-    return default_origin(family, ranks or 1)
+    return json_text(content, indent=2) + "\n"
