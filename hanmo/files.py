@@ -1,4 +1,4 @@
-"""Atomic writing of files, strictly valid JSON, and checks of file names that untrusted files contain."""
+"""Atomic writing of files, strictly valid JSON, data files of packages, and checks of file names from untrusted files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from hanmo.errors import CheckpointError, NotANumberError
 LONGEST = 255  # bytes of a name that every file system takes
 _RESERVED = frozenset('<>:"/\\|?*')  # separators, drive letters, streams and patterns, of any system
 _DEVICES = {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
+
+
+def package_yaml(package: str, name: str) -> Any:
+    """The content of a YAML file that lies in a package of hanmo."""
+    import yaml
+
+    return yaml.safe_load(files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 @contextmanager

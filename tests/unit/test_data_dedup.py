@@ -76,8 +76,7 @@ def test_empty() -> None:
 
 
 def test_a_text_that_differs_in_punctuation_and_space_has_come_before() -> None:
-    step = SameSessions()
-    faults = [step.fault(Text(text)) for text in ("你好！", "你好", "再见", "再 见")]
+    faults = SameSessions().faults(map(Text, ("你好！", "你好", "再见", "再 见")))
     assert [fault is not None for fault in faults] == [False, True, False, True]
 
 

@@ -152,8 +152,7 @@ def test_texts_that_differ_in_a_sign_are_neither_duplicates_nor_contamination(
 ) -> None:
     records = [Dialogue((f"算一下{text}等于多少", f"答案写作{text}")) for text in (one, other)]
     for step in (SameSessions(), SameUtterances(most=1, from_length=1), NearlySame(1.0)):
-        assert [step.fault(record) for record in records] == [None, None]
-        assert not any(step.late_faults())
+        assert list(step.faults(records)) == [None, None]
     assert RepeatsPrevious().fault((one, other)) is None
     for name, record in zip(("train", "test"), records, strict=True):
         write_records(tmp_path / f"{name}.jsonl", [record, Text(record.turns[1] * 3)])

@@ -7,11 +7,12 @@ from typing import Any
 
 from hanmo.demo.corpus import derive
 from hanmo.demo.corpus.template import Template
-from hanmo.demo.corpus.words import WORDS, read_yaml
+from hanmo.demo.corpus.words import WORDS
+from hanmo.files import package_yaml
 
 
 def _templates() -> Iterator[Template]:
-    for entry in read_yaml("templates.yaml"):
+    for entry in package_yaml("hanmo.demo.corpus", "templates.yaml"):
         yield Template(
             entry["topic"],
             tuple(entry["forms"].splitlines()),
@@ -30,7 +31,7 @@ def _values(slot: str) -> Sequence[Any]:
 
 
 def _small_talk() -> Iterator[Template]:
-    for entry in read_yaml("small_talk.yaml"):
+    for entry in package_yaml("hanmo.demo.corpus", "small_talk.yaml"):
         for exchange in entry["exchanges"].splitlines():
             questions, answer = exchange.split("|")
             forms = tuple(f"{{opener}}{question}|{answer}" for question in questions.split())

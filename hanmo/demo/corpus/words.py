@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any, NamedTuple
 
-import yaml
+from hanmo.files import package_yaml
 
 
 class City(NamedTuple):
@@ -33,13 +32,8 @@ class Thing(NamedTuple):
     mark: str
 
 
-def read_yaml(name: str) -> Any:
-    """A data file of this package."""
-    return yaml.safe_load(files("hanmo.demo.corpus").joinpath(name).read_text(encoding="utf-8"))
-
-
 def _words() -> dict[str, list[Any]]:
-    groups = read_yaml("words.yaml")
+    groups = package_yaml("hanmo.demo.corpus", "words.yaml")
     words = {name: text.split() if isinstance(text, str) else list(text) for name, text in groups.pop("plain").items()}
     for entry in (Pair, Thing, City, Capital):
         for name, text in groups[entry.__name__].items():

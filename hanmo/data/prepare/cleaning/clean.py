@@ -155,17 +155,18 @@ def _cleaned_records(results: Sequence[Path]) -> Iterator[CleanedRecord]:
 def _duplicates(recipe: Recipe, results: Sequence[Path]) -> dict[int, tuple[str, str]]:
     """Step and reason for each record, by number, that is a duplicate among those that are left."""
     removed: dict[int, tuple[str, str]] = {}
-    for name, step in recipe.duplicates:
-        passed = []
+    left: list[int] = []
+
+    def records() -> Iterator[Record]:
+        left.clear()
         for number, (record, _) in enumerate(_cleaned_records(results)):
-            if record is None or number in removed:
-                continue
-            if reason := step.fault(record):
-                removed[number] = (name, reason)
-            else:
-                passed.append(number)
-        late = zip(passed, step.late_faults(), strict=False)
-        removed.update((number, (name, reason)) for number, reason in late if reason)
+            if record is not None and number not in removed:
+                left.append(number)
+                yield record
+
+    for name, step in recipe.duplicates:
+        faults = list(step.faults(records()))
+        removed.update((number, (name, fault)) for number, fault in zip(left, faults, strict=True) if fault)
     return removed
 
 

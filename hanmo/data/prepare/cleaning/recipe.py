@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from hanmo.data.prepare.cleaning import duplicates, scorer, statistics, steps
 from hanmo.data.prepare.cleaning.duplicates import Duplicates
 from hanmo.data.prepare.cleaning.steps import Step
 from hanmo.errors import ConfigError, unknown
+from hanmo.files import package_yaml
 
 STEPS: dict[str, type[Step]] = {
     "platform_markup": steps.PlatformMarkup,
@@ -82,8 +82,7 @@ class Recipe:
 @cache
 def named() -> dict[str, list[Any]]:
     """The recipes that come with hanmo."""
-    text = files("hanmo.data.prepare.cleaning").joinpath("recipes.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
+    return dict(package_yaml("hanmo.data.prepare.cleaning", "recipes.yaml"))
 
 
 def load(recipe: str) -> Recipe:

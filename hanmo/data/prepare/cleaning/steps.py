@@ -12,13 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
-import yaml
-
 from hanmo.data.prepare.normalisation import normalised
+from hanmo.files import package_yaml
 from hanmo.records import opened_text
 
 Turns = Sequence[str]
@@ -52,7 +50,7 @@ class Step:
 @cache
 def built_in() -> dict[str, list[str]]:
     """The word lists that come with hanmo."""
-    return dict(yaml.safe_load(files("hanmo.data.prepare.cleaning").joinpath("lists.yaml").read_text(encoding="utf-8")))
+    return dict(package_yaml("hanmo.data.prepare.cleaning", "lists.yaml"))
 
 
 def word_list(path: Path) -> list[str]:

@@ -6,16 +6,14 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import yaml
-
 from hanmo.data.prepare.sources.negatives import Pools
 from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, matching_files
 from hanmo.errors import HanmoError, RecordError
+from hanmo.files import package_yaml
 from hanmo.records import ScoredAnswers, opened_text
 
 
@@ -41,10 +39,7 @@ class Kind:
     books: bool = False  # of the Four Books, whose quotation marks are replaced
 
 
-KINDS = [
-    Kind(**kind)
-    for kind in yaml.safe_load(files("hanmo.data.prepare.sources").joinpath("poetry.yaml").read_text(encoding="utf-8"))
-]
+KINDS = [Kind(**kind) for kind in package_yaml("hanmo.data.prepare.sources", "poetry.yaml")]
 _FORGOTTEN = r"huajianji/"  # as published, no branch knows these files and each work repeats the one before
 
 
