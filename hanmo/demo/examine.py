@@ -89,7 +89,7 @@ def talk(opened: OpenedModel, said: Sequence[str], settings: Settings) -> list[s
     """A conversation in which the user says these things: user and model in turn."""
     session = ChatSession(opened, settings, LIMIT)
     for text in said:
-        session.say(text)
+        session.reply(text)
     return session.turns
 
 

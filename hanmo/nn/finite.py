@@ -1,4 +1,4 @@
-"""Checks that a network's results are finite. Only values already on the host are checked, so no device is synchronised."""
+"""Checks that a network's results are finite, on values that are on the host already: no device is synchronised."""
 
 from __future__ import annotations
 
@@ -12,21 +12,13 @@ LARGEST_FP16 = 65504
 
 
 def require_logprobs(values: Iterable[float], network: Any) -> None:
-    """Check log-probabilities; -inf (a probability of zero) is allowed.
-
-    Raises:
-        NotANumberError: NaN, or +inf.
-    """
+    """Raise NotANumberError unless all are log-probabilities; -inf (a probability of zero) is one."""
     if any(math.isnan(value) or value == math.inf for value in values):
         raise NotANumberError(_message(network))
 
 
 def require_finite(values: Iterable[float], network: Any) -> None:
-    """Check rewards and scores.
-
-    Raises:
-        NotANumberError: NaN, or infinite.
-    """
+    """Raise NotANumberError unless all rewards or scores are finite."""
     if not all(map(math.isfinite, values)):
         raise NotANumberError(_message(network))
 
