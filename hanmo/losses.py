@@ -1,8 +1,8 @@
 """Losses as pure functions of tensors.
 
 Shape suffixes: N scored tokens, V vocabulary, B batch (rows or pairs), A predicting axis, G groups, K replies of a group.
-Masks are fp32 or bool, 1 on the tokens that count. Unless said otherwise a loss is one number per token or per pair,
-and whoever calls it divides the sum by the count of the whole optimizer step.
+Masks are fp32 or bool, 1 on the tokens that count. Unless noted a loss is one number per token or per pair, and the
+caller divides the sum by the count of the whole optimizer step.
 
 Sources: Christiano et al. 2017 and Stiennon et al. 2020 (pairwise reward loss), Rafailov et al. 2023 (DPO), Azar et al. 2023
 (IPO), Schulman et al. 2016 and 2017 (GAE, PPO), Ziegler et al. 2019 (adaptive KL), Shao et al. 2024 (GRPO); the forms
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-PIECE = 2**21  # logits that are widened to fp32 at a time: 8 MB, which a CPU's cache holds
+PIECE = 2**21  # logits that are converted to fp32 at a time: 8 MB, which fits the cache of a CPU
 
 
 def token_logprobs(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def token_logprobs(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Logits minus their logsumexp. fp32 exists of ``PIECE`` logits at a time; autograd makes four tensors of all."""
+    """Logits minus their logsumexp, in fp32 for ``PIECE`` logits at a time; autograd makes four tensors of all of them."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ def weighted_nll(logprob_BA: Tensor, weights_BA: Tensor, total: Tensor | float |
     Args:
         logprob_BA: fp32, zero where nothing is scored.
         weights_BA: fp32, zero where nothing is scored.
-        total: the weights of the whole optimizer step, over all its batches and processes; this batch's if None.
-            Dividing by the step's total is what makes 1 x 4 accumulation equal 4 x 1.
+        total: the weights of the whole optimizer step, over all its batches and processes, so that 1 x 4 accumulation
+            equals 4 x 1; this batch's if None.
     """
     if total is None:
         total = weights_BA.sum().clamp_min(torch.finfo(torch.float32).tiny)
@@ -85,8 +85,8 @@ def pairwise_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
 def tokenwise_loss(chosen_BA: Tensor, rejected_BA: Tensor, start_B: Tensor, end_B: Tensor) -> Tensor:
     """The published reward loss from 2023-05: the mean of the pairwise loss over places [start, end) of each pair, (B,).
 
-    Published, ``end`` is the end of the longer text, so that the shorter one takes part with the values of its padding
-    (corrected: the end of the shorter one). Where the range is empty the published mean is NaN; here it is 0.
+    The published ``end`` is that of the longer text, which includes values on the padding of the shorter one (corrected:
+    the end of the shorter one). The mean of an empty range is NaN as published and 0 here.
 
     Args:
         start_B: int64, the first place where the ids of the two texts differ.
@@ -103,7 +103,7 @@ def tokenwise_loss(chosen_BA: Tensor, rejected_BA: Tensor, start_B: Tensor, end_
 
 @dataclass(frozen=True)
 class Preference:
-    """What a preference loss says about pairs: losses and both implicit rewards, (B,) each."""
+    """The result of a preference loss: losses and both implicit rewards, (B,) each."""
 
     losses: Tensor
     chosen_rewards: Tensor
@@ -121,9 +121,9 @@ def preference_loss(
 ) -> Preference:
     """DPO or IPO from log-probabilities of whole responses, (B,) each.
 
-    dpo: -log sigmoid(beta x margin), margin = (policy - reference) of the chosen minus that of the rejected one; with
-    label smoothing a share of the labels counts as turned round. ipo: (margin - 1 / (2 beta))^2, for which the
-    log-probabilities are means over tokens.
+    dpo: -log sigmoid(beta x margin), margin = (policy - reference) of the chosen minus that of the rejected one; label
+    smoothing is the share of labels that count as reversed. ipo: (margin - 1 / (2 beta))^2, on log-probabilities that are
+    means over tokens.
 
     Args:
         reference_chosen, reference_rejected: zeros for a loss without a reference.
@@ -141,11 +141,11 @@ def preference_loss(
 
 
 def kl_estimates(logprob: Tensor, reference: Tensor, kind: Literal["k1", "k2", "k3", "published"]) -> Tensor:
-    """Per token, an estimate of KL(policy || reference) from tokens that the policy drew; any one shape.
+    """Per token, an estimate of KL(policy || reference) from tokens drawn by the policy; any one shape.
 
     With x = log policy - log reference: k1 is x, unbiased, of either sign; k2 is x^2 / 2, never negative, biased; k3 is
-    exp(-x) - 1 + x, never negative and unbiased; "published" is exp(x) - 1 - x, never negative, which as it was used
-    on the policy's own tokens estimates neither direction.
+    exp(-x) - 1 + x, never negative and unbiased; "published" is exp(x) - 1 - x, never negative, which on the policy's own
+    tokens estimates neither direction.
     """
     x = logprob - reference
     if kind == "k1":
@@ -167,8 +167,8 @@ def token_rewards(
     """Rewards of tokens, (B, A): -beta (log policy - log reference), and the reply's score on its last token.
 
     Args:
-        published: the KL term stands at every place, padding included (the second published system); otherwise only
-            where the mask is 1.
+        published: the KL term at every place, padding included (the second published system); otherwise only on the
+            mask.
     """
     penalty_BA = -beta * (logprob_BA - reference_BA)
     rewards_BA = penalty_BA if published else penalty_BA * mask_BA
@@ -203,9 +203,8 @@ def gae(
 
 
 def whiten(x: Tensor, mask: Tensor | None = None, keep_mean: bool = False) -> Tensor:
-    """Shifted and scaled to mean 0 and (unbiased) variance 1 over the places where the mask is 1, and 0 elsewhere.
-
-    Published: over the whole tensor, padding included, which is ``mask=None``.
+    """Values with mean 0 and (unbiased) variance 1 over the mask, and 0 elsewhere; None: over the whole tensor, padding
+    included, as published.
     """
     mask = torch.ones_like(x) if mask is None else mask.to(x.dtype)
     mean, variance = masked_moments(x, mask)
@@ -214,7 +213,7 @@ def whiten(x: Tensor, mask: Tensor | None = None, keep_mean: bool = False) -> Te
 
 
 def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance over the places where the mask is 1, two scalars."""
+    """Mean and unbiased variance over the mask, two scalars."""
     count = mask.sum()
     mean = (x * mask).sum() / count.clamp_min(1)
     return mean, ((x - mean).square() * mask).sum() / (count - 1).clamp_min(1)
@@ -228,12 +227,7 @@ def group_advantages(rewards_GK: Tensor, scale: bool = True) -> Tensor:
 
 @dataclass
 class RunningMoments:
-    """Mean and spread of all rewards so far, by which rewards are scaled.
-
-    Attributes:
-        std: unbiased standard deviation; 1 before the first update.
-        var: biased variance.
-    """
+    """Mean, biased variance and unbiased standard deviation (1 before the first update) of all rewards so far."""
 
     mean: float = 0.0
     var: float = 1.0
@@ -241,14 +235,14 @@ class RunningMoments:
     count: float = 0.0
 
     def update(self, x: Tensor) -> tuple[float, float]:
-        """Take in a batch of at least two rewards; returns its own mean and unbiased standard deviation."""
+        """Add a batch of at least two rewards; returns the batch's mean and unbiased standard deviation."""
         x = x.double().flatten()
         count, mean, var = x.numel(), x.mean().item(), x.var(unbiased=False).item()
         total, delta = self.count + count, mean - self.mean
-        spread = var * count + self.var * self.count + delta**2 * self.count * count / total
+        squares = var * count + self.var * self.count + delta**2 * self.count * count / total
         self.mean += delta * count / total
-        self.var = spread / total
-        self.std = (spread / max(total - 1, 1)) ** 0.5
+        self.var = squares / total
+        self.std = (squares / max(total - 1, 1)) ** 0.5
         self.count = total
         return mean, (var * count / max(count - 1, 1)) ** 0.5
 
@@ -266,7 +260,7 @@ def clipped_policy_loss(
 
 
 def clipped_value_loss(values_BA: Tensor, old_BA: Tensor, returns_BA: Tensor, mask_BA: Tensor, clip: float) -> Tensor:
-    """PPO's value loss of each token, (B, A): max of the squared errors of the value and of it clipped to old ± clip, halved."""
+    """PPO's value loss of each token, (B, A): half the larger squared error of the value and of it clipped to old ± clip."""
     clipped_BA = torch.minimum(torch.maximum(values_BA, old_BA - clip), old_BA + clip)
     errors_BA = torch.maximum((values_BA - returns_BA).square(), (clipped_BA - returns_BA).square())
     return 0.5 * errors_BA * mask_BA
@@ -276,7 +270,7 @@ def clipped_value_loss(values_BA: Tensor, old_BA: Tensor, returns_BA: Tensor, ma
 def policy_statistics(
     logprob_BA: Tensor, old_BA: Tensor, advantages_BA: Tensor, mask_BA: Tensor, clip: float
 ) -> dict[str, Tensor]:
-    """How far an update has moved the policy: sums over tokens of the step's KL (k3, old to new), clipping and ratio."""
+    """Sums over tokens of the KL from the old to the new policy (k3), of clipped tokens and of ratios."""
     log_ratio_BA = (logprob_BA - old_BA) * mask_BA
     ratio_BA = log_ratio_BA.exp()
     clipped_BA = -advantages_BA * ratio_BA.clamp(1 - clip, 1 + clip) > -advantages_BA * ratio_BA
@@ -289,7 +283,7 @@ def policy_statistics(
 
 @torch.no_grad()
 def value_clip_count(values_BA: Tensor, old_BA: Tensor, returns_BA: Tensor, mask_BA: Tensor, clip: float) -> Tensor:
-    """For how many tokens the clipped value has the larger error, a scalar."""
+    """The number of tokens where the clipped value has the larger error, a scalar."""
     clipped_BA = torch.minimum(torch.maximum(values_BA, old_BA - clip), old_BA + clip)
     return (((clipped_BA - returns_BA).square() > (values_BA - returns_BA).square()) * mask_BA).sum()
 

@@ -35,13 +35,13 @@ DEMO = Path("runs/demo")
 PRESETS = ("no-beam", "published")  # the names families give to the settings of their interactive script
 USER, SYSTEM = "Usr >>> ", "Sys >>> "
 HELP = """\
-clear            begin a new conversation
-seed             ask for a number to draw from, and begin a new conversation
+clear            start a new conversation
+seed             ask for a random seed, and start a new conversation
 /set KEY VALUE   change a decoding setting, e.g. /set temperature 0.7; /set alone shows them all
 /save FILE       write the conversations so far, one a line (.jsonl, or .txt with tabs)
 /help            this
-/quit            leave (as do Ctrl-D, and Ctrl-C while you are to speak); Ctrl-C stops a reply
-anything else    is said to the model"""
+/quit            leave (as do Ctrl-D, and Ctrl-C at your turn); Ctrl-C stops a reply
+anything else    is your next turn"""
 
 Rest = Annotated[
     list[str] | None,
@@ -52,7 +52,7 @@ Rest = Annotated[
     ),
 ]
 Preset = Annotated[str | None, typer.Option(help="Published settings of the family, by name.")]
-Seed = Annotated[int | None, typer.Option(help="Draw from this seed; default: a new one every time.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed; default: a new one every time.")]
 Threads = Annotated[int | None, typer.Option(help="Processor threads to compute with.", min=1)]
 
 
@@ -64,7 +64,7 @@ def chat(
     system: Annotated[str, typer.Option(help="A text that goes before the conversation.")] = "",
     limit: Annotated[int | None, typer.Option(help="Tokens of the conversation the model sees.", min=2)] = None,
     system_info: Annotated[
-        bool, typer.Option("--system-info", help="Say what was loaded, and how it decodes.")
+        bool, typer.Option("--system-info", help="Print what was loaded, and how it decodes.")
     ] = False,
     size: Size = None,
     config: ConfigFile = None,
@@ -75,7 +75,7 @@ def chat(
     threads: Threads = None,
     tensor_parallel: TensorParallel = None,
 ) -> None:
-    """Talk to a model. Works piped from a file, too: one line is one turn.
+    """Talk to a model, also from a pipe: one line is one turn.
 
     \b
     Examples:
@@ -106,7 +106,7 @@ def chat(
     if system_info:
         note(describe(opened, settings))
     if sys.stdin.isatty():
-        note("Say something. /help lists the commands, Ctrl-D leaves.")
+        note("Type your turn. /help lists the commands, Ctrl-D leaves.")
     try:
         _Console(session).run()
     except (EOFError, KeyboardInterrupt):
@@ -115,7 +115,7 @@ def chat(
 
 
 def use_threads(threads: int | None) -> None:
-    """Compute with so many threads; as many as torch likes if None."""
+    """Set the number of threads; torch's default if None."""
     if threads is not None:
         import torch
 
@@ -125,10 +125,10 @@ def use_threads(threads: int | None) -> None:
 def decoding_settings(
     opened: OpenedModel, preset: str | None, sets: list[str] | None, seed: int | None, published: bool
 ) -> Settings:
-    """What a model decodes by: a preset of its family, and over it what was asked for.
+    """The settings of a preset of the family, overridden by ``sets``, ``seed`` and ``published``.
 
-    Where no preset is named: the settings that the model brings along (``decoding`` in its config.json, or the sampling
-    settings of its generation_config.json, which are said), else the family's interactive ones, else the defaults.
+    Without a preset: the model's own settings (``decoding`` in its config.json, or the sampling settings of its
+    generation_config.json, which are printed), else the family's interactive ones, else the defaults.
     """
     from hanmo.config import load
     from hanmo.families.presets import presets
@@ -143,8 +143,8 @@ def decoding_settings(
     else:
         own = getattr(opened.family.config, "decoding", None)
         base = own or _of_the_folder(opened) or next((known[name] for name in PRESETS if name in known), {})
-    asked = load(Settings, base, overrides=sets or ())
-    return asked.change(seed=asked.seed if seed is None else seed, published=published or asked.published)
+    chosen = load(Settings, base, overrides=sets or ())
+    return chosen.change(seed=chosen.seed if seed is None else seed, published=published or chosen.published)
 
 
 def _of_the_folder(opened: OpenedModel) -> dict[str, Any]:
@@ -153,15 +153,15 @@ def _of_the_folder(opened: OpenedModel) -> dict[str, Any]:
 
     found, wrong = sampling_of(opened.family.generation)
     if wrong and main_process():
-        note(f"hanmo: generation_config.json of the model says {', '.join(wrong)}, which is ignored")
+        note(f"hanmo: the model's generation_config.json: {', '.join(wrong)} is ignored")
     if found and main_process():
-        said = ", ".join(f"{key}={value}" for key, value in found.items())
-        note(f"hanmo: decoding as generation_config.json of the model says: {said}; key=value changes it")
+        values = ", ".join(f"{key}={value}" for key, value in found.items())
+        note(f"hanmo: decoding settings of the model's generation_config.json: {values}; key=value changes them")
     return found
 
 
 def describe(opened: OpenedModel, settings: Settings) -> str:
-    """What was loaded, on what, and how it decodes."""
+    """The model, its device and software, and the decoding settings."""
     import platform
 
     import torch
@@ -186,7 +186,7 @@ def describe(opened: OpenedModel, settings: Settings) -> str:
 
 
 class _Console:
-    """Lines from the keyboard or a pipe, each a command or something to say."""
+    """Lines from the keyboard or a pipe, each a command or the user's turn."""
 
     def __init__(self, session: ChatSession):
         self._session = session
@@ -197,7 +197,7 @@ class _Console:
         }
 
     def run(self) -> None:
-        """Until /quit; EOFError or KeyboardInterrupt where the user leaves otherwise."""
+        """Read lines until /quit; EOFError or KeyboardInterrupt if the user leaves otherwise."""
         while True:
             line = self._ask(USER)
             word, _, rest = line.strip().partition(" ")
@@ -218,7 +218,7 @@ class _Console:
                 note(f"hanmo: {error}")
 
     def _ask(self, prompt: str) -> str:
-        """The next line. From a pipe it is shown once, as if it had been typed."""
+        """The next line; from a pipe it is printed too."""
         if sys.stdin.isatty():
             return input(prompt)
         line = piped_line()
@@ -231,14 +231,14 @@ class _Console:
 
         print(SYSTEM, end="", flush=True)
         try:
-            reply = self._session.say(line, show if self._session.streams else None)
-        except KeyboardInterrupt:  # before the first token: nothing was said, and the line does not count
+            reply = self._session.reply(line, show if self._session.streams else None)
+        except KeyboardInterrupt:  # before the first token: the turn does not count
             print()
             return
         print("" if self._session.streams else reply.text)
         if not reply.context.ids:
             note(
-                f"hanmo: that was more than the {self._session.limit} tokens that the model sees: it has seen none of it"
+                f"hanmo: your turn was longer than the {self._session.limit} tokens that the model sees: it has seen none of it"
             )
 
     def _seed(self) -> None:
@@ -246,7 +246,7 @@ class _Console:
         try:
             seed = int(text)
         except ValueError:
-            raise ConfigError(f"{text!r} is not a whole number; say seed again") from None
+            raise ConfigError(f"{text!r} is not a whole number; type seed again") from None
         self._session.reseed(seed)
 
     def _set(self, text: str) -> None:

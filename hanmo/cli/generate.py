@@ -1,4 +1,4 @@
-"""``hanmo generate``: let a model go on from prompts."""
+"""``hanmo generate``: generate from prompts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Rest = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[PROMPT] [KEY=VALUE]...",
-        help="What to go on from; without it, asks. Decoding settings (docs/settings.md).",
+        help="The prompt; without it, asks for prompts. Decoding settings (docs/settings.md).",
         show_default=False,
     ),
 ]
@@ -57,7 +57,7 @@ def generate(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="File for the results of --input: JSON lines, or what one reads if its name ends in .txt."),
+        typer.Option(help="File for the results of --input: JSON lines, or plain text if its name ends in .txt."),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts of --input that are decoded together.", min=1)] = 8,
     max_length: Annotated[int | None, typer.Option(help="The most new tokens.", min=1)] = None,
@@ -81,7 +81,7 @@ def generate(
     threads: Threads = None,
     tensor_parallel: TensorParallel = None,
 ) -> None:
-    """Let a model go on from one prompt, from a file of prompts, or from what you type (the word stop ends that).
+    """Generate from one prompt, from a file of prompts, or from prompts that you type (the word stop ends that).
 
     A prompt that looks like KEY=VALUE goes into a file (--input) or to standard input.
 
@@ -96,10 +96,7 @@ def generate(
     if len(prompts_given) > 1:
         raise ConfigError(f"one prompt, not {', '.join(map(repr, prompts_given))}; quote a prompt that has spaces")
     prompt = prompts_given[0] if prompts_given else None
-    if prompt is not None and input_file is not None:
-        raise ConfigError("give a prompt or --input, not both")
-    if output is not None and input_file is None:
-        raise ConfigError("--output is for the results of --input; a single result goes to the screen")
+    _check_sources(prompt, input_file, output)
     ranks = ranks_of_this_run(tensor_parallel)
     from hanmo.checkpoints import open_model
 
@@ -110,9 +107,8 @@ def generate(
     )
     follow()
     use_memory(opened, {"--seq-length": seq_length, "--mem-length": mem_length})
-    settings = agreed(decoding_settings(opened, preset, sets, seed, published))
-    if max_length is not None:
-        settings = settings.change(max_new_tokens=max_length)
+    longest = [] if max_length is None else [f"max_new_tokens={max_length}"]
+    settings = agreed(decoding_settings(opened, preset, [*(sets or ()), *longest], seed, published))
     limit = limit or opened.family.chat_limit
     if prompts is not None:
         _file(opened, settings, limit, prompts, output if main_process() else None, batch_size)
@@ -122,11 +118,21 @@ def generate(
         _interactive(opened, settings, limit, as_json)
 
 
-MEMORY = {"--seq-length": "segment_length", "--mem-length": "memory_length"}  # options and what they change
+def _check_sources(prompt: str | None, input_file: Path | None, output: Path | None) -> None:
+    if prompt is not None and input_file is not None:
+        raise ConfigError("give a prompt or --input, not both")
+    if output is not None and input_file is None:
+        raise ConfigError("--output is for the results of --input; a single result goes to the screen")
+
+
+MEMORY = {
+    "--seq-length": "segment_length",
+    "--mem-length": "memory_length",
+}  # options and the settings that they change
 
 
 def use_memory(opened: OpenedModel, wanted: dict[str, int | None]) -> None:
-    """Let a model read and remember by other lengths than its configuration says.
+    """Change the lengths of segments and memory.
 
     Raises:
         UnsupportedError: the model has no memory of segments.
@@ -137,14 +143,14 @@ def use_memory(opened: OpenedModel, wanted: dict[str, int | None]) -> None:
             continue
         if not hasattr(config, MEMORY[option]):
             raise UnsupportedError(
-                f"{option}: {opened.family.name} reads a prompt whole and has no memory of segments; --limit says how "
-                "much of a prompt it sees"
+                f"{option}: {opened.family.name} reads a prompt whole and has no memory of segments; --limit sets the "
+                "length of prompts"
             )
         setattr(config, MEMORY[option], value)
 
 
 def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
-    """Prompts of a file, one a line, as they stand there and as records.
+    """Prompts of a file, one a line: the line and its record.
 
     A line of text is a prompt; a JSON object has ``prompt`` (with ``prefix`` and ``system`` if wanted), ``text`` to be
     continued, or the turns of a dialogue, the user's last, in any form that records have.
@@ -204,7 +210,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def as_context(opened: OpenedModel, record: Record, limit: int) -> Context:
-    """What the model sees of a record; plain text is a user's turn where a model knows dialogues only."""
+    """The context of a record; plain text is a user's turn for models of dialogues only."""
     from hanmo.records import Dialogue, Text
 
     try:
@@ -230,12 +236,12 @@ def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_js
     while context is not None:
         growing = GrowingText(opened.family.decode, None if as_json else show)
         places = [Place(0, blank=len(answers))]
-        [said] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True, places=places)
-        growing.finish(said.ids)
-        answers.append(said)
+        [reply] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True, places=places)
+        growing.finish(reply.ids)
+        answers.append(reply)
         if not as_json:
             print()
-        context = next_context(opened, context, said)
+        context = next_context(opened, context, reply)
     if as_json:
         print(json_text(_result(opened, prompt, answers)))
 
@@ -284,11 +290,11 @@ def _file(
 
 
 def _result(opened: OpenedModel, prompt: str, answers: Sequence[Generation]) -> dict[str, Any]:
-    """One answer, or one for every blank; then the text is the answers, a line each."""
+    """One answer, or one for every blank, a line each."""
     return {
         "prompt": prompt,
-        "generation": "\n".join(opened.family.decode(said.ids) for said in answers),
-        "tokens": sum(len(said.ids) for said in answers),
-        "score": sum(said.score for said in answers),
-        "finished": all(said.finished for said in answers),
+        "generation": "\n".join(opened.family.decode(one.ids) for one in answers),
+        "tokens": sum(len(one.ids) for one in answers),
+        "score": sum(one.score for one in answers),
+        "finished": all(one.finished for one in answers),
     }

@@ -89,7 +89,7 @@ def talk(opened: OpenedModel, messages: Sequence[str], settings: Settings) -> li
     """A conversation with these messages of the user: the turns of user and model."""
     session = ChatSession(opened, settings, LIMIT)
     for text in messages:
-        session.say(text)
+        session.reply(text)
     return session.turns
 
 

@@ -1,4 +1,4 @@
-"""What a family tells the decode loop: its conventions of search and its processing of scores."""
+"""The interface between families and the decode loop: conventions of search, processing of scores."""
 
 from __future__ import annotations
 

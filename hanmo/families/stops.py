@@ -1,4 +1,4 @@
-"""Stop tokens, and special ids of a model's files checked against its vocabulary."""
+"""Stop tokens, and the special ids of a model's files checked against its vocabulary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 
 @dataclass(frozen=True)
 class Stop:
-    """A token that ends a reply, and where the model says so."""
+    """A token that ends a reply, and the files that name it."""
 
     id: int
     sources: tuple[str, ...]
@@ -31,16 +31,16 @@ class Stop:
 def collect(found: Iterable[tuple[Any, str]], config: PretrainedConfig, tokenizer: Any) -> tuple[Stop, ...]:
     """(ids, source) pairs as stops: each id once, in order; ids outside the vocabulary are left out."""
     sources: dict[int, list[str]] = {}
-    for said, source in found:
-        for id_ in listed(said):
+    for ids, source in found:
+        for id_ in listed(ids):
             if is_token(id_, config, tokenizer) and source not in sources.setdefault(id_, []):
                 sources[id_].append(source)
     return tuple(Stop(id_, tuple(places)) for id_, places in sources.items())
 
 
-def listed(said: Any) -> list[Any]:
-    """The ids that a file gives under a key, as a list: one, several or none."""
-    return [id_ for id_ in (said if isinstance(said, list | tuple) else [said]) if id_ is not None]
+def listed(value: Any) -> list[Any]:
+    """The ids under a key of a file, as a list: one, several or none."""
+    return [id_ for id_ in (value if isinstance(value, list | tuple) else [value]) if id_ is not None]
 
 
 def is_token(id_: Any, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -55,9 +55,8 @@ def has_row(id_: Any, config: PretrainedConfig) -> bool:
 
 def config_value(config: PretrainedConfig, key: str) -> Any:
     """A configuration's value for a key, or that of its text part; None if neither has one."""
-    return next(
-        (said for one in (config, config.get_text_config()) if (said := getattr(one, key, None)) is not None), None
-    )
+    values = (getattr(one, key, None) for one in (config, config.get_text_config()))
+    return next((value for value in values if value is not None), None)
 
 
 def ids_outside_vocabulary(
@@ -66,22 +65,22 @@ def ids_outside_vocabulary(
     """One remark for each id that the files name and the vocabulary does not have; such ids are ignored."""
     rows = config.get_text_config().vocab_size
     for key in ID_KEYS:
-        for place, said in ((CONFIG, config_value(config, key)), (GENERATION, generation.get(key))):
-            for id_ in listed(said):
+        for place, value in ((CONFIG, config_value(config, key)), (GENERATION, generation.get(key))):
+            for id_ in listed(value):
                 if not is_token(id_, config, tokenizer):
                     yield f"{place}: {key}={id_!r} is none of the {min(len(tokenizer), rows):,} tokens: ignored"
 
 
 def stated(
-    said: Mapping[str, Any], stops: Iterable[Stop], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+    generation: Mapping[str, Any], stops: Iterable[Stop], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """The content of generation_config.json: ``said`` with these stops and without ids outside the vocabulary."""
+    """The content of generation_config.json: ``generation`` with these stops and without ids outside the vocabulary."""
 
     def known(ids: Any) -> Any:
         kept = [id_ for id_ in listed(ids) if is_token(id_, config, tokenizer)]
         return kept if isinstance(ids, list | tuple) else (kept[0] if kept else None)
 
-    result = {key: known(value) if key in ID_KEYS else value for key, value in said.items()}
+    result = {key: known(value) if key in ID_KEYS else value for key, value in generation.items()}
     for key in ID_KEYS:
         if result.get(key) is None:
             result[key] = known(config_value(config, key))

@@ -80,11 +80,11 @@ class BeamSearch:
         prompt_width: int = 0,
         pad_id: int = 0,
     ):
-        """Args: ``prompt_width``, columns of the prompts, where lengths count the prompt; ``pad_id``, where
-        finished searches stay in the batch.
+        """Args: ``prompt_width``, columns of the prompts, for lengths that count the prompt; ``pad_id``, for finished
+        searches that stay in the batch.
 
         Raises:
-            ConfigError: lengths that leave the stop token out could be zero.
+            ConfigError: lengths without the stop token could be zero.
         """
         if conventions.length == "without_stop" and not settings.min_new_tokens:
             raise ConfigError("min_new_tokens=0: the published beam search divides by the length; set it to 1 or more")

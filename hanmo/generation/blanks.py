@@ -1,4 +1,4 @@
-"""Answers in several places of one text, for families that fill blanks."""
+"""Fills several blanks of one text, for families that fill blanks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def fill(
 ) -> list[list[Generation]]:
     """One generation for every blank of each context, from left to right; each sees the answers before it.
 
-    A context without blanks, or of a family that knows none, has one generation.
+    A context without blanks has one generation.
 
     Args:
-        first: number of the first context among all prompts, for what is drawn.
+        first: index of the first context among all prompts, for the random draws.
         options: of ``generate``.
     """
     answers: list[list[Generation]] = [[] for _ in contexts]
@@ -38,6 +38,6 @@ def fill(
 
 
 def next_context(opened: OpenedModel, context: Context, reply: Generation) -> Context | None:
-    """What the next blank of a context is answered from; None if that was the last."""
+    """The context for the next blank after a reply; None if that was the last."""
     ids = opened.family.next_blank(context.ids, reply.ids)
     return None if ids is None else Context(ids, ids)

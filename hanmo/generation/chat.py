@@ -1,4 +1,4 @@
-"""A conversation with a model: what was said, what the model sees of it, and its replies."""
+"""A conversation with a model: its turns, the context that the model sees, and its replies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hanmo.rows import Context
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply: its text and ids (without the stop token), what the model saw, and whether it stopped by itself."""
+    """A reply: its text and ids (without the stop token), the context that the model saw, and whether it has stopped."""
 
     text: str
     ids: tuple[int, ...]
@@ -26,15 +26,15 @@ class Reply:
 
 
 class ChatSession:
-    """A conversation. What the model has said stays as the ids it said, which are not always those of its text.
+    """A conversation. Replies are kept as the generated ids, which are not always those of their text.
 
     Args:
-        limit: tokens of the conversation that the model is shown; how a longer one is cut is the family's business.
-        system: a system text that goes before the conversation.
+        limit: tokens of the conversation that the model sees; the family cuts a longer one.
+        system: a system text before the conversation.
 
     Attributes:
-        settings: of the next reply; may be changed at any time. ``seed`` counts when the session or ``reseed`` begins.
-        turns: what was said since the last ``clear``, the user first.
+        settings: of the next reply; may be changed at any time. ``seed`` takes effect at the beginning and in ``reseed``.
+        turns: since the last ``clear``, the user's first.
     """
 
     def __init__(self, opened: OpenedModel, settings: Settings, limit: int, system: str = ""):
@@ -49,11 +49,11 @@ class ChatSession:
 
     @property
     def streams(self) -> bool:
-        """Whether a reply can be shown while it is made: with beams nothing is certain before the end."""
+        """Whether a reply can be shown while it is generated: with beams nothing is certain before the end."""
         return self.settings.num_beams == 1
 
-    def say(self, text: str, on_text: OnText | None = None, sampler: Sampler | None = None) -> Reply:
-        """Answer the user. Ctrl-C ends the reply where it is; what there is of it joins the conversation.
+    def reply(self, text: str, on_text: OnText | None = None, sampler: Sampler | None = None) -> Reply:
+        """Answer the user. Ctrl-C ends the reply where it is; the tokens so far join the conversation.
 
         Args:
             on_text: called with each piece of the reply as soon as it is certain.
@@ -63,25 +63,25 @@ class ChatSession:
         context = self.opened.family.context(record, self.limit)
         settings = self.settings.change(seed=self._random.getrandbits(63))
         growing = GrowingText(self.opened.family.decode, on_text)
-        [said] = generate(self.opened, [context], settings, growing.take, sampler, keep_on_interrupt=True)
-        reply = Reply(growing.finish(said.ids), said.ids, context, said.finished)
+        [generated] = generate(self.opened, [context], settings, growing.take, sampler, keep_on_interrupt=True)
+        reply = Reply(growing.finish(generated.ids), generated.ids, context, generated.finished)
         self.turns += [text, reply.text]
         self._ids += [None, reply.ids]
         return reply
 
     def clear(self) -> None:
-        """Begin a new conversation."""
+        """Start a new conversation."""
         if self.turns:
             self._earlier.append(Dialogue(tuple(self.turns), self.system))
         self.turns, self._ids = [], []
 
     def reseed(self, seed: int | None) -> None:
-        """Draw from this seed on, in a new conversation."""
+        """Start a new conversation with this seed."""
         self.settings = self.settings.change(seed=seed)
         self._random = Random(seed)
         self.clear()
 
     def save(self, path: str | Path) -> int:
-        """Write all conversations of the session as dialogue records, one a line; returns how many."""
+        """Write all conversations of the session as dialogue records, one a line; returns their number."""
         current = [Dialogue(tuple(self.turns), self.system)] if self.turns else []
         return write_records(path, [*self._earlier, *current])

@@ -80,7 +80,8 @@ def generate(
             for chosen in batch_groups(opened.network, [len(context.ids) for context in contexts]):
                 given = [contexts[number] for number in chosen]
                 kept = [places[number] for number in chosen]
-                batch = _batch(opened, given, settings, _of_rows(sampler, chosen), conventions, kept)
+                kind = _Rows if settings.num_beams == 1 else _Beams
+                batch = kind(opened, given, settings, _of_rows(sampler, chosen), conventions, kept)
                 try:
                     for drawn in batch.run():
                         if on_token is not None:
@@ -93,31 +94,6 @@ def generate(
             if not keep_on_interrupt:
                 raise
     return found
-
-
-def stream(opened: OpenedModel, context: Context, settings: Settings, sampler: Sampler | None = None) -> Iterator[int]:
-    """The ids of one reply, each as soon as it is drawn, without the stop token; with beams all at the end."""
-    with _evaluating(opened.network):
-        batch = _batch(opened, [context], settings, sampler, None, [Place(0)])
-        for drawn in batch.run():
-            yield from (token for _, token in drawn)
-        if isinstance(batch, _Beams):
-            yield from batch.results()[0].ids
-
-
-def search(
-    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, conventions: SearchConventions | None = None
-) -> list[list[Hypothesis]]:
-    """Beam search: for each context all replies that it has kept (at most ``num_beams``), best first."""
-    found: dict[int, list[Hypothesis]] = {}
-    with _evaluating(opened.network):
-        for chosen in batch_groups(opened.network, [len(context.ids) for context in contexts]):
-            places = [Place(number) for number in chosen]
-            batch = _Beams(opened, [contexts[number] for number in chosen], settings, None, conventions, places)
-            for _ in batch.run():
-                pass
-            found |= zip(chosen, batch.search.results(), strict=True)
-    return [found[number] for number in range(len(contexts))]
 
 
 def _of_rows(sampler: Sampler | None, chosen: Sequence[int]) -> Sampler | None:
@@ -136,17 +112,6 @@ def _evaluating(network: Any) -> Iterator[None]:
         yield
     finally:
         network.train(training)
-
-
-def _batch(
-    opened: OpenedModel,
-    contexts: Sequence[Context],
-    settings: Settings,
-    sampler: Sampler | None,
-    conventions: SearchConventions | None,
-    places: Sequence[Place],
-) -> _Rows | _Beams:
-    return (_Rows if settings.num_beams == 1 else _Beams)(opened, contexts, settings, sampler, conventions, places)
 
 
 class _Batch:

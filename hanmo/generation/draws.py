@@ -1,8 +1,8 @@
-"""Random draws that depend on the reply alone, not on its batch, its row or the device.
+"""Random draws that depend on the reply alone, not on its batch, its row or its device.
 
 The noise of a token is a function of (seed, the reply's place, step, token): a counter goes through SplitMix64 (Steele
-et al. 2014, "Fast splittable pseudorandom number generators"). So a reply is the same alone and in a batch, in one
-process and in several, and in a run that is continued.
+et al. 2014, "Fast splittable pseudorandom number generators"). A reply is the same alone and in a batch, in one process
+and in several, and in a resumed run.
 
 Shape suffixes: R rows, S samples, N things to draw from.
 """
@@ -19,12 +19,12 @@ from torch import Tensor
 
 
 class Place(NamedTuple):
-    """The identity of a reply among all that are asked for; its noise is a function of (seed, place, step).
+    """The identity of a reply among all requested ones; its noise is a function of (seed, place, step).
 
     Attributes:
-        record: number of the prompt in its input, from 0; 0 for a single prompt.
-        choice: number among several replies to the same prompt.
-        blank: number of the blank that is answered, of prompts with several.
+        record: index of the prompt in its input; 0 for a single prompt.
+        choice: index among several replies to the same prompt.
+        blank: index of the blank that is filled.
     """
 
     record: int
@@ -33,13 +33,13 @@ class Place(NamedTuple):
 
 
 class Sampler(Protocol):
-    """Draws without replacement, and in the order drawn.
+    """Draws without replacement, in the order of the draws.
 
     Args:
         step: decoding step, from 0.
         samples: for each row of ``probs`` the index of the context it belongs to.
         probs: (rows, N) fp32; N is the vocabulary, or beams x vocabulary for sampled beams.
-        count: how many to draw from each row.
+        count: draws from each row.
     """
 
     def __call__(self, step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor: ...
@@ -58,7 +58,7 @@ BELOW_ONE = 1 - 2.0**-24  # the largest fp32 under 1
 
 
 def placed_sampler(seed: int | None, places: Sequence[Place], device: torch.device) -> Sampler:
-    """A sampler for a batch: ``places`` has one entry per context. Without a seed one is drawn."""
+    """A sampler for a batch with one place per context. Without a seed one is drawn."""
     chosen = secrets.randbits(63) if seed is None else seed
     keys_S = torch.tensor([_key(chosen, place) for place in places]).to(device)
     rows: tuple[list[int], Tensor] = (list(range(len(places))), keys_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 OFF = float("-inf")
-CANDIDATES = 512  # tokens that top-p looks at before it sorts the whole vocabulary
+CANDIDATES = 512  # tokens that top-p reads before it sorts the whole vocabulary
 
 
 def top_k(scores_RV: Tensor, k: int, cut: float = OFF) -> Tensor:
@@ -17,11 +17,10 @@ def top_k(scores_RV: Tensor, k: int, cut: float = OFF) -> Tensor:
 
 
 def top_p(scores_RV: Tensor, p: float, cut: float = OFF) -> Tensor:
-    """Keep the smallest set of best tokens whose probability exceeds p; the token that crosses p is kept.
+    """Keep the smallest set of best tokens whose probability exceeds p; the others become ``cut``.
 
-    A token becomes ``cut`` if the probability of those before it already exceeds p, so the best one always stays.
-    p = 0 and p >= 1 keep all. Most rows are settled by their first few hundred tokens, which are found without sorting
-    the vocabulary.
+    The best token always stays; p = 0 and p >= 1 keep all. The vocabulary is sorted only if its first few hundred tokens
+    do not decide.
     """
     if p <= 0 or p >= 1:
         return scores_RV

@@ -1,4 +1,4 @@
-"""Score rules for families without rules of their own, on token ids, as transformers' processors define them."""
+"""The logits processor of families without one of their own: token ids, as transformers' processors define it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to decode: one set of names for the command line, the presets, the code and the docs."""
+"""Decoding settings: one set of names for the command line, the presets, the code and the docs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Settings:
 
     Attributes:
         max_new_tokens: the longest reply. [tokens]
-        min_new_tokens: the shortest reply: before it, the stop token is banned. [tokens]
+        min_new_tokens: the shortest reply: before it, the stop token is suppressed. [tokens]
         do_sample: draw tokens; otherwise take the best (greedy, or beam search if num_beams > 1).
         temperature: logits are divided by it; above 0. [T]
         top_k: draw from the k best tokens; 0 is off. [k, tokens]
@@ -25,7 +25,7 @@ class Settings:
         early_stopping: a beam search ends as soon as num_beams replies are finished.
         repetition_penalty: above 1 makes tokens that occurred less likely; 1 is off. [θ]
         no_repeat_ngram_size: no n-gram of this length occurs twice; 0 is off. [tokens]
-        suppressed_ids: tokens that are never generated. [token ids]
+        suppressed_ids: ids that are never sampled, beside those of the family. [token ids]
         rule_files: follow the rule files (antonyms) that came with the model, if there are any.
         seed: of the random draws; null draws one.
         published: reproduce the original's published decoding, flaws included.
@@ -52,7 +52,7 @@ class Settings:
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("min_new_tokens", self.min_new_tokens >= 0, "0 or more"),
             ("suppressed_ids", all(id_ >= 0 for id_ in self.suppressed_ids), "ids of tokens, 0 or more"),
-            ("temperature", self.temperature > 0, "above 0; for greedy decoding say do_sample=false"),
+            ("temperature", self.temperature > 0, "above 0; for greedy decoding set do_sample=false"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
             ("num_beams", self.num_beams >= 1, "at least 1"),
@@ -71,20 +71,20 @@ class Settings:
         return replace(self, **changes)
 
 
-# The keys of generation_config.json that are used: they say how replies are sampled, not their length or beam search.
+# The keys of generation_config.json that are used: those of sampling, not of lengths and beam search.
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
 
 def sampling_of(generation: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The sampling settings of a generation_config.json, and the entries with invalid values, as ``key=value``.
+    """The sampling settings of a generation_config.json, and its invalid entries as ``key=value``.
 
     Temperature 0 means greedy decoding, as in other programs.
     """
-    said = {key: generation[key] for key in SAMPLING if generation.get(key) is not None}
-    if said.get("temperature") == 0:
-        said = {**{key: value for key, value in said.items() if key != "temperature"}, "do_sample": False}
+    given = {key: generation[key] for key in SAMPLING if generation.get(key) is not None}
+    if given.get("temperature") == 0:
+        given = {**{key: value for key, value in given.items() if key != "temperature"}, "do_sample": False}
     found, wrong = {}, []
-    for key, value in said.items():
+    for key, value in given.items():
         kind = bool if key == "do_sample" else int if key == "top_k" else int | float
         try:
             good = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)

@@ -1,19 +1,19 @@
-"""Text that grows token by token."""
+"""Text of a reply, piece by piece, while its tokens arrive."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 OnText = Callable[[str], None]
-HALF_A_CHARACTER = "\ufffd"  # what a decoder makes of bytes whose rest is still to come
+HALF_A_CHARACTER = "\ufffd"  # the text of an incomplete byte sequence
 
 
 class GrowingText:
-    """Tells the text of a reply, in pieces, while its tokens arrive.
+    """Passes the text of a reply on, piece by piece.
 
     Args:
         decode: ids as text.
-        on_text: called with each piece once it is certain; None: nobody listens.
+        on_text: called with each piece once it is certain; None: only ``finish`` matters.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], on_text: OnText | None):
@@ -23,13 +23,13 @@ class GrowingText:
         self._shown = ""
 
     def take(self, index: int, token: int) -> None:
-        """The next token; ``index`` (of the reply in its batch) does not matter here."""
+        """The next token; ``index``, of the reply in its batch, is not used."""
         self._ids.append(token)
         if self._on_text is not None:
             self._show(self._decode(self._ids), certain=False)
 
     def finish(self, ids: Sequence[int]) -> str:
-        """All ids of the reply: tells what is left to tell; returns the whole text."""
+        """Pass on the rest of the text of all ids, and return the whole text."""
         text = self._decode(ids)
         self._show(text, certain=True)
         return text
@@ -37,7 +37,7 @@ class GrowingText:
     def _show(self, text: str, certain: bool) -> None:
         if self._on_text is None or (text.endswith(HALF_A_CHARACTER) and not certain):
             return
-        if not text.startswith(self._shown):  # the decoder took something back: say it all again, once it is certain
+        if not text.startswith(self._shown):  # the decoder changed earlier text: show it again, once it is certain
             if not certain:
                 return
             self._on_text("\n")

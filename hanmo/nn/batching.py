@@ -1,4 +1,4 @@
-"""Which texts a network can process in one batch without changing any text's result."""
+"""Groups texts into batches that change no text's result."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Batching:
-    """What may share a batch. The defaults hold for our own networks; models of transformers are probed.
+    """The texts that may share a batch. The defaults hold for our own networks; models of transformers are probed.
 
     Attributes:
-        batch: prompts that may be decoded in one batch: "any", those of "even" length, or "one" at a time.
-        continues: several tokens may be fed in one step after a prompt.
-        rows: rows that may be scored in one batch: "any", or "one" at a time.
+        batch: prompts that may be decoded together: "any", those of "even" length, or "one" at a time.
+        continues: one step may take several tokens.
+        rows: rows that may be scored together: "any", or "one" at a time.
     """
 
     batch: Literal["any", "even", "one"] = "any"
@@ -28,7 +28,7 @@ def batching_of(network: Any) -> Batching:
 
 
 def batch_groups(network: Any, lengths: Sequence[int]) -> list[list[int]]:
-    """Split prompts of these lengths into batches that change no reply; each batch lists the prompts' numbers."""
+    """Split prompts of these lengths into batches that change no reply; each batch lists the prompts' indices."""
     how = batching_of(network).batch
     if how == "any" or len(lengths) == 1:
         return [list(range(len(lengths)))]

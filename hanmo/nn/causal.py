@@ -46,7 +46,7 @@ def example_numbers(pieces: Sequence[Tensor]) -> Tensor:
 
 
 def same_example(queries_Bq: Tensor, keys_Bk: Tensor) -> Tensor:
-    """Which keys a query may see by their examples' numbers, bool (B, q, k); number 0, padding, sees every example."""
+    """The keys with the query's example number, bool (B, q, k); queries with number 0, padding, see every example."""
     return (keys_Bk != 0)[:, None] & ((queries_Bq[:, :, None] == keys_Bk[:, None]) | (queries_Bq == 0)[:, :, None])
 
 
@@ -57,7 +57,7 @@ def causal_prompt(context_ids: Sequence[int], stop_ids: tuple[int, ...]) -> Prom
         UnsupportedError: the context is empty.
     """
     if not context_ids:
-        raise UnsupportedError("the prompt is empty: this model needs something to go on from")
+        raise UnsupportedError("the prompt is empty: this model needs at least one token to continue")
     length = len(context_ids)
     inputs = {**token_inputs(context_ids), "position_ids": torch.arange(length)}
     return Prompt(inputs, start=torch.tensor([length]), step=torch.tensor([1]), stop_ids=stop_ids)
@@ -66,13 +66,13 @@ def causal_prompt(context_ids: Sequence[int], stop_ids: tuple[int, ...]) -> Prom
 def causal_mask(attention_mask: Tensor | None, hidden_BTD: Tensor, state: DecodeState | None) -> Tensor | None:
     """The ``attn_mask`` of scaled_dot_product_attention, broadcastable to (B, H, T, S); None: plain causal.
 
-    Args:
-        attention_mask: (B, T) bool or integer, 1 on real tokens, or in packed rows the number of the example a token
-            belongs to; (B, T) floating, added to the scores as it is;
-            (B, 1, T, T) or (B, T, T) bool or integer, used as it is (packed rows). Ignored when decoding.
-        state: decoding: its columns are the keys, the last T of them the queries.
+    A query always sees itself, so that padding never gives NaN.
 
-    A query may always see itself, so that padding never gives NaN.
+    Args:
+        attention_mask: (B, T) bool or integer, 1 on real tokens, in packed rows the number of the token's example;
+            (B, T) floating, added to the scores; (B, 1, T, T) or (B, T, T) bool or integer, used as it is. Ignored when
+            decoding.
+        state: decoding: its columns are the keys, the last T of them the queries.
     """
     queries = hidden_BTD.shape[1]
     if state is not None:

@@ -1,4 +1,4 @@
-"""Keys and values kept while decoding: one class for every network of ours."""
+"""The keys and values that a network keeps while decoding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ BLOCK = 64  # columns by which the buffers grow
 class DecodeState:
     """Keys and values of all layers for R rows. Column c of every layer belongs to the same token.
 
-    A step is: ``grow`` once with the new tokens, then ``extend`` in every layer.
+    A step calls ``grow`` once with the new tokens, then ``extend`` in every layer.
 
     Attributes:
         length: columns in use.
-        valid_RC: (R, length) bool, False on the padding of left-filled prompts.
+        valid_RC: (R, length) bool, False on the padding of prompts.
         has_padding: some column of some row is padding.
     """
 
@@ -32,7 +32,7 @@ class DecodeState:
         return self._valid_RC[:, : self.length]
 
     def grow(self, valid_Rq: Tensor) -> None:
-        """Make room for q new columns; ``valid_Rq`` (R, q) bool or 0/1 says which rows have a real token there."""
+        """Make room for q new columns; ``valid_Rq`` (R, q) bool or 0/1: True on real tokens."""
         valid_Rq = valid_Rq.bool()
         self._valid_RC = valid_Rq if self._valid_RC is None else torch.cat([self.valid_RC, valid_Rq], dim=1)
         self.length += valid_Rq.shape[1]
@@ -58,10 +58,7 @@ class DecodeState:
         self.length = columns
 
     def take(self, rows: Tensor) -> DecodeState:
-        """The state of the given rows (R',) int64, in that order; a row may be taken more than once.
-
-        The result shares nothing with this state, which stays usable.
-        """
+        """The state of the given rows (R',) int64, in that order, with repetitions; shares nothing with this state."""
         other = self._empty()
         other.length = self.length
         other.has_padding = self.has_padding

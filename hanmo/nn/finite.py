@@ -1,4 +1,4 @@
-"""Checks that a network's results are finite. Only values already on the host are checked, so no device is synchronised."""
+"""Checks that a network's results are finite, on values that are on the host already: no device is synchronised."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ LARGEST_FP16 = 65504
 
 
 def require_finite(values: Iterable[float], network: Any) -> None:
-    """Check logits, log-probabilities, rewards or scores.
-
-    Raises:
-        NotANumberError: NaN, or infinite.
-    """
+    """Raise NotANumberError unless all logits, log-probabilities, rewards or scores are finite."""
     if not all(map(math.isfinite, values)):
         raise NotANumberError(_message(network))
 

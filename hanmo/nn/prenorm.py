@@ -11,9 +11,9 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import UnsupportedError
-from hanmo.nn.cpu.dropout import Dropout
-from hanmo.nn.cpu.linear import Linear
+from hanmo.nn.cpu import Dropout, Linear
 from hanmo.nn.decode_state import DecodeState
+from hanmo.nn.row_model import RowModel
 from hanmo.nn.tensor_parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
 
 TP_PLAN = {
@@ -51,7 +51,7 @@ class Attention(nn.Module):
     def forward(
         self, queries_BTD: Tensor, hidden_BTD: Tensor, mask: Tensor | None, state: DecodeState | None, layer: int
     ) -> Tensor:
-        """Args: mask as scaled_dot_product_attention takes it, None for plain causal attention."""
+        """Args: ``mask`` of scaled_dot_product_attention, None for plain causal attention."""
         q_BHTK = self._split(self.q_proj(queries_BTD))
         k_BHSK, v_BHSK = self._split(self.k_proj(hidden_BTD)), self._split(self.v_proj(hidden_BTD))
         if state is not None:
@@ -113,11 +113,11 @@ class PreNormBlock(GradientCheckpointingLayer):
 
 
 def check_positions(positions: Tensor, table: nn.Embedding, columns: int) -> None:
-    """UnsupportedError where a position has no row in the table.
+    """Raise UnsupportedError if a position has no row in the table.
 
     Args:
-        columns: tokens of a row. Where they are no more than the table has rows nothing is looked at, as a GPU would
-            have to be waited for.
+        columns: tokens of a row; positions are read only if there are more than the table has rows, since reading them
+            synchronises a GPU.
     """
     if columns > table.num_embeddings and (last := int(positions.max())) >= table.num_embeddings:
         raise UnsupportedError(
@@ -132,14 +132,33 @@ def _residual(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
-def init_prenorm(module: nn.Module, std: float, layers: int) -> None:
-    """Fresh weights as in GPT-2: N(0, std); what writes into the residual stream N(0, std / sqrt(2 x layers))."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        if hasattr(module, "writes_residual"):
-            std = std / (2 * layers) ** 0.5
-        init.normal_(module.weight, std=std)
-        if isinstance(module, nn.Linear) and module.bias is not None:
+class PreNormModel(RowModel):
+    """A network of ``PreNormBlock`` with a tied output head; configurations have ``hidden_size`` and ``num_layers``."""
+
+    base_model_prefix = ""
+    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
+    _no_split_modules = ["PreNormBlock"]
+    _tp_plan = TP_PLAN
+
+    def add_blocks(self, heads: int, inner: int, attention_dropout: float, dropout: float) -> None:
+        """Make the blocks, the final norm and the output head, after the embeddings."""
+        config, width = self.config, self.config.hidden_size
+        activation, epsilon = config.activation_function, config.layer_norm_epsilon
+        self.layers = nn.ModuleList(
+            PreNormBlock(width, heads, inner, activation, epsilon, attention_dropout, dropout)
+            for _ in range(config.num_layers)
+        )
+        self.final_norm = nn.LayerNorm(width, eps=epsilon)
+        self.lm_head = Linear(width, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As in GPT-2: N(0, std), and N(0, std / sqrt(2 x layers)) for projections into the residual stream."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            scale = (2 * self.config.num_layers) ** 0.5 if hasattr(module, "writes_residual") else 1
+            init.normal_(module.weight, std=self.config.initializer_range / scale)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
             init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        init.ones_(module.weight)
-        init.zeros_(module.bias)

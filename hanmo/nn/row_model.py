@@ -1,8 +1,8 @@
-"""What every network of ours has on top: output and value head, the loss inside the forward, the decoding protocol.
+"""The base of our networks: output and value head, the loss inside the forward, the decoding protocol.
 
-The loss lives inside the forward of the module that Trainer wraps. Outside it, gradients are wrong under DDP,
-FSDP2 fails and LoRA on the head is ignored. The head is always called as a module, on chunks of the scored
-positions only, so that logits for [all tokens, vocabulary] never exist.
+The loss is computed in the forward of the module that Trainer wraps. Outside it, gradients are wrong under DDP, FSDP2
+fails and LoRA on the head is ignored. The head is called as a module, on chunks of the scored positions only, so that
+logits for [all tokens, vocabulary] never exist.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VALUE_KINDS = ("linear", "mlp")
 
 @dataclass
 class RowOutput(ModelOutput):
-    """What a network says about a batch of rows.
+    """The result of a network for a batch of rows.
 
     Attributes:
         loss: scalar fp32, when labels were given.
@@ -37,7 +37,7 @@ class RowOutput(ModelOutput):
         logprob: (B, A) fp32, log p(label) where scored and 0 elsewhere, when labels were given.
         entropy: (B, A) fp32 in nats where scored, when asked for.
         value: (B, A) fp32 at every place, from networks with a value head.
-        memory: what the next segment of each row is to be given, from networks that were given a memory.
+        memory: the ``memory`` of each row's next segment, from networks that were given one.
     """
 
     loss: Tensor | None = None
@@ -51,8 +51,8 @@ class RowOutput(ModelOutput):
 class ValueHead(nn.Module):
     """A number for every place: rewards of a reward model, values of a critic.
 
-    "linear" is one layer without bias, as in the published reward models; "mlp" is Linear(D, 2D), ReLU, Linear(2D, 1),
-    as in the published critics.
+    "linear" is one layer without bias (the published reward models); "mlp" is Linear(D, 2D), ReLU, Linear(2D, 1)
+    (the published critics).
     """
 
     def __init__(self, width: int, kind: str):
@@ -70,13 +70,13 @@ class ValueHead(nn.Module):
 
 
 def configured_value_head(config: Any) -> ValueHead | None:
-    """The head that a configuration names under ``value_head``; None for models that only speak."""
+    """The head that a configuration names under ``value_head``, or None."""
     kind = getattr(config, "value_head", None)
     return ValueHead(config.get_text_config().hidden_size, kind) if kind else None
 
 
 def attach_value_head(network: Any, kind: ValueKind) -> None:
-    """Give a network a fresh value head, which is saved and opened with it from then on."""
+    """Add a fresh value head, which is saved and opened with the network."""
     network.config.value_head = kind
     head = configured_value_head(network.config)
     assert head is not None
@@ -92,7 +92,7 @@ def values_of(network: Any, hidden_BAD: Tensor, labels: Tensor | None, inputs: d
 
 
 class RowModel(PreTrainedModel):
-    """A network that scores rows and decodes. Subclasses give ``backbone``, ``lm_head``, ``prefill`` and ``step``."""
+    """A network that scores rows and decodes. Subclasses define ``backbone``, ``lm_head``, ``prefill`` and ``step``."""
 
     lm_head: nn.Module
     value_head: ValueHead | None
@@ -101,23 +101,20 @@ class RowModel(PreTrainedModel):
     # Trainer otherwise divides the loss again, and drops position 0 of "causal" models' labels.
     accepts_loss_kwargs = True
     loss_type = "hanmo_rows"
-    #: ``tree`` computes what it should; None: nobody has asked yet; networks that have one set this to None
+    #: whether ``tree`` is exact; networks that have one set this to None: not probed yet
     trees_are_exact: bool | None = False
 
     def __init__(self, config: Any):
         super().__init__(config)
         self.value_head = configured_value_head(config)
-        self.critic: nn.Module | None = None  # a network of its own that values what this one says, while it is trained
+        self.critic: nn.Module | None = None  # while a policy is trained: another network, which computes its values
 
     def backbone(self, *args: Any, **inputs: Any) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """The input of the output head at every place of the predicting axis, (B, A, D).
-
-        A network that is given the ``memory`` of its last segment returns the new memory as well.
-        """
+        """The input of the output head, (B, A, D); with the ``memory`` of the last segment as an input, also the new one."""
         raise NotImplementedError
 
     def features(self, **inputs: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:
-        """What the output head reads and what the value head reads, (B, A, D) each, and the memory of ``backbone``."""
+        """The inputs of the output head and of the value head, (B, A, D) each, and the memory of ``backbone``."""
         hidden = self.backbone(**inputs)
         hidden_BAD, memory = hidden if isinstance(hidden, tuple) else (hidden, None)
         return hidden_BAD, hidden_BAD, memory
@@ -137,7 +134,7 @@ class RowModel(PreTrainedModel):
             labels: (B, A) int64 aligned with the logits (not shifted here), -100 where nothing is scored.
             weights: (B, A) fp32; 1 wherever scored if None.
             num_items_in_batch: sum of the weights of the whole optimizer step; of this batch if None.
-            suppressed_ids: int64, ids that cannot be said: log p is that of the choice among the others.
+            suppressed_ids: int64, ids that cannot be sampled: log p is that of the choice among the others.
         """
         hidden_BAD, valued_BAD, memory = self.features(**inputs)
         value_BA = values_of(self, valued_BAD, labels, inputs)
@@ -153,7 +150,7 @@ class RowModel(PreTrainedModel):
         return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA, memory=memory)
 
     def prefill(self, *args: Any, **inputs: Any) -> tuple[Tensor, DecodeState]:
-        """Read left-filled prompts: logits after the last token, (R, 1, V), and the state to go on from."""
+        """Read left-padded prompts: logits after the last token, (R, 1, V), and the decoding state."""
         raise NotImplementedError
 
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
@@ -161,18 +158,18 @@ class RowModel(PreTrainedModel):
         raise NotImplementedError
 
     def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
-        """Read rows in which texts branch: the output head's input (B, T, D). Not every network has it.
+        """Read rows in which texts branch: the output head's input (B, T, D). Not every network can.
 
         Args:
-            sees_BTT: bool, which tokens (last axis) each one sees.
+            sees_BTT: bool, the tokens (last axis) that each token sees.
         """
         raise NotImplementedError
 
 
 def kept_places(network: Any) -> int:
-    """Of how many scored positions logits are kept: of none where whole layers are computed again.
+    """The number of scored positions whose logits are kept: 0 under full activation checkpointing.
 
-    Selective checkpointing, which comes with a ``context_fn``, keeps what products gave.
+    Selective checkpointing has a ``context_fn`` and keeps the results of matrix products.
     """
     functions = (
         module._gradient_checkpointing_func
@@ -193,9 +190,9 @@ def score_tokens(
 ) -> tuple[Tensor, Tensor | None]:
     """log p(label) at the scored positions, (B, A) fp32 with zeros elsewhere; the entropies alike if asked for.
 
-    The logits of the first ``kept`` scored positions, in whole chunks, are kept for the backward pass; those of all
-    others are computed again there, so that the memory does not grow with the batch. Of ``suppressed_ids`` neither value
-    nor gradient takes notice; no label is one of them.
+    The logits of the first ``kept`` scored positions, in whole chunks, are kept for the backward pass; all others are
+    computed again there, so that the memory does not grow with the batch. ``suppressed_ids``, which are never labels, take
+    no part in values and gradients.
     """
     scored_BA = labels_BA != IGNORE
     hidden_ND, labels_N = hidden_BAD[scored_BA], labels_BA[scored_BA]
@@ -214,11 +211,11 @@ def score_tokens(
         logprobs.append(logprob_n)
         entropies.append(entropy_n)
 
-    def spread(values: list[Tensor]) -> Tensor:
+    def scatter(values: list[Tensor]) -> Tensor:
         empty_BA = hidden_BAD.new_zeros(labels_BA.shape, dtype=torch.float32)
         return empty_BA.masked_scatter(scored_BA, torch.cat(values).float())
 
-    return spread(logprobs), spread(entropies) if entropy else None
+    return scatter(logprobs), scatter(entropies) if entropy else None
 
 
 def without_suppressed(logits: Tensor, suppressed_ids: Tensor | None) -> Tensor:

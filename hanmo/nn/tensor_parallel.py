@@ -1,8 +1,7 @@
-"""Tensor parallelism: which of our modules every rank has a slice of, and what transformers' plans cannot express.
+"""Tensor parallelism: the terms of our plans, and what transformers' plans cannot express.
 
-A network's ``_tp_plan`` names modules and how they are cut; transformers loads only a rank's slices, runs the cut modules,
-and gathers them on saving. Attention derives its number of heads from the width of what it projected, so that a rank's
-share of heads needs nothing more.
+A network's ``_tp_plan`` maps modules to the way they are cut; transformers loads only a rank's slices, runs the cut
+modules, and gathers them on saving. Attention derives its number of heads from the width of its projections.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ WHOLE_LOGITS = "colwise_gather_output"  # vocabulary rows are cut, and every ran
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The rank's slice of a parameter that is cut but belongs to no module with a cut forward; any other as it is."""
+    """The rank's slice of a parameter that is cut outside a cut module; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -57,7 +56,7 @@ def is_cut(network: Any) -> bool:
 
 
 def tell_widths(network: nn.Module) -> None:
-    """Give linear modules the width of the whole: peft (0.21) gives a cut layer's adapter that of this rank's slice."""
+    """Set the widths of linear modules to those of the whole weights: peft (0.21) reads a rank's slice otherwise."""
     for module in network.modules():
         if isinstance(module, nn.Linear) and isinstance(module.weight, DTensor):
             module.out_features, module.in_features = module.weight.shape
@@ -65,10 +64,10 @@ def tell_widths(network: nn.Module) -> None:
 
 @contextmanager
 def each_pass_alone(network: Any) -> Iterator[None]:
-    """A forward and backward pass of a cut network, which may be one of several whose gradients are summed up.
+    """A forward and backward pass of a cut network whose gradients may be accumulated over several passes.
 
-    Of what a rank sees a part of only (Qwen3's norms of queries and keys), transformers (5.23) sums the gradient over the
-    ranks after every pass, and would count those of the passes before again: they are put aside until this one is over.
+    For weights that see only a part of the heads (Qwen3's norms of queries and keys), transformers (5.23) sums the gradient
+    over the ranks after every pass, and would count earlier passes again: their gradients are put aside until this one ends.
     """
     plan = network.config.get_text_config().base_model_tp_plan or {}
     summed = [name for name, style in plan.items() if style == "replicated_with_grad_allreduce"]
@@ -88,7 +87,7 @@ def each_pass_alone(network: Any) -> Iterator[None]:
 
 
 def writes(network: Any) -> bool:
-    """Whether this is the process that writes the network's files: any process for a whole one, else rank 0."""
+    """Whether this process writes the network's files: any process for a whole network, else rank 0."""
     return not is_cut(network) or torch.distributed.get_rank() == 0
 
 

@@ -33,11 +33,10 @@ _NOWHERE = (_IMPOSSIBLE,) * 4
 class WordCutter:
     """Cuts text into words as jieba does.
 
-    rjieba has jieba's dictionary and adds up its probabilities in the same order, so the most probable path through
-    the dictionary is taken from it. It differs in three ways. Its hidden Markov model, which finds words in runs of
-    single characters, is rounded, so that nearly equal paths change places: ours has jieba's own numbers. It joins
-    Latin letters and digits otherwise: they are cut again by jieba's rule. And it takes more characters for Chinese:
-    these stand apart. In the few blocks with one of the dictionary's purely Latin words the path is found here.
+    rjieba finds the most probable path through the dictionary, with jieba's sums. Three differences are mended here: its
+    hidden Markov model, which finds words in runs of single characters, is rounded, so ours has jieba's own numbers; it
+    joins Latin letters and digits by another rule; and it takes more characters for Chinese. In the few blocks with one
+    of the dictionary's purely Latin words the path is found here.
 
     Args:
         further: characters that may be parts of words as well.
@@ -90,9 +89,9 @@ class WordCutter:
         return words + self._run_words(run)
 
     def _run_words(self, run: str) -> list[str]:
-        """Words that the hidden Markov model finds in characters that the dictionary left single; Latin ones stay whole.
+        """The hidden Markov model's words of a run of single characters; Latin words stay whole.
 
-        A run that is a word of the dictionary itself was less probable than its characters, and stays apart.
+        A run that is a word of the dictionary was less probable than its characters, and stays apart.
         """
         if len(run) < 2 or _rjieba(self._added).has_word(run):
             return [*run]
@@ -123,9 +122,9 @@ class BoundedCache(dict[str, list[Any]]):
 
 @lru_cache(maxsize=2)
 def _rjieba(added: tuple[str, ...]) -> rjieba.Jieba:
-    """rjieba with jieba's sum of all frequencies, whose rounding decides between paths that are equally probable.
+    """rjieba with jieba's sum of all frequencies, whose rounding decides between equally probable paths.
 
-    The words are never found. One stands for a line that jieba's dictionary has twice: jieba counts it twice.
+    The added words are never found; ``\\0`` stands for a line that jieba's dictionary has, and jieba counts, twice.
     """
     cutter = rjieba.Jieba()
     cutter.add_word("\0", _COUNTED_TWICE, None)
@@ -138,8 +137,8 @@ def _rjieba(added: tuple[str, ...]) -> rjieba.Jieba:
 def read_frequencies() -> tuple[dict[str, str], int]:
     """The words of jieba's dictionary with their frequencies, and the sum of these.
 
-    The file is read here and not by a ``jieba.Tokenizer``: that keeps a cache file in the shared temporary folder,
-    which may be stale, half written or another user's.
+    Not read by ``jieba.Tokenizer``, whose cache file in the shared temporary folder may be stale, half written or
+    another user's.
     """
     import jieba
 
@@ -194,7 +193,7 @@ def _viterbi(run: str) -> list[str]:
         _, then_e, _, then_s = emissions.get(run[1], _NOWHERE)
         return [run] if first["B"] + at_b + be + then_e > first["S"] + at_s + ss + then_s else [*run]
     b, e, m, s = first["B"] + at_b, first["E"] + at_e, first["M"] + at_m, first["S"] + at_s
-    # where the best path to a state comes from, at each further character: S or E to B and S; M or B to E and M
+    # the origin of the best path to a state at each further character: S or E for B and S; M or B for E and M
     from_s_to_b, from_m_to_e, from_m_to_m, from_s_to_s = [False], [False], [False], [False]
     for character in run[1:]:
         at_b, at_e, at_m, at_s = emissions.get(character, _NOWHERE)

@@ -52,7 +52,7 @@ def used(opened: OpenedModel) -> dict[str, Any]:
     contexts = [family.context(talk, 64) for talk in TALKS]
     replies = {name: [one.ids for one in generate(opened, contexts, how)] for name, how in DECODING.items()}
     session = ChatSession(opened, GREEDY.change(do_sample=True, seed=3), 64)
-    replies["chat"] = [session.say(text).ids for text in ("你好", "明天去哪里玩？")]
+    replies["chat"] = [session.reply(text).ids for text in ("你好", "明天去哪里玩？")]
     questions = [
         family.cloze("今天天气", ["真不错", "很好，我们去玩", "真好"], "。"),
         family.cloze("三加五等于", ["八", "九"], "。"),

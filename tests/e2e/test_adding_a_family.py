@@ -28,7 +28,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-family.md"
 def gru(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The page's files as the package hanmo.families.gru, for one test."""
     files = re.findall(r"```python file=(\S+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert {name for name, _ in files} == {"modeling.py", "tokenization.py", "legacy.py", "family.py"}
+    assert {name for name, _ in files} == {"modeling.py", "tokenization.py", "original_format.py", "family.py"}
     folder = tmp_path / "families" / "gru"
     folder.mkdir(parents=True)
     for name, text in [("__init__.py", ""), *files]:

@@ -57,7 +57,7 @@ def test_what_the_model_is_shown(case):
 
     def say(user):
         ids = [*tokenizer.encode_plain(next(scripted)), tokenizer.sep_token_id]
-        return chat.say(user, sampler=lambda step, samples, probs, count: torch.tensor([[ids[step]]]))
+        return chat.reply(user, sampler=lambda step, samples, probs, count: torch.tensor([[ids[step]]]))
 
     # The recorded replies are the scripts, before their tokens made them text again.
     expected = [

@@ -8,9 +8,10 @@ import pytest
 
 from hanmo.families.base import OpenedModel
 from hanmo.families.decoding import TRANSFORMERS_4_31
-from hanmo.generation.decode import generate, search
+from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.rows import Context
+from tests.searching import search
 
 # Their names -> ours; what is not listed must be known to change nothing.
 NAMES = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "early_stopping")

@@ -71,7 +71,7 @@ def test_company_changes_nothing(name: str) -> None:
 def test_a_model_that_sees_ahead_is_refused_by_name(name: str) -> None:
     """A masked language model opens as a decoder and would say anything."""
     opened = adopted(build(name, **({"is_decoder": False} if name == "bert" else {})))
-    with pytest.raises(UnsupportedError, match=rf"\({name}\) sees the tokens that it is to predict"):
+    with pytest.raises(UnsupportedError, match=rf"\({name}\) sees the tokens that it should predict"):
         generate(opened, contexts(), Settings(max_new_tokens=2))
     with pytest.raises(UnsupportedError, match="is_decoder"):
         score_rows(opened, [opened.family.row(parts) for parts in rows(opened)[0]])

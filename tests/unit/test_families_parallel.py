@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from hanmo.errors import ConfigError, UnsupportedError
-from hanmo.families.huggingface.ranks import with_plan
+from hanmo.families.huggingface.tensor_parallel import with_plan
 from hanmo.families.weight_map import expand
 from hanmo.nn.tensor_parallel import (
     IN_HEADS,

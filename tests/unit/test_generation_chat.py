@@ -42,10 +42,10 @@ def test_history_keeps_the_ids_that_were_said(opened):
     chat = ChatSession(opened, SETTINGS, 64)
     letters = [opened.tokenizer.get_vocab()[letter] for letter in "天气"]
     assert ids_of(opened, "天气")[:-1] != letters
-    reply = chat.say("今天", sampler=scripted([*letters, opened.tokenizer.sep_token_id]))
+    reply = chat.reply("今天", sampler=scripted([*letters, opened.tokenizer.sep_token_id]))
     assert (reply.text, reply.ids, reply.finished) == ("天气", tuple(letters), True)
     sep = opened.tokenizer.sep_token_id
-    context = chat.say("好", sampler=scripted([sep])).context
+    context = chat.reply("好", sampler=scripted([sep])).context
     assert context.full_ids == (*ids_of(opened, "今天"), *letters, sep, *ids_of(opened, "好"))
     assert chat.turns == ["今天", "天气", "好", ""]
 
@@ -53,11 +53,11 @@ def test_history_keeps_the_ids_that_were_said(opened):
 def test_clear_and_save(opened, tmp_path):
     chat = ChatSession(opened, SETTINGS, 64, system="你好")
     for text in ("今天", "明天"):
-        chat.say(text, sampler=scripted(ids_of(opened, "很好")))
+        chat.reply(text, sampler=scripted(ids_of(opened, "很好")))
     chat.clear()
     assert chat.turns == []
     chat.clear()
-    reply = chat.say("好", sampler=scripted(ids_of(opened, "不")))
+    reply = chat.reply("好", sampler=scripted(ids_of(opened, "不")))
     assert reply.context.full_ids == (*ids_of(opened, "你好"), *ids_of(opened, "好"))
     assert chat.save(tmp_path / "talk.jsonl") == 2
     assert read_records(tmp_path / "talk.jsonl") == [
@@ -69,25 +69,25 @@ def test_clear_and_save(opened, tmp_path):
 def test_a_seed_repeats_a_whole_session(opened):
     def replies(seed):
         chat = ChatSession(opened, SETTINGS.change(seed=seed, temperature=2.0), 64)
-        return [chat.say("今天").ids for _ in range(3)]
+        return [chat.reply("今天").ids for _ in range(3)]
 
     assert replies(1) == replies(1) != replies(2)
     chat = ChatSession(opened, SETTINGS.change(seed=9, temperature=2.0), 64)
-    chat.say("今天")
+    chat.reply("今天")
     chat.reseed(1)
     assert chat.turns == []
-    assert [chat.say("今天").ids for _ in range(3)] == replies(1)
+    assert [chat.reply("今天").ids for _ in range(3)] == replies(1)
 
 
 def test_replies_within_a_session_draw_anew(opened):
     chat = ChatSession(opened, SETTINGS.change(temperature=3.0), 4)  # the limit hides the history
-    assert len({chat.say("今").ids for _ in range(4)}) > 1
+    assert len({chat.reply("今").ids for _ in range(4)}) > 1
 
 
 def test_streamed_pieces_are_the_reply(opened):
     chat = ChatSession(opened, SETTINGS, 64)
     pieces: list[str] = []
-    reply = chat.say("今天", pieces.append, scripted(ids_of(opened, "今天天气很好")))
+    reply = chat.reply("今天", pieces.append, scripted(ids_of(opened, "今天天气很好")))
     assert "".join(pieces) == reply.text == "今天天气很好"
     assert len(pieces) > 2
     assert chat.streams and not ChatSession(opened, SETTINGS.change(num_beams=2), 64).streams
@@ -102,7 +102,7 @@ def test_ctrl_c_keeps_what_was_said(opened):
             raise KeyboardInterrupt
 
     chat = ChatSession(opened, SETTINGS, 64)
-    reply = chat.say("今天", show, scripted(ids_of(opened, "天气好")))
+    reply = chat.reply("今天", show, scripted(ids_of(opened, "天气好")))
     assert reply.text == "天气" and shown == ["天气"] and not reply.finished
     assert chat.turns == ["今天", reply.text]
 
@@ -136,7 +136,7 @@ def test_console_with_beams_says_the_same_as_the_session(opened, monkeypatch, ca
     beams = {"num_beams": 3, "do_sample": False}
     shown = console(opened, monkeypatch, capsys, ["今天"], **beams).out.splitlines()
     settings = chat_cli.decoding_settings(opened, None, ["max_new_tokens=4"], 1, False).change(**beams)
-    assert shown == ["Usr >>> 今天", f"Sys >>> {ChatSession(opened, settings, 128).say('今天').text}"]
+    assert shown == ["Usr >>> 今天", f"Sys >>> {ChatSession(opened, settings, 128).reply('今天').text}"]
 
 
 def test_console_commands(opened, monkeypatch, capsys, tmp_path):

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from hanmo.families.decoding import TRANSFORMERS_4_31
-from hanmo.generation.decode import generate, search, stream
+from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.rows import Context
+from tests.searching import search, stream
 from tests.unit.decoding_peers import GPT2_SIZE, GPT2_STOP, as_t5, eva, gpt2
 from tests.unit.tiny import tiny
 

@@ -15,13 +15,14 @@ from typer.testing import CliRunner
 from hanmo.checkpoints import save_model
 from hanmo.cli import app
 from hanmo.families.base import OpenedModel
-from hanmo.generation.decode import generate, stream
+from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place, exponential, placed_sampler
 from hanmo.generation.settings import Settings
 from hanmo.records import PromptResponse
 from hanmo.rows import Context
 from hanmo.training.rl.policy import PolicyTrainer
 from hanmo.training.rl.rollout import OwnEngine, question
+from tests.searching import stream
 from tests.unit.tiny import tiny
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from hanmo.evaluation.perplexity import PerplexityResult
 from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, or_null
 from hanmo.generation.chat import ChatSession
-from hanmo.generation.decode import generate, stream
+from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.nn.row_model import attach_value_head
@@ -30,6 +30,7 @@ from hanmo.rows import Context, Part
 from hanmo.training.callbacks import MetricsFile, read_metrics
 from hanmo.training.rl.rewards import score_records
 from hanmo.training.rl.rollout import OwnEngine
+from tests.searching import stream
 from tests.unit.tiny import tiny, tiny_eva
 
 GREEDY = Settings(do_sample=False, max_new_tokens=4)
@@ -60,7 +61,7 @@ def test_decoding_stops(settings: Settings, value: float, tmp_path: Path) -> Non
     with pytest.raises(NotANumberError, match=DAMAGED):
         list(stream(opened, asked[0], settings))
     with pytest.raises(NotANumberError, match=DAMAGED):
-        ChatSession(opened, settings, 32).say("你好")
+        ChatSession(opened, settings, 32).reply("你好")
     with pytest.raises(NotANumberError, match=DAMAGED):
         OwnEngine(opened, 4)(asked, settings, [Place(0), Place(1)])
 

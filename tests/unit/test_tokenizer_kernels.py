@@ -130,7 +130,7 @@ def test_every_character_has_sentencepieces_ids(small: str) -> None:
 def test_rules_are_those_of_the_model(small: str) -> None:
     peer = sentencepiece.SentencePieceProcessor(model_file=small)
     read = models.read_model(peer.serialized_model_proto())
-    assert [piece.text for piece in read.pieces] == [peer.id_to_piece(index) for index in range(len(read.pieces))]
+    assert [piece.piece for piece in read.pieces] == [peer.id_to_piece(index) for index in range(len(read.pieces))]
     assert [piece.score for piece in read.pieces] == [peer.get_score(index) for index in range(len(read.pieces))]
     assert (read.rules[ord("，")], read.rules[ord("㎡")], read.rules[ord("\n")]) == (",", "m2", " ")
     assert ord("か") in read.starts and 0x3099 in read.follows and ord("今") not in read.starts

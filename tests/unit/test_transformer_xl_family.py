@@ -5,13 +5,15 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hanmo.families.transformer_xl import original_format
 from hanmo.families.transformer_xl.family import TransformerXLFamily
-from hanmo.families.transformer_xl.modeling import TransformerXLConfig
+from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
 from hanmo.families.transformer_xl.streams import stream_rows
+from hanmo.families.weight_map import Size
 from hanmo.records import Dialogue, PromptResponse, Text
 from hanmo.rows import IGNORE, Part
 
@@ -99,6 +101,13 @@ def test_stream_invariants(lengths: list[int], length: int) -> None:
     learned = [label for row in rows for label in row.labels.tolist() if label != IGNORE]
     assert learned == [label for size in lengths if size for label in (*range(2, size + 1), STOP)]
     assert max(int(row.inputs["reach"].max()) for row in rows) < length
+
+
+@pytest.mark.parametrize("size", original_format.SIZES.values())
+def test_parameter_counts(size: Size) -> None:
+    with torch.device("meta"):
+        network = TransformerXLModel(TransformerXLConfig(**size.config))
+    assert sum(parameter.numel() for parameter in network.parameters()) == size.parameters
 
 
 def test_a_size_has_one_name() -> None:

@@ -1,4 +1,4 @@
-"""What is added to EVA's attention scores: the relative position bias and the masks.
+"""The relative position buckets and masks of EVA's attention.
 
 Shape suffixes: B batch, H heads, q query positions, k key positions.
 """
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 MAX_DISTANCE = 128  # relative distances from here on share the last bucket
-#: What the original adds to the score of a masked key. It shows only where a query may see no key at all.
-MASKED = -10000.0
+MASKED = -10000.0  # what the original adds to the score of a masked key
 
 
 def relative_buckets(relative: Tensor, num_buckets: int, bidirectional: bool) -> Tensor:
@@ -43,31 +42,10 @@ def _buckets_by_distance(num_buckets: int, bidirectional: bool) -> tuple[int, ..
 
 
 def masked_bias(bias_BHqk: Tensor, allowed_BHqk: Tensor) -> Tensor:
-    """The position bias with -inf at keys that may not be seen: what is added to the attention scores.
+    """The position bias with -inf at masked keys, to be added to the attention scores.
 
-    Where a query may see no key at all, its bias is kept whole, lowered by 10000 as in the original, so that
-    attention stays finite there.
+    A query that sees no key keeps its whole bias, lowered by 10000 as in the original, so that attention stays finite.
     """
     none_allowed = ~allowed_BHqk.any(-1, keepdim=True)
     masked = bias_BHqk.masked_fill(~allowed_BHqk, -torch.inf)
     return torch.where(none_allowed, bias_BHqk + MASKED, masked).contiguous()
-
-
-def per_query(mask: Tensor) -> Tensor:
-    """A mask of any of the accepted shapes as bool (B, 1 or H, 1 or q, k)."""
-    if mask.dim() == 2:
-        mask = mask[:, None]
-    if mask.dim() == 3:
-        mask = mask[:, None]
-    return mask.bool()
-
-
-def blind_queries(mask: Tensor | None) -> Tensor | None:
-    """Of a mask given per query: the queries that may see nothing, (B, q).
-
-    Only explicit masks are asked. The original gives such queries the score 0 for every key, so zeroing them
-    yields its very numbers on the padding of its own masks; otherwise nothing reads what they compute.
-    """
-    if mask is None or mask.dim() == 2:
-        return None
-    return ~per_query(mask)[:, 0].any(-1)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 SUPPRESSED = -10000.0  # the score of ids that rules 2 to 4 suppress
 SUPPRESSED_ALWAYS = -50000.0  # of <unk> and settings.suppressed_ids
-# Stands for <sep> where text is compared character by character: <sep> counts as one character.
+# Stands for <sep>, which counts as one character, in the comparison of texts.
 SEPARATOR = "\ufdd0"
 PAUSES = ("，", ",", "。")
 AFTER_PAUSE = ("但", "不过")  # suppressed after a pause
@@ -79,7 +79,7 @@ class Vocabulary:
 
 
 def read_antonyms(path: str | Path) -> list[tuple[str, str]]:
-    """Pairs of words that exclude each other, from a file with one Python tuple of two strings a line.
+    """Pairs of antonyms from a file with one Python tuple of two strings a line.
 
     Raises:
         RecordError: a line is not such a tuple.

@@ -1,6 +1,6 @@
-"""EVA as T5: a folder that plain transformers loads, without hanmo, and that gives the same logits.
+"""Exports EVA as T5: a folder that plain transformers loads without hanmo, with the same logits.
 
-EVA is a T5 v1.1 in form. T5 never scales its attention scores, so EVA 2.0's scale is folded into the queries.
+EVA has the form of T5 v1.1. T5 never scales its attention scores, so EVA 2.0's scale is folded into the queries.
 Source: the recorded specification of thu-coai/EVA, section 13.
 """
 
@@ -54,18 +54,18 @@ def standalone(path: Path) -> str:
 
 
 def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:
-    """Write what T5ForConditionalGeneration needs beside EVA's weights, and the tokenizer with its code.
+    """Write everything that T5ForConditionalGeneration needs beside EVA's weights, and the tokenizer with its code.
 
     Returns:
-        Remarks: what was left out, what rounding loses.
+        Remarks about what was left out and what rounding loses.
     """
     _write_config(config, folder, dtype)
     tokenizer.save_pretrained(folder)
     (folder / "tokenization.py").write_text(standalone(Path(tokenization.__file__)), encoding="utf-8")
     settings = folder / "tokenizer_config.json"
-    said = json.loads(settings.read_text(encoding="utf-8"))
-    said["auto_map"] = {"AutoTokenizer": ["tokenization.EvaTokenizer", None]}
-    settings.write_text(json_text(said, indent=2) + "\n", encoding="utf-8")
+    content = json.loads(settings.read_text(encoding="utf-8"))
+    content["auto_map"] = {"AutoTokenizer": ["tokenization.EvaTokenizer", None]}
+    settings.write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_README.format(name=folder.name), encoding="utf-8")
     notes = ["the role embeddings have no place in T5 and are left out; no published program uses them"]
     if dtype != torch.float32 and config.attn_scale:
@@ -74,7 +74,7 @@ def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: to
 
 
 def t5_tensors(config: EvaConfig) -> dict[str, tuple[str, float]]:
-    """T5's names, which are those of EVA's hub layout: ours, and what it is multiplied with, the scale for queries."""
+    """By T5's names, which are those of EVA's hub layout: the name of ours and its factor, the scale for queries."""
     scale = config.d_kv**-0.5 if config.attn_scale else 1.0
     hub = next(layout for layout in original_format.LAYOUTS if layout.container == "bin")
     return {
@@ -89,13 +89,13 @@ def _write_config(config: EvaConfig, folder: Path, dtype: torch.dtype) -> None:
     same = ["vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads"]
     same += ["relative_attention_num_buckets", "dropout_rate", "layer_norm_epsilon"]
     ids = {name: getattr(config, name) for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id")}
-    said: dict[str, Any] = {name: getattr(config, name) for name in same} | ids
-    said |= {
+    values: dict[str, Any] = {name: getattr(config, name) for name in same} | ids
+    values |= {
         "relative_attention_max_distance": MAX_DISTANCE,
         "feed_forward_proj": "gated-gelu",
         "tie_word_embeddings": False,
     }
-    t5 = T5Config(**said)
+    t5 = T5Config(**values)
     # T5Config sets this to True whatever it is given; with it the head would be tied and the model ruined.
     t5.tie_word_embeddings = False
     t5.architectures = ["T5ForConditionalGeneration"]

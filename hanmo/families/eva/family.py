@@ -73,8 +73,8 @@ class EvaFamily(Family):
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         """One row: the turns before the last as context, the last as target.
 
-        Turns are taken from the last backwards as long as they fit; a record of which no turn or not all of the
-        target fits makes no row. The only turn of a dialogue is a context whose target is two ``<unk>``, as published.
+        Turns are taken from the last backwards as long as they fit. There is no row if no turn fits, or not the whole
+        target. The only turn of a dialogue is a context whose target is two ``<unk>``, as published.
         """
         record = _with_turns(record)
         turns, opening = self._turns(record), self._opening(record)
@@ -92,7 +92,7 @@ class EvaFamily(Family):
         return [[Part(self._given(context, opening), False), Part(tuple(target), True)]]
 
     def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
-        """The unscored parts at the beginning are the context (and what follows ``<s_0>`` in them opens the reply).
+        """The unscored parts at the beginning are the context, with the beginning of the reply after ``<s_0>``.
 
         Weights sum to 1 over a row: the published loss is the mean over samples of the mean over a sample's tokens.
         """
@@ -113,14 +113,14 @@ class EvaFamily(Family):
         return replace(row, weights=row.weights / row.weights.sum().clamp_min(1))
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
-        """The context for the encoder; the decoder starts from ``<s_0>`` and what opens the reply."""
+        """The context for the encoder; ``<s_0>`` and the beginning of the reply for the decoder."""
         context, opening = self._split(context_ids)
         start = self.tokenizer.bos_token_id
         inputs = token_inputs([*context, start]) | token_inputs([start, *opening], "decoder_")
         return Prompt(inputs, torch.tensor([1 + len(opening)]), torch.tensor([1]), self.stop_ids)
 
     def context(self, record: Record, limit: int) -> Context:
-        """The conversation so far: of its last 8 turns, from the newest backwards, every one that still fits.
+        """Of the last 8 turns, from the newest backwards, every one that still fits.
 
         As published, a turn that does not fit is left out and older ones may still enter.
         """
@@ -134,7 +134,7 @@ class EvaFamily(Family):
         return Context(self._given(seen, opening), (*full_ids, *opening))
 
     def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
-        """What stands before the gap is a turn, the option and what follows it are the reply."""
+        """The text before the gap is a turn; the option and the text after it are the reply."""
         context = Part((*self.encode(before), self.tokenizer.sep_token_id), False)
         return [[context, Part(tuple(self.encode(option + after)), True)] for option in options]
 
@@ -200,7 +200,7 @@ class EvaFamily(Family):
         return (*context, self.tokenizer.bos_token_id, *opening) if opening else tuple(context)
 
     def _split(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Ids for the encoder, and ids that open the reply."""
+        """The ids for the encoder, and the ids of the beginning of the reply."""
         ids, start = list(ids), self.tokenizer.bos_token_id
         if start not in ids:
             return ids, []

@@ -1,4 +1,4 @@
-"""EVA's network: an encoder-decoder in the form of T5 v1.1, with masks and positions as inputs.
+"""EVA's network: an encoder-decoder in the form of T5 v1.1.
 
 Pre-norm blocks without biases, root-mean-square norms, gated tanh-GELU, a relative position bias per stack, a head
 of its own. EVA 2.0 divides the attention scores by sqrt(d_kv), EVA 1.0 does not; nothing else differs.
@@ -18,11 +18,10 @@ from transformers import PretrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hanmo.families.eva.biases import blind_queries, masked_bias, per_query, relative_buckets
+from hanmo.families.eva.biases import masked_bias, relative_buckets
 from hanmo.families.eva.state import EvaState
 from hanmo.nn.causal import same_example
-from hanmo.nn.cpu.dropout import Dropout, dropout
-from hanmo.nn.cpu.linear import Linear, lowered
+from hanmo.nn.cpu import Dropout, Linear, dropout, lowered
 from hanmo.nn.decode_state import DecodeState
 from hanmo.nn.row_model import RowModel
 from hanmo.nn.tensor_parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
@@ -96,7 +95,7 @@ class EvaNorm(nn.Module):
 
 
 class _Normalised(torch.autograd.Function):
-    """``EvaNorm``'s formula. Of what is as large as the input, the input alone is kept; autograd keeps four tensors."""
+    """``EvaNorm``'s formula; keeps only the input for the backward pass, where autograd keeps four tensors of its size."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -115,7 +114,7 @@ class _Normalised(torch.autograd.Function):
 
 
 class EvaAttention(nn.Module):
-    """Multi-head attention of queries to keys and values that the caller has projected and may keep."""
+    """Multi-head attention to keys and values that the caller projects and may keep."""
 
     def __init__(self, config: EvaConfig):
         super().__init__()
@@ -132,13 +131,9 @@ class EvaAttention(nn.Module):
         """Keys and values of a source, (B, H, k, K) each."""
         return self._heads(self.k_proj(source_BkD)), self._heads(self.v_proj(source_BkD))
 
-    def forward(
-        self, hidden_BqD: Tensor, key_BHkK: Tensor, value_BHkK: Tensor, bias_BHqk: Tensor, blind_Bq: Tensor | None
-    ) -> Tensor:
-        """Args: ``bias_BHqk`` from ``masked_bias``; ``blind_Bq`` queries that see nothing and so attend by bias alone."""
+    def forward(self, hidden_BqD: Tensor, key_BHkK: Tensor, value_BHkK: Tensor, bias_BHqk: Tensor) -> Tensor:
+        """Args: ``bias_BHqk`` from ``masked_bias``."""
         query_BHqK = self._heads(self.q_proj(hidden_BqD))
-        if blind_Bq is not None:
-            query_BHqK = query_BHqK.masked_fill(blind_Bq[:, None, :, None], 0)
         attention_dropout = self.dropout_rate if self.training else 0.0
         mixed_BHqK = F.scaled_dot_product_attention(
             query_BHqK, key_BHkK, value_BHkK, bias_BHqk.to(query_BHqK.dtype), attention_dropout, scale=self.scale
@@ -166,9 +161,9 @@ class EvaFeedForward(nn.Module):
 
 
 class EvaBlock(GradientCheckpointingLayer):
-    """Self-attention, cross-attention (decoder only) and feed-forward, each behind its norm.
+    """Self-attention, cross-attention (decoder only) and feed-forward, each after its norm.
 
-    Everything a gradient flows into is a positional argument: checkpointing loses gradients of anything else.
+    Inputs with gradients are positional arguments: checkpointing loses the gradients of keyword arguments.
     """
 
     def __init__(self, config: EvaConfig, decoder: bool):
@@ -187,10 +182,8 @@ class EvaBlock(GradientCheckpointingLayer):
         self,
         hidden_BqD: Tensor,
         bias_BHqk: Tensor,
-        blind_Bq: Tensor | None,
         encoded_BTD: Tensor | None = None,
         cross_bias_BHqT: Tensor | None = None,
-        cross_blind_Bq: Tensor | None = None,
         state: EvaState | None = None,
         layer: int = 0,
     ) -> Tensor:
@@ -198,7 +191,7 @@ class EvaBlock(GradientCheckpointingLayer):
         keys, values = self.attn.keys_values(normal_BqD)
         if state is not None:
             keys, values = state.extend(layer, keys, values)
-        hidden_BqD = hidden_BqD + self.dropout(self.attn(normal_BqD, keys, values, bias_BHqk, blind_Bq))
+        hidden_BqD = hidden_BqD + self.dropout(self.attn(normal_BqD, keys, values, bias_BHqk))
         if self.decoder:
             normal_BqD = lowered(self.cross_norm(hidden_BqD))
             if state is not None:
@@ -208,7 +201,7 @@ class EvaBlock(GradientCheckpointingLayer):
             else:
                 assert encoded_BTD is not None, "a decoder reads an encoder's output or a state"
                 keys, values = self.cross.keys_values(lowered(encoded_BTD))
-            mixed_BqD = self.cross(normal_BqD, keys, values, cross_bias_BHqT, cross_blind_Bq)
+            mixed_BqD = self.cross(normal_BqD, keys, values, cross_bias_BHqT)
             hidden_BqD = hidden_BqD + self.dropout(mixed_BqD.view_as(hidden_BqD))
         return hidden_BqD + self.dropout(self.ff(lowered(self.ff_norm(hidden_BqD))))
 
@@ -271,59 +264,31 @@ class EvaModel(RowModel):
         decoder_input_ids: Tensor,
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        cross_attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        decoder_position_ids: Tensor | None = None,
-        role_ids: Tensor | None = None,
-        decoder_role_ids: Tensor | None = None,
     ) -> Tensor:
         """The decoder's output after its last norm, (B, A, D).
-
-        Masks are 1 or True where a key may be seen. In packed rows both (B, T) and (B, A) hold the number of the
-        example that a token belongs to. Given per query, (B, q, k) or (B, H or 1, q, k), they are taken as they are,
-        and the decoder's mask must itself be causal.
 
         Args:
             input_ids: (B, T) int64.
             decoder_input_ids: (B, A) int64, beginning with the start token.
-            attention_mask: (B, T), or per query (B, T, T); all is real if None.
-            decoder_attention_mask: (B, A), or per query (B, A, A); all is real if None.
-            cross_attention_mask: (B, A, T); the encoder's real tokens if None.
-            position_ids: (B, T) int64; 0 … T-1 if None. Only distances count.
-            decoder_position_ids: (B, A) int64; 0 … A-1 if None.
-            role_ids: (B, T) of 0 and 1; no role embedding if None.
-            decoder_role_ids: (B, A) of 0 and 1.
+            attention_mask: (B, T), 1 on real tokens; all are real if None.
+            decoder_attention_mask: (B, A); all are real if None. Where both masks are given, they hold the number of the
+                example that a token belongs to, from 1 on, as in packed rows.
         """
-        if attention_mask is not None and attention_mask.dim() > 2 and cross_attention_mask is None:
-            raise ValueError("an attention_mask per query says nothing about the decoder: give cross_attention_mask")
-        masks = (attention_mask, decoder_attention_mask)
-        if cross_attention_mask is None and all(mask is not None and mask.dim() == 2 for mask in masks):
-            assert attention_mask is not None and decoder_attention_mask is not None
-            cross_attention_mask = same_example(decoder_attention_mask, attention_mask)
-            attention_mask = same_example(attention_mask, attention_mask)
-            causal = torch.ones(2 * decoder_input_ids.shape[1:], dtype=torch.bool, device=input_ids.device).tril()
-            decoder_attention_mask = same_example(decoder_attention_mask, decoder_attention_mask) & causal
-        encoded_BTD = self._encode(input_ids, attention_mask, position_ids, role_ids)
-        queries = decoder_input_ids.shape[1]
-        if decoder_attention_mask is None or decoder_attention_mask.dim() == 2:
-            allowed = torch.ones(queries, queries, dtype=torch.bool, device=input_ids.device).tril()[None, None]
-            if decoder_attention_mask is not None:
-                allowed = allowed & per_query(decoder_attention_mask)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        causal_AA = torch.ones(2 * decoder_input_ids.shape[1:], dtype=torch.bool, device=input_ids.device).tril()
+        if decoder_attention_mask is None:
+            encoder_BTT = cross_BAT = attention_mask.bool()[:, None]
+            decoder_BAA = causal_AA[None]
         else:
-            allowed = per_query(decoder_attention_mask)
-        cross_bias = self._cross_bias(
-            attention_mask if cross_attention_mask is None else cross_attention_mask, encoded_BTD
-        )
-        positions = _positions(decoder_input_ids, decoder_position_ids)
-        bias_BHqk = masked_bias(self.decoder.position_bias(positions, positions), allowed)
-        return self.decoder(
-            self._embed(decoder_input_ids, decoder_role_ids),
-            bias_BHqk,
-            blind_queries(decoder_attention_mask),
-            encoded_BTD,
-            cross_bias,
-            blind_queries(cross_attention_mask),
-        )
+            encoder_BTT = same_example(attention_mask, attention_mask)
+            cross_BAT = same_example(decoder_attention_mask, attention_mask)
+            decoder_BAA = same_example(decoder_attention_mask, decoder_attention_mask) & causal_AA
+        encoded_BTD = self._encode(self.word_embeds(input_ids), encoder_BTT)
+        positions_1A = _positions(decoder_input_ids)
+        bias_BHAA = masked_bias(self.decoder.position_bias(positions_1A, positions_1A), decoder_BAA[:, None])
+        decoder_BAD = self.word_embeds(decoder_input_ids)
+        return self.decoder(decoder_BAD, bias_BHAA, encoded_BTD, _cross_bias(cross_BAT, encoded_BTD))
 
     def prefill(
         self,
@@ -332,16 +297,16 @@ class EvaModel(RowModel):
         decoder_input_ids: Tensor,
         decoder_attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, EvaState]:
-        """Read prompts: logits after the last decoder token, (R, 1, V), and the state to go on from.
+        """Read prompts: logits after the last decoder token, (R, 1, V), and the decoding state.
 
         Args:
             input_ids, attention_mask: (R, T); padding may be on either side.
-            decoder_input_ids, decoder_attention_mask: (R, A), filled on the left.
+            decoder_input_ids, decoder_attention_mask: (R, A), padded on the left.
         """
         state = EvaState(len(self.decoder.blocks))
-        encoded_RTD = self._encode(input_ids, attention_mask)
+        encoded_RTD = self._encode(self.word_embeds(input_ids), attention_mask.bool()[:, None])
         state.cross = [block.cross.keys_values(encoded_RTD) for block in self.decoder.blocks]  # type: ignore[operator, union-attr]
-        state.cross_bias_S11T = self._cross_bias(attention_mask, encoded_RTD)
+        state.cross_bias_S11T = _cross_bias(attention_mask.bool()[:, None], encoded_RTD)
         if decoder_attention_mask is None:
             decoder_attention_mask = torch.ones_like(decoder_input_ids)
         positions_RA = decoder_attention_mask.cumsum(-1) - 1
@@ -361,32 +326,21 @@ class EvaModel(RowModel):
         columns = torch.arange(state.length, device=ids_Rq.device)
         causal_qC = columns <= columns[-ids_Rq.shape[1] :, None]
         bias_RHqC = self.decoder.position_bias(positions_Rq, state.positions_RC)
-        bias_RHqC = masked_bias(bias_RHqC, causal_qC & per_query(state.valid_RC))
-        return self.decoder(self._embed(ids_Rq), bias_RHqC, None, None, state.cross_bias_S11T, None, state=state)
+        bias_RHqC = masked_bias(bias_RHqC, causal_qC & state.valid_RC[:, None, None])
+        return self.decoder(self.word_embeds(ids_Rq), bias_RHqC, None, state.cross_bias_S11T, state=state)
 
-    def _encode(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None = None,
-        role_ids: Tensor | None = None,
-    ) -> Tensor:
-        positions = _positions(input_ids, position_ids)
-        bias_BHTT = self.encoder.position_bias(positions, positions)
-        if attention_mask is not None:
-            bias_BHTT = masked_bias(bias_BHTT, per_query(attention_mask))
-        return self.encoder(self._embed(input_ids, role_ids), bias_BHTT, blind_queries(attention_mask))
-
-    def _cross_bias(self, mask: Tensor | None, encoded_BTD: Tensor) -> Tensor:
-        """Cross-attention has no position bias, only a mask: (B, 1, 1 or A, T)."""
-        if mask is None:
-            mask = torch.ones(encoded_BTD.shape[:2], device=encoded_BTD.device)
-        return masked_bias(encoded_BTD.new_zeros(1, 1, 1, 1), per_query(mask))
-
-    def _embed(self, ids: Tensor, role_ids: Tensor | None = None) -> Tensor:
-        embedded = self.word_embeds(ids)
-        return embedded if role_ids is None else embedded + self.role_embeds(role_ids)
+    def _encode(self, embedded_BTD: Tensor, allowed_BTT: Tensor) -> Tensor:
+        """The encoder's output; ``allowed_BTT`` bool, (B, 1 or T, T): the keys that a query sees."""
+        positions_1T = _positions(embedded_BTD)
+        bias_BHTT = masked_bias(self.encoder.position_bias(positions_1T, positions_1T), allowed_BTT[:, None])
+        return self.encoder(embedded_BTD, bias_BHTT)
 
 
-def _positions(ids: Tensor, given: Tensor | None) -> Tensor:
-    return torch.arange(ids.shape[1], device=ids.device)[None] if given is None else given
+def _cross_bias(allowed_BAT: Tensor, encoded_BTD: Tensor) -> Tensor:
+    """Cross-attention has no position bias, only a mask: (B, 1, 1 or A, T)."""
+    return masked_bias(encoded_BTD.new_zeros(1, 1, 1, 1), allowed_BAT[:, None])
+
+
+def _positions(tokens_BT: Tensor) -> Tensor:
+    """0 … T - 1, (1, T), for tokens (B, T, …)."""
+    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]

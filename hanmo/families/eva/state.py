@@ -1,4 +1,4 @@
-"""What EVA's decoder keeps between steps."""
+"""EVA's decoding state."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from hanmo.nn.decode_state import DecodeState
 
 
 class EvaState(DecodeState):
-    """Decoding state that also holds what the decoder sees of the encoder, once per source.
+    """A state with the cross-attention's keys and values, once per source.
 
-    The R rows are S groups of R / S consecutive rows; the rows of a group share the cross-attention keys and
-    values of their source, which are never copied per row.
+    The R rows are S groups of R / S consecutive rows; the rows of a group share their source.
 
     Attributes:
         positions_RC: decoder positions of the columns.
@@ -36,7 +35,7 @@ class EvaState(DecodeState):
         sources = len(self.cross_bias_S11T)
         per_source = len(self.positions_RC) // sources
         taken = [row // per_source for row in rows.tolist()]
-        # The widest groups of equal size into which the new rows fall.
+        # The largest size of groups of rows with one source each.
         width = math.gcd(*(len(list(run)) for _, run in groupby(taken)))
         taken = taken[::width]
         if taken == list(range(sources)):

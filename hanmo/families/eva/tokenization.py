@@ -1,6 +1,6 @@
 """EVA's tokenizer: jieba's words, cut up by longest match against the vocabulary. Exact to the original.
 
-Travels with exported models: what it imports of hanmo is put into its text on export.
+Exported models get this file with the text of the modules of hanmo that it imports.
 Source: the recorded specification of thu-coai/EVA, section 6.
 """
 
@@ -21,6 +21,7 @@ _FOLD = str.maketrans(
     "！？＂〝〞“”‟＄＇‘’‛（）＊，／：；＜＝＞＠［＼］＾｀｛｜｝～ \n",
     '!?""""""$\'\'\'\'()*,/:;<=>@[\\]^`{|}~\u2582\u2583',
 )
+_ROLES = {"unk_token": "<unk>", "sep_token": "<sep>", "pad_token": "<pad>", "bos_token": "<s_0>", "eos_token": "<sep>"}
 _LONGEST_WORD = 200  # characters; longer words become one <unk>
 
 
@@ -45,36 +46,20 @@ class EvaTokenizer(PlainTokenizer):
 
     vocab_files_names = {"vocab_file": "vocab.txt"}
 
-    def __init__(
-        self,
-        vocab_file: str,
-        unk_token: str = "<unk>",
-        sep_token: str = "<sep>",
-        pad_token: str = "<pad>",
-        bos_token: str = "<s_0>",
-        eos_token: str = "<sep>",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, vocab_file: str, **kwargs: Any) -> None:
+        kwargs = _ROLES | kwargs
         with Path(vocab_file).open(encoding="utf-8") as lines:
             self._tokens = [line.strip() for line in lines]
         self._ids = {token: index for index, token in enumerate(self._tokens)}
-        needed = (unk_token, sep_token, pad_token, bos_token, eos_token, "<eod>")
-        if missing := sorted({str(token) for token in needed} - self._ids.keys()):
+        needed = {"<eod>", *(str(kwargs[role]) for role in _ROLES)}
+        if missing := sorted(needed - self._ids.keys()):
             raise ValueError(f"{vocab_file}: not an EVA vocabulary, it lacks {', '.join(missing)}")
         self._longest_token = max(map(len, self._tokens))
-        self._unk_id = self._ids[str(unk_token)]
+        self._unk_id = self._ids[str(kwargs["unk_token"])]
         self._spelled = [token.replace("\u2582", " ").replace("\u2583", "\n") for token in self._tokens]
         self._cut = WordCutter()
         self._words = BoundedCache(self._match)
-        kwargs["split_special_tokens"] = True
-        super().__init__(
-            unk_token=unk_token,
-            sep_token=sep_token,
-            pad_token=pad_token,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            **kwargs,
-        )
+        super().__init__(**kwargs | {"split_special_tokens": True})
 
     @property
     def vocab_size(self) -> int:
@@ -85,7 +70,7 @@ class EvaTokenizer(PlainTokenizer):
         return {**self._ids, **self._added_tokens_encoder}
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text and nothing else; empty for an empty text."""
+        """The ids of a text, without special tokens around it; empty for an empty text."""
         return list(chain.from_iterable(map(self._words.__getitem__, self._cut(_folded(text)))))
 
     def _kernel(self) -> Any:
@@ -93,7 +78,7 @@ class EvaTokenizer(PlainTokenizer):
         return compiled("jieba_words", tuple(self._tokens), self._unk_id, _LONGEST_WORD, folds)
 
     def _match(self, word: str) -> list[int]:
-        """Ids of a word: the longest token from the left, again and again; one step on where none fits."""
+        """Ids of a word: the longest token from the left, again and again; ``<unk>`` for a character where none fits."""
         if len(word) > _LONGEST_WORD:
             return [self._unk_id]
         if not word.isalnum():

@@ -1,4 +1,4 @@
-"""How text becomes rows of GLM: ``[CLS] … [MASK] … <eos>`` and after it ``<sop> answer <eop>`` for every mask token."""
+"""How text becomes rows of GLM: ``[CLS] … [MASK] … <eos>``, then ``<sop> answer <eop>`` for every mask token."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MASK, GMASK = "[MASK]", "[gMASK]"
 
 @dataclass
 class GlmFamily(Family):
-    """GLM-chinese. A dialogue is one prompt, a line a turn; text with mask tokens is filled, text without continued."""
+    """GLM-chinese. A dialogue is one prompt, a line a turn; text with mask tokens is filled, other text continued."""
 
     name = "glm"
     config_class = GlmConfig
@@ -94,7 +94,7 @@ class GlmFamily(Family):
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
         """Blank filling on the scored ids: ``[CLS] … <eos>`` with mask tokens, then every span after ``<sop>``.
 
-        The mask token says what is hidden: [MASK] spans, [sMASK] sentences, [gMASK] the rest of the document.
+        [MASK] hides spans, [sMASK] sentences, [gMASK] the rest of the document.
         """
         ids = [id_ for part in parts if part.scored for id_ in part.ids]
         drawn = draw_objective(objectives or self.objectives, rng)
@@ -161,7 +161,7 @@ class GlmFamily(Family):
         return Row.of(inputs, labels)
 
     def _sentence_ends(self, ids: Sequence[int]) -> list[int]:
-        """One past the last token of every sentence; a piece ends a sentence if it ends with the mark of one."""
+        """One past the last token of every sentence: a piece that ends with a mark of ``SENTENCE_MARKS``."""
         ends = [
             place
             for place, piece in enumerate(self.tokenizer.convert_ids_to_tokens(list(ids)), 1)
@@ -170,7 +170,7 @@ class GlmFamily(Family):
         return ends if ends and ends[-1] == len(ids) else [*ends, len(ids)]
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
-        """Answers already given stand in ``context_ids`` as ``<sop> answer``; the next mask token is answered now."""
+        """Earlier answers are in ``context_ids`` as ``<sop> answer``; the next mask token is answered now."""
         ids = [*context_ids, self.config.sop_token_id]
         positions_PT = self._positions(ids)
         return Prompt(
@@ -185,7 +185,7 @@ class GlmFamily(Family):
         )
 
     def context(self, record: Record, limit: int) -> Context:
-        """Text with mask tokens is filled, text without is continued after a [gMASK] at its end."""
+        """Text with mask tokens is filled, other text continued after a [gMASK] at its end."""
         if isinstance(record, Text):
             masked = any(token in record.text for token in (MASK, GMASK, "[sMASK]"))
             source = self._source("", record.text if masked else record.text + GMASK)

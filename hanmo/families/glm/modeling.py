@@ -1,8 +1,8 @@
 """The GLM network (Du et al. 2022, arXiv:2103.10360): one stack, two position tables, prefix attention.
 
-A token has two positions: where it stands in the context (for a token of an answer: where its mask token stands), and
-its place inside the answer (0 in the context). Tokens of the context see the whole context; tokens of an answer
-see the context and what was answered before.
+A token has two positions: its place in the context (for a token of an answer: the place of its mask token), and its
+place inside the answer (0 in the context). Tokens of the context see the whole context; tokens of an answer see the
+context and the earlier tokens of the answers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from transformers import PretrainedConfig
 
 from hanmo.errors import ConfigError, unknown
 from hanmo.nn.causal import same_example
-from hanmo.nn.cpu.dropout import Dropout
-from hanmo.nn.cpu.linear import Linear
+from hanmo.nn.cpu import Dropout
 from hanmo.nn.decode_state import DecodeState
-from hanmo.nn.prenorm import TP_PLAN, PreNormBlock, check_positions, init_prenorm
-from hanmo.nn.row_model import RowModel
+from hanmo.nn.prenorm import PreNormModel, check_positions
 
 ACTIVATIONS = ("gelu_new", "gelu")
 
@@ -66,14 +64,10 @@ class GlmConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
 
 
-class GlmModel(RowModel):
+class GlmModel(PreNormModel):
     """GLM with its tied output head. Logits at t predict ``labels[t]``: inputs are shifted where rows are made."""
 
     config_class = GlmConfig
-    base_model_prefix = ""
-    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
-    _no_split_modules = ["PreNormBlock"]
-    _tp_plan = TP_PLAN
 
     def __init__(self, config: GlmConfig):
         super().__init__(config)
@@ -83,31 +77,15 @@ class GlmModel(RowModel):
         self.embed_positions = nn.Embedding(positions, width)
         self.embed_places = nn.Embedding(positions, width) if config.block_position_encoding else None
         self.dropout = Dropout(config.embedding_dropout_prob)
-        self.layers = nn.ModuleList(
-            PreNormBlock(
-                width=width,
-                heads=config.num_attention_heads,
-                inner=4 * width,
-                activation=config.activation_function,
-                epsilon=config.layer_norm_epsilon,
-                attention_dropout=config.attention_dropout_prob,
-                dropout=config.output_dropout_prob,
-            )
-            for _ in range(config.num_layers)
-        )
-        self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.lm_head = Linear(width, config.vocab_size, bias=False)
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        init_prenorm(module, self.config.initializer_range, self.config.num_layers)
+        dropouts = config.attention_dropout_prob, config.output_dropout_prob
+        self.add_blocks(config.num_attention_heads, 4 * width, *dropouts)
 
     def backbone(self, *args: Any, **inputs: Any) -> Tensor:
         """Output of the last block after the final norm, (B, T, D); see ``trunk`` for the arguments."""
         return self.final_norm(self.trunk(*args, **inputs))
 
     def features(self, **inputs: Any) -> tuple[Tensor, Tensor, None]:
-        """The value head of the published reward models reads what the final norm has not yet touched."""
+        """The value head of the published reward models reads the output before the final norm."""
         hidden_BTD = self.trunk(**inputs)
         return self.final_norm(hidden_BTD), hidden_BTD, None
 
@@ -127,8 +105,8 @@ class GlmModel(RowModel):
                 (B, 1, T, S), used as it is.
             position_ids: (B, 2, T) int64 (position, place in the answer); (B, T) without places. 0 … T-1 and
                 zeros if None.
-            prefix: (B,) or (1,) int64, tokens of context, padding on the left not counted: seen by all. None is 0. Of packed
-                rows (B, T): the column at which the context of a token's example ends.
+            prefix: (B,) or (1,) int64, the number of context tokens, which all tokens see, without padding on the left; 0
+                if None. In packed rows (B, T): the column where the context of a token's example ends.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
@@ -165,9 +143,9 @@ class GlmModel(RowModel):
 def prefix_mask(
     attention_mask: Tensor | None, prefix: Tensor | None, hidden_BTD: Tensor, state: DecodeState | None
 ) -> Tensor | None:
-    """The bool mask (B, 1, T, S) of prefix attention, True where a query may look; None: plain causal.
+    """The bool mask (B, 1, T, S) of prefix attention, True on the keys that a query sees; None: plain causal.
 
-    A query that may look nowhere sees itself, so that padding never gives NaN.
+    A query without keys sees itself, so that padding never gives NaN.
     """
     queries, device = hidden_BTD.shape[1], hidden_BTD.device
     if attention_mask is not None and attention_mask.dim() == 4:
@@ -192,7 +170,7 @@ def prefix_mask(
 
 
 def _packed_mask(numbers_BT: Tensor, ends_BT: Tensor) -> Tensor:
-    """Prefix attention inside every example of packed rows, which may be filled up on the right, bool (B, 1, T, T)."""
+    """Prefix attention inside every example of packed rows, bool (B, 1, T, T)."""
     column_T = torch.arange(numbers_BT.shape[1], device=numbers_BT.device)
     seen_BTT = (column_T <= column_T[:, None]) | (column_T < ends_BT[:, :, None])
     return (seen_BTT & same_example(numbers_BT, numbers_BT))[:, None]

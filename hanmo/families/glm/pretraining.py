@@ -1,8 +1,8 @@
 """GLM's pretraining: blank filling (Du et al. 2022, arXiv:2103.10360, section 2).
 
-Three ways to draw what is hidden: "spans" of about three tokens, "sentences", and the "document"'s second part. What is
-hidden is replaced by one mask token each and predicted after the text, the spans in random order, so that
-every span is predicted from the text and the spans before it.
+Three objectives: hidden "spans" of about three tokens, hidden "sentences", and the hidden second part of a "document".
+Each hidden span is replaced by one mask token and predicted after the text, in random order, from the text and the spans
+before it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Span = tuple[int, int]  # first and one past the last token
 
 
 def draw_objective(objectives: Mapping[str, float], rng: Random) -> str:
-    """One of the names, each as often as its share says."""
+    """One of the objectives, drawn by their shares."""
     names = list(objectives)
     return rng.choices(names, [objectives[name] for name in names])[0]
 
@@ -33,7 +33,7 @@ def draw_spans(length: int, rng: Random) -> list[Span]:
     lengths: list[int] = []
     while (missing := wanted - sum(lengths)) > 0:
         lengths.append(min(_poisson(rng) or 1, missing))
-    # What lies between spans: a token each, the rest spread at random, also before the first and after the last.
+    # Between spans lies one token; the other free tokens are distributed at random, also before the first and after the last.
     free = length - wanted - (len(lengths) - 1)
     cuts = sorted(rng.randint(0, free) for _ in lengths)
     spans, hidden = [], 0
@@ -45,9 +45,9 @@ def draw_spans(length: int, rng: Random) -> list[Span]:
 
 
 def draw_sentences(ends: Sequence[int], rng: Random) -> list[Span]:
-    """Whole sentences, drawn until they are 15 % of the tokens, in order; ``ends`` are one past each sentence's last token.
+    """Whole sentences, together 15 % of the tokens, in order; at least one sentence stays.
 
-    One sentence at least stays.
+    Args: ``ends``, one past each sentence's last token.
     """
     sentences = list(zip([0, *ends], ends, strict=False))
     rng.shuffle(sentences)

@@ -1,9 +1,9 @@
 """GLM's tokenizer: sentencepiece between command tokens. Exact to the originals.
 
-There were two originals, and they differ in what a typed command token becomes: the port to transformers
-("port"), and the one the models were trained with ("original"), itself in two variants.
+There were two originals, which differ in the treatment of typed command tokens: the port to transformers ("port"), and the
+tokenizer of training ("original"), itself in two variants.
 
-Travels with exported models: what it imports of hanmo is put into its text on export.
+Exported models get this file with the text of the modules of hanmo that it imports.
 Source: the recorded specification of GLM, section "Tokenizer (port)".
 """
 
@@ -28,6 +28,10 @@ _COMMANDS = (
     "[sMASK]",
     "[gMASK]",
 )
+_ROLES = {
+    **{"eos_token": "<|endoftext|>", "unk_token": "[UNK]", "sep_token": "[SEP]"},
+    **{"pad_token": "<|endoftext|>", "cls_token": "[CLS]", "mask_token": "[MASK]"},
+}
 _MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
 # English spacing, tidied up after decoding, in this order
 _TIDY: tuple[tuple[str, str], ...] = (
@@ -57,19 +61,7 @@ class GlmTokenizer(SentencePieceTokenizer):
     padding_side = "right"
     truncation_side = "left"
 
-    def __init__(
-        self,
-        vocab_file: str,
-        eos_token: str = "<|endoftext|>",
-        unk_token: str = "[UNK]",
-        sep_token: str = "[SEP]",
-        pad_token: str = "<|endoftext|>",
-        cls_token: str = "[CLS]",
-        mask_token: str = "[MASK]",
-        flavour: str = "port",
-        fix_command_token: bool = True,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, vocab_file: str, flavour: str = "port", fix_command_token: bool = True, **kwargs: Any) -> None:
         if flavour not in ("port", "original"):
             raise ValueError(f"flavour is {flavour!r}; expected one of: port, original")
         if flavour == "port" and not fix_command_token:
@@ -77,18 +69,7 @@ class GlmTokenizer(SentencePieceTokenizer):
         self.flavour, self.fix_command_token = flavour, fix_command_token
         kwargs.pop("additional_special_tokens", None)  # the format decides them
         kwargs["extra_special_tokens"] = ["<|startofpiece|>", "<|endofpiece|>", "[gMASK]", "[sMASK]"]
-        super().__init__(
-            vocab_file,
-            eos_token=eos_token,
-            unk_token=unk_token,
-            sep_token=sep_token,
-            pad_token=pad_token,
-            cls_token=cls_token,
-            mask_token=mask_token,
-            flavour=flavour,
-            fix_command_token=fix_command_token,
-            **kwargs,
-        )
+        super().__init__(vocab_file, **_ROLES | kwargs, flavour=flavour, fix_command_token=fix_command_token)
         self._split = re.compile("(" + "|".join(map(re.escape, self._specials)) + ")")
 
     def special_ids(self) -> dict[str, int]:
@@ -106,7 +87,7 @@ class GlmTokenizer(SentencePieceTokenizer):
         self.total_vocab_size = max(self.get_vocab().values()) + 1  # ids, not names: two names may share an id
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text and nothing else; command tokens in it are themselves."""
+        """The ids of a text, without special tokens around it; command tokens in it are themselves."""
         if "[" not in text and "<|" not in text:
             return self._pieces.encode(text)
         ids: list[int] = []
@@ -119,7 +100,7 @@ class GlmTokenizer(SentencePieceTokenizer):
         return [number for number in found if self._split.search(texts[number])]
 
     def _parts(self, text: str) -> Iterator[tuple[str, bool]]:
-        """What stands between command tokens, and those (True), without the white space that they swallow."""
+        """The text between command tokens, without the white space that they swallow, and those (True)."""
         parts = self._split.split(text)
         for index, part in enumerate(parts):
             if index % 2:

@@ -1,4 +1,4 @@
-"""How text becomes rows of any transformers model: through its chat template, or plainly where it has none."""
+"""How text becomes rows of any transformers model: with its chat template, or as plain text if it has none."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from transformers import AutoTokenizer, PretrainedConfig
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
 from hanmo.families.huggingface import original_format
-from hanmo.families.huggingface.boundaries import Message, TemplateForm, behind, separator
 from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.families.huggingface.stops import stops_of
-from hanmo.families.huggingface.templates import render_template
-from hanmo.families.huggingface.text import without_blanks
+from hanmo.families.huggingface.templates import Message, TemplateForm, render_template
+from hanmo.families.huggingface.text import behind, separator, without_blanks
 from hanmo.families.stops import Stop, config_value, has_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 from hanmo.rows import IGNORE, Context, Part, Prompt, Row, split_at_difference, stack, token_inputs
@@ -39,12 +38,12 @@ class HuggingfaceFamily(Family):
 
     @property
     def packs(self) -> bool:  # type: ignore[override]
-        """Decoders; the network looks for itself when it meets the first packed row."""
+        """Decoders; the network probes itself at the first packed row."""
         return not self.config.is_encoder_decoder
 
     @property
     def objectives(self) -> dict[str, float]:  # type: ignore[override]
-        """Encoder-decoders draw where a text is cut; decoders draw nothing."""
+        """Encoder-decoders draw the place where a text is cut; decoders draw nothing."""
         return {"prefix": 1.0} if self.config.is_encoder_decoder else {}
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
@@ -70,10 +69,7 @@ class HuggingfaceFamily(Family):
         return Row.of(token_inputs(context) | token_inputs(decoder, "decoder_"), labels)
 
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
-        """Next-token prediction; an encoder-decoder reads a piece up to a place drawn at random and goes on from there.
-
-        Source of the latter: "prefix language modeling" in Raffel et al. 2020.
-        """
+        """Next-token prediction; for encoder-decoders prefix language modeling (Raffel et al. 2020)."""
         if not self.config.is_encoder_decoder:
             return self.row(parts)
         ids = [token for part in parts for token in part.ids]
@@ -91,7 +87,7 @@ class HuggingfaceFamily(Family):
         return Prompt(inputs, torch.tensor([1]), torch.tensor([1]), self.stop_ids)
 
     def stack_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """An encoder counts its positions from the first column, so that what it reads is filled on the right."""
+        """An encoder's input is padded on the right, since it counts positions from the first column."""
         if not self.config.is_encoder_decoder:
             return super().stack_prompts(prompts)
         return stack([prompt.inputs for prompt in prompts], self.padding)
@@ -115,7 +111,7 @@ class HuggingfaceFamily(Family):
         raise UnsupportedError("a model of transformers is what plain transformers loads: convert it without --to hf")
 
     def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
-        """Plain text, without the chat template; encoder-decoders read what stands before the gap and go on from it."""
+        """Plain text, without the chat template; the context of encoder-decoders is the text before the gap."""
         if self.config.is_encoder_decoder:
             context = Part(self.context(Text(before), sys.maxsize).ids, False)
             return [[context, Part(tuple(self.encode(option + after)), True)] for option in options]
@@ -128,7 +124,7 @@ class HuggingfaceFamily(Family):
 
     @cached_property
     def _decoder_start(self) -> int:
-        """What an encoder-decoder's decoder reads first."""
+        """The first input of an encoder-decoder's decoder."""
         key = "decoder_start_token_id"
         # T5's configuration class has no bos_token_id at all
         named = config_value(self.config, key), self.generation.get(key), config_value(self.config, "bos_token_id")
@@ -140,16 +136,15 @@ class HuggingfaceFamily(Family):
         return int(known[0])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Generated ids as text; word-piece tokenizers (BERT's) put blanks between words, which Chinese does not have."""
+        """Generated ids as text, without the spaces that word-piece tokenizers (BERT's) put between Chinese words."""
         text = super().decode(ids)
         inner = getattr(self.tokenizer, "backend_tokenizer", None)
         return without_blanks(text) if inner is not None and isinstance(inner.decoder, WordPiece) else text
 
     def _prompt_and_answer(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
-        """The ids of everything before the response, oldest turns dropped to fit in ``limit``, and of the response.
+        """The ids of everything before the response, without the oldest turns if ``limit`` is short, and of the response.
 
-        Nothing stands before the response where its last prompt alone does not fit into the chat template, or where
-        there is none. See ``boundaries``.
+        The first is empty if the last prompt alone does not fit, or if there is none. See ``text``.
         """
         if not self.tokenizer.chat_template:
             return self._plain_pair(record, limit)
@@ -163,7 +158,7 @@ class HuggingfaceFamily(Family):
             return [], []
         prefix = record.prefix if not isinstance(record, Text | Dialogue) else ""
         while True:
-            opened = self._rendered(self._template_form.messages(system, messages[:-1]), ask=True)
+            opened = self._rendered(self._template_form.messages(system, messages[:-1]), True)
             given, answer = self._template_form.reply(opened, prefix, messages[-1]["content"])
             prompt = self.encode(given)
             if limit is None or len(prompt) <= limit or len(messages) <= 2:
@@ -172,7 +167,7 @@ class HuggingfaceFamily(Family):
         return (prompt if limit is None or len(prompt) <= limit else []), self._answer(given, answer)
 
     def _plain_pair(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
-        """The same without a chat template: a line a turn, or whatever keeps turns apart."""
+        """The same without a chat template: turns with a separator between them."""
         mark, pair = self._separator, as_pair(record, separator=self._separator)
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return [], []
@@ -186,7 +181,7 @@ class HuggingfaceFamily(Family):
         return self.encode(answer) if self.config.is_encoder_decoder else behind(self.tokenizer, given, answer)
 
     def _opened(self, text: str) -> list[int]:
-        """A text as the model reads it; what a tokenizer puts behind it is no place for a decoder to go on from."""
+        """A text with the tokenizer's special tokens; a decoder cannot continue after those at the end."""
         head, tail = self._around
         return [*head, *self.encode(text), *(tail if self.config.is_encoder_decoder else ())]
 
@@ -198,19 +193,19 @@ class HuggingfaceFamily(Family):
     def _template_form(self) -> TemplateForm:
         return TemplateForm.of(self._rendered)
 
-    def _rendered(self, messages: list[Message], ask: bool = False) -> str:
-        return render_template(self.tokenizer, messages, ask)
+    def _rendered(self, messages: list[Message], add_generation_prompt: bool) -> str:
+        return render_template(self.tokenizer, messages, add_generation_prompt)
 
     @property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What the tokenizer puts before and behind a text."""
+        """The special tokens that the tokenizer puts before and after a text."""
         whole, plain = self.tokenizer.encode("一"), self.encode("一")
         start = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
         return tuple(whole[:start]), tuple(whole[start + len(plain) :])
 
 
 def _fitting(given: Sequence[int], ids: list[int], room: int) -> list[list[Part]]:
-    """What is given and as much of what follows as there is room for; a cut text ends in an empty part: it has no stop."""
+    """The given ids and as many of the others as there is room for; after a cut an empty part, so that no stop is learned."""
     kept = ids[: max(room, 0)]
     parts = [Part(tuple(given), False), Part(tuple(kept), True)]
     return [parts if kept == ids else [*parts, Part((), False)]] if kept else []

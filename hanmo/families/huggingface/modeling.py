@@ -1,9 +1,8 @@
-"""A transformers model that speaks our protocol: rows in, loss out; prefill and step.
+"""Gives a transformers model our protocol: rows in, loss out; prefill and step.
 
 The model keeps its class's name, weights, configuration and files; only its ``forward`` is ours when rows are scored.
-Then logits exist for chunks of the scored positions alone, made by the model's own output head. Some models
-change their logits after the head (scale or cap them); a probe on loading finds them, and they are scored from
-whole logits instead, which is exact and takes more memory.
+Then its output head makes logits for chunks of the scored positions alone. Some models change their logits after the
+head (scale or cap them); a probe on loading finds them, and they are scored from whole logits, which takes more memory.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Pretrained
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.huggingface.probes import SPARSE, ProbedBatching, find_batching, head_is_exact, packing_is_exact
-from hanmo.families.huggingface.ranks import settle_heads, with_plan
-from hanmo.families.huggingface.states import ReadAgain, TransformersState
+from hanmo.families.huggingface.states import CachedState, UncachedState
+from hanmo.families.huggingface.tensor_parallel import settle_heads, with_plan
 from hanmo.families.safe_loading import own_code, safe_blank, safe_network
 from hanmo.files import read_json
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
@@ -48,9 +47,9 @@ class TransformersRows:
     loss_type = "hanmo_rows"
     #: the output head alone gives the model's logits
     head_is_exact = True
-    #: examples that share a row do not see each other; None: nobody has asked yet
+    #: examples that share a row do not see each other; None: not probed yet
     packing_is_exact: bool | None = None
-    #: ``tree`` computes what it should; None: nobody has asked yet
+    #: ``tree`` is exact; None: not probed yet
     trees_are_exact: bool | None = None
     _batching: ProbedBatching | None = None
     value_head: ValueHead | None
@@ -95,7 +94,7 @@ class TransformersRows:
         return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA)
 
     def _settle_attention(self) -> None:
-        """Restore BigBird's sparse attention: it switches to full attention at a short text and never switches back."""
+        """Restore BigBird's sparse attention, which switches to full attention at a short text and never back."""
         if getattr(self.config, "attention_type", "") == SPARSE:  # type: ignore[attr-defined]
             for module in self.modules():  # type: ignore[attr-defined]
                 if module is not self and getattr(module, "attention_type", SPARSE) != SPARSE:
@@ -111,16 +110,13 @@ class TransformersRows:
 
     @property
     def batching(self) -> ProbedBatching:
-        """Which texts can share a batch; probed at the first use."""
+        """The texts that can share a batch; probed at the first use."""
         if self._batching is None:
             self._batching = find_batching(self)
         return self._batching
 
     def prefill(self, **inputs: Tensor) -> tuple[Tensor, Any]:
-        """Read prompts: logits after the last token (R, 1, V) and the state to go on from.
-
-        Prompts are padded on the left, the input of an encoder on the right.
-        """
+        """Read prompts, padded on the left (an encoder's input on the right): logits (R, 1, V) and the decoding state."""
         return self.read(self.batching, **inputs)
 
     def read(self, batching: ProbedBatching, **inputs: Tensor) -> tuple[Tensor, Any]:
@@ -132,23 +128,23 @@ class TransformersRows:
         if start_R1 is not None:
             encoder = self.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_RT)  # type: ignore[attr-defined]
         if not batching.cached:
-            again = ReadAgain.of(inputs["input_ids"], mask_RT) if start_R1 is None else ReadAgain(start_R1)
+            again = UncachedState.of(inputs["input_ids"], mask_RT) if start_R1 is None else UncachedState(start_R1)
             again.encoder, again.encoder_mask_RT = encoder, None if encoder is None else mask_RT
             return again.logits(self.forward, 1), again
         if start_R1 is not None:
             output = self.forward(
                 encoder_outputs=encoder, attention_mask=mask_RT, decoder_input_ids=start_R1, use_cache=True
             )
-            state = TransformersState(output.past_key_values, torch.ones_like(start_R1), encoder, mask_RT)
+            state = CachedState(output.past_key_values, torch.ones_like(start_R1), encoder, mask_RT)
             return output.logits, state
         if not batching.positions:
             inputs.pop("position_ids", None)
         output = self.forward(**self._known(inputs), use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1:], TransformersState(output.past_key_values, mask_RT, positions=batching.positions)
+        return output.logits[:, -1:], CachedState(output.past_key_values, mask_RT, positions=batching.positions)
 
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
         """Feed q further tokens to every row: logits (R, q, V); ``state`` is extended in place."""
-        if isinstance(state, ReadAgain):
+        if isinstance(state, UncachedState):
             state.extend(ids_Rq)
             return state.logits(self.forward, ids_Rq.shape[1])
         state.mask_RC = torch.cat([state.mask_RC, torch.ones_like(ids_Rq)], dim=1)
@@ -168,7 +164,7 @@ class TransformersRows:
         return output.logits
 
     def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
-        """See ``RowModel.tree``. Architectures that leave the mask or the positions aside compute something else."""
+        """See ``RowModel.tree``. Not exact for architectures that ignore the mask or the positions."""
         if not self.head_is_exact:
             raise NotImplementedError("the output head alone does not make this model's logits")
         blocked = torch.zeros(sees_BTT.shape, dtype=self.dtype, device=ids_BT.device)  # type: ignore[attr-defined]
@@ -177,7 +173,7 @@ class TransformersRows:
         return self.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[attr-defined]
 
     def _known(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Without position ids where the architecture has none (it then counts by itself)."""
+        """The inputs without position ids if the architecture counts positions by itself."""
         accepts = inspect.signature(super().forward).parameters  # type: ignore[misc]
         return inputs if "position_ids" in accepts else {k: v for k, v in inputs.items() if k != "position_ids"}
 
@@ -190,7 +186,7 @@ def _score_logits(logits_BAV: Tensor, labels_BA: Tensor, entropy: bool) -> tuple
 
 
 def _last_hidden(model: Any, *args: Any, **inputs: Any) -> Any:
-    """What a model's output head is given: (B, A, D)."""
+    """The input of a model's output head, (B, A, D)."""
     if model.base_model is not model:
         return model.base_model(*args, **inputs).last_hidden_state
     # T5's form: encoder and decoder stand beside the head, with no model of both below it.
@@ -206,7 +202,7 @@ def _last_hidden(model: Any, *args: Any, **inputs: Any) -> Any:
 
 
 def adopt(model: Any) -> Any:
-    """Give a transformers model our protocol. Its class keeps its name, so that it saves as what it is."""
+    """Give a transformers model our protocol. Its class keeps its name, so that it is saved as before."""
     cls = type(model)
     model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
     model.value_head = model.critic = None
@@ -224,18 +220,18 @@ def adopt(model: Any) -> Any:
 
 
 def _check_positions(table: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """transformers would only say that an index is out of range."""
+    """Raise our error; transformers' only mentions an index out of range."""
     positions = inputs[0]
     assert isinstance(table, nn.Embedding)
-    # While decoding a row is one token, and only what costs nothing is asked: a GPU would have to be waited for.
+    # Reading positions is free on a CPU and synchronises a GPU, which is too slow for the single tokens of decoding.
     columns = table.num_embeddings + 1 if positions.device.type == "cpu" else positions.shape[-1]
     check_positions(positions, table, columns)
 
 
 class TransformersModel:
-    """Loads a folder with the right auto class and adopts what comes."""
+    """Loads a folder with the right auto class and adopts the model."""
 
-    _keep_in_fp32_modules_strict = ()  # what is not to be rounded, transformers sees to when it loads a folder
+    _keep_in_fp32_modules_strict = ()  # transformers knows its own when it loads a folder
 
     @staticmethod
     def blank(path: Path, config: PretrainedConfig) -> Any:
@@ -244,7 +240,7 @@ class TransformersModel:
 
     @staticmethod
     def from_pretrained(path: Path, config: PretrainedConfig, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """The model of a folder, and what was missing. Use it through ``safe_network``, which prevents code from running."""
+        """The model of a folder and the loading info, by way of ``safe_network``, which runs no code of the folder."""
         auto = _auto_class(path, config)
         if cut := kwargs.get("distributed_config"):
             kwargs["distributed_config"] = with_plan(cut, config)
@@ -272,7 +268,7 @@ def _auto_class(path: Path, config: PretrainedConfig) -> Any:
 
 
 def _load_value_head(head: ValueHead, folder: Path, info: dict[str, Any]) -> None:
-    """Fill the head from the folder's files; transformers, which does not know of it, has named its tensors unexpected."""
+    """Fill the head from the folder's files; for transformers its tensors were unexpected."""
     wanted = {f"{VALUE_HEAD}.{name}": tensor for name, tensor in head.state_dict().items()}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:

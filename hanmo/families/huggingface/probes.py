@@ -1,4 +1,4 @@
-"""Probes that find what a transformers model computes exactly: architectures differ in which inputs they ignore.
+"""Probes of what a transformers model computes exactly: some architectures ignore padding, positions or the cache.
 
 Shape suffixes: R rows, T tokens, q new tokens, V vocabulary.
 """
@@ -21,26 +21,24 @@ from hanmo.rows import stack
 
 TOLERANCE = 1e-3  # relative to the largest value; scaled or capped logits are off by whole units
 CLOSE = 1e-4  # RMS of the difference between batched and single logits over the RMS of the logits, in fp32
-ROUNDED = (
-    3  # the same in half precision and int8, as a multiple of what rounding every module's output once more changes
-)
+ROUNDED = 3  # the same in half precision and int8, as a multiple of the effect of rounding every module's output again
 CLOSE_ROUNDED = 0.15  # and at most this: rounding grows from layer to layer
 INT8_STEP = 1 / 128
-#: what a model of an unusual architecture raises in a probe
+#: errors of unusual architectures in a probe
 PROBE_ERRORS = (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError)
 LENGTHS = (5, 11)  # of the prompts of a probe
-SAID = 3  # tokens that follow each prompt
+FOLLOWING = 3  # tokens that follow each prompt
 SPARSE = "block_sparse"  # attention of BigBird
 Batch = Literal["any", "even", "one"]
 
 
 @dataclass(frozen=True)
 class ProbedBatching(Batching):
-    """The ``Batching`` that a probe has found for a transformers model.
+    """The ``Batching`` of a transformers model.
 
     Attributes:
-        cached: the model's own cache is right; otherwise the whole text is read again for every token.
-        positions: the model is given position ids; otherwise it counts positions by itself.
+        cached: the model's own cache is exact; otherwise the whole text is read again for every token.
+        positions: position ids are an input; otherwise the model counts positions by itself.
     """
 
     cached: bool = True
@@ -48,11 +46,11 @@ class ProbedBatching(Batching):
 
 
 @contextmanager
-def asked(model: Any) -> Iterator[torch.Generator]:
-    """Switch dropout, gradients and mixed precision off; yields a generator with a fixed seed."""
+def probing(model: Any) -> Iterator[torch.Generator]:
+    """Switch dropout, gradients and mixed precision off; yields a seeded generator."""
     training, mixed = model.training, vars(model).get("forward")
     model.eval()
-    if plain := vars(model).get("_original_forward"):  # what accelerate keeps when it wraps one in autocast
+    if plain := vars(model).get("_original_forward"):  # kept by accelerate when it wraps forward in autocast
         model.forward = plain
     try:
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
@@ -64,7 +62,7 @@ def asked(model: Any) -> Iterator[torch.Generator]:
 
 
 def drawn(model: Any, generator: torch.Generator, *shape: int) -> Tensor:
-    """Random ids of the vocabulary without the padding id, which some models mask by themselves."""
+    """Random ids without the padding id, which some models mask by themselves."""
     config = model.config.get_text_config()
     ids = torch.randint(config.vocab_size, shape, generator=generator)
     pad_id = getattr(config, "pad_token_id", None)
@@ -73,29 +71,31 @@ def drawn(model: Any, generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def find_batching(model: Any) -> ProbedBatching:
-    """Try every ``ProbedBatching``, the fastest first, and return the first whose logits are those of each text alone.
+    """The fastest ``ProbedBatching`` whose logits are those of each text alone.
 
     Raises:
-        UnsupportedError: none gives the right logits.
+        UnsupportedError: none is exact.
     """
-    with asked(model) as generator:
+    with probing(model) as generator:
         prompts = [drawn(model, generator, length) for length in (*LENGTHS, LENGTHS[1])]
-        said_RS = drawn(model, generator, len(prompts), SAID)
+        follow_RS = drawn(model, generator, len(prompts), FOLLOWING)
         try:
-            whole = [_own_logits(model, prompt, said_S) for prompt, said_S in zip(prompts, said_RS, strict=True)]
-            start = [_own_logits(model, prompt, said_S[:1]) for prompt, said_S in zip(prompts, said_RS, strict=True)]
+            whole = [_own_logits(model, prompt, follow_S) for prompt, follow_S in zip(prompts, follow_RS, strict=True)]
+            start = [
+                _own_logits(model, prompt, follow_S[:1]) for prompt, follow_S in zip(prompts, follow_RS, strict=True)
+            ]
         except PROBE_ERRORS as error:
             raise UnsupportedError(f"{_named(model)} is not read like a language model: {error}") from error
         expected_RSV = torch.stack(whole)
         if bool(expected_RSV.isnan().any()) or bool(expected_RSV.isposinf().any()):
             require_finite([float("nan")], model)
-        limit = _limit(model, prompts[-1], said_RS[-1], expected_RSV[-1])
+        limit = _limit(model, prompts[-1], follow_RS[-1], expected_RSV[-1])
         if not _close(torch.stack(start)[:, :2], expected_RSV[:, :2], limit):
             raise UnsupportedError(
-                f"{_named(model)} sees the tokens that it is to predict, so that it can neither be scored nor decoded; "
+                f"{_named(model)} sees the tokens that it should predict, so that it can neither be scored nor decoded; "
                 "if its configuration has is_decoder, that must be true"
             )
-        probe = _Probe(model, prompts, said_RS, expected_RSV, limit)
+        probe = _Probe(model, prompts, follow_RS, expected_RSV, limit)
         alone = _depends_on_size(model.config)
         rows: Literal["any", "one"] = "any" if not alone and probe.rows() else "one"
         for cached, positions, batch in _candidates(model):
@@ -104,26 +104,21 @@ def find_batching(model: Any) -> ProbedBatching:
                 continue
             if probe.decodes(batching):
                 return ProbedBatching(
-                    batch, batch == "any" and probe.decodes(batching, at_once=SAID), rows, cached, positions
+                    batch, batch == "any" and probe.decodes(batching, at_once=FOLLOWING), rows, cached, positions
                 )
-    raise UnsupportedError(
-        f"{_named(model)} does not go on from what it has read as it reads the whole: it cannot be decoded"
-    )
+    raise UnsupportedError(f"{_named(model)} gives other logits in steps than for the whole text: it cannot be decoded")
 
 
 def _candidates(model: Any) -> Iterator[tuple[bool, bool, Batch]]:
     """(cached, positions, batch) to try, the fastest first."""
-    told: Sequence[bool] = (False,) if model.config.is_encoder_decoder else (True, False)
+    given: Sequence[bool] = (False,) if model.config.is_encoder_decoder else (True, False)
     batches: tuple[Batch, ...] = ("any", "even", "one")
-    yield from ((True, positions, batch) for batch in batches for positions in told)
+    yield from ((True, positions, batch) for batch in batches for positions in given)
     yield from ((False, False, batch) for batch in batches)
 
 
 def _depends_on_size(config: Any) -> bool:
-    """Whether a model's results change with the size of a batch, beyond the sizes that a probe tries.
-
-    Experts with a capacity drop the tokens above it; BigBird's attention is sparse only above some width.
-    """
+    """Whether results change with the size of a batch: experts with a capacity, BigBird's sparse attention."""
     return hasattr(config, "expert_capacity") or getattr(config, "attention_type", "") == SPARSE
 
 
@@ -131,21 +126,21 @@ def _named(model: Any) -> str:
     return f"{type(model).__name__} ({model.config.model_type})"
 
 
-def _own_logits(model: Any, prompt_T: Tensor, said_S: Tensor) -> Tensor:
-    """The model's own logits (S + 1, V) of what follows a prompt, from one forward pass without a cache."""
+def _own_logits(model: Any, prompt_T: Tensor, follow_S: Tensor) -> Tensor:
+    """The model's own logits (S + 1, V) of the tokens after a prompt, from one forward pass without a cache."""
     if model.config.is_encoder_decoder:
-        fed = torch.cat([said_S.new_tensor([model.config.decoder_start_token_id]), said_S])
+        fed = torch.cat([follow_S.new_tensor([model.config.decoder_start_token_id]), follow_S])
         logits = model(input_ids=prompt_T[None], decoder_input_ids=fed[None], use_cache=False).logits
     else:
-        logits = model(input_ids=torch.cat([prompt_T, said_S])[None], use_cache=False).logits
-    return logits[0, -len(said_S) - 1 :].float()
+        logits = model(input_ids=torch.cat([prompt_T, follow_S])[None], use_cache=False).logits
+    return logits[0, -len(follow_S) - 1 :].float()
 
 
-def _limit(model: Any, prompt_T: Tensor, said_S: Tensor, expected_SV: Tensor) -> float:
+def _limit(model: Any, prompt_T: Tensor, follow_S: Tensor, expected_SV: Tensor) -> float:
     """The largest distance (see ``_distance``) between logits that counts as rounding.
 
-    In fp32 this is a fixed figure. In other dtypes it is measured: some architectures compute logits that are off by a few
-    percent, which is more than rounding does to most networks and less than it does to a deep one.
+    Fixed in fp32, measured in other dtypes: inexact logits are off by a few percent, more than rounding changes most
+    networks and less than it changes a deep one.
     """
     if model.dtype == torch.float32 and not is_int8(model):
         return CLOSE
@@ -161,7 +156,7 @@ def _limit(model: Any, prompt_T: Tensor, said_S: Tensor, expected_SV: Tensor) ->
     leaves = [module for module in model.modules() if next(module.children(), None) is None]
     hooks = [module.register_forward_hook(rounded) for module in leaves]
     try:
-        again_SV = _own_logits(model, prompt_T, said_S)
+        again_SV = _own_logits(model, prompt_T, follow_S)
     finally:
         for hook in hooks:
             hook.remove()
@@ -169,9 +164,9 @@ def _limit(model: Any, prompt_T: Tensor, said_S: Tensor, expected_SV: Tensor) ->
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
-    """RMS of the difference of logits (…, V) over their RMS; places that are -inf in ``expected`` are left out."""
-    said = expected.isfinite()
-    difference, size = ((x[said]).square().mean().sqrt() for x in (found.float() - expected, expected))
+    """RMS of the difference of logits (…, V) over their RMS, without places that are -inf in ``expected``."""
+    finite = expected.isfinite()
+    difference, size = ((x[finite]).square().mean().sqrt() for x in (found.float() - expected, expected))
     return float(difference / size) if difference else 0.0
 
 
@@ -181,28 +176,28 @@ def _close(found: Tensor, expected: Tensor, limit: float) -> bool:
 
 @dataclass(frozen=True)
 class _Probe:
-    """Prompts of different and of equal length, what follows each, and the logits that predict it."""
+    """Prompts of different and of equal length, the tokens after each, and the logits that predict them."""
 
     model: Any
     prompts: list[Tensor]
-    said: Tensor  # (R, S)
+    follow: Tensor  # (R, S)
     expected: Tensor  # (R, S + 1, V)
     limit: float
 
     def rows(self) -> bool:
         """Whether rows of different lengths, padded on the right, are scored in one batch as each alone."""
         encodes = self.model.config.is_encoder_decoder
-        rows = [torch.cat([p, s]) for p, s in zip(self.prompts, self.said, strict=True)]
+        rows = [torch.cat([p, s]) for p, s in zip(self.prompts, self.follow, strict=True)]
         inputs = stack([_with_mask(row) for row in (self.prompts if encodes else rows)], {})
         if encodes:
-            start = torch.full_like(self.said[:, :1], self.model.config.decoder_start_token_id)
-            inputs["decoder_input_ids"] = torch.cat([start, self.said], dim=1)
+            start = torch.full_like(self.follow[:, :1], self.model.config.decoder_start_token_id)
+            inputs["decoder_input_ids"] = torch.cat([start, self.follow], dim=1)
         try:
             logits_RTV = self.model(**inputs, use_cache=False).logits
         except PROBE_ERRORS:
             return False
         ends = [logits_RTV.shape[1] if encodes else len(row) for row in rows]
-        found = [logits_RTV[number, end - SAID - 1 : end] for number, end in enumerate(ends)]
+        found = [logits_RTV[number, end - FOLLOWING - 1 : end] for number, end in enumerate(ends)]
         return self._right(torch.stack(found), self.expected)
 
     def decodes(self, batching: ProbedBatching, at_once: int = 1) -> bool:
@@ -225,7 +220,7 @@ class _Probe:
         lengths = torch.tensor([len(self.prompts[number]) for number in group], device=model.device)
         kept = list(range(len(group)))
         state = first
-        for start in range(0, SAID, at_once):
+        for start in range(0, FOLLOWING, at_once):
             if start < 2:  # ``take`` must copy: ``first`` is used again below
                 taken = [*reversed(range(len(kept))), 0]
                 kept = [kept[place] for place in taken]
@@ -233,9 +228,9 @@ class _Probe:
             numbers = [group[place] for place in kept]
             end = start + at_once
             positions = lengths[kept][:, None, None] + torch.arange(start, end, device=model.device)
-            logits_RqV = model.step(self.said[numbers, start:end], positions, state)
+            logits_RqV = model.step(self.follow[numbers, start:end], positions, state)
             found.append(self._right(logits_RqV, self.expected[numbers, start + 1 : end + 1]))
-        again = model.step(self.said[group, :1], lengths[:, None, None], first)
+        again = model.step(self.follow[group, :1], lengths[:, None, None], first)
         return all(found) and self._right(again, self.expected[group, 1:2])
 
     def _right(self, found: Tensor, expected: Tensor) -> bool:
@@ -251,8 +246,8 @@ def _with_mask(ids_T: Tensor) -> dict[str, Tensor]:
 
 
 def head_is_exact(model: Any, last_hidden: Any) -> bool:
-    """Compare the output head on the last hidden states with the model's own logits, on four tokens."""
-    with asked(model):
+    """Whether the output head on the last hidden states gives the model's own logits, on four tokens."""
+    with probing(model):
         device = model.get_input_embeddings().weight.device
         ids = torch.arange(4, device=device)[None] % model.config.get_text_config().vocab_size
         inputs = {"input_ids": ids, "use_cache": False}
@@ -267,11 +262,11 @@ def head_is_exact(model: Any, last_hidden: Any) -> bool:
 
 
 def packing_is_exact(model: Any) -> bool:
-    """Compare the hidden states of three short examples that share a row, beside a padded one, with those of each alone.
+    """Whether examples that share a row have the hidden states of each alone.
 
-    transformers keeps such examples apart by their positions, but not in every architecture and with every attention.
+    transformers tells such examples apart by their positions, but not in every architecture and attention.
     """
-    with asked(model) as generator:
+    with probing(model) as generator:
         device, size = model.get_input_embeddings().weight.device, model.config.get_text_config().vocab_size
         ids = torch.randint(size, (2, 15), generator=generator).to(device)
         lengths = (4, 6, 5)

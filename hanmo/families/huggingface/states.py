@@ -1,4 +1,4 @@
-"""Decoding states of transformers models: a cache, or the ids to be read again at every step."""
+"""Decoding states of transformers models: a cache, or the ids that are read again at every step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers.cache_utils import EncoderDecoderCache
 
 
-class TransformersState:
-    """A decoding state made of transformers' cache and the attention mask of its content."""
+class CachedState:
+    """transformers' cache and the attention mask of its content."""
 
     def __init__(
         self,
@@ -25,16 +25,14 @@ class TransformersState:
         self.cache, self.mask_RC, self.positions = cache, mask_RC, positions
         self.encoder, self.encoder_mask_RT = encoder, encoder_mask_RT
 
-    def take(self, rows: Tensor) -> TransformersState:
-        """The state of the given rows; a row may be taken more than once. Shares nothing with this one."""
+    def take(self, rows: Tensor) -> CachedState:
+        """The state of the given rows, with repetitions; shares nothing with this one."""
         cache = _own_layers(self.cache)
         cache.reorder_cache(rows)
         if self.encoder is None:
-            return TransformersState(cache, self.mask_RC[rows], positions=self.positions)
+            return CachedState(cache, self.mask_RC[rows], positions=self.positions)
         assert self.encoder_mask_RT is not None
-        return TransformersState(
-            cache, self.mask_RC[rows], _encoder_rows(self.encoder, rows), self.encoder_mask_RT[rows]
-        )
+        return CachedState(cache, self.mask_RC[rows], _encoder_rows(self.encoder, rows), self.encoder_mask_RT[rows])
 
 
 def _own_layers(cache: Any) -> Any:
@@ -62,8 +60,8 @@ def _encoder_rows(encoder: Any, rows: Tensor) -> Any:
     return type(encoder)(last_hidden_state=encoder.last_hidden_state[rows])
 
 
-class ReadAgain:
-    """A decoding state for models without a usable cache: the ids of every row, padded on the right.
+class UncachedState:
+    """For models without an exact cache: the ids of every row, padded on the right.
 
     Args:
         ids_RC: int64, padded.
@@ -77,7 +75,7 @@ class ReadAgain:
         self.encoder_mask_RT: Tensor | None = None
 
     @classmethod
-    def of(cls, ids_RT: Tensor, mask_RT: Tensor) -> ReadAgain:
+    def of(cls, ids_RT: Tensor, mask_RT: Tensor) -> UncachedState:
         """The state of prompts that are padded on the left."""
         lengths_R = mask_RT.sum(1)
         columns = torch.arange(ids_RT.shape[1], device=ids_RT.device) + (ids_RT.shape[1] - lengths_R)[:, None]
@@ -105,9 +103,9 @@ class ReadAgain:
         places_Rq = self.lengths_R[:, None] + torch.arange(-count, 0, device=self.ids_RC.device)
         return output.logits[torch.arange(len(places_Rq), device=places_Rq.device)[:, None], places_Rq]
 
-    def take(self, rows: Tensor) -> ReadAgain:
-        """The state of the given rows; a row may be taken more than once."""
-        taken = ReadAgain(self.ids_RC[rows], self.lengths_R[rows])
+    def take(self, rows: Tensor) -> UncachedState:
+        """The state of the given rows, with repetitions."""
+        taken = UncachedState(self.ids_RC[rows], self.lengths_R[rows])
         if self.encoder is not None:
             assert self.encoder_mask_RT is not None
             taken.encoder, taken.encoder_mask_RT = _encoder_rows(self.encoder, rows), self.encoder_mask_RT[rows]

@@ -12,15 +12,15 @@ from hanmo.errors import UnsupportedError
 from hanmo.families.huggingface.templates import render_template
 from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value
 
-# Texts of turns that no template contains by itself or changes.
-_ASKED, _SAID, _ASKED_AGAIN = "Qxqxq", "Rxrxr", "Qzqzq"
+# Turns that no template contains by itself or changes.
+_QUESTION, _ANSWER, _NEXT_QUESTION = "Qxqxq", "Rxrxr", "Qzqzq"
 _BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
 def stops_of(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, generation: Mapping[str, Any]
 ) -> tuple[Stop, ...]:
-    """The tokens that end a reply. Rows predict the first one: the token that ends an assistant's turn, if there is one.
+    """The tokens that end a reply; the first one, which rows predict, ends an assistant's turn if any does.
 
     Args:
         generation: the content of generation_config.json.
@@ -36,7 +36,7 @@ def stops_of(
 
 
 def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The separator where the tokenizer ends every text with it, as BERT's does, which has no eos_token."""
+    """The separator if the tokenizer ends every text with it, as BERT's does, which has no eos_token."""
     separator = tokenizer.sep_token_id
     return separator if separator is not None and tokenizer.encode("一")[-1] == separator else None
 
@@ -44,19 +44,19 @@ def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that the chat template puts right after the assistant's text; None if there is none.
 
-    A conversation with a further user turn is rendered first: after the very last turn some templates close the conversation
-    with another token (Phi-3's), and in others only the next turn's first token ends a turn (GLM-4's).
+    A conversation with a further user turn is rendered first: some templates close a conversation with another token
+    (Phi-3's), and in others the next turn's first token ends a turn (GLM-4's).
     """
     if not tokenizer.chat_template:
         return None
-    talk = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}]
-    for messages in ([*talk, {"role": "user", "content": _ASKED_AGAIN}], talk):
+    talk = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    for messages in ([*talk, {"role": "user", "content": _NEXT_QUESTION}], talk):
         try:
             text = render_template(tokenizer, messages)
         except UnsupportedError:
             continue
-        _, said, rest = text.rpartition(_SAID)
-        if said and (token := _token_at_start(tokenizer, rest.lstrip())) is not None:
+        _, answer, rest = text.rpartition(_ANSWER)
+        if answer and (token := _token_at_start(tokenizer, rest.lstrip())) is not None:
             return token
     return None
 

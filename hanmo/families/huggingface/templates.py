@@ -18,14 +18,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateError
 
-from hanmo.errors import CheckpointError, UnsupportedError
+from hanmo.errors import CheckpointError, HanmoError, UnsupportedError
 from hanmo.limits import WAIT
+
+Message = dict[str, str]
 
 READY = b"ready\n"  # the first line that the child writes
 _LIMITS = importlib.util.find_spec("resource") is not None  # not on Windows, where this process renders everything
@@ -45,12 +49,12 @@ class TemplateRefusalError(UnsupportedError):
     """A chat template cannot render this conversation; the message is the template's own, or jinja's."""
 
 
-def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], ask: bool = False) -> str:
+def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> str:
     """The text of a conversation by the tokenizer's chat template, as ``apply_chat_template`` gives it.
 
     Args:
         messages: each with ``role`` and ``content``.
-        ask: end with what asks the assistant for an answer.
+        add_generation_prompt: end with the beginning of the assistant's turn.
 
     Raises:
         TemplateRefusalError: the template refuses these messages (a role that it does not know), or has a mistake.
@@ -61,11 +65,19 @@ def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], ask: boo
     short = len(str(tokenizer.special_tokens_map)) <= _LONG  # a template may repeat these
     if (short and is_plain(template)) or not _LIMITS:
         try:
-            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
+            return str(
+                tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
         except (*_TROUBLES, RecursionError) as error:
             raise TemplateRefusalError(f"{where} does not take this conversation: {error}") from error
-    request = {"conversations": [list(messages)], "chat_template": template, "add_generation_prompt": ask}
-    answer = _ask({**tokenizer.special_tokens_map, **request})
+    request = {
+        "conversations": [list(messages)],
+        "chat_template": template,
+        "add_generation_prompt": add_generation_prompt,
+    }
+    answer = _request({**tokenizer.special_tokens_map, **request})
     if "limit" in answer:
         raise CheckpointError(f"{where} takes too much {answer['limit']}, which no honest one does; refused")
     if "error" in answer:
@@ -117,6 +129,57 @@ def _keeps_names(tag: str, following: list[tuple[str, str]]) -> bool:
     return texts[:1] > () and texts[0] not in _LOOP and (tag == "set" or over_messages)
 
 
+@dataclass(frozen=True)
+class TemplateForm:
+    """Properties of a chat template, found by rendering a few messages.
+
+    Attributes:
+        system: it takes a system message.
+        lead: white space that it writes between a prompt and the assistant's text; "" if it writes anything else there.
+        strips: it strips the assistant's text.
+    """
+
+    system: bool
+    lead: str
+    strips: bool
+
+    @classmethod
+    def of(cls, render: Callable[[list[Message], bool], str]) -> TemplateForm:
+        """Args: ``render(messages, add_generation_prompt)``, the rendered text."""
+        user = {"role": "user", "content": "甲"}
+        try:
+            system = "丙丁" in render([{"role": "system", "content": "丙丁"}, user], True)
+        except HanmoError:
+            system = False
+        prompt = render([user], True)
+        replied = [render([user, {"role": "assistant", "content": text}], False) for text in ("乙", "  乙  ")]
+        rests = [text.removeprefix(prompt) for text in replied]
+        lead = rests[0].partition("乙")[0]
+        return cls(system, lead if lead.isspace() and replied[0].startswith(prompt) else "", "  乙  " not in rests[1])
+
+    def messages(self, system: str, turns: list[Message]) -> list[Message]:
+        """Messages with the system text: as a message of its own, or before the text of the first user turn."""
+        if not system:
+            return turns
+        if self.system:
+            return [{"role": "system", "content": system}, *turns]
+        place = next((place for place, turn in enumerate(turns) if turn["role"] == "user"), None)
+        if place is None:
+            return turns
+        warnings.warn(
+            "the chat template has no system role: the system text stands before the first turn", stacklevel=2
+        )
+        first = {"role": "user", "content": f"{system}\n\n{turns[place]['content']}"}
+        return [*turns[:place], first, *turns[place + 1 :]]
+
+    def reply(self, given: str, prefix: str, answer: str) -> tuple[str, str]:
+        """The rendered prompt with ``prefix`` (the given beginning of the answer), and the rest of the answer."""
+        if prefix:
+            return given + self.lead + prefix, answer.rstrip() if self.strips else answer
+        answer = answer.strip() if self.strips else answer
+        return given, self.lead + answer if answer else ""
+
+
 class _Renderer:
     """The child process that renders; it belongs to one process of hanmo and answers one request at a time."""
 
@@ -137,7 +200,7 @@ class _Renderer:
                 f"chat templates are rendered in a process of their own, which does not start: {sys.executable} {_SCRIPT}"
             )
 
-    def ask(self, request: dict[str, Any]) -> dict[str, str] | None:
+    def answer(self, request: dict[str, Any]) -> dict[str, str] | None:
         """The child's answer; None if it has ended or does not answer in time."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -169,7 +232,7 @@ _lock = threading.Lock()
 _renderer: _Renderer | None = None
 
 
-def _ask(request: dict[str, Any]) -> dict[str, str]:
+def _request(request: dict[str, Any]) -> dict[str, str]:
     """The renderer's answer. The renderer is started at the first request, and again after a request that ended it."""
     global _renderer
     with _lock:
@@ -177,7 +240,7 @@ def _ask(request: dict[str, Any]) -> dict[str, str]:
             _renderer = _Renderer()
         answer = None
         try:
-            if answer := _renderer.ask(request):
+            if answer := _renderer.answer(request):
                 return answer
             return {"limit": "memory" if _renderer.ended_for_memory else "time"}
         finally:

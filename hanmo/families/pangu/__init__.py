@@ -1,1 +1,1 @@
-"""PanGu-α: a decoder whose last block is a query layer that asks by position alone."""
+"""PanGu-α: a decoder whose last block, the query layer, takes its queries from positions alone."""

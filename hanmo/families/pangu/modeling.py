@@ -14,11 +14,9 @@ from transformers import PretrainedConfig
 
 from hanmo.errors import ConfigError, unknown
 from hanmo.nn.causal import causal_mask
-from hanmo.nn.cpu.dropout import Dropout
-from hanmo.nn.cpu.linear import Linear
+from hanmo.nn.cpu import Dropout
 from hanmo.nn.decode_state import DecodeState
-from hanmo.nn.prenorm import ACTIVATIONS, TP_PLAN, PreNormBlock, check_positions, init_prenorm
-from hanmo.nn.row_model import RowModel
+from hanmo.nn.prenorm import ACTIVATIONS, PreNormModel, check_positions
 
 
 class PanguConfig(PretrainedConfig):
@@ -57,14 +55,10 @@ class PanguConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
 
 
-class PanguModel(RowModel):
+class PanguModel(PreNormModel):
     """PanGu-α with its tied output head. Logits at t predict the token at t + 1."""
 
     config_class = PanguConfig
-    base_model_prefix = ""
-    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
-    _no_split_modules = ["PreNormBlock"]
-    _tp_plan = TP_PLAN
     trees_are_exact = None
 
     def __init__(self, config: PanguConfig):
@@ -74,24 +68,7 @@ class PanguModel(RowModel):
         self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
         self.embed_queries = nn.Embedding(config.max_position_embeddings, width)
         self.dropout = Dropout(config.embd_pdrop)
-        self.layers = nn.ModuleList(
-            PreNormBlock(
-                width=width,
-                heads=config.num_heads,
-                inner=config.intermediate_size or 4 * width,
-                activation=config.activation_function,
-                epsilon=config.layer_norm_epsilon,
-                attention_dropout=config.attn_pdrop,
-                dropout=config.resid_pdrop,
-            )
-            for _ in range(config.num_layers)
-        )
-        self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.lm_head = Linear(width, config.vocab_size, bias=False)
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        init_prenorm(module, self.config.initializer_range, self.config.num_layers)
+        self.add_blocks(config.num_heads, config.intermediate_size or 4 * width, config.attn_pdrop, config.resid_pdrop)
 
     def backbone(
         self,

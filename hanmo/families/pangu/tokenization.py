@@ -1,6 +1,6 @@
 """PanGu-α's tokenizer: jieba's words, each cut into pieces by sentencepiece. Exact to the original.
 
-Travels with exported models: what it imports of hanmo is put into its text on export.
+Exported models get this file with the text of the modules of hanmo that it imports.
 Source: the recorded specification of the PyTorch port of PanGu-α, section "Tokenizer".
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 from hanmo.tokenizers.jieba_exact import WordCutter
 from hanmo.tokenizers.sentencepiece import SentencePieceTokenizer
 
+_ROLES = {"bos_token": "<s>", "eos_token": "<eot>", "unk_token": "<unk>", "sep_token": "<sep>", "pad_token": "<pad>"}
 _ADDED = ("<s>", "</s>", "<eot>", "<unk>", "<sep>", "<pad>")
 _FURTHER = {"patched": "<>", "stock": ""}  # characters that may be parts of words as well
 # The form in which sentencepiece gets the words that are, or end with, a space or a newline.
@@ -35,32 +36,14 @@ class PanguTokenizer(SentencePieceTokenizer):
     padding_side = "right"
     truncation_side = "right"
 
-    def __init__(
-        self,
-        vocab_file: str,
-        bos_token: str = "<s>",
-        eos_token: str = "<eot>",
-        unk_token: str = "<unk>",
-        sep_token: str = "<sep>",
-        pad_token: str = "<pad>",
-        jieba_mode: str = "patched",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, vocab_file: str, jieba_mode: str = "patched", **kwargs: Any) -> None:
         if jieba_mode not in _FURTHER:
             raise ValueError(f"jieba_mode is {jieba_mode!r}; expected one of: {', '.join(_FURTHER)}")
         self.jieba_mode = jieba_mode
         self._cut = WordCutter(_FURTHER[jieba_mode], _ADDED)
-        super().__init__(
-            vocab_file,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            unk_token=unk_token,
-            sep_token=sep_token,
-            pad_token=pad_token,
-            jieba_mode=jieba_mode,
-            **kwargs,
-        )
-        specials = [str(token) for token in (bos_token, eos_token, unk_token, sep_token, pad_token)]
+        kwargs = _ROLES | kwargs
+        super().__init__(vocab_file, jieba_mode=jieba_mode, **kwargs)
+        specials = [str(kwargs[role]) for role in _ROLES]
         self._specials = {token: int(self._pieces.piece_to_id(token)) for token in specials}
         if missing := [token for token, id_ in self._specials.items() if self._pieces.id_to_piece(id_) != token]:
             raise ValueError(f"{vocab_file}: not a PanGu vocabulary, it lacks {', '.join(missing)}")
@@ -69,7 +52,7 @@ class PanguTokenizer(SentencePieceTokenizer):
         return None  # jieba's words come first
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text and nothing else; empty for an empty text."""
+        """The ids of a text, without special tokens around it; empty for an empty text."""
         return self._encode_words([self.segments(text)])[0]
 
     def _encode_part(self, texts: Sequence[str]) -> list[list[int]]:
@@ -80,10 +63,10 @@ class PanguTokenizer(SentencePieceTokenizer):
         return [_SPELLED.get(word, word) for word in self._cut(text)]
 
     def _encode_words(self, texts: Sequence[list[str]]) -> list[list[int]]:
-        """Ids of texts given as words: special words by themselves, the runs between them joined by spaces.
+        """Ids of texts as words: special words by themselves, the runs between them joined by spaces.
 
-        Words are not looked up in a table of their ids: how sentencepiece merges the pieces of a word may depend on
-        what stands around it (seen in 0.2.3), so it gets the same strings as from the original.
+        Words have no table of ids: sentencepiece (0.2.3) may merge the pieces of a word otherwise in other surroundings,
+        so it gets the same strings as from the original.
         """
         joined = [" ".join(words) for words in texts]
         special = [
@@ -109,7 +92,7 @@ class PanguTokenizer(SentencePieceTokenizer):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        """Ids as text; what sentencepiece normalised away while encoding does not come back."""
+        """Ids as text, after sentencepiece's normalisation."""
         ids = [token_ids] if isinstance(token_ids, int) else list(map(int, token_ids))
         if skip_special_tokens:
             ids = [index for index in ids if index not in self._specials.values()]

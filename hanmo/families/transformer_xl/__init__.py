@@ -1,1 +1,1 @@
-"""Transformer-XL (文汇): a decoder that carries the memory of what it has read from segment to segment."""
+"""Transformer-XL (文汇): a decoder with a memory of earlier segments."""

@@ -1,7 +1,7 @@
-"""Transformer-XL's attention as a CPU trains it quickly: a few heads at a time, whose scores fit its cache.
+"""Transformer-XL's attention for training on a CPU: a few heads at a time, whose scores fit the cache.
 
 A tensor of all scores is far larger than a cache, and autograd passes over such tensors two dozen times in a step. Here
-one is made, the one that the backward pass needs: the probabilities, negative where dropout took them.
+only the one that the backward pass needs is made: the probabilities, negative where dropout removed them.
 
 Shape suffixes: B batch, H heads, K head width, q queries, S keys; of a piece 1 row of the batch, h heads and some queries.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hanmo.families.transformer_xl.relative import MASKED, hide_, moved_left, relative_scores, with_surplus
-from hanmo.nn.cpu.dropout import draw_kept, kept_scale
+from hanmo.nn.cpu import draw_kept, kept_scale
 
 PIECE = 2**21  # scores of a piece: 4 MB in bf16
 BLOCK = 128  # queries of a piece, where later columns are hidden from all of them
@@ -61,7 +61,7 @@ class PiecewiseAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of scores with probabilities P is P x (D - sum(P x D)), where D is that of the probabilities.
+        """The gradient of the scores is P x (D - sum(P x D)), with the probabilities P and their gradient D.
 
         The sum is that of the result times its gradient (Dao et al. 2022, arXiv:2205.14135).
         """
@@ -69,7 +69,7 @@ class PiecewiseAttention(torch.autograd.Function):
         sums_BHq1 = (mixed_BHqK.float() * gradients[0]).sum(-1, keepdim=True)
         gradient_BHqK = gradients[0] * kept_scale(ctx.p) if ctx.p else gradients[0]
         for_content = torch.empty_like(content_BHqK)
-        # Blocks add to these, which in bf16 would lose what is small.
+        # Blocks add to these; in bf16 small terms would be lost.
         for_key, for_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key_BHSK, value_BHSK))
         relative = table_HSK is not None
         if relative:
@@ -83,7 +83,7 @@ class PiecewiseAttention(torch.autograd.Function):
                 kept_1hqS = marked_1hqS.clamp_min(0) if ctx.p else marked_1hqS
                 for_value[keys] += kept_1hqS.transpose(2, 3) @ gradient_1hqK
                 wanted_1hqS = (gradient_1hqK @ value_BHSK[keys].transpose(2, 3)).float() - sums_BHq1[at]
-                if ctx.p:  # what is negative was dropped: -P x -sum
+                if ctx.p:  # negative ones were dropped: -P x -sum
                     wanted_1hqS = torch.where(marked_1hqS > 0, wanted_1hqS, sums_BHq1[at])
                 scores_1hqS = wanted_1hqS.mul_(marked_1hqS).to(marked_1hqS.dtype)
                 scores_1hqS = hide_(scores_1hqS, _cut(mask, rows, first, after, seen), 0.0)
@@ -113,9 +113,9 @@ def _moved_back(scores_BHqS: Tensor) -> Tensor:
 
 
 def _blocks(mask: Tensor | None, queries: int, columns: int) -> list[tuple[int, int, int]]:
-    """Blocks of queries: the first, the one after the last, and how many columns to look at: up to the last one's own.
+    """Blocks of queries: (first, end, columns up to the last query's own).
 
-    All in one where a query sees later columns, or nothing at all, for then it attends to every column alike.
+    One block if a query sees later columns, or none, since it then attends to every column alike.
     """
     whole = [(0, queries, columns)]
     if mask is None or not mask.any(-1).all():
@@ -127,7 +127,7 @@ def _blocks(mask: Tensor | None, queries: int, columns: int) -> list[tuple[int, 
 
 
 def _pieces(scores_BHqS: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Row by row of the batch, some heads at a time."""
+    """Pieces of the scores: one row of the batch and some heads each."""
     batch, heads, queries, columns = scores_BHqS.shape
     some = max(PIECE // max(queries * columns, 1), 1)
     for row in range(batch):
@@ -136,7 +136,7 @@ def _pieces(scores_BHqS: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _cut(mask: Tensor | None, rows: slice, first: int, after: int, seen: int) -> Tensor | None:
-    """What of a mask (B or 1, 1, q, S) is about a piece."""
+    """A piece's part of a mask (B or 1, 1, q, S)."""
     if mask is None:
         return None
     return (mask if len(mask) == 1 else mask[rows])[:, :, first:after, :seen]

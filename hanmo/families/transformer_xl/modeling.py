@@ -1,8 +1,8 @@
 """The Transformer-XL network (Dai et al. 2019, arXiv:1901.02860) as 文汇 uses it: a pre-norm decoder with segment memory.
 
-Positions are relative: a score is content plus distance. Two forms of memory give identical results. With gradients
-it is the detached inputs of every layer, projected anew by the current weights; without, it is keys and values
-(``prefill`` and ``step``). The absolute variant of the family has learned positions instead and the same memory.
+Positions are relative: a score is content plus distance. Two forms of memory give identical results: in training the
+detached inputs of every layer, projected anew by the current weights; in decoding keys and values. The absolute variant
+of the family has learned positions instead and the same memory.
 
 Shape suffixes: B batch, R decoding rows, H heads, K head width, D width, T and q new tokens, m memory, S = m + q keys.
 """
@@ -24,8 +24,7 @@ from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.transformer_xl.attention import PiecewiseAttention
 from hanmo.families.transformer_xl.relative import MASKED, SinusoidTable, hide_, relative_scores, visible
 from hanmo.families.transformer_xl.state import MemoryState
-from hanmo.nn.cpu.dropout import Dropout
-from hanmo.nn.cpu.linear import Linear
+from hanmo.nn.cpu import Dropout, Linear
 from hanmo.nn.row_model import RowModel
 from hanmo.nn.tensor_parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, local
 
@@ -47,13 +46,12 @@ class TransformerXLConfig(PretrainedConfig):
     """Configuration of a Transformer-XL model.
 
     Args:
-        relative: distances by a sinusoid table; otherwise learned absolute positions.
-        max_position_embeddings: places of the learned table; without meaning for relative positions.
+        relative: relative positions from a sinusoid table; otherwise learned absolute positions.
+        max_position_embeddings: of learned positions.
         segment_length: tokens of a training segment; longer prompts are read in such pieces.
         memory_length: tokens of memory in training.
-        half_positions: make the sinusoid table in half precision, as the released weights were trained with it.
-        embedding_dropout: applied once to the embeddings and once to the position table. The original applied it
-            twice to the embeddings.
+        half_positions: compute the sinusoid table in half precision, as in the training of the released weights.
+        embedding_dropout: of the embeddings and of the position table (in the original twice of the embeddings).
     """
 
     model_type = "hanmo-transformer-xl"
@@ -91,7 +89,7 @@ class TransformerXLConfig(PretrainedConfig):
 
     @property
     def span(self) -> int:
-        """How many tokens before it a token sees: the effective memory of published generation."""
+        """The number of earlier tokens that a token sees: the effective memory of published generation."""
         return self.segment_length + self.memory_length - 1
 
 
@@ -131,7 +129,7 @@ class TransformerXLAttention(nn.Module):
         elif hidden_BSD.device.type == "cpu":
             mixed_BHqK = PiecewiseAttention.apply(*inputs, self.dropout.p if self.training else 0.0)
         else:
-            # The scores are by far the largest tensors: computed again in the backward pass instead of being kept.
+            # The scores are by far the largest tensors: they are computed again in the backward pass.
             mixed_BHqK = checkpoint(self._mix, *inputs, use_reentrant=False)
         return self.o_proj(mixed_BHqK.transpose(1, 2).flatten(2))
 
@@ -216,7 +214,7 @@ class TransformerXLModel(RowModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
-            # What writes into the residual stream starts smaller. Only modules with tensors of their own come here.
+            # Projections into the residual stream start smaller. Only modules with own tensors come here.
             blocks = (block for block in self.layers if isinstance(block, TransformerXLBlock))
             residual = any(module in (block.attention.o_proj, block.down_proj) for block in blocks)
             init.normal_(module.weight, std=self.config.initializer_range / (2 * len(self.layers)) ** (residual / 2))
@@ -241,18 +239,17 @@ class TransformerXLModel(RowModel):
         inputs_embeds: Tensor | None = None,
         state: MemoryState | None = None,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """The head's input (B, T, D); with ``memory`` also the memory that the next segment is to be given.
+        """The head's input (B, T, D); with ``memory`` also the memory for the next segment.
 
         Args:
             input_ids: (B, T) int64; or ``inputs_embeds`` (B, T, D).
-            attention_mask: (B, T) or (B, m + T), 1 on real tokens, under which a token sees itself and the
-                ``config.span`` tokens before it; or (1 or B, 1, T, >= S) or (B, T, >= S), whose last S columns are
-                used as they are. All real if None.
-            position_ids: (B, T) int64, for absolute positions; they go on from the memory if None.
-            memory: see ``Memory``; () where a text starts. The new one is detached and at most
-                ``config.memory_length`` long.
-            reach: (B, T) int64, how many tokens before it a token sees at most, as it is where several documents
-                share a stream.
+            attention_mask: (B, T) or (B, m + T), 1 on real tokens: a token sees itself and the ``config.span`` tokens
+                before it; or (1 or B, 1, T, >= S) or (B, T, >= S), whose last S columns are used as they are. All real
+                if None.
+            position_ids: (B, T) int64, for absolute positions; counted from the end of the memory if None.
+            memory: see ``Memory``; () at the start of a text. The new one is detached, at most ``config.memory_length``
+                long.
+            reach: (B, T) int64, the largest number of earlier tokens that a token sees (documents in one stream).
         """
         hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         queries = hidden_BTD.shape[1]
@@ -279,9 +276,9 @@ class TransformerXLModel(RowModel):
     def _relative(
         self, columns: int, dtype: torch.dtype, lazily: bool
     ) -> tuple[tuple[Tensor, Tensor] | None, Callable[[int], Tensor] | None]:
-        """The two biases and the position table, as a function of the number of columns; made once for all layers.
+        """The two biases and the position table, as a function of the number of columns; one for all layers.
 
-        ``lazily``: only when a layer asks, which when decoding is seldom.
+        Args: ``lazily``, compute it only when a layer calls the function, which is rare in decoding.
         """
         if not self.config.relative:
             return None, None
@@ -311,7 +308,7 @@ class TransformerXLModel(RowModel):
     def prefill(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
     ) -> tuple[Tensor, MemoryState]:
-        """Long prompts are read segment by segment; every token sees the same ``config.span`` tokens either way."""
+        """Long prompts are read segment by segment; every token sees the same ``config.span`` tokens."""
         state = MemoryState(self.config.num_layers, self.config.span)
         for first in range(0, input_ids.shape[1], self.config.segment_length):
             piece = slice(first, first + self.config.segment_length)

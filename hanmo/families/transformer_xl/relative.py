@@ -1,4 +1,4 @@
-"""Distances between tokens: the table of sinusoids, the scores of a query by content and distance, who sees whom.
+"""Relative positions: the sinusoid table, scores by content and distance, and the mask.
 
 Shape suffixes: B batch, H heads, K head width, D width, T and q queries, S keys (the last q are the queries' own).
 """
@@ -44,9 +44,9 @@ class SinusoidTable(nn.Module):
 def relative_scores(
     content_BHqK: Tensor, position_BHqK: Tensor | None, key_BHSK: Tensor, table_HSK: Tensor | None
 ) -> Tensor:
-    """Scaled scores (B, H, q, S) of the queries with either bias added, against keys and position keys, if there are any.
+    """Scaled scores (B, H, q, S): content queries with keys, plus position queries with position keys if given.
 
-    ``table_HSK`` runs from distance S - 1 to 0. Columns after a row's own are left-overs, to be masked.
+    ``table_HSK`` runs from distance S - 1 to 0. Columns after a row's own are meaningless and must be masked.
     """
     scale = content_BHqK.shape[3] ** -0.5
     if position_BHqK is None or table_HSK is None:
@@ -66,21 +66,21 @@ def relative_scores(
 
 
 def with_surplus(table_HSK: Tensor) -> Tensor:
-    """The table with the row more, of zeros, that ``moved_left`` needs."""
+    """The table with one more row of zeros, for ``moved_left``."""
     return nn.functional.pad(table_HSK, (0, 0, 0, 1))
 
 
 def moved_left(raw: Tensor) -> Tensor:
-    """Of contiguous scores (B, H, q, S + 1) by place in the table a view (B, H, q, S) by key.
+    """A view (B, H, q, S) by key of contiguous scores (B, H, q, S + 1) by distance.
 
-    Row i is moved left by q - 1 - i, so that its column j meets distance S - q + i - j.
+    Row i is moved left by q - 1 - i, so that its column j has the distance S - q + i - j.
     """
     queries, columns = raw.shape[2], raw.shape[3] - 1
     return raw.flatten(2)[..., queries - 1 :][..., : queries * columns].unflatten(-1, (queries, columns))
 
 
 def hide_(scores_BHqS: Tensor, mask: Tensor | None, value: float) -> Tensor:
-    """Puts a value, in place, wherever a mask (B or 1, 1, q, S) is not true."""
+    """Write a value, in place, where a mask (B or 1, 1, q, S) is false."""
     return scores_BHqS if mask is None else scores_BHqS.masked_fill_(~mask, value)
 
 
@@ -92,12 +92,12 @@ def visible(
     reach_BT: Tensor | None,
     device: torch.device,
 ) -> Tensor:
-    """The mask (B or 1, 1, q, S) bool: which of the last S tokens each of the last q sees.
+    """The mask (B or 1, 1, q, S) bool: True on those of the last S tokens that each of the last q sees.
 
     Args:
-        span: tokens before its own that a query sees at most.
+        span: the largest number of earlier tokens that a query sees.
         attention_mask: see ``TransformerXLModel.backbone``.
-        reach_BT: (B, q) a further limit of its own for each query.
+        reach_BT: (B, q) the same for each query.
     """
     if attention_mask is not None and attention_mask.dim() > 2:
         mask = attention_mask[..., -columns:].bool()

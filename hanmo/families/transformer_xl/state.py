@@ -1,4 +1,4 @@
-"""Memory without gradients: keys and values instead of hidden states."""
+"""The memory in decoding: keys and values instead of hidden states."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class MemoryState(DecodeState):
         self.position_keys: list[Tensor | None] = [None] * layers
 
     def grow(self, valid_Rq: Tensor) -> None:
-        if self.length >= self.span + BLOCK:  # a block at a time, so that the copying happens seldom
+        if self.length >= self.span + BLOCK:  # a block at a time, so that copies are rare
             self.keep_last(self.span)
         super().grow(valid_Rq)
 
     def columns(self, queries: int) -> int:
-        """How many columns ``queries`` new tokens (already grown) can see, their own included."""
+        """The number of columns that ``queries`` new tokens (already grown) can see, their own included."""
         return min(self.length, self.span + queries)
 
     def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:

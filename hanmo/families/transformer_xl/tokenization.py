@@ -1,6 +1,6 @@
 """文汇's tokenizer: sentencepiece, and the end of text behind its pieces. Exact to the original.
 
-Travels with exported models: what it imports of hanmo is put into its text on export.
+Exported models get this file with the text of the modules of hanmo that it imports.
 Source: the recorded specification of Chinese Transformer-XL, section 6.
 """
 

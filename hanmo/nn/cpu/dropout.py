@@ -9,9 +9,9 @@ LEVELS = 2**16  # of the probability: one 64-bit draw decides over four elements
 
 
 def dropout(input: Tensor, p: float, training: bool) -> Tensor:
-    """``torch.nn.functional.dropout``; on a CPU with a probability in steps of 1/65536, and scaled by what is kept.
+    """``torch.nn.functional.dropout``; on a CPU with a probability in steps of 1/65536, scaled accordingly.
 
-    On a CPU torch draws element after element on one thread, which was a quarter of a Transformer-XL training step.
+    On a CPU torch draws each element on one thread, which was a quarter of a Transformer-XL training step.
     """
     if not training or input.device.type != "cpu" or not 0 < _dropped(p) < LEVELS:
         return nn.functional.dropout(input, p, training)
@@ -20,14 +20,14 @@ def dropout(input: Tensor, p: float, training: bool) -> Tensor:
 
 
 def draw_kept(shape: torch.Size, p: float) -> Tensor:
-    """Which elements a dropout of probability p keeps, bool, on the CPU."""
+    """The elements that a dropout of probability p keeps, bool, on the CPU."""
     count = shape.numel()
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     return (words.view(torch.int16)[:count] >= _dropped(p) - LEVELS // 2).view(shape)
 
 
 def kept_scale(p: float) -> float:
-    """By how much what is kept grows."""
+    """The factor of the elements that are kept."""
     return LEVELS / (LEVELS - _dropped(p))
 
 

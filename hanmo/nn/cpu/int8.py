@@ -1,8 +1,8 @@
-"""Linear layers with weights of eight bits, for inference on a CPU: a quarter of the memory of fp32 and twice its speed.
+"""Linear layers with 8-bit weights, for inference on a CPU: a quarter of the memory of fp32 and twice its speed.
 
-Every output has a scale of its own; the inputs of a layer are rounded to seven bits as they come, with one scale for all
-its rows, so that a reply depends a little on what else is computed beside it. torch calls the operators deprecated; what
-is to follow them (torch._int_mm and own rounding) takes twice as long for few rows.
+Every output has a scale of its own. The inputs of a layer are rounded to seven bits with one scale for all rows, so that
+a reply depends a little on the rest of its batch. torch calls the operators deprecated; their successor (torch._int_mm
+and rounding of our own) takes twice as long for few rows.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Int8Linear(nn.Module):
 
 
 def is_int8(network: nn.Module) -> bool:
-    """Whether the network was rounded: it can be neither trained nor saved."""
+    """Whether the network was rounded; it can then be neither trained nor saved."""
     return any(isinstance(module, Int8Linear) for module in network.modules())
 
 
 def to_int8(network: nn.Module) -> None:
-    """Round the linear layers of a network one after the other, and make fp32 of the rest: embeddings, norms, value head.
+    """Round the linear layers of a network, and convert the rest to fp32: embeddings, norms, value head.
 
-    A tied output head is rounded, the embedding that it shared its weight with is kept.
+    A tied output head is rounded; the embedding that shared its weight is kept.
 
     Raises:
         UnsupportedError: most of the weights are in layers of another kind (GPT-2's, mixtures of experts).
@@ -80,7 +80,7 @@ def to_int8(network: nn.Module) -> None:
 
 
 def count_parameters(network: Any) -> int:
-    """How many parameters a network has, those in eight bits included, and a tied output head once."""
+    """The number of parameters of a network, 8-bit ones included, a tied output head once."""
     rounded = [module for module in network.modules() if isinstance(module, Int8Linear)]
     count = sum(parameter.numel() for parameter in network.parameters())
     for module in rounded:

@@ -1,22 +1,21 @@
-"""Linear layers that are quick where decoding spends its time: on a CPU, in fp32, with a few rows."""
+"""Linear layers that are fast for a few rows in fp32 on a CPU, where decoding spends its time."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-FEW = 32  # rows up to which W x^T is the faster way
-NARROW = 3072  # inputs up to which a single row is as well, as its two halves
+FEW = 32  # rows up to which W x^T is faster
+NARROW = 3072  # inputs up to which it is for the halves of a single row
 
 
 class Linear(nn.Linear):
-    """A linear layer; the same parameters, names and results as ``nn.Linear``, up to rounding.
+    """``nn.Linear`` with the same parameters and names, and the same results up to rounding.
 
-    For a handful of rows the time is that of reading the weight once. BLAS reads it two to six times as fast where the
-    weight is the left factor, W x^T, as where it is the right one, x W^T; but as slowly where x is a single row. The
-    halves of a row are two: by W seen as twice as many rows of half the width they give four products, two of which
-    are wanted. Measured with MKL on an AMD EPYC, two threads, for widths of 768 to 10240: benchmarks/decode.py shows
-    what it makes of whole models.
+    For a few rows the time is that of reading the weight once. BLAS reads it two to six times as fast for W x^T as for
+    x W^T, except where x is a single row. A single row is therefore split into halves and W is seen as twice as many rows
+    of half the width: two of the four products are needed. Measured with MKL on an AMD EPYC, two threads, for widths of
+    768 to 10240; benchmarks/decode.py measures whole models.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # the name that nn.Linear gives it
@@ -40,6 +39,6 @@ class Linear(nn.Linear):
 
 
 def lowered(input: Tensor) -> Tensor:
-    """What several linear layers read, in autocast's dtype where that is on: each would make and keep a copy of its own."""
+    """The input of several linear layers in autocast's dtype, converted once instead of by each layer."""
     kind = input.device.type
     return input.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else input

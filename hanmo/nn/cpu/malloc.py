@@ -1,4 +1,4 @@
-"""On a CPU: memory that a training step frees is used by the next one, instead of going back to the system in between."""
+"""Keeps memory that a training step frees for the next one, instead of returning it to the system."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
-FREE_AT_MOST = 2**30  # bytes at the end of the heap, beyond which they do go back
+FREE_AT_MOST = 2**30  # free bytes at the end of the heap that are kept
 
 
 def keep_heap() -> bool:
-    """From now on this process takes large tensors from its heap too; says whether the C library could be told so.
+    """Take large tensors from the heap of this process too; returns whether the C library supports that.
 
-    By default glibc maps every tensor of more than 32 MB afresh, and the system fills its pages with zeros, one page
-    fault after the other: a tenth of a Transformer-XL training step. Only for steps of one shape: where shapes change,
-    the heap falls into pieces and grows by half.
+    By default glibc maps every tensor of more than 32 MB anew, and the page faults take a tenth of a Transformer-XL
+    training step. Only for steps of one shape: where shapes change, the heap is fragmented and grows by half.
     """
     if not sys.platform.startswith("linux"):
         return False
-    # glibc's; other C libraries have none, or one that does nothing
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False

@@ -1,4 +1,4 @@
-"""A kernel over many texts: texts as arrays of code points, parts of them in threads, ids as arrays or lists."""
+"""Runs a kernel over many texts: as arrays of code points, in threads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from numba import njit
 CODES = 0x110000  # code points of Unicode
 _PART = 1 << 17  # characters a thread encodes at a time
 
-Arrays = tuple[np.ndarray, np.ndarray]  # ids of texts end to end, int32; how many each text has, int64
+Arrays = tuple[np.ndarray, np.ndarray]  # concatenated ids, int32; the number of ids of each text, int64
 
 
 def machine_code(function: Callable[..., Any]) -> Any:
-    """A function compiled at its first call, and free of the interpreter's lock; kept on disk where there is a place.
+    """A function compiled at its first call, without the interpreter's lock; kept on disk if numba finds a folder.
 
-    numba keeps it beside the source or in the user's cache folder. It looks for changes in the function's own file
-    only: do not call compiled functions of another module.
+    numba looks for changes in the function's own file only: do not call compiled functions of another module.
     """
     try:
         return njit(cache=True, nogil=True)(function)
@@ -30,44 +29,11 @@ def machine_code(function: Callable[..., Any]) -> Any:
 
 
 class Kernel:
-    """Encodes many texts; a subclass says how, in ``encode``."""
+    """Encodes many texts; subclasses give ``encode``."""
 
     def encode(self, texts: Sequence[str]) -> Arrays:
-        """The ids of texts, by compiled code that lets go of the interpreter; -1 as the count of a text that it leaves."""
+        """The ids of texts, computed without the interpreter's lock; -1 as the count of a text that the kernel leaves."""
         raise NotImplementedError
-
-    def lists(
-        self,
-        texts: Sequence[str],
-        exact: Callable[[str], list[int]],
-        apart: Callable[[Sequence[str]], list[int]],
-        workers: int | None = None,
-    ) -> list[list[int]]:
-        """The ids of each text.
-
-        Args:
-            exact: encodes a text that the kernel leaves.
-            apart: numbers of the texts that are not for the kernel.
-            workers: threads, by default one per processor.
-        """
-        found: list[list[int]] = []
-        # Python's own numbers, made once: the lists share them, which saves 32 bytes an id and the time to fill them.
-        numbers = np.zeros(0, object)
-        collecting = gc.isenabled()
-        gc.disable()  # nothing made here is part of a cycle, and there is much of it
-        try:
-            for ids, counts in self._parts(texts, exact, apart, workers):
-                if (largest := int(ids.max(initial=-1))) >= len(numbers):
-                    numbers = np.arange(largest + 1).astype(object)
-                shared = numbers[ids]
-                start = 0
-                for end in np.cumsum(counts).tolist():
-                    found.append(shared[start:end].tolist())
-                    start = end
-        finally:
-            if collecting:
-                gc.enable()
-        return found
 
     def flat(
         self,
@@ -76,18 +42,14 @@ class Kernel:
         apart: Callable[[Sequence[str]], list[int]],
         workers: int | None = None,
     ) -> Arrays:
-        """The same as arrays."""
-        parts = list(self._parts(texts, exact, apart, workers))
-        ids = [np.zeros(0, np.int32), *(ids for ids, _ in parts)]
-        return np.concatenate(ids), np.concatenate([np.zeros(0, np.int64), *(counts for _, counts in parts)])
+        """The ids of all texts.
 
-    def _parts(
-        self,
-        texts: Sequence[str],
-        exact: Callable[[str], list[int]],
-        apart: Callable[[Sequence[str]], list[int]],
-        workers: int | None,
-    ) -> Iterator[Arrays]:
+        Args:
+            exact: encodes a text that the kernel leaves.
+            apart: indices of the texts that the kernel cannot encode.
+            workers: threads, by default one per processor.
+        """
+
         def encode(part: tuple[int, int]) -> Arrays:
             given = list(texts[slice(*part)])
             others = apart(given)
@@ -102,14 +64,29 @@ class Kernel:
             sizes = np.array([len(one) for one in own], np.int64)
             places = np.repeat(np.cumsum(counts)[left], sizes)
             counts[left] = sizes
-            return np.insert(ids, places, [one for text in own for one in text]), counts
+            return np.insert(ids, places, [id_ for one in own for id_ in one]), counts
 
         with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-            yield from pool.map(encode, _cut(texts))
+            parts = [(np.zeros(0, np.int32), np.zeros(0, np.int64)), *pool.map(encode, _cut(texts))]
+        ids, counts = zip(*parts, strict=True)
+        return np.concatenate(ids), np.concatenate(counts)
+
+    def lists(self, texts: Sequence[str], *args: Any) -> list[list[int]]:
+        """The ids of each text; ``args`` as in ``flat``."""
+        ids, counts = self.flat(texts, *args)
+        collecting = gc.isenabled()
+        gc.disable()  # it would only search millions of lists that are in no cycle
+        try:
+            # The lists share one Python object for each id, which saves 32 bytes an id and the time to make them.
+            shared = np.arange(int(ids.max(initial=-1)) + 1).astype(object)[ids]
+            return [row.tolist() for row in np.split(shared, np.cumsum(counts)[:-1])] if len(counts) else []
+        finally:
+            if collecting:
+                gc.enable()
 
 
 def _cut(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """First and last number, exclusive, of texts of about ``_PART`` characters."""
+    """Ranges (first, end) of texts with about ``_PART`` characters together."""
     start = characters = 0
     for end, text in enumerate(texts, 1):
         characters += len(text)
@@ -119,7 +96,7 @@ def _cut(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def codes_of(texts: Sequence[str]) -> Arrays:
-    """The code points of texts, end to end, uint32; and where each text ends, int64."""
+    """The concatenated code points of texts, uint32, and the end of each text, int64."""
     joined = "".join(texts).encode("utf-32-le", "surrogatepass")
     ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
     return np.frombuffer(joined, "<u4"), ends

@@ -1,9 +1,8 @@
-"""jieba's words, each cut up by longest match, as a compiled kernel: many texts at once, exactly the ids that
-``EvaTokenizer`` finds with ``families.words.WordCutter`` and a table of tokens.
+"""jieba's words, each cut up by longest match, as a compiled kernel, with exactly the ids of ``EvaTokenizer``.
 
-Dictionary and vocabulary are tries whose edges lie in a hash table. A text is cut into blocks as jieba does it, the
-most probable path through the dictionary is found from a block's end, and runs of characters that it leaves single go
-through the hidden Markov model. All sums are added in jieba's order: their rounding decides between equal paths.
+Dictionary and vocabulary are tries whose edges lie in a hash table. A text is cut into blocks as in jieba; the most
+probable path through the dictionary is found from a block's end; runs of single characters go through the hidden Markov
+model. All sums are added in jieba's order, since their rounding decides between equal paths.
 """
 
 from __future__ import annotations
@@ -20,16 +19,13 @@ from hanmo.tokenizers.kernels.batch import CODES, Arrays, Kernel, codes_of, mach
 
 _BITS = 21  # of a code point, and of a node's number
 _LOW = (1 << _BITS) - 1
-_ROOT = 0
-_NOWHERE = -1
-_EMPTY = -1
+_ROOT, _NOWHERE, _EMPTY = 0, -1, -1  # nodes, and an empty slot of a hash table
 _MIX = 0x9E3779B97F4A7C1
 
 _SEPARATOR, _SIGN, _LETTER, _DIGIT, _HAN = range(5)  # kinds of characters; all but separators stand in blocks
 _FIRST_HAN, _LAST_HAN = 0x4E00, 0x9FD5  # the Chinese characters that jieba knows
 _POINT, _PERCENT = ord("."), ord("%")
-_NO_WORD = -np.inf
-_NO_TOKEN = -1
+_NO_WORD, _NO_TOKEN = -np.inf, -1
 _IMPOSSIBLE = -3.14e100  # jieba's log 0
 _B, _E, _M, _S = range(4)  # states of the model: a character begins a word, ends it, is inside, or is one
 _S_TO_B, _M_TO_E, _M_TO_M, _S_TO_S = 1, 2, 4, 8  # set where the best path comes from there, else from the other state
@@ -38,9 +34,9 @@ _S_TO_B, _M_TO_E, _M_TO_M, _S_TO_S = 1, 2, 4, 8  # set where the best path comes
 class _Jieba(NamedTuple):
     """jieba's dictionary and model in arrays.
 
-    kinds: (CODES,) uint8. edges: int64 hash table: a slot holds a node, the next character and the node it leads to.
-    weights: float64, by node: log probability of the word that ends there, or ``_NO_WORD``; unknown: that of a
-    character which is none. first: (4,), then: (4, 4), emissions: (Han characters, 4): float64 log probabilities.
+    kinds: (CODES,) uint8. edges: int64 hash table: a slot holds a node, the next character and the following node.
+    weights: float64, by node: log probability of the word that ends there, or ``_NO_WORD``; unknown: that of any other
+    character. first: (4,), then: (4, 4), emissions: (Han characters, 4): float64 log probabilities.
     """
 
     kinds: np.ndarray
@@ -53,23 +49,18 @@ class _Jieba(NamedTuple):
 
 
 class _Vocabulary(NamedTuple):
-    """edges: as above. ids: int64, by node: of the token that ends there, or ``_NO_TOKEN``. A word of more than
-    ``longest_word`` characters is unknown as a whole."""
+    """edges: as above. ids: int64, by node, of the token that ends there, or ``_NO_TOKEN``."""
 
     edges: np.ndarray
     ids: np.ndarray
     unknown_id: int
-    longest_word: int
+    longest_word: int  # characters; a longer word is unknown as a whole
 
 
 def kernel(
     tokens: tuple[str, ...], unknown_id: int, longest_word: int, folds: tuple[tuple[str, str], ...]
 ) -> WordKernel | None:
-    """The kernel for a vocabulary.
-
-    Args:
-        folds: characters, and what stands for each before the text is cut.
-    """
+    """The kernel for a vocabulary; ``folds``: characters, and the text that replaces each before the text is cut."""
     if sum(map(len, tokens)) >= _LOW:
         return None
     edges, nodes, size = _trie(tokens)
@@ -79,7 +70,7 @@ def kernel(
 
 
 class WordKernel(Kernel):
-    """Encodes texts by jieba's words and the longest match. It leaves none."""
+    """Encodes all texts by jieba's words and the longest match."""
 
     def __init__(self, vocabulary: _Vocabulary, folds: Sequence[tuple[str, str]]) -> None:
         self._vocabulary = vocabulary
@@ -93,20 +84,18 @@ class WordKernel(Kernel):
         for one, others in self._longer:
             texts = [text.replace(one, others) for text in texts]
         codes, ends = codes_of(texts)
-        ids = np.empty(len(codes), np.int32)  # there is a character for each
-        counts = np.empty(len(texts), np.int64)
+        ids, counts = np.empty(len(codes), np.int32), np.empty(len(texts), np.int64)
         used = _encode(self._folded[codes], ends, _jieba(), self._vocabulary, ids, counts)
         return ids[:used], counts
 
 
 @machine_code
 def _encode(codes, ends, jieba, vocabulary, ids, counts):
-    """Ids of all texts end to end into ``ids``, their numbers into ``counts``."""
+    """Write the concatenated ids into ``ids`` and their numbers into ``counts``."""
     starts = np.empty(len(codes), np.bool_)
     best = np.empty(len(codes) + 1, np.float64)
     word_ends = np.empty(len(codes), np.int32)
-    used = 0
-    start = 0
+    used = start = 0
     for text in range(len(ends)):
         end = ends[text]
         _cut(codes[start:end], jieba, best, word_ends, starts[start:end])
@@ -134,7 +123,7 @@ def _step(edges, node, code):
 
 @machine_code
 def _grow(codes, ends, edges, nodes):
-    """Put strings into a trie; where each ends into ``nodes``; the number of nodes."""
+    """Put strings into a trie and the node of each one's end into ``nodes``; returns the number of nodes."""
     mask = len(edges) - 1
     size = 1
     start = 0
@@ -160,8 +149,7 @@ def _grow(codes, ends, edges, nodes):
 def _match(codes, starts, vocabulary, ids):
     """Ids of words, each cut up by longest match; their number. starts: where a word begins."""
     edges, tokens, unknown_id, longest_word = vocabulary
-    count = 0
-    start = 0
+    count = start = 0
     while start < len(codes):
         end = start + 1
         while end < len(codes) and not starts[end]:
@@ -189,9 +177,9 @@ def _match(codes, starts, vocabulary, ids):
 
 @machine_code
 def _cut(codes, jieba, best, word_ends, starts):
-    """Where jieba's words begin, into ``starts``; each separator is one.
+    """Write the beginnings of jieba's words into ``starts``; each separator is a word.
 
-    jieba keeps "\\r\\n" together. As no token begins with white space, its ids are the same apart.
+    jieba keeps "\\r\\n" together; no token begins with white space, so the ids are the same.
     """
     kinds = jieba.kinds
     start = 0
@@ -225,7 +213,7 @@ def _cut_block(codes, jieba, best, word_ends, starts):
 
 @machine_code
 def _find_path(codes, jieba, best, word_ends):
-    """Where the most probable word from each place ends; of equally probable ones the longer."""
+    """Write the end of the most probable word from each place into ``word_ends``; the longer one wins a tie."""
     best[len(codes)] = 0.0
     for start in range(len(codes) - 1, -1, -1):
         most = _NO_WORD
@@ -246,9 +234,9 @@ def _find_path(codes, jieba, best, word_ends):
 
 @machine_code
 def _cut_run(codes, jieba, starts):
-    """Join single characters to the words that the model or jieba's rule for Latin letters finds.
+    """Join single characters to words by the model or jieba's rule for Latin letters.
 
-    A run that is a word of the dictionary itself was less probable than its characters, and stays apart.
+    A run that is a word of the dictionary was less probable than its characters, and stays apart.
     """
     if len(codes) < 2:
         return
@@ -275,7 +263,7 @@ def _cut_run(codes, jieba, starts):
 
 @machine_code
 def _cut_latin(codes, kinds, starts):
-    """Letters and digits with decimals and a percent sign are words, and so is all that stands between two."""
+    """Letters and digits with decimals and a percent sign are words, and so is everything between two of them."""
     starts[:] = False
     size = len(codes)
     place = 0

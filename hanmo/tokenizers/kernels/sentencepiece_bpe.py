@@ -1,15 +1,15 @@
-"""sentencepiece's BPE as a compiled kernel: many texts at once, the ids exactly sentencepiece's.
+"""sentencepiece's BPE as a compiled kernel, with exactly its ids.
 
-A text is normalised by the model's own character map, cut where no piece of the vocabulary spans two neighbouring
-characters (nothing can ever merge across such a place), and each short run is merged best score first, leftmost first.
-A text with something rarer in it (a rule of the map for several characters, a user-defined symbol of several
-characters, a very long run, half a surrogate pair) is left to sentencepiece.
+A text is normalised by the model's own character map and cut where no piece of the vocabulary spans two neighbouring
+characters, since nothing can merge there; each short run is merged best score first, leftmost first. Texts with rarer
+things (a rule of the map or a user-defined symbol for several characters, a very long run, half a surrogate pair) are
+left to sentencepiece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,7 @@ _FALL_BACK = -1  # in place of a symbol; lower values are numbers of expansions
 _STARTS, _FOLLOWS = 1, 2  # a rule for several characters may begin with this character; may have it second
 
 
-@dataclass(frozen=True)
-class _Tables:
+class _Tables(NamedTuple):
     """A model in arrays.
 
     symbol_of: (CODES,) int32: the symbol that a character is normalised to; ``_FALL_BACK``; or -2 - e, expansion e.
@@ -71,21 +70,8 @@ class PieceKernel(Kernel):
         codes, ends = codes_of(texts)
         tables = self._tables
         room = len(codes) + len(texts) + int(_grown(codes, tables.symbol_of, tables.ends))
-        ids = np.empty(room, np.int32)
-        counts = np.empty(len(texts), np.int64)
-        used = _encode(
-            codes,
-            ends,
-            tables.symbol_of,
-            tables.flags,
-            tables.expansions,
-            tables.ends,
-            tables.pairs,
-            tables.ids,
-            tables.unknown_id,
-            ids,
-            counts,
-        )
+        ids, counts = np.empty(room, np.int32), np.empty(len(texts), np.int64)
+        used = _encode(codes, ends, tables, ids, counts)
         return ids[:used], counts
 
 
@@ -130,8 +116,9 @@ def _insert(pairs, lefts, rights, values):
 
 
 @machine_code
-def _encode(codes, ends, symbol_of, flags, expansions, expansion_ends, pairs, ids_of, unknown_id, ids, counts):
-    """Ids of all texts end to end into ``ids``, their numbers into ``counts``, -1 for a text that is left."""
+def _encode(codes, ends, tables, ids, counts):
+    """Write the concatenated ids into ``ids`` and their numbers into ``counts``, -1 for a text that is left."""
+    symbol_of, flags, expansions, expansion_ends, pairs, ids_of, unknown_id = tables
     used = 0
     start = 0
     values = np.empty(_LONGEST_RUN, np.int64)
@@ -239,8 +226,8 @@ def _merge(out, size, pairs, ids_of, unknown_id, symbols, values):
 
 def _tables(model: Model) -> _Tables | None:
     # Symbols: characters first, then pieces from the best score down, so that the lower number merges first.
-    normal = sorted((-piece.score, piece.text) for piece in model.pieces if piece.type == NORMAL)
-    defined = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
+    normal = sorted((-piece.score, piece.piece) for piece in model.pieces if piece.type == NORMAL)
+    defined = [piece.piece for piece in model.pieces if piece.type == USER_DEFINED]
     characters = {character for text in (*defined, *(text for _, text in normal)) for character in text}
     number: dict[str, int] = {"": _UNKNOWN, _SPACE_SIGN: _SPACE}
     for text in (*sorted(characters), *(text for _, text in normal)):
@@ -250,8 +237,8 @@ def _tables(model: Model) -> _Tables | None:
     unknown_id = next(index for index, piece in enumerate(model.pieces) if piece.type == UNKNOWN_PIECE)
     ids = np.full(len(number), unknown_id, np.int32)
     for index, piece in enumerate(model.pieces):
-        if piece.type == NORMAL or (piece.type == USER_DEFINED and len(piece.text) == 1):
-            ids[number[piece.text]] = index
+        if piece.type == NORMAL or (piece.type == USER_DEFINED and len(piece.piece) == 1):
+            ids[number[piece.piece]] = index
     symbol_of, flags, expansions, ends = _characters(model, number, defined)
     return _Tables(symbol_of, flags, expansions, ends, _pair_table(normal, number, defined), ids, unknown_id)
 

@@ -1,38 +1,34 @@
-"""A sentencepiece model read from its file: pieces, settings, and the rules of its character map.
+"""Reads a sentencepiece model for the kernel: its pieces, settings, and the rules of its character map.
 
-sentencepiece itself tells neither the settings nor the rules. The format is that of its sentencepiece_model.proto;
-the map is a double-array trie over UTF-8 (darts-clone) that leads to strings.
+The library gives out neither the settings nor the rules. The map is a double-array trie over UTF-8 (darts-clone) that
+leads to strings.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from sentencepiece import sentencepiece_model_pb2 as pb  # needs protobuf
 
 NORMAL, UNKNOWN_PIECE, CONTROL, USER_DEFINED = 1, 2, 3, 4
-_BPE = 2
-
-
-@dataclass(frozen=True)
-class Piece:
-    text: str
-    score: float
-    type: int
 
 
 @dataclass(frozen=True)
 class Model:
-    """rules: what the character map makes of a code point on its own. starts, follows: code points that begin a rule
-    for several characters, or are the second of one.
+    """A model as the kernel needs it.
 
-    usual_spaces: a space is put before the text, runs become one, and U+2581 stands for it. other_pieces: there are
-    bytes or unused pieces.
+    Attributes:
+        pieces: each with ``piece``, ``score`` and ``type``.
+        rules: the text that the character map makes of a single code point.
+        starts, follows: the first and second code points of rules for several characters.
+        usual_spaces: a space is put before the text, runs of spaces become one, and U+2581 stands for a space.
+        other_pieces: there are bytes or unused pieces.
     """
 
-    pieces: list[Piece]
+    pieces: Any
     rules: dict[int, str]
     starts: np.ndarray
     follows: np.ndarray
@@ -42,62 +38,20 @@ class Model:
 
 
 def read_model(serialised: bytes) -> Model:
-    pieces: list[Piece] = []
-    trainer: dict[int, int | bytes] = {}
-    normalizer: dict[int, int | bytes] = {}
-    for field, value in _fields(serialised):
-        if field == 1:
-            said = dict(_fields(_bytes(value)))
-            score = struct.unpack("<f", _bytes(said[2]))[0] if 2 in said else 0.0
-            pieces.append(Piece(_bytes(said.get(1, b"")).decode("utf-8"), score, int(said.get(3, NORMAL))))
-        elif field == 2:
-            trainer = dict(_fields(_bytes(value)))
-        elif field == 3:
-            normalizer = dict(_fields(_bytes(value)))
-    spaces = all(normalizer.get(field, 1) for field in (3, 4, 5)) and not trainer.get(24, 0)
-    known = {NORMAL, UNKNOWN_PIECE, CONTROL, USER_DEFINED}
+    proto: Any = pb.ModelProto.FromString(serialised)  # type: ignore[attr-defined]
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    spaces = normalizer.add_dummy_prefix and normalizer.remove_extra_whitespaces and normalizer.escape_whitespaces
     return Model(
-        pieces,
-        *_rules(_bytes(normalizer.get(2, b""))),
-        trainer.get(3, 1) == _BPE,
-        bool(spaces),
-        any(piece.type not in known for piece in pieces),
+        proto.pieces,
+        *_rules(normalizer.precompiled_charsmap),
+        is_bpe=trainer.model_type == trainer.BPE,
+        usual_spaces=spaces and not trainer.treat_whitespace_as_suffix,
+        other_pieces=any(piece.type not in (NORMAL, UNKNOWN_PIECE, CONTROL, USER_DEFINED) for piece in proto.pieces),
     )
 
 
-def _bytes(value: int | bytes) -> bytes:
-    assert isinstance(value, bytes)
-    return value
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field of a protocol buffer message."""
-    place = 0
-
-    def varint() -> int:
-        nonlocal place
-        value = shift = 0
-        while True:
-            byte = message[place]
-            place += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-
-    while place < len(message):
-        tag = varint()
-        kind = tag & 7
-        if kind == 0:
-            yield tag >> 3, varint()
-            continue
-        size = {1: 8, 5: 4}[kind] if kind != 2 else varint()
-        yield tag >> 3, message[place : place + size]
-        place += size
-
-
 def _characters_on(units: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The trie's nodes one UTF-8 character further: the number of the node each comes from, the code point, the node."""
+    """The children of trie nodes by one UTF-8 character: the index of the parent, the code point, the child."""
     offsets = (units >> 10) << ((units & 512) >> 6)
 
     def step(nodes: np.ndarray, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

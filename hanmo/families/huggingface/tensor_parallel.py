@@ -1,4 +1,4 @@
-"""Cutting transformers models over ranks: by the plan that transformers has for them, and by ours for T5's form."""
+"""Tensor-parallel plans of transformers models: transformers' own, and ours for T5."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T5_FORM = ("t5", "mt5")
 
 
 def with_plan(wanted: Any, config: Any) -> Any:
-    """The distributed configuration with a plan, where transformers has none.
+    """The distributed configuration, with our plan if transformers has none.
 
     Raises:
-        UnsupportedError: nobody has one.
+        UnsupportedError: there is no plan for this architecture.
     """
     if config.get_text_config().base_model_tp_plan:
         return wanted
@@ -28,7 +28,7 @@ def with_plan(wanted: Any, config: Any) -> Any:
 
 
 def settle_heads(model: Any, ranks: int) -> None:
-    """T5's attention makes an empty position bias of as many heads as its configuration says: let it say the rank's."""
+    """Set the number of heads of T5's attention, from which it builds its position bias, to the rank's share."""
     if model.config.model_type in T5_FORM:
         for module in model.modules():
             if hasattr(module, "has_relative_attention_bias"):
