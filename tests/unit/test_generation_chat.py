@@ -246,6 +246,6 @@ def test_prompts_of_a_file(tmp_path):
 
 def test_generate_refuses_what_does_not_go_together(tmp_path):
     with pytest.raises(ConfigError, match="not both"):
-        generate_cli.generate("model", "今天", input_file=tmp_path)
+        generate_cli.generate("model", ["今天"], input_file=tmp_path)
     with pytest.raises(ConfigError, match="--output"):
-        generate_cli.generate("model", "今天", output=tmp_path)
+        generate_cli.generate("model", ["今天"], output=tmp_path)
