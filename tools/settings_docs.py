@@ -17,9 +17,8 @@ TABLES = {  # besides the stages: title, how the settings are given, class
         "`generation.NAME=VALUE` in `train grpo` and `train ppo`; `NAME=VALUE` in `chat` and `generate`",
         "hanmo.generation.settings.Settings",
     ),
-    "CLUE": ("options of `hanmo eval clue`", "hanmo.evaluation.suites.clue.run.Setup"),
-    "Tasks of your own": ("keys of the YAML file of `hanmo eval task`", "hanmo.evaluation.suites.custom.File"),
-    "C-Eval, CMMLU, MMLU": ("options of `hanmo eval exam`", "hanmo.evaluation.suites.exam.run.Setup"),
+    "Suites": ("options of `hanmo eval clue`, `exam` and `task`", "hanmo.evaluation.suites.suite.Options"),
+    "Tasks of your own": ("keys of the YAML file of `hanmo eval task`", "hanmo.evaluation.suites.custom.TaskFile"),
 }
 HEAD = """\
 # Settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Json, Processes, emit, note, results_only, start_processes, without
+from hanmo.cli.common import Json, Processes, emit, note, results_only, split_settings, start_processes, without
 from hanmo.cli.ranks import TensorParallel, ranks_of_this_run
 from hanmo.processes import main_process
 
@@ -116,15 +115,11 @@ def read_settings(stage: Stage, model: str, data: str, rest: list[str], file: Pa
     """
     from hanmo.config import load
 
-    overrides = [item for item in rest if _OVERRIDE.match(item)]
-    out = [item for item in rest if not _OVERRIDE.match(item)]
+    out, overrides = split_settings(rest)
     if len(out) > 1:
         raise typer.BadParameter(f"one folder for the run, not {', '.join(out)}; settings are key=value")
     given = [f"model={json.dumps(model)}", f"data={json.dumps(data)}", *(f"out={json.dumps(item)}" for item in out)]
     return load(stage.config, _preset(model, stage.name, preset), file, given + overrides)
-
-
-_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def _preset(model: str, stage: str, name: str | None) -> dict[str, Any]:
