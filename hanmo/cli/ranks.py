@@ -1,4 +1,4 @@
-"""Commands that run in several processes, one for each part of a model: rank 0 talks, the others follow it."""
+"""Commands that run in several processes, one for each part of a model: rank 0 reads and prints for all."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ TensorParallel = Annotated[
 OPTION = "--tensor-parallel"
 
 
-def ranks_of_this_run(asked: int | None) -> int:
-    """How many parts the model is cut into. Outside torchrun, this command is started once for each, and never returns.
+def ranks_of_this_run(wanted: int | None) -> int:
+    """The number of parts that the model is cut into. Outside torchrun, starts this command once for each and exits.
 
-    On the other ranks than the first nothing is printed from here on but a failure's traceback.
+    From here on ranks other than 0 print nothing but a failure's traceback.
     """
     processes = int(os.environ.get("WORLD_SIZE", "0"))
-    if asked is not None and asked > 1 and not processes:
-        launch(asked, sys.argv[1:])
-    if asked is not None and processes and asked != processes:
-        raise ConfigError(f"{OPTION} {asked}: torchrun has started {processes} processes; both must be the same")
+    if wanted is not None and wanted > 1 and not processes:
+        launch(wanted, sys.argv[1:])
+    if wanted is not None and processes and wanted != processes:
+        raise ConfigError(f"{OPTION} {wanted}: torchrun has started {processes} processes; both must be the same")
     if not main_process():
         nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, for as long as the process lives
         sys.stdout = sys.stderr = nowhere

@@ -162,7 +162,7 @@ def _show_outcome(stage: Stage, result: dict[str, Any]) -> None:
     print(f"{stage.name}: {result['steps']:,} steps on {result['rows']:,} rows in {result['seconds']:.0f} s")
     if result["rejected"]:
         print(f"{result['rejected']:,} records were not used: {result['run']}/rejects.jsonl")
-    for label, before, after in stage.learned:
+    for label, before, after in stage.results.learned:
         if result[after] is not None:
             first = f"{result[before]:.4f} -> " if before and result[before] is not None else ""
             print(f"learned  {label} {first}{result[after]:.4f}")

@@ -33,24 +33,17 @@ class MetricsFile(TrainerCallback):
         self.path = path
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
         if state.is_world_process_zero:
             kept = [entry for entry in read_metrics(self.path) if entry["step"] <= state.global_step]
             write_text(self.path, "".join(json_text(or_null(entry)) + "\n" for entry in kept))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if state.global_step >= state.max_steps and args.logging_strategy != "no":
             control.should_log = True
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **rest: Any) -> None:
         if state.is_world_process_zero and logs:
             entry = {"step": state.global_step, **logs, "time": round(time.time(), 3)}
             with self.path.open("a", encoding="utf-8") as file:
@@ -83,7 +76,7 @@ class StopOnSignal(TrainerCallback):
         self._before: dict[int, Any] = {}
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
         if threading.current_thread() is threading.main_thread():
             caught = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) != signal.SIG_IGN]
@@ -100,20 +93,16 @@ class StopOnSignal(TrainerCallback):
         self.signal = number
         self.restore()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if self._stopped(args):
             control.should_save = control.should_training_stop = True
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         # In the middle of an epoch nothing is due at its end; the checkpoint has been saved after the step.
         if self.signal is not None and not float(state.epoch or 0).is_integer():
             control.should_evaluate = control.should_save = False
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         self.restore()
 
     def _stopped(self, args: TrainingArguments) -> bool:
@@ -139,7 +128,7 @@ class Progress(TrainerCallback):
         self._start, self._first, self._printed = 0.0, 0, 0  # time and step of the beginning; step of the last line
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
         if state.is_world_process_zero:
             self._start, self._first, self._printed = time.monotonic(), state.global_step, -state.max_steps
@@ -148,18 +137,11 @@ class Progress(TrainerCallback):
                 disable=not sys.stderr.isatty(),
             )  # fmt: skip
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **rest: Any) -> None:
         if self._bar is None or not logs:
             return
         new = {name: f"{logs[name]:.4g}" for name in self._names if name in logs}
@@ -180,8 +162,6 @@ class Progress(TrainerCallback):
         seconds = (time.monotonic() - self._start) / (step - self._first) * (steps - step)
         return f", {timedelta(seconds=round(seconds))} left"
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -132,6 +132,12 @@ class AlignmentConfig(TuningConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         layers = self.trained_layers
-        self.require(trained_layers=(layers is None or layers >= 0, "a share, a number of layers or null"))
+        self.require(
+            trained_layers=(layers is None or layers >= 0, "a share, a number of layers or null"),
+            tensor_parallel=(
+                self.tensor_parallel == 1,
+                "1: value heads, references and replies need the whole network in every process; use --nproc",
+            ),
+        )
         if layers is not None and self.lora:
             raise ConfigError("trained_layers and lora: LoRA already leaves all layers as they are; give one of them")

@@ -1,37 +1,37 @@
-"""When a finite loss shows that training has gone wrong."""
+"""Detection of training that diverges while its loss is still finite."""
 
 from __future__ import annotations
 
 from collections import deque
 
-STEPS = 20  # in a row: spikes that pass by themselves, as those of large pretraining runs do, are shorter
-GUESSING = 10.0  # nats a token: what guessing costs among 22,000 tokens, so any loss below may be where a run begins
+STEPS = 20  # in a row; the spikes from which large pretraining runs recover are shorter
+UNIFORM_LOSS = 10.0  # nats a token: of a uniform guess among 22,000 tokens; a run may begin at any loss below
 FACTOR, MARGIN = 2.0, 3.0  # the margin, a token 20 times less likely, is for losses near 0, whose doubles mean nothing
 
 
 class LossWatch:
     """Watches the losses of optimizer steps.
 
-    A loss has exploded when it was far above its ceiling for ``STEPS`` steps without a break. The ceiling is the lowest
-    height that the losses of so many steps in a row have kept below; before there are as many, the first loss, or that of
-    guessing. A run that learns slowly, starts high, or meets hard batches now and then never gets there; nor does one
-    that falls back to what it knew at its start, unless it had learned to halve it.
+    A run has diverged when its loss was far above the ceiling for ``STEPS`` steps in a row. The ceiling is the smallest
+    bound that the losses of ``STEPS`` consecutive steps have kept; before there are as many, the first loss or that of a
+    uniform guess, whichever is higher. A run that learns slowly, starts high, or meets hard batches now and then does not
+    diverge; nor does one that falls back to the loss of its start, unless it had halved it.
     """
 
     def __init__(self) -> None:
         self.ceiling = 0.0
-        self.began: int | None = None  # the first of the steps without a break
+        self.began: int | None = None  # the first of the steps in a row
         self._last: deque[float] = deque(maxlen=STEPS)
 
     @property
     def limit(self) -> float:
-        """What is above counts as far above the ceiling."""
+        """Losses above this are far above the ceiling."""
         return max(FACTOR * self.ceiling, self.ceiling + MARGIN)
 
-    def exploded(self, step: int, loss: float) -> bool:
-        """Whether it has, with the loss of one more step."""
+    def diverged(self, step: int, loss: float) -> bool:
+        """Whether the run has diverged, with the loss of one more step."""
         if not self._last:
-            self.ceiling = max(loss, GUESSING)
+            self.ceiling = max(loss, UNIFORM_LOSS)
         self._last.append(loss)
         if loss <= self.limit:
             self.began = None

@@ -91,6 +91,27 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Results:
+    """The figures that a stage shows during a run, at its end, and in its report.
+
+    Attributes:
+        outcome: the class of the result.
+        figures: the fields of ``outcome`` that are the stage's own.
+        sections: writes the stage's part of the report.
+        learned: the figures printed at the end: (label, field of ``outcome`` before training or None, field after).
+        shown: the logged figures that the progress shows.
+        facts: the settings that stand at the head of the report.
+    """
+
+    outcome: type[Outcome]
+    figures: Callable[[Run], dict[str, Any]]
+    sections: Callable[[Run, Page], None]
+    learned: tuple[tuple[str, str | None, str], ...]
+    shown: tuple[str, ...]
+    facts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Stage:
     """A stage of training. Called with its settings it runs; see ``run_stage``.
 
@@ -98,26 +119,16 @@ class Stage:
         name: of the command and of the presets.
         title: of the report.
         config: the class of the settings.
-        build: makes a data set and a Trainer from the opened model, the settings and the data files.
-        outcome: the class of the result.
-        figures: the fields of ``outcome`` that are the stage's own.
-        sections: writes the stage's part of the report.
-        learned: what is printed at the end: (label, field of the outcome before training or None, field after).
-        shown: the logged figures that the progress shows.
-        facts: the settings that stand at the head of the report.
-        then: commands that go on from the model, with {model} in the place of its folder.
+        build: makes data sets and a Trainer from the opened model, the settings and the data files.
+        results: the figures it shows and reports.
+        then: commands that continue from the model, with {model} in place of its folder.
     """
 
     name: str
     title: str
     config: type[Any]
     build: Callable[..., Ready]
-    outcome: type[Outcome]
-    figures: Callable[[Run], dict[str, Any]]
-    sections: Callable[[Run, Page], None]
-    learned: tuple[tuple[str, str | None, str], ...]
-    shown: tuple[str, ...]
-    facts: tuple[str, ...] = ()
+    results: Results
     then: tuple[str, ...] = ()
 
     def __call__(self, config: Any, resume: bool = False, show: TrainerCallback | None = None, **parts: Any) -> Any:
@@ -148,7 +159,7 @@ def run_stage(
             ready.rejects.write(folder / "rejects.jsonl")
         first = {"eval_on_start": ready.valid is not None and checkpoint is None, "disable_tqdm": True}
         args = arguments(folder, {**first, **config.trainer, **ready.arguments})
-        extra, stop = callbacks(folder, show or Progress(stage.shown))
+        extra, stop = callbacks(folder, show or Progress(stage.results.shown))
         factor = rate_factor(config.schedule, args, ready.published)
         trainer = ready.trainer(ready.network, args, ready.train, ready.valid, factor, extra)
         try:
@@ -156,18 +167,18 @@ def run_stage(
         finally:
             stop.restore()
         run = Run(folder, config, trainer, stopped=stop.signal is not None)
-        outcome = stage.outcome(
+        outcome = stage.results.outcome(
             run=str(folder),
             steps=trainer.state.global_step,
             rows=len(ready.train),
             rejected=len(ready.rejects),
             seconds=round(time.monotonic() - start, 1),
             signal=stop.signal,
-            **stage.figures(run),
+            **stage.results.figures(run),
         )
         if stop.signal is not None:
             return outcome
-        trained, weights = trainer.finished(ready.network)
+        trained, weights = trainer.final_model(ready.network)
         if trainer.is_world_process_zero() or is_cut(trained):
             save_model(replace(opened, network=trained), folder / "model", weights)
         if trainer.is_world_process_zero():
@@ -207,7 +218,7 @@ def _prepare(
 
 def write_report(stage: Stage, run: Run, model: str, outcome: Outcome) -> None:
     """RUN/report.html: facts, the stage's own sections, and the settings."""
-    settings = {name: getattr(run.config, name) for name in stage.facts}
+    settings = {name: getattr(run.config, name) for name in stage.results.facts}
     page = Page(stage.title, model)
     page.facts(
         {
@@ -217,7 +228,7 @@ def write_report(stage: Stage, run: Run, model: str, outcome: Outcome) -> None:
             **{name: value for name, value in asdict(outcome).items() if value is not None},
         }
     )
-    stage.sections(run, page)
+    stage.results.sections(run, page)
     page.heading("Settings")
     with page.details("config.yaml"):
         page.paragraph((run.folder / "config.yaml").read_text(encoding="utf-8"))

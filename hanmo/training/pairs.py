@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from hanmo.data.rows.pairs import PairCollator, PairDataset, make_pairs
 from hanmo.families.base import OpenedModel
@@ -17,12 +17,9 @@ from hanmo.records import Rejects
 from hanmo.report.page import Page
 from hanmo.training.config import AlignmentConfig
 from hanmo.training.data_files import DataFiles, require_some
-from hanmo.training.lifecycle import Run
+from hanmo.training.lifecycle import Results, Run
 from hanmo.training.supervised import LossOutcome, loss_figures
 from hanmo.training.trainer import RowTrainer
-
-SHOWN = ("loss", "accuracy", "eval_loss", "eval_accuracy", "learning_rate")
-LEARNED = (("accuracy on validation pairs", "accuracy_before", "accuracy"), ("training loss", None, "train_loss"))
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,16 @@ def pair_curves(run: Run, page: Page) -> None:
     page.heading("Training")
     for name in ("loss", "accuracy"):
         page.line_plot({"training": run.curve(name), "validation": run.curve(f"eval_{name}")}, x="step", y=name)
+
+
+RESULTS = Results(
+    PairOutcome,
+    pair_figures,
+    pair_curves,
+    learned=(("accuracy on validation pairs", "accuracy_before", "accuracy"), ("training loss", None, "train_loss")),
+    shown=("loss", "accuracy", "eval_loss", "eval_accuracy", "learning_rate"),
+    facts=("loss", "published"),
+)
 
 
 def read_pairs(
@@ -89,7 +96,7 @@ class PairTrainer(RowTrainer):
         if not batch_samples:
             return None
         total = torch.stack([batch["pair_weights"].sum() for batch in batch_samples]).sum().to(device)
-        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+        return self.accelerator.gather(total).sum() if self._replicas > 1 else total
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -99,7 +106,7 @@ class PairTrainer(RowTrainer):
         self._figures.append({"weight": weights_B, **{name: x.detach() * weights_B for name, x in figures.items()}})
         total = weights_B.sum() if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes; the division is by the pairs of all of them.
-        return (figures["loss"] * weights_B).sum() / total * self.args.world_size
+        return (figures["loss"] * weights_B).sum() / total * self._replicas
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._figures:
@@ -113,30 +120,15 @@ class PairTrainer(RowTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             figures = self.pair_figures(model, batch)
         self._columns = list(figures)
-        self._evaluated.append(
-            self.accelerator.gather_for_metrics(torch.stack(list(figures.values()), 1))
-            .cpu()
-            .double()  # some devices have no float64
-        )
+        table = torch.stack(list(figures.values()), 1)
+        if self._replicas > 1:
+            table = self.accelerator.gather_for_metrics(table)
+        self._evaluated.append(table.cpu().double())  # some devices have no float64
         return figures["loss"].mean(), None, None
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
-        self._evaluated = []
-        output = Trainer.evaluation_loop(
-            self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
-        assert output.metrics is not None
-        table = torch.cat(self._evaluated)
+    def evaluation_figures(self, table: Tensor) -> dict[str, float]:
         self.evaluated = dict(zip(self._columns, table.unbind(1), strict=True))
-        output.metrics.update({f"{metric_key_prefix}_{name}": x.mean().item() for name, x in self.evaluated.items()})
-        return output
+        return {name: x.mean().item() for name, x in self.evaluated.items()}
 
 
 def row_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What transformers' Trainer lacks for networks that lie over several processes: cut by tensor parallelism, or sharded."""
+"""transformers' Trainer for networks that lie over several processes: cut by tensor parallelism, or sharded by FSDP2."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ from hanmo.errors import ConfigError
 from hanmo.nn.tensor_parallel import each_pass_alone, is_cut
 from hanmo.training.trainable import merged
 
-SLICES = "slices"  # the folder in a checkpoint to which every process writes what it holds
+SHARDS = "slices"  # the folder in a checkpoint to which every process writes its part
 
 
 class _ProcessorRanks(ParallelismConfig):
-    """Tensor parallelism without devices, which works, but which accelerate's check does not admit."""
+    """Tensor parallelism on CPUs, which works, but which accelerate's check refuses."""
 
     def _validate_accelerator(self, accelerator: Any) -> None:
         assert accelerator.num_processes == self.tp_size
 
 
 class ShardedTrainer(Trainer):
-    """transformers' Trainer; of a network cut by tensor parallelism or sharded by FSDP2, each process saves its slices.
+    """transformers' Trainer, in which each process saves its shards of a network that lies over several.
 
-    Of FSDP2 transformers would too, but what never had a gradient (EVA's roles, where there are none) it cannot read.
+    transformers saves no optimizer of a cut network; with FSDP2 it cannot read back the states of parameters that never
+    had a gradient (EVA's roles, in data without them).
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *others: Any, **named: Any):
@@ -51,7 +52,7 @@ class ShardedTrainer(Trainer):
         args.save_only_model = only_model
 
     def create_accelerator_and_postprocess(self) -> None:
-        """On processors too parameters are sharded where FSDP is asked for: accelerate does it for GPUs alone, in silence."""
+        """Shard parameters on CPUs too where FSDP is set; accelerate silently does it on GPUs alone."""
         state = PartialState()
         if self.args.fsdp and state.distributed_type is DistributedType.MULTI_CPU:
             state.distributed_type = DistributedType.MULTI_GPU
@@ -60,8 +61,8 @@ class ShardedTrainer(Trainer):
             raise ConfigError("trainer.fsdp_config.state_dict_type: every process saves its share; leave it out")
 
     @property
-    def _sliced(self) -> bool:
-        """Whether each process writes and reads what it holds, rather than the first one all of it."""
+    def _saves_shards(self) -> bool:
+        """Whether each process writes and reads its own part, rather than rank 0 the whole."""
         return is_cut(self.model) or self.accelerator.is_fsdp2
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
@@ -71,16 +72,16 @@ class ShardedTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Without empty groups of parameters (all that decay, of adapters), whose slices torch cannot read."""
+        """Without empty groups of parameters (adapters have none without decay), which torch cannot read back."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self._sliced:
+        if self._saves_shards:
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
-    def finished(self, network: Any) -> tuple[Any, dict[str, Tensor] | None]:
-        """The network with its adapters merged, and its weights where FSDP or ZeRO-3 has left a process but a share of them.
+    def final_model(self, network: Any) -> tuple[Any, dict[str, Tensor] | None]:
+        """The network with its adapters merged, and all its weights if FSDP or ZeRO-3 left each process a share of them.
 
-        All processes call this; the weights are for the first, which saves them.
+        All processes call this; rank 0 saves the weights.
         """
         if self.is_fsdp_enabled:
             for module in network.modules():
@@ -99,52 +100,52 @@ class ShardedTrainer(Trainer):
             return trained, {name: tensor.cpu().clone() for name, tensor in trained.state_dict().items()}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self._sliced:
+        if not self._saves_shards:
             super().save_model(output_dir, _internal_call)
             return
         assert output_dir is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         optimizer: Any = self.optimizer
         optimizer = None if self.args.save_only_model else optimizer.optimizer
-        save_slices(self.model, optimizer, Path(output_dir) / SLICES)
+        save_shards(self.model, optimizer, Path(output_dir) / SHARDS)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self._sliced:
+        if not self._saves_shards:
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
             assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._sliced:
-            load_slices(self.model, None, Path(resume_from_checkpoint) / SLICES)
+        if self._saves_shards:
+            load_shards(self.model, None, Path(resume_from_checkpoint) / SHARDS)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self._sliced:
+        if checkpoint is None or not self._saves_shards:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         optimizer: Any = self.optimizer
         assert self.lr_scheduler is not None
-        load_slices(self.model, optimizer.optimizer, Path(checkpoint) / SLICES)
+        load_shards(self.model, optimizer.optimizer, Path(checkpoint) / SHARDS)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_best_model(self) -> None:
-        if self._sliced:
-            load_slices(self.model, None, Path(str(self.state.best_model_checkpoint)) / SLICES)
+        if self._saves_shards:
+            load_shards(self.model, None, Path(str(self.state.best_model_checkpoint)) / SHARDS)
         else:
             super()._load_best_model()
 
 
-def save_slices(network: Any, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
-    """Write what of a sliced network is trained, and the optimizer's states, each rank its own; all ranks call this."""
-    dcp.save(_slices(network, optimizer), checkpoint_id=folder)
+def save_shards(network: Any, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
+    """Write the trained weights and the optimizer's states, each rank its own; all ranks call this."""
+    dcp.save(_shards(network, optimizer), checkpoint_id=folder)
 
 
-def load_slices(network: Any, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
-    """Read what ``save_slices`` wrote, or without an optimizer only the weights; all ranks call this."""
-    state = _slices(network, optimizer)
+def load_shards(network: Any, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
+    """Read the files of ``save_shards``, without an optimizer only the weights; all ranks call this."""
+    state = _shards(network, optimizer)
     dcp.load(state, checkpoint_id=folder, planner=DefaultLoadPlanner(allow_partial_load=True))
     set_model_state_dict(network, state["network"], options=StateDictOptions(strict=False))
     if optimizer is None:
@@ -152,7 +153,7 @@ def load_slices(network: Any, optimizer: torch.optim.Optimizer | None, folder: P
     set_optimizer_state_dict(network, optimizer, state["optimizer"], options=_BY_NAME)
     stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     for name, parameter in network.named_parameters():
-        # What never had a gradient has no state; torch has made one in order to have a place to read to.
+        # A parameter that never had a gradient has no state; torch has made one to read into.
         if not any(key.startswith(f"optimizer.state.{name}.") for key in stored):
             optimizer.state.pop(parameter, None)
 
@@ -160,7 +161,7 @@ def load_slices(network: Any, optimizer: torch.optim.Optimizer | None, folder: P
 _BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
-def _slices(network: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+def _shards(network: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     trained = StateDictOptions(ignore_frozen_params=True)
     slices: dict[str, Any] = {"network": get_model_state_dict(network, options=trained)}
     if optimizer is not None:

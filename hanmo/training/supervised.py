@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hanmo.report.page import Page
-from hanmo.training.lifecycle import Outcome, Run
-
-SHOWN = ("loss", "eval_loss", "learning_rate")
-LEARNED = (("validation loss", "eval_loss_before", "eval_loss"), ("training loss", None, "train_loss"))
+from hanmo.training.lifecycle import Outcome, Results, Run
 
 
 @dataclass(frozen=True)
@@ -43,3 +40,12 @@ def loss_sections(run: Run, page: Page) -> None:
     page.heading("Validation")
     evaluations = [entry for entry in run.entries if "eval_loss" in entry]
     page.table(["step", "epoch", "loss"], [[e["step"], e.get("epoch"), e["eval_loss"]] for e in evaluations])
+
+
+RESULTS = Results(
+    LossOutcome,
+    loss_figures,
+    loss_sections,
+    learned=(("validation loss", "eval_loss_before", "eval_loss"), ("training loss", None, "train_loss")),
+    shown=("loss", "eval_loss", "learning_rate"),
+)

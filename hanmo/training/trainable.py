@@ -1,10 +1,10 @@
-"""What of a network is trained (all, LoRA adapters, all but the first layers) and what is kept for the backward pass."""
+"""The trained part of a network (all, LoRA adapters, the last layers), and what is kept for the backward pass."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,10 +25,10 @@ class LoraSettings:
     """Settings of LoRA adapters.
 
     Attributes:
-        rank: of the two matrices that stand for a change of a weight.
-        alpha: changes are scaled by alpha / rank.
-        dropout: of what the adapters read.
-        targets: names of the linear modules to adapt; the family's own if empty.
+        rank: inner dimension r of the two matrices whose product is added to a weight (Hu et al. 2021, "LoRA").
+        alpha: the product is scaled by alpha / rank.
+        dropout: probability with which an adapter's inputs are dropped.
+        targets: names of the linear modules to adapt, e.g. [q_proj, v_proj]; []: the family's own.
     """
 
     rank: int = 8
@@ -120,7 +120,7 @@ def _untie(network: Any, targets: Sequence[str]) -> None:
     same = [name for name, source in tied.items() if parameters[name] is parameters[source]]
     if not adapted or not same:
         return
-    _say_untied(network.config)
+    _untie_in_config(network.config)
     for name in same:
         module, _, weight = name.rpartition(".")
         own = nn.Parameter(parameters[name].detach().clone(), parameters[name].requires_grad)
@@ -128,7 +128,7 @@ def _untie(network: Any, targets: Sequence[str]) -> None:
     network.all_tied_weights_keys = {name: source for name, source in tied.items() if name not in same}
 
 
-def _say_untied(config: Any) -> None:
+def _untie_in_config(config: Any) -> None:
     """Change a configuration so that the output head has a weight of its own when the model is opened again.
 
     Raises:
@@ -139,7 +139,7 @@ def _say_untied(config: Any) -> None:
     if type(config).from_dict(changed.to_dict()).to_dict() != changed.to_dict():
         raise UnsupportedError(
             f"lora.targets: the output head of {config.model_type} shares its weight with the embedding, and its "
-            "configuration cannot say otherwise: leave both out"
+            "configuration cannot express it: leave both out"
         )
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
@@ -184,27 +184,33 @@ def freeze_layers(network: nn.Module, share: float) -> list[str]:
 
     Of n layers int(share x n) are frozen; embeddings, last norms and the head stay trainable.
     """
-    frozen = []
-    for name, stack in _stacks(network):
-        for place in range(int(share * len(stack))):
-            stack[place].requires_grad_(False)
-            frozen.append(f"{name}.{place}")
-    return frozen
+    return _freeze(network, lambda count: int(share * count))
 
 
 def keep_top_layers(network: nn.Module, trained: float) -> list[str]:
     """Freeze all but the last layers of every stack, as the published reward models and PPO runs did; names of the frozen.
 
     Args:
-        trained: layers to train: below 1 a share of the stack's, of which whole ones count; less than one trains all.
+        trained: layers to train: below 1 a share of the stack's, rounded down; less than one layer trains all.
     """
-    frozen = []
-    for name, stack in _stacks(network):
-        top = int(trained * len(stack) if trained < 1 else trained)
-        for place in range(len(stack) - top if top else 0):
+
+    def frozen(count: int) -> int:
+        top = int(trained * count if trained < 1 else trained)
+        return count - top if top else 0
+
+    return _freeze(network, frozen)
+
+
+def _freeze(network: nn.Module, first: Callable[[int], int]) -> list[str]:
+    """Freeze the first layers of every stack, ``first(n)`` of its n; returns their names."""
+    lists = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
+    stacks = [(name, stack) for name, stack in lists if not any(name.startswith(f"{outer}.") for outer, _ in lists)]
+    names = []
+    for name, stack in stacks:
+        for place in range(min(first(len(stack)), len(stack))):
             stack[place].requires_grad_(False)
-            frozen.append(f"{name}.{place}")
-    return frozen
+            names.append(f"{name}.{place}")
+    return names
 
 
 def switch_dropout_off(network: nn.Module) -> None:
@@ -215,9 +221,3 @@ def switch_dropout_off(network: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def _stacks(network: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """The lists of layers that are not themselves inside another list."""
-    lists = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
-    return [(name, module) for name, module in lists if not any(name.startswith(f"{outer}.") for outer, _ in lists)]

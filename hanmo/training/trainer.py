@@ -1,6 +1,6 @@
 """The Trainer of all stages: transformers', for batches of rows.
 
-What it adds: the loss of an optimizer step is divided by the weights of the whole step; the evaluation loss does not
+It adds: the loss of an optimizer step is divided by the weights of the whole step; the evaluation loss does not
 depend on the batch size; weight decay as published; the order of the data depends on seed and epoch alone, so that a
 killed run resumes to the same weights; checkpoints appear whole or not at all; a loss that is not finite, or has
 exploded, stops the run.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,20 @@ from hanmo.checkpoints.open import quiet
 from hanmo.checkpoints.originals.unpickle import read_pickle
 from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, Collator, EpochSampler, Rows
 from hanmo.errors import CheckpointError, DivergedError, quoted
+from hanmo.training.arguments import RateFactor
 from hanmo.training.divergence import STEPS, LossWatch
 from hanmo.training.sharded import ShardedTrainer
 
-DRAFTS = ".saving"  # where a checkpoint grows until it is whole
-STATES = (
-    "optimizer.pt",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state*.pth",
-    "memory_*.pt",
-)  # pickles that the Trainer reads beside weights
+DRAFTS = ".saving"  # the folder of a checkpoint that is being written
+# the pickles that the Trainer reads beside weights
+STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "memory_*.pt")
 
 
 class RowTrainer(ShardedTrainer):
     """Trains a network that gives ``RowOutput`` on ``Rows``.
 
     Args:
-        factor: the learning rate at an optimizer step as a factor of the peak, (step, steps) -> factor; default:
-            ``args.lr_scheduler_type``.
+        factor: see ``rate_factor``; None: ``args.lr_scheduler_type``.
     """
 
     def __init__(
@@ -52,7 +47,7 @@ class RowTrainer(ShardedTrainer):
         args: TrainingArguments,
         train: Rows | None = None,
         valid: Rows | None = None,
-        factor: Callable[[int, int], float] | None = None,
+        factor: RateFactor | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         assert args.output_dir is not None
@@ -65,7 +60,7 @@ class RowTrainer(ShardedTrainer):
         self._factor = factor
         self._fed: deque[list[Tensor]] = deque(maxlen=STEPS)  # places of the rows of the last optimizer steps
         self._step_loss: Tensor | None = None  # of the optimizer step so far, in this process; None between steps
-        self._explosion = LossWatch()
+        self._loss_watch = LossWatch()
         self._evaluated: list[Tensor] = []
         self._saving = False
         shutil.rmtree(self._drafts, ignore_errors=True)  # of a run that was killed while saving
@@ -136,20 +131,20 @@ class RowTrainer(ShardedTrainer):
         self._step_loss = loss if self._step_loss is None else self._step_loss + loss
         if self.accelerator.sync_gradients:  # that was the step's last batch
             whole, self._step_loss = self._step_loss, None
-            self._check_explosion(self.accelerator.reduce(whole, "mean").item())
+            self._check_divergence(self.accelerator.reduce(whole, "mean").item())
         return loss
 
-    def _check_explosion(self, loss: float) -> None:
+    def _check_divergence(self, loss: float) -> None:
         """The loss of a step, over all its batches and processes."""
-        watch = self._explosion
-        if watch.exploded(self.state.global_step + 1, loss):
+        watch = self._loss_watch
+        if watch.diverged(self.state.global_step + 1, loss):
             what = f"the loss has exploded: above {watch.limit:.3g} since step {watch.began}, {loss:.4g} now"
             what += f", where it had kept below {watch.ceiling:.3g}"
             raise DivergedError(self._diverged(what, self._everywhere(self._fed[0]), f"step {watch.began}"))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        scaled = self.accelerator.scaler is not None  # fp16: the scaler skips such a step and goes on
+        scaled = self.accelerator.scaler is not None  # fp16: the scaler skips such a step
         if not scaled and not torch.isfinite(torch.as_tensor(norm)):
             raise DivergedError(
                 self._diverged(f"the gradient's norm is {float(norm)}", self._everywhere(self._fed[-1]))
@@ -164,7 +159,7 @@ class RowTrainer(ShardedTrainer):
         """The message that ends a run; ``fed`` are the places of the rows ``of`` something."""
         names = [path.name.removeprefix("checkpoint-") for path in self.folder.glob("checkpoint-*")]
         saved = sorted(int(name) for name in names if name.isdecimal())
-        began = self._explosion.began  # the update before made the first loss that was too high
+        began = self._loss_watch.began  # the update before made the first loss that was too high
         good = [step for step in saved if began is None or step < began - 1]
         if good:
             where = f"the last good checkpoint is {self.folder / f'checkpoint-{good[-1]}'}"
@@ -173,11 +168,11 @@ class RowTrainer(ShardedTrainer):
         else:
             where = "there is no checkpoint yet"
         advice = "try a smaller learning rate, a longer warm-up or trainer.max_grad_norm"
-        said = f"step {self.state.global_step + 1}: {what}; {where}; {advice}"
+        message = f"step {self.state.global_step + 1}: {what}; {where}; {advice}"
         if places := [place for batch in fed for place in batch.tolist() if place != DUMMY_ROW]:
             assert isinstance(self.train_dataset, Rows)
-            said += f"; records of {of}: {', '.join(map(self.train_dataset.where, places))}"
-        return said
+            message += f"; records of {of}: {', '.join(map(self.train_dataset.where, places))}"
+        return message
 
     def measured_batch(self) -> tuple[dict[str, Any], float]:
         """The largest batch, to measure a step on, and seconds that every step takes beside its passes."""
@@ -187,7 +182,7 @@ class RowTrainer(ShardedTrainer):
         return {name: value for name, value in batch.items() if name != ROW_IDS}, 0.0
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: it would cost a walk over all parameters in every step."""
+        """0: counting would visit all parameters in every step."""
         return 0
 
     # Evaluation
@@ -209,20 +204,18 @@ class RowTrainer(ShardedTrainer):
     def _evaluated_output(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
         return model(**inputs)
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._evaluated = []
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = super().evaluation_loop(*args, **kwargs)
         assert output.metrics is not None
-        nll, weight = torch.cat(self._evaluated).sum(0).tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = nll / weight
+        figures, prefix = self.evaluation_figures(torch.cat(self._evaluated)), kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
         return output
+
+    def evaluation_figures(self, table: Tensor) -> dict[str, float]:
+        """The figures of an evaluation from what ``prediction_step`` kept: (rows, 2), log-likelihoods and weights."""
+        nll, weight = table.sum(0).tolist()
+        return {"loss": nll / weight}
 
     # The optimizer
 

@@ -234,7 +234,7 @@ def adapted(folder: Path) -> None:
         )  # fmt: skip
         trainer = RowTrainer(network, args, examples(opened))
         trainer.train()
-        save_model(replace(opened, network=trainer.finished(network)[0]), folder / name)
+        save_model(replace(opened, network=trainer.final_model(network)[0]), folder / name)
         if trainer.is_world_process_zero():
             trainer.state.save_to_json(str(folder / name / "state.json"))
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.training.divergence import FACTOR, GUESSING, MARGIN, STEPS, LossWatch
+from hanmo.training.divergence import FACTOR, MARGIN, STEPS, UNIFORM_LOSS, LossWatch
 
 
 def stops_at(losses: Sequence[float]) -> int | None:
     """The step, from 1, at which a run of these losses is stopped."""
     watch = LossWatch()
-    return next((step for step, loss in enumerate(losses, 1) if watch.exploded(step, loss)), None)
+    return next((step for step, loss in enumerate(losses, 1) if watch.diverged(step, loss)), None)
 
 
 def learning(steps: int, start: float, end: float, noise: float, seed: int = 0) -> list[float]:
@@ -64,6 +64,6 @@ def test_what_stays_within_the_limit_of_its_lowest_never_stops(low: float, heigh
     assert stops_at([low + height * (limit - low) for height in heights]) is None
 
 
-@given(st.lists(st.floats(0.0, GUESSING), min_size=1, max_size=100))
+@given(st.lists(st.floats(0.0, UNIFORM_LOSS), min_size=1, max_size=100))
 def test_where_it_goes_far_above_all_that_was_it_stops(losses: list[float]) -> None:
-    assert stops_at([*losses, *[FACTOR * GUESSING + MARGIN] * STEPS]) == len(losses) + STEPS
+    assert stops_at([*losses, *[FACTOR * UNIFORM_LOSS + MARGIN] * STEPS]) == len(losses) + STEPS

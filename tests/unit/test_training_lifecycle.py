@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import ParallelismConfig
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from typer.main import get_command
 
 from hanmo.cli import app
+from hanmo.errors import ConfigError
 from hanmo.training.callbacks import Progress
 from hanmo.training.lifecycle import dry_run
 from hanmo.training.stages import NAMES, load_stage
@@ -106,5 +108,14 @@ def test_no_other_private_method_of_the_trainer_is_overridden() -> None:
     ours = {kind for kind in below(Trainer) if kind.__module__.startswith("hanmo.")}
     private = {name for kind in ours for name in vars(kind) if name.startswith("_") and not name.startswith("__")}
     assert {name for name in private if callable(getattr(Trainer, name, None))} <= set(INSIDE)
+    assert list(inspect.signature(ParallelismConfig._validate_accelerator).parameters) == ["self", "accelerator"]
+    assert "_n_gpu" in inspect.getsource(TrainingArguments)  # set by us, to keep DataParallel away
     assert TrainingArguments.per_device_train_batch_size == TrainingArguments.per_device_eval_batch_size == 8
     assert TrainingArguments.gradient_accumulation_steps == 1  # what a policy's settings leave out
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("pretrain", "sft")])
+def test_alignment_refuses_a_cut_model_and_says_why(name: str) -> None:
+    rewards = {"rewards": ("a:b",)} if name in ("grpo", "ppo") else {}
+    with pytest.raises(ConfigError, match=r"tensor_parallel=2: must be 1: .* whole network .* --nproc"):
+        load_stage(name).config("m", "d", tensor_parallel=2, **rewards)

@@ -105,7 +105,7 @@ class Forgetful:
 
 def test_a_banned_id_in_a_reply_is_an_error(tmp_path: Path) -> None:
     starts(tmp_path, "pangu")
-    with pytest.raises(ConfigError, match=r"said the ids \[9\]"):
+    with pytest.raises(ConfigError, match=r"generated the ids \[9\]"):
         grpo(small(GrpoConfig, tmp_path, generation={"max_new_tokens": 4, "suppressed_ids": (9,)}), engine=Forgetful())
 
 
@@ -138,8 +138,8 @@ def test_the_reference_stays_where_the_policy_was(kind: Any, tmp_path: Path) -> 
                 parameter.add_(0.1 * torch.randn_like(parameter))
         after = network(**batch).logprob
         for _ in range(2):
-            with reference.asked() as asked:
-                assert torch.equal(asked(**batch).logprob, before)
+            with reference.active() as network_then:
+                assert torch.equal(network_then(**batch).logprob, before)
             assert torch.equal(network(**batch).logprob, after)
     assert not torch.allclose(before, after)
     if kind == "swap":

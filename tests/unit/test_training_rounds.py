@@ -213,6 +213,7 @@ def test_pairs_that_fill_up_a_batch_count_nowhere(monkeypatch: pytest.MonkeyPatc
     """Neither in the loss nor in the figures, which are means over pairs."""
     one = PairTrainer.__new__(PairTrainer)
     one.args, one._figures = SimpleNamespace(world_size=1), []  # type: ignore[assignment]
+    one.get_tp_size = lambda: 1  # type: ignore[method-assign]
     losses = torch.tensor([1.0, 2.0, 100.0])
     one.pair_figures = lambda model, batch: {"loss": losses, "accuracy": torch.tensor([1.0, 0.0, 1.0])}  # type: ignore[method-assign]
     batch = {"pair_weights": torch.tensor([1.0, 1.0, 0.0])}

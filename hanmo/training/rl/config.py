@@ -32,7 +32,7 @@ TRAINER = settings.settings_of(
     save_strategy="checkpoints are written after every save_rounds=N rounds",
     save_steps="checkpoints are written after every save_rounds=N rounds",
     eval_strategy="a policy is judged by the rewards of its own replies",
-    ignore_data_skip="always so: a resumed run goes on with the next round",
+    ignore_data_skip="always so: a resumed run continues with the next round",
 )
 
 
@@ -41,20 +41,22 @@ class PolicyConfig(AlignmentConfig):
     """Settings of learning from rewards; see ``AlignmentConfig`` for the others.
 
     Attributes:
-        rewards: where rewards come from, added up: reward models, or Python functions as module:function, called with
-            the prompts and the replies.
-        rounds: how often replies are gathered and learned from.
+        rewards: reward models, or Python functions as module:function, called with the prompts and the replies; their
+            rewards are added.
+        rounds: rounds of the run; in each, replies are drawn and learned from.
         samples: replies of a round, over all processes.
         epochs: passes over the replies of a round.
         generation: decoding settings of rollouts.
         rollout_batch: replies that are decoded at a time.
-        beta: weight of the KL penalty against the model the run started from.
-        clip: how far a token's probability may move in a round before it stops counting.
-        reference: "swap" keeps the trained tensors of that model, "copy" all of it.
-        unfinished_penalty: taken off the reward of a reply that did not end by itself.
-        max_kl: a round ends early when a step's replies show the policy moved by this much (nats a token); null: never.
-        save_rounds: checkpoints are written after every so many rounds; 0 never, but when the run is stopped.
-        show_rounds: samples are kept after every so many rounds, in samples.jsonl and the report.
+        beta: weight of the KL penalty (the papers' beta) against the model that the run started from.
+        clip: the papers' epsilon: a token counts no more once its probability has changed by this share in a round.
+        reference: how the model of the start is kept: "swap" keeps its trained tensors, "copy" all of it.
+        unfinished_penalty: subtracted from the reward of a reply that reached the length limit.
+        max_kl: a round ends early when the replies of a step show that the policy has moved by more (nats a token);
+            null: never.
+        save_rounds: rounds from one checkpoint to the next; 0: a checkpoint is written only when the run is stopped.
+        show_rounds: rounds from one set of samples (in samples.jsonl and the report) to the next.
+        trainer: settings of transformers.TrainingArguments, except those that rounds decide.
     """
 
     rewards: tuple[str, ...] = ()
@@ -116,11 +118,11 @@ class PolicyConfig(AlignmentConfig):
 
 
 def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:
-    """The decoding settings of rollouts. Of several stop tokens only the one that rows predict may be said.
+    """The decoding settings of rollouts, whose ``suppressed_ids`` are all the ids that can never be drawn.
 
-    ``suppressed_ids`` are all the ids that can never be drawn. The policy is scored without them, by the distribution that
-    its replies are drawn from: scored over the whole vocabulary, every token that is made less likely would feed them,
-    and nothing that is said would ever tell.
+    Of several stop tokens only the one that rows predict may be drawn. The policy is scored without these ids, by the
+    distribution that its replies are drawn from: scored over the whole vocabulary, probability taken from any token
+    would flow to them, and no reward would show it.
     """
     chosen = Settings(**{"max_new_tokens": 64, **config.generation})
     others = opened.family.prompt(questions[0].context.ids).stop_ids[1:]

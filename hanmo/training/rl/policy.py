@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hanmo.errors import ConfigError, DivergedError
 from hanmo.families.base import OpenedModel
@@ -52,29 +52,21 @@ class Experience:
 
 
 class PolicyTrainer(RowTrainer):
-    """Runs rounds; a stage says what the advantages and the loss are.
+    """Trains a policy in rounds; a stage gives the advantages and the loss.
 
     Args:
-        opened: the policy, whose network is the one under ``model``.
+        opened: the policy; its network is the one under ``model``.
         engine: makes the replies.
         rewards: by name.
     """
 
     def __init__(
-        self,
-        config: Any,
-        opened: OpenedModel,
-        engine: Engine,
-        rewards: dict[str, Reward],
-        model: nn.Module,
-        args: TrainingArguments,
-        questions: Sequence[Question],
-        valid: None,
-        factor: Any,
-        callbacks: list[TrainerCallback],
-    ):
+        self, config: Any, opened: OpenedModel, engine: Engine, rewards: dict[str, Reward], model: nn.Module,
+        args: TrainingArguments, questions: Sequence[Question], *others: Any,
+    ):  # fmt: skip
         switch_dropout_off(model)
-        super().__init__(model, args, None, valid, factor, [*callbacks, BetweenRounds(self)])
+        super().__init__(model, args, None, *others)
+        self.add_callback(BetweenRounds(self))
         self.config, self.opened, self.engine, self.rewards, self.questions = config, opened, engine, rewards, questions
         self.settings = rollout_settings(config, opened, questions)
         suppressed = self.settings.suppressed_ids
@@ -88,7 +80,7 @@ class PolicyTrainer(RowTrainer):
         self._step_figures: list[dict[str, Tensor]] = []
         self.moved: list[tuple[Tensor, int]] = []  # by each batch of this step: nats a token, and of how many tokens
 
-    # What a stage gives
+    # For stages to override
 
     group = 1  # replies to each prompt
 
@@ -134,20 +126,20 @@ class PolicyTrainer(RowTrainer):
         wanted = self.config.samples // self.group
         order = prompt_order(len(self.questions), wanted, self.round * wanted, seed)
         places = [Place(number, choice) for number in range(rank, wanted, world) for choice in range(self.group)]
-        asked = [self.questions[order[place.record]] for place in places]
+        questions = [self.questions[order[place.record]] for place in places]
         drawn = replace(self.settings, seed=seed * 1_000_003 + self.round)
-        replies = self.engine([one.context for one in asked], drawn, places)
-        if said := {id_ for reply in replies for id_ in reply.ids} & set(drawn.suppressed_ids):
-            raise ConfigError(f"the engine said the ids {sorted(said)}, which its settings ban (suppressed_ids)")
+        replies = self.engine([one.context for one in questions], drawn, places)
+        if banned := {id_ for reply in replies for id_ in reply.ids} & set(drawn.suppressed_ids):
+            raise ConfigError(f"the engine generated the ids {sorted(banned)}, which its settings ban (suppressed_ids)")
         decode = self.opened.family.decode
         return [
             Sample(one.record, one.context, reply, one.text, decode(reply.ids))
-            for one, reply in zip(asked, replies, strict=True)
+            for one, reply in zip(questions, replies, strict=True)
         ]
 
     @torch.no_grad()
     def _experience(self, samples: Sequence[Sample], scores: Tensor) -> list[Experience]:
-        """What the policy, the reference and the critic say about every token of the replies."""
+        """The replies with the log-probabilities and values of their tokens by policy, reference and critic."""
         family, model = self.opened.family, self.model
         assert isinstance(model, nn.Module)
         rows = [family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
@@ -156,17 +148,19 @@ class PolicyTrainer(RowTrainer):
         old = [torch.tensor(sample.generation.logprobs) for sample in samples]
         values = nothing = [torch.zeros_like(x) for x in old]
         if not known:
-            old, values = self._told(model, rows)
+            old, values = self._scores(model, rows)
         elif self.critic is not None:
-            _, values = self._told(self.critic, rows, tokens=False)
+            _, values = self._scores(self.critic, rows, tokens=False)
         reference = old
         if self.beta > 0:
-            with self.reference.asked() as network:
-                reference, _ = self._told(network, rows)
-        told = zip(samples, rows, scores.tolist(), old, reference, nothing, values, nothing, strict=True)
-        return [Experience(*one) for one in told]
+            with self.reference.active() as network:
+                reference, _ = self._scores(network, rows)
+        columns = (samples, rows, scores.tolist(), old, reference, nothing, values, nothing)
+        return [Experience(*one) for one in zip(*columns, strict=True)]
 
-    def _told(self, network: nn.Module, rows: Sequence[Row], tokens: bool = True) -> tuple[list[Tensor], list[Tensor]]:
+    def _scores(
+        self, network: nn.Module, rows: Sequence[Row], tokens: bool = True
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Log-probabilities and values of the scored tokens of every row, (N,) each, on the CPU; zeros where not known.
 
         Rows of similar length share a batch. Without ``tokens`` the log-probabilities are not computed.
@@ -181,15 +175,15 @@ class PolicyTrainer(RowTrainer):
             if not tokens:
                 inputs["labels"] = torch.full_like(inputs["labels"], IGNORE)
             output = network(**inputs, suppressed_ids=self.suppressed_ids)
-            for found, told in ((output.logprob, logprobs), (output.value, values)):
+            for found, by_place in ((output.logprob, logprobs), (output.value, values)):
                 if found is not None:
                     for place, one in zip(places, scored(found.float().cpu(), batch["labels"]), strict=True):
-                        told[place] = one
+                        by_place[place] = one
         network.train(training)
         return logprobs, values
 
     def minibatch(self, batch: Sequence[Experience]) -> dict[str, Any]:
-        """Rows as one batch, and under ``tokens`` what is known of their tokens, end to end."""
+        """Rows as one batch, and under ``tokens`` the figures of their scored tokens, end to end, (N,) each."""
         names = ("old", "reference", "advantages", "values", "returns")
         tokens = {name: torch.cat([getattr(one, name) for one in batch]) for name in names}
         tokens["weights"] = torch.cat([torch.full_like(one.old, self.token_weights(len(one.old))) for one in batch])
@@ -217,8 +211,8 @@ class PolicyTrainer(RowTrainer):
             raise DivergedError(self._diverged(f"the loss is {loss.item()}"))
         return loss
 
-    def note(self, tokens: int, **totals: Tensor) -> None:
-        """Sums over the tokens of a batch, whose means are to be logged."""
+    def add_figures(self, tokens: int, **totals: Tensor) -> None:
+        """Take the sums over the tokens of a batch, whose means are logged."""
         self._step_figures.append({"tokens": torch.tensor(tokens), **{name: x.detach() for name, x in totals.items()}})
         self.moved.append((totals["approx_kl"].detach(), tokens))
 
@@ -235,7 +229,7 @@ class PolicyTrainer(RowTrainer):
             kl, tokens = sums.tolist()
         return kl > self.config.max_kl * tokens
 
-    # What is told
+    # Figures
 
     def _describe(
         self, batch: list[Experience], raw: Tensor, by_source: dict[str, list[float]], finished: Tensor,
@@ -286,9 +280,9 @@ class PolicyTrainer(RowTrainer):
 
     # Checkpoints and the model
 
-    def finished(self, network: Any) -> tuple[Any, dict[str, Tensor] | None]:
+    def final_model(self, network: Any) -> tuple[Any, dict[str, Tensor] | None]:
         """Without value head and critic: the saved model is one that writes."""
-        trained, weights = super().finished(network)
+        trained, weights = super().final_model(network)
         trained.value_head = trained.config.value_head = trained.critic = None
         if weights is not None:
             weights = {name: x for name, x in weights.items() if not name.startswith(("value_head.", "critic."))}

@@ -1,7 +1,7 @@
-"""Rollouts: the policy answers prompts, and rewards say how well.
+"""Rollouts: replies of the policy to prompts, and their rewards.
 
-An engine is whatever turns contexts into replies: ours is the decode loop on the network being trained; an inference
-server can stand in for it by the same small interface.
+An engine turns contexts into replies: ours is the decode loop on the network being trained; an inference server can
+replace it by the same small interface.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from hanmo.training.rl.rewards import score_rows
 
 @dataclass(frozen=True)
 class Sample:
-    """One reply of the policy: what was asked (``prompt``, as text), what it said, as text and as ids."""
+    """One reply of the policy to a prompt, as ids and as text."""
 
     record: Record
     context: Context
@@ -75,9 +75,8 @@ class OwnEngine:
         replies: dict[int, Generation] = {}
         for first in range(0, len(order), self.batch_size):
             chosen = order[first : first + self.batch_size]
-            asked = [contexts[number] for number in chosen]
-            drawn = [places[number] for number in chosen]
-            replies.update(zip(chosen, generate(self.opened, asked, settings, places=drawn), strict=True))
+            batch, drawn = [contexts[number] for number in chosen], [places[number] for number in chosen]
+            replies.update(zip(chosen, generate(self.opened, batch, settings, places=drawn), strict=True))
         return [replies[number] for number in range(len(contexts))]
 
 
@@ -90,7 +89,7 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 def load_reward(spec: str, policy: OpenedModel, limit: int, response_limit: int | None, batch_size: int) -> Reward:
     """A reward from its name: ``module:function``, called as function(prompts, replies) -> scores; or a reward model.
 
-    A reward model with the policy's vocabulary scores the very ids that the policy said; any other reads the text.
+    A reward model with the policy's vocabulary scores the generated ids themselves; any other reads the text.
 
     Raises:
         ConfigError: no such function, or a model without a value head.
@@ -106,10 +105,10 @@ def load_reward(spec: str, policy: OpenedModel, limit: int, response_limit: int 
         finished = [sample.generation.finished for sample in samples]
         if shared:
             return score_rows(opened, [sample.parts for sample in samples], finished, batch_size)
-        rows = [opened.family.parts(_said(sample), limit, response_limit) for sample in samples]
-        told = [found[0] if found else [Part(opened.family.context(sample.record, limit).ids, False), Part((), True)]
+        rows = [opened.family.parts(_with_reply(sample), limit, response_limit) for sample in samples]
+        parts = [found[0] if found else [Part(opened.family.context(sample.record, limit).ids, False), Part((), True)]
                 for found, sample in zip(rows, samples, strict=True)]  # fmt: skip
-        return score_rows(opened, told, finished, batch_size)
+        return score_rows(opened, parts, finished, batch_size)
 
     return score
 
@@ -137,7 +136,7 @@ def _function_reward(spec: str) -> Reward:
     return score
 
 
-def _said(sample: Sample) -> Record:
+def _with_reply(sample: Sample) -> Record:
     """The record with the policy's reply in the place of its own."""
     record = sample.record
     if isinstance(record, Dialogue):
@@ -151,7 +150,7 @@ def _said(sample: Sample) -> Record:
 
 @dataclass(frozen=True)
 class Question:
-    """A record without its response, what the policy sees of it, and what it asks, as text."""
+    """A record without its response, its context for the policy, and its prompt as text."""
 
     record: Record
     context: Context
@@ -161,7 +160,7 @@ class Question:
 def question(record: Record, opened: OpenedModel, limit: int) -> Question:
     """The prompt of a record: a dialogue without its last turn (a single turn is the question itself)."""
     if isinstance(record, Text):
-        raise ConfigError(f"{record.where}: running text asks nothing; prompts are wanted")
+        raise ConfigError(f"{record.where}: running text is no prompt; expected dialogues or prompts")
     if isinstance(record, ScoredAnswers):
         record = record.ending("")
     if isinstance(record, Dialogue):
@@ -200,8 +199,8 @@ def without_critic(network: Any) -> Iterator[None]:
 class Reference:
     """The policy as it was at the start.
 
-    "swap" keeps a copy of the tensors that are trained and puts them in their place while the reference is asked, which
-    with frozen layers or adapters costs next to nothing; "copy" keeps the whole network.
+    "swap" keeps a copy of the tensors that are trained and puts them in their place while the reference
+    computes, which with frozen layers or adapters costs next to nothing; "copy" keeps the whole network.
     """
 
     def __init__(self, network: Any, kind: Literal["swap", "copy"]):
@@ -213,7 +212,7 @@ class Reference:
         self._kept = {name: p.detach().clone() for name, p in trained.items()} if kind == "swap" else {}
 
     @contextmanager
-    def asked(self) -> Iterator[Any]:
+    def active(self) -> Iterator[Any]:
         """The reference network, until the block ends."""
         with without_critic(self._network):
             self._exchange()
@@ -229,5 +228,5 @@ class Reference:
 
 
 def scored(values_BA: Tensor, labels_BA: Tensor) -> list[Tensor]:
-    """What stands at the scored places of every row, one (N,) tensor a row."""
+    """The values at the scored places of every row, one (N,) tensor a row."""
     return [values[labels >= 0] for values, labels in zip(values_BA, labels_BA, strict=True)]

@@ -20,14 +20,12 @@ from hanmo.processes import process_count
 from hanmo.records import Rejects
 from hanmo.report.page import Page
 from hanmo.training.data_files import DataFiles, require_some
-from hanmo.training.lifecycle import Outcome, Ready, Run
+from hanmo.training.lifecycle import Outcome, Ready, Results, Run
 from hanmo.training.rl.config import PolicyConfig
 from hanmo.training.rl.policy import PolicyTrainer
 from hanmo.training.rl.rollout import Engine, OwnEngine, Question, load_reward, question
 from hanmo.training.trainable import adapted
 
-SHOWN = ("reward", "kl_reply", "loss", "length", "finished")
-LEARNED = (("reward", "reward_before", "reward"), ("KL, nats a reply", None, "kl"))
 THEN = ("hanmo chat {model}", "hanmo eval dialogue {model} FILE")
 PLOTS = (
     ("Reward", "reward", ("reward",)),
@@ -71,10 +69,6 @@ def prepare_policy(
         engine: makes the replies; ours if None.
         critic: a model whose network learns the values; None: a value head on the policy, of the kind ``value_head``.
     """
-    if config.tensor_parallel > 1:
-        raise ConfigError(
-            "tensor_parallel: replies are drawn from a network that every process holds whole; use --nproc instead"
-        )
 
     def questions(file: Path, rejects: Rejects) -> list[Question]:
         found = [question(record, opened, config.limit) for record in files.records(file, rejects, reply="waiting")]
@@ -134,3 +128,13 @@ def policy_sections(run: Run, page: Page) -> None:
             ["round", "prompt", "reply", "reward"],
             [[one["round"], one["prompt"], one["reply"], one["reward"]] for one in samples[:8] + samples[8:][-24:]],
         )
+
+
+RESULTS = Results(
+    PolicyOutcome,
+    policy_figures,
+    policy_sections,
+    learned=(("reward", "reward_before", "reward"), ("KL, nats a reply", None, "kl")),
+    shown=("reward", "kl_reply", "loss", "length", "finished"),
+    facts=("rewards",),
+)

@@ -7,7 +7,7 @@ Example: hanmo train dpo runs/sft/model data/pairs.jsonl runs/dpo beta=0.1 train
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -33,11 +33,12 @@ class DpoConfig(AlignmentConfig):
     """Settings of DPO; see ``AlignmentConfig`` for the others.
 
     Attributes:
-        beta: how strongly the policy is held to the model it starts from.
-        loss: "dpo", or "ipo", which does not push a pair that is far enough apart any further.
-        label_smoothing: the share of pairs that are thought to be labelled the wrong way round (DPO only).
-        sft_weight: of the chosen answer's likelihood, added to the loss so that it does not fall; 0 is off.
-        published: pairs by the published walk through scored answers.
+        beta: how strongly the policy is held to the model it starts from (beta of Rafailov et al. 2023, "DPO"; tau of Azar
+            et al. 2023, "IPO").
+        loss: "dpo", or "ipo", which pushes a pair no further apart than a target.
+        label_smoothing: the assumed share of pairs whose answers are swapped (DPO only; epsilon of "cDPO").
+        sft_weight: weight of the chosen answer's mean negative log-likelihood, added to the loss; 0: off.
+        published: make pairs by the published walk through scored answers.
     """
 
     out: str = "runs/dpo"
@@ -87,7 +88,8 @@ class DpoTrainer(PairTrainer):
         """(pairs, 2) fp32, on the device of the training: every process computes its share of them."""
         model, batch_size = self.model, self.args.per_device_eval_batch_size
         assert isinstance(data, PairDataset) and isinstance(model, nn.Module)
-        rank, world = self.args.process_index, self.args.world_size
+        world = self._replicas
+        rank = self.args.process_index if world > 1 else 0  # the parts of a cut model share all pairs
         order = sorted(range(len(data)), key=data.lengths.__getitem__)[rank::world]
         found = torch.zeros(len(data), 2)
         collator = PairCollator(data.family.padding)
@@ -165,11 +167,6 @@ STAGE = dpo = Stage(
     title="Learning from preferences",
     config=DpoConfig,
     build=build,
-    outcome=pairs.PairOutcome,
-    figures=pairs.pair_figures,
-    sections=sections,
-    learned=pairs.LEARNED,
-    shown=(*pairs.SHOWN, "chosen_reward", "rejected_reward"),
-    facts=("loss", "published"),
+    results=replace(pairs.RESULTS, sections=sections, shown=(*pairs.RESULTS.shown, "chosen_reward", "rejected_reward")),
     then=("hanmo chat {model}",),
 )

@@ -1,7 +1,6 @@
 """Learn from rewards, each reply judged against others to the same prompt; needs no critic (GRPO).
 
 Data holds the prompts; responses in it are not used. Rewards are reward models or functions of (prompts, replies).
-Source: Shao et al. 2024, "DeepSeekMath".
 
 Example: hanmo train grpo runs/sft/model data/prompts.jsonl runs/grpo rewards=[my_rewards:ends_well] group=8
 """
@@ -26,13 +25,13 @@ from hanmo.training.rl.rollout import Engine
 
 @dataclass(frozen=True)
 class GrpoConfig(PolicyConfig):
-    """Settings of GRPO; see ``PolicyConfig`` for the others.
+    """Settings of GRPO (Shao et al. 2024, "DeepSeekMath"); see ``PolicyConfig`` for the others.
 
     Attributes:
         group: replies to each prompt.
-        scale: divide advantages by the standard deviation of the group.
-        loss: "token" counts every token alike; "reply" every reply, as first published, so that the tokens of longer ones
-            count less.
+        scale: divide advantages by the standard deviation of their group.
+        loss: "token" counts every token alike; "reply", as first published, every reply, so that the tokens of longer
+            replies count less.
     """
 
     out: str = "runs/grpo"
@@ -75,7 +74,7 @@ def grpo_losses(trainer: GrpoTrainer, logprob_N: Tensor, tokens: dict[str, Tenso
     ones, clip = torch.ones_like(logprob_N), trainer.config.clip
     losses_N = clipped_policy_loss(logprob_N, tokens["old"], tokens["advantages"], ones, clip)
     moved = policy_statistics(logprob_N, tokens["old"], tokens["advantages"], ones, clip)
-    trainer.note(len(ones), **moved)
+    trainer.add_figures(len(ones), **moved)
     if trainer.beta:
         losses_N = losses_N + trainer.beta * kl_estimates(logprob_N, tokens["reference"], "k3")
     return losses_N
@@ -90,11 +89,6 @@ STAGE = grpo = Stage(
     title="GRPO",
     config=GrpoConfig,
     build=build,
-    outcome=stage.PolicyOutcome,
-    figures=stage.policy_figures,
-    sections=stage.policy_sections,
-    learned=stage.LEARNED,
-    shown=stage.SHOWN,
-    facts=("rewards",),
+    results=stage.RESULTS,
     then=stage.THEN,
 )

@@ -44,21 +44,22 @@ class PpoConfig(PolicyConfig):
     """Settings of PPO; see ``PolicyConfig`` for the others.
 
     Attributes:
-        gamma, lam: of the advantages.
-        clip_value: how far a value may move in a round before its error counts as if it had not.
-        value_weight: of the value loss.
+        gamma: discount of later rewards (gamma of Schulman et al. 2016, "GAE").
+        lam: decay of the advantages' sum of later errors (lambda there).
+        clip_value: a value moves by no more than this in a round before its error stops counting.
+        value_weight: weight of the value loss (c1 of Schulman et al. 2017, "PPO").
         value_head: the critic's form: "mlp" as published, or "linear".
-        critic: a model of the policy's family and vocabulary, such as the reward model, that learns the values in the
-            place of a value head on the policy; it keeps the value head it has. null: the policy's own.
-        whiten: advantages have mean 0 and variance 1 over the real tokens of a round.
-        clip_reward: rewards are cut off at ± this; 0 never.
+        critic: a model of the policy's family and vocabulary, such as the reward model, that learns the values; it
+            keeps its value head. null: a value head on the policy.
+        whiten: scale advantages to mean 0 and variance 1 over the tokens of a round.
+        clip_reward: rewards are cut off at ± this; 0: never.
         scale_reward: divide rewards by the standard deviation of all so far ("running") or of the first round
-            ("first"); null: as they are.
-        kl_target: replies are held at this KL (nats a reply) by changing beta; null: beta is fixed.
+            ("first"); null: leave them.
+        kl_target: the KL (nats a reply) at which replies are held by changing beta; null: beta is fixed.
         kl_horizon: replies over which beta may change by a fifth.
-        published: the KL that is held at the target is the published one, a mean over tokens of exp(x) - 1 - x.
+        published: hold the published KL at the target, a mean over tokens of exp(x) - 1 - x.
         ptx: file of records whose responses are learned along with the rewards (PPO-ptx); null: none.
-        ptx_weight: of their loss.
+        ptx_weight: weight of their loss (gamma of Ouyang et al. 2022, "InstructGPT").
     """
 
     out: str = "runs/ppo"
@@ -160,7 +161,7 @@ class PpoTrainer(PolicyTrainer):
         moved = policy_statistics(logprob_N, old, advantages, ones, config.clip)
         moved["value_clip_fraction"] = value_clip_count(values_N, old_values, returns, ones, config.clip_value)
         moved["policy_loss"], moved["value_loss"] = policy_N.sum(), value_N.sum()
-        self.note(len(ones), **moved)
+        self.add_figures(len(ones), **moved)
         return policy_N + config.value_weight * value_N
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -204,11 +205,6 @@ STAGE = ppo = Stage(
     title="PPO",
     config=PpoConfig,
     build=build,
-    outcome=stage.PolicyOutcome,
-    figures=stage.policy_figures,
-    sections=stage.policy_sections,
-    learned=stage.LEARNED,
-    shown=stage.SHOWN,
-    facts=("rewards",),
+    results=stage.RESULTS,
     then=stage.THEN,
 )

@@ -106,10 +106,6 @@ STAGE = pretrain = Stage(
     title="Pretraining",
     config=PretrainConfig,
     build=build,
-    outcome=supervised.LossOutcome,
-    figures=supervised.loss_figures,
-    sections=supervised.loss_sections,
-    learned=supervised.LEARNED,
-    shown=supervised.SHOWN,
+    results=supervised.RESULTS,
     then=("hanmo eval perplexity {model} FILE", "hanmo train sft {model} DATA"),
 )

@@ -8,7 +8,7 @@ Example: hanmo train reward runs/sft/model data/pairs.jsonl runs/reward trained_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -36,10 +36,10 @@ class RewardConfig(AlignmentConfig):
     Attributes:
         loss: "end" compares the values at the ends of both answers; "tokenwise", the published one, those at every
             place from the first difference on.
-        margin: the chosen answer is to win by the difference of their scores (loss "end" only).
-        value_head: "linear" as published, or "mlp".
-        published: as published: pairs by the walk through answers as they stand, and with loss "tokenwise" places up to
-            the end of the longer answer, where the shorter one has only padding.
+        margin: require the chosen answer to win by the difference of the answers' scores (loss "end" only).
+        value_head: form of the value head: "linear" as published, or "mlp".
+        published: make pairs by the published walk through the answers in their order, and with loss "tokenwise"
+            compare places up to the end of the longer answer, where the shorter one has only padding.
     """
 
     out: str = "runs/reward"
@@ -142,11 +142,6 @@ STAGE = train_reward = Stage(
     title="Reward model",
     config=RewardConfig,
     build=build,
-    outcome=pairs.PairOutcome,
-    figures=figures,
-    sections=sections,
-    learned=pairs.LEARNED,
-    shown=pairs.SHOWN,
-    facts=("loss", "published"),
+    results=replace(pairs.RESULTS, figures=figures, sections=sections),
     then=("hanmo reward score {model} FILE", "hanmo train ppo MODEL DATA rewards=[{model}]"),
 )

@@ -83,10 +83,6 @@ STAGE = sft = Stage(
     title="Supervised fine-tuning",
     config=SftConfig,
     build=build,
-    outcome=supervised.LossOutcome,
-    figures=supervised.loss_figures,
-    sections=supervised.loss_sections,
-    learned=supervised.LEARNED,
-    shown=supervised.SHOWN,
+    results=supervised.RESULTS,
     then=("hanmo chat {model}", "hanmo eval dialogue {model} FILE"),
 )
