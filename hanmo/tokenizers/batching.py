@@ -11,8 +11,9 @@ import multiprocessing
 import os
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from itertools import accumulate, chain
@@ -83,42 +84,54 @@ def encode_in_processes(
     The processes share the dictionaries that this one has read, and send back plain arrays of ids.
     """
     global _job
-    parts: list[tuple[int, int]] = []
-    start = characters = total = 0
-    for end, text in enumerate(texts, 1):
-        characters += len(text)
-        if characters >= _PART or end == len(texts):
-            parts.append((start, end))
-            total += characters
-            start, characters = end, 0
+    parts = list(parts_of(texts))
     if workers is None:
-        workers = (os.cpu_count() or 1) if total >= _WORTH_A_PROCESS else 1
+        workers = (os.cpu_count() or 1) if sum(map(len, texts)) >= _WORTH_A_PROCESS else 1
     if sys.platform == "darwin" or "fork" not in multiprocessing.get_all_start_methods():
         workers = 1  # without fork, or where it is not safe
     if multiprocessing.current_process().daemon:
         workers = 1  # a data loader's worker may not start processes
     workers = min(workers, len(parts))
     _job = encode, texts
-    collecting = gc.isenabled()
-    gc.disable()  # it would only search millions of lists that are in no cycle
     try:
-        if workers < 2:
-            return [ids for start, end in parts for ids in encode(texts[start:end])]
-        encode([""])  # reads the dictionaries before the fork
-        results: list[list[int]] = []
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-            for lengths, flat in pool.map(_encode_part, parts):
-                ids = flat.tolist()
-                for length, end in zip(lengths, accumulate(lengths), strict=True):
-                    results.append(ids[end - length : end])
-        return results
+        with garbage_collector_off():
+            if workers < 2:
+                return [ids for start, end in parts for ids in encode(texts[start:end])]
+            encode([""])  # reads the dictionaries before the fork
+            results: list[list[int]] = []
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+                for lengths, flat in pool.map(_encode_part, parts):
+                    ids = flat.tolist()
+                    for length, end in zip(lengths, accumulate(lengths), strict=True):
+                        results.append(ids[end - length : end])
+            return results
     finally:
         _job = None
-        if collecting:
+
+
+def parts_of(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Ranges (first, end) of texts with about ``_PART`` characters together."""
+    start = characters = 0
+    for end, text in enumerate(texts, 1):
+        characters += len(text)
+        if characters >= _PART or end == len(texts):
+            yield start, end
+            start, characters = end, 0
+
+
+@contextmanager
+def garbage_collector_off() -> Iterator[None]:
+    """While millions of lists are made, none of them in a cycle."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
             gc.enable()
 
 
-_PART = 1 << 17  # characters a process encodes at a time
+_PART = 1 << 17  # characters that a process or thread encodes at a time
 _WORTH_A_PROCESS = 1 << 20  # characters in all
 _job: tuple[Callable[[Sequence[str]], list[list[int]]], Sequence[str]] | None = None
 

@@ -112,7 +112,7 @@ def test_nothing_left_to_say_is_a_mistake_of_the_settings(beams: int, sampled: b
     opened = tiny("pangu", tmp_path)
     every = tuple(range(opened.network.config.vocab_size))
     settings = Settings(do_sample=sampled, num_beams=beams, max_new_tokens=3, seed=1)
-    with pytest.raises(ConfigError, match="every token is ruled out"):
+    with pytest.raises(ConfigError, match="every token is suppressed"):
         generate(opened, [context(opened)], settings.change(suppressed_ids=every))
     [said] = generate(opened, [context(opened)], settings.change(suppressed_ids=every[:40] + every[41:]))
     assert said.ids == (40, 40, 40)

@@ -74,7 +74,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel pays for any text, and parts are small."""
     monkeypatch.setattr(spreading, "_WORTH_A_CALL", 0)
     monkeypatch.setattr(spreading, "_WORTH_A_KERNEL", 0)
-    monkeypatch.setattr(batch, "_PART", 40)
+    monkeypatch.setattr(spreading, "_PART", 40)
 
 
 def agree(tokenizer: Tokenizer, given: list[str]) -> None:

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+)
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.huggingface.probes import SPARSE, ProbedBatching, find_batching, head_is_exact, packing_is_exact
@@ -260,11 +266,12 @@ def _auto_class(path: Path, config: PretrainedConfig) -> Any:
     Raises:
         UnsupportedError: the model is no language model, or needs code of its own.
     """
-    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    if type(config) not in auto._model_mapping:
+    seq2seq = config.is_encoder_decoder
+    known: Any = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if seq2seq else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in known:
         unable = f"{path}: a model of type {config.model_type!r}, which transformers has no language model for"
         raise UnsupportedError(own_code(path, read_json(path / "config.json")) or unable)
-    return auto
+    return AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
 
 
 def _load_value_head(head: ValueHead, folder: Path, info: dict[str, Any]) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numba import njit
 
+from hanmo.tokenizers.batching import garbage_collector_off, parts_of
+
 CODES = 0x110000  # code points of Unicode
-_PART = 1 << 17  # characters a thread encodes at a time
 
 Arrays = tuple[np.ndarray, np.ndarray]  # concatenated ids, int32; the number of ids of each text, int64
 
@@ -67,32 +67,17 @@ class Kernel:
             return np.insert(ids, places, [id_ for one in own for id_ in one]), counts
 
         with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-            parts = [(np.zeros(0, np.int32), np.zeros(0, np.int64)), *pool.map(encode, _cut(texts))]
+            parts = [(np.zeros(0, np.int32), np.zeros(0, np.int64)), *pool.map(encode, parts_of(texts))]
         ids, counts = zip(*parts, strict=True)
         return np.concatenate(ids), np.concatenate(counts)
 
     def lists(self, texts: Sequence[str], *args: Any) -> list[list[int]]:
         """The ids of each text; ``args`` as in ``flat``."""
         ids, counts = self.flat(texts, *args)
-        collecting = gc.isenabled()
-        gc.disable()  # it would only search millions of lists that are in no cycle
-        try:
+        with garbage_collector_off():
             # The lists share one Python object for each id, which saves 32 bytes an id and the time to make them.
             shared = np.arange(int(ids.max(initial=-1)) + 1).astype(object)[ids]
             return [row.tolist() for row in np.split(shared, np.cumsum(counts)[:-1])] if len(counts) else []
-        finally:
-            if collecting:
-                gc.enable()
-
-
-def _cut(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Ranges (first, end) of texts with about ``_PART`` characters together."""
-    start = characters = 0
-    for end, text in enumerate(texts, 1):
-        characters += len(text)
-        if characters >= _PART or end == len(texts):
-            yield start, end
-            start, characters = end, 0
 
 
 def codes_of(texts: Sequence[str]) -> Arrays:
