@@ -37,10 +37,10 @@ def standalone(path: Path) -> str:
     """The text of a module with the texts of the modules of hanmo it imports in place of the imports."""
 
     def inlined(match: re.Match[str]) -> str:
-        text = path.parent.parent.joinpath(f"{match[1]}.py").read_text(encoding="utf-8")
+        text = (path.parents[2] / "tokenizers" / f"{match[1]}.py").read_text(encoding="utf-8")
         return text.replace("from __future__ import annotations\n", "")
 
-    return re.sub(r"from hanmo\.families\.(\w+) import .*\n", inlined, path.read_text(encoding="utf-8"))
+    return re.sub(r"from hanmo\.tokenizers\.(\w+) import .*\n", inlined, path.read_text(encoding="utf-8"))
 
 
 def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:
