@@ -92,11 +92,7 @@ def generate(
       hanmo generate models/txl-2.9b 从前有座山， --seq-length 512 --mem-length 256 --max-length 200 --seed 1
       hanmo generate models/glm-10b-chinese 北京是[MASK]的首都。 --tensor-parallel 2
     """
-    prompts_given, sets = split_settings(rest or [])
-    if len(prompts_given) > 1:
-        raise ConfigError(f"one prompt, not {', '.join(map(repr, prompts_given))}; quote a prompt that has spaces")
-    prompt = prompts_given[0] if prompts_given else None
-    _check_sources(prompt, input_file, output)
+    prompt, sets = _prompt_and_settings(rest or [], input_file, output)
     ranks = ranks_of_this_run(tensor_parallel)
     from hanmo.checkpoints import open_model
 
@@ -108,7 +104,7 @@ def generate(
     follow()
     use_memory(opened, {"--seq-length": seq_length, "--mem-length": mem_length})
     longest = [] if max_length is None else [f"max_new_tokens={max_length}"]
-    settings = agreed(decoding_settings(opened, preset, [*(sets or ()), *longest], seed, published))
+    settings = agreed(decoding_settings(opened, preset, [*sets, *longest], seed, published))
     limit = limit or opened.family.chat_limit
     if prompts is not None:
         _file(opened, settings, limit, prompts, output if main_process() else None, batch_size)
@@ -118,11 +114,17 @@ def generate(
         _interactive(opened, settings, limit, as_json)
 
 
-def _check_sources(prompt: str | None, input_file: Path | None, output: Path | None) -> None:
-    if prompt is not None and input_file is not None:
+def _prompt_and_settings(
+    words: list[str], input_file: Path | None, output: Path | None
+) -> tuple[str | None, list[str]]:
+    prompts, sets = split_settings(words)
+    if len(prompts) > 1:
+        raise ConfigError(f"one prompt, not {', '.join(map(repr, prompts))}; quote a prompt that has spaces")
+    if prompts and input_file is not None:
         raise ConfigError("give a prompt or --input, not both")
     if output is not None and input_file is None:
         raise ConfigError("--output is for the results of --input; a single result goes to the screen")
+    return next(iter(prompts), None), sets
 
 
 MEMORY = {
