@@ -25,6 +25,7 @@ from hanmo.cli.common import (
     note,
     start_processes,
 )
+from hanmo.processes import main_process
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
@@ -74,7 +75,6 @@ class Records:
         from itertools import islice
 
         from hanmo.errors import RecordError
-        from hanmo.evaluation.engine.distributed import main_process
         from hanmo.records import Rejects, iter_records
 
         rejects = Rejects() if self.skip_bad else None
@@ -120,7 +120,7 @@ def dialogue(
     if nproc > 1:
         start_processes(nproc)
     from hanmo.evaluation.dialogue import evaluate
-    from hanmo.evaluation.engine.distributed import joined, main_process
+    from hanmo.evaluation.engine.distributed import joined
 
     with joined():
         records = which.read(data, output, published=published)
@@ -168,7 +168,7 @@ def perplexity(
     """
     if nproc > 1:
         start_processes(nproc)
-    from hanmo.evaluation.engine.distributed import joined, main_process
+    from hanmo.evaluation.engine.distributed import joined
     from hanmo.evaluation.perplexity import evaluate
 
     with joined():
@@ -243,8 +243,6 @@ def progress_bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Progress bars on standard error, where that is a terminal: ``watch(title)`` returns a function of (done, total)."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    from hanmo.evaluation.engine.distributed import main_process
 
     with Progress(
         *Progress.get_default_columns()[:2],

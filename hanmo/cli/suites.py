@@ -23,6 +23,7 @@ from hanmo.cli.common import (
     start_processes,
 )
 from hanmo.cli.eval import First, answers_folder, origin, print_table, progress_bar
+from hanmo.processes import main_process
 
 if TYPE_CHECKING:
     from hanmo.evaluation.results.result import Result
@@ -167,7 +168,7 @@ def _suite_command(kind: type[Clue] | type[Exam] | type[Task]) -> Callable[..., 
     ) -> None:
         if nproc > 1:
             start_processes(nproc)
-        from hanmo.evaluation.engine.distributed import joined, main_process
+        from hanmo.evaluation.engine.distributed import joined
         from hanmo.evaluation.results.page import write_result
         from hanmo.evaluation.suites.runner import evaluate
         from hanmo.evaluation.suites.suite import Options

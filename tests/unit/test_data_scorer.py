@@ -105,4 +105,4 @@ def test_a_threshold_without_a_scorer(tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app, ["data", "clean", str(tmp_path / "in.jsonl"), "-o", "out.jsonl", "--scorer-least", "1"]
     )
-    assert isinstance(done.exception, ConfigError) and "--scorer-least is for --scorer" in str(done.exception)
+    assert isinstance(done.exception, ConfigError) and "--scorer-least needs --scorer" in str(done.exception)

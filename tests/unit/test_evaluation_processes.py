@@ -12,7 +12,8 @@ import pytest
 from hanmo.checkpoints import save_model
 from hanmo.evaluation.engine import cache as stores
 from hanmo.evaluation.engine.cache import Store
-from hanmo.evaluation.engine.distributed import broadcast, gather, main_process, own_device, shard
+from hanmo.evaluation.engine.distributed import broadcast, gather, own_device, shard
+from hanmo.processes import main_process
 from tests import processes
 from tests.unit.clue_files import clue_folder
 from tests.unit.tiny import tiny

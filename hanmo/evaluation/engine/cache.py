@@ -12,11 +12,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import hanmo
-from hanmo.evaluation.engine.distributed import broadcast, gather, main_process, rank_and_count, shard
+from hanmo.evaluation.engine.distributed import broadcast, gather, rank_and_count, shard
 from hanmo.evaluation.engine.row_scores import Progress, score_rows
 from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
 from hanmo.locks import holding
+from hanmo.processes import main_process
 from hanmo.rows import Row
 
 

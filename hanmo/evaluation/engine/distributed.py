@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+from hanmo.processes import process_count
+
 T = TypeVar("T")
 TIMEOUT = timedelta(days=7)  # for the slowest process: the time of a question is unknown
 
@@ -18,7 +20,7 @@ TIMEOUT = timedelta(days=7)  # for the slowest process: the time of a question i
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the process group, where there is one, and leave it at the end."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if process_count() == 1:
         yield
         return
     import torch.distributed as dist
@@ -45,11 +47,6 @@ def own_device(wanted: str | None) -> str | None:
     if count == 1 or wanted not in (None, "cuda") or not torch.cuda.is_available():
         return wanted
     return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-
-
-def main_process() -> bool:
-    """Whether this is the process that prints and writes."""
-    return rank_and_count()[0] == 0
 
 
 def shard(items: Sequence[T]) -> list[T]:
