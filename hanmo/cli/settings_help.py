@@ -192,4 +192,5 @@ def _type(module: str, annotation: ast.expr) -> str:
     from hanmo.config import describe_type
 
     hint = ast.unparse(Aliases().visit(ast.parse(ast.unparse(annotation), mode="eval")))
-    return describe_type(eval(hint, {**vars(typing), "Path": Path}))
+    holder = type("Holder", (), {"__annotations__": {"value": hint}})
+    return describe_type(typing.get_type_hints(holder, {**vars(typing), "Path": Path})["value"])

@@ -98,7 +98,9 @@ def test_the_published_protocol_shows_the_rules_the_padded_row(
 ) -> None:
     seen: list[list[tuple[int, ...]]] = []
     monkeypatch.setattr(
-        type(eva.family), "logits_processor", lambda self, settings, contexts: seen.append([tuple(ids) for ids in contexts])
+        type(eva.family),
+        "logits_processor",
+        lambda self, settings, contexts: seen.append([tuple(ids) for ids in contexts]),
     )
     evaluate(eva, RECORDS[2:3], GREEDY, limit=9, published=True)
     evaluate(eva, RECORDS[2:3], GREEDY, limit=9)

@@ -179,18 +179,19 @@ def test_commands_print_json_or_one_message(kind: str, tmp_path: Path, monkeypat
 
 # Functions that may call json.dumps without allow_nan=False: their text is no result and no file for others.
 HASHED_OR_PIPED = {
-    "checkpoints/files/resumable.py:drafting": "compared with a job that was read back",
+    "checkpoints/files/resumable.py:resumable_folder": "compared with a job that was read back",
     "cli/train.py:read_settings": "names of folders, read by the configuration",
-    "data/blocks.py:job_folder": "hashed",
+    "data/parallel/blocks.py:job_folder": "hashed",
     "data/store/token_store.py:vocabulary_hash": "hashed",
-    "evaluation/engine/row_scores.py:computed_by": "hashed",
-    "evaluation/engine/row_scores.py:records_hash": "hashed",
+    "evaluation/results/provenance.py:computed_by": "hashed",
+    "evaluation/results/provenance.py:records_hash": "hashed",
     "evaluation/engine/cache.py:store_file": "hashed",
     "evaluation/suites/task.py:data_hash": "hashed",
     "evaluation/suites/task.py:hash": "hashed",
     "evaluation/text_overlap.py:origin": "hashed",
+    "files.py:check_characters": "only its characters matter",
     "families/huggingface/rendering.py:_serve": "between two of our processes",
-    "families/huggingface/templates.py:ask": "between two of our processes",
+    "families/huggingface/templates.py:answer": "between two of our processes",
     "families/safe_loading.py:safe_config": "for transformers, which writes infinity so",
     "families/untrusted.py:_is_ordinary": "only its length matters",
 }

@@ -20,6 +20,7 @@ from hanmo.errors import CheckpointError, HanmoError, UnsupportedError, Vocabula
 from hanmo.evaluation.suites.exam.exams import find_exam
 from hanmo.families import safe_loading
 from hanmo.families.safe_loading import safe_config
+from hanmo.training import stages
 from tests.unit.armed import OTHERS, TYPES, Listening, arm, canary, write
 from tests.unit.clue_files import clue_folder
 from tests.unit.exam_files import exam_folder
@@ -128,6 +129,7 @@ def refused(run: Callable[[str], Ran], command: str, folder: Path) -> None:
 
 def test_every_command_is_known_to_open_a_model_or_not() -> None:
     names = {f"{group} {function}".strip().replace("_", "-") for group, _, function in COMMANDS}
+    names |= {f"train {stage}" for stage in stages.NAMES}
     assert names == OPENING.keys() | OPEN_NOTHING
 
 
@@ -287,6 +289,7 @@ ALLOWED = {
             "config.py",
             "data/prepare/cleaning/statistics.py",
             "families/__init__.py",
+            "training/stages/__init__.py",
         ),
         *("tokenizers/batching.py", "training/rl/rollout.py"),  # the latter a reward that the user names
     },
