@@ -90,12 +90,12 @@ def opened_anew(folder: Path) -> OpenedModel:
 
 
 @torch.no_grad()
-def scores(opened: OpenedModel, records: Sequence[Record], closed: bool = False) -> list[tuple[Tensor, Tensor, Any]]:
+def scores(opened: OpenedModel, records: Sequence[Record], feed_stop: bool = False) -> list[tuple[Tensor, Tensor, Any]]:
     """Of each record's row, alone: log-probabilities of what is scored, their weights, the value at the row's end."""
     found = []
     for record in records:
         for parts in opened.family.parts(record, 48):
-            row = opened.family.row(parts, feed_stop=closed)
+            row = opened.family.row(parts, feed_stop=feed_stop)
             output = opened.network(**collate([row], opened.family.padding))
             scored = row.labels != IGNORE
             value = None if output.value is None else output.value[0, row.end].item()
@@ -186,12 +186,12 @@ def test_pretraining_saves_what_it_evaluated(name: str, tmp_path: Path) -> None:
         assert kept(place / "again")[0] == pytest.approx(best, rel=1e-4)
 
 
-def halves(opened: OpenedModel, place: Path, closed: bool = False) -> tuple[list[Any], list[Any]]:
+def halves(opened: OpenedModel, place: Path, feed_stop: bool = False) -> tuple[list[Any], list[Any]]:
     """Of every pair of answers what is said of the better and of the worse one."""
     pairs = [(p, r, PAIRS[number - 1][1]) for number, (p, r) in enumerate(PAIRS)]
     better = [PromptResponse(prompt, chosen) for prompt, chosen, _ in pairs]
     worse = [PromptResponse(prompt, rejected) for prompt, _, rejected in pairs]
-    return scores(opened, better, closed), scores(opened, worse, closed)
+    return scores(opened, better, feed_stop), scores(opened, worse, feed_stop)
 
 
 STAGES = [("huggingface", "head"), *((name, how) for name in ("huggingface", "pangu") for how in ("plain", "lora"))]
