@@ -71,7 +71,7 @@ def test_what_the_model_is_shown(case):
 def test_whole_sessions(case):
     model = opened(case["model"], case["args"]["rule_path"])
     chat = ChatSession(model, settings(case["args"]), LIMIT)
-    assert played(chat, case["users"], chat.say) == case["events"]
+    assert played(chat, case["users"], chat.reply) == case["events"]
 
 
 @pytest.mark.parametrize("case", [case for case in SESSIONS if case["is_done_ties"]], ids=lambda case: case["id"])
@@ -79,4 +79,4 @@ def test_whole_sessions_if_ties_are_not_done(case, monkeypatch):
     monkeypatch.setattr(EvaFamily, "published_conventions", replace(EvaFamily.published_conventions, tie=-1e-5))
     model = opened(case["model"], case["args"]["rule_path"])
     chat = ChatSession(model, settings(case["args"]), LIMIT)
-    assert played(chat, case["users"], chat.say) == case["events_if_ties_are_not_done"]
+    assert played(chat, case["users"], chat.reply) == case["events_if_ties_are_not_done"]

@@ -9,9 +9,10 @@ from hanmo.errors import UnsupportedError
 from hanmo.evaluation.engine.candidates import score_candidates
 from hanmo.evaluation.engine.row_scores import RowScore, score_rows
 from hanmo.families.base import OpenedModel
-from hanmo.generation.decode import generate, search
+from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.rows import IGNORE, Context, Part, collate
+from tests.searching import search
 from tests.unit.architectures import BOTH, SEES_AHEAD, adopted, build, logprobs, said
 
 PROMPTS = [tuple(range(10, 24)), tuple(range(30, 43)), tuple(range(40, 47))]

@@ -54,6 +54,12 @@ def cut_short(folder: Path) -> Path:
     return folder
 
 
+def another_form(folder: Path) -> Path:
+    write_megatron(folder)
+    torch.save({"module": {}}, folder / RANK, pickle_protocol=4)
+    return folder
+
+
 def damaged(folder: Path) -> Path:
     file = write_megatron(folder) / RANK
     whole = bytearray(file.read_bytes())
@@ -145,6 +151,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "a name that leads out": leading_out,
     "cut short": cut_short,
     "damaged": damaged,
+    "another form of pickle": another_form,
     "damaged safetensors": damaged_safetensors,
     "not of torch": content(b"RIFF1234WAVE"),
     "empty": content(b""),
