@@ -56,11 +56,9 @@ def generate(
         Path | None, typer.Option("--input", help="Prompts, one a line: text, or JSON with prompt, text or turns.")
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(help="File for the results of --input: JSON lines, or plain text if its name ends in .txt."),
+        Path | None, typer.Option(help="File for the results of --input: JSON lines, or plain text if it is a .txt.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts of --input that are decoded together.", min=1)] = 8,
-    max_length: Annotated[int | None, typer.Option(help="The most new tokens.", min=1)] = None,
     limit: Annotated[int | None, typer.Option(help="The most tokens of a prompt that the model sees.", min=2)] = None,
     seq_length: Annotated[
         int | None, typer.Option(help="Of models with memory: tokens of a segment; a longer prompt is several.", min=1)
@@ -89,7 +87,7 @@ def generate(
     Examples:
       hanmo generate runs/demo 你好
       hanmo generate runs/demo --input prompts.txt --output replies.jsonl do_sample=false
-      hanmo generate models/txl-2.9b 从前有座山， --seq-length 512 --mem-length 256 --max-length 200 --seed 1
+      hanmo generate models/txl-2.9b 从前有座山， --seq-length 512 --mem-length 256 max_new_tokens=200 --seed 1
       hanmo generate models/glm-10b-chinese 北京是[MASK]的首都。 --tensor-parallel 2
     """
     prompt, sets = _prompt_and_settings(rest or [], input_file, output)
@@ -103,8 +101,7 @@ def generate(
     )
     follow()
     use_memory(opened, {"--seq-length": seq_length, "--mem-length": mem_length})
-    longest = [] if max_length is None else [f"max_new_tokens={max_length}"]
-    settings = agreed(decoding_settings(opened, preset, [*sets, *longest], seed, published))
+    settings = agreed(decoding_settings(opened, preset, sets, seed, published))
     limit = limit or opened.family.chat_limit
     if prompts is not None:
         _file(opened, settings, limit, prompts, output if main_process() else None, batch_size)

@@ -151,7 +151,7 @@ def test_chat(name: str, place: Path) -> None:
 def test_generate_and_rouge(name: str, place: Path, tmp_path: Path) -> None:
     plain = Plain(place / name)
     prompts = [{"prompt": p} for p, _ in PAIRS[:2]] + [{"text": TEXTS[0]}, {"turns": ["你好", "你好呀", "再见"]}]
-    options = ("--batch-size", 3, "--max-length", 7, "do_sample=false")
+    options = ("--batch-size", 3, "max_new_tokens=7", "do_sample=false")
     file = write_lines(tmp_path / "prompts.jsonl", prompts)
     hanmo("generate", place / name, "--input", file, "--output", tmp_path / "out.jsonl", *options)
     asked = [

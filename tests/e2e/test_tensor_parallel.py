@@ -79,7 +79,7 @@ def test_generate_writes_its_file_once(tmp_path: Path) -> None:
     told = []
     for ranks in ("1", "2"):
         file = tmp_path / f"{ranks}.jsonl"
-        options = ["--input", prompts, "--output", file, "--seed", "1", "--max-length", "8", "--batch-size", "2"]
+        options = ["--input", prompts, "--output", file, "--seed", "1", "max_new_tokens=8", "--batch-size", "2"]
         done = hanmo("generate", FOLDER / "pangu", *options, "--tensor-parallel", ranks)
         assert done.returncode == 0, done.stderr
         assert "3 results" in done.stderr

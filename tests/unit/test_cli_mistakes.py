@@ -64,8 +64,8 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         ("generate model --input empty.txt", "empty.txt: no prompts"),
         ("generate model --input model", "model: is a folder"),
         ("generate model --input turns.jsonl", "turns.jsonl:1: prompt, text, prefix, system must be text, and turns a"),
-        ("generate model --input test.txt --output test.txt/x --max-length 2", "test.txt: File exists"),
-        ("generate model --input test.txt --output model --max-length 2", "model: Is a directory"),
+        ("generate model --input test.txt --output test.txt/x max_new_tokens=2", "test.txt: File exists"),
+        ("generate model --input test.txt --output model max_new_tokens=2", "model: Is a directory"),
         ("eval dialogue model test.txt --output test.txt max_new_tokens=2", "test.txt: File exists"),
         ("generate model 你好 top_pp=0.5", "unknown setting 'top_pp': did you mean top_p"),
         ("generate model 你 好", "one prompt, not '你', '好'; quote a prompt that has spaces"),
@@ -95,7 +95,7 @@ def test_a_mistake_is_one_message(run, command: str, message: str) -> None:
 
 @pytest.mark.parametrize("file", ["bom.txt", "test.txt.gz"])
 def test_files_of_text_may_be_compressed_or_marked(run, file: str) -> None:
-    arguments = "do_sample=false --max-length 3"
+    arguments = "do_sample=false max_new_tokens=3"
     assert (
         run(f"generate model --input {file} {arguments}").out == run(f"generate model --input test.txt {arguments}").out
     )

@@ -196,19 +196,19 @@ def test_generate_files(opened, monkeypatch, capsys, tmp_path):
         '今天\n\n{"turns": ["好", "不好", "明天"]}\n{"prompt": "天气", "prefix": "很"}\n', encoding="utf-8"
     )
     sets = ["do_sample=false"]
-    generate_cli.generate("model", input_file=prompts, output=results, rest=sets, max_length=3, batch_size=2)
+    generate_cli.generate("model", input_file=prompts, output=results, rest=[*sets, "max_new_tokens=3"], batch_size=2)
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     assert [line["prompt"][:2] for line in lines] == ["今天", '{"', '{"']
     assert all(0 < line["tokens"] <= 3 for line in lines)
-    generate_cli.generate("model", ["今天", *sets], max_length=3)
+    generate_cli.generate("model", ["今天", *sets, "max_new_tokens=3"])
     assert capsys.readouterr().out == lines[0]["generation"] + "\n"
-    generate_cli.generate("model", ["今天", *sets], max_length=3, as_json=True)
+    generate_cli.generate("model", ["今天", *sets, "max_new_tokens=3"], as_json=True)
     assert json.loads(capsys.readouterr().out) == pytest.approx(lines[0], abs=1e-4)
     told = [f"{line['prompt']}{line['generation']}\n" for line in lines]
-    generate_cli.generate("model", input_file=prompts, output=tmp_path / "out.txt", rest=sets, max_length=3)
+    generate_cli.generate("model", input_file=prompts, output=tmp_path / "out.txt", rest=[*sets, "max_new_tokens=3"])
     assert (tmp_path / "out.txt").read_text(encoding="utf-8") == "".join(told)
     monkeypatch.setattr(sys, "stdin", io.StringIO("今天\n\nstop\n明天\n"))
-    generate_cli.generate("model", rest=sets, max_length=3)
+    generate_cli.generate("model", rest=[*sets, "max_new_tokens=3"])
     assert capsys.readouterr().out == lines[0]["generation"] + "\n"
 
 
@@ -220,7 +220,7 @@ def test_generate_with_a_memory(opened, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(hanmo.checkpoints, "open_model", lambda *args, **kwargs: remembers)
 
     def said(prompt, **lengths):
-        generate_cli.generate("model", [prompt, "do_sample=false"], max_length=4, as_json=True, **lengths)
+        generate_cli.generate("model", [prompt, "do_sample=false", "max_new_tokens=4"], as_json=True, **lengths)
         return json.loads(capsys.readouterr().out)["score"]
 
     prompts = ("今天天气很好", "明天天气很好")
