@@ -37,7 +37,7 @@ ROUNDS = {
 }
 # PanGu-α's top has no norm over it, so that a step moves the values of its own top far: plain returns, a plain head, and a rate
 # that falls to 0 (held, a question whose reply had turned out wrong stayed wrong in 1 seed of 6).
-PPO = {"pangu": {"rate": 2e-3, "rounds": 24, "lam": 1.0, "value_head": "linear", "schedule": "linear"}}
+PPO = {"pangu": {"rate": 2e-3, "rounds": 36, "lam": 1.0, "value_head": "linear", "schedule": "linear"}}
 KL_BOUND = 40.0  # nats a reply: less than 6 tokens drawn freely could ever be from a uniform start
 
 
