@@ -23,7 +23,8 @@ from tests.unit.tiny import tiny
 from tests.unit.transformers_models import write_model
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 DIALOGUES = "你好\t你好，谢谢你\n今天天气怎么样？\t今天天气真不错。\t明天去哪里玩？\t我们去吃火锅\n"
 # Run by tests of their own, as they take minutes, or by whoever runs these tests.
 ELSEWHERE = re.compile(r"make (demo|test|test-slow|env|check|bench)|(\.venv/bin/)?hanmo demo( .*)?|git clone .*|cd .*")
@@ -115,7 +116,21 @@ def run(command: str) -> None:
     assert result.exit_code == 0, f"{command}\n{result.output}\n{result.exception!r}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def programs(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_both_readmes_show_the_same_commands_and_programs() -> None:
+    """So that running those of one is running those of the other."""
+    assert commands(README) == commands(CHINESE) and programs(README) == programs(CHINESE)
+
+
+@pytest.mark.parametrize(
+    "document",
+    # checkpoints.md starts five pairs of processes
+    [pytest.param(one, marks=pytest.mark.slow if one.name == "checkpoints.md" else ()) for one in DOCUMENTS],
+    ids=lambda path: path.name,
+)
 def test_what_a_document_shows_runs(
     document: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +140,7 @@ def test_what_a_document_shows_runs(
     for command in commands(document):
         if not ELSEWHERE.fullmatch(command):
             run(command)
-    for program in re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
+    for program in programs(document):
         exec(compile(program, document.name, "exec"), {})
 
 

@@ -73,7 +73,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(params=MODELS)
+FAST = ("qwen3", "mt5")  # a decoder with a chat template, and an encoder-decoder
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MODELS])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -99,6 +99,7 @@ def test_ids_are_sentencepieces(small: str, given: list[str]) -> None:
 
 
 @pytest.mark.skipif(not VOCAB.is_dir(), reason=f"no vocabularies at {VOCAB}; set HANMO_PARITY")
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(written, st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FD5))), max_size=5))
 def test_ids_are_sentencepieces_with_the_published_vocabulary(given: list[str]) -> None:
@@ -115,6 +116,7 @@ def test_every_character_becomes_what_sentencepiece_makes_of_it(small: str) -> N
     assert peer.normalize([f"今{chr(code)}天" for code in CODES]) == [f"\u2581今{text}天" for text in expected]
 
 
+@pytest.mark.slow
 def test_every_character_has_sentencepieces_ids(small: str) -> None:
     """On its own, between spaces and between characters."""
     peer = sentencepiece.SentencePieceProcessor(model_file=small)

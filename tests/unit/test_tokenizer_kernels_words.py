@@ -57,6 +57,7 @@ def cut_by_jieba(text: str) -> list[str]:
     return [part for word in jieba.cut(text) for part in (word if word == "\r\n" else [word])]
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @example("")
 @example("南京市长江大桥" * 60)

@@ -261,6 +261,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     running.shutdown()
 
 
+@pytest.mark.slow
 def test_an_inference_server_can_make_the_replies(server: str, tmp_path: Path) -> None:
     engine = HttpEngine(server)
     outcome = grpo(small(GrpoConfig, tmp_path, rounds=1), engine=engine)
@@ -272,7 +273,9 @@ def test_an_inference_server_can_make_the_replies(server: str, tmp_path: Path) -
         assert by_http[name] == pytest.approx(own[name], abs=1e-4)
 
 
-@pytest.mark.parametrize(("config", "train"), [(PpoConfig, ppo), (GrpoConfig, grpo)])
+@pytest.mark.parametrize(
+    ("config", "train"), [(PpoConfig, ppo), pytest.param(GrpoConfig, grpo, marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(config: Any, train: Any, tmp_path: Path) -> None:
     """Policy, critic, optimizer, KL controller, reward scale and prompts go on where the checkpoint stood."""
     starts(tmp_path, "pangu")

@@ -217,6 +217,7 @@ def test_either_name_of_checkpointing_reaches_the_trainer(name: str, tmp_path: P
     assert args.gradient_checkpointing and args.gradient_checkpointing_kwargs == {"use_reentrant": False}
 
 
+@pytest.mark.slow
 def test_logs_go_to_weights_and_biases_if_asked(tmp_path: Path) -> None:
     """With a stand-in for the package: what of it transformers calls, written down. TensorBoard has its file as well."""
     package = tmp_path / "wandb"
