@@ -101,7 +101,7 @@ def hanmo(endpoint: str, home: Path, *words: str) -> subprocess.CompletedProcess
 
 def test_a_model_is_downloaded_though_the_connection_breaks(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     endpoint, breaks = hub
-    words = ("generate", "someone/small", "你好", "--max-length", "3", "do_sample=false")
+    words = ("generate", "someone/small", "你好", "max_new_tokens=3", "do_sample=false")
     first = hanmo(endpoint, tmp_path / "home", *words)
     if first.returncode:  # the library gave up on the broken connection: asking again goes on
         assert "cannot give it" in first.stderr

@@ -134,7 +134,7 @@ def test_five_copies_in_a_file_are_five_replies_at_every_batch_size(model: Opene
     (tmp_path / "prompts.txt").write_text("你好\n\n你好\n今天天气真不错\n你好\n你好\n你好\n", encoding="utf-8")
     said = []
     for size in (1, 2, 5):
-        arguments = f"--seed 7 --batch-size {size} --max-length 8 --device cpu --dtype fp32"
+        arguments = f"--seed 7 --batch-size {size} max_new_tokens=8 --device cpu --dtype fp32"
         command = ["generate", str(tmp_path / "model"), "--input", str(tmp_path / "prompts.txt"), *arguments.split()]
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output

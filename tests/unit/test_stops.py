@@ -367,7 +367,7 @@ def test_sampling_settings_of_the_folder_are_the_defaults(tmp_path: Path, capsys
     assert chat.decoding_settings(opened(tmp_path / "saved"), None, None, None, False) == Settings(**SAMPLING)
     model.family.config.decoding = {"temperature": 0.3}  # our own way of saying it
     assert chat.decoding_settings(model, None, None, None, False) == Settings(temperature=0.3)
-    shown = CliRunner().invoke(app, ["generate", str(start), "你好", "--json", "--max-length", "2"])
+    shown = CliRunner().invoke(app, ["generate", str(start), "你好", "--json", "max_new_tokens=2"])
     assert shown.exit_code == 0 and json.loads(shown.stdout)["tokens"] <= 2
     assert "decoding settings of the model's generation_config.json: do_sample=True" in shown.stderr
 
