@@ -110,7 +110,7 @@ class PairTrainer(RowTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._figures:
-            sums = {name: sum(float(one[name].sum()) for one in self._figures) for name in self._figures[0]}
+            sums = self.sums(self._figures)
             logs |= {name: sums[name] / sums["weight"] for name in sums if name not in ("weight", "loss")}
             self._figures = []
         super().log(logs, *args, **kwargs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,12 @@ class RowTrainer(ShardedTrainer):
     def _replicas(self) -> int:
         """Processes with batches of their own: not those that share a model cut by tensor parallelism."""
         return self.args.world_size // self.get_tp_size()
+
+    def sums(self, figures: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+        """The sums of figures of batches, by name, over the batches and the processes; every process calls it."""
+        own = {name: sum(float(one[name].sum()) for one in figures) for name in figures[0]}
+        every = gather_object([own]) if self._replicas > 1 else [own]
+        return {name: sum(one[name] for one in every) for name in own}
 
     @property
     def kept_step(self) -> int:

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
@@ -235,27 +236,29 @@ class PolicyTrainer(RowTrainer):
         self, batch: list[Experience], raw: Tensor, by_source: dict[str, list[float]], finished: Tensor,
         figures: dict[str, float],
     ) -> None:  # fmt: skip
-        logprob, reference = (torch.cat([getattr(one, name) for one in batch]) for name in ("old", "reference"))
-        lengths = [float(len(one.old)) for one in batch]
-        per_reply = (logprob - reference).sum().item() / len(batch)
+        numbers = zip(raw.tolist(), finished.tolist(), *by_source.values(), strict=True)
+        replies = [(one.old.cpu(), one.reference.cpu(), *own) for one, own in zip(batch, numbers, strict=True)]
+        if self.args.world_size > 1:
+            replies = gather_object(replies)
+        old, references, rewards, ended, *sources = zip(*replies, strict=True)
+        logprob, reference, reward = torch.cat(old), torch.cat(references), torch.tensor(rewards)
+        own_figures = {**figures, "rollout_share": self.seconds["rollout"] / max(sum(self.seconds.values()), 1e-9)}
+        if self.args.world_size > 1:
+            every = gather_object([own_figures])
+            own_figures = {name: fmean(one[name] for one in every) for name in own_figures}
         self._round_figures = {
             "round": float(self.round),
-            "reward": raw.mean().item(),
-            "reward_std": raw.std().item(),
-            **{f"reward/{name}": fmean(scores) for name, scores in by_source.items() if len(by_source) > 1},
+            "reward": reward.mean().item(),
+            "reward_std": reward.std().item(),
+            **{f"reward/{name}": fmean(s) for name, s in zip(by_source, sources, strict=True) if len(sources) > 1},
             **{f"kl_{kind}": kl_estimates(logprob, reference, kind).mean().item() for kind in ("k1", "k2", "k3")},
-            "kl_reply": per_reply,
+            "kl_reply": (logprob - reference).sum().item() / len(replies),
             "entropy": -logprob.mean().item(),
-            "length": fmean(lengths),
-            "finished": finished.mean().item(),
+            "length": fmean(len(one) for one in old),
+            "finished": fmean(ended),
             "beta": self.beta,
-            **figures,
-            "rollout_share": self.seconds["rollout"] / max(sum(self.seconds.values()), 1e-9),
+            **own_figures,
         }
-        if self.args.world_size > 1:
-            together = torch.tensor(list(self._round_figures.values()), device=self.args.device)
-            means = self.accelerator.gather(together[None]).mean(0).tolist()
-            self._round_figures = dict(zip(self._round_figures, means, strict=True))
         if self.round % self.config.show_rounds == 0 and self.is_world_process_zero():
             with (self.folder.parent / "samples.jsonl").open("a", encoding="utf-8") as file:
                 for one in batch[:4]:
@@ -264,7 +267,7 @@ class PolicyTrainer(RowTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._step_figures:
-            sums = {name: sum(float(one[name]) for one in self._step_figures) for name in self._step_figures[0]}
+            sums = self.sums(self._step_figures)
             tokens = sums.pop("tokens")
             logs |= {name: total / tokens for name, total in sums.items()} | self._round_figures
             self._step_figures = []
