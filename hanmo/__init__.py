@@ -1,4 +1,4 @@
-"""hanmo 翰墨: Chinese language models end to end, from an original checkpoint to a served model."""
+"""hanmo 翰墨: Chinese language models end to end, from an original checkpoint to an aligned, measured model."""
 
 __version__ = "0.1.0"
 

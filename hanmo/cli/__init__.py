@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="翰墨: Chinese language models the whole way, from an original checkpoint or raw text to a served model.",
+    help="翰墨: Chinese language models end to end, from an original checkpoint or raw text to an aligned, measured model.",
     epilog="Start with: hanmo demo",
 )
 
