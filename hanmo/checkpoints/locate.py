@@ -85,10 +85,8 @@ def identify(path: Path, weights: Weights) -> Located:
     model_type = (weights.config or {}).get("model_type") if is_folder else None
     if family := _our_family(path, model_type):
         return Located(path, weights, family)
-    try:
-        original = recognise(
-            weights
-        )  # first: originals may carry a model type that transformers uses for another model
+    try:  # before the model type, which an original may share with another model of transformers
+        original = recognise(weights)
     except CheckpointError:
         if not is_known_type(model_type):
             raise

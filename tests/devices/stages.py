@@ -61,9 +61,8 @@ def prepare(folder: Path, family: str) -> None:
     file.write_text(json.dumps(config), encoding="utf-8")
     prompts = [{"prompt": said, "response": reply} for said, reply in TALKS * 2]
     pairs = [{"prompt": said, "chosen": reply, "rejected": "再见"} for said, reply in TALKS * 2]
-    texts = (
-        prompts if family == "eva" else [{"text": said + reply} for said, reply in TALKS * 2]
-    )  # EVA learns from replies alone
+    # EVA learns from replies alone.
+    texts = prompts if family == "eva" else [{"text": said + reply} for said, reply in TALKS * 2]
     for name, rows in (("prompts", prompts), ("pairs", pairs), ("texts", texts)):
         (folder / name).mkdir()
         for half, kept in (("train", rows), ("valid", rows[:2])):

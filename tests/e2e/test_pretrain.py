@@ -162,8 +162,7 @@ def run_lines(arguments: list[str], hosts: Path) -> None:
         program, *rest = shlex.split(line.partition(": ")[2])
         assert program == "torchrun" and "--nnodes=2" in rest
         rest = [port if word.startswith("--master_port=") else word for word in rest]
-        commands.append(
-            ([sys.executable, "-m", "torch.distributed.run", *rest], None)
-        )  # the same, found without a PATH
+        # torchrun, found without a PATH
+        commands.append(([sys.executable, "-m", "torch.distributed.run", *rest], None))
     for done in processes.together(commands, stderr=subprocess.STDOUT):
         assert done.returncode == 0, done.stdout[-3000:]

@@ -18,13 +18,8 @@ from tests.unit.architectures import BOTH, SEES_AHEAD, adopted, build, logprobs,
 PROMPTS = [tuple(range(10, 24)), tuple(range(30, 43)), tuple(range(40, 47))]
 ANSWERS = [(50, 51, 52, 53), (50, 54), (60, 61, 62, 63, 64)]
 COUNT = 7
-FAST = (
-    "bart",
-    "m2m_100",
-    "t5",
-    "gpt2",
-    "openai-gpt",
-)  # positions in an encoder, by padding, relative, in a decoder; no cache
+# positions in an encoder, by padding, relative, in a decoder; no cache
+FAST = ("bart", "m2m_100", "t5", "gpt2", "openai-gpt")
 NAMES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in BOTH]
 
 

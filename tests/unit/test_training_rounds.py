@@ -86,9 +86,8 @@ def test_every_round_asks_the_next_prompts_with_a_seed_of_its_own() -> None:
 
 
 def test_how_far_the_policy_moved_is_a_mean_over_the_tokens_of_a_step() -> None:
-    one: Any = SimpleNamespace(
-        args=SimpleNamespace(world_size=1), moved=[(torch.tensor(0.5), 10), (torch.tensor(0.3), 30)]
-    )  # 0.02 nats a token
+    moved = [(torch.tensor(0.5), 10), (torch.tensor(0.3), 30)]  # 0.02 nats a token
+    one: Any = SimpleNamespace(args=SimpleNamespace(world_size=1), moved=moved)
     for limit, expected in ((0.025, False), (0.015, True), (None, False)):
         one.config = SimpleNamespace(max_kl=limit)
         assert PolicyTrainer.moved_too_far(one) is expected

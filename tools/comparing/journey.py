@@ -42,7 +42,7 @@ COMMANDS = {
     "clue": f"eval clue {{model}} --data {{data}}/clue --tasks tnews,afqmc --shots 1 {SUITE}",
     "exam": f"eval exam {{model}} --kind ceval --data {{data}}/ceval --subjects law --shots 1 {SUITE}",
     "original": "convert {model} {here}/converted --to {form} --json",
-    "back": "convert {out}/original/converted {here}/converted --vocab {vocabulary} --json",
+    "back": "convert {out}/original/converted {here}/converted --vocab {vocabulary} --config {model}/config.json --json",
 }
 DATA = {
     "corpus": "data corpus {here}/corpus --size 300 --seed 1 --per-topic 2 --json",
@@ -84,7 +84,7 @@ def commands(work: Path, chosen: Sequence[str]) -> list[Command]:
         }
         for name, text in COMMANDS.items():
             if family == "huggingface":
-                text = text.replace(" --vocab {vocabulary}", "")
+                text = text.replace(" --vocab {vocabulary} --config {model}/config.json", "")
             found.append(_command(work, family, name, text, values))
     found += [_command(work, "data", name, text, {}) for name, text in DATA.items()]
     chosen = chosen or ["journey"]
