@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 
+import pytest
+
+from tools.mutants import __main__ as tool
 from tools.mutants.mutations import mutants_of
 
 SOURCE = b'''"""Text."""
@@ -51,3 +54,11 @@ def test_values_that_are_documented_and_texts_are_left_alone() -> None:
 def test_a_fault_is_known_by_its_content_wherever_it_stands() -> None:
     moved = [one.key for one in mutants_of("a.py", b"import os\n\n" + SOURCE)]
     assert moved == [one.key for one in mutants_of("a.py", SOURCE)]
+
+
+def test_every_part_has_files_and_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in tool.PARTS:
+        assert len(tool.sample(part, 48, seed=1, known=set())) == 48, part
+    monkeypatch.setitem(tool.PARTS, "trainers", ("hanmo/training/trainer.py", "hanmo/training/moved.py"))
+    with pytest.raises(FileNotFoundError, match=r"moved\.py"):
+        tool.files("trainers")

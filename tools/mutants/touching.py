@@ -81,8 +81,9 @@ class Touching:
             "families",
             "hanmo.training",
             "generation",
-            "hanmo.data.rows.dataset",
-            "hanmo.data.p",
+            "hanmo.data.rows",
+            "hanmo.rows",
+            "hanmo.nn",
             "tiny(",
             "toy",
         )
