@@ -1,15 +1,13 @@
-"""The one life cycle: a dry run of every stage, the commands that go on from it, and what of the Trainer's inside is used."""
+"""The one life cycle: a dry run of every stage, and the commands that go on from it."""
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate import ParallelismConfig
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState
 from typer.main import get_command
 
 from hanmo.cli import app
@@ -71,47 +69,6 @@ def test_progress_without_a_terminal_is_a_hundred_lines_with_the_time_left(capsy
     assert 100 <= len(lines) <= 102
     assert lines[0].startswith("step 1/1000: loss 1.5, reward 0.25, ") and lines[0].endswith(" left")
     assert [line for line in lines if "eval_loss 2" in line] and lines[-1] == "step 1000/1000: loss 1.5, reward 0.25"
-
-
-INSIDE = {  # private methods of transformers' Trainer that ours overrides or calls, and their parameters
-    "_get_eval_sampler": ["eval_dataset"],
-    "_get_grad_norm": ["model", "grad_norm"],
-    "_get_num_items_in_batch": ["batch_samples", "device"],
-    "_get_output_dir": ["trial"],
-    "_get_train_sampler": ["train_dataset"],
-    "_load_best_model": [],
-    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
-    "_load_optimizer_and_scheduler": ["checkpoint"],
-    "_load_rng_state": ["checkpoint"],
-    "_prepare_inputs": ["inputs"],
-    "_run_epoch": None,  # passed on as they are
-    "_save": ["output_dir", "state_dict"],
-    "_save_checkpoint": ["model", "trial"],
-    "_save_optimizer_and_scheduler": ["output_dir"],
-    "_save_rng_state": ["output_dir"],
-}
-
-
-@pytest.mark.parametrize("name", INSIDE)
-def test_what_is_used_of_the_trainers_inside_is_there(name: str) -> None:
-    parameters = list(inspect.signature(getattr(Trainer, name)).parameters)[1:]
-    assert INSIDE[name] is None or parameters == INSIDE[name]
-
-
-def test_no_other_private_method_of_the_trainer_is_overridden() -> None:
-    for name in NAMES:
-        load_stage(name)  # imports its Trainer
-
-    def below(kind: type) -> set[type]:
-        return {one for child in kind.__subclasses__() for one in (child, *below(child))}
-
-    ours = {kind for kind in below(Trainer) if kind.__module__.startswith("hanmo.")}
-    private = {name for kind in ours for name in vars(kind) if name.startswith("_") and not name.startswith("__")}
-    assert {name for name in private if callable(getattr(Trainer, name, None))} <= set(INSIDE)
-    assert list(inspect.signature(ParallelismConfig._validate_accelerator).parameters) == ["self", "accelerator"]
-    assert "_n_gpu" in inspect.getsource(TrainingArguments)  # set by us, to keep DataParallel away
-    assert TrainingArguments.per_device_train_batch_size == TrainingArguments.per_device_eval_batch_size == 8
-    assert TrainingArguments.gradient_accumulation_steps == 1  # what a policy's settings leave out
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("pretrain", "sft")])
