@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import (
-    ConfigFile,
-    Device,
-    Dtype,
-    Published,
-    RulesFolder,
-    Size,
-    Vocab,
-    note,
-    piped_line,
-    split_settings,
-)
+from hanmo.cli.common import Opening, Published, RulesFolder, grouped, known_presets, note, piped_line, split_settings
 from hanmo.cli.ranks import TensorParallel, agreed, follow, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, unknown
 from hanmo.processes import main_process
@@ -43,37 +32,46 @@ seed             ask for a random seed, and start a new conversation
 /quit            leave (as do Ctrl-D, and Ctrl-C at your turn); Ctrl-C stops a reply
 anything else    is your next turn"""
 
-Rest = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[MODEL] [KEY=VALUE]...",
-        help="A model: folder or original checkpoint; default: the demo's. Decoding settings (docs/settings.md).",
-        show_default=False,
-    ),
-]
-Preset = Annotated[str | None, typer.Option(help="Published settings of the family, by name.")]
-Seed = Annotated[int | None, typer.Option(help="Random seed; default: a new one every time.")]
-Threads = Annotated[int | None, typer.Option(help="Processor threads to compute with.", min=1)]
+
+@dataclass(frozen=True)
+class Decoding(Opening):
+    """How a model is opened and decodes, by commands that write; see ``grouped``."""
+
+    rules: RulesFolder = None
+    threads: Annotated[int | None, typer.Option(help="Processor threads to compute with.", min=1)] = None
+    tensor_parallel: TensorParallel = None
+    preset: Annotated[str | None, typer.Option(help="Published settings of the family, by name.")] = None
+    seed: Annotated[int | None, typer.Option(help="Random seed; default: a new one every time.")] = None
+    published: Published = False
+
+    def start(self, model: str, sets: list[str]) -> tuple[OpenedModel, Settings]:
+        """The opened model, in the processes that its parts need, and the decoding settings."""
+        ranks = ranks_of_this_run(self.tensor_parallel)
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        opened = self.open(model, self.rules, ranks)
+        follow()
+        return opened, agreed(decoding_settings(opened, self.preset, sets, self.seed, self.published))
 
 
+@grouped
 def chat(
-    rest: Rest = None,
-    preset: Preset = None,
-    seed: Seed = None,
-    published: Published = False,
+    decoding: Decoding,
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [KEY=VALUE]...",
+            help="A model: folder or original checkpoint; default: the demo's. Decoding settings (docs/settings.md).",
+            show_default=False,
+        ),
+    ] = None,
     system: Annotated[str, typer.Option(help="A text that goes before the conversation.")] = "",
     limit: Annotated[int | None, typer.Option(help="Tokens of the conversation the model sees.", min=2)] = None,
     system_info: Annotated[
         bool, typer.Option("--system-info", help="Print what was loaded, and how it decodes.")
     ] = False,
-    size: Size = None,
-    config: ConfigFile = None,
-    vocab: Vocab = None,
-    rules: RulesFolder = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    threads: Threads = None,
-    tensor_parallel: TensorParallel = None,
 ) -> None:
     """Talk to a model, also from a pipe: one line is one turn.
 
@@ -91,17 +89,9 @@ def chat(
         raise UnsupportedError(
             f"no model given, and there is none in {DEMO}: make one with `hanmo demo`, or name one: hanmo chat MODEL"
         )
-    model = models[0] if models else str(DEMO)
-    ranks = ranks_of_this_run(tensor_parallel)
-    from hanmo.checkpoints import open_model
+    opened, settings = decoding.start(models[0] if models else str(DEMO), sets)
     from hanmo.generation.chat import ChatSession
 
-    use_threads(threads)
-    opened = open_model(
-        model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device, tensor_parallel=ranks
-    )
-    follow()
-    settings = agreed(decoding_settings(opened, preset, sets, seed, published))
     session = ChatSession(opened, settings, limit or opened.family.chat_limit, system)
     if system_info:
         note(describe(opened, settings))
@@ -114,14 +104,6 @@ def chat(
             print()
 
 
-def use_threads(threads: int | None) -> None:
-    """Set the number of threads; torch's default if None."""
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
 def decoding_settings(
     opened: OpenedModel, preset: str | None, sets: list[str] | None, seed: int | None, published: bool
 ) -> Settings:
@@ -131,13 +113,9 @@ def decoding_settings(
     generation_config.json, which are printed), else the family's interactive ones, else the defaults.
     """
     from hanmo.config import load
-    from hanmo.families.presets import presets
     from hanmo.generation.settings import Settings
 
-    family = opened.family.name
-    known = presets(family).get("generation", {})
-    if preset is not None and preset not in known:
-        raise ConfigError(unknown("preset", preset, known) if known else f"{family} has no presets to decode by")
+    known = known_presets(opened.family.name, preset)
     if preset is not None:
         base = known[preset]
     else:

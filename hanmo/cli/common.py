@@ -7,17 +7,16 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, redirect_stdout
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, unknown
 from hanmo.files import json_text
-from hanmo.locks import holding_inside
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
@@ -45,7 +44,7 @@ Processes = Annotated[int, typer.Option("--nproc", help="Processes on this machi
 
 @dataclass(frozen=True)
 class Opening:
-    """How a model is opened, by commands that evaluate one; see ``grouped``."""
+    """How a model is opened; see ``grouped``."""
 
     size: Size = None
     config: ConfigFile = None
@@ -53,67 +52,39 @@ class Opening:
     dtype: Dtype = None
     device: Device = None
 
-    def open(self, model: str, rules: Path | None = None) -> OpenedModel:
-        """Of several processes each takes a GPU of its own, where there are any."""
+    def open(self, model: str, rules: Path | None = None, ranks: int = 1) -> OpenedModel:
+        """Of several processes each takes a GPU of its own, unless the model is cut into ``ranks`` parts for them."""
         from hanmo.checkpoints import open_model
         from hanmo.evaluation.engine.distributed import own_device
 
+        device = own_device(self.device) if ranks == 1 else self.device
         return open_model(
-            model,
-            size=self.size,
-            config=self.config,
-            vocab=self.vocab,
-            rules=rules,
-            dtype=self.dtype,
-            device=own_device(self.device),
-        )
+            model, size=self.size, config=self.config, vocab=self.vocab, rules=rules, dtype=self.dtype, device=device,
+            tensor_parallel=ranks,
+        )  # fmt: skip
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
     """A command some of whose parameters are dataclasses: on the command line, their fields are options like others."""
-    hints = get_type_hints(function, include_extras=True)
-    parameters: list[inspect.Parameter] = []
-    groups: dict[str, type[Any]] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        kind = hints[parameter.name]
-        if not is_dataclass(kind):
-            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        groups[parameter.name] = kind  # type: ignore[assignment]
-        options = get_type_hints(kind, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                one.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if one.default is MISSING else one.default,
-                annotation=options[one.name],
-            )
-            for one in fields(kind)
-        ]
+    groups = {name: kind for name, kind in get_type_hints(function).items() if is_dataclass(kind)}
+
+    def options(holder: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+        hints = get_type_hints(holder, include_extras=True)
+        for parameter in inspect.signature(holder).parameters.values():
+            kind = hints[parameter.name]
+            if is_dataclass(kind):
+                yield from options(kind)
+            else:
+                yield parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY)
 
     @functools.wraps(function)
     def command(**given: Any) -> None:
         for name, kind in groups.items():
-            given[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind)})
+            given[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind) if one.name in given})
         function(**given)
 
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(list(options(function)))  # type: ignore[attr-defined]
     return command
-
-
-def exclusive_output(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: while the command runs, no other run may write to its ``output`` folder, if it is given one."""
-
-    @functools.wraps(command)
-    def alone(**given: Any) -> None:
-        output = given["output"]
-        if output is None or given["nproc"] > 1:  # the processes that it starts lock it themselves
-            command(**given)
-            return
-        with holding_inside(output):
-            command(**given)
-
-    return alone
 
 
 def start_processes(count: int) -> NoReturn:
@@ -150,6 +121,22 @@ def without(arguments: list[str], *options: str) -> list[str]:
         else:
             kept.append(argument)
     return kept
+
+
+def known_presets(family: str, wanted: str | None) -> dict[str, Any]:
+    """The decoding presets of a family, by name.
+
+    Raises:
+        ConfigError: ``wanted`` is none of them.
+    """
+    from hanmo.families.presets import presets
+
+    known = presets(family).get("generation", {})
+    if wanted is not None and wanted not in known:
+        raise ConfigError(
+            unknown(f"decoding preset of {family}", wanted, known) if known else f"{family} has no presets"
+        )
+    return known
 
 
 def split_settings(words: list[str]) -> tuple[list[str], list[str]]:
