@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Opening, Published, RulesFolder, grouped, known_presets, note, piped_line, split_settings
+from hanmo.cli.common import Opening, Published, RulesFolder, grouped, note, piped_line, split_settings
 from hanmo.cli.ranks import TensorParallel, agreed, follow, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, unknown
 from hanmo.processes import main_process
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from hanmo.generation.settings import Settings
 
 DEMO = Path("runs/demo")
-PRESETS = ("no-beam", "published")  # the names families give to the settings of their interactive script
 USER, SYSTEM = "Usr >>> ", "Sys >>> "
 HELP = """\
 clear            start a new conversation
@@ -47,6 +47,8 @@ class Decoding(Opening):
     def start(self, model: str, sets: list[str]) -> tuple[OpenedModel, Settings]:
         """The opened model, in the processes that its parts need, and the decoding settings."""
         ranks = ranks_of_this_run(self.tensor_parallel)
+        from hanmo.generation.defaults import decoding_settings
+
         if self.threads is not None:
             import torch
 
@@ -102,40 +104,6 @@ def chat(
     except (EOFError, KeyboardInterrupt):
         if sys.stdin.isatty():
             print()
-
-
-def decoding_settings(
-    opened: OpenedModel, preset: str | None, sets: list[str] | None, seed: int | None, published: bool
-) -> Settings:
-    """The settings of a preset of the family, overridden by ``sets``, ``seed`` and ``published``.
-
-    Without a preset: the model's own settings (``decoding`` in its config.json, or the sampling settings of its
-    generation_config.json, which are printed), else the family's interactive ones, else the defaults.
-    """
-    from hanmo.config import load
-    from hanmo.generation.settings import Settings
-
-    known = known_presets(opened.family.name, preset)
-    if preset is not None:
-        base = known[preset]
-    else:
-        own = getattr(opened.family.config, "decoding", None)
-        base = own or _of_the_folder(opened) or next((known[name] for name in PRESETS if name in known), {})
-    chosen = load(Settings, base, overrides=sets or ())
-    return chosen.change(seed=chosen.seed if seed is None else seed, published=published or chosen.published)
-
-
-def _of_the_folder(opened: OpenedModel) -> dict[str, Any]:
-    """The sampling settings of the model's generation_config.json; printed, as they are no defaults of hanmo."""
-    from hanmo.generation.settings import sampling_of
-
-    found, wrong = sampling_of(opened.family.generation)
-    if wrong and main_process():
-        note(f"hanmo: the model's generation_config.json: {', '.join(wrong)} is ignored")
-    if found and main_process():
-        values = ", ".join(f"{key}={value}" for key, value in found.items())
-        note(f"hanmo: decoding settings of the model's generation_config.json: {values}; key=value changes them")
-    return found
 
 
 def describe(opened: OpenedModel, settings: Settings) -> str:
@@ -204,12 +172,10 @@ class _Console:
         return line
 
     def _reply(self, line: str) -> None:
-        def show(text: str) -> None:
-            print(text, end="", flush=True)
-
+        show = partial(print, end="", flush=True) if self._session.streams else None
         print(SYSTEM, end="", flush=True)
         try:
-            reply = self._session.reply(line, show if self._session.streams else None)
+            reply = self._session.reply(line, show)
         except KeyboardInterrupt:  # before the first token: the turn does not count
             print()
             return

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from hanmo.errors import ConfigError, unknown
+from hanmo.errors import ConfigError
 from hanmo.files import json_text
 
 if TYPE_CHECKING:
@@ -34,12 +33,6 @@ Dtype = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda if there is one, else cpu.")]
 Published = Annotated[bool, typer.Option("--published", help="Reproduce the published behaviour, flaws included.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Decoding settings (docs/settings.md).", show_default=False),
-]
-
-Processes = Annotated[int, typer.Option("--nproc", help="Processes on this machine, e.g. one for each GPU.", min=1)]
 
 
 @dataclass(frozen=True)
@@ -87,58 +80,6 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def start_processes(count: int) -> NoReturn:
-    """Run this command once more in ``count`` processes instead of this one, and end as they end."""
-    launch(count, without(sys.argv[1:], "--nproc"))
-
-
-def launch(count: int, arguments: list[str]) -> NoReturn:
-    """Run ``hanmo`` with these arguments in so many processes of this machine, and end as they end."""
-    import logging
-
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say themselves what failed
-    parsed = run.parse_args(["--standalone", f"--nproc-per-node={count}", "-m", "hanmo", *arguments])
-    try:
-        run.run(parsed)
-    except ChildFailedError as error:
-        sys.exit(max(failure.exitcode for failure in error.failures.values()))
-    sys.exit(0)
-
-
-def without(arguments: list[str], *options: str) -> list[str]:
-    """Arguments less some options and their values."""
-    kept, skip = [], False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        if skip:
-            skip = False
-        elif name in options:
-            skip = not equals
-        else:
-            kept.append(argument)
-    return kept
-
-
-def known_presets(family: str, wanted: str | None) -> dict[str, Any]:
-    """The decoding presets of a family, by name.
-
-    Raises:
-        ConfigError: ``wanted`` is none of them.
-    """
-    from hanmo.families.presets import presets
-
-    known = presets(family).get("generation", {})
-    if wanted is not None and wanted not in known:
-        raise ConfigError(
-            unknown(f"decoding preset of {family}", wanted, known) if known else f"{family} has no presets"
-        )
-    return known
-
-
 def split_settings(words: list[str]) -> tuple[list[str], list[str]]:
     """The words that are no settings, and those that are: KEY=VALUE."""
     found = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
@@ -146,11 +87,7 @@ def split_settings(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def piped_line() -> str:
-    """The next line of standard input, without its end and without the mark that some programs begin a file with.
-
-    Raises:
-        EOFError: there is none.
-    """
+    """The next line of standard input without its end and without a byte order mark; EOFError if there is none."""
     try:
         line = sys.stdin.readline()
     except UnicodeDecodeError as error:

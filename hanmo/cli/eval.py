@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -12,20 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hanmo.cli.common import (
-    Json,
-    Model,
-    Opening,
-    Processes,
-    Published,
-    RulesFolder,
-    Sets,
-    emit,
-    grouped,
-    known_presets,
-    note,
-    start_processes,
-)
+from hanmo.cli.common import Json, Model, Opening, Published, RulesFolder, emit, grouped, note
+from hanmo.cli.ranks import Processes, start_processes
 from hanmo.errors import ConfigError, RecordError
 from hanmo.locks import holding_inside
 from hanmo.processes import main_process
@@ -70,9 +58,7 @@ class Run:
 
         return self.output / "answers" if self.output else cache_folder(suite)
 
-    def finish(
-        self, result: Any, write: Callable[[Path], Iterable[str]], show: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def finish(self, result: Any, write: Callable[[Path], list[str]], show: Callable[..., None]) -> None:
         """Let the main process write the result, which gives the files' names, and print it."""
         if not main_process():
             return
@@ -106,10 +92,7 @@ class Records:
         return self.response_limit or 512
 
     def read(self, path: Path, output: Path | None, text: bool = False, published: bool = False) -> list[Record]:
-        """The records of a file; bad ones are listed in the output folder, where they are skipped.
-
-        The published evaluation also counts dialogues without a reply.
-        """
+        """The records of a file, as published also dialogues without a reply; skipped ones are listed in the folder."""
         rejects = Rejects() if self.skip_bad else None
         reply: Literal["any", "needed"] = "any" if published else "needed"
         records = list(islice(iter_records(path, rejects, "text" if text else "dialogue", reply), self.first))
@@ -132,7 +115,10 @@ def dialogue(
     opening: Opening,
     run: Run,
     preset: Annotated[str | None, typer.Option(help="Decoding preset of the family; default: static.")] = None,
-    sets: Sets = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Decoding settings (docs/settings.md).", show_default=False),
+    ] = None,
     published: Published = False,
     rules: RulesFolder = None,
 ) -> None:
@@ -150,11 +136,12 @@ def dialogue(
     with run.joined():
         from hanmo.config import load
         from hanmo.evaluation.dialogue import evaluate
+        from hanmo.generation.defaults import decoding_presets
         from hanmo.generation.settings import Settings
 
         records = which.read(data, run.output, published=published)
         opened = opening.open(model, rules)
-        known = known_presets(opened.family.name, preset)
+        known = decoding_presets(opened.family.name, preset)
         # Seed 0 unless another is given, so that a result can be repeated.
         base = {"seed": 0, **known.get(preset or PRESET, {}), "rule_files": rules is not None}
         settings = load(Settings, base, overrides=sets or [])
@@ -249,17 +236,11 @@ def _show_dialogue(result: dict[str, Any]) -> None:
 
     about, published, corrected = result["about"], result["published"], result["corrected"]
     print(f"{about['model']}\n{origin(about)}\n{about['samples']} of {about['records']} records\n")
-    print_table(
-        ["", *map(title, PUBLISHED_TABLE)],
-        [
-            [name, *(reading.get(metric) for metric in PUBLISHED_TABLE)]
-            for name, reading in (("published", published), ("corrected", corrected))
-        ],
-    )
+    rows = [[name, *map(result[name].get, PUBLISHED_TABLE)] for name in ("published", "corrected")]
+    print_table(["", *map(title, PUBLISHED_TABLE)], rows)
     print()
-    print_table(
-        ["", "published", "corrected"], [[title(name), published.get(name), value] for name, value in corrected.items()]
-    )
+    rows = [[title(name), published.get(name), value] for name, value in corrected.items()]
+    print_table(["", "published", "corrected"], rows)
     for remark in result["notes"]:
         print(f"\n{remark}")
 
@@ -288,13 +269,10 @@ def _show_texts(result: dict[str, Any]) -> None:
 def print_table(header: list[str], rows: list[list[Any]]) -> None:
     """Columns of text; all but the first stand on the right."""
     cells = [header, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    for row in cells:
-        first, *rest = (
-            text.ljust(width) if not column else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        print(" | ".join([first, *rest]))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *others in cells:
+        right = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        print(" | ".join([first.ljust(widths[0]), *right]))
 
 
 def _cell(value: Any) -> str:

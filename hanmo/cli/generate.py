@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +13,10 @@ import typer
 
 from hanmo.cli.chat import Decoding
 from hanmo.cli.common import Json, Model, grouped, piped_line, split_settings
-from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
-from hanmo.files import data_of, json_text, replacing
+from hanmo.errors import ConfigError, HanmoError, UnsupportedError
+from hanmo.files import json_text, replacing
 from hanmo.processes import main_process
-from hanmo.records import TURNS, Dialogue, Record, ScoredAnswers, Text, json_record, opened_text
+from hanmo.records import Record, Text
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
@@ -74,6 +73,8 @@ def generate(
         raise ConfigError("give a prompt or --input, not both")
     if output is not None and input_file is None:
         raise ConfigError("--output is for the results of --input; a single result goes to the screen")
+    from hanmo.generation.prompts import read_prompts
+
     prompts = None if input_file is None else list(read_prompts(input_file))
     opened, settings = decoding.start(model, sets)
     use_memory(opened, {"--seq-length": seq_length, "--mem-length": mem_length})
@@ -90,11 +91,7 @@ MEMORY = {"--seq-length": "segment_length", "--mem-length": "memory_length"}  # 
 
 
 def use_memory(opened: OpenedModel, wanted: dict[str, int | None]) -> None:
-    """Change the lengths of segments and memory.
-
-    Raises:
-        UnsupportedError: the model has no memory of segments.
-    """
+    """Change the lengths of segments and memory; UnsupportedError if the model has no memory of segments."""
     config = opened.network.config
     for option, value in wanted.items():
         if value is None:
@@ -107,71 +104,18 @@ def use_memory(opened: OpenedModel, wanted: dict[str, int | None]) -> None:
         setattr(config, MEMORY[option], value)
 
 
-def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
-    """Prompts of a file, one a line: the line and its record.
-
-    A line of text is a prompt; a JSON object is a record in any form, whose response is not used, text to be continued,
-    or a dialogue that ends with the user's turn.
-
-    Raises:
-        RecordError: a line that is none of these, no lines, or no such file.
-    """
-    with opened_text(path) as file:
-        lines = file.read().split("\n")
-    if not any(map(str.strip, lines)):
-        raise RecordError(path, 0, "no prompts; expected one a line")
-    for number, line in enumerate(lines, 1):
-        line = line.strip("\r")
-        if line.lstrip().startswith("{"):
-            yield line, _json_prompt(line, path, number)
-        elif line.strip():
-            yield line, Text(line, f"{path}:{number}")
-
-
-def _json_prompt(line: str, path: Path, number: int) -> Record:
-    try:
-        value = data_of(line)
-        record = json_record(value, f"{path}:{number}", waiting=True)
-    except json.JSONDecodeError as error:
-        raise RecordError(path, number, f"not JSON: {error.msg} at column {error.colno}") from None
-    except ValueError as error:
-        raise RecordError(path, number, str(error)) from None
-    if isinstance(record, ScoredAnswers):
-        record = record.ending("")
-    elif isinstance(record, Dialogue):
-        turns = next((value[key] for key in TURNS if isinstance(value.get(key), list)), [{}])
-        if not any(isinstance(turn, dict) for turn in turns):
-            return record  # without roles the last turn is the user's
-    if isinstance(record, Dialogue):
-        if record.turns[-1]:
-            raise RecordError(path, number, "the last turn is not the user's; expected one that is to be answered")
-        return replace(record, turns=record.turns[:-1])
-    return record
-
-
-def as_context(opened: OpenedModel, record: Record, limit: int) -> Context:
-    """The context of a record; plain text is a user's turn for models of dialogues only."""
-    try:
-        return opened.family.context(record, limit)
-    except UnsupportedError:
-        if not isinstance(record, Text):
-            raise
-        return opened.family.context(Dialogue((record.text,), where=record.where), limit)
-
-
 def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_json: bool) -> None:
     from hanmo.generation.blanks import next_context
     from hanmo.generation.decode import generate as decode
     from hanmo.generation.draws import Place
+    from hanmo.generation.prompts import as_context
     from hanmo.generation.text import GrowingText
 
-    def show(text: str) -> None:
-        print(text, end="", flush=True)
-
+    show = None if as_json else partial(print, end="", flush=True)
     context: Context | None = as_context(opened, Text(prompt), limit)
     answers: list[Generation] = []
     while context is not None:
-        growing = GrowingText(opened.family.decode, None if as_json else show)
+        growing = GrowingText(opened.family.decode, show)
         places = [Place(0, blank=len(answers))]
         [reply] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True, places=places)
         growing.finish(reply.ids)
@@ -204,6 +148,7 @@ def _file(
     batch_size: int,
 ) -> None:  # fmt: skip
     from hanmo.generation.blanks import fill
+    from hanmo.generation.prompts import as_context
 
     as_text = output is not None and output.suffix == ".txt"
     with nullcontext() if output is None else replacing(output) as temporary:

@@ -21,11 +21,7 @@ POLL = 0.2  # seconds
 
 
 def read_hostfile(path: str | Path) -> dict[str, int]:
-    """Machines and how many processes each runs, from a hostfile as DeepSpeed reads it: ``name slots=8`` a line.
-
-    Raises:
-        ConfigError: a line of another form, a machine named twice, no machine.
-    """
+    """Machines and how many processes each runs, from a hostfile as DeepSpeed reads it: ``name slots=8`` a line."""
     hosts: dict[str, int] = {}
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -47,11 +43,7 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
 
 
 def launch_lines(hosts: Mapping[str, int], arguments: Sequence[str], port: int = 29500) -> dict[str, list[str]]:
-    """For each machine the torchrun command to start there; the first machine is where they meet.
-
-    Raises:
-        ConfigError: the machines have different numbers of processes, which torchrun does not start.
-    """
+    """For each machine the torchrun command to start there; the first machine is where they meet."""
     counts = set(hosts.values())
     if len(counts) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in hosts.items())
@@ -69,15 +61,11 @@ def launch_lines(hosts: Mapping[str, int], arguments: Sequence[str], port: int =
 def read_once(name: str, read: Callable[[], T]) -> T:
     """What ``read`` returns; of several processes of a machine one reads and the others take it from a file.
 
-    The others wait for the file, in no collective operation, so that nothing times out however long it takes. If the
+    They wait for the file ``name``, in no collective operation, so that nothing times out however long it takes. If the
     reader fails, whoever started the processes ends them all.
 
-    Args:
-        name: of what is read, as a file name.
-
     Raises:
-        ConfigError: the folder for it, in the temporary directory, is not this user's alone: a pickle of somebody
-            else's could do anything.
+        ConfigError: the temporary folder is not this user's alone; other users' pickles could do anything.
     """
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
         return read()
@@ -103,7 +91,7 @@ def read_once(name: str, read: Callable[[], T]) -> T:
 
 
 def _require_private(folder: Path) -> None:
-    """Check that a folder belongs to this user and that no other user can write to or read it."""
+    """ConfigError if the folder is not this user's, or if others can write to or read it."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise ConfigError(f"{folder}: expected a folder, found a link or a file; remove it")

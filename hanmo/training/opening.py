@@ -21,8 +21,8 @@ def open_for_training(config: RunConfig) -> OpenedModel:
     if model.startswith(NEW):
         if ranks > 1:
             raise ConfigError(f"tensor_parallel: {model} has no files to cut; train it for a step in one process first")
-        originals = (("size", config.size), ("config", config.original_config), ("rules", config.rules))
-        if given := [name for name, value in originals if value]:
+        originals = {"size": config.size, "config": config.original_config, "rules": config.rules}
+        if given := [name for name, value in originals.items() if value]:
             raise ConfigError(f"{model}: {' and '.join(given)} cannot be given for a new model")
         return new_model(model.removeprefix(NEW), config.shape, config.vocab)
     if config.shape:
@@ -35,13 +35,7 @@ def open_for_training(config: RunConfig) -> OpenedModel:
 
 
 def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedModel:
-    """A network of random weights.
-
-    Args:
-        size: a released size of any family.
-        shape: changes to the size's configuration, e.g. ``{"num_layers": 2}``.
-        vocab: the vocabulary file.
-    """
+    """A network of random weights: a released size of any family, with ``shape`` in place of its own configuration."""
     family, name = find_size(size)
     if vocab is None:
         raise ConfigError(f"{NEW}{size}: a new model needs a vocabulary: vocab=FILE")
