@@ -29,6 +29,7 @@ Data = Annotated[
     Path, typer.Argument(help="Dialogues: tab-separated turns a line, or JSON; may be .gz.", show_default=False)
 ]
 Output = Annotated[Path | None, typer.Option(help="Folder for results, every single score and the HTML report.")]
+Limit = Annotated[int, typer.Option(help="Most tokens of a row (of the context, for encoder-decoders).", min=2)]
 First = Annotated[int | None, typer.Option(help="Evaluate only the first N records.", min=1)]
 
 
@@ -44,7 +45,7 @@ class Run:
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Start the processes, if there are several, and let them work together and alone on the folder."""
+        """Start the processes, or as one of them join the others; no other run may write to the folder meanwhile."""
         if self.nproc > 1:
             start_processes(self.nproc)
         from hanmo.evaluation.engine.distributed import joined
@@ -59,7 +60,7 @@ class Run:
         return self.output / "answers" if self.output else cache_folder(suite)
 
     def finish(self, result: Any, write: Callable[[Path], list[str]], show: Callable[..., None]) -> None:
-        """Let the main process write the result, which gives the files' names, and print it."""
+        """In the main process, write the result with ``write``, which returns the files' names, and print it."""
         if not main_process():
             return
         if self.output is not None:
@@ -72,9 +73,7 @@ class Records:
     """The records that are evaluated, their batches, and their limits."""
 
     batch_size: Annotated[int, typer.Option(help="Examples per batch.", min=1)] = 16
-    limit: Annotated[int, typer.Option(help="Most tokens of a row (of the context, for encoder-decoders).", min=2)] = (
-        512
-    )
+    limit: Limit = 512
     response_limit: Annotated[
         int | None, typer.Option(help="Most tokens of a response, for encoder-decoders; default: 512.", min=2)
     ] = None

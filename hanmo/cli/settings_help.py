@@ -73,7 +73,12 @@ class StageCommand(TyperCommand):
         super().format_epilog(ctx, formatter)
         settings = stage_settings(self.name or "")
         with formatter.section("Settings (KEY=VALUE; docs/settings.md has them in tables)"):
-            formatter.write_dl([("=".join(filter(None, (s.name, s.default))), description(s)) for s in settings])
+            formatter.write_dl([(label(setting), description(setting)) for setting in settings])
+
+
+def label(setting: Setting) -> str:
+    """The key and its default."""
+    return setting.name if setting.default is None else f"{setting.name}={setting.default}"
 
 
 def description(setting: Setting) -> str:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from hanmo.evaluation.results.result import Result
     from hanmo.evaluation.suites.suite import Suite
 
+ClueFolder = Annotated[Path, typer.Option(help="Folder of CLUE's files: one folder per task, as CLUE publishes them.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Ask in the model's chat template instead of running text.")]
+Cot = Annotated[bool, typer.Option("--cot", help="With --published: examples explain their answers (C-Eval).")]
 Seed = Annotated[int | None, typer.Option(help="Of the draw of examples and candidates; default: 0.")]
 Budget = Annotated[
     int | None, typer.Option(help="Tokens in memory at the same time; halved when memory runs out.", min=1)
@@ -41,9 +43,7 @@ class Clue:
       hanmo eval clue PanGu-350M --data clue --published --shots 15
     """
 
-    data: Annotated[Path, typer.Option(help="Folder of CLUE's files: one folder per task, as CLUE publishes them.")] = (
-        Path("clue")
-    )
+    data: ClueFolder = Path("clue")
     tasks: Annotated[str, typer.Option(help="Names of tasks, separated by commas; default: all ten.")] = ""
     shots: Annotated[int, typer.Option(help="Examples in the prompt, from the training split.", min=0)] = 0
     published: Published = False
@@ -88,9 +88,7 @@ class Exam:
     shots: Annotated[int, typer.Option(help="Examples in the prompt, the first of the dev split.", min=0, max=5)] = 0
     chat: Chat = False
     published: Published = False
-    cot: Annotated[bool, typer.Option("--cot", help="With --published: examples explain their answers (C-Eval).")] = (
-        False
-    )
+    cot: Cot = False
     first: First = None
     limit: Annotated[
         int | None, typer.Option(help="Most tokens of a question; default 4096, or 1280 as published.", min=64)

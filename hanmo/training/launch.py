@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import re
 import shutil
 import stat
 import tempfile
@@ -28,21 +29,21 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].split()
-        if not words:
+        text = line.partition("#")[0].strip()
+        if not text:
             continue
-        key, _, slots = words[-1].partition("=")
-        if len(words) != 2 or key != "slots" or not slots.isdecimal() or not int(slots):
+        found = re.fullmatch(r"(\S+)\s+slots=(0*[1-9]\d*)", text)
+        if not found:
             raise ConfigError(f"{path}:{number}: expected 'name slots=8', found {line.strip()!r}")
-        if words[0] in hosts:
-            raise ConfigError(f"{path}:{number}: {words[0]} is named twice")
-        hosts[words[0]] = int(slots)
+        if found[1] in hosts:
+            raise ConfigError(f"{path}:{number}: {found[1]} is named twice")
+        hosts[found[1]] = int(found[2])
     if not hosts:
         raise ConfigError(f"{path}: names no machine")
     return hosts
 
 
-def launch_lines(hosts: Mapping[str, int], arguments: Sequence[str], port: int = 29500) -> dict[str, list[str]]:
+def launch_lines(hosts: Mapping[str, int], arguments: Sequence[str]) -> dict[str, list[str]]:
     """For each machine the torchrun command to start there; the first machine is where they meet."""
     counts = set(hosts.values())
     if len(counts) > 1:
@@ -52,7 +53,7 @@ def launch_lines(hosts: Mapping[str, int], arguments: Sequence[str], port: int =
     return {
         name: [
             "torchrun", f"--nnodes={len(hosts)}", f"--node_rank={rank}", f"--nproc_per_node={processes}",
-            f"--master_addr={first}", f"--master_port={port}", "-m", "hanmo", *arguments,
+            f"--master_addr={first}", "--master_port=29500", "-m", "hanmo", *arguments,
         ]
         for rank, name in enumerate(hosts)
     }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from hanmo import families
 from hanmo.checkpoints import open_model
 from hanmo.checkpoints.locate import locate
+from hanmo.checkpoints.originals.config_inference import size_names
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.base import Family, OpenedModel
 from hanmo.training.config import RunConfig
@@ -53,15 +54,10 @@ def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedMode
 
 def find_size(size: str) -> tuple[type[Family], str]:
     """The family and the released size of a name or alias."""
-    names = {
-        alias.lower(): (family, name)
-        for family in families.ours()
-        for name, released in family.original_format.SIZES.items()
-        for alias in (name, *released.aliases)
-    }
-    if size.lower() not in names:
-        raise ConfigError(unknown("size", size, names))
-    return names[size.lower()]
+    for family in families.ours():
+        if name := size_names(family).get(size.lower()):
+            return family, name
+    raise ConfigError(unknown("size", size, [name for family in families.ours() for name in size_names(family)]))
 
 
 def family_name(model: str) -> str:

@@ -38,6 +38,7 @@ class RowTrainer(ShardedTrainer):
     """Trains a network that gives ``RowOutput`` on ``Rows``; without a ``factor`` args.lr_scheduler_type decides."""
 
     collator: type[Any] = Collator
+    _other_figures: dict[str, float] = {}  # logged beside those of batches
 
     def __init__(
         self, model: nn.Module, args: TrainingArguments, train: Rows | None = None, valid: Rows | None = None,
@@ -88,7 +89,9 @@ class RowTrainer(ShardedTrainer):
             own = {name: sum(float(one[name].sum()) for one in self._figures) for name in self._figures[0]}
             every = self._gathered([own])
             sums = {name: sum(one[name] for one in every) for name in own}
-            logs |= {name: total / sums["count"] for name, total in sums.items() if name != "count"}
+            logs |= {
+                name: total / sums["count"] for name, total in sums.items() if name != "count"
+            } | self._other_figures
             self._figures = []
         super().log(logs, *args, **kwargs)
 

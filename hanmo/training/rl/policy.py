@@ -70,7 +70,6 @@ class PolicyTrainer(RowTrainer):
         self.round, self.beta, self.moments = 0, config.beta, RunningMoments()
         self.left = 0  # batches of this round that are still to come
         self.seconds = {"rollout": 0.0, "round": 0.0}  # of replies, and of all that goes before a round's steps
-        self._round_figures: dict[str, float] = {}
         self.moved: list[tuple[Tensor, int]] = []  # by each batch of this step: nats a token, and of how many tokens
 
     # For stages to override
@@ -219,7 +218,7 @@ class PolicyTrainer(RowTrainer):
         old, references, rewards, ended, *sources = zip(*replies, strict=True)
         logprob, reference, reward = torch.cat(old), torch.cat(references), torch.tensor(rewards)
         every = gather_object([{**figures, "rollout_share": self.seconds["rollout"] / self.seconds["round"]}])
-        self._round_figures = {
+        self._other_figures = {
             "round": float(self.round),
             "reward": reward.mean().item(),
             "reward_std": reward.std().item(),
@@ -237,9 +236,6 @@ class PolicyTrainer(RowTrainer):
                 for one in batch[:4]:
                     entry = {"round": self.round, "prompt": one.sample.prompt, "reply": one.sample.reply}
                     file.write(json_text({**entry, "reward": round(one.score, 4)}) + "\n")
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        super().log(logs | self._round_figures if "loss" in logs and self._figures else logs, *args, **kwargs)
 
     def measured_batch(self) -> tuple[dict[str, Any], float]:
         """The longest replies of a round as a minibatch, and the seconds of the round before its steps, by step."""

@@ -62,7 +62,8 @@ class GrpoTrainer(PolicyTrainer):
         return 1.0 if self.config.loss == "token" else 1.0 / length
 
     def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], labels_BA: Tensor) -> Tensor:
-        old, advantages, ones, clip = tokens["old"], tokens["advantages"], torch.ones_like(logprob_N), self.config.clip
+        old, advantages = tokens["old"], tokens["advantages"]
+        ones, clip = torch.ones_like(logprob_N), self.config.clip
         self.add_figures(ones, **policy_statistics(logprob_N, old, advantages, ones, clip))
         losses_N = clipped_policy_loss(logprob_N, old, advantages, ones, clip)
         return losses_N + self.beta * kl_estimates(logprob_N, tokens["reference"], "k3") if self.beta else losses_N
