@@ -28,32 +28,17 @@ app = typer.Typer(
 
 PATIENCE = 10  # seconds that other processes than the first wait before they tell a mistake
 
-# (group or "", module, function); the group's own help stands in GROUPS.
-COMMANDS = (
-    ("", "demo", "demo"),
-    ("", "chat", "chat"),
-    ("", "generate", "generate"),
-    ("", "convert", "convert"),
-    ("", "inspect", "inspect"),
-    ("reward", "reward", "score"),
-    ("eval", "eval", "dialogue"),
-    ("eval", "eval", "perplexity"),
-    ("eval", "eval", "rouge"),
-    ("eval", "suites", "clue"),
-    ("eval", "suites", "exam"),
-    ("eval", "suites", "task"),
-    ("eval", "suites", "compare"),
-    ("eval", "suites", "table"),
-    ("eval", "human", "human_prepare"),
-    ("eval", "human", "human_score"),
-    ("data", "data", "corpus"),
-    ("data", "data", "prepare"),
-    ("data", "data", "contamination"),
-    ("data", "data", "clean"),
-    ("data", "data", "recipe"),
-    ("data", "data", "tokenize"),
-    ("data", "data", "inspect"),
-)
+# group ("": none) -> module -> its commands, "_" for "-"
+COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "": {name: (name,) for name in ("demo", "chat", "generate", "convert", "inspect")},
+    "reward": {"reward": ("score",)},
+    "eval": {
+        "eval": ("dialogue", "perplexity", "rouge"),
+        "suites": ("clue", "exam", "task", "compare", "table"),
+        "human": ("human_prepare", "human_score"),
+    },
+    "data": {"data": ("corpus", "prepare", "contamination", "clean", "recipe", "tokenize", "inspect")},
+}
 GROUPS = {
     "train": "Train a model.",
     "reward": "Use a reward model.",
@@ -63,16 +48,17 @@ GROUPS = {
 
 
 def _register() -> None:
-    groups = {
-        name: typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=text) for name, text in GROUPS.items()
-    }
-    for name, group in groups.items():
-        app.add_typer(group, name=name)
+    groups = {"": app}
+    for name, text in GROUPS.items():
+        groups[name] = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=text)
+        app.add_typer(groups[name], name=name)
     for name in stages.NAMES:
         groups["train"].command(name, cls=StageCommand)(stage_command(name))
-    for group_name, module, function in COMMANDS:
-        command = getattr(importlib.import_module(f"hanmo.cli.{module}"), function)
-        groups.get(group_name, app).command(function.replace("_", "-"))(command)
+    for group, modules in COMMANDS.items():
+        for module, functions in modules.items():
+            for function in functions:
+                command = getattr(importlib.import_module(f"hanmo.cli.{module}"), function)
+                groups[group].command(function.replace("_", "-"))(command)
 
 
 def _version(wanted: bool) -> None:

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import (
-    ConfigFile,
-    Device,
-    Dtype,
-    Published,
-    RulesFolder,
-    Size,
-    Vocab,
-    note,
-    piped_line,
-    split_settings,
-)
+from hanmo.cli.common import Opening, Published, RulesFolder, grouped, note, piped_line, split_settings
 from hanmo.cli.ranks import TensorParallel, agreed, follow, ranks_of_this_run
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, unknown
 from hanmo.processes import main_process
@@ -32,7 +22,6 @@ if TYPE_CHECKING:
     from hanmo.generation.settings import Settings
 
 DEMO = Path("runs/demo")
-PRESETS = ("no-beam", "published")  # the names families give to the settings of their interactive script
 USER, SYSTEM = "Usr >>> ", "Sys >>> "
 HELP = """\
 clear            start a new conversation
@@ -43,37 +32,48 @@ seed             ask for a random seed, and start a new conversation
 /quit            leave (as do Ctrl-D, and Ctrl-C at your turn); Ctrl-C stops a reply
 anything else    is your next turn"""
 
-Rest = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[MODEL] [KEY=VALUE]...",
-        help="A model: folder or original checkpoint; default: the demo's. Decoding settings (docs/settings.md).",
-        show_default=False,
-    ),
-]
-Preset = Annotated[str | None, typer.Option(help="Published settings of the family, by name.")]
-Seed = Annotated[int | None, typer.Option(help="Random seed; default: a new one every time.")]
-Threads = Annotated[int | None, typer.Option(help="Processor threads to compute with.", min=1)]
+
+@dataclass(frozen=True)
+class Decoding(Opening):
+    """How a model is opened and decodes, by commands that write; see ``grouped``."""
+
+    rules: RulesFolder = None
+    threads: Annotated[int | None, typer.Option(help="Processor threads to compute with.", min=1)] = None
+    tensor_parallel: TensorParallel = None
+    preset: Annotated[str | None, typer.Option(help="Published settings of the family, by name.")] = None
+    seed: Annotated[int | None, typer.Option(help="Random seed; default: a new one every time.")] = None
+    published: Published = False
+
+    def start(self, model: str, sets: list[str]) -> tuple[OpenedModel, Settings]:
+        """The opened model, in the processes that its parts need, and the decoding settings."""
+        ranks = ranks_of_this_run(self.tensor_parallel)
+        from hanmo.generation.defaults import decoding_settings
+
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        opened = self.open(model, self.rules, ranks)
+        follow()
+        return opened, agreed(decoding_settings(opened, self.preset, sets, self.seed, self.published))
 
 
+@grouped
 def chat(
-    rest: Rest = None,
-    preset: Preset = None,
-    seed: Seed = None,
-    published: Published = False,
+    decoding: Decoding,
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [KEY=VALUE]...",
+            help="A model: folder or original checkpoint; default: the demo's. Decoding settings (docs/settings.md).",
+            show_default=False,
+        ),
+    ] = None,
     system: Annotated[str, typer.Option(help="A text that goes before the conversation.")] = "",
     limit: Annotated[int | None, typer.Option(help="Tokens of the conversation the model sees.", min=2)] = None,
     system_info: Annotated[
         bool, typer.Option("--system-info", help="Print what was loaded, and how it decodes.")
     ] = False,
-    size: Size = None,
-    config: ConfigFile = None,
-    vocab: Vocab = None,
-    rules: RulesFolder = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    threads: Threads = None,
-    tensor_parallel: TensorParallel = None,
 ) -> None:
     """Talk to a model, also from a pipe: one line is one turn.
 
@@ -91,17 +91,9 @@ def chat(
         raise UnsupportedError(
             f"no model given, and there is none in {DEMO}: make one with `hanmo demo`, or name one: hanmo chat MODEL"
         )
-    model = models[0] if models else str(DEMO)
-    ranks = ranks_of_this_run(tensor_parallel)
-    from hanmo.checkpoints import open_model
+    opened, settings = decoding.start(models[0] if models else str(DEMO), sets)
     from hanmo.generation.chat import ChatSession
 
-    use_threads(threads)
-    opened = open_model(
-        model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device, tensor_parallel=ranks
-    )
-    follow()
-    settings = agreed(decoding_settings(opened, preset, sets, seed, published))
     session = ChatSession(opened, settings, limit or opened.family.chat_limit, system)
     if system_info:
         note(describe(opened, settings))
@@ -112,52 +104,6 @@ def chat(
     except (EOFError, KeyboardInterrupt):
         if sys.stdin.isatty():
             print()
-
-
-def use_threads(threads: int | None) -> None:
-    """Set the number of threads; torch's default if None."""
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def decoding_settings(
-    opened: OpenedModel, preset: str | None, sets: list[str] | None, seed: int | None, published: bool
-) -> Settings:
-    """The settings of a preset of the family, overridden by ``sets``, ``seed`` and ``published``.
-
-    Without a preset: the model's own settings (``decoding`` in its config.json, or the sampling settings of its
-    generation_config.json, which are printed), else the family's interactive ones, else the defaults.
-    """
-    from hanmo.config import load
-    from hanmo.families.presets import presets
-    from hanmo.generation.settings import Settings
-
-    family = opened.family.name
-    known = presets(family).get("generation", {})
-    if preset is not None and preset not in known:
-        raise ConfigError(unknown("preset", preset, known) if known else f"{family} has no presets to decode by")
-    if preset is not None:
-        base = known[preset]
-    else:
-        own = getattr(opened.family.config, "decoding", None)
-        base = own or _of_the_folder(opened) or next((known[name] for name in PRESETS if name in known), {})
-    chosen = load(Settings, base, overrides=sets or ())
-    return chosen.change(seed=chosen.seed if seed is None else seed, published=published or chosen.published)
-
-
-def _of_the_folder(opened: OpenedModel) -> dict[str, Any]:
-    """The sampling settings of the model's generation_config.json; printed, as they are no defaults of hanmo."""
-    from hanmo.generation.settings import sampling_of
-
-    found, wrong = sampling_of(opened.family.generation)
-    if wrong and main_process():
-        note(f"hanmo: the model's generation_config.json: {', '.join(wrong)} is ignored")
-    if found and main_process():
-        values = ", ".join(f"{key}={value}" for key, value in found.items())
-        note(f"hanmo: decoding settings of the model's generation_config.json: {values}; key=value changes them")
-    return found
 
 
 def describe(opened: OpenedModel, settings: Settings) -> str:
@@ -226,12 +172,10 @@ class _Console:
         return line
 
     def _reply(self, line: str) -> None:
-        def show(text: str) -> None:
-            print(text, end="", flush=True)
-
+        show = partial(print, end="", flush=True) if self._session.streams else None
         print(SYSTEM, end="", flush=True)
         try:
-            reply = self._session.reply(line, show if self._session.streams else None)
+            reply = self._session.reply(line, show)
         except KeyboardInterrupt:  # before the first token: the turn does not count
             print()
             return

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, redirect_stdout
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from hanmo.errors import ConfigError
 from hanmo.files import json_text
-from hanmo.locks import holding_inside
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
@@ -35,17 +33,11 @@ Dtype = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda if there is one, else cpu.")]
 Published = Annotated[bool, typer.Option("--published", help="Reproduce the published behaviour, flaws included.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Decoding settings (docs/settings.md).", show_default=False),
-]
-
-Processes = Annotated[int, typer.Option("--nproc", help="Processes on this machine, e.g. one for each GPU.", min=1)]
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How a model is opened, by commands that evaluate one; see ``grouped``."""
+    """How a model is opened; see ``grouped``."""
 
     size: Size = None
     config: ConfigFile = None
@@ -53,103 +45,39 @@ class Opening:
     dtype: Dtype = None
     device: Device = None
 
-    def open(self, model: str, rules: Path | None = None) -> OpenedModel:
-        """Of several processes each takes a GPU of its own, where there are any."""
+    def open(self, model: str, rules: Path | None = None, ranks: int = 1) -> OpenedModel:
+        """Of several processes each takes a GPU of its own, unless the model is cut into ``ranks`` parts for them."""
         from hanmo.checkpoints import open_model
         from hanmo.evaluation.engine.distributed import own_device
 
+        device = own_device(self.device) if ranks == 1 else self.device
         return open_model(
-            model,
-            size=self.size,
-            config=self.config,
-            vocab=self.vocab,
-            rules=rules,
-            dtype=self.dtype,
-            device=own_device(self.device),
-        )
+            model, size=self.size, config=self.config, vocab=self.vocab, rules=rules, dtype=self.dtype, device=device,
+            tensor_parallel=ranks,
+        )  # fmt: skip
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
     """A command some of whose parameters are dataclasses: on the command line, their fields are options like others."""
-    hints = get_type_hints(function, include_extras=True)
-    parameters: list[inspect.Parameter] = []
-    groups: dict[str, type[Any]] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        kind = hints[parameter.name]
-        if not is_dataclass(kind):
-            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        groups[parameter.name] = kind  # type: ignore[assignment]
-        options = get_type_hints(kind, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                one.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if one.default is MISSING else one.default,
-                annotation=options[one.name],
-            )
-            for one in fields(kind)
-        ]
+    groups = {name: kind for name, kind in get_type_hints(function).items() if is_dataclass(kind)}
+
+    def options(holder: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+        hints = get_type_hints(holder, include_extras=True)
+        for parameter in inspect.signature(holder).parameters.values():
+            kind = hints[parameter.name]
+            if is_dataclass(kind):
+                yield from options(kind)
+            else:
+                yield parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY)
 
     @functools.wraps(function)
     def command(**given: Any) -> None:
         for name, kind in groups.items():
-            given[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind)})
+            given[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind) if one.name in given})
         function(**given)
 
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(list(options(function)))  # type: ignore[attr-defined]
     return command
-
-
-def exclusive_output(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: while the command runs, no other run may write to its ``output`` folder, if it is given one."""
-
-    @functools.wraps(command)
-    def alone(**given: Any) -> None:
-        output = given["output"]
-        if output is None or given["nproc"] > 1:  # the processes that it starts lock it themselves
-            command(**given)
-            return
-        with holding_inside(output):
-            command(**given)
-
-    return alone
-
-
-def start_processes(count: int) -> NoReturn:
-    """Run this command once more in ``count`` processes instead of this one, and end as they end."""
-    launch(count, without(sys.argv[1:], "--nproc"))
-
-
-def launch(count: int, arguments: list[str]) -> NoReturn:
-    """Run ``hanmo`` with these arguments in so many processes of this machine, and end as they end."""
-    import logging
-
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say themselves what failed
-    parsed = run.parse_args(["--standalone", f"--nproc-per-node={count}", "-m", "hanmo", *arguments])
-    try:
-        run.run(parsed)
-    except ChildFailedError as error:
-        sys.exit(max(failure.exitcode for failure in error.failures.values()))
-    sys.exit(0)
-
-
-def without(arguments: list[str], *options: str) -> list[str]:
-    """Arguments less some options and their values."""
-    kept, skip = [], False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        if skip:
-            skip = False
-        elif name in options:
-            skip = not equals
-        else:
-            kept.append(argument)
-    return kept
 
 
 def split_settings(words: list[str]) -> tuple[list[str], list[str]]:
@@ -159,11 +87,7 @@ def split_settings(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def piped_line() -> str:
-    """The next line of standard input, without its end and without the mark that some programs begin a file with.
-
-    Raises:
-        EOFError: there is none.
-    """
+    """The next line of standard input without its end and without a byte order mark; EOFError if there is none."""
     try:
         line = sys.stdin.readline()
     except UnicodeDecodeError as error:

@@ -55,21 +55,10 @@ def convert(
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("converting", total=None)
         result = run(
-            source,
-            target,
-            to=to or ("hanmo" if tensor_parallel is None else "original"),
-            size=size,
-            config=config,
-            vocab=vocab,
-            rules=rules,
-            dtype=dtype,
-            ranks=tensor_parallel,
-            force=force,
-            verify=verify,
-            resume=resume,
-            start=lambda total: bar.update(task, total=total),
-            progress=lambda done: bar.advance(task, done),
-        )
+            source, target, to=to or ("hanmo" if tensor_parallel is None else "original"), size=size, config=config,
+            vocab=vocab, rules=rules, dtype=dtype, ranks=tensor_parallel, force=force, verify=verify, resume=resume,
+            start=lambda total: bar.update(task, total=total), progress=lambda done: bar.advance(task, done),
+        )  # fmt: skip
     emit(result, as_json, _show)
 
 

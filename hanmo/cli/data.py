@@ -3,20 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Json, Published, emit
+from hanmo.cli.common import Json, Published, emit, grouped
+from hanmo.errors import ConfigError, HanmoError, unknown
+from hanmo.records import Rejects, write_records
 
 Inputs = Annotated[list[Path], typer.Argument(help="Files of records; .gz as well.", show_default=False)]
 PlainLines = Annotated[str, typer.Option("--plain", help="What a line of a plain file is: dialogue or text.")]
-Workers = Annotated[int, typer.Option(help="Processes. Their number never changes the result.", min=1)]
-Tasks = Annotated[int, typer.Option(help="Split the work into so many tasks of datatrove.", min=0)]
-SlurmPartition = Annotated[str | None, typer.Option(help="Submit the tasks to this Slurm partition.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Set bad records aside and count them.")]
+Family = Annotated[str, typer.Option(help="Whose vocabulary file it is.")]
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a large input is shared between processes or machines; see ``grouped``."""
+
+    workers: Annotated[int, typer.Option(help="Processes. Their number never changes the result.", min=1)] = 1
+    tasks: Annotated[int, typer.Option(help="Split the work into so many tasks of datatrove.", min=0)] = 0
+    slurm: Annotated[str | None, typer.Option(help="Submit the tasks to this Slurm partition.")] = None
+
+    def run(self, job: Callable[..., Any], out: Path) -> Any:
+        """What the job returns at its end; exits if its tasks now wait in Slurm's queue."""
+        if self.tasks:
+            self._run_tasks(job, out)
+        elif self.slurm:
+            raise ConfigError("--slurm needs --tasks: the number of shares, e.g. --tasks 200")
+        result = job(workers=self.workers)
+        assert result is not None
+        return result
+
+    def _run_tasks(self, job: Callable[..., Any], out: Path) -> None:
+        try:
+            from hanmo.data.parallel.cluster import Slurm, run_local, run_slurm
+        except ImportError:
+            raise HanmoError("--tasks needs the package datatrove: pip install 'hanmo[data]'") from None
+        logs = out.with_name(f"{out.name}.logs")
+        if self.slurm is None:
+            run_local(job, self.tasks, self.workers, logs)
+            return
+        try:
+            number = run_slurm(job, self.tasks, logs, Slurm(self.slurm))
+        except FileNotFoundError as error:
+            raise HanmoError(f"{error.filename}: no such command; run this where Slurm is installed") from None
+        print(f"submitted; job {number} writes {out}; scripts and logs: {logs}")
+        raise typer.Exit
 
 
 def corpus(
@@ -35,7 +71,6 @@ def corpus(
       hanmo train sft runs/demo runs/corpus runs/more
     """
     from hanmo.demo.corpus.build import build
-    from hanmo.records import write_records
 
     found = build(size, seed, per_topic)
     held_out = [dialogue for dialogues in found.held_out.values() for dialogue in dialogues]
@@ -86,12 +121,9 @@ def prepare(
       hanmo data prepare couplets couplet/ data/couplets --dev 0.01 --test 0.01
       hanmo data prepare kdconv KdConv/data/film data/film --suffix .txt --every-reply
     """
-    from dataclasses import asdict
-
     from hanmo.data.prepare.from_source import prepare as run
     from hanmo.data.prepare.sources.reader import SourceReader
     from hanmo.data.prepare.splits import Shares
-    from hanmo.records import Rejects
 
     reader = SourceReader(published, sep, seed, Shares(dev, test), Rejects() if skip_bad else None)
     emit(asdict(run(source, place, out, reader, suffix, every_reply)), as_json, _show_prepared)
@@ -123,8 +155,6 @@ def contamination(
     Example:
       hanmo data contamination data/couplets/train.jsonl data/couplets/dev.jsonl data/couplets/test.jsonl
     """
-    from dataclasses import asdict
-
     from hanmo.data.prepare.contamination import find_contamination
 
     found = find_contamination([train], held_out, near if near < 1 else None, long)
@@ -142,8 +172,10 @@ def _show_contamination(result: dict[str, Any]) -> None:
     print(f"contaminated records: {result['contaminated_records']:,}")
 
 
+@grouped
 def clean(
     inputs: Inputs,
+    work: Work,
     out: Annotated[Path, typer.Option("--out", "-o", help="File for what is kept.", show_default=False)],
     recipe: Annotated[str, typer.Option(help="eva, assistant, text, or a YAML file.")] = "eva",
     rejects: Annotated[Path | None, typer.Option(help="File for what was removed, with reasons.")] = None,
@@ -155,9 +187,6 @@ def clean(
         float | None, typer.Option(help="What a reply must be worth to the scorer on average; default 0.")
     ] = None,
     plain: PlainLines = "dialogue",
-    workers: Workers = 1,
-    tasks: Tasks = 0,
-    slurm: SlurmPartition = None,
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
@@ -174,8 +203,6 @@ def clean(
     from hanmo.data.prepare.cleaning.clean import clean as run
     from hanmo.data.prepare.cleaning.clean import report
     from hanmo.data.prepare.cleaning.recipe import load
-    from hanmo.errors import ConfigError
-    from hanmo.records import Rejects
 
     inputs, out, bad = [path.absolute() for path in inputs], out.absolute(), Rejects() if skip_bad else None
     chosen = load(recipe)
@@ -183,11 +210,8 @@ def clean(
         chosen.add("model_relevance", {"model": _place(scorer), "least": scorer_least or 0.0}, "--scorer")
     elif scorer_least is not None:
         raise ConfigError("--scorer-least needs --scorer MODEL")
-    job = partial(run, chosen, inputs, out, _plain(plain), rejects=rejects and rejects.absolute())
-    if _distributed(partial(job, bad=bad), out, tasks, slurm, workers):
-        return
-    cleaned = job(workers=workers, bad=bad)
-    assert cleaned is not None
+    removed = rejects and rejects.absolute()
+    cleaned = work.run(partial(run, chosen, inputs, out, _plain(plain), rejects=removed, bad=bad), out)
     if page is not None:
         report(cleaned, recipe, [str(path) for path in inputs]).write(page)
     emit({**cleaned.as_dict(), "out": str(out)}, as_json, _show_cleaned)
@@ -196,29 +220,6 @@ def clean(
 def _place(model: str) -> str:
     """A path as other processes find it; a hub id as it is."""
     return str(Path(model).absolute()) if Path(model).exists() else model
-
-
-def _distributed(job: Callable[..., Any], out: Path, tasks: int, slurm: str | None, workers: int) -> bool:
-    """Run a job's tasks with datatrove, if there are any; whether the job now waits in Slurm's queue."""
-    from hanmo.errors import ConfigError, HanmoError
-
-    if not tasks:
-        if slurm:
-            raise ConfigError("--slurm needs --tasks: the number of shares, e.g. --tasks 200")
-        return False
-    try:
-        from hanmo.data.parallel.cluster import Slurm, run_local, run_slurm
-    except ImportError:
-        raise HanmoError("--tasks needs the package datatrove: pip install 'hanmo[data]'") from None
-    logs = out.with_name(f"{out.name}.logs")
-    if slurm is None:
-        run_local(job, tasks, workers, logs)
-        return False
-    try:
-        print(f"submitted; job {run_slurm(job, tasks, logs, Slurm(slurm))} writes {out}; scripts and logs: {logs}")
-    except FileNotFoundError as error:
-        raise HanmoError(f"{error.filename}: no such command; run this where Slurm is installed") from None
-    return True
 
 
 def recipe(name: Annotated[str, typer.Argument(help="eva, assistant, text, or a YAML file.")] = "eva") -> None:
@@ -236,8 +237,6 @@ def recipe(name: Annotated[str, typer.Argument(help="eva, assistant, text, or a 
 
 
 def _plain(name: str) -> Any:
-    from hanmo.errors import ConfigError, unknown
-
     if name not in ("dialogue", "text"):
         raise ConfigError(unknown("form of plain lines", name, ("dialogue", "text")))
     return name
@@ -254,15 +253,14 @@ def _show_cleaned(result: dict[str, Any]) -> None:
     print(f"{result['out']}: {result['kept']:,} of {result['read']:,} records kept, {result['bad']:,} bad")
 
 
+@grouped
 def tokenize(
     inputs: Inputs,
+    work: Work,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the store.", show_default=False)],
     tokenizer: Annotated[str, typer.Option(help="Model folder, or vocabulary file with --family.", show_default=False)],
-    family: Annotated[str, typer.Option(help="Whose vocabulary file it is.")] = "",
+    family: Family = "",
     plain: PlainLines = "text",
-    workers: Workers = 1,
-    tasks: Tasks = 0,
-    slurm: SlurmPartition = None,
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
@@ -274,30 +272,25 @@ def tokenize(
     Example:
       hanmo data tokenize wiki.jsonl.gz news.jsonl.gz --tokenizer models/wenhui --out store --workers 8
     """
-    from dataclasses import asdict
-
     from hanmo.data.store.tokenize import TokenizerPlace
     from hanmo.data.store.tokenize import tokenize as run
-    from hanmo.records import Rejects
 
-    bad = Rejects() if skip_bad else None
-    inputs = [path.absolute() for path in inputs]
-    job = partial(run, TokenizerPlace(_place(tokenizer), family), inputs, out.absolute(), _plain(plain), bad=bad)
-    if _distributed(job, out.absolute(), tasks, slurm, workers):
-        return
-    about = job(workers=workers)
-    assert about is not None
+    bad, inputs = Rejects() if skip_bad else None, [path.absolute() for path in inputs]
+    place, target = TokenizerPlace(_place(tokenizer), family), out.absolute()
+    about = work.run(partial(run, place, inputs, target, _plain(plain), bad=bad), target)
     result = {"out": str(out), **asdict(about), "bad": len(bad) if bad is not None else 0}
-    emit(
-        result, as_json, lambda r: print(f"{out}: {r['documents']:,} documents, {r['tokens']:,} tokens, {r['bad']} bad")
-    )
+    emit(result, as_json, _show_store)
+
+
+def _show_store(result: dict[str, Any]) -> None:
+    print(f"{result['out']}: {result['documents']:,} documents, {result['tokens']:,} tokens, {result['bad']} bad")
 
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="File of records; .gz as well.", show_default=False)],
     page: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
     tokenizer: Annotated[str, typer.Option(help="Count its tokens: model folder, or file with --family.")] = "",
-    family: Annotated[str, typer.Option(help="Whose vocabulary file it is.")] = "",
+    family: Family = "",
     plain: PlainLines = "dialogue",
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     as_json: Json = False,

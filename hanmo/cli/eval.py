@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hanmo.cli.common import (
-    Json,
-    Model,
-    Opening,
-    Processes,
-    Published,
-    RulesFolder,
-    Sets,
-    emit,
-    exclusive_output,
-    grouped,
-    note,
-    start_processes,
-)
+from hanmo.cli.common import Json, Model, Opening, Published, RulesFolder, emit, grouped, note
+from hanmo.cli.ranks import Processes, start_processes
+from hanmo.errors import ConfigError, RecordError
+from hanmo.locks import holding_inside
 from hanmo.processes import main_process
+from hanmo.records import Rejects, iter_records
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
-    from hanmo.generation.settings import Settings
     from hanmo.records import Record
 
 PRESET = "static"  # the name families give to the settings of their published evaluation
@@ -38,29 +29,61 @@ Data = Annotated[
     Path, typer.Argument(help="Dialogues: tab-separated turns a line, or JSON; may be .gz.", show_default=False)
 ]
 Output = Annotated[Path | None, typer.Option(help="Folder for results, every single score and the HTML report.")]
-BatchSize = Annotated[int, typer.Option(help="Examples per batch.", min=1)]
 Limit = Annotated[int, typer.Option(help="Most tokens of a row (of the context, for encoder-decoders).", min=2)]
-ResponseLimit = Annotated[
-    int | None, typer.Option(help="Most tokens of a response, for encoder-decoders; default: 512.", min=2)
-]
 First = Annotated[int | None, typer.Option(help="Evaluate only the first N records.", min=1)]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad records instead of stopping; print their number.")]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where an evaluation writes, and in how many processes it runs; see ``grouped``."""
+
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for results, every single answer and score, and the HTML report.")
+    ] = None
+    as_json: Json = False
+    nproc: Processes = 1
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Start the processes, or as one of them join the others; no other run may write to the folder meanwhile."""
+        if self.nproc > 1:
+            start_processes(self.nproc)
+        from hanmo.evaluation.engine.distributed import joined
+
+        with holding_inside(self.output) if self.output else nullcontext(), joined():
+            yield
+
+    def answers(self, suite: str) -> Path:
+        """The folder in which answers are kept as they come."""
+        from hanmo.evaluation.engine.cache import cache_folder
+
+        return self.output / "answers" if self.output else cache_folder(suite)
+
+    def finish(self, result: Any, write: Callable[[Path], list[str]], show: Callable[..., None]) -> None:
+        """In the main process, write the result with ``write``, which returns the files' names, and print it."""
+        if not main_process():
+            return
+        if self.output is not None:
+            note(f"written to {self.output}: {', '.join(write(self.output))}")
+        emit(result.as_dict(), self.as_json, show)
 
 
 @dataclass(frozen=True)
 class Records:
     """The records that are evaluated, their batches, and their limits."""
 
-    batch_size: BatchSize = 16
+    batch_size: Annotated[int, typer.Option(help="Examples per batch.", min=1)] = 16
     limit: Limit = 512
-    response_limit: ResponseLimit = None
+    response_limit: Annotated[
+        int | None, typer.Option(help="Most tokens of a response, for encoder-decoders; default: 512.", min=2)
+    ] = None
     first: First = None
-    skip_bad: SkipBad = False
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip bad records instead of stopping; print their number.")
+    ] = False
 
     def most_of_response(self, opened: OpenedModel) -> int:
         """The limit of a response in tokens; only encoder-decoders have one apart from ``limit``."""
-        from hanmo.errors import ConfigError
-
         if self.response_limit is not None and not opened.network.config.is_encoder_decoder:
             raise ConfigError(
                 f"--response-limit {self.response_limit}: in {opened.source} prompt and response share a row; give --limit"
@@ -68,15 +91,7 @@ class Records:
         return self.response_limit or 512
 
     def read(self, path: Path, output: Path | None, text: bool = False, published: bool = False) -> list[Record]:
-        """The records of a file; bad ones are listed in the output folder, where they are skipped.
-
-        The published evaluation also counts dialogues without a reply.
-        """
-        from itertools import islice
-
-        from hanmo.errors import RecordError
-        from hanmo.records import Rejects, iter_records
-
+        """The records of a file, as published also dialogues without a reply; skipped ones are listed in the folder."""
         rejects = Rejects() if self.skip_bad else None
         reply: Literal["any", "needed"] = "any" if published else "needed"
         records = list(islice(iter_records(path, rejects, "text" if text else "dialogue", reply), self.first))
@@ -92,19 +107,19 @@ class Records:
 
 
 @grouped
-@exclusive_output
 def dialogue(
     model: Model,
     data: Data,
     which: Records,
     opening: Opening,
+    run: Run,
     preset: Annotated[str | None, typer.Option(help="Decoding preset of the family; default: static.")] = None,
-    sets: Sets = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Decoding settings (docs/settings.md).", show_default=False),
+    ] = None,
     published: Published = False,
     rules: RulesFolder = None,
-    output: Output = None,
-    as_json: Json = False,
-    nproc: Processes = 1,
 ) -> None:
     """Loss, perplexity, BLEU, Dist-n, F1 and ROUGE of a model's replies, in the published and the corrected reading.
 
@@ -117,47 +132,35 @@ def dialogue(
       hanmo eval dialogue runs/demo test.txt --output results
       hanmo eval dialogue EVA2.0-base test.txt --published --batch-size 4 --limit 128 --response-limit 128
     """
-    if nproc > 1:
-        start_processes(nproc)
-    from hanmo.evaluation.dialogue import evaluate
-    from hanmo.evaluation.engine.distributed import joined
+    with run.joined():
+        from hanmo.config import load
+        from hanmo.evaluation.dialogue import evaluate
+        from hanmo.generation.defaults import decoding_presets
+        from hanmo.generation.settings import Settings
 
-    with joined():
-        records = which.read(data, output, published=published)
+        records = which.read(data, run.output, published=published)
         opened = opening.open(model, rules)
-        settings = _settings(opened.family.name, preset, rules is not None, sets or [])
-        published = published or settings.published
+        known = decoding_presets(opened.family.name, preset)
+        # Seed 0 unless another is given, so that a result can be repeated.
+        base = {"seed": 0, **known.get(preset or PRESET, {}), "rule_files": rules is not None}
+        settings = load(Settings, base, overrides=sets or [])
+        published, longest = published or settings.published, which.most_of_response(opened)
         with progress_bar() as watch:
             result = evaluate(
-                opened,
-                records,
-                settings,
-                which.limit,
-                which.most_of_response(opened),
-                which.batch_size,
-                published,
-                watch("replies"),
-                answers_folder(output, "dialogue"),
-            )
-        if not main_process():
-            return
-    if output is not None:
-        result.write(output)
-        note(f"written to {output}: results.json, generations.jsonl, report.html")
-    emit(result.as_dict(), as_json, _show_dialogue)
+                opened, records, settings, which.limit, longest, which.batch_size, published, watch("replies"),
+                run.answers("dialogue"),
+            )  # fmt: skip
+        run.finish(result, result.write, _show_dialogue)
 
 
 @grouped
-@exclusive_output
 def perplexity(
     model: Model,
     data: Data,
     which: Records,
     opening: Opening,
+    run: Run,
     text: Annotated[bool, typer.Option("--text", help="A plain line is running text, not a dialogue.")] = False,
-    output: Output = None,
-    as_json: Json = False,
-    nproc: Processes = 1,
 ) -> None:
     """Perplexity of texts, or of responses after their prompts, and bits per character and byte.
 
@@ -166,25 +169,15 @@ def perplexity(
       hanmo eval perplexity runs/demo test.txt
       hanmo eval perplexity PanGu-350M pages.jsonl --limit 1024 --json
     """
-    if nproc > 1:
-        start_processes(nproc)
-    from hanmo.evaluation.engine.distributed import joined
-    from hanmo.evaluation.perplexity import evaluate
+    with run.joined():
+        from hanmo.evaluation.perplexity import evaluate
 
-    with joined():
-        records = which.read(data, output, text)
+        records = which.read(data, run.output, text)
         opened = opening.open(model)
+        longest, answers = which.most_of_response(opened), run.answers("perplexity")
         with progress_bar() as watch:
-            folder = answers_folder(output, "perplexity")
-            result = evaluate(
-                opened, records, which.limit, which.most_of_response(opened), which.batch_size, watch("rows"), folder
-            )
-        if not main_process():
-            return
-    if output is not None:
-        result.write(output)
-        note(f"written to {output}: results.json, records.jsonl")
-    emit(result.as_dict(), as_json, _show_perplexity)
+            result = evaluate(opened, records, which.limit, longest, which.batch_size, watch("rows"), answers)
+        run.finish(result, result.write, _show_perplexity)
 
 
 def rouge(
@@ -206,29 +199,6 @@ def rouge(
 
     generated, expected = read_pairs(hypotheses, references)
     emit({"about": origin(generated, expected), **measure(generated, expected, words)}, as_json, _show_texts)
-
-
-def _settings(family: str, preset: str | None, rules: bool, sets: list[str]) -> Settings:
-    """Seed 0 unless another is given, so that a result can be repeated."""
-    from hanmo.config import load
-    from hanmo.errors import ConfigError, unknown
-    from hanmo.families.presets import presets
-    from hanmo.generation.settings import Settings
-
-    known = presets(family).get("generation", {})
-    if preset is not None and preset not in known:
-        raise ConfigError(
-            unknown(f"decoding preset of {family}", preset, known) if known else f"{family} has no presets"
-        )
-    values = {"seed": 0, **known.get(preset or PRESET, {}), "rule_files": rules}
-    return load(Settings, values, overrides=sets)
-
-
-def answers_folder(output: Path | None, stage: str) -> Path:
-    """The folder in which a command keeps its answers."""
-    from hanmo.evaluation.engine.cache import cache_folder
-
-    return output / "answers" if output else cache_folder(stage)
 
 
 def origin(about: dict[str, Any]) -> str:
@@ -265,17 +235,11 @@ def _show_dialogue(result: dict[str, Any]) -> None:
 
     about, published, corrected = result["about"], result["published"], result["corrected"]
     print(f"{about['model']}\n{origin(about)}\n{about['samples']} of {about['records']} records\n")
-    print_table(
-        ["", *map(title, PUBLISHED_TABLE)],
-        [
-            [name, *(reading.get(metric) for metric in PUBLISHED_TABLE)]
-            for name, reading in (("published", published), ("corrected", corrected))
-        ],
-    )
+    rows = [[name, *map(result[name].get, PUBLISHED_TABLE)] for name in ("published", "corrected")]
+    print_table(["", *map(title, PUBLISHED_TABLE)], rows)
     print()
-    print_table(
-        ["", "published", "corrected"], [[title(name), published.get(name), value] for name, value in corrected.items()]
-    )
+    rows = [[title(name), published.get(name), value] for name, value in corrected.items()]
+    print_table(["", "published", "corrected"], rows)
     for remark in result["notes"]:
         print(f"\n{remark}")
 
@@ -304,13 +268,10 @@ def _show_texts(result: dict[str, Any]) -> None:
 def print_table(header: list[str], rows: list[list[Any]]) -> None:
     """Columns of text; all but the first stand on the right."""
     cells = [header, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    for row in cells:
-        first, *rest = (
-            text.ljust(width) if not column else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        print(" | ".join([first, *rest]))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *others in cells:
+        right = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        print(" | ".join([first.ljust(widths[0]), *right]))
 
 
 def _cell(value: Any) -> str:

@@ -2,56 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.chat import Preset, Seed, Threads, decoding_settings, use_threads
-from hanmo.cli.common import (
-    ConfigFile,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Published,
-    RulesFolder,
-    Size,
-    Vocab,
-    piped_line,
-    split_settings,
-)
-from hanmo.cli.ranks import TensorParallel, agreed, follow, ranks_of_this_run
-from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError
-from hanmo.files import data_of, json_text, replacing
+from hanmo.cli.chat import Decoding
+from hanmo.cli.common import Json, Model, grouped, piped_line, split_settings
+from hanmo.errors import ConfigError, HanmoError, UnsupportedError
+from hanmo.files import json_text, replacing
 from hanmo.processes import main_process
+from hanmo.records import Record, Text
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
     from hanmo.generation.decode import Generation
     from hanmo.generation.settings import Settings
-    from hanmo.records import Dialogue, Record
     from hanmo.rows import Context
 
 STOP = "stop"  # the word that ends the interactive mode
 
-Rest = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[PROMPT] [KEY=VALUE]...",
-        help="The prompt; without it, asks for prompts. Decoding settings (docs/settings.md).",
-        show_default=False,
-    ),
-]
 
-
+@grouped
 def generate(
     model: Model,
-    rest: Rest = None,
+    decoding: Decoding,
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PROMPT] [KEY=VALUE]...",
+            help="The prompt; without it, asks for prompts. Decoding settings (docs/settings.md).",
+            show_default=False,
+        ),
+    ] = None,
     input_file: Annotated[
         Path | None, typer.Option("--input", help="Prompts, one a line: text, or JSON with prompt, text or turns.")
     ] = None,
@@ -66,18 +53,7 @@ def generate(
     mem_length: Annotated[
         int | None, typer.Option(help="Of models with memory: tokens remembered before a segment.", min=0)
     ] = None,
-    preset: Preset = None,
-    seed: Seed = None,
-    published: Published = False,
     as_json: Json = False,
-    size: Size = None,
-    config: ConfigFile = None,
-    vocab: Vocab = None,
-    rules: RulesFolder = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    threads: Threads = None,
-    tensor_parallel: TensorParallel = None,
 ) -> None:
     """Generate from one prompt, from a file of prompts, or from prompts that you type (the word stop ends that).
 
@@ -90,52 +66,32 @@ def generate(
       hanmo generate models/txl-2.9b 从前有座山， --seq-length 512 --mem-length 256 max_new_tokens=200 --seed 1
       hanmo generate models/glm-10b-chinese 北京是[MASK]的首都。 --tensor-parallel 2
     """
-    prompt, sets = _prompt_and_settings(rest or [], input_file, output)
-    ranks = ranks_of_this_run(tensor_parallel)
-    from hanmo.checkpoints import open_model
+    given, sets = split_settings(rest or [])
+    if len(given) > 1:
+        raise ConfigError(f"one prompt, not {', '.join(map(repr, given))}; quote a prompt that has spaces")
+    if given and input_file is not None:
+        raise ConfigError("give a prompt or --input, not both")
+    if output is not None and input_file is None:
+        raise ConfigError("--output is for the results of --input; a single result goes to the screen")
+    from hanmo.generation.prompts import read_prompts
 
-    use_threads(threads)
     prompts = None if input_file is None else list(read_prompts(input_file))
-    opened = open_model(
-        model, size=size, config=config, vocab=vocab, rules=rules, dtype=dtype, device=device, tensor_parallel=ranks
-    )
-    follow()
+    opened, settings = decoding.start(model, sets)
     use_memory(opened, {"--seq-length": seq_length, "--mem-length": mem_length})
-    settings = agreed(decoding_settings(opened, preset, sets, seed, published))
     limit = limit or opened.family.chat_limit
     if prompts is not None:
         _file(opened, settings, limit, prompts, output if main_process() else None, batch_size)
-    elif prompt is not None:
-        _one(opened, settings, limit, prompt, as_json)
+    elif given:
+        _one(opened, settings, limit, given[0], as_json)
     else:
         _interactive(opened, settings, limit, as_json)
 
 
-def _prompt_and_settings(
-    words: list[str], input_file: Path | None, output: Path | None
-) -> tuple[str | None, list[str]]:
-    prompts, sets = split_settings(words)
-    if len(prompts) > 1:
-        raise ConfigError(f"one prompt, not {', '.join(map(repr, prompts))}; quote a prompt that has spaces")
-    if prompts and input_file is not None:
-        raise ConfigError("give a prompt or --input, not both")
-    if output is not None and input_file is None:
-        raise ConfigError("--output is for the results of --input; a single result goes to the screen")
-    return next(iter(prompts), None), sets
-
-
-MEMORY = {
-    "--seq-length": "segment_length",
-    "--mem-length": "memory_length",
-}  # options and the settings that they change
+MEMORY = {"--seq-length": "segment_length", "--mem-length": "memory_length"}  # option -> setting of the network
 
 
 def use_memory(opened: OpenedModel, wanted: dict[str, int | None]) -> None:
-    """Change the lengths of segments and memory.
-
-    Raises:
-        UnsupportedError: the model has no memory of segments.
-    """
+    """Change the lengths of segments and memory; UnsupportedError if the model has no memory of segments."""
     config = opened.network.config
     for option, value in wanted.items():
         if value is None:
@@ -148,92 +104,18 @@ def use_memory(opened: OpenedModel, wanted: dict[str, int | None]) -> None:
         setattr(config, MEMORY[option], value)
 
 
-def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
-    """Prompts of a file, one a line: the line and its record.
-
-    A line of text is a prompt; a JSON object has ``prompt`` (with ``prefix`` and ``system`` if wanted), ``text`` to be
-    continued, or the turns of a dialogue, the user's last, in any form that records have.
-
-    Raises:
-        RecordError: a line that is none of these, no lines, or no such file.
-    """
-    from hanmo.records import TURNS, Dialogue, PromptResponse, Text, opened_text
-
-    with opened_text(path) as file:
-        lines = file.read().split("\n")
-    if not any(map(str.strip, lines)):
-        raise RecordError(path, 0, "no prompts; expected one a line")
-    for number, line in enumerate(lines, 1):
-        where, line = f"{path}:{number}", line.strip("\r")
-        if not line.strip():
-            continue
-        if not line.lstrip().startswith("{"):
-            yield line, Text(line, where)
-            continue
-        try:
-            value = data_of(line)
-        except json.JSONDecodeError as error:
-            raise RecordError(path, number, f"not JSON: {error.msg} at column {error.colno}") from None
-        if any(isinstance(turn, dict) for key in TURNS for turn in _list(value.get(key))):
-            yield line, _messages(value, path, number)
-            continue
-        fields = {key: value.get(key, "") for key in ("prompt", "text", "prefix", "system")}
-        turns = value.get("turns", [])
-        if not isinstance(turns, list) or not all(isinstance(text, str) for text in (*fields.values(), *turns)):
-            raise RecordError(path, number, "prompt, text, prefix, system must be text, and turns a list of texts")
-        if turns:
-            yield line, Dialogue(tuple(turns), fields["system"], where)
-        elif "prompt" in value:
-            yield line, PromptResponse(fields["prompt"], "", fields["prefix"], fields["system"], where)
-        elif "text" in value:
-            yield line, Text(fields["text"], where)
-        else:
-            raise RecordError(path, number, "expected prompt, text or turns")
-
-
-def _messages(value: dict[str, Any], path: Path, number: int) -> Dialogue:
-    """A dialogue from messages with roles; the last one must be the user's."""
-    from hanmo.records import Dialogue, json_record
-
-    try:
-        record = json_record(value, f"{path}:{number}", waiting=True)
-    except ValueError as error:
-        raise RecordError(path, number, str(error)) from None
-    if not isinstance(record, Dialogue) or len(record.turns) < 2 or record.turns[-1]:
-        raise RecordError(path, number, "the last turn is not the user's; expected one that is to be answered")
-    return Dialogue(record.turns[:-1], record.system, record.where)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def as_context(opened: OpenedModel, record: Record, limit: int) -> Context:
-    """The context of a record; plain text is a user's turn for models of dialogues only."""
-    from hanmo.records import Dialogue, Text
-
-    try:
-        return opened.family.context(record, limit)
-    except UnsupportedError:
-        if not isinstance(record, Text):
-            raise
-        return opened.family.context(Dialogue((record.text,), where=record.where), limit)
-
-
 def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_json: bool) -> None:
     from hanmo.generation.blanks import next_context
     from hanmo.generation.decode import generate as decode
     from hanmo.generation.draws import Place
+    from hanmo.generation.prompts import as_context
     from hanmo.generation.text import GrowingText
-    from hanmo.records import Text
 
-    def show(text: str) -> None:
-        print(text, end="", flush=True)
-
+    show = None if as_json else partial(print, end="", flush=True)
     context: Context | None = as_context(opened, Text(prompt), limit)
     answers: list[Generation] = []
     while context is not None:
-        growing = GrowingText(opened.family.decode, None if as_json else show)
+        growing = GrowingText(opened.family.decode, show)
         places = [Place(0, blank=len(answers))]
         [reply] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True, places=places)
         growing.finish(reply.ids)
@@ -262,14 +144,11 @@ def _interactive(opened: OpenedModel, settings: Settings, limit: int, as_json: b
 
 
 def _file(
-    opened: OpenedModel,
-    settings: Settings,
-    limit: int,
-    prompts: list[tuple[str, Record]],
-    output: Path | None,
+    opened: OpenedModel, settings: Settings, limit: int, prompts: list[tuple[str, Record]], output: Path | None,
     batch_size: int,
-) -> None:
+) -> None:  # fmt: skip
     from hanmo.generation.blanks import fill
+    from hanmo.generation.prompts import as_context
 
     as_text = output is not None and output.suffix == ".txt"
     with nullcontext() if output is None else replacing(output) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,16 +11,14 @@ import typer
 from hanmo.cli.common import Json, emit, note
 from hanmo.cli.eval import print_table
 
-Answers = Annotated[
-    list[str],
-    typer.Argument(
-        help='NAME=FILE of each model or person: JSON lines {"prompt": …, "response": …}.', show_default=False
-    ),
-]
-
 
 def human_prepare(
-    answers: Answers,
+    answers: Annotated[
+        list[str],
+        typer.Argument(
+            help='NAME=FILE of each model or person: JSON lines {"prompt": …, "response": …}.', show_default=False
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the sheets and the key.")] = Path("human"),
     raters: Annotated[int, typer.Option(help="How many people rate.", min=1)] = 3,
     seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
@@ -30,9 +29,9 @@ def human_prepare(
     Example:
       hanmo eval human-prepare model=replies.jsonl person=references.jsonl --output human
     """
-    from hanmo.evaluation.human import prepare
+    from hanmo.evaluation.human import prepare, read_answers
 
-    for path in prepare(_answers(answers), output, raters, seed):
+    for path in prepare(read_answers(answers), output, raters, seed):
         print(path)
     note(f"{output / 'key.json'} says which answer is whose: keep it from the raters")
 
@@ -48,29 +47,10 @@ def human_score(
     Example:
       hanmo eval human-score human/rater1.csv human/rater2.csv
     """
-    from dataclasses import asdict
-
     from hanmo.evaluation.human import KEY, score
 
     result = score(sheets, key or sheets[0].parent / KEY)
     emit(asdict(result), as_json, _show)
-
-
-def _answers(given: list[str]) -> dict[str, dict[str, str]]:
-    from hanmo.errors import ConfigError, HanmoError
-    from hanmo.records import PromptResponse, iter_records
-
-    found: dict[str, dict[str, str]] = {}
-    for entry in given:
-        name, equals, path = entry.partition("=")
-        if not equals or name in found:
-            raise ConfigError(f"{entry!r}: expected NAME=FILE, every name once")
-        found[name] = {}
-        for record in iter_records(Path(path)):
-            if not isinstance(record, PromptResponse):
-                raise HanmoError(f'{record.where}: expected {{"prompt": …, "response": …}}')
-            found[name][record.prompt] = record.response
-    return found
 
 
 def _show(result: dict[str, Any]) -> None:

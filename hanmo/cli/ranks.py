@@ -1,4 +1,4 @@
-"""Commands that run in several processes, one for each part of a model: rank 0 reads and prints for all."""
+"""Commands that run in several processes; where each computes a part of the model, rank 0 reads and prints for all."""
 
 from __future__ import annotations
 
@@ -7,22 +7,54 @@ import sys
 from datetime import timedelta
 from io import TextIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from hanmo.cli.common import launch
 from hanmo.errors import ConfigError
 from hanmo.processes import main_process
 
 if TYPE_CHECKING:
     from hanmo.generation.settings import Settings
 
+Processes = Annotated[int, typer.Option("--nproc", help="Processes on this machine, e.g. one for each GPU.", min=1)]
 TensorParallel = Annotated[
     int | None,
     typer.Option(help="Cut the model into so many parts, each computed by a process on a device of its own.", min=1),
 ]
 OPTION = "--tensor-parallel"
+
+
+def start_processes(count: int) -> NoReturn:
+    """Run this command once more in ``count`` processes of this machine instead of this one, and end as they end."""
+    import logging
+
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say themselves what failed
+    arguments = without(sys.argv[1:], "--nproc")
+    parsed = run.parse_args(["--standalone", f"--nproc-per-node={count}", "-m", "hanmo", *arguments])
+    try:
+        run.run(parsed)
+    except ChildFailedError as error:
+        sys.exit(max(failure.exitcode for failure in error.failures.values()))
+    sys.exit(0)
+
+
+def without(arguments: list[str], *options: str) -> list[str]:
+    """Arguments less some options and their values."""
+    kept, skip = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if skip:
+            skip = False
+        elif name in options:
+            skip = not equals
+        else:
+            kept.append(argument)
+    return kept
 
 
 def ranks_of_this_run(wanted: int | None) -> int:
@@ -32,7 +64,7 @@ def ranks_of_this_run(wanted: int | None) -> int:
     """
     processes = int(os.environ.get("WORLD_SIZE", "0"))
     if wanted is not None and wanted > 1 and not processes:
-        launch(wanted, sys.argv[1:])
+        start_processes(wanted)
     if wanted is not None and processes and wanted != processes:
         raise ConfigError(f"{OPTION} {wanted}: torchrun has started {processes} processes; both must be the same")
     if not main_process():

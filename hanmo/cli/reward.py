@@ -9,19 +9,17 @@ from typing import Annotated
 import typer
 
 from hanmo.cli.common import Device, Dtype, Model, note
-from hanmo.files import json_text
-
-Limit = Annotated[int, typer.Option(help="Tokens of a row.", min=2)]
-Batch = Annotated[int, typer.Option(help="Answers scored at a time.", min=1)]
-Out = Annotated[Path | None, typer.Option(help="File for the results; default: standard output.")]
+from hanmo.errors import RecordError
+from hanmo.files import json_text, write_text
+from hanmo.records import Dialogue, iter_records
 
 
 def score(
     model: Model,
     file: Annotated[Path, typer.Argument(help="Records with responses, or with several answers.", show_default=False)],
-    out: Out = None,
-    limit: Limit = 512,
-    batch_size: Batch = 8,
+    out: Annotated[Path | None, typer.Option(help="File for the results; default: standard output.")] = None,
+    limit: Annotated[int, typer.Option(help="Tokens of a row.", min=2)] = 512,
+    batch_size: Annotated[int, typer.Option(help="Answers scored at a time.", min=1)] = 8,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
@@ -32,9 +30,6 @@ def score(
     Example: hanmo reward score runs/reward/model data/replies.jsonl --out scores.jsonl
     """
     from hanmo.checkpoints import open_model
-    from hanmo.errors import RecordError
-    from hanmo.files import write_text
-    from hanmo.records import Dialogue, iter_records
     from hanmo.training.rl.rewards import score_records, with_answers
 
     answers = [answer for record in iter_records(file) for answer in with_answers(record)]

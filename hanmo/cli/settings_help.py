@@ -1,10 +1,7 @@
 """The settings of a dataclass, read from its source, so that ``hanmo train STAGE --help`` imports no torch.
 
 A setting is described in the ``Attributes:`` section of its class or of a base, or else by a comment at the end of its
-line. A unit or the paper's symbol may end the description in brackets:
-
-    beta: weight of the KL penalty. [β]
-    limit: the longest row. [tokens]
+line. A unit or the paper's symbol may end the description in brackets, e.g. "limit: the longest row. [tokens]".
 """
 
 from __future__ import annotations
@@ -29,9 +26,7 @@ class Setting:
     """One field of a dataclass of settings.
 
     Attributes:
-        name: the key.
-        meaning: its description; empty if there is none.
-        unit: the unit or the paper's symbol; empty if the description names none.
+        unit: the unit or the paper's symbol; empty, like ``meaning``, where none is given.
         type: the values that it accepts.
         default: as YAML; None if it must be given.
         nested: the class whose settings the mapping holds, as a dotted path; None if it is no such mapping.
@@ -76,8 +71,9 @@ class StageCommand(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         super().format_epilog(ctx, formatter)
+        settings = stage_settings(self.name or "")
         with formatter.section("Settings (KEY=VALUE; docs/settings.md has them in tables)"):
-            formatter.write_dl([(label(setting), description(setting)) for setting in stage_settings(self.name or "")])
+            formatter.write_dl([(label(setting), description(setting)) for setting in settings])
 
 
 def label(setting: Setting) -> str:
@@ -86,7 +82,7 @@ def label(setting: Setting) -> str:
 
 
 def description(setting: Setting) -> str:
-    """Everything else about a setting, as plain text."""
+    """What the help tells about a setting, besides its name and default."""
     kind = setting.type
     if setting.nested is not None:
         names = ", ".join(inner.name for inner in read_settings(setting.nested))

@@ -4,67 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import (
-    Json,
-    Model,
-    Opening,
-    Processes,
-    Published,
-    emit,
-    exclusive_output,
-    grouped,
-    note,
-    start_processes,
-)
-from hanmo.cli.eval import First, answers_folder, origin, print_table, progress_bar
-from hanmo.processes import main_process
+from hanmo.cli.common import Json, Model, Opening, Published, emit, grouped, note
+from hanmo.cli.eval import First, Run, origin, print_table, progress_bar
 
 if TYPE_CHECKING:
     from hanmo.evaluation.results.result import Result
     from hanmo.evaluation.suites.suite import Suite
 
 ClueFolder = Annotated[Path, typer.Option(help="Folder of CLUE's files: one folder per task, as CLUE publishes them.")]
-ClueTasks = Annotated[str, typer.Option(help="Names of tasks, separated by commas; default: all ten.")]
-ClueShots = Annotated[int, typer.Option(help="Examples in the prompt, from the training split.", min=0)]
-ClueLimit = Annotated[
-    int | None, typer.Option(help="Most tokens of a question; default 1024, or 512 as published.", min=64)
-]
-ClueChoices = Annotated[
-    int | None, typer.Option(help="Offer so many candidates where there are more (the original: 4).", min=2)
-]
-Candidates = Annotated[
-    Path | None, typer.Option(help="With --published: JSON file of the original's wrong labels for IFLYTEK and TNEWS.")
-]
-
-Kind = Annotated[str, typer.Option(help="ceval, cmmlu or mmlu.", show_default=False)]
-ExamFolder = Annotated[
-    Path, typer.Option(help="Folder of the CSV files, as the authors publish it.", show_default=False)
-]
-Subjects = Annotated[str, typer.Option(help="Names of subjects, separated by commas; default: all.")]
-Split = Annotated[str | None, typer.Option(help="val or test; default: val for C-Eval, test for the others.")]
-ExamShots = Annotated[int, typer.Option(help="Examples in the prompt, the first of the dev split.", min=0, max=5)]
 Chat = Annotated[bool, typer.Option("--chat", help="Ask in the model's chat template instead of running text.")]
 Cot = Annotated[bool, typer.Option("--cot", help="With --published: examples explain their answers (C-Eval).")]
-ExamLimit = Annotated[
-    int | None, typer.Option(help="Most tokens of a question; default 4096, or 1280 as published.", min=64)
-]
-
-Files = Annotated[list[Path], typer.Argument(help="YAML files, one for each task.", show_default=False)]
-TaskShots = Annotated[int, typer.Option(help="Examples in the prompt, from the task's train file.", min=0)]
-TaskChoices = Annotated[int | None, typer.Option(help="Offer so many candidates where there are more.", min=2)]
-TaskLimit = Annotated[int | None, typer.Option(help="Most tokens of a question; default 1024.", min=64)]
-
 Seed = Annotated[int | None, typer.Option(help="Of the draw of examples and candidates; default: 0.")]
 Budget = Annotated[
     int | None, typer.Option(help="Tokens in memory at the same time; halved when memory runs out.", min=1)
 ]
-Output = Annotated[Path | None, typer.Option(help="Folder for results, the report, and the answers so far.")]
 Written = Annotated[
     Path, typer.Argument(help="results.json of hanmo eval clue, exam or task, or its folder.", show_default=False)
 ]
@@ -85,13 +44,20 @@ class Clue:
     """
 
     data: ClueFolder = Path("clue")
-    tasks: ClueTasks = ""
-    shots: ClueShots = 0
+    tasks: Annotated[str, typer.Option(help="Names of tasks, separated by commas; default: all ten.")] = ""
+    shots: Annotated[int, typer.Option(help="Examples in the prompt, from the training split.", min=0)] = 0
     published: Published = False
-    candidates: Candidates = None
-    choices: ClueChoices = None
+    candidates: Annotated[
+        Path | None,
+        typer.Option(help="With --published: JSON file of the original's wrong labels for IFLYTEK and TNEWS."),
+    ] = None
+    choices: Annotated[
+        int | None, typer.Option(help="Offer so many candidates where there are more (the original: 4).", min=2)
+    ] = None
     first: First = None
-    limit: ClueLimit = None
+    limit: Annotated[
+        int | None, typer.Option(help="Most tokens of a question; default 1024, or 512 as published.", min=64)
+    ] = None
     seed: Seed = None
     budget: Budget = None
 
@@ -115,16 +81,18 @@ class Exam:
       hanmo eval exam Qwen3-0.6B --kind ceval --data ceval --split test --output results
     """
 
-    kind: Kind
-    data: ExamFolder
-    subjects: Subjects = ""
-    split: Split = None
-    shots: ExamShots = 0
+    kind: Annotated[str, typer.Option(help="ceval, cmmlu or mmlu.", show_default=False)]
+    data: Annotated[Path, typer.Option(help="Folder of the CSV files, as the authors publish it.", show_default=False)]
+    subjects: Annotated[str, typer.Option(help="Names of subjects, separated by commas; default: all.")] = ""
+    split: Annotated[str | None, typer.Option(help="val or test; default: val for C-Eval, test for the others.")] = None
+    shots: Annotated[int, typer.Option(help="Examples in the prompt, the first of the dev split.", min=0, max=5)] = 0
     chat: Chat = False
     published: Published = False
     cot: Cot = False
     first: First = None
-    limit: ExamLimit = None
+    limit: Annotated[
+        int | None, typer.Option(help="Most tokens of a question; default 4096, or 1280 as published.", min=64)
+    ] = None
     budget: Budget = None
 
     def suite(self) -> Suite:
@@ -145,12 +113,12 @@ class Task:
       hanmo eval task Qwen3-0.6B reviews.yaml quiz.yaml --shots 4 --chat
     """
 
-    files: Files
-    shots: TaskShots = 0
+    files: Annotated[list[Path], typer.Argument(help="YAML files, one for each task.", show_default=False)]
+    shots: Annotated[int, typer.Option(help="Examples in the prompt, from the task's train file.", min=0)] = 0
     chat: Chat = False
-    choices: TaskChoices = None
+    choices: Annotated[int | None, typer.Option(help="Offer so many candidates where there are more.", min=2)] = None
     first: First = None
-    limit: TaskLimit = None
+    limit: Annotated[int | None, typer.Option(help="Most tokens of a question; default 1024.", min=64)] = None
     seed: Seed = None
     budget: Budget = None
 
@@ -163,33 +131,24 @@ class Task:
 def _suite_command(kind: type[Clue] | type[Exam] | type[Task]) -> Callable[..., None]:
     """The command that evaluates a suite; the fields of ``kind`` are its arguments and options."""
 
-    def command(
-        model: Model, chosen: Any, opening: Opening, output: Output = None, as_json: Json = False, nproc: Processes = 1
-    ) -> None:
-        if nproc > 1:
-            start_processes(nproc)
-        from hanmo.evaluation.engine.distributed import joined
-        from hanmo.evaluation.results.page import write_result
-        from hanmo.evaluation.suites.runner import evaluate
-        from hanmo.evaluation.suites.suite import Options
+    def command(model: Model, chosen: Any, opening: Opening, run: Run) -> None:
+        with run.joined():
+            from hanmo.evaluation.results.page import write_result
+            from hanmo.evaluation.suites.runner import evaluate
+            from hanmo.evaluation.suites.suite import Options
 
-        suite = chosen.suite()
-        given = {one.name: getattr(chosen, one.name) for one in fields(Options) if hasattr(chosen, one.name)}
-        options = Options(**given)
-        suite.protocol(options)  # a mistake is found before the model is opened
-        opened = opening.open(model)
-        with joined():
+            suite = chosen.suite()
+            given = {one.name: getattr(chosen, one.name) for one in fields(Options) if hasattr(chosen, one.name)}
+            options = Options(**given)
+            suite.protocol(options)  # a mistake is found before the model is opened
+            opened = opening.open(model)
             with progress_bar() as watch:
-                result = evaluate(opened, suite, options, answers_folder(output, suite.name), watch)
-            if not main_process():
-                return
-        if output is not None:
-            note(f"written to {output}: {', '.join(write_result(result, output))}")
-        emit(result.as_dict(), as_json, lambda _: _show_result(result))
+                result = evaluate(opened, suite, options, run.answers(suite.name), watch)
+            run.finish(result, lambda folder: write_result(result, folder), lambda _: _show_result(result))
 
     command.__doc__ = kind.__doc__
     command.__annotations__["chosen"] = kind
-    return grouped(exclusive_output(command))
+    return grouped(command)
 
 
 clue = _suite_command(Clue)
@@ -204,8 +163,6 @@ def compare(first: Written, second: Written, as_json: Json = False) -> None:
     Example:
       hanmo eval compare before/results.json after/results.json
     """
-    from dataclasses import asdict
-
     from hanmo.evaluation.results.result import compare_results, read_result
 
     one, other = read_result(first), read_result(second)

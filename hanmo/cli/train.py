@@ -13,48 +13,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Json, Processes, emit, note, results_only, split_settings, start_processes, without
-from hanmo.cli.ranks import TensorParallel, ranks_of_this_run
+from hanmo.cli.common import Json, emit, note, results_only, split_settings
+from hanmo.cli.ranks import Processes, TensorParallel, ranks_of_this_run, start_processes, without
 from hanmo.processes import main_process
 
 if TYPE_CHECKING:
     from hanmo.training.lifecycle import Stage
-
-Model = Annotated[str, typer.Argument(help="A model, or init:SIZE for random weights.", show_default=False)]
-Data = Annotated[str, typer.Argument(help="Folder with train.* and valid.*, or a training file.", show_default=False)]
-Rest = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[OUT] [KEY=VALUE]...", help="The run's folder, and settings to change.", show_default=False
-    ),
-]
-File = Annotated[Path | None, typer.Option("--config", help="Settings as YAML.")]
-Preset = Annotated[
-    str | None, typer.Option(help="Preset of the model's family; none for none. [default: published, if there is one]")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the settings and what a step needs on this machine, and stop.")
-]
-Hosts = Annotated[
-    Path | None,
-    typer.Option("--hostfile", help="Print the command for each machine of a DeepSpeed hostfile, and stop."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")]
 
 
 def stage_command(name: str) -> Callable[..., None]:
     """The command of a stage; its help is the docstring of the stage's module, which is read without an import."""
 
     def command(
-        model: Model,
-        data: Data,
-        rest: Rest = None,
-        config: File = None,
-        preset: Preset = None,
-        dry_run: DryRun = False,
-        resume: Resume = False,
+        model: Annotated[str, typer.Argument(help="A model, or init:SIZE for random weights.", show_default=False)],
+        data: Annotated[
+            str, typer.Argument(help="Folder with train.* and valid.*, or a training file.", show_default=False)
+        ],
+        rest: Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[OUT] [KEY=VALUE]...", help="The run's folder, and settings to change.", show_default=False
+            ),
+        ] = None,
+        config: Annotated[Path | None, typer.Option("--config", help="Settings as YAML.")] = None,
+        preset: Annotated[
+            str | None,
+            typer.Option(help="Preset of the model's family; none for none. [default: published, if there is one]"),
+        ] = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Print the settings and what a step needs on this machine, and stop.")
+        ] = False,
+        resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")] = False,
         nproc: Processes = 1,
-        hostfile: Hosts = None,
+        hostfile: Annotated[
+            Path | None,
+            typer.Option("--hostfile", help="Print the command for each machine of a DeepSpeed hostfile, and stop."),
+        ] = None,
         tensor_parallel: TensorParallel = None,
         as_json: Json = False,
     ) -> None:
@@ -63,11 +57,18 @@ def stage_command(name: str) -> Callable[..., None]:
             return
         if nproc > 1:
             start_processes(nproc)
-        given = rest or []
+        given = list(rest or [])
         if tensor_parallel is not None:
             ranks_of_this_run(tensor_parallel)
-            given = [*given, f"tensor_parallel={tensor_parallel}"]
-        _train(name, model, data, given, config, preset, dry_run, resume, as_json)
+            given.append(f"tensor_parallel={tensor_parallel}")
+        from hanmo.training.stages import load_stage
+
+        stage = load_stage(name)
+        settings = read_settings(stage, model, data, given, config, preset)
+        if dry_run:
+            _measure(stage, settings, as_json)
+        else:
+            _run(stage, settings, resume, as_json)
 
     spec = find_spec(f"hanmo.training.stages.{name}")
     assert spec is not None and spec.origin is not None
@@ -83,23 +84,18 @@ def _print_launch_lines(hostfile: Path) -> None:
         print(f"{host}: {shlex.join(line)}")
 
 
-def _train(
-    name: str, model: str, data: str, rest: list[str], file: Path | None, preset: str | None, dry: bool, resume: bool,
-    as_json: bool,
-) -> None:  # fmt: skip
-    from hanmo.training.lifecycle import dry_run, run_stage
-    from hanmo.training.stages import load_stage
+def _measure(stage: Stage, settings: Any, as_json: bool) -> None:
+    from hanmo.training.lifecycle import dry_run
 
-    stage = load_stage(name)
-    settings = read_settings(stage, model, data, rest, file, preset)
-    if dry:
-        with results_only():
-            needs = dry_run(stage, settings)
-        if main_process():
-            emit(needs, as_json, _show_dry_run)
-        return
     with results_only():
-        outcome = run_stage(stage, settings, resume)
+        needs = dry_run(stage, settings)
+    if main_process():
+        emit(needs, as_json, _show_dry_run)
+
+
+def _run(stage: Stage, settings: Any, resume: bool, as_json: bool) -> None:
+    with results_only():
+        outcome = stage(settings, resume)
     if main_process():
         emit(outcome.__dict__, as_json, lambda result: _show_outcome(stage, result))
     if outcome.signal is not None:

@@ -90,13 +90,14 @@ class DialogueResult:
             "notes": self.notes,
         }
 
-    def write(self, folder: str | Path) -> None:
-        """Write results.json, generations.jsonl and report.html."""
+    def write(self, folder: str | Path) -> list[str]:
+        """Write results.json, generations.jsonl and report.html; returns their names."""
         folder = Path(folder)
         lines = (json_text(asdict(sample)) for sample in self.samples)
         write_text(folder / "generations.jsonl", "".join(f"{line}\n" for line in lines))
         write_text(folder / "results.json", json_text(self.as_dict(), indent=2) + "\n")
         self.page().write(folder / "report.html")
+        return ["results.json", "generations.jsonl", "report.html"]
 
     def page(self, samples: int = 20) -> Page:
         """A page with the tables, the settings behind them, and the first samples."""

@@ -18,9 +18,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from hanmo.errors import HanmoError, RecordError
+from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.results.statistics import interval
 from hanmo.files import json_text, write_text
+from hanmo.records import PromptResponse, iter_records
 from hanmo.report.page import render
 
 RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}
@@ -54,6 +55,21 @@ class HumanResult:
     agreement: dict[str, float | None]
     raters: list[str]
     answers: int
+
+
+def read_answers(given: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The answer to each question, by system, from NAME=FILE of each: records with prompt and response."""
+    found: dict[str, dict[str, str]] = {}
+    for entry in given:
+        name, equals, path = entry.partition("=")
+        if not equals or name in found:
+            raise ConfigError(f"{entry!r}: expected NAME=FILE, every name once")
+        found[name] = {}
+        for record in iter_records(path):
+            if not isinstance(record, PromptResponse):
+                raise HanmoError(f'{record.where}: expected {{"prompt": …, "response": …}}')
+            found[name][record.prompt] = record.response
+    return found
 
 
 def prepare(answers: Mapping[str, Mapping[str, str]], folder: str | Path, raters: int = 3, seed: int = 0) -> list[Path]:

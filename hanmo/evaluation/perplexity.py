@@ -95,12 +95,13 @@ class PerplexityResult:
             "cut": sum(record.cut for record in self.records),
         }
 
-    def write(self, folder: str | Path) -> None:
-        """Write results.json and records.jsonl, the score of every record."""
+    def write(self, folder: str | Path) -> list[str]:
+        """Write results.json and records.jsonl, the score of every record; returns their names."""
         folder = Path(folder)
         lines = (json_text(asdict(record)) for record in self.records)
         write_text(folder / "records.jsonl", "".join(f"{line}\n" for line in lines))
         write_text(folder / "results.json", json_text(self.as_dict(), indent=2) + "\n")
+        return ["results.json", "records.jsonl"]
 
 
 def evaluate(

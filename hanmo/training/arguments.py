@@ -1,10 +1,11 @@
-"""Settings of transformers' Trainer: our defaults, DeepSpeed files, and the learning rate's schedule."""
+"""Settings of transformers' Trainer: our defaults, and DeepSpeed configurations of any age brought up to date."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,7 @@ from transformers import TrainingArguments
 
 from hanmo.errors import ConfigError, quoted
 from hanmo.processes import main_process, process_count
-from hanmo.training.deepspeed import translate_deepspeed
-from hanmo.training.schedules import Schedule, factor, published_warmup
 
-RateFactor = Callable[[int, int], float]  # (step, steps) -> factor of the peak learning rate
 DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_total_limit": 2,
@@ -41,21 +39,6 @@ def default_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
     return merged
 
 
-def read_deepspeed(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings with a DeepSpeed file read and brought up to date; it decides what no other setting gives."""
-    file = given.get("deepspeed")
-    if not isinstance(file, str):
-        return given
-    try:
-        config, decided, notices = translate_deepspeed(json.loads(Path(file).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"trainer.deepspeed: {file}: {error}") from None
-    if main_process():
-        for notice in notices:
-            print(f"hanmo: {file}: {notice}", file=sys.stderr)
-    return {**decided, **given, "deepspeed": config}
-
-
 def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:
     """transformers' settings object of a run in this folder."""
     # accelerate takes several processes without a device for a single one, unless it is told to use the CPU.
@@ -76,24 +59,73 @@ def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:
 def _by_new_names(merged: dict[str, Any]) -> dict[str, Any]:
     """Activation checkpointing under the name that the installed transformers wants; up to 5.22 it was "gradient_"."""
     known = {field.name for field in fields(TrainingArguments)}
-    named = {}
-    for key, value in merged.items():
-        new = key.replace("gradient_checkpointing", "activation_checkpointing")
-        named[new if new in known else key] = value
-    return named
+    new = {key: key.replace("gradient_checkpointing", "activation_checkpointing") for key in merged}
+    return {new[key] if new[key] in known else key: value for key, value in merged.items()}
 
 
-def rate_factor(schedule: Schedule | None, args: TrainingArguments, published: bool) -> RateFactor | None:
-    """The learning rate's factor; None leaves it to transformers.
+# DeepSpeed
 
-    Published, "linear" and "cosine" fall over the run's batches before accumulation, so that with accumulation they
-    do not reach their end.
-    """
-    if schedule is None:
-        return None
+# old key of the zero_optimization section -> its new one
+_RENAMED = {
+    "stage3_gather_fp16_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save",
+    "allgather_size": "allgather_bucket_size",
+}
+_DROPPED = ("disable_allgather", "legacy_stage1", "elastic_checkpoint_legacy")
+_OURS = {  # what transformers' Trainer has a setting for; both must agree, so ours decides
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "max_grad_norm",
+}
 
-    def at(step: int, steps: int) -> float:
-        warmup = args.warmup_steps if args.warmup_steps >= 1 else published_warmup(args.warmup_steps, steps)
-        return factor(schedule, step, warmup, steps * args.gradient_accumulation_steps if published else steps)
 
-    return at
+def read_deepspeed(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings with a DeepSpeed file read and brought up to date; it decides what no other setting gives."""
+    file = given.get("deepspeed")
+    if not isinstance(file, str):
+        return given
+    try:
+        config, decided, notices = translate_deepspeed(json.loads(Path(file).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"trainer.deepspeed: {file}: {error}") from None
+    if main_process():
+        for notice in notices:
+            print(f"hanmo: {file}: {notice}", file=sys.stderr)
+    return {**decided, **given, "deepspeed": config}
+
+
+def translate_deepspeed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """A DeepSpeed configuration as today's, the settings of the trainer that it decides, a notice for each change."""
+    config: dict[str, Any] = deepcopy(dict(given))
+    notices, settings = [], {}
+    zero = config.get("zero_optimization", {})
+    if isinstance(zero, bool):
+        zero = config["zero_optimization"] = {"stage": int(zero)}
+        notices.append(f"zero_optimization: {str(bool(zero['stage'])).lower()} is now a stage: {zero['stage']}")
+    for old, device in (("cpu_offload", "offload_optimizer"), ("cpu_offload_params", "offload_param")):
+        if old in zero:
+            wanted = zero.pop(old)
+            if wanted and device not in zero:
+                zero[device] = {"device": "cpu", "pin_memory": bool(zero.get("cpu_offload_use_pin_memory", False))}
+            notices.append(f"zero_optimization.{old} is now {device}" + ("" if wanted else ", which is left out"))
+    zero.pop("cpu_offload_use_pin_memory", None)
+    for old, new in _RENAMED.items():
+        if old in zero:
+            zero.setdefault(new, zero.pop(old))
+            notices.append(f"zero_optimization.{old} is now {new}")
+    for old in _DROPPED:
+        if old in zero:
+            del zero[old]
+            notices.append(f"zero_optimization.{old} has no meaning any more and is left out")
+    for theirs, ours in _OURS.items():
+        config.setdefault(theirs, "auto")  # DeepSpeed's own defaults are none, 1 and no clipping
+        if config[theirs] != "auto":
+            settings[ours] = config[theirs]
+            config[theirs] = "auto"
+            notices.append(f"{theirs} is given by trainer.{ours}={settings[ours]}")
+    if config.get("train_batch_size", "auto") != "auto":
+        config["train_batch_size"] = "auto"
+        notices.append("train_batch_size follows from the batch of a process, the accumulation and the processes")
+    for precision in ("fp16", "bf16"):
+        if (section := config.get(precision)) and section.get("enabled", "auto") != "auto":
+            settings[precision] = bool(section["enabled"])
+    return config, settings, notices

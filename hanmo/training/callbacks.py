@@ -24,22 +24,18 @@ LINES = 100  # most lines of progress of a run, beside those of evaluations
 
 
 class MetricsFile(TrainerCallback):
-    """Appends what is logged to a file, one JSON object a line; a resumed run continues where its checkpoint stood.
-
-    The last step is logged too, so that a run shorter than ``logging_steps`` has a loss to report.
-    """
+    """Appends what is logged to a file, one JSON object a line; a resumed run continues where its checkpoint stood."""
 
     def __init__(self, path: Path):
         self.path = path
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **rest: Any) -> None:
         if state.is_world_process_zero:
             kept = [entry for entry in read_metrics(self.path) if entry["step"] <= state.global_step]
             write_text(self.path, "".join(json_text(or_null(entry)) + "\n" for entry in kept))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        # A run shorter than ``logging_steps`` has a loss to report too.
         if state.global_step >= state.max_steps and args.logging_strategy != "no":
             control.should_log = True
 
@@ -51,10 +47,7 @@ class MetricsFile(TrainerCallback):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics file; none if there is no file. A last line cut off by a kill is left out.
-
-    A number that was not finite is null in the file and NaN here.
-    """
+    """The entries of a metrics file, without a last line cut off by a kill; a number that is not finite is NaN here."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -67,21 +60,17 @@ class StopOnSignal(TrainerCallback):
 
     A signal that the caller ignores stays ignored: a shell script ignores SIGINT for runs in the background, because a
     Ctrl-C at its terminal is not meant for them.
-
-    ``signal`` is the number of the signal that stopped the run, None if none did.
     """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.signal: int | None = None  # the number of the signal that stopped the run
         self._before: dict[int, Any] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **rest: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            caught = [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) != signal.SIG_IGN]
-            for number in caught:
-                self._before[number] = signal.signal(number, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
 
     def restore(self) -> None:
         """Put back the handlers that were there before."""
@@ -94,7 +83,11 @@ class StopOnSignal(TrainerCallback):
         self.restore()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
-        if self._stopped(args):
+        if args.world_size > 1:  # all processes must stop after the same step
+            numbers = torch.tensor(self.signal or 0, device=args.device)
+            torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+            self.signal = int(numbers) or None
+        if self.signal is not None:
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
@@ -102,24 +95,12 @@ class StopOnSignal(TrainerCallback):
         if self.signal is not None and not float(state.epoch or 0).is_integer():
             control.should_evaluate = control.should_save = False
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.restore()
-
-    def _stopped(self, args: TrainingArguments) -> bool:
-        """Whether any process has been told to stop: all must stop after the same step."""
-        if args.world_size > 1:
-            numbers = torch.tensor(self.signal or 0, device=args.device)
-            torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
-            self.signal = int(numbers) or None
-        return self.signal is not None
 
 
 class Progress(TrainerCallback):
-    """A bar with the latest figures on standard error; where that is no terminal, at most ``LINES`` lines of them.
-
-    Args:
-        names: of the figures, as they are logged.
-    """
+    """A bar with the latest figures on standard error; where that is no terminal, at most ``LINES`` lines of them."""
 
     def __init__(self, names: Sequence[str] = ("loss", "eval_loss")):
         self._names = names
@@ -127,9 +108,7 @@ class Progress(TrainerCallback):
         self._shown: dict[str, str] = {}
         self._start, self._first, self._printed = 0.0, 0, 0  # time and step of the beginning; step of the last line
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **rest: Any) -> None:
         if state.is_world_process_zero:
             self._start, self._first, self._printed = time.monotonic(), state.global_step, -state.max_steps
             self._bar = tqdm(
@@ -153,15 +132,12 @@ class Progress(TrainerCallback):
         due = step - self._printed >= steps / LINES or step >= steps or any(name.startswith("eval_") for name in new)
         if new and due:
             self._printed = step
-            figures = ", ".join(f"{name} {value}" for name, value in new.items())
-            print(f"step {step}/{steps}: {figures}{self._time_left(step, steps)}", file=sys.stderr)
+            figures = [f"{name} {value}" for name, value in new.items()]
+            if self._first < step < steps:
+                seconds = (time.monotonic() - self._start) / (step - self._first) * (steps - step)
+                figures.append(f"{timedelta(seconds=round(seconds))} left")
+            print(f"step {step}/{steps}: {', '.join(figures)}", file=sys.stderr)
 
-    def _time_left(self, step: int, steps: int) -> str:
-        if not self._first < step < steps:
-            return ""
-        seconds = (time.monotonic() - self._start) / (step - self._first) * (steps - step)
-        return f", {timedelta(seconds=round(seconds))} left"
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -32,9 +32,8 @@ def find_files(data: str, valid: str | None) -> tuple[Path, Path | None]:
 
 
 def _only(folder: Path, stems: tuple[str, ...]) -> Path | None:
-    suffixes = [end + zipped for end in (".txt", ".jsonl", ".json") for zipped in ("", ".gz")]
-    candidates = [folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes]
-    found = [path for path in candidates if path.exists()]
+    ends = [kind + zipped for kind in (".txt", ".jsonl", ".json") for zipped in ("", ".gz")]
+    found = [path for stem in stems for end in ends if (path := folder / f"{stem}{end}").exists()]
     if len(found) > 1:
         raise ConfigError(f"data: {folder} has {' and '.join(path.name for path in found)}; name the file you mean")
     return found[0] if found else None
@@ -42,17 +41,12 @@ def _only(folder: Path, stems: tuple[str, ...]) -> Path | None:
 
 @dataclass(frozen=True)
 class DataFiles:
-    """The training and the validation file of a run.
-
-    Attributes:
-        skip_bad: bad records are listed in the rejects instead of stopping the run.
-        bars: show progress bars, on a terminal.
-    """
+    """The training and the validation file of a run."""
 
     train: Path
     valid: Path | None
-    skip_bad: bool = False
-    bars: bool = True
+    skip_bad: bool = False  # bad records are listed in the rejects instead of stopping the run
+    bars: bool = True  # show progress, on a terminal
 
     def read(self, make: Callable[[Path, Rejects], D]) -> tuple[D, D | None, Rejects]:
         """The data sets that ``make`` makes of both files; of several processes of a machine, one reads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import re
 import shutil
 import stat
 import tempfile
@@ -21,37 +22,29 @@ POLL = 0.2  # seconds
 
 
 def read_hostfile(path: str | Path) -> dict[str, int]:
-    """Machines and how many processes each runs, from a hostfile as DeepSpeed reads it: ``name slots=8`` a line.
-
-    Raises:
-        ConfigError: a line of another form, a machine named twice, no machine.
-    """
+    """Machines and how many processes each runs, from a hostfile as DeepSpeed reads it: ``name slots=8`` a line."""
     hosts: dict[str, int] = {}
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].split()
-        if not words:
+        text = line.partition("#")[0].strip()
+        if not text:
             continue
-        key, _, slots = words[-1].partition("=")
-        if len(words) != 2 or key != "slots" or not slots.isdecimal() or not int(slots):
+        found = re.fullmatch(r"(\S+)\s+slots=(0*[1-9]\d*)", text)
+        if not found:
             raise ConfigError(f"{path}:{number}: expected 'name slots=8', found {line.strip()!r}")
-        if words[0] in hosts:
-            raise ConfigError(f"{path}:{number}: {words[0]} is named twice")
-        hosts[words[0]] = int(slots)
+        if found[1] in hosts:
+            raise ConfigError(f"{path}:{number}: {found[1]} is named twice")
+        hosts[found[1]] = int(found[2])
     if not hosts:
         raise ConfigError(f"{path}: names no machine")
     return hosts
 
 
-def launch_lines(hosts: Mapping[str, int], arguments: Sequence[str], port: int = 29500) -> dict[str, list[str]]:
-    """For each machine the torchrun command to start there; the first machine is where they meet.
-
-    Raises:
-        ConfigError: the machines have different numbers of processes, which torchrun does not start.
-    """
+def launch_lines(hosts: Mapping[str, int], arguments: Sequence[str]) -> dict[str, list[str]]:
+    """For each machine the torchrun command to start there; the first machine is where they meet."""
     counts = set(hosts.values())
     if len(counts) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in hosts.items())
@@ -60,7 +53,7 @@ def launch_lines(hosts: Mapping[str, int], arguments: Sequence[str], port: int =
     return {
         name: [
             "torchrun", f"--nnodes={len(hosts)}", f"--node_rank={rank}", f"--nproc_per_node={processes}",
-            f"--master_addr={first}", f"--master_port={port}", "-m", "hanmo", *arguments,
+            f"--master_addr={first}", "--master_port=29500", "-m", "hanmo", *arguments,
         ]
         for rank, name in enumerate(hosts)
     }  # fmt: skip
@@ -69,15 +62,11 @@ def launch_lines(hosts: Mapping[str, int], arguments: Sequence[str], port: int =
 def read_once(name: str, read: Callable[[], T]) -> T:
     """What ``read`` returns; of several processes of a machine one reads and the others take it from a file.
 
-    The others wait for the file, in no collective operation, so that nothing times out however long it takes. If the
+    They wait for the file ``name``, in no collective operation, so that nothing times out however long it takes. If the
     reader fails, whoever started the processes ends them all.
 
-    Args:
-        name: of what is read, as a file name.
-
     Raises:
-        ConfigError: the folder for it, in the temporary directory, is not this user's alone: a pickle of somebody
-            else's could do anything.
+        ConfigError: the temporary folder is not this user's alone; other users' pickles could do anything.
     """
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
         return read()
@@ -103,7 +92,7 @@ def read_once(name: str, read: Callable[[], T]) -> T:
 
 
 def _require_private(folder: Path) -> None:
-    """Check that a folder belongs to this user and that no other user can write to or read it."""
+    """ConfigError if the folder is not this user's, or if others can write to or read it."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         raise ConfigError(f"{folder}: expected a folder, found a link or a file; remove it")

@@ -1,7 +1,6 @@
 """The life cycle of a training run, the same for every stage: from settings to a model and a report, or to a dry run.
 
-A stage is data: what its settings are, how it makes a data set and a Trainer from them, and what it reports.
-``run_stage`` does everything else.
+A stage is data: its settings, how it makes data sets and a Trainer from them, what it reports; ``run_stage`` runs it.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import TrainerCallback, set_seed
 
 from hanmo.checkpoints import save_model
@@ -23,13 +24,12 @@ from hanmo.locks import holding_inside
 from hanmo.nn.tensor_parallel import is_cut
 from hanmo.records import Rejects
 from hanmo.report.page import Page, Point
-from hanmo.training.arguments import arguments, rate_factor
+from hanmo.training.arguments import arguments
 from hanmo.training.callbacks import Progress, read_metrics
-from hanmo.training.config import RunConfig
 from hanmo.training.data_files import DataFiles
-from hanmo.training.estimate import estimate
 from hanmo.training.opening import open_for_training
 from hanmo.training.run_folder import METRICS, begin, callbacks
+from hanmo.training.schedules import rate_factor
 from hanmo.training.trainable import checkpoint_layers
 from hanmo.training.trainer import RowTrainer
 
@@ -69,11 +69,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """A run after its last step, for the figures and the report of its stage.
-
-    Attributes:
-        stopped: by a signal, before its end.
-    """
+    """A run after its last step, for the figures and the report of its stage; ``stopped``: by a signal, before its end."""
 
     folder: Path
     config: Any
@@ -95,7 +91,6 @@ class Results:
     """The figures that a stage shows during a run, at its end, and in its report.
 
     Attributes:
-        outcome: the class of the result.
         figures: the fields of ``outcome`` that are the stage's own.
         sections: writes the stage's part of the report.
         learned: the figures printed at the end: (label, field of ``outcome`` before training or None, field after).
@@ -118,9 +113,7 @@ class Stage:
     Attributes:
         name: of the command and of the presets.
         title: of the report.
-        config: the class of the settings.
         build: makes data sets and a Trainer from the opened model, the settings and the data files.
-        results: the figures it shows and reports.
         then: commands that continue from the model, with {model} in place of its folder.
     """
 
@@ -131,28 +124,25 @@ class Stage:
     results: Results
     then: tuple[str, ...] = ()
 
-    def __call__(self, config: Any, resume: bool = False, show: TrainerCallback | None = None, **parts: Any) -> Any:
-        return run_stage(self, config, resume, show, **parts)
+    def __call__(self, config: Any, resume: bool = False, **others: Any) -> Any:
+        return run_stage(self, config, resume, **others)
 
 
 def run_stage(
     stage: Stage, config: Any, resume: bool = False, show: TrainerCallback | None = None, **parts: Any
 ) -> Any:
-    """Train to the end, or until a signal; ``training/run_folder.py`` describes the run's folder.
+    """Train to the end, or until a signal; returns the outcome. ``run_folder.py`` describes the run's folder.
 
     Args:
         show: shows the progress, in place of bars on standard error.
         parts: passed on to the stage's ``build``, e.g. the engine that makes a policy's replies.
-
-    Returns:
-        The stage's outcome.
 
     Raises:
         HanmoError: a setting, a file or a record is wrong, another run uses the folder, or training diverged.
     """
     start = time.monotonic()
     with holding_inside(config.out):
-        config, opened, ready = _prepare(stage, config, show is None, parts)
+        config, opened, ready = _prepare(stage, config, bars=show is None, **parts)
         folder = Path(config.out)
         checkpoint = begin(folder, config, resume)
         if ready.rejects:
@@ -167,16 +157,10 @@ def run_stage(
         finally:
             stop.restore()
         run = Run(folder, config, trainer, stopped=stop.signal is not None)
-        outcome = stage.results.outcome(
-            run=str(folder),
-            steps=trainer.state.global_step,
-            rows=len(ready.train),
-            rejected=len(ready.rejects),
-            seconds=round(time.monotonic() - start, 1),
-            signal=stop.signal,
-            **stage.results.figures(run),
-        )
-        if stop.signal is not None:
+        seconds, figures = round(time.monotonic() - start, 1), stage.results.figures(run)
+        counts = trainer.state.global_step, len(ready.train), len(ready.rejects)
+        outcome = stage.results.outcome(str(folder), *counts, seconds, stop.signal, **figures)
+        if run.stopped:
             return outcome
         trained, weights = trainer.final_model(ready.network)
         if trainer.is_world_process_zero() or is_cut(trained):
@@ -188,11 +172,11 @@ def run_stage(
 
 def dry_run(stage: Stage, config: Any) -> dict[str, Any]:
     """The resolved settings, the size of the data, and what a step needs on this machine; nothing is written."""
-    config, opened, ready = _prepare(stage, config, True, {})
+    config, opened, ready = _prepare(stage, config, bars=True)
     with TemporaryDirectory() as folder:  # transformers' Trainer makes its folder at once
         settings = {"disable_tqdm": True, **config.trainer, **ready.arguments, "report_to": "none"}
         args = arguments(Path(folder), settings)
-        needs = estimate(ready.trainer(ready.network, args, ready.train, ready.valid, None, []))
+        needs = _estimate(ready.trainer(ready.network, args, ready.train, ready.valid, None, []))
     return {
         "config": dump(config),
         "model": opened.source,
@@ -203,9 +187,61 @@ def dry_run(stage: Stage, config: Any) -> dict[str, Any]:
     }
 
 
-def _prepare(
-    stage: Stage, config: RunConfig, bars: bool, parts: dict[str, Any]
-) -> tuple[RunConfig, OpenedModel, Ready]:
+def _estimate(trainer: RowTrainer) -> dict[str, Any]:
+    """Parameters, memory in bytes and seconds of one optimizer step on this machine, without changing a weight.
+
+    ``activations`` is what the largest batch keeps for its backward pass; work space of single operations comes on
+    top. ``optimizer`` assumes two fp32 values per trained parameter, as Adam keeps. Of a policy, a round of replies is
+    drawn, whose seconds are spread over its steps.
+    """
+    network, args = trainer.model, trainer.args
+    assert isinstance(network, nn.Module)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    trained_count = sum(parameter.numel() for parameter in trained)
+    sizes = {
+        "weights": sum(parameter.nbytes for parameter in network.parameters()),
+        "gradients": sum(parameter.nbytes for parameter in trained),
+        "optimizer": 8 * trained_count,
+    }
+    batch, seconds_beside = trainer.measured_batch()
+    batch = trainer._prepare_inputs(batch)
+    if args.gradient_checkpointing:
+        checkpoint_layers(network, selective=False)  # as the trainer will before its first step
+    sizes["activations"], _ = _measure(trainer, network, batch)
+    _, seconds = _measure(trainer, network, batch)
+    steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "trained_parameters": trained_count,
+        "memory": {**sizes, "total": sum(sizes.values())},
+        "steps": steps,
+        "seconds_per_step": round(seconds * args.gradient_accumulation_steps + seconds_beside, 4),
+    }
+
+
+def _measure(trainer: RowTrainer, network: nn.Module, batch: dict[str, Any]) -> tuple[int, float]:
+    """Bytes kept for the backward pass, and seconds of both passes."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    network.train()
+    items = trainer._get_num_items_in_batch([batch], trainer.args.device)
+    start = time.perf_counter()
+    with saved_tensors_hooks(pack, lambda tensor: tensor), trainer.compute_loss_context_manager():
+        loss: Any = trainer.compute_loss(network, dict(batch), num_items_in_batch=items)
+    loss.backward()
+    seconds = time.perf_counter() - start + 0.0 * loss.item()  # item() waits for the device
+    network.zero_grad()
+    return sum(kept.values()), seconds
+
+
+def _prepare(stage: Stage, config: Any, bars: bool, **parts: Any) -> tuple[Any, OpenedModel, Ready]:
     """Everything that can be wrong, before anything is written."""
     train, valid = config.files()
     config = replace(config, trainer=config.trainer_settings(valid is not None))
@@ -219,15 +255,10 @@ def _prepare(
 def write_report(stage: Stage, run: Run, model: str, outcome: Outcome) -> None:
     """RUN/report.html: facts, the stage's own sections, and the settings."""
     settings = {name: getattr(run.config, name) for name in stage.results.facts}
+    shown = {name: ", ".join(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    reached = {name: value for name, value in asdict(outcome).items() if value is not None}
     page = Page(stage.title, model)
-    page.facts(
-        {
-            "model": model,
-            "data": run.config.data,
-            **{name: ", ".join(value) if isinstance(value, tuple) else value for name, value in settings.items()},
-            **{name: value for name, value in asdict(outcome).items() if value is not None},
-        }
-    )
+    page.facts({"model": model, "data": run.config.data, **shown, **reached})
     stage.results.sections(run, page)
     page.heading("Settings")
     with page.details("config.yaml"):

@@ -8,6 +8,7 @@ from typing import Any
 from hanmo import families
 from hanmo.checkpoints import open_model
 from hanmo.checkpoints.locate import locate
+from hanmo.checkpoints.originals.config_inference import size_names
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.base import Family, OpenedModel
 from hanmo.training.config import RunConfig
@@ -21,8 +22,8 @@ def open_for_training(config: RunConfig) -> OpenedModel:
     if model.startswith(NEW):
         if ranks > 1:
             raise ConfigError(f"tensor_parallel: {model} has no files to cut; train it for a step in one process first")
-        originals = (("size", config.size), ("config", config.original_config), ("rules", config.rules))
-        if given := [name for name, value in originals if value]:
+        originals = {"size": config.size, "config": config.original_config, "rules": config.rules}
+        if given := [name for name, value in originals.items() if value]:
             raise ConfigError(f"{model}: {' and '.join(given)} cannot be given for a new model")
         return new_model(model.removeprefix(NEW), config.shape, config.vocab)
     if config.shape:
@@ -35,13 +36,7 @@ def open_for_training(config: RunConfig) -> OpenedModel:
 
 
 def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedModel:
-    """A network of random weights.
-
-    Args:
-        size: a released size of any family.
-        shape: changes to the size's configuration, e.g. ``{"num_layers": 2}``.
-        vocab: the vocabulary file.
-    """
+    """A network of random weights: a released size of any family, with ``shape`` in place of its own configuration."""
     family, name = find_size(size)
     if vocab is None:
         raise ConfigError(f"{NEW}{size}: a new model needs a vocabulary: vocab=FILE")
@@ -59,15 +54,10 @@ def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedMode
 
 def find_size(size: str) -> tuple[type[Family], str]:
     """The family and the released size of a name or alias."""
-    names = {
-        alias.lower(): (family, name)
-        for family in families.ours()
-        for name, released in family.original_format.SIZES.items()
-        for alias in (name, *released.aliases)
-    }
-    if size.lower() not in names:
-        raise ConfigError(unknown("size", size, names))
-    return names[size.lower()]
+    for family in families.ours():
+        if name := size_names(family).get(size.lower()):
+            return family, name
+    raise ConfigError(unknown("size", size, [name for family in families.ours() for name in size_names(family)]))
 
 
 def family_name(model: str) -> str:

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments
 
 from hanmo.data.rows.pairs import PairCollator, PairDataset, make_pairs
 from hanmo.families.base import OpenedModel
-from hanmo.nn.row_model import RowOutput
 from hanmo.records import Rejects
 from hanmo.report.page import Page
 from hanmo.training.config import AlignmentConfig
@@ -55,13 +53,13 @@ RESULTS = Results(
 
 
 def read_pairs(
-    files: DataFiles, opened: OpenedModel, config: AlignmentConfig, closed: bool, published: bool
+    files: DataFiles, opened: OpenedModel, config: AlignmentConfig, feed_stop: bool, published: bool
 ) -> tuple[PairDataset, PairDataset | None, Rejects]:
-    """Training and validation pairs; see ``PairDataset`` and ``preferences`` for ``closed`` and ``published``."""
+    """Training and validation pairs; rows feed the stop token too for ``feed_stop``; see ``preferences``."""
 
     def pairs(file: Path, rejects: Rejects) -> PairDataset:
         records = files.records(file, rejects, reply="needed")
-        made = make_pairs(records, opened.family, config.limit, config.response_limit, closed, published, rejects)
+        made = make_pairs(records, opened.family, config.limit, config.response_limit, feed_stop, published, rejects)
         require_some(made, file, "no pair of answers to learn from", rejects)
         return made
 
@@ -69,62 +67,39 @@ def read_pairs(
 
 
 class PairTrainer(RowTrainer):
-    """Trains on pairs: a stage gives the losses and figures of each pair, this trainer the step around them.
+    """Trains on pairs: a stage gives the losses and figures of each pair.
 
-    The loss of an optimizer step is the mean over its pairs. Figures are logged as means over pairs; those of the
-    validation pairs are kept in ``evaluated``, (pairs,) each.
+    The loss of an optimizer step and the logged figures are means over pairs; ``evaluated`` keeps the figures of the
+    validation pairs, (pairs,) each.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        args: TrainingArguments,
-        train: PairDataset | None,
-        valid: PairDataset | None,
-        *others: Any,
-    ):
-        super().__init__(model, args, train, valid, *others)
-        self.data_collator = PairCollator(next((d.family.padding for d in (train, valid) if d is not None), {}))
+    collator = PairCollator
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
         self.evaluated: dict[str, Tensor] = {}
-        self._figures: list[dict[str, Tensor]] = []
 
     def pair_figures(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss`` and the other figures of each pair, (B,) each; only the loss has a graph."""
         raise NotImplementedError
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
-        if not batch_samples:
-            return None
-        total = torch.stack([batch["pair_weights"].sum() for batch in batch_samples]).sum().to(device)
-        return self.accelerator.gather(total).sum() if self._replicas > 1 else total
+    def weights_of(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["pair_weights"]
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         figures = self.pair_figures(model, inputs)
         weights_B = inputs["pair_weights"]
-        self._figures.append({"weight": weights_B, **{name: x.detach() * weights_B for name, x in figures.items()}})
+        self.add_figures(weights_B, **{name: x * weights_B for name, x in figures.items() if name != "loss"})
         total = weights_B.sum() if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes; the division is by the pairs of all of them.
         return (figures["loss"] * weights_B).sum() / total * self._replicas
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._figures:
-            sums = self.sums(self._figures)
-            logs |= {name: sums[name] / sums["weight"] for name in sums if name not in ("weight", "loss")}
-            self._figures = []
-        super().log(logs, *args, **kwargs)
-
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        batch = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            figures = self.pair_figures(model, batch)
+    def evaluated_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        figures = self.pair_figures(model, batch)
         self._columns = list(figures)
-        table = torch.stack(list(figures.values()), 1)
-        if self._replicas > 1:
-            table = self.accelerator.gather_for_metrics(table)
-        self._evaluated.append(table.cpu().double())  # some devices have no float64
-        return figures["loss"].mean(), None, None
+        return figures["loss"].mean(), torch.stack(list(figures.values()), 1)
 
     def evaluation_figures(self, table: Tensor) -> dict[str, float]:
         self.evaluated = dict(zip(self._columns, table.unbind(1), strict=True))
@@ -135,9 +110,3 @@ def row_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The part of a batch of pairs that the network takes."""
     beside = ("pair_weights", "margins", "ends", "parts_at", "row_ids", "references")
     return {name: tensor for name, tensor in batch.items() if name not in beside}
-
-
-def values_at(output: RowOutput, ends: Tensor) -> Tensor:
-    """The values of rows at these places, (B,)."""
-    assert output.value is not None, "the network has a value head"
-    return output.value.gather(1, ends[:, None])[:, 0]

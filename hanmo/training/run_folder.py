@@ -27,11 +27,7 @@ METRICS = "metrics.jsonl"
 
 
 def begin(folder: Path, config: Any, resume: bool) -> str | None:
-    """Make the run's folder and write its settings; returns the checkpoint to resume from.
-
-    Raises:
-        ConfigError: the folder holds a run already, or one with other settings.
-    """
+    """Write the settings to the run's folder, which may hold no other run; returns the checkpoint to resume from."""
     checkpoints = folder / "checkpoints"
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if (folder / "model").exists():

@@ -7,10 +7,28 @@ Source: the recorded specifications (EVA section 12, Transformer-XL section 8).
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Literal
+
+from transformers import TrainingArguments
 
 Schedule = Literal["noam", "linear", "cosine", "constant", "exponential"]
-SCHEDULES: tuple[str, ...] = get_args(Schedule)
+RateFactor = Callable[[int, int], float]  # (step, steps) -> factor of the peak learning rate
+
+
+def rate_factor(schedule: Schedule | None, args: TrainingArguments, published: bool) -> RateFactor | None:
+    """The factor of a run; None leaves the learning rate to transformers.
+
+    Published, "linear" and "cosine" fall over the run's batches, and with accumulation do not reach their end.
+    """
+    if schedule is None:
+        return None
+
+    def at(step: int, steps: int) -> float:
+        warmup = args.warmup_steps if args.warmup_steps >= 1 else published_warmup(args.warmup_steps, steps)
+        return factor(schedule, step, warmup, steps * args.gradient_accumulation_steps if published else steps)
+
+    return at
 
 
 def factor(
@@ -22,8 +40,7 @@ def factor(
         warmup: steps over which the rate rises from 0.
         decay: steps after the warm-up over which "linear" and "cosine" fall.
         floor: the factor that "cosine" falls to.
-        bounded: stay there when a run goes on longer than planned. Some originals do not: "linear" turns negative
-            and "cosine" rises again.
+        bounded: stay there when a run goes on. In some originals "linear" turns negative and "cosine" rises again.
     """
     if step <= warmup:
         rise = step / warmup if warmup else 1.0

@@ -1,7 +1,8 @@
-"""transformers' Trainer for networks that lie over several processes: cut by tensor parallelism, or sharded by FSDP2."""
+"""transformers' Trainer for networks that lie over several processes: cut by tensor parallelism or sharded by FSDP2."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,7 @@ import torch.distributed.checkpoint as dcp
 from accelerate import ParallelismConfig, PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.checkpoint import DefaultLoadPlanner
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import DefaultLoadPlanner, state_dict
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
@@ -39,8 +33,7 @@ class _ProcessorRanks(ParallelismConfig):
 class ShardedTrainer(Trainer):
     """transformers' Trainer, in which each process saves its shards of a network that lies over several.
 
-    transformers saves no optimizer of a cut network; with FSDP2 it cannot read back the states of parameters that never
-    had a gradient (EVA's roles, in data without them).
+    transformers itself saves no optimizer of a cut network, and of FSDP2 cannot read what never had a gradient.
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *others: Any, **named: Any):
@@ -66,9 +59,7 @@ class ShardedTrainer(Trainer):
         return is_cut(self.model) or self.accelerator.is_fsdp2
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        if not is_cut(self.model):
-            return super().training_step(model, inputs, num_items_in_batch)
-        with each_pass_alone(self.model):
+        with each_pass_alone(self.model) if is_cut(self.model) else nullcontext():
             return super().training_step(model, inputs, num_items_in_batch)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -79,10 +70,7 @@ class ShardedTrainer(Trainer):
         return optimizer
 
     def final_model(self, network: Any) -> tuple[Any, dict[str, Tensor] | None]:
-        """The network with its adapters merged, and all its weights if FSDP or ZeRO-3 left each process a share of them.
-
-        All processes call this; rank 0 saves the weights.
-        """
+        """The network without adapters, and its weights if FSDP or ZeRO-3 shares them out; all processes call this."""
         if self.is_fsdp_enabled:
             for module in network.modules():
                 if isinstance(module, FSDPModule):
@@ -107,7 +95,7 @@ class ShardedTrainer(Trainer):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         optimizer: Any = self.optimizer
         optimizer = None if self.args.save_only_model else optimizer.optimizer
-        save_shards(self.model, optimizer, Path(output_dir) / SHARDS)
+        dcp.save(_shards(self.model, optimizer), checkpoint_id=Path(output_dir) / SHARDS)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self._saves_shards:
@@ -118,7 +106,7 @@ class ShardedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._saves_shards:
-            load_shards(self.model, None, Path(resume_from_checkpoint) / SHARDS)
+            load_shards(self.model, None, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -128,29 +116,24 @@ class ShardedTrainer(Trainer):
             return
         optimizer: Any = self.optimizer
         assert self.lr_scheduler is not None
-        load_shards(self.model, optimizer.optimizer, Path(checkpoint) / SHARDS)
+        load_shards(self.model, optimizer.optimizer, checkpoint)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_best_model(self) -> None:
         if self._saves_shards:
-            load_shards(self.model, None, Path(str(self.state.best_model_checkpoint)) / SHARDS)
+            load_shards(self.model, None, str(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
 
 
-def save_shards(network: Any, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
-    """Write the trained weights and the optimizer's states, each rank its own; all ranks call this."""
-    dcp.save(_shards(network, optimizer), checkpoint_id=folder)
-
-
-def load_shards(network: Any, optimizer: torch.optim.Optimizer | None, folder: Path) -> None:
-    """Read the files of ``save_shards``, without an optimizer only the weights; all ranks call this."""
-    state = _shards(network, optimizer)
+def load_shards(network: Any, optimizer: torch.optim.Optimizer | None, checkpoint: str) -> None:
+    """Read what every process saved, without an optimizer only the weights; all processes call this."""
+    state, folder = _shards(network, optimizer), Path(checkpoint) / SHARDS
     dcp.load(state, checkpoint_id=folder, planner=DefaultLoadPlanner(allow_partial_load=True))
-    set_model_state_dict(network, state["network"], options=StateDictOptions(strict=False))
+    state_dict.set_model_state_dict(network, state["network"], options=state_dict.StateDictOptions(strict=False))
     if optimizer is None:
         return
-    set_optimizer_state_dict(network, optimizer, state["optimizer"], options=_BY_NAME)
+    state_dict.set_optimizer_state_dict(network, optimizer, state["optimizer"], options=_BY_NAME)
     stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     for name, parameter in network.named_parameters():
         # A parameter that never had a gradient has no state; torch has made one to read into.
@@ -158,12 +141,17 @@ def load_shards(network: Any, optimizer: torch.optim.Optimizer | None, folder: P
             optimizer.state.pop(parameter, None)
 
 
-_BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
+_BY_NAME = state_dict.StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def _shards(network: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    trained = StateDictOptions(ignore_frozen_params=True)
-    slices: dict[str, Any] = {"network": get_model_state_dict(network, options=trained)}
-    if optimizer is not None:
-        slices["optimizer"] = get_optimizer_state_dict(network, optimizer, options=_BY_NAME)
-    return slices
+    """This process's part of the trained weights and of the optimizer's states."""
+    network_state = state_dict.get_model_state_dict(
+        network, options=state_dict.StateDictOptions(ignore_frozen_params=True)
+    )
+    if optimizer is None:
+        return {"network": network_state}
+    return {
+        "network": network_state,
+        "optimizer": state_dict.get_optimizer_state_dict(network, optimizer, options=_BY_NAME),
+    }

@@ -18,9 +18,8 @@ Memory = tuple[Tensor, ...]
 class StreamTrainer(RowTrainer):
     """Trains a network with memory on ``StreamRows``: place p of every batch is the next segment of stream p.
 
-    Memory is carried from batch to batch, over the batches of an accumulated step and from epoch to epoch too; each
-    process keeps that of its own places (of a network cut over processes, each that of all), saves it in checkpoints and
-    goes on with it when resumed. Every evaluation starts without memory and has its own.
+    Memory is carried from batch to batch, over accumulated steps and epochs too; each process keeps that of its places
+    (of a cut network, of all) and saves it in checkpoints. Every evaluation starts without memory and has its own.
     """
 
     _memory: Memory = ()
@@ -55,15 +54,12 @@ class StreamTrainer(RowTrainer):
         self._memory_of_evaluation = ()
         return super().evaluation_loop(*args, **kwargs)
 
-    def _memory_file(self, checkpoint: str) -> Path:
-        return Path(checkpoint) / f"memory_{self.args.process_index}.pt"
-
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        torch.save([tensor.cpu() for tensor in self._memory], self._memory_file(output_dir))
+        torch.save([tensor.cpu() for tensor in self._memory], Path(output_dir) / f"memory_{self.args.process_index}.pt")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            kept = torch.load(self._memory_file(checkpoint), map_location="cpu", weights_only=True)
-            self._memory = tuple(tensor.to(self.args.device) for tensor in kept)
+            file = Path(checkpoint) / f"memory_{self.args.process_index}.pt"
+            self._memory = tuple(torch.load(file, map_location=self.args.device, weights_only=True))

@@ -44,12 +44,12 @@ class LoraSettings:
 def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole: Sequence[str] = ()) -> Any:
     """The network with LoRA adapters, which alone are trained.
 
+    An adapter changes the one place where its module stands: a weight that the embedding and the output head share
+    becomes two where one of them is adapted, and the configuration says so from then on.
+
     Args:
         targets: names of the linear modules to adapt, where the settings name none.
         whole: modules that are trained as they are, and kept in checkpoints.
-
-    An adapter changes the one place where its module stands: a weight that the embedding and the output head share
-    becomes two where one of them is adapted, and the configuration says so from then on.
 
     Raises:
         ConfigError: no targets, or no module has such a name.
@@ -57,19 +57,17 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
     """
     from peft import LoraConfig, get_peft_model
 
-    targets = settings.targets or targets
-    if not targets:
+    names: Any = list(settings.targets or targets)
+    if not names:
         raise ConfigError("lora.targets: this family names none; give the names of linear modules, e.g. [q_proj]")
-    names = "all-linear" if list(targets) == ["all-linear"] else list(targets)  # peft's word for all but the head
-    if names != "all-linear":
+    if names == ["all-linear"]:
+        names = "all-linear"  # peft's word for all but the head
+    else:
         _untie(network, names)
     config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=names,
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names,
         modules_to_save=list(whole) or None,
-    )
+    )  # fmt: skip
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an attribute's old name
@@ -84,12 +82,9 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
 
 
 def adapted(
-    opened: OpenedModel,
-    lora: dict[str, Any],
-    trained_layers: float | None,
-    value_head: ValueKind | None = None,
+    opened: OpenedModel, lora: dict[str, Any], trained_layers: float | None = None, value_head: ValueKind | None = None,
     critic: Any = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """The network to train: with adapters or frozen layers, and a value head, which is trained whole.
 
     A network that has a value head keeps it.
@@ -105,10 +100,9 @@ def adapted(
     network.critic = critic
     if trained_layers is not None:
         keep_top_layers(network, trained_layers)
-    if lora:
-        whole = ("value_head",) if value_head else ()
-        network = add_lora(network, LoraSettings(**lora), opened.family.lora_targets, whole)
-    return network
+    if not lora:
+        return network
+    return add_lora(network, LoraSettings(**lora), opened.family.lora_targets, ("value_head",) if value_head else ())
 
 
 def _untie(network: Any, targets: Sequence[str]) -> None:
@@ -153,22 +147,15 @@ def merged(network: Any) -> Any:
 
 
 def checkpoint_layers(network: Any, selective: bool) -> None:
-    """Keep less of every layer for the backward pass and compute it again there; gradients stay the same.
+    """Keep only each layer's input for the backward pass and compute the rest again there; gradients stay the same.
 
-    Without ``selective`` a layer's input is kept; with it also what its matrix products and attention gave, so that only
-    cheap operations (norms, activations, dropout) are computed again.
+    With ``selective`` the results of matrix products and attention are kept too, and only cheap operations (norms,
+    activations, dropout) are computed again.
 
     Source: Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models".
     """
-    selected = {"context_fn": partial(create_selective_checkpoint_contexts, _dear_operations())} if selective else {}
-    # transformers before 5.23 has only the second name, later ones warn of it.
-    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
-    enable({"use_reentrant": False, **selected})
-
-
-def _dear_operations() -> list[Any]:
     aten = torch.ops.aten
-    return [
+    dear = [
         aten.mm.default,
         aten.addmm.default,
         aten.bmm.default,
@@ -177,18 +164,22 @@ def _dear_operations() -> list[Any]:
         aten._scaled_dot_product_efficient_attention.default,
         aten._scaled_dot_product_cudnn_attention.default,
     ]
+    selected = {"context_fn": partial(create_selective_checkpoint_contexts, dear)} if selective else {}
+    # transformers before 5.23 has only the second name, later ones warn of it.
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    enable({"use_reentrant": False, **selected})
 
 
 def freeze_layers(network: nn.Module, share: float) -> list[str]:
-    """Freeze the first ``share`` (0 … 1) of the layers of every stack; returns the frozen layers' names.
+    """Freeze the first int(share x n) of the n layers of every stack, 0 <= share <= 1; returns the layers' names.
 
-    Of n layers int(share x n) are frozen; embeddings, last norms and the head stay trainable.
+    Embeddings, last norms and the head stay trainable.
     """
     return _freeze(network, lambda count: int(share * count))
 
 
 def keep_top_layers(network: nn.Module, trained: float) -> list[str]:
-    """Freeze all but the last layers of every stack, as the published reward models and PPO runs did; names of the frozen.
+    """Freeze all but the last layers of every stack, as published for reward models and PPO; names of the frozen.
 
     Args:
         trained: layers to train: below 1 a share of the stack's, rounded down; less than one layer trains all.
@@ -203,13 +194,13 @@ def keep_top_layers(network: nn.Module, trained: float) -> list[str]:
 
 def _freeze(network: nn.Module, first: Callable[[int], int]) -> list[str]:
     """Freeze the first layers of every stack, ``first(n)`` of its n; returns their names."""
-    lists = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
-    stacks = [(name, stack) for name, stack in lists if not any(name.startswith(f"{outer}.") for outer, _ in lists)]
+    stacks = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
     names = []
-    for name, stack in stacks:
-        for place in range(min(first(len(stack)), len(stack))):
-            stack[place].requires_grad_(False)
-            names.append(f"{name}.{place}")
+    for name, stack in stacks.items():
+        if not any(name.startswith(f"{outer}.") for outer in stacks):
+            frozen = range(min(first(len(stack)), len(stack)))
+            stack[: len(frozen)].requires_grad_(False)
+            names += [f"{name}.{place}" for place in frozen]
     return names
 
 

@@ -1,22 +1,22 @@
 """The Trainer of all stages: transformers', for batches of rows.
 
-It adds: the loss of an optimizer step is divided by the weights of the whole step; the evaluation loss does not
-depend on the batch size; weight decay as published; the order of the data depends on seed and epoch alone, so that a
-killed run resumes to the same weights; checkpoints appear whole or not at all; a loss that is not finite, or has
-exploded, stops the run.
+The loss of an optimizer step is divided by the weights of the whole step; the evaluation loss does not depend on the
+batch size; weights decay as published; the order of the data depends on seed and epoch alone, so that a killed run
+resumes to the same weights; checkpoints appear whole or not at all; a loss that diverges stops the run.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
@@ -25,35 +25,30 @@ from hanmo.checkpoints.open import quiet
 from hanmo.checkpoints.originals.unpickle import read_pickle
 from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, Collator, EpochSampler, Rows
 from hanmo.errors import CheckpointError, DivergedError, quoted
-from hanmo.training.arguments import RateFactor
 from hanmo.training.divergence import STEPS, LossWatch
+from hanmo.training.schedules import RateFactor
 from hanmo.training.sharded import ShardedTrainer
 
 DRAFTS = ".saving"  # the folder of a checkpoint that is being written
-# the pickles that the Trainer reads beside weights
+# pickles that the Trainer reads beside weights
 STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "memory_*.pt")
 
 
 class RowTrainer(ShardedTrainer):
-    """Trains a network that gives ``RowOutput`` on ``Rows``.
+    """Trains a network that gives ``RowOutput`` on ``Rows``; without a ``factor`` args.lr_scheduler_type decides."""
 
-    Args:
-        factor: see ``rate_factor``; None: ``args.lr_scheduler_type``.
-    """
+    collator: type[Any] = Collator
+    _other_figures: dict[str, float] = {}  # logged beside those of batches
 
     def __init__(
-        self,
-        model: nn.Module,
-        args: TrainingArguments,
-        train: Rows | None = None,
-        valid: Rows | None = None,
-        factor: RateFactor | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-    ):
+        self, model: nn.Module, args: TrainingArguments, train: Rows | None = None, valid: Rows | None = None,
+        factor: RateFactor | None = None, callbacks: list[TrainerCallback] | None = None,
+    ):  # fmt: skip
         assert args.output_dir is not None
         self.folder = Path(args.output_dir)
+        self._drafts = self.folder / DRAFTS
         padding = next((rows.family.padding for rows in (train, valid) if rows is not None), {})
-        super().__init__(model, args, Collator(padding), train, valid, callbacks=callbacks)
+        super().__init__(model, args, self.collator(padding), train, valid, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # standard output is for results, and progress has its own callback
         self.remove_callback(ProgressCallback)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs work as several processes, never as one DataParallel
@@ -62,6 +57,7 @@ class RowTrainer(ShardedTrainer):
         self._step_loss: Tensor | None = None  # of the optimizer step so far, in this process; None between steps
         self._loss_watch = LossWatch()
         self._evaluated: list[Tensor] = []
+        self._figures: list[dict[str, Tensor]] = []
         self._saving = False
         shutil.rmtree(self._drafts, ignore_errors=True)  # of a run that was killed while saving
 
@@ -72,11 +68,7 @@ class RowTrainer(ShardedTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train. The state files of a checkpoint (True: the last one) are read first, so that a bad file is named.
-
-        Raises:
-            CheckpointError: a state file of the checkpoint is damaged, or asks for code.
-        """
+        """Train; CheckpointError if a state file of the checkpoint (True: the last one) is damaged or asks for code."""
         checkpoint = get_last_checkpoint(str(self.folder)) if resume_from_checkpoint is True else resume_from_checkpoint
         if checkpoint:
             for file in (file for name in STATES for file in sorted(Path(checkpoint).glob(name))):
@@ -88,15 +80,28 @@ class RowTrainer(ShardedTrainer):
         """Processes with batches of their own: not those that share a model cut by tensor parallelism."""
         return self.args.world_size // self.get_tp_size()
 
-    def sums(self, figures: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-        """The sums of figures of batches, by name, over the batches and the processes; every process calls it."""
-        own = {name: sum(float(one[name].sum()) for one in figures) for name in figures[0]}
-        every = gather_object([own]) if self._replicas > 1 else [own]
-        return {name: sum(one[name] for one in every) for name in own}
+    def add_figures(self, count: Tensor, **figures: Tensor) -> None:
+        """Take the figures of a batch, to be logged with the next loss: their sums divided by those of ``count``."""
+        self._figures.append({"count": count, **{name: x.detach() for name, x in figures.items()}})
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self._figures:
+            own = {name: sum(float(one[name].sum()) for one in self._figures) for name in self._figures[0]}
+            every = self._gathered([own])
+            sums = {name: sum(one[name] for one in every) for name in own}
+            logs |= {
+                name: total / sums["count"] for name, total in sums.items() if name != "count"
+            } | self._other_figures
+            self._figures = []
+        super().log(logs, *args, **kwargs)
+
+    def _gathered(self, items: list[Any]) -> list[Any]:
+        """The items of all processes with batches of their own; every process calls it."""
+        return gather_object(items) if self._replicas > 1 else items
 
     @property
     def kept_step(self) -> int:
-        """The step of the final weights: of the best checkpoint if it was loaded at the end, else the last step."""
+        """The step of the final weights: the last one, or that of the best checkpoint if it was loaded at the end."""
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         return int(best.rpartition("-")[2]) if best else self.state.global_step
 
@@ -123,14 +128,18 @@ class RowTrainer(ShardedTrainer):
         """The weights of an optimizer step over all its batches and processes."""
         if not batch_samples:
             return None
-        total = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
+        total = torch.as_tensor(sum(self.weights_of(batch).sum() for batch in batch_samples)).to(device)
         return self.accelerator.gather(total).sum() if self._replicas > 1 else total
+
+    def weights_of(self, batch: dict[str, Any]) -> Tensor:
+        """How much each example of a batch counts."""
+        return batch["weights"]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         places = inputs.pop(ROW_IDS)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise DivergedError(self._diverged(f"the loss is {loss.item()}", [places]))
+            raise DivergedError(self._diverged(f"the loss is {loss.item()}", [places.tolist()]))
         if self._step_loss is None:
             self._fed.append([])
         self._fed[-1].append(places)
@@ -146,22 +155,18 @@ class RowTrainer(ShardedTrainer):
         if watch.diverged(self.state.global_step + 1, loss):
             what = f"the loss has exploded: above {watch.limit:.3g} since step {watch.began}, {loss:.4g} now"
             what += f", where it had kept below {watch.ceiling:.3g}"
-            raise DivergedError(self._diverged(what, self._everywhere(self._fed[0]), f"step {watch.began}"))
+            fed = self._gathered([places.tolist() for places in self._fed[0]])
+            raise DivergedError(self._diverged(what, fed, f"step {watch.began}"))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         scaled = self.accelerator.scaler is not None  # fp16: the scaler skips such a step
         if not scaled and not torch.isfinite(torch.as_tensor(norm)):
-            raise DivergedError(
-                self._diverged(f"the gradient's norm is {float(norm)}", self._everywhere(self._fed[-1]))
-            )
+            fed = self._gathered([places.tolist() for places in self._fed[-1]])
+            raise DivergedError(self._diverged(f"the gradient's norm is {float(norm)}", fed))
         return norm
 
-    def _everywhere(self, fed: list[Tensor]) -> list[Tensor]:
-        """What the processes were fed, to be called by all of them."""
-        return gather_object([places.cpu() for places in fed]) if self._replicas > 1 else fed
-
-    def _diverged(self, what: str, fed: Iterable[Tensor] = (), of: str = "the batch") -> str:
+    def _diverged(self, what: str, fed: Iterable[list[int]] = (), of: str = "the batch") -> str:
         """The message that ends a run; ``fed`` are the places of the rows ``of`` something."""
         names = [path.name.removeprefix("checkpoint-") for path in self.folder.glob("checkpoint-*")]
         saved = sorted(int(name) for name in names if name.isdecimal())
@@ -173,9 +178,9 @@ class RowTrainer(ShardedTrainer):
             where = "the checkpoints are of later steps (trainer.save_total_limit keeps more)"
         else:
             where = "there is no checkpoint yet"
-        advice = "try a smaller learning rate, a longer warm-up or trainer.max_grad_norm"
-        message = f"step {self.state.global_step + 1}: {what}; {where}; {advice}"
-        if places := [place for batch in fed for place in batch.tolist() if place != DUMMY_ROW]:
+        message = f"step {self.state.global_step + 1}: {what}; {where}; "
+        message += "try a smaller learning rate, a longer warm-up or trainer.max_grad_norm"
+        if places := [place for batch in fed for place in batch if place != DUMMY_ROW]:
             assert isinstance(self.train_dataset, Rows)
             message += f"; records of {of}: {', '.join(map(self.train_dataset.where, places))}"
         return message
@@ -188,24 +193,26 @@ class RowTrainer(ShardedTrainer):
         return {name: value for name, value in batch.items() if name != ROW_IDS}, 0.0
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """0: counting would visit all parameters in every step."""
-        return 0
+        return 0  # counting would visit all parameters in every step
 
     # Evaluation
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
-        """The loss of one batch; keeps every row's weighted log-likelihood and weight for the whole."""
-        inputs = self._prepare_inputs({name: value for name, value in inputs.items() if name != ROW_IDS})
+        """The loss of one batch; keeps the figures of every example for the whole."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = self._evaluated_output(model, inputs)
-        weights_BA = inputs["weights"]
-        sums_B2 = torch.stack([-(weights_BA * output.logprob).sum(1), weights_BA.sum(1)], dim=1)
-        if self._replicas > 1:  # leaves out the rows that other processes got twice to fill up the last batch
-            sums_B2 = self.accelerator.gather_for_metrics(sums_B2)
-        self._evaluated.append(sums_B2.cpu().double())  # some devices have no float64
-        return output.loss.detach(), None, None
+            loss, figures = self.evaluated_batch(model, self._prepare_inputs(inputs))
+        if self._replicas > 1:  # leaves out the examples that other processes got twice to fill up the last batch
+            figures = self.accelerator.gather_for_metrics(figures)
+        self._evaluated.append(figures.cpu().double())  # some devices have no float64
+        return loss, None, None
+
+    def evaluated_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and (B, 2) the weighted negative log-likelihood and the weight of each row."""
+        inputs = {name: value for name, value in batch.items() if name != ROW_IDS}
+        output = self._evaluated_output(model, inputs)
+        return output.loss, torch.stack([-(inputs["weights"] * output.logprob).sum(1), inputs["weights"].sum(1)], dim=1)
 
     def _evaluated_output(self, model: nn.Module, inputs: dict[str, Tensor]) -> Any:
         return model(**inputs)
@@ -219,7 +226,7 @@ class RowTrainer(ShardedTrainer):
         return output
 
     def evaluation_figures(self, table: Tensor) -> dict[str, float]:
-        """The figures of an evaluation from what ``prediction_step`` kept: (rows, 2), log-likelihoods and weights."""
+        """The figures of an evaluation from those of ``evaluated_batch``, over all examples."""
         nll, weight = table.sum(0).tolist()
         return {"loss": nll / weight}
 
@@ -236,22 +243,14 @@ class RowTrainer(ShardedTrainer):
         ]
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        if self._factor is None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        if self.lr_scheduler is None:
+        if self._factor is not None and self.lr_scheduler is None:
             factor, optimizer = self._factor, optimizer or self.optimizer
             assert optimizer is not None
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda step: factor(step, num_training_steps)
-            )
+            self.lr_scheduler = LambdaLR(optimizer, lambda step: factor(step, num_training_steps))
             self._created_lr_scheduler = True
-        return self.lr_scheduler
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # Checkpoints
-
-    @property
-    def _drafts(self) -> Path:
-        return self.folder / DRAFTS
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._drafts if self._saving else self.folder)
@@ -279,8 +278,6 @@ class RowTrainer(ShardedTrainer):
             shutil.rmtree(final, ignore_errors=True)
             draft.rename(final)
             rotate_checkpoints(
-                output_dir=str(self.folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
+                str(self.folder), self.args.save_total_limit, best_model_checkpoint=self.state.best_model_checkpoint
             )
         self.accelerator.wait_for_everyone()

@@ -105,7 +105,7 @@ def test_dpo_by_hand() -> None:
 
 def scaler(**settings: Any) -> Any:
     config = PpoConfig("m", "d", rewards=("a:b",), **settings)
-    return SimpleNamespace(config=config, moments=RunningMoments(), args=SimpleNamespace(world_size=1))
+    return SimpleNamespace(config=config, moments=RunningMoments(), args=SimpleNamespace(world_size=1, device="cpu"))
 
 
 @pytest.mark.parametrize(("kind", "spread"), [("running", sqrt(20 / 3)), ("first", sqrt(2)), (None, 1.0)])

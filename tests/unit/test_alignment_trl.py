@@ -19,7 +19,7 @@ from hanmo.checkpoints import open_model
 from hanmo.generation.decode import Generation
 from hanmo.generation.settings import Settings
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.rl import policy
+from hanmo.training.rl import rollout
 from hanmo.training.stages.dpo import DpoConfig, dpo
 from hanmo.training.stages.grpo import GrpoConfig, grpo
 from tests.unit.transformers_models import write_model
@@ -185,7 +185,7 @@ def test_grpo_is_trls(
         samples=8, epochs=2, group=4, beta=0.2, clip=0.2, loss=loss, scale=scale, trainer=settings,
     )  # fmt: skip
     # TRL scores over the whole vocabulary; ours leaves the second stop token out, which rollouts never say.
-    monkeypatch.setattr(policy, "rollout_settings", lambda *given: Settings(max_new_tokens=6))
+    monkeypatch.setattr(rollout, "rollout_settings", lambda *given: Settings(max_new_tokens=6))
     outcome = grpo(config, engine=Replays(rounds))
     expected = [entry["loss"] for entry in peer.state.log_history if "loss" in entry]
     assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-3, abs=1e-5) and len(expected) == 4

@@ -63,7 +63,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         ("generate model --input gbk.txt", "gbk.txt: not UTF-8"),
         ("generate model --input empty.txt", "empty.txt: no prompts"),
         ("generate model --input model", "model: is a folder"),
-        ("generate model --input turns.jsonl", "turns.jsonl:1: prompt, text, prefix, system must be text, and turns a"),
+        ("generate model --input turns.jsonl", "turns.jsonl:1: keys 'turns'; expected one of"),
         ("generate model --input test.txt --output test.txt/x max_new_tokens=2", "test.txt: File exists"),
         ("generate model --input test.txt --output model max_new_tokens=2", "model: Is a directory"),
         ("eval dialogue model test.txt --output test.txt max_new_tokens=2", "test.txt: File exists"),

@@ -14,6 +14,8 @@ from hanmo.cli import chat as chat_cli
 from hanmo.cli import generate as generate_cli
 from hanmo.errors import ConfigError, RecordError, UnsupportedError
 from hanmo.generation.chat import ChatSession
+from hanmo.generation.defaults import decoding_settings
+from hanmo.generation.prompts import read_prompts
 from hanmo.generation.settings import Settings
 from hanmo.generation.text import GrowingText
 from hanmo.records import Dialogue, PromptResponse, Text, read_records
@@ -122,7 +124,7 @@ def test_half_characters_wait_and_rewritten_text_is_told_again():
 def console(opened, monkeypatch, capsys, lines, **settings):
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     monkeypatch.setattr(hanmo.checkpoints, "open_model", lambda *args, **kwargs: opened)
-    chat_cli.chat(["model", "max_new_tokens=4", *(f"{k}={v}" for k, v in settings.items())], seed=1)
+    chat_cli.chat(rest=["model", "max_new_tokens=4", *(f"{k}={v}" for k, v in settings.items())], seed=1)
     return capsys.readouterr()
 
 
@@ -135,7 +137,7 @@ def test_console_shows_each_line_once(opened, monkeypatch, capsys):
 def test_console_with_beams_says_the_same_as_the_session(opened, monkeypatch, capsys):
     beams = {"num_beams": 3, "do_sample": False}
     shown = console(opened, monkeypatch, capsys, ["今天"], **beams).out.splitlines()
-    settings = chat_cli.decoding_settings(opened, None, ["max_new_tokens=4"], 1, False).change(**beams)
+    settings = decoding_settings(opened, None, ["max_new_tokens=4"], 1, False).change(**beams)
     assert shown == ["Usr >>> 今天", f"Sys >>> {ChatSession(opened, settings, 128).reply('今天').text}"]
 
 
@@ -172,15 +174,15 @@ def test_without_a_model(monkeypatch, tmp_path):
 
 
 def test_settings_come_from_preset_model_and_asking(opened):
-    plain = chat_cli.decoding_settings(opened, None, None, None, False)
+    plain = decoding_settings(opened, None, None, None, False)
     assert (plain.temperature, plain.num_beams, plain.published) == (0.7, 1, False)
-    beam = chat_cli.decoding_settings(opened, "beam", ["temperature=0.5"], 7, True)
+    beam = decoding_settings(opened, "beam", ["temperature=0.5"], 7, True)
     assert (beam.temperature, beam.num_beams, beam.seed, beam.published) == (0.5, 4, 7, True)
     opened.family.config.decoding = {"temperature": 0.3}
-    assert chat_cli.decoding_settings(opened, None, None, None, False).temperature == 0.3
-    assert chat_cli.decoding_settings(opened, "beam", None, None, False).temperature == 0.9
+    assert decoding_settings(opened, None, None, None, False).temperature == 0.3
+    assert decoding_settings(opened, "beam", None, None, False).temperature == 0.9
     with pytest.raises(ConfigError, match="did you mean beam"):
-        chat_cli.decoding_settings(opened, "beem", None, None, False)
+        decoding_settings(opened, "beem", None, None, False)
 
 
 def test_system_info(opened):
@@ -196,19 +198,23 @@ def test_generate_files(opened, monkeypatch, capsys, tmp_path):
         '今天\n\n{"turns": ["好", "不好", "明天"]}\n{"prompt": "天气", "prefix": "很"}\n', encoding="utf-8"
     )
     sets = ["do_sample=false"]
-    generate_cli.generate("model", input_file=prompts, output=results, rest=[*sets, "max_new_tokens=3"], batch_size=2)
+    generate_cli.generate(
+        model="model", input_file=prompts, output=results, rest=[*sets, "max_new_tokens=3"], batch_size=2
+    )
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     assert [line["prompt"][:2] for line in lines] == ["今天", '{"', '{"']
     assert all(0 < line["tokens"] <= 3 for line in lines)
-    generate_cli.generate("model", ["今天", *sets, "max_new_tokens=3"])
+    generate_cli.generate(model="model", rest=["今天", *sets, "max_new_tokens=3"])
     assert capsys.readouterr().out == lines[0]["generation"] + "\n"
-    generate_cli.generate("model", ["今天", *sets, "max_new_tokens=3"], as_json=True)
+    generate_cli.generate(model="model", rest=["今天", *sets, "max_new_tokens=3"], as_json=True)
     assert json.loads(capsys.readouterr().out) == pytest.approx(lines[0], abs=1e-4)
     told = [f"{line['prompt']}{line['generation']}\n" for line in lines]
-    generate_cli.generate("model", input_file=prompts, output=tmp_path / "out.txt", rest=[*sets, "max_new_tokens=3"])
+    generate_cli.generate(
+        model="model", input_file=prompts, output=tmp_path / "out.txt", rest=[*sets, "max_new_tokens=3"]
+    )
     assert (tmp_path / "out.txt").read_text(encoding="utf-8") == "".join(told)
     monkeypatch.setattr(sys, "stdin", io.StringIO("今天\n\nstop\n明天\n"))
-    generate_cli.generate("model", rest=[*sets, "max_new_tokens=3"])
+    generate_cli.generate(model="model", rest=[*sets, "max_new_tokens=3"])
     assert capsys.readouterr().out == lines[0]["generation"] + "\n"
 
 
@@ -220,7 +226,9 @@ def test_generate_with_a_memory(opened, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(hanmo.checkpoints, "open_model", lambda *args, **kwargs: remembers)
 
     def said(prompt, **lengths):
-        generate_cli.generate("model", [prompt, "do_sample=false", "max_new_tokens=4"], as_json=True, **lengths)
+        generate_cli.generate(
+            model="model", rest=[prompt, "do_sample=false", "max_new_tokens=4"], as_json=True, **lengths
+        )
         return json.loads(capsys.readouterr().out)["score"]
 
     prompts = ("今天天气很好", "明天天气很好")
@@ -234,18 +242,18 @@ def test_prompts_of_a_file(tmp_path):
     file.write_text(
         'a\tb\n{"text": "c"}\n{"turns": ["d"], "system": "e"}\n{"prompt": "f", "prefix": "g"}\n', encoding="utf-8"
     )
-    records = [record for _, record in generate_cli.read_prompts(file)]
+    records = [record for _, record in read_prompts(file)]
     assert records == [Text("a\tb"), Text("c"), Dialogue(("d",), "e"), PromptResponse("f", "", "g")]
-    for bad, problem in (('{"a"', "not JSON"), ('{"x": "y"}', "expected prompt"), ('{"prompt": 3}', "must be text")):
+    for bad, problem in (('{"a"', "not JSON"), ('{"x": "y"}', "expected one of"), ('{"prompt": 3}', "must be text")):
         file.write_text(f"a\n{bad}\n", encoding="utf-8")
         with pytest.raises(RecordError, match=f"{file}:2: .*{problem}"):
-            list(generate_cli.read_prompts(file))
+            list(read_prompts(file))
     with pytest.raises(RecordError, match="no such file"):
-        list(generate_cli.read_prompts(tmp_path / "none"))
+        list(read_prompts(tmp_path / "none"))
 
 
 def test_generate_refuses_what_does_not_go_together(tmp_path):
     with pytest.raises(ConfigError, match="not both"):
-        generate_cli.generate("model", ["今天"], input_file=tmp_path)
+        generate_cli.generate(model="model", rest=["今天"], input_file=tmp_path)
     with pytest.raises(ConfigError, match="--output"):
-        generate_cli.generate("model", ["今天"], output=tmp_path)
+        generate_cli.generate(model="model", rest=["今天"], output=tmp_path)

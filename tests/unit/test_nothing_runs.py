@@ -128,7 +128,8 @@ def refused(run: Callable[[str], Ran], command: str, folder: Path) -> None:
 
 
 def test_every_command_is_known_to_open_a_model_or_not() -> None:
-    names = {f"{group} {function}".strip().replace("_", "-") for group, _, function in COMMANDS}
+    functions = {group: [one for names in modules.values() for one in names] for group, modules in COMMANDS.items()}
+    names = {f"{group} {one}".strip().replace("_", "-") for group, commands in functions.items() for one in commands}
     names |= {f"train {stage}" for stage in stages.NAMES}
     assert names == OPENING.keys() | OPEN_NOTHING
 

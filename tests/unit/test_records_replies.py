@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from hanmo.checkpoints import save_model
 from hanmo.cli import app
-from hanmo.cli.generate import read_prompts
 from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.data.rows.dataset import make_rows
 from hanmo.errors import ConfigError, RecordError
+from hanmo.generation.prompts import read_prompts
 from hanmo.records import Dialogue, PromptResponse, Rejects, iter_records, read_records
 from hanmo.training.rl.rewards import with_answers
 from hanmo.training.rl.rollout import question
@@ -113,7 +113,7 @@ def test_prompts_of_a_policy_may_wait_for_their_reply(value: Any, turns: tuple[s
     (record,) = iter_records(written(tmp_path, value), reply="waiting")
     opened = tiny("pangu", tmp_path)
     asked = question(record, opened, 64)
-    assert asked.text == "\n".join(turns)
+    assert asked.prompt == "\n".join(turns)
     assert asked.context.ids == opened.family.context(Dialogue(turns), 64).ids
 
 

@@ -31,12 +31,13 @@ from typer.testing import CliRunner
 from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.inspect import Report, inspect_model
-from hanmo.cli import app, chat
+from hanmo.cli import app
 from hanmo.errors import UnsupportedError
 from hanmo.evaluation.engine.candidates import score_candidates
 from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.generation.decode import generate
+from hanmo.generation.defaults import decoding_settings
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, Text
 from hanmo.rows import IGNORE, Part, collate
@@ -360,13 +361,13 @@ def test_sampling_settings_of_the_folder_are_the_defaults(tmp_path: Path, capsys
     """They are said, and what is asked for wins; they travel with the model."""
     start = talker(tmp_path / "start", "chatml", {"do_sample": True, **SAMPLING, "max_new_tokens": 7})
     model = opened(start)
-    settings = chat.decoding_settings(model, None, ["top_k=3"], 1, False)
+    settings = decoding_settings(model, None, ["top_k=3"], 1, False)
     assert settings == Settings(**{**SAMPLING, "top_k": 3}, seed=1)
     assert "temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05; key=value" in capsys.readouterr().err
     save_model(model, tmp_path / "saved")
-    assert chat.decoding_settings(opened(tmp_path / "saved"), None, None, None, False) == Settings(**SAMPLING)
+    assert decoding_settings(opened(tmp_path / "saved"), None, None, None, False) == Settings(**SAMPLING)
     model.family.config.decoding = {"temperature": 0.3}  # our own way of saying it
-    assert chat.decoding_settings(model, None, None, None, False) == Settings(temperature=0.3)
+    assert decoding_settings(model, None, None, None, False) == Settings(temperature=0.3)
     shown = CliRunner().invoke(app, ["generate", str(start), "你好", "--json", "max_new_tokens=2"])
     assert shown.exit_code == 0 and json.loads(shown.stdout)["tokens"] <= 2
     assert "decoding settings of the model's generation_config.json: do_sample=True" in shown.stderr
@@ -386,5 +387,5 @@ def test_values_that_are_none_are_ignored_with_a_remark(
 ) -> None:
     model = opened(write_model("llama", tmp_path / "start"))
     model.family.generation = said
-    assert chat.decoding_settings(model, None, None, None, False) == expected
+    assert decoding_settings(model, None, None, None, False) == expected
     assert remark in capsys.readouterr().err

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from hanmo.cli.common import without
+from hanmo.cli.ranks import without
 from hanmo.errors import ConfigError
-from hanmo.training.deepspeed import translate_deepspeed
+from hanmo.training.arguments import translate_deepspeed
 from hanmo.training.launch import launch_lines, read_hostfile, read_once
 from tests import processes
 

@@ -25,10 +25,17 @@ from hanmo.nn.row_model import attach_value_head, score_tokens
 from hanmo.records import Dialogue, PromptResponse, ScoredAnswers
 from hanmo.rows import IGNORE, Context, collate
 from hanmo.training.callbacks import read_metrics
-from hanmo.training.rl.config import rollout_settings
+from hanmo.training.rl.policy import Rounds
 from hanmo.training.rl.rewards import score_rows
-from hanmo.training.rl.rollout import OwnEngine, Reference, load_reward, prompt_order, question, scored
-from hanmo.training.rl.rounds import Rounds
+from hanmo.training.rl.rollout import (
+    OwnEngine,
+    Reference,
+    load_reward,
+    prompt_order,
+    question,
+    rollout_settings,
+    scored,
+)
 from hanmo.training.stages.grpo import GrpoConfig, grpo
 from hanmo.training.stages.ppo import PpoConfig, ppo
 from hanmo.training.trainable import switch_dropout_off
@@ -71,7 +78,7 @@ def test_rollouts_carry_the_policys_own_logprobs(name: str, tmp_path: Path) -> N
     replies = OwnEngine(opened, 2)([one.context for one in asked], settings, [Place(number) for number in range(3)])
     from hanmo.training.rl.rollout import Sample
 
-    samples = [Sample(one.record, one.context, reply, one.text, "") for one, reply in zip(asked, replies, strict=True)]
+    samples = [Sample(**vars(one), generation=reply, reply="") for one, reply in zip(asked, replies, strict=True)]
     rows = [opened.family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
     batch = collate(rows, opened.family.padding)
     with torch.no_grad():

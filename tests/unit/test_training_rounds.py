@@ -25,10 +25,9 @@ from hanmo.rows import IGNORE
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.data_files import DataFiles
 from hanmo.training.pairs import PairTrainer, read_pairs
-from hanmo.training.rl.policy import PolicyTrainer
+from hanmo.training.rl.policy import BetweenRounds, PolicyTrainer
 from hanmo.training.rl.rewards import score_records
 from hanmo.training.rl.rollout import OwnEngine
-from hanmo.training.rl.rounds import BetweenRounds
 from hanmo.training.stages.dpo import DpoConfig, DpoTrainer
 from hanmo.training.stages.grpo import GrpoConfig, GrpoTrainer, grpo
 from hanmo.training.stages.ppo import PpoConfig, PpoTrainer
@@ -49,7 +48,7 @@ def test_all_rewards_and_the_penalty_reach_the_advantages() -> None:
     one: Any = SimpleNamespace(
         config=SimpleNamespace(unfinished_penalty=4.0),
         rewards={"first": lambda given: [1.0, 2.0, 3.0], "second": lambda given: (0.5, 0.25, -1.0)},
-        seconds={"rollout": 0.0, "reward": 0.0, "score": 0.0},
+        seconds={"rollout": 0.0, "round": 0.0},
         _replies=lambda: samples,
         _experience=lambda given, scores: seen.update(kept=scores) or ["batch"],
         weigh=lambda batch, scores: seen.update(weighed=scores) or {},
@@ -72,7 +71,7 @@ def test_every_round_asks_the_next_prompts_with_a_seed_of_its_own() -> None:
         seeds.append(settings.seed)
         return [SimpleNamespace(ids=(ord(context),)) for context in contexts]
 
-    questions = [SimpleNamespace(record=None, context=name, text=name) for name in "abcde"]
+    questions = [SimpleNamespace(record=None, context=name, prompt=name) for name in "abcde"]
     one: Any = SimpleNamespace(
         args=SimpleNamespace(world_size=1, process_index=0, seed=3), config=SimpleNamespace(samples=4), group=2,
         questions=questions, settings=Settings(), engine=engine,
@@ -253,6 +252,6 @@ def test_pairs_keep_to_the_limit_of_responses(tmp_path: Path) -> None:
     start, pairs = starts(tmp_path, "eva"), write_pairs(tmp_path)
     opened, files = open_model(start, device="cpu"), DataFiles(Path(pairs), None)
     config = RewardConfig(str(start), pairs, limit=48, response_limit=40)
-    assert len(read_pairs(files, opened, config, closed=True, published=False)[0]) == 2
+    assert len(read_pairs(files, opened, config, feed_stop=True, published=False)[0]) == 2
     with pytest.raises(ConfigError, match="no pair of answers"):
-        read_pairs(files, opened, replace(config, response_limit=2), closed=True, published=False)
+        read_pairs(files, opened, replace(config, response_limit=2), feed_stop=True, published=False)

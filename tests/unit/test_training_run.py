@@ -19,13 +19,14 @@ from hanmo.cli.train import stage_command
 from hanmo.errors import ConfigError
 from hanmo.families import NAMES
 from hanmo.families.presets import presets
-from hanmo.training.arguments import arguments, default_settings, rate_factor
+from hanmo.training.arguments import arguments, default_settings
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.config import TRAINER
 from hanmo.training.data_files import find_files
 from hanmo.training.lifecycle import Outcome
 from hanmo.training.opening import family_name, find_size, new_model, open_for_training
 from hanmo.training.run_folder import begin
+from hanmo.training.schedules import rate_factor
 from hanmo.training.stages.pretrain import PretrainConfig
 from hanmo.training.stages.sft import SftConfig, sft
 from tests import processes

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.training.schedules import SCHEDULES, factor, published_warmup
+from hanmo.training.schedules import Schedule, factor, published_warmup
+
+SCHEDULES = get_args(Schedule)
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ def critic(**settings: Any) -> PpoTrainer:
     """A trainer of one process that has no network: what it makes of rewards needs none."""
     made = PpoTrainer.__new__(PpoTrainer)
     made.config = PpoConfig("m", "d", rewards=("a:b",), **settings)
-    made.args = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    made.args = SimpleNamespace(world_size=1, device="cpu")  # type: ignore[assignment]
     made.beta, made.moments = made.config.beta, RunningMoments()
-    made._step_figures, made.moved = [], []
+    made._figures, made.moved = [], []
     return made
 
 
@@ -103,8 +103,8 @@ def test_ppos_token_losses_by_hand() -> None:
     policy = torch.tensor([-2 * 1.2, 1.5, -0.5])
     value = 0.5 * torch.tensor([(0.5 - 2) ** 2, (0.2 - 1) ** 2, 1.0])
     torch.testing.assert_close(found, policy + 0.1 * value)
-    (noted,) = one._step_figures
-    assert noted["tokens"] == 3 and noted["value_clip_fraction"] == 1 and noted["clip_fraction"] == 1
+    (noted,) = one._figures
+    assert noted["count"].sum() == 3 and noted["value_clip_fraction"] == 1 and noted["clip_fraction"] == 1
     torch.testing.assert_close(noted["value_loss"], value.sum())
     torch.testing.assert_close(noted["policy_loss"], policy.sum())
 

@@ -112,16 +112,17 @@ def find_size(family: type[Family], name: str) -> str:
     Raises:
         ConfigError: the family has no such size.
     """
-    names = _size_names(family)
+    names = size_names(family)
     if name.lower() in names:
         return names[name.lower()]
     for other in families.ours():
-        if name.lower() in _size_names(other):
+        if name.lower() in size_names(other):
             raise ConfigError(f"{name} is a size of {other.name}, but these weights are {family.name}'s")
     raise ConfigError(unknown("size", name, names))
 
 
-def _size_names(family: type[Family]) -> dict[str, str]:
+def size_names(family: type[Family]) -> dict[str, str]:
+    """The family's released size of every name and alias, in lower case."""
     sizes = family.original_format.SIZES
     return {alias.lower(): name for name, size in sizes.items() for alias in (name, *size.aliases)}
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +10,8 @@ from transformers import TrainingArguments
 
 from hanmo import config as settings
 from hanmo.errors import ConfigError
-from hanmo.families.base import OpenedModel
-from hanmo.generation.settings import Settings
 from hanmo.training.arguments import read_deepspeed
 from hanmo.training.config import RESERVED, AlignmentConfig
-from hanmo.training.rl.rollout import Question
 
 GENERATION = settings.settings_of(
     "hanmo.generation.settings.Settings",
@@ -101,11 +97,7 @@ class PolicyConfig(AlignmentConfig):
         return {"logging_strategy": "steps", "report_to": "none", **read_deepspeed(self.trainer)}
 
     def steps_of_round(self, processes: int) -> int:
-        """Optimizer steps of a round.
-
-        Raises:
-            ConfigError: the replies of a round do not make whole steps.
-        """
+        """Optimizer steps of a round; ConfigError if its replies do not make whole steps."""
         batch = self.trainer.get("per_device_train_batch_size", TrainingArguments.per_device_train_batch_size)
         accumulated = self.trainer.get("gradient_accumulation_steps", TrainingArguments.gradient_accumulation_steps)
         step = batch * accumulated * processes
@@ -115,17 +107,3 @@ class PolicyConfig(AlignmentConfig):
                 "(trainer.per_device_train_batch_size x trainer.gradient_accumulation_steps x processes)"
             )
         return self.samples // step * self.epochs
-
-
-def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:
-    """The decoding settings of rollouts, whose ``suppressed_ids`` are all the ids that can never be drawn.
-
-    Of several stop tokens only the one that rows predict may be drawn. The policy is scored without these ids, by the
-    distribution that its replies are drawn from: scored over the whole vocabulary, probability taken from any token
-    would flow to them, and no reward would show it.
-    """
-    chosen = Settings(**{"max_new_tokens": 64, **config.generation})
-    others = opened.family.prompt(questions[0].context.ids).stop_ids[1:]
-    return replace(
-        chosen, suppressed_ids=tuple(sorted({*chosen.suppressed_ids, *others, *opened.family.suppressed_ids}))
-    )

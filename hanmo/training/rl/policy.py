@@ -1,8 +1,8 @@
 """Learning from rewards: the rounds that GRPO and PPO share.
 
-A round is: prompts are answered (rollout), the replies get rewards and advantages, and the policy takes ``epochs``
-passes over them in minibatches. transformers' Trainer runs the optimizer steps; its "data loader" is the rounds.
-Checkpoints are written between rounds only, so that one holds all there is to know.
+A round: prompts are answered (rollout), the replies get rewards and advantages, and the policy takes ``epochs`` passes
+over them in minibatches. transformers' Trainer runs the optimizer steps; its data loader is the rounds. Checkpoints are
+written between rounds only, so that one holds all there is to know.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hanmo.errors import ConfigError, DivergedError
 from hanmo.families.base import OpenedModel
@@ -28,9 +28,7 @@ from hanmo.files import json_text, write_text
 from hanmo.generation.draws import Place
 from hanmo.losses import RunningMoments, kl_estimates
 from hanmo.rows import IGNORE, Row, collate
-from hanmo.training.rl.config import rollout_settings
-from hanmo.training.rl.rollout import Engine, Question, Reference, Reward, Sample, prompt_order, scored, without_critic
-from hanmo.training.rl.rounds import BetweenRounds, Rounds, chunked
+from hanmo.training.rl import rollout
 from hanmo.training.trainable import switch_dropout_off
 from hanmo.training.trainer import RowTrainer
 
@@ -42,7 +40,7 @@ CRITIC = "critic.safetensors"
 class Experience:
     """One reply to learn from; tensors are (N,), over its tokens and the stop token if it ended by itself."""
 
-    sample: Sample
+    sample: rollout.Sample
     row: Row
     score: float
     old: Tensor
@@ -53,37 +51,28 @@ class Experience:
 
 
 class PolicyTrainer(RowTrainer):
-    """Trains a policy in rounds; a stage gives the advantages and the loss.
-
-    Args:
-        opened: the policy; its network is the one under ``model``.
-        engine: makes the replies.
-        rewards: by name.
-    """
+    """Trains a policy in rounds; a stage gives the advantages and the loss. ``model`` is the network of ``opened``."""
 
     def __init__(
-        self, config: Any, opened: OpenedModel, engine: Engine, rewards: dict[str, Reward], model: nn.Module,
-        args: TrainingArguments, questions: Sequence[Question], *others: Any,
+        self, config: Any, opened: OpenedModel, engine: rollout.Engine, rewards: dict[str, rollout.Reward],
+        model: nn.Module, args: TrainingArguments, questions: Sequence[rollout.Question], *others: Any,
     ):  # fmt: skip
         switch_dropout_off(model)
         super().__init__(model, args, None, *others)
         self.add_callback(BetweenRounds(self))
+        self.group = getattr(config, "group", 1)  # replies to each prompt
         self.config, self.opened, self.engine, self.rewards, self.questions = config, opened, engine, rewards, questions
-        self.settings = rollout_settings(config, opened, questions)
+        self.settings = rollout.rollout_settings(config, opened, questions)
         suppressed = self.settings.suppressed_ids
         self.suppressed_ids = torch.tensor(suppressed, device=args.device) if suppressed else None
         self.critic = opened.network.critic
-        self.reference = Reference(model, config.reference)
+        self.reference = rollout.Reference(model, config.reference)
         self.round, self.beta, self.moments = 0, config.beta, RunningMoments()
         self.left = 0  # batches of this round that are still to come
-        self.seconds = {"rollout": 0.0, "reward": 0.0, "score": 0.0}
-        self._round_figures: dict[str, float] = {}
-        self._step_figures: list[dict[str, Tensor]] = []
+        self.seconds = {"rollout": 0.0, "round": 0.0}  # of replies, and of all that goes before a round's steps
         self.moved: list[tuple[Tensor, int]] = []  # by each batch of this step: nats a token, and of how many tokens
 
     # For stages to override
-
-    group = 1  # replies to each prompt
 
     @abstractmethod
     def weigh(self, batch: list[Experience], scores: Tensor) -> dict[str, float]:
@@ -108,9 +97,8 @@ class PolicyTrainer(RowTrainer):
         """This process's share of a round's replies, ready to learn from."""
         start = time.perf_counter()
         samples = self._replies()
-        self.seconds["rollout"] += (replied := time.perf_counter()) - start
+        self.seconds["rollout"] += time.perf_counter() - start
         by_source = {name: list(reward(samples)) for name, reward in self.rewards.items()}
-        self.seconds["reward"] += (rewarded := time.perf_counter()) - replied
         raw = torch.tensor([sum(scores) for scores in zip(*by_source.values(), strict=True)])
         finished = torch.tensor([float(sample.generation.finished) for sample in samples])
         scores = raw - self.config.unfinished_penalty * (1 - finished)
@@ -118,14 +106,14 @@ class PolicyTrainer(RowTrainer):
             raise DivergedError(self._diverged(f"a reward is not finite: {raw.tolist()}"))
         batch = self._experience(samples, scores)
         figures = self.weigh(batch, scores)
-        self.seconds["score"] += time.perf_counter() - rewarded
+        self.seconds["round"] += time.perf_counter() - start
         self._describe(batch, raw, by_source, finished, figures)
         return batch
 
-    def _replies(self) -> list[Sample]:
+    def _replies(self) -> list[rollout.Sample]:
         world, rank, seed = self.args.world_size, self.args.process_index, self.args.seed
         wanted = self.config.samples // self.group
-        order = prompt_order(len(self.questions), wanted, self.round * wanted, seed)
+        order = rollout.prompt_order(len(self.questions), wanted, self.round * wanted, seed)
         places = [Place(number, choice) for number in range(rank, wanted, world) for choice in range(self.group)]
         questions = [self.questions[order[place.record]] for place in places]
         drawn = replace(self.settings, seed=seed * 1_000_003 + self.round)
@@ -133,13 +121,11 @@ class PolicyTrainer(RowTrainer):
         if banned := {id_ for reply in replies for id_ in reply.ids} & set(drawn.suppressed_ids):
             raise ConfigError(f"the engine generated the ids {sorted(banned)}, which its settings ban (suppressed_ids)")
         decode = self.opened.family.decode
-        return [
-            Sample(one.record, one.context, reply, one.text, decode(reply.ids))
-            for one, reply in zip(questions, replies, strict=True)
-        ]
+        pairs = zip(questions, replies, strict=True)
+        return [rollout.Sample(**vars(one), generation=reply, reply=decode(reply.ids)) for one, reply in pairs]
 
     @torch.no_grad()
-    def _experience(self, samples: Sequence[Sample], scores: Tensor) -> list[Experience]:
+    def _experience(self, samples: Sequence[rollout.Sample], scores: Tensor) -> list[Experience]:
         """The replies with the log-probabilities and values of their tokens by policy, reference and critic."""
         family, model = self.opened.family, self.model
         assert isinstance(model, nn.Module)
@@ -159,13 +145,8 @@ class PolicyTrainer(RowTrainer):
         columns = (samples, rows, scores.tolist(), old, reference, nothing, values, nothing)
         return [Experience(*one) for one in zip(*columns, strict=True)]
 
-    def _scores(
-        self, network: nn.Module, rows: Sequence[Row], tokens: bool = True
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Log-probabilities and values of the scored tokens of every row, (N,) each, on the CPU; zeros where not known.
-
-        Rows of similar length share a batch. Without ``tokens`` the log-probabilities are not computed.
-        """
+    def _scores(self, network: nn.Module, rows: list[Row], tokens: bool = True) -> tuple[list[Tensor], list[Tensor]]:
+        """Log-probabilities (0 without ``tokens``) and values of each row's scored tokens, (N,) each, on the CPU."""
         logprobs, values = ([torch.zeros(int((row.labels != IGNORE).sum())) for row in rows] for _ in range(2))
         training = network.training
         network.eval()
@@ -178,7 +159,7 @@ class PolicyTrainer(RowTrainer):
             output = network(**inputs, suppressed_ids=self.suppressed_ids)
             for found, by_place in ((output.logprob, logprobs), (output.value, values)):
                 if found is not None:
-                    for place, one in zip(places, scored(found.float().cpu(), batch["labels"]), strict=True):
+                    for place, one in zip(places, rollout.scored(found.float().cpu(), batch["labels"]), strict=True):
                         by_place[place] = one
         network.train(training)
         return logprobs, values
@@ -192,10 +173,8 @@ class PolicyTrainer(RowTrainer):
 
     # Steps
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
-        total = sum(batch["tokens"]["weights"].sum() for batch in batch_samples)
-        total = torch.as_tensor(total).to(device)
-        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+    def weights_of(self, batch: dict[str, Any]) -> Tensor:
+        return batch["tokens"]["weights"]
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -212,10 +191,10 @@ class PolicyTrainer(RowTrainer):
             raise DivergedError(self._diverged(f"the loss is {loss.item()}"))
         return loss
 
-    def add_figures(self, tokens: int, **totals: Tensor) -> None:
-        """Take the sums over the tokens of a batch, whose means are logged."""
-        self._step_figures.append({"tokens": torch.tensor(tokens), **{name: x.detach() for name, x in totals.items()}})
-        self.moved.append((totals["approx_kl"].detach(), tokens))
+    def add_figures(self, count: Tensor, **figures: Tensor) -> None:
+        """Sums over the ``count`` tokens of a batch."""
+        super().add_figures(count, **figures)
+        self.moved.append((figures["approx_kl"].detach(), len(count)))
 
     @property
     def between_rounds(self) -> bool:
@@ -224,11 +203,8 @@ class PolicyTrainer(RowTrainer):
     def moved_too_far(self) -> bool:
         if self.config.max_kl is None:
             return False
-        kl, tokens = sum(total.item() for total, _ in self.moved), sum(count for _, count in self.moved)
-        if self.args.world_size > 1:
-            sums = self.accelerator.gather(torch.tensor([[kl, tokens]], device=self.args.device)).sum(0)
-            kl, tokens = sums.tolist()
-        return kl > self.config.max_kl * tokens
+        moved = gather_object([(total.item(), count) for total, count in self.moved])
+        return sum(kl for kl, _ in moved) > self.config.max_kl * sum(count for _, count in moved)
 
     # Figures
 
@@ -237,16 +213,12 @@ class PolicyTrainer(RowTrainer):
         figures: dict[str, float],
     ) -> None:  # fmt: skip
         numbers = zip(raw.tolist(), finished.tolist(), *by_source.values(), strict=True)
-        replies = [(one.old.cpu(), one.reference.cpu(), *own) for one, own in zip(batch, numbers, strict=True)]
-        if self.args.world_size > 1:
-            replies = gather_object(replies)
+        own = [(one.old.cpu(), one.reference.cpu(), *more) for one, more in zip(batch, numbers, strict=True)]
+        replies = gather_object(own)
         old, references, rewards, ended, *sources = zip(*replies, strict=True)
         logprob, reference, reward = torch.cat(old), torch.cat(references), torch.tensor(rewards)
-        own_figures = {**figures, "rollout_share": self.seconds["rollout"] / max(sum(self.seconds.values()), 1e-9)}
-        if self.args.world_size > 1:
-            every = gather_object([own_figures])
-            own_figures = {name: fmean(one[name] for one in every) for name in own_figures}
-        self._round_figures = {
+        every = gather_object([{**figures, "rollout_share": self.seconds["rollout"] / self.seconds["round"]}])
+        self._other_figures = {
             "round": float(self.round),
             "reward": reward.mean().item(),
             "reward_std": reward.std().item(),
@@ -257,21 +229,13 @@ class PolicyTrainer(RowTrainer):
             "length": fmean(len(one) for one in old),
             "finished": fmean(ended),
             "beta": self.beta,
-            **own_figures,
+            **{name: fmean(one[name] for one in every) for name in every[0]},
         }
         if self.round % self.config.show_rounds == 0 and self.is_world_process_zero():
             with (self.folder.parent / "samples.jsonl").open("a", encoding="utf-8") as file:
                 for one in batch[:4]:
                     entry = {"round": self.round, "prompt": one.sample.prompt, "reply": one.sample.reply}
                     file.write(json_text({**entry, "reward": round(one.score, 4)}) + "\n")
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self._step_figures:
-            sums = self.sums(self._step_figures)
-            tokens = sums.pop("tokens")
-            logs |= {name: total / tokens for name, total in sums.items()} | self._round_figures
-            self._step_figures = []
-        super().log(logs, *args, **kwargs)
 
     def measured_batch(self) -> tuple[dict[str, Any], float]:
         """The longest replies of a round as a minibatch, and the seconds of the round before its steps, by step."""
@@ -292,13 +256,13 @@ class PolicyTrainer(RowTrainer):
         return trained, weights
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        with without_critic(self.model):
+        with rollout.without_critic(self.model):
             super()._save(output_dir, state_dict)
         if self.critic is not None and self.args.should_save:
             save_model(self.critic, str(Path(output_dir or self.folder) / CRITIC))  # its tensors may be tied
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with without_critic(self.model):
+        with rollout.without_critic(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.critic is not None:
             load_model(self.critic, str(Path(resume_from_checkpoint) / CRITIC))
@@ -312,8 +276,66 @@ class PolicyTrainer(RowTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            self.restore_rounds(Path(checkpoint))
+            state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
+            self.round, self.beta, self.moments = state["round"], state["beta"], RunningMoments(**state["moments"])
 
-    def restore_rounds(self, checkpoint: Path) -> None:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        self.round, self.beta, self.moments = state["round"], state["beta"], RunningMoments(**state["moments"])
+
+# Rounds as transformers' Trainer sees them
+
+
+class Rounds:
+    """The data loader of the Trainer: minibatches, round after round."""
+
+    def __init__(self, trainer: PolicyTrainer):
+        self.trainer = trainer
+
+    def __len__(self) -> int:
+        return self.trainer.args.max_steps * self.trainer.args.gradient_accumulation_steps
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        trainer = self.trainer
+        size, accumulated = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
+        while True:
+            batch = trainer.collect()
+            batches: list[Sequence[int]] = []
+            for epoch in range(trainer.config.epochs):
+                seed = (trainer.args.seed * 1_000_003 + trainer.round) * 101 + epoch
+                order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed)).tolist()
+                # The batches of one optimizer step are added up, so that they may be of rows of similar length.
+                for step in chunked(order, size * accumulated):
+                    batches += chunked(sorted(step, key=lambda place: batch[place].row.size), size)
+            trainer.left = len(batches)
+            trainer.round += 1
+            for number, places in enumerate(batches):
+                if number % accumulated == 0 and number and trainer.moved_too_far():
+                    break
+                trainer.left -= 1
+                yield trainer.minibatch([batch[place] for place in places])
+
+
+def chunked(places: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Runs of ``size``, the last of what is left."""
+    return [places[first : first + size] for first in range(0, len(places), size)]
+
+
+class BetweenRounds(TrainerCallback):
+    """Lets the run be saved and stopped between rounds only, and saved as often as asked for."""
+
+    def __init__(self, trainer: PolicyTrainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.moved.clear()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if not trainer.between_rounds:
+            control.should_save = False
+            control.should_training_stop = state.global_step >= state.max_steps
+            return
+        if trainer.round >= trainer.config.rounds:  # rounds that ended early leave steps over
+            control.should_training_stop = True
+        if trainer.config.max_kl is not None:  # rounds are of different lengths, and each is logged
+            control.should_log = True
+        if trainer.config.save_rounds and trainer.round % trainer.config.save_rounds == 0:
+            control.should_save = True

@@ -16,11 +16,7 @@ from hanmo.rows import IGNORE, Part, collate
 def score_rows(
     opened: OpenedModel, rows: Sequence[Sequence[Part]], finished: Sequence[bool], batch_size: int
 ) -> list[float]:
-    """The rewards of rows given as parts. Rows of similar length are scored together.
-
-    Args:
-        finished: whether the answer was ended by its speaker; the reward is then read at the stop token, else at the
-            answer's last token.
+    """The rewards of rows given as parts, read at the stop token of a finished answer, else at its last token.
 
     Raises:
         ConfigError: the model is no reward model.

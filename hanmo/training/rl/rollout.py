@@ -31,13 +31,19 @@ from hanmo.training.rl.rewards import score_rows
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One reply of the policy to a prompt, as ids and as text."""
+class Question:
+    """A record without its response, its context for the policy, and its prompt as text."""
 
     record: Record
     context: Context
-    generation: Generation
     prompt: str
+
+
+@dataclass(frozen=True)
+class Sample(Question):
+    """A question with a reply of the policy, as ids and as text."""
+
+    generation: Generation
     reply: str
 
     @property
@@ -48,15 +54,11 @@ class Sample:
 class Engine(Protocol):
     """Answers contexts with the weights that the policy has now.
 
-    ``exact``: the log-probabilities of its replies are those that the network being trained gives them, so that they
-    need not be computed again.
-
-    Args:
-        places: of the replies in their round, over all processes. An engine that samples by (seed, place) gives the same
-            replies for any batch size and number of processes.
+    An engine that samples by seed and ``places`` (of the replies in their round, over all processes) gives the same
+    replies for any batch size and number of processes.
     """
 
-    exact: bool
+    exact: bool  # log-probabilities of replies are those of the network being trained, and not computed again
 
     def __call__(
         self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]
@@ -148,15 +150,6 @@ def _with_reply(sample: Sample) -> Record:
 # Prompts
 
 
-@dataclass(frozen=True)
-class Question:
-    """A record without its response, its context for the policy, and its prompt as text."""
-
-    record: Record
-    context: Context
-    text: str
-
-
 def question(record: Record, opened: OpenedModel, limit: int) -> Question:
     """The prompt of a record: a dialogue without its last turn (a single turn is the question itself)."""
     if isinstance(record, Text):
@@ -182,6 +175,19 @@ def prompt_order(count: int, wanted: int, start: int, seed: int) -> list[int]:
     return found
 
 
+def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:
+    """The decoding settings of rollouts; ``suppressed_ids`` are all ids that are never drawn, as all stop tokens but one.
+
+    The policy is scored without these ids. Otherwise probability taken from any token would flow to them, and no reward
+    would show it.
+    """
+    chosen = Settings(**{"max_new_tokens": 64, **config.generation})
+    others = opened.family.prompt(questions[0].context.ids).stop_ids[1:]
+    return replace(
+        chosen, suppressed_ids=tuple(sorted({*chosen.suppressed_ids, *others, *opened.family.suppressed_ids}))
+    )
+
+
 # The reference
 
 
@@ -199,8 +205,8 @@ def without_critic(network: Any) -> Iterator[None]:
 class Reference:
     """The policy as it was at the start.
 
-    "swap" keeps a copy of the tensors that are trained and puts them in their place while the reference
-    computes, which with frozen layers or adapters costs next to nothing; "copy" keeps the whole network.
+    "swap" keeps a copy of the trained tensors alone and puts it in their place while the reference computes; "copy"
+    keeps the whole network.
     """
 
     def __init__(self, network: Any, kind: Literal["swap", "copy"]):

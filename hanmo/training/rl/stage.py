@@ -42,33 +42,19 @@ PLOTS = (
 
 @dataclass(frozen=True)
 class PolicyOutcome(Outcome):
-    """``Outcome`` of learning from rewards; ``rows`` are prompts.
-
-    ``reward_before`` and ``reward`` are means over the first and the last tenth of the rounds; ``kl`` is the last
-    round's, in nats a reply.
-    """
+    """``Outcome`` of learning from rewards; ``rows`` are prompts."""
 
     rounds: int = 0
-    reward_before: float | None = None
-    reward: float | None = None
-    kl: float | None = None
+    reward_before: float | None = None  # mean over the first tenth of the rounds
+    reward: float | None = None  # over the last tenth
+    kl: float | None = None  # of the last round, nats a reply
 
 
 def prepare_policy(
-    opened: OpenedModel,
-    config: PolicyConfig,
-    files: DataFiles,
-    trainer: Callable[..., PolicyTrainer],
-    engine: Engine | None,
-    value_head: ValueKind | None = None,
-    critic: str | None = None,
-) -> Ready:
-    """Prompts, rewards and network of a run.
-
-    Args:
-        engine: makes the replies; ours if None.
-        critic: a model whose network learns the values; None: a value head on the policy, of the kind ``value_head``.
-    """
+    opened: OpenedModel, config: PolicyConfig, files: DataFiles, trainer: Callable[..., PolicyTrainer],
+    engine: Engine | None, value_head: ValueKind | None = None, critic: str | None = None,
+) -> Ready:  # fmt: skip
+    """Prompts, rewards and network of a run; a model, ``critic``, learns the values, or else a head on the policy."""
 
     def questions(file: Path, rejects: Rejects) -> list[Question]:
         found = [question(record, opened, config.limit) for record in files.records(file, rejects, reply="waiting")]
@@ -77,9 +63,8 @@ def prepare_policy(
 
     prompts, _, rejects = files.read(questions)
     steps = config.steps_of_round(process_count())
-    network = adapted(
-        opened, config.lora, config.trained_layers, value_head, _critic(critic, opened) if critic else None
-    )
+    values = _critic(critic, opened) if critic else None
+    network = adapted(opened, config.lora, config.trained_layers, value_head, values)
     size = config.trainer.get("per_device_eval_batch_size", TrainingArguments.per_device_eval_batch_size)
     rewards = {name: load_reward(name, opened, config.limit, config.response_limit, size) for name in config.rewards}
     arguments = {

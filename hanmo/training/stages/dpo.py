@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hanmo.data.rows.dataset import ROW_IDS
-from hanmo.data.rows.pairs import PairCollator, PairDataset
+from hanmo.data.rows.pairs import PairDataset
 from hanmo.families.base import OpenedModel
 from hanmo.losses import preference_loss
 from hanmo.report.page import Page
@@ -65,22 +65,18 @@ def response_logprobs(model: nn.Module, batch: dict[str, Tensor], mean: bool) ->
 
 
 class DpoTrainer(PairTrainer):
-    """The loss of DPO or IPO. The reference's log-probabilities are computed once, before the first step.
-
-    Dropout is off: policy and reference must differ by what was learned alone.
-    """
+    """The loss of DPO or IPO. Dropout is off: policy and reference must differ by what was learned alone."""
 
     def __init__(self, config: DpoConfig, model: nn.Module, *args: Any):
         switch_dropout_off(model)
         super().__init__(model, *args)
         self.config = config
-        self._references: dict[int, Tensor] = {}
+        self._references: list[Tensor] = []  # of training and validation
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the model as it is now is the reference, for all pairs of training and validation."""
-        for data in (self.train_dataset, self.eval_dataset):
-            if data is not None:
-                self._references[id(data)] = self._all_logprobs(data)
+        """Train; the model as it is now is the reference, whose log-probabilities are computed once."""
+        data = (self.train_dataset, self.eval_dataset)
+        self._references = [self._all_logprobs(pairs) for pairs in data if pairs is not None]
         return super().train(*args, **kwargs)
 
     @torch.no_grad()
@@ -92,13 +88,9 @@ class DpoTrainer(PairTrainer):
         rank = self.args.process_index if world > 1 else 0  # the parts of a cut model share all pairs
         order = sorted(range(len(data)), key=data.lengths.__getitem__)[rank::world]
         found = torch.zeros(len(data), 2)
-        collator = PairCollator(data.family.padding)
         for first in range(0, len(order), batch_size):
             places = order[first : first + batch_size]
-            batch = {
-                name: tensor.to(self.args.device)
-                for name, tensor in collator([data[place] for place in places]).items()
-            }
+            batch = self._prepare_inputs(self.data_collator([data[place] for place in places]))
             sides = response_logprobs(model, batch, self.config.loss == "ipo").chunk(2)
             found[places] = torch.stack(sides, dim=1).float().cpu()
         found = found.to(self.args.device)
@@ -111,26 +103,18 @@ class DpoTrainer(PairTrainer):
         return {**batch, "references": torch.zeros(len(batch["pair_weights"]), 2)}, seconds
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        inputs["references"] = self._references_of(self.train_dataset, inputs)
+        inputs["references"] = self._references[0][inputs[ROW_IDS].to(self.args.device)]
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        inputs["references"] = self._references_of(self.eval_dataset, inputs)
-        return super().prediction_step(model, inputs, *args, **kwargs)
-
-    def _references_of(self, data: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """The batch's references (B, 2), on the training's device: a tensor on the host cannot be indexed by device ids."""
-        references = self._references[id(data)]
-        return references[inputs[ROW_IDS].to(references.device)]
+    def evaluated_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return super().evaluated_batch(model, {**batch, "references": self._references[1][batch[ROW_IDS]]})
 
     def pair_figures(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config = self.config
         chosen_B, rejected_B = response_logprobs(model, batch, config.loss == "ipo").chunk(2)
-        reference_chosen_B, reference_rejected_B = batch["references"].unbind(1)
         found = preference_loss(
-            chosen_B, rejected_B, reference_chosen_B, reference_rejected_B,
-            config.beta, config.loss, config.label_smoothing,
-        )  # fmt: skip
+            chosen_B, rejected_B, *batch["references"].unbind(1), config.beta, config.loss, config.label_smoothing
+        )
         loss_B = found.losses
         if config.sft_weight:
             tokens_B = (batch["labels"] != IGNORE).sum(1).chunk(2)[0]
@@ -145,7 +129,7 @@ class DpoTrainer(PairTrainer):
 
 
 def build(opened: OpenedModel, config: DpoConfig, files: DataFiles) -> Ready:
-    train, valid, rejects = pairs.read_pairs(files, opened, config, closed=False, published=config.published)
+    train, valid, rejects = pairs.read_pairs(files, opened, config, feed_stop=False, published=config.published)
     network = adapted(opened, config.lora, config.trained_layers)
     return Ready(network, partial(DpoTrainer, config), train, valid, rejects)
 
@@ -162,11 +146,6 @@ def sections(run: Run, page: Page) -> None:
     )
 
 
-STAGE = dpo = Stage(
-    name="dpo",
-    title="Learning from preferences",
-    config=DpoConfig,
-    build=build,
-    results=replace(pairs.RESULTS, sections=sections, shown=(*pairs.RESULTS.shown, "chosen_reward", "rejected_reward")),
-    then=("hanmo chat {model}",),
-)
+SHOWN = (*pairs.RESULTS.shown, "chosen_reward", "rejected_reward")
+RESULTS = replace(pairs.RESULTS, sections=sections, shown=SHOWN)
+STAGE = dpo = Stage("dpo", "Learning from preferences", DpoConfig, build, RESULTS, ("hanmo chat {model}",))

@@ -52,10 +52,6 @@ class GrpoTrainer(PolicyTrainer):
 
     config: GrpoConfig
 
-    def __init__(self, config: GrpoConfig, *args: Any):
-        self.group = config.group
-        super().__init__(config, *args)
-
     def weigh(self, batch: list[Experience], scores: Tensor) -> dict[str, float]:
         grouped_GK = scores.view(-1, self.group)
         for one, advantage in zip(batch, group_advantages(grouped_GK, self.config.scale).flatten(), strict=True):
@@ -66,29 +62,15 @@ class GrpoTrainer(PolicyTrainer):
         return 1.0 if self.config.loss == "token" else 1.0 / length
 
     def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], labels_BA: Tensor) -> Tensor:
-        return grpo_losses(self, logprob_N, tokens)
-
-
-def grpo_losses(trainer: GrpoTrainer, logprob_N: Tensor, tokens: dict[str, Tensor]) -> Tensor:
-    """Clipped policy loss and KL penalty of each token, (N,)."""
-    ones, clip = torch.ones_like(logprob_N), trainer.config.clip
-    losses_N = clipped_policy_loss(logprob_N, tokens["old"], tokens["advantages"], ones, clip)
-    moved = policy_statistics(logprob_N, tokens["old"], tokens["advantages"], ones, clip)
-    trainer.add_figures(len(ones), **moved)
-    if trainer.beta:
-        losses_N = losses_N + trainer.beta * kl_estimates(logprob_N, tokens["reference"], "k3")
-    return losses_N
+        old, advantages = tokens["old"], tokens["advantages"]
+        ones, clip = torch.ones_like(logprob_N), self.config.clip
+        self.add_figures(ones, **policy_statistics(logprob_N, old, advantages, ones, clip))
+        losses_N = clipped_policy_loss(logprob_N, old, advantages, ones, clip)
+        return losses_N + self.beta * kl_estimates(logprob_N, tokens["reference"], "k3") if self.beta else losses_N
 
 
 def build(opened: OpenedModel, config: GrpoConfig, files: DataFiles, engine: Engine | None = None) -> Ready:
     return stage.prepare_policy(opened, config, files, GrpoTrainer, engine)
 
 
-STAGE = grpo = Stage(
-    name="grpo",
-    title="GRPO",
-    config=GrpoConfig,
-    build=build,
-    results=stage.RESULTS,
-    then=stage.THEN,
-)
+STAGE = grpo = Stage("grpo", "GRPO", GrpoConfig, build, stage.RESULTS, stage.THEN)

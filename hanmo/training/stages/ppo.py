@@ -13,22 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import gather, reduce
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from hanmo import losses
 from hanmo.data.rows.dataset import ROW_IDS, Collator, RowDataset, make_rows
 from hanmo.families.base import OpenedModel
-from hanmo.losses import (
-    adapted_beta,
-    clipped_policy_loss,
-    clipped_value_loss,
-    explained_variance,
-    gae,
-    kl_estimates,
-    policy_statistics,
-    token_rewards,
-    value_clip_count,
-)
 from hanmo.nn.row_model import ValueKind
 from hanmo.records import Rejects, iter_records
 from hanmo.training.data_files import DataFiles, require_some
@@ -105,9 +96,9 @@ class PpoTrainer(PolicyTrainer):
         tensors = [pad_sequence([getattr(one, name) for one in batch], True) for name in ("old", "reference", "values")]
         old_SN, reference_SN, values_SN = tensors
         mask_SN = pad_sequence([torch.ones_like(one.old) for one in batch], True)
-        rewards_SN = token_rewards(old_SN, reference_SN, mask_SN, scores, self.beta)
-        advantages_SN, returns_SN = gae(rewards_SN, values_SN, mask_SN, self.config.gamma, self.config.lam)
-        explained = explained_variance(values_SN, returns_SN, mask_SN).item()
+        rewards_SN = losses.token_rewards(old_SN, reference_SN, mask_SN, scores, self.beta)
+        advantages_SN, returns_SN = losses.gae(rewards_SN, values_SN, mask_SN, self.config.gamma, self.config.lam)
+        explained = losses.explained_variance(values_SN, returns_SN, mask_SN).item()
         if self.config.whiten:
             advantages_SN = self._whitened(advantages_SN, mask_SN)
         for row, one in enumerate(batch):
@@ -118,10 +109,7 @@ class PpoTrainer(PolicyTrainer):
 
     def _scaled(self, scores: Tensor) -> Tensor:
         if self.config.scale_reward == "running" or (self.config.scale_reward and not self.moments.count):
-            everyone = (
-                self.accelerator.gather(scores.to(self.args.device)).cpu() if self.args.world_size > 1 else scores
-            )
-            self.moments.update(everyone)
+            self.moments.update(gather(scores.to(self.args.device)).cpu())
         if self.config.scale_reward:
             scores = scores / max(self.moments.std, 1e-8)
         limit = self.config.clip_reward
@@ -135,33 +123,27 @@ class PpoTrainer(PolicyTrainer):
         return (x - mean) * torch.rsqrt(spread / (sums[0] - 1).clamp_min(1) + 1e-8) * mask
 
     def _over_processes(self, sums: Tensor) -> Tensor:
-        if self.args.world_size == 1:
-            return sums
-        whole = sums.to(self.args.device)
-        torch.distributed.all_reduce(whole)
-        return whole.cpu()
+        return reduce(sums.to(self.args.device), "sum").cpu()
 
     def _adapt(self, old_SN: Tensor, reference_SN: Tensor, mask_SN: Tensor) -> None:
         if self.config.kl_target is None:
             return
-        kind: Literal["published", "k1"] = "published" if self.config.published else "k1"
-        kl = (kl_estimates(old_SN, reference_SN, kind) * mask_SN).sum()
-        count = mask_SN.numel() if self.config.published else len(mask_SN)
+        config = self.config
+        kl = (losses.kl_estimates(old_SN, reference_SN, "published" if config.published else "k1") * mask_SN).sum()
+        count = mask_SN.numel() if config.published else len(mask_SN)
         total, number = self._over_processes(torch.tensor([kl.item(), float(count)])).tolist()
-        self.beta = adapted_beta(
-            self.beta, total / number, self.config.kl_target, self.config.kl_horizon, self.config.samples
-        )
+        self.beta = losses.adapted_beta(self.beta, total / number, config.kl_target, config.kl_horizon, config.samples)
 
     def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], labels_BA: Tensor) -> Tensor:
         ones, config = torch.ones_like(logprob_N), self.config
         values_N = output.value[labels_BA >= 0]
         old, advantages, returns, old_values = (tokens[name] for name in ("old", "advantages", "returns", "values"))
-        policy_N = clipped_policy_loss(logprob_N, old, advantages, ones, config.clip)
-        value_N = clipped_value_loss(values_N, old_values, returns, ones, config.clip_value)
-        moved = policy_statistics(logprob_N, old, advantages, ones, config.clip)
-        moved["value_clip_fraction"] = value_clip_count(values_N, old_values, returns, ones, config.clip_value)
+        policy_N = losses.clipped_policy_loss(logprob_N, old, advantages, ones, config.clip)
+        value_N = losses.clipped_value_loss(values_N, old_values, returns, ones, config.clip_value)
+        moved = losses.policy_statistics(logprob_N, old, advantages, ones, config.clip)
+        moved["value_clip_fraction"] = losses.value_clip_count(values_N, old_values, returns, ones, config.clip_value)
         moved["policy_loss"], moved["value_loss"] = policy_N.sum(), value_N.sum()
-        self.add_figures(len(ones), **moved)
+        self.add_figures(ones, **moved)
         return policy_N + config.value_weight * value_N
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -200,11 +182,4 @@ def _ptx_rows(opened: OpenedModel, config: PpoConfig) -> RowDataset:
     return rows
 
 
-STAGE = ppo = Stage(
-    name="ppo",
-    title="PPO",
-    config=PpoConfig,
-    build=build,
-    results=stage.RESULTS,
-    then=stage.THEN,
-)
+STAGE = ppo = Stage("ppo", "PPO", PpoConfig, build, stage.RESULTS, stage.THEN)

@@ -101,11 +101,5 @@ def _packed(rows: Rows, config: PretrainConfig) -> Rows:
     return PackedRows(rows, config.limit, config.response_limit, seed) if packing else rows
 
 
-STAGE = pretrain = Stage(
-    name="pretrain",
-    title="Pretraining",
-    config=PretrainConfig,
-    build=build,
-    results=supervised.RESULTS,
-    then=("hanmo eval perplexity {model} FILE", "hanmo train sft {model} DATA"),
-)
+THEN = ("hanmo eval perplexity {model} FILE", "hanmo train sft {model} DATA")
+STAGE = pretrain = Stage("pretrain", "Pretraining", PretrainConfig, build, supervised.RESULTS, THEN)

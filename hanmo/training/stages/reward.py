@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from hanmo.training import pairs
 from hanmo.training.config import AlignmentConfig
 from hanmo.training.data_files import DataFiles
 from hanmo.training.lifecycle import Ready, Run, Stage
-from hanmo.training.pairs import PairTrainer, row_inputs, values_at
+from hanmo.training.pairs import PairTrainer, row_inputs
 from hanmo.training.trainable import adapted
 
 
@@ -62,10 +63,9 @@ class RewardTrainer(PairTrainer):
         self.config = config
 
     def pair_figures(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        # Nothing is scored token by token, so that no logits are made.
-        inputs = {**row_inputs(batch), "labels": torch.full_like(batch["labels"], IGNORE)}
-        output = model(**inputs)
-        chosen_B, rejected_B = values_at(output, batch["ends"]).chunk(2)
+        nothing = torch.full_like(batch["labels"], IGNORE)  # no token is scored, so that no logits are made
+        output = model(**{**row_inputs(batch), "labels": nothing})
+        chosen_B, rejected_B = output.value.gather(1, batch["ends"][:, None])[:, 0].chunk(2)
         if self.config.loss == "tokenwise":
             chosen_BA, rejected_BA = output.value.chunk(2)
             ends = torch.stack(batch["ends"].chunk(2))
@@ -73,17 +73,16 @@ class RewardTrainer(PairTrainer):
             loss_B = tokenwise_loss(chosen_BA, rejected_BA, batch["parts_at"], end_B)
         else:
             loss_B = pairwise_loss(chosen_B, rejected_B, batch["margins"] if self.config.margin else 0.0)
-        correct_B = (chosen_B > rejected_B).float()
         return {
             "loss": loss_B,
-            "accuracy": correct_B,
+            "accuracy": (chosen_B > rejected_B).float(),
             "chosen_score": chosen_B.detach(),
             "rejected_score": rejected_B.detach(),
         }
 
 
 def build(opened: OpenedModel, config: RewardConfig, files: DataFiles) -> Ready:
-    train, valid, rejects = pairs.read_pairs(files, opened, config, closed=True, published=config.published)
+    train, valid, rejects = pairs.read_pairs(files, opened, config, feed_stop=True, published=config.published)
     network = adapted(opened, config.lora, config.trained_layers, config.value_head)
     return Ready(network, partial(RewardTrainer, config), train, valid, rejects)
 
@@ -91,8 +90,7 @@ def build(opened: OpenedModel, config: RewardConfig, files: DataFiles) -> Ready:
 def figures(run: Run) -> dict[str, Any]:
     """The fields of ``PairOutcome``; the final model is evaluated once more, for the report's scores."""
     evaluates = run.trainer.eval_dataset is not None and not run.stopped
-    accuracy = run.trainer.evaluate()["eval_accuracy"] if evaluates else None
-    return {**pairs.pair_figures(run), "accuracy": accuracy}
+    return {**pairs.pair_figures(run), "accuracy": run.trainer.evaluate()["eval_accuracy"] if evaluates else None}
 
 
 def sections(run: Run, page: Page) -> None:
@@ -115,19 +113,12 @@ def sections(run: Run, page: Page) -> None:
 def histogram(scores: Tensor, *everything: Tensor, bins: int = 20) -> list[tuple[float, float]]:
     """(middle, count) of equal bins over the range of all of ``everything``."""
     together = torch.cat(everything)
-    low, high = together.min().item(), together.max().item()
-    width = (high - low) / bins or 1.0
-    places = ((scores - low) / width).long().clamp(0, bins - 1)
-    counts = torch.bincount(places, minlength=bins).tolist()
-    return [(low + (place + 0.5) * width, float(count)) for place, count in enumerate(counts)]
+    counts, edges = np.histogram(scores, bins, (together.min().item(), together.max().item()))
+    return list(zip(((edges[:-1] + edges[1:]) / 2).tolist(), counts.astype(float).tolist(), strict=True))
 
 
 def calibration(margins: Tensor, bins: int = 5) -> list[tuple[float, int, float]]:
-    """(mean confidence, pairs, share decided rightly) of pairs by confidence, from 0.5 to 1, without empty bins.
-
-    Args:
-        margins: (N,) score of the better answer less that of the worse one.
-    """
+    """(mean confidence, pairs, share decided rightly) of pairs by confidence, from (N,) differences of scores."""
     confidence = margins.abs().sigmoid()
     places = ((confidence - 0.5) * 2 * bins).long().clamp(0, bins - 1)
     return [
@@ -137,11 +128,6 @@ def calibration(margins: Tensor, bins: int = 5) -> list[tuple[float, int, float]
     ]
 
 
-STAGE = train_reward = Stage(
-    name="reward",
-    title="Reward model",
-    config=RewardConfig,
-    build=build,
-    results=replace(pairs.RESULTS, figures=figures, sections=sections),
-    then=("hanmo reward score {model} FILE", "hanmo train ppo MODEL DATA rewards=[{model}]"),
-)
+RESULTS = replace(pairs.RESULTS, figures=figures, sections=sections)
+THEN = ("hanmo reward score {model} FILE", "hanmo train ppo MODEL DATA rewards=[{model}]")
+STAGE = train_reward = Stage("reward", "Reward model", RewardConfig, build, RESULTS, THEN)

@@ -24,7 +24,7 @@ from hanmo.training.config import TuningConfig
 from hanmo.training.data_files import DataFiles, require_some
 from hanmo.training.lifecycle import Ready, Stage
 from hanmo.training.streams import StreamTrainer
-from hanmo.training.trainable import LoraSettings, add_lora, freeze_layers
+from hanmo.training.trainable import adapted, freeze_layers
 from hanmo.training.trainer import RowTrainer
 
 
@@ -59,13 +59,9 @@ def build(opened: OpenedModel, config: SftConfig, files: DataFiles) -> Ready:
     if config.streams and not opened.family.streams:
         raise ConfigError(f"streams: {opened.family.name} carries no memory from row to row; streams=false")
     train, valid, rejects = files.read(lambda file, rejects: _rows(file, files, opened, config, rejects))
-    network = opened.network
-    if config.freeze:
-        freeze_layers(network, config.freeze)
-    if config.lora:
-        network = add_lora(network, LoraSettings(**config.lora), opened.family.lora_targets)
+    freeze_layers(opened.network, config.freeze)
     trainer = StreamTrainer if config.streams else RowTrainer
-    return Ready(network, trainer, train, valid, rejects, published=config.published)
+    return Ready(adapted(opened, config.lora), trainer, train, valid, rejects, published=config.published)
 
 
 def _rows(file: Path, files: DataFiles, opened: OpenedModel, config: SftConfig, rejects: Rejects) -> Rows:
@@ -78,11 +74,5 @@ def _rows(file: Path, files: DataFiles, opened: OpenedModel, config: SftConfig, 
     return PackedRows(rows, config.limit, config.response_limit, seed) if config.packing else rows
 
 
-STAGE = sft = Stage(
-    name="sft",
-    title="Supervised fine-tuning",
-    config=SftConfig,
-    build=build,
-    results=supervised.RESULTS,
-    then=("hanmo chat {model}", "hanmo eval dialogue {model} FILE"),
-)
+THEN = ("hanmo chat {model}", "hanmo eval dialogue {model} FILE")
+STAGE = sft = Stage("sft", "Supervised fine-tuning", SftConfig, build, supervised.RESULTS, THEN)
