@@ -1,13 +1,13 @@
 """The records hanmo reads and writes: what one line of data means, whatever file it came from."""
 
-from hanmo.records.json_values import json_lines, json_members
-from hanmo.records.reading import iter_records, opened_text, read_records
-from hanmo.records.schemas import FORMS, TURNS, json_record
+from hanmo.records.reading import iter_records, json_array, json_lines, json_members, opened_text, read_records
+from hanmo.records.schemas import FORMS, ROLES, TURNS, json_record
 from hanmo.records.types import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text, unanswered
 from hanmo.records.writing import record_writer, write_records
 
 __all__ = [
     "FORMS",
+    "ROLES",
     "TURNS",
     "Dialogue",
     "Plain",
@@ -17,6 +17,7 @@ __all__ = [
     "ScoredAnswers",
     "Text",
     "iter_records",
+    "json_array",
     "json_lines",
     "json_members",
     "json_record",

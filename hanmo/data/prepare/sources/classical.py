@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from hanmo.data.prepare.sources.negatives import Pools
-from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, matching_files, text_lines
+from hanmo.data.prepare.sources.reader import Pools, SourceReader, SourceRecord, matching_files, text_lines
 from hanmo.errors import RecordError
 from hanmo.records import ScoredAnswers
 
@@ -23,7 +22,7 @@ def couplets(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     length (0) and one of each of two other lengths (-1). All second lines are held in memory.
     """
     found = list(_couplets(place, reader))
-    pools: Pools[str, int] = Pools()  # second lines by split and length
+    pools = Pools()  # second lines by split and length
     for first, second, _ in found:
         pools.add(reader.shares.split(first), len(second), second)
     for first, second, where in found:
@@ -87,7 +86,7 @@ def classical(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
         for path in matching_files(place, "*.txt*")
         for old, new, where in _bitext(path, reader)
     ]
-    pools: Pools[tuple[str, str], Path] = Pools()  # by split and side, and by file
+    pools = Pools()  # by split and side, and by file
     for path, (given, prompt), (wanted, answer), _ in found:
         split = reader.shares.split(prompt)
         pools.add((split, given), path, prompt)

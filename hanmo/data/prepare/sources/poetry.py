@@ -10,8 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from hanmo.data.prepare.sources.negatives import Pools
-from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, matching_files
+from hanmo.data.prepare.sources.reader import Pools, SourceReader, SourceRecord, matching_files
 from hanmo.errors import HanmoError, RecordError
 from hanmo.files import package_yaml
 from hanmo.records import ScoredAnswers, opened_text
@@ -40,7 +39,7 @@ class Kind:
 
 
 KINDS = [Kind(**kind) for kind in package_yaml("hanmo.data.prepare.sources", "poetry.yaml")]
-_FORGOTTEN = r"huajianji/"  # as published, no branch knows these files and each work repeats the one before
+_FORGOTTEN = "huajianji/"  # as published, no branch knows these files and each work repeats the one before
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,7 @@ def poetry(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     All works are held in memory. A work that comes again, under whatever title, is left out.
     """
     works = list(_works(place, reader))
-    by_author: Pools[tuple[str, str], str] = Pools()
-    by_genre: Pools[str, str] = Pools()
+    by_author, by_genre = Pools(), Pools()
     titled: dict[tuple[str, str], set[str]] = {}  # texts by author and title
     for work in works:
         split = reader.shares.split(work.prompt)
@@ -84,7 +82,12 @@ def poetry(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
 
 
 def _works(place: Path, reader: SourceReader) -> Iterator[Work]:
-    convert, seen = _converter(), set[str]()
+    try:
+        import opencc
+    except ImportError:
+        needed = "poetry in traditional characters needs the package opencc: pip install 'hanmo[data]'"
+        raise HanmoError(needed) from None
+    convert, seen = opencc.OpenCC("t2s").convert, set[str]()
     last: Work | None = None
     by_kind: list[tuple[int, Path]] = []
     for path in matching_files(place, "*.json*"):
@@ -138,13 +141,3 @@ def _work(entry: dict[str, Any], kind: Kind, where: str, convert: Callable[[str]
     if genre == "诗":
         genre = "五言诗" if lines and len(lines[0]) == 12 else "七言诗"
     return Work(author, genre, title, text, kind.measure, where)
-
-
-def _converter() -> Callable[[str], str]:
-    try:
-        import opencc
-    except ImportError:
-        raise HanmoError(
-            "poetry in traditional characters needs the package opencc: pip install 'hanmo[data]'"
-        ) from None
-    return opencc.OpenCC("t2s").convert
