@@ -207,7 +207,7 @@ def _distributed(job: Callable[..., Any], out: Path, tasks: int, slurm: str | No
             raise ConfigError("--slurm needs --tasks: the number of shares, e.g. --tasks 200")
         return False
     try:
-        from hanmo.data.parallel.cluster import Slurm, run_local, run_slurm
+        from hanmo.data.parallel.cluster import run_local, run_slurm
     except ImportError:
         raise HanmoError("--tasks needs the package datatrove: pip install 'hanmo[data]'") from None
     logs = out.with_name(f"{out.name}.logs")
@@ -215,7 +215,7 @@ def _distributed(job: Callable[..., Any], out: Path, tasks: int, slurm: str | No
         run_local(job, tasks, workers, logs)
         return False
     try:
-        print(f"submitted; job {run_slurm(job, tasks, logs, Slurm(slurm))} writes {out}; scripts and logs: {logs}")
+        print(f"submitted; job {run_slurm(job, tasks, logs, slurm)} writes {out}; scripts and logs: {logs}")
     except FileNotFoundError as error:
         raise HanmoError(f"{error.filename}: no such command; run this where Slurm is installed") from None
     return True

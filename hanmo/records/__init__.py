@@ -6,24 +6,7 @@ from hanmo.records.types import Dialogue, Plain, PromptResponse, Record, Rejects
 from hanmo.records.writing import record_writer, write_records
 
 __all__ = [
-    "FORMS",
-    "ROLES",
-    "TURNS",
-    "Dialogue",
-    "Plain",
-    "PromptResponse",
-    "Record",
-    "Rejects",
-    "ScoredAnswers",
-    "Text",
-    "iter_records",
-    "json_array",
-    "json_lines",
-    "json_members",
-    "json_record",
-    "opened_text",
-    "read_records",
-    "record_writer",
-    "unanswered",
-    "write_records",
-]
+    "FORMS", "ROLES", "TURNS", "Dialogue", "Plain", "PromptResponse", "Record", "Rejects", "ScoredAnswers", "Text",
+    "iter_records", "json_array", "json_lines", "json_members", "json_record", "opened_text", "read_records",
+    "record_writer", "unanswered", "write_records",
+]  # fmt: skip

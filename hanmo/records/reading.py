@@ -38,13 +38,10 @@ def iter_records(
     """The records of a file, one after the other.
 
     Args:
-        rejects: takes bad records, which are then passed over; without it the first one stops the reading.
+        rejects: takes bad records; without it the first one stops the reading with a RecordError.
         plain: what a line of plain text is: the tab-separated turns of a dialogue, or running text.
         reply: "needed": a record without a reply (one turn, or an empty one) is a bad record. "waiting": the reply may be
             missing, as in prompts. "any": no check.
-
-    Raises:
-        RecordError: a record that cannot be read; file, line, reason and what was expected.
     """
     path = Path(path)
     with opened_text(path) as file:
@@ -55,11 +52,7 @@ def iter_records(
 def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     """A file of UTF-8, with or without a byte order mark: plain, gzip (.gz) or the only file of a .zip.
 
-    Args:
-        newline: as for ``open``; "" for CSV.
-
-    Raises:
-        RecordError: no such file, a damaged one, or no UTF-8.
+    ``newline``: as for ``open``. Raises RecordError if there is no such file, it is damaged, or no UTF-8.
     """
     try:
         with _opened_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as file:
@@ -155,10 +148,8 @@ def json_lines(path: Path, file: TextIO) -> Values:
 def json_members(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
     """Line, key ("" in an array) and value of every member of the one array or object that a file holds.
 
-    Only the current member is in memory. A RecordError stands in place of a value that holds half a character.
-
-    Raises:
-        RecordError: damage, after which nothing can be trusted, or text after the end.
+    Only the current member is in memory. A RecordError stands in place of a value that holds half a character, and is
+    raised for damage, after which nothing can be trusted, and for text after the end.
     """
     scanner = _Scanner(path, file)
     opening = scanner.next()
@@ -167,7 +158,7 @@ def json_members(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
     closing, name = ("]", "array") if opening == "[" else ("}", "object")
     mark = scanner.next()
     while mark != closing:
-        scanner.back()
+        scanner.place -= 1
         line, key = scanner.line, ""
         if opening == "{":
             key = str(scanner.value())
@@ -206,9 +197,6 @@ class _Scanner:
         self.place += 1
         return self.text[self.place - 1 : self.place]
 
-    def back(self) -> None:
-        self.place -= 1
-
     def skip(self) -> None:
         """Move to the next character that is not white space."""
         while True:
@@ -230,20 +218,14 @@ class _Scanner:
                     continue
                 raise RecordError(self.path, line, f"not JSON: {error.msg} at column {column}") from None
             if end < len(self.text) or not self._more():  # a number may go on in the next chunk
-                value = self._checked(value, end)
+                try:
+                    check_characters(value, self.text, self.place, end)
+                except json.JSONDecodeError as error:
+                    line = self.line + self.text.count("\n", self.place, error.pos)
+                    value = RecordError(self.path, line, f"not JSON: {error.msg}")
                 self.line += self.text.count("\n", self.place, end)
                 self.place = end
                 return value
-
-    def _checked(self, value: Any, end: int) -> Any:
-        """The value, or a RecordError in its place if half a character is in it; the file can be read on."""
-        try:
-            check_characters(value, self.text, self.place, end)
-        except json.JSONDecodeError as error:
-            return RecordError(
-                self.path, self.line + self.text.count("\n", self.place, error.pos), f"not JSON: {error.msg}"
-            )
-        return value
 
     def _more(self) -> bool:
         """Read on and forget the text before the current place."""

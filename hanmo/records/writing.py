@@ -17,8 +17,7 @@ from hanmo.records.types import Dialogue, Record, ScoredAnswers
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Write records one a line, as JSON, or tab-separated if the name ends in .txt or .txt.gz; returns how many.
 
-    Raises:
-        RecordError: a record that tab-separated lines cannot hold without a change.
+    Raises RecordError for a record that tab-separated lines cannot hold without a change.
     """
     count = 0
     with record_writer(path) as write:

@@ -61,16 +61,14 @@ def zhidao(entry: Any) -> list[Sample]:
     return [(prompt, answer) for answer in worthy]
 
 
-def encyclopedia(entry: Any) -> list[Sample]:
-    """``{"title", "abstract", "content"}``: the whole of it as running text."""
-    text = "".join(text_of(entry, key) for key in ("title", "abstract", "content"))
-    return [("", text)] if text else []
+def running(*keys: str) -> Callable[[Any], list[Sample]]:
+    """The texts under these keys, one after the other, as running text."""
 
+    def samples(entry: Any) -> list[Sample]:
+        text = "".join(text_of(entry, key) for key in keys)
+        return [("", text)] if text else []
 
-def wikipedia(entry: Any) -> list[Sample]:
-    """``{"text"}``."""
-    text = text_of(entry, "text")
-    return [("", text)] if text else []
+    return samples
 
 
 def sections(entry: Any) -> list[Sample]:

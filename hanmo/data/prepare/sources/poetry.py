@@ -18,23 +18,15 @@ from hanmo.records import ScoredAnswers, opened_text
 
 @dataclass(frozen=True)
 class Kind:
-    """The works of one kind of file. Genre "诗" stands for poems of lines of five or of seven characters.
+    """The works of one kind of file."""
 
-    Attributes:
-        path: pattern of the last folder and the file's name, and never of the folders above: one may be named "ci".
-        author: of all works; None where each names its own.
-        title: keys of the parts of a title, joined by "-".
-        text: key of the lines.
-        traditional: text is in traditional characters, and is converted.
-    """
-
-    path: str
-    genre: str
-    author: str | None = None
-    title: Sequence[str] = ("title",)
-    text: str = "paragraphs"
+    path: str  # pattern of the last folder and the file's name; a folder above may be named "ci"
+    genre: str  # "诗": poems of lines of five or of seven characters
+    author: str | None = None  # of all works; None where each names its own
+    title: Sequence[str] = ("title",)  # keys of the parts of a title, joined by "-"
+    text: str = "paragraphs"  # key of the lines
     measure: str = "首"
-    traditional: bool = False
+    traditional: bool = False  # text in traditional characters, which is converted
     books: bool = False  # of the Four Books, whose quotation marks are replaced
 
 
@@ -72,13 +64,11 @@ def poetry(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     for work in works:
         split, rng = reader.shares.split(work.prompt), Random(f"{reader.seed}:{work.prompt}:{work.text}")
         realm, same_title = (split, work.genre), titled[work.author, work.title]
-        drawn = (
-            (0.0, by_author.draw(rng, realm, work.author, 1, same_title)),
-            (-1.0, by_author.draw_others(rng, realm, work.author, 1, same_title)),
-            (-2.0, by_genre.draw_others(rng, split, work.genre, 1, same_title)),
-        )
-        answers = ((work.text, 1.0), *((text, score) for score, texts in drawn for text in texts))
-        yield SourceRecord(ScoredAnswers(reader.prompt(work.prompt), answers, where=work.where), work.prompt)
+        answers = [(work.text, 1.0)]
+        answers += ((text, 0.0) for text in by_author.draw(rng, realm, work.author, 1, same_title))
+        answers += ((text, -1.0) for text in by_author.draw_others(rng, realm, work.author, 1, same_title))
+        answers += ((text, -2.0) for text in by_genre.draw_others(rng, split, work.genre, 1, same_title))
+        yield SourceRecord(ScoredAnswers(reader.prompt(work.prompt), tuple(answers), where=work.where), work.prompt)
 
 
 def _works(place: Path, reader: SourceReader) -> Iterator[Work]:

@@ -27,23 +27,14 @@ class SourceRecord(NamedTuple):
 
 @dataclass
 class SourceReader:
-    """The options for reading a source, and counts of what was left out.
+    """The options for reading a source, and counts of what was left out."""
 
-    Attributes:
-        published: reproduce the published data set, flaws included.
-        sep: prompts as before 2023-03-20: their pieces and what opens the answer joined by the text ``<sep>``.
-        seed: of what is drawn (negatives, directions); each draw depends on the record too, never on its neighbours.
-        shares: the splits, so that the negatives of a record come from its own split.
-        rejects: takes bad records, which are then passed over; without it the first one stops the reading.
-        dropped: how many records were left out, by reason.
-    """
-
-    published: bool = False
-    sep: bool = False
-    seed: int = 42
-    shares: Shares = field(default_factory=Shares)
-    rejects: Rejects | None = None
-    dropped: Counter[str] = field(default_factory=Counter)
+    published: bool = False  # reproduce the published data set, flaws included
+    sep: bool = False  # prompts as before 2023-03-20: pieces and what opens the answer joined by the text <sep>
+    seed: int = 42  # of negatives and directions; each draw depends on the record too, never on its neighbours
+    shares: Shares = field(default_factory=Shares)  # the negatives of a record come from its own split
+    rejects: Rejects | None = None  # takes bad records; without it the first one stops the reading
+    dropped: Counter[str] = field(default_factory=Counter)  # records that were left out, by reason
 
     def bad(self, path: Path, line: int, problem: str) -> None:
         """Stop at a bad record, or set it aside."""
@@ -79,9 +70,11 @@ class SourceReader:
         """The JSON objects among ``json_values``; any other value is a bad record."""
         for line, value in self.json_values(path):
             try:
-                yield line, object_of(value)
+                found = object_of(value)
             except ValueError as error:
                 self.bad(path, line, str(error))
+            else:
+                yield line, found
 
     def csv_rows(self, path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
         """The rows of a CSV file with a header: the line each begins on, and its values by column."""
@@ -111,7 +104,7 @@ Reader = Callable[[Path, SourceReader], Iterator[SourceRecord]]
 
 
 def json_source(parse: Callable[[Any, str, SourceReader], Iterator[SourceRecord]]) -> Reader:
-    """A source of JSON files: ``parse`` gets each value with its place ("file:line"), and raises ValueError for a bad one."""
+    """A source of JSON files: ``parse`` gets each value and its place ("file:line"); it raises ValueError for a bad one."""
 
     @wraps(parse)
     def read(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
@@ -165,7 +158,7 @@ def text_of(value: Any, key: str) -> str:
 
 
 class Pools:
-    """Texts to draw wrong answers from, in groups (a length, a book, an author) within realms, which no draw leaves (a split).
+    """Texts to draw wrong answers from, in groups (a length, a book) within realms, which no draw leaves (a split).
 
     Each draw depends on the seed and the record's own key alone. The published data drew from Python sets, whose order
     changes from run to run; ours can be repeated.
