@@ -63,10 +63,9 @@ def convert(
             plain transformers; "original": the layout of the family's first programs.
         ranks: tensor-parallel ranks of "original"; default 1.
         force: write into a folder that is not empty; files that are not the model's stay.
-        resume: continue an interrupted conversion after its last finished file, and keep the finished files if this
-            one is interrupted.
-        verify: read the source a second time with another reader, and the written files again from the disk, and
-            compare every tensor before the target appears.
+        resume: continue an interrupted conversion, and keep the finished files if this one is interrupted.
+        verify: before the target appears, compare every tensor with a second reading by another reader, of the source
+            and of the written files from the disk.
         start: called with the number of bytes to write before the work begins.
         progress: called with the number of bytes written since the last call.
 

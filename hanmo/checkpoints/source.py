@@ -96,8 +96,7 @@ def source_of(located: Located, size: str | None, config: str | Path | None, nee
     """A located model, complete and consistent; ``size`` and ``config`` as for ``open_model``.
 
     Raises:
-        CheckpointError: tensors are missing, differ in their shapes or contradict each other, or nothing decides the
-            configuration of an original.
+        CheckpointError: tensors are missing, of other shapes or contradictory, or nothing decides the configuration.
     """
     if located.original is None:
         return _folder_source(located)

@@ -80,8 +80,7 @@ def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify:
 
     Raises:
         InUseError: another run writes it.
-        CheckpointError: it cannot be written (a full disk), a file differs from what was written, or the interrupted
-            job was another one.
+        CheckpointError: it cannot be written, a file is not as it was written, or the interrupted job was another one.
     """
     resolved = target.resolve()
     path = resolved.with_name(f".{resolved.name}.partial")

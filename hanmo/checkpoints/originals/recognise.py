@@ -68,18 +68,13 @@ class Original:
 
     def pieces(self, name: str) -> list[Tensor]:
         """A tensor of the original by the table's name, one piece per rank, without padding rows."""
-        held = [rank[self.prefix + name] for rank in self.weights.ranks]
-        if self.rows is None or name not in self._vocabulary:
+        held, rows = [rank[self.prefix + name] for rank in self.weights.ranks], self.weights.state.get(ROWS)
+        if rows is None or name not in self._vocabulary:
             return held
         *starts, end = itertools.accumulate((len(piece) for piece in held), initial=0)
-        if not isinstance(self.rows, int) or not 0 < self.rows <= end:
-            raise CheckpointError(f"{self.weights.path}: {ROWS} is {self.rows!r}, but {name} has {end} rows")
-        return [piece[: max(self.rows - start, 0)] for piece, start in zip(held, starts, strict=True)]
-
-    @property
-    def rows(self) -> int | None:
-        """Real rows of the vocabulary, if a conversion has padded them so that the ranks divide them."""
-        return self.weights.state.get(ROWS)
+        if not isinstance(rows, int) or not 0 < rows <= end:
+            raise CheckpointError(f"{self.weights.path}: {ROWS} is {rows!r}, but {name} has {end} rows")
+        return [piece[: max(rows - start, 0)] for piece, start in zip(held, starts, strict=True)]
 
     @functools.cached_property
     def _vocabulary(self) -> set[str]:

@@ -69,12 +69,6 @@ class Weights:
         return counts
 
     @property
-    def inside(self) -> Path:
-        """The folder of the iteration, of a megatron checkpoint; else the folder of the files."""
-        folder = self.files[0].parent
-        return folder.parent if self.container == NESTED else folder
-
-    @property
     def folder(self) -> Path:
         return self.path if self.path.is_dir() else self.path.parent
 
@@ -174,7 +168,9 @@ def _megatron(path: Path, folder: Path) -> Weights:
     states, tensors = {}, {}
     for rank in sorted(found):
         states[rank], tensors[rank] = _split_content(found[rank], read_pickle(found[rank]), container)
-    claimed = _claimed_ranks(states[min(states)])
+    first = states[min(states)]
+    claims = [first.get("mp_world_size"), *(getattr(first.get("args"), name, None) for name in RANK_ARGUMENTS)]
+    claimed = next((value for value in claims if isinstance(value, int)), None)
     count = max([len(found), max(found) + 1, claimed or 1])
     for rank in range(count):
         if rank not in found:
@@ -219,11 +215,6 @@ def _flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
         nests = isinstance(value, dict) and value and prefix.count(".") < 4
         result |= _flat(value, f"{prefix}{key}.") if nests else {f"{prefix}{key}": value}
     return result
-
-
-def _claimed_ranks(state: dict[str, Any]) -> int | None:
-    claims = [state.get("mp_world_size")] + [getattr(state.get("args"), name, None) for name in RANK_ARGUMENTS]
-    return next((value for value in claims if isinstance(value, int)), None)
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ class Origin:
     def of(cls, original: Original) -> Origin:
         weights = original.weights
         known = {original.prefix + name for entry in original.entries for name in (entry.theirs, *entry.copies)}
-        folder = weights.inside
+        folder = weights.files[0].parents[1 if weights.container == NESTED else 0]  # of the iteration
         tracked = original.layout.splits and folder != weights.path
         files = [weights.path / name for name in TRACKERS] if tracked else []
         return cls(

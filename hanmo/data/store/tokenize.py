@@ -35,10 +35,6 @@ class TokenizerPlace:
         """The tokenizer, opened once in each process; raises VocabularyError if there is none."""
         return _open(self)
 
-    @property
-    def name(self) -> str:
-        return f"{self.family or 'the tokenizer'} of {Path(self.path).name}"
-
 
 @cache
 def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
@@ -127,7 +123,8 @@ def tokenize(
         dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"
         (out / ABOUT).unlink(missing_ok=True)
         counts = _merge(results, out, dtype)
-        about = About(FORMAT, *counts, dtype, vocabulary, tokenizer.name, [path.name for path in paths])
+        name = f"{tokenizer.family or 'the tokenizer'} of {Path(tokenizer.path).name}"
+        about = About(FORMAT, *counts, dtype, vocabulary, name, [path.name for path in paths])
         write_about(out, about)
     return about
 

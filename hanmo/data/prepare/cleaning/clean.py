@@ -30,7 +30,8 @@ FIT = 200_000  # records that statistics are learnt from
 EXAMPLES = 3
 KINDS = {kind.__name__: kind for kind in (Text, Dialogue, PromptResponse, ScoredAnswers)}
 
-Reject = tuple[str, str, str, str]  # step, reason, text, where
+REJECT = ("step", "reason", "text", "where")
+Reject = tuple[str, str, str, str]
 CleanedRecord = tuple[Record | None, list[Reject]]
 
 
@@ -186,7 +187,8 @@ def _write(recipe: Recipe, results: Sequence[Path], out: Path, rejects: Path | N
     cleaned, duplicates = Cleaned(0, 0, 0, {name: StepReport() for name in recipe.names}), _duplicates(recipe, results)
     with ExitStack() as stack:
         write = stack.enter_context(record_writer(out))
-        reject = _reject_writer(stack, rejects)
+        written = stack.enter_context(replacing(rejects)) if rejects else None
+        file = stack.enter_context(written.open("w", encoding="utf-8", newline="\n")) if written else None
         for records, reports in map(read_block, results):
             for name, report in reports.items():
                 cleaned.steps[name].add(report)
@@ -199,8 +201,8 @@ def _write(recipe: Recipe, results: Sequence[Path], out: Path, rejects: Path | N
                 elif record is not None:
                     write(record)
                     cleaned.kept += 1
-                for entry in rejected:
-                    reject(entry)
+                for entry in rejected if file else ():
+                    print(json_text(dict(zip(REJECT, entry, strict=True))), file=file)
             cleaned.read += len(records)
     return cleaned
 
@@ -235,14 +237,6 @@ def _record(kind: str, fields: dict[str, Any]) -> Record:
 def _tuples(value: Any) -> Any:
     """JSON has lists where records have tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _reject_writer(stack: ExitStack, path: Path | None) -> Callable[[Reject], None]:
-    if path is None:
-        return lambda reject: None
-    file = stack.enter_context(stack.enter_context(replacing(path)).open("w", encoding="utf-8", newline="\n"))
-    keys = ("step", "reason", "text", "where")
-    return lambda reject: print(json_text(dict(zip(keys, reject, strict=True))), file=file)
 
 
 def report(cleaned: Cleaned, recipe: str, inputs: Sequence[str]) -> Page:

@@ -70,21 +70,14 @@ def _matcher(words: Sequence[str]) -> re.Pattern[str]:
 class PlatformMarkup(Step):
     """Removes markup of platforms: 回复@name:, //@name:, @name, 转发微博, and white space at the ends and in a row."""
 
-    _marks = re.compile(
-        r"(?:回复|回覆|转发|转自|轉發)\s*@[\w\-·]{1,30}\s*[:：]?|//\s*@[\w\-·]{1,30}\s*[:：]?|(?:转发微博|轉發微博|Repost)[。.]?"
-        r"|@[\w\-·]{1,30}(?=[\s:：,，]|$)[:：]?"
-    )
+    _marks = re.compile("|".join(built_in()["platform_markup"]))
 
     def edit(self, turns: Turns) -> list[str]:
         # Lines matter in a text, so white space shrinks only where it is not a line break.
         return [re.sub(r"[^\S\n]{2,}", " ", self._marks.sub("", turn)).strip() for turn in turns]
 
 
-URL = re.compile(
-    r"(?:https?://|ftp://|www\.)[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+|(?<![A-Za-z0-9@.])(?:[A-Za-z0-9\-]+\.)+(?:com|cn|net|org|cc|top|xyz)"
-    r"(?![A-Za-z])(?:/[A-Za-z0-9\-._~:/?#@!$&'()*+,;=%]*)?",
-    re.IGNORECASE,
-)
+URL = re.compile("|".join(built_in()["url"]), re.IGNORECASE)
 
 
 @dataclass
