@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hanmo import families
-from hanmo.checkpoints.files.resumable import ResumableFolder, bytes_of, resumable_folder
-from hanmo.checkpoints.files.tensor_files import LazyTensor, Progress, shards, write_safetensors, write_torch
+from hanmo.checkpoints.files.resumable import bytes_of, resumable_folder
+from hanmo.checkpoints.files.tensor_files import Progress, WeightFile, sharded
 from hanmo.checkpoints.files.verifying import verify_reading
 from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.locate import locate
@@ -26,56 +24,19 @@ from hanmo.checkpoints.source import Source, source_of
 from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import safe_tokenizer
-from hanmo.files import json_text, write_text
+from hanmo.files import write_text
 from hanmo.folders import recover_missing
 
 FORMS = ("hanmo", "hf", "original")
 
 
 @dataclass(frozen=True)
-class _Conversion:
-    """The request to ``convert``, with the located source.
+class _Form:
+    """A model in the form to write."""
 
-    Attributes:
-        job: everything that decides the content of the target, as JSON.
-    """
-
-    source: Source
-    target: Path
-    vocab: str | Path | None
-    rules: str | Path | None
-    dtype: torch.dtype | None
-    ranks: int | None
-    job: dict[str, Any]
-    resume: bool
-    verify: bool
-    start: Callable[[int], None]
-    progress: Progress
-
-    @property
-    def path(self) -> Path:
-        return self.source.located.path
-
-    def folder(self) -> contextlib.AbstractContextManager[ResumableFolder]:
-        return resumable_folder(self.target, self.job, resume=self.resume, verify=self.verify)
-
-    @functools.cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        located, config = self.source.located, self.source.config
-        if located.original is None:
-            return safe_tokenizer(self.path, located.family.tokenizer_class, config)
-        tokenizer = open_tokenizer(located.original, self.vocab)
-        if config is not None:
-            check_vocabulary(located.family, config.vocab_size, tokenizer, str(self.path))
-        return tokenizer
-
-    def family(self) -> Family:
-        """The family object of the source, which has a configuration, with its tokenizer and score rules."""
-        located, config = self.source.located, self.source.config
-        assert config is not None, "only --to original does without a configuration"
-        folder = Path(self.rules) if self.rules is not None else self.path / RULES_FOLDER
-        rules = find_rule_files(located.family, folder, optional=self.rules is None)
-        return located.family(config, self.tokenizer, rules, located.generation)
+    files: list[WeightFile]
+    texts: dict[str, str]  # of text files, by name
+    finish: Callable[[Path], list[str]]  # writes the other files into the folder; returns notes
 
 
 def convert(
@@ -95,22 +56,18 @@ def convert(
     start: Callable[[int], None] = lambda _: None,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
-    """Convert a model; the source is never touched, the target is written whole or not at all.
+    """Convert a model; the source is never touched, the target is written whole or not at all. Returns a report.
 
     Args:
         to: "hanmo": our folder, complete, from which the original can be made again bit for bit; "hf": a folder for
             plain transformers; "original": the layout of the family's first programs.
         ranks: tensor-parallel ranks of "original"; default 1.
         force: write into a folder that is not empty; files that are not the model's stay.
-        resume: continue an interrupted conversion after its last finished file, and keep the finished files if this
-            one is interrupted.
-        verify: read the source a second time with another reader, and the written files again from the disk, and
-            compare every tensor before the target appears.
+        resume: continue an interrupted conversion, and keep the finished files if this one is interrupted.
+        verify: before the target appears, compare every tensor with a second reading by another reader, of the source
+            and of the written files from the disk.
         start: called with the number of bytes to write before the work begins.
         progress: called with the number of bytes written since the last call.
-
-    Returns:
-        A report: source, target, form, family, dtype, parameters, files, bytes, notes.
 
     Raises:
         CheckpointError: the source cannot be read, or the target must not or cannot be written.
@@ -131,8 +88,17 @@ def convert(
     job: dict[str, Any] = {key: None if value is None else str(value) for key, value in options.items()}
     job["files"] = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in located.weights.files]
     wanted = DTYPES[dtype] if dtype else None
-    conversion = _Conversion(content, target, vocab, rules, wanted, ranks, job, resume, verify, start, progress)
-    notes = {"hanmo": _to_hanmo, "hf": _to_hf, "original": _to_original}[to](conversion)
+    if to == "original":
+        form = _original(content, vocab, ranks, wanted)
+    else:
+        form = (_ours if to == "hanmo" else _transformers)(content, _family(content, vocab, rules), wanted)
+    start(sum(bytes_of(file.tensors) for file in form.files))
+    with resumable_folder(target, job, resume=resume, verify=verify) as folder:
+        for file in form.files:
+            folder.write(file, progress)
+        for name, text in form.texts.items():
+            write_text(folder.path / name, text)
+        notes = form.finish(folder.path)
     notes = _losses(content, to) + _rounding(content, wanted) + notes
     if content.absent:
         notes.append(f"the source lacks {', '.join(content.absent)}: written as zeros")
@@ -150,64 +116,60 @@ def _check_target(source: Path, target: Path, force: bool) -> None:
         raise CheckpointError(f"{target}: is a file; give a folder")
 
 
-def _to_hanmo(conversion: _Conversion) -> list[str]:
-    source, family = conversion.source, conversion.family()
+def _tokenizer(source: Source, vocab: str | Path | None) -> PreTrainedTokenizerBase:
+    located, config = source.located, source.config
+    if located.original is None:
+        return safe_tokenizer(located.path, located.family.tokenizer_class, config)
+    tokenizer = open_tokenizer(located.original, vocab)
+    if config is not None:
+        check_vocabulary(located.family, config.vocab_size, tokenizer, str(located.path))
+    return tokenizer
+
+
+def _family(source: Source, vocab: str | Path | None, rules: str | Path | None) -> Family:
+    """The family object of the source, with its tokenizer and score rules."""
+    located, config = source.located, source.config
+    assert config is not None, "only --to original does without a configuration"
+    folder = located.path / RULES_FOLDER if rules is None else Path(rules)
+    assets = find_rule_files(located.family, folder, optional=rules is None)
+    return located.family(config, _tokenizer(source, vocab), assets, located.generation)
+
+
+def _ours(source: Source, family: Family, dtype: torch.dtype | None) -> _Form:
     original, config = source.located.original, family.config
     if family.name != families.TRANSFORMERS:  # whose folders name the class that is to be loaded
         config.architectures = [family.network_class.__name__]
-    config.dtype = conversion.dtype or (original.weights.dtype if original else config.dtype)
-    tensors = {name: source.tensor(name, conversion.dtype) for name in source.shapes}
-    with _safetensors(tensors, conversion) as folder:
-        config.save_pretrained(folder.path)
-        family.tokenizer.save_pretrained(folder.path)
-        save_rule_files(family, folder.path)
-        write_generation(family, folder.path)
+    config.dtype = dtype or (original.weights.dtype if original else config.dtype)
+
+    def finish(folder: Path) -> list[str]:
+        config.save_pretrained(folder)
+        family.tokenizer.save_pretrained(folder)
+        save_rule_files(family, folder)
+        write_generation(family, folder)
         if original is not None:
-            Origin.of(original).write(folder.path)
-    return []
-
-
-def _to_hf(conversion: _Conversion) -> list[str]:
-    source, dtype = conversion.source, conversion.dtype or torch.float32
-    export = conversion.family().as_transformers()
-    tensors = {theirs: source.scaled(ours, dtype, by) for theirs, (ours, by) in export.tensors.items()}
-    with _safetensors(tensors, conversion) as folder:
-        return export.write(folder.path, dtype)
-
-
-def _to_original(conversion: _Conversion) -> list[str]:
-    located = conversion.source.located
-    form = original_form(conversion.source, conversion.ranks, conversion.dtype)
-    conversion.start(sum(bytes_of(file.tensors) for file in form.files))
-    with conversion.folder() as folder:
-        for file in form.files:
-            folder.write(file.name, file.tensors, functools.partial(write_torch, file.content), conversion.progress)
-        for name, text in form.texts.items():
-            write_text(folder.path / name, text)
-        vocabulary = located.path / located.family.tokenizer_class.vocab_files_names["vocab_file"]
-        if located.original is None or conversion.vocab is not None or vocabulary.is_file():
-            conversion.tokenizer.save_vocabulary(str(folder.path))
-    if form.padded is None:
+            Origin.of(original).write(folder)
         return []
-    return [
-        f"{form.ranks} does not divide the vocabulary's {form.padded:,} rows: filled up with zeros, which hanmo leaves "
-        "out again"
-    ]
+
+    return _Form(*sharded({name: source.tensor(name, dtype) for name in source.shapes}, SHARD_BYTES), finish)
 
 
-@contextlib.contextmanager
-def _safetensors(tensors: dict[str, LazyTensor], conversion: _Conversion) -> Iterator[ResumableFolder]:
-    """The target with these weights, sharded by size; the block adds the other files."""
-    split = shards(tensors, SHARD_BYTES)
-    conversion.start(bytes_of(tensors))
-    with conversion.folder() as folder:
-        for file, names in split.filename_to_tensors.items():
-            of_file = {name: tensors[name] for name in names}
-            folder.write(file, of_file, functools.partial(write_safetensors, of_file), conversion.progress)
-        if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            write_text(folder.path / "model.safetensors.index.json", json_text(index, indent=2) + "\n")
-        yield folder
+def _transformers(source: Source, family: Family, dtype: torch.dtype | None) -> _Form:
+    wanted, export = dtype or torch.float32, family.as_transformers()
+    tensors = {theirs: source.scaled(ours, wanted, by) for theirs, (ours, by) in export.tensors.items()}
+    return _Form(*sharded(tensors, SHARD_BYTES), lambda folder: export.write(folder, wanted))
+
+
+def _original(source: Source, vocab: str | Path | None, ranks: int | None, dtype: torch.dtype | None) -> _Form:
+    located = source.located
+    files, texts, notes = original_form(source, ranks, dtype)
+
+    def finish(folder: Path) -> list[str]:
+        vocabulary = located.path / located.family.tokenizer_class.vocab_files_names["vocab_file"]
+        if located.original is None or vocab is not None or vocabulary.is_file():
+            _tokenizer(source, vocab).save_vocabulary(str(folder))
+        return notes
+
+    return _Form(files, texts, finish)
 
 
 def _losses(source: Source, to: str) -> list[str]:

@@ -16,8 +16,7 @@ DATA_FILES = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.txt", "*.model", "*
 def local_folder(model: str | Path) -> Path:
     """The folder of a model: a path as it is, or a hub id (``org/name``; ``modelscope:org/name``) after download.
 
-    Completes an interrupted replacement of the folder first. HF_ENDPOINT names another hub, HF_HOME the place of
-    downloads.
+    Completes an interrupted replacement of the folder first. HF_ENDPOINT names another hub, HF_HOME where downloads go.
 
     Raises:
         CheckpointError: there is no such path and no such repository, or the hub cannot be reached.
@@ -41,10 +40,9 @@ def _from_hugging_face(name: str) -> Path:
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{name}: no such folder here, and no such model on {constants.ENDPOINT}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{name}: no such folder here, and {constants.ENDPOINT} cannot give it: {error}; "
-            "HF_ENDPOINT names another hub, and finished downloads are kept"
-        ) from error
+        problem = f"no such folder here, and {constants.ENDPOINT} cannot give it: {error}"
+        advice = "HF_ENDPOINT names another hub, and finished downloads are kept"
+        raise CheckpointError(f"{name}: {problem}; {advice}") from error
 
 
 def _from_modelscope(name: str) -> Path:

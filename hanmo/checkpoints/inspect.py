@@ -67,8 +67,12 @@ class Report:
     def add(self, name: str, verdict: str, detail: str, advice: str = "") -> None:
         self.checks.append(Check(name, verdict, detail, advice))
 
+    def check(self, name: str, problem: str, fine: str, advice: str, verdict: str = "fault") -> None:
+        """Add a problem with its advice, or that all is fine."""
+        self.add(name, verdict if problem else "ok", problem or fine, advice if problem else "")
+
     def attempt(self, name: str, action: Callable[[], Any], verdict: str = "fault", prefix: str = "") -> Any:
-        """The result of an action; None, and a check with this verdict, if it raises a HanmoError."""
+        """The result of an action; None, and a check of this verdict, if it raises a HanmoError."""
         try:
             return action()
         except HanmoError as error:
@@ -87,12 +91,7 @@ def inspect_model(
     vocab: str | Path | None = None,
     deep: bool | None = None,
 ) -> Report:
-    """Inspect a model folder or original checkpoint.
-
-    Args:
-        size, config, vocab: as in ``open_model``.
-        deep: read every weight too; default: if they are small.
-    """
+    """Inspect a model folder or original checkpoint; ``deep``: read every weight too (default: if they are small)."""
     report = Report(str(path))
     weights = report.attempt("files", lambda: find_weights(local_folder(path)))
     if weights is None:
@@ -111,13 +110,13 @@ def inspect_model(
     else:
         model_config, tokenizer = _inspect_original(report, located.original, size, config, vocab)
         rows = located.original.shapes.get(input_embedding(located.family), (None,))[0]
-    _check_tokens(report, located.family, rows, tokenizer)
+    if tokenizer is not None:
+        _check_tokens(report, located.family, rows, tokenizer)
     if model_config is not None and tokenizer is not None:
         _check_stops(report, located.family(copy.deepcopy(model_config), tokenizer, generation=located.generation))
     _check_numbers(report, weights)
     if report.deep and located.original is not None:
-        _check_ranks(report, located.original)
-        _check_copies(report, located.original)
+        _check_same(report, located.original)
     if report.deep and model_config is not None and located.layout != "transformers":
         _check_head(report, located, model_config)
     return report
@@ -126,10 +125,8 @@ def inspect_model(
 def _describe_files(report: Report, weights: Weights) -> None:
     report.files = [{"name": str(file), "bytes": file.stat().st_size} for file in weights.files]
     report.ranks, report.iteration, report.layout = len(weights.ranks), weights.iteration, weights.container
-    report.parameters = sum(tensor.numel() for tensor in weights.ranks[0].values())
-    for tensor in weights.ranks[0].values():
-        name = dtype_name(tensor.dtype)
-        report.dtypes[name] = report.dtypes.get(name, 0) + tensor.numel()
+    report.parameters = weights.numbers.total()
+    report.dtypes = {dtype_name(dtype): count for dtype, count in weights.numbers.items()}
     report.add("files", "ok", f"{len(weights.files)} of {len(weights.files)} files can be read")
 
 
@@ -144,17 +141,15 @@ def _inspect_folder(report: Report, located: Located) -> tuple[PretrainedConfig 
         expected = expected_shapes(located.family, config)
         found = {name: tuple(tensor.shape) for name, tensor in located.weights.ranks[0].items()}
         report.parameters = sum(torch.Size(shape).numel() for shape in expected.values())
-        missing, unexpected = (
-            [name for name in one if name not in other] for one, other in ((expected, found), (found, expected))
-        )
+        missing = [name for name in expected if name not in found]
+        unexpected = [name for name in found if name not in expected]
         wrong = [f"{n} is {found[n]}, expected {s}" for n, s in expected.items() if n in found and found[n] != s]
         _check_names(report, len(expected), missing, unexpected, wrong)
-    tokenizer = report.attempt(
-        "vocabulary",
-        lambda: safe_tokenizer(located.path, located.family.tokenizer_class, config),
-        prefix="the tokenizer does not load: ",
-    )
-    return config, tokenizer
+
+    def tokenizer() -> PreTrainedTokenizerBase:
+        return safe_tokenizer(located.path, located.family.tokenizer_class, config)
+
+    return config, report.attempt("vocabulary", tokenizer, prefix="the tokenizer does not load: ")
 
 
 def _inspect_original(
@@ -168,10 +163,8 @@ def _inspect_original(
     model_config = None
     if not original.missing and not original.unexpected:
         given = size is not None or config is not None or original.weights.config is not None
-        inferred = report.attempt(
-            "configuration", lambda: infer_config(original, size, config), "fault" if given else "warning"
-        )
-        if inferred is not None:
+        verdict = "fault" if given else "warning"
+        if inferred := report.attempt("configuration", lambda: infer_config(original, size, config), verdict):
             model_config, report.size = inferred
             report.config = _changed_settings(model_config)
             report.add("configuration", "ok", f"fits all shapes{f' ({report.size})' if report.size else ''}")
@@ -186,18 +179,12 @@ def _changed_settings(config: PretrainedConfig) -> dict[str, Any]:
 
 def _check_names(report: Report, count: int, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
     kinds = (("missing", missing, 8), ("unexpected", unexpected, 8), ("mis-shaped", wrong, 4))
-    problems = [f"{len(names)} {kind}: {some(names, limit)}" for kind, names, limit in kinds if names]
-    if problems:
-        report.add("names", "fault", "; ".join(problems), "the file is incomplete or of another version: get it again")
-    else:
-        report.add("names", "ok", f"all {count} tensors are there")
+    problems = "; ".join(f"{len(names)} {kind}: {some(names, limit)}" for kind, names, limit in kinds if names)
+    advice = "the file is incomplete or of another version: get it again"
+    report.check("names", problems, f"all {count} tensors are there", advice)
 
 
-def _check_tokens(
-    report: Report, family: type[Family], rows: int | None, tokenizer: PreTrainedTokenizerBase | None
-) -> None:
-    if tokenizer is None:
-        return
+def _check_tokens(report: Report, family: type[Family], rows: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
     report.vocabulary = {"tokens": len(tokenizer), "rows": rows}
     if rows is not None:
         try:
@@ -208,15 +195,12 @@ def _check_tokens(
         report.add("vocabulary", "ok", f"{len(tokenizer):,} tokens for {rows:,} rows of the embedding")
     ids = tokenizer.encode(SAMPLE, add_special_tokens=False)
     unknown = sum(token == tokenizer.unk_token_id for token in ids)
-    if unknown > len(ids) / 2:
-        detail = f"{unknown} of {len(ids)} tokens of ordinary Chinese are unknown to it"
-        report.add("tokenizer", "warning", detail, "is this the vocabulary the model was trained with?")
-    else:
-        report.add("tokenizer", "ok", f"ordinary Chinese gives {len(ids)} tokens, {unknown} of them unknown")
+    strange = f"{unknown} of {len(ids)} tokens of ordinary Chinese are unknown to it" if unknown > len(ids) / 2 else ""
+    known, advice = f"ordinary Chinese gives {len(ids)} tokens", "is this the vocabulary the model was trained with?"
+    report.check("tokenizer", strange, f"{known}, {unknown} of them unknown", advice, "warning")
 
 
 def _check_stops(report: Report, model: Family) -> None:
-    """Report the stop tokens and the files that name them, and special ids outside the vocabulary."""
     ignored = list(ids_outside_vocabulary(model.config, model.generation, model.tokenizer))
     for stop in model.stops:
         token = str(model.tokenizer.convert_ids_to_tokens(stop.id))
@@ -248,9 +232,7 @@ def _check_numbers(report: Report, weights: Weights) -> None:
         advice = "training diverged or the file is damaged; go back to an earlier checkpoint"
         report.add("numbers", "fault", f"not finite: {some(broken)}", advice)
     if empty:
-        advice = (
-            "normal for tensors that the source of a conversion lacked; otherwise the file was not written to its end"
-        )
+        advice = "normal for tensors that the source of a conversion lacked; else the file was not written to its end"
         report.add("zeros", "warning", f"nothing but zeros: {some(empty)}", advice)
     if not broken and not empty:
         report.add("numbers", "ok", "all weights are finite, none is blank")
@@ -258,24 +240,14 @@ def _check_numbers(report: Report, weights: Weights) -> None:
         report.add("hashes", "ok", f"{count} tensors are as they were written")
 
 
-def _check_ranks(report: Report, original: Original) -> None:
-    """Tensors that every rank holds whole must be the same on all; the first rank's are used."""
-    ranks = len(original.weights.ranks)
-    if ranks == 1:
-        return
-    differing = []
-    for entry, name in original.present():
-        first, *others = original.pieces(name)
-        if entry.cut is None and not all(torch.equal(first, other) for other in others):
-            differing.append(name)
-    if differing:
+def _check_same(report: Report, original: Original) -> None:
+    """What every rank holds whole must be the same on all, and a tensor under several names under all of them."""
+    if (ranks := len(original.weights.ranks)) > 1:
+        held = [(name, original.pieces(name)) for entry, name in original.present() if entry.cut is None]
+        differing = [name for name, (first, *others) in held if not all(torch.equal(first, one) for one in others)]
+        problem, fine = f"differ between ranks: {some(differing)}", f"the {ranks} ranks agree where they hold the same"
         advice = "the ranks are of different training states; rank 0's is taken"
-        report.add("ranks", "warning", f"differ between ranks: {some(differing)}", advice)
-    else:
-        report.add("ranks", "ok", f"the {ranks} ranks agree where they hold the same")
-
-
-def _check_copies(report: Report, original: Original) -> None:
+        report.check("ranks", problem if differing else "", fine, advice, "warning")
     try:
         original.check_copies()
     except CheckpointError as error:
@@ -300,8 +272,6 @@ def _check_head(report: Report, located: Located, config: PretrainedConfig) -> N
         tied = torch.equal(read(input_embedding(located.family)), read(names[id(head.weight)]))
     except KeyError:  # missing, as the check of the names says
         return
-    if tied:
-        advice = "a conversion tied it by mistake (tie_word_embeddings); convert the original again"
-        report.add("head", "fault", "the output head equals the embedding, but this family's is separate", advice)
-    else:
-        report.add("head", "ok", "the output head is its own")
+    problem = "the output head equals the embedding, but this family's is separate" if tied else ""
+    advice = "a conversion tied it by mistake (tie_word_embeddings); convert the original again"
+    report.check("head", problem, "the output head is its own", advice)

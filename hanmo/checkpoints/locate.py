@@ -22,18 +22,12 @@ from hanmo.files import read_json
 
 @dataclass(frozen=True)
 class Located:
-    """A model on this machine. Its tensors are mapped, not read.
+    """A model on this machine. Its tensors are mapped, not read."""
 
-    Attributes:
-        path: the folder or file; of a hub id, the folder it was downloaded to.
-        weights: its files and their tensors.
-        original: the original checkpoint; None for a folder that hanmo wrote and for a model of transformers.
-    """
-
-    path: Path
+    path: Path  # the folder or file; of a hub id, the folder it was downloaded to
     weights: Weights
     family: type[Family]
-    original: Original | None = None
+    original: Original | None = None  # None for a folder that hanmo wrote and for a model of transformers
 
     @property
     def is_ours(self) -> bool:
@@ -54,11 +48,7 @@ class Located:
         return read_json(file) if self.original is None and file.is_file() else {}
 
     def config(self) -> PretrainedConfig:
-        """The configuration of a model folder.
-
-        Raises:
-            CheckpointError: it does not open, or an adapter lies beside the model.
-        """
+        """The configuration of a folder; raises CheckpointError if it does not open, or an adapter lies beside it."""
         if self.is_ours:
             return safe_config(self.path, self.family.config_class, self.weights.config)
         check_adapter(self.path)
@@ -66,21 +56,13 @@ class Located:
 
 
 def locate(path: str | Path) -> Located:
-    """The model at a path or hub id.
-
-    Raises:
-        CheckpointError: nothing there, an incomplete set of files, or of no known family.
-    """
+    """The model at a path or hub id; raises CheckpointError if it is not there, incomplete, or of no known family."""
     path = local_folder(path)
     return identify(path, find_weights(path))
 
 
 def identify(path: Path, weights: Weights) -> Located:
-    """The model of these weights at this path.
-
-    Raises:
-        CheckpointError: of no known family, or of one that this version of hanmo does not know.
-    """
+    """The model of these weights at this path; raises CheckpointError if it is of no family that this hanmo knows."""
     is_folder = path.is_dir() and weights.container in ("bin", "safetensors")
     model_type = (weights.config or {}).get("model_type") if is_folder else None
     if family := _our_family(path, model_type):
@@ -110,7 +92,6 @@ def _our_family(folder: Path, model_type: Any) -> type[Family] | None:
         if family.config_class.model_type == model_type:
             return family
     if isinstance(model_type, str) and model_type.startswith("hanmo-"):
-        raise CheckpointError(
-            f"{folder / CONFIG_NAME}: made by a hanmo that knows the model type {model_type!r}; this one does not"
-        )
+        made = f"made by a hanmo that knows the model type {model_type!r}"
+        raise CheckpointError(f"{folder / CONFIG_NAME}: {made}; this one does not")
     return None

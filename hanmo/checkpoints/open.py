@@ -72,21 +72,18 @@ def open_model(
 
 def _device(name: str | torch.device) -> torch.device:
     """The device, if a tensor can be made on it."""
+    expected = "expected cpu, cuda, mps, or one of several like cuda:0"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(
-            f"device={name}: no such device; expected cpu, cuda, mps, or one of several like cuda:0"
-        ) from None
+        raise ConfigError(f"device={name}: no such device; {expected}") from None
     if device.type == "meta":
-        raise ConfigError(f"device={name}: holds no values; expected cpu, cuda, mps, or one of several like cuda:0")
+        raise ConfigError(f"device={name}: holds no values; {expected}")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
-        raise ConfigError(
-            f"device={name}: cannot be used here ({reason}); give another --device, such as cpu"
-        ) from None
+        raise ConfigError(f"device={name}: cannot be used here ({reason}); give another --device, like cpu") from None
     return device
 
 
@@ -103,9 +100,8 @@ def _open_folder(located: Located, dtype: str | None, device: torch.device, rank
         tokenizer = safe_tokenizer(path, family.tokenizer_class, config)
     _require_loaded(path, info)
     check_vocabulary(family, network.config.get_text_config().vocab_size, tokenizer, str(path))
-    opened = family(
-        network.config, tokenizer, find_rule_files(family, path / RULES_FOLDER, optional=True), located.generation
-    )
+    rules = find_rule_files(family, path / RULES_FOLDER, optional=True)
+    opened = family(network.config, tokenizer, rules, located.generation)
     described = _described(str(path), weights.dtype, dtype or dtype_name(wanted))
     return OpenedModel(network.to(device).eval(), opened, described)
 
@@ -134,24 +130,19 @@ def _open_original(
     return OpenedModel(network.to(device).eval(), family, _described(what, weights.dtype, dtype or dtype_name(wanted)))
 
 
-def load_network(
-    original: Original, config: PretrainedConfig, dtype: torch.dtype, cut: dict[str, Any] | None = None
-) -> Any:
+def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtype, cut: dict[str, Any]) -> Any:
     """Our network with an original's weights, in one copy; of fp32 files, the memory-mapped file itself.
 
-    Optional tensors that the files lack are zero and so have no effect.
+    Optional tensors that the files lack are zero, which has no effect. ``cut``: see ``distributed``.
     """
     original.check_copies()
     expected = expected_shapes(original.family, config)
-    state = {
-        name: tensor.to(dtype) if tensor.is_floating_point() and not keeps_precision(original.family, name) else tensor
-        for name, tensor in original.tensors()
-    }
-    state.update({name: torch.zeros(expected[name], dtype=dtype) for name in absent_tensors(original, config)})
+    state = {name: torch.zeros(expected[name], dtype=dtype) for name in absent_tensors(original, config)}
+    for name, tensor in original.tensors():
+        rounded = tensor.is_floating_point() and not keeps_precision(original.family, name)
+        state[name] = tensor.to(dtype) if rounded else tensor
     with quiet():
-        network, info = safe_network(
-            original.family.network_class, None, config, state_dict=state, dtype=dtype, **(cut or {})
-        )
+        network, info = safe_network(original.family.network_class, None, config, state_dict=state, dtype=dtype, **cut)
     _require_loaded(original.weights.path, info)
     return network
 
@@ -168,7 +159,7 @@ def _require_loaded(path: Path, info: dict[str, Any]) -> None:
 
 
 def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of an original checkpoint, from ``vocab`` or the vocabulary file beside the weights.
+    """The tokenizer of an original, from ``vocab`` or the vocabulary file beside the weights.
 
     Raises:
         VocabularyError: there is none, or it is not a vocabulary of this family.
@@ -187,9 +178,8 @@ def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTo
             try:
                 return tokenizer_class(vocab_file=str(place))
             except (ValueError, OSError, RuntimeError) as error:
-                raise VocabularyError(
-                    f"{place}: not a vocabulary of {original.family.name}: {quoted(error)}"
-                ) from error
+                problem = f"not a vocabulary of {original.family.name}: {quoted(error)}"
+                raise VocabularyError(f"{place}: {problem}") from error
     looked = ", ".join(map(str, places))
     raise VocabularyError(f"{original.weights.path}: no vocabulary: looked for {looked}; give it with --vocab FILE")
 
@@ -198,10 +188,9 @@ def check_vocabulary(family: type[Family], rows: int, tokenizer: PreTrainedToken
     """Raise VocabularyError if the embedding lacks a row for a token, or has more rows than padding explains."""
     tokens, multiple = len(tokenizer), family.vocab_padded_to
     if rows < tokens or (multiple and rows > -(-tokens // multiple) * multiple):
-        raise VocabularyError(
-            f"{where}: the vocabulary has {tokens:,} tokens, the embedding {rows:,} rows; "
-            "they do not belong together (its text would be garbage): give the model's own vocabulary with --vocab"
-        )
+        sizes = f"the vocabulary has {tokens:,} tokens, the embedding {rows:,} rows"
+        advice = "they do not belong together (its text would be garbage): give the model's own vocabulary with --vocab"
+        raise VocabularyError(f"{where}: {sizes}; {advice}")
 
 
 def find_rule_files(family: type[Family], folder: Path, optional: bool = False) -> dict[str, str]:

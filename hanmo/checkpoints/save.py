@@ -30,10 +30,8 @@ def save_model(opened: OpenedModel, folder: str | Path, weights: dict[str, Tenso
     """Write a model as a folder of ours: weights, configuration, tokenizer and rule files.
 
     Other files of an existing folder stay. Until everything is written the old content is untouched. All ranks of a
-    network cut over several call this, and the first one writes it whole.
-
-    Args:
-        weights: all weights by name, if the network itself holds a share of them.
+    network cut over several call this, and the first one writes it whole. ``weights``: all by name, if the network
+    itself holds a share of them.
 
     Raises:
         CheckpointError: the folder cannot be written (a full disk); nothing has changed.
@@ -59,10 +57,8 @@ def _untied(network: Any, weights: dict[str, Tensor] | None) -> dict[str, Any]:
     """Arguments of ``save_pretrained`` for weights cut over processes, whose ties transformers (5.23) does not see."""
     if weights is None and not is_cut(network):
         return {}
-    weights = network.state_dict() if weights is None else weights
-    return {
-        "state_dict": {name: tensor for name, tensor in weights.items() if name not in network.all_tied_weights_keys}
-    }
+    weights, tied = network.state_dict() if weights is None else weights, network.all_tied_weights_keys
+    return {"state_dict": {name: tensor for name, tensor in weights.items() if name not in tied}}
 
 
 def save_rule_files(family: Family, folder: Path) -> None:

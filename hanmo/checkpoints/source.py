@@ -22,21 +22,14 @@ from hanmo.families.weight_map import TensorMapping, rows_of_a_rank
 
 @dataclass(frozen=True)
 class Source:
-    """The model that is converted.
-
-    Attributes:
-        config: None for an original whose configuration nothing decides; it can only be split again.
-        shapes, dtypes: of our tensors, by name.
-        absent: our tensors that the files lack; they are zero.
-        title: for reports.
-    """
+    """The model that is converted, as our tensors."""
 
     located: Located
-    config: PretrainedConfig | None
+    config: PretrainedConfig | None  # None for an original whose configuration nothing decides: it is only split again
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
-    absent: list[str]
-    title: str
+    absent: list[str]  # the tensors that the files lack; they are zero
+    title: str  # for reports
 
     @property
     def counts(self) -> Any:
@@ -46,11 +39,7 @@ class Source:
     def tensor(
         self, name: str, dtype: torch.dtype | None, cut: int | None = None, rank: int = 0, ranks: int = 1, fill: int = 0
     ) -> LazyTensor:
-        """One of our tensors, or one rank's piece of it, in the dtype to write.
-
-        Args:
-            fill: see ``TensorMapping.vocabulary``.
-        """
+        """One of our tensors, or a rank's piece of it, in the dtype to write; ``fill``: ``TensorMapping.vocabulary``."""
         shape, wanted = list(self.shapes[name]), self.dtype_of(name, dtype)
         start = end = 0
         if cut is not None:
@@ -77,10 +66,8 @@ class Source:
     def piece(self, entry: TensorMapping, rank: int, ranks: int, dtype: torch.dtype | None) -> LazyTensor:
         """One rank's piece of a tensor of the original: the pieces of ours that it fuses, one after the other."""
         parts = [self.tensor(name, dtype, entry.cut, rank, ranks, entry.vocabulary) for name in entry.ours]
-        rows = sum(part.shape[0] for part in parts)
-        return LazyTensor(
-            (rows, *parts[0].shape[1:]), parts[0].dtype, lambda: chain(*(part.blocks() for part in parts))
-        )
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        return LazyTensor(shape, parts[0].dtype, lambda: chain(*(part.blocks() for part in parts)))
 
     def dtype_of(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
         """``dtype``, except for integers and for tensors that are never rounded; None keeps the stored one."""
@@ -100,9 +87,8 @@ class Source:
 def _converted(name: str, stored: Tensor, dtype: torch.dtype) -> Tensor:
     written = stored.to(dtype)
     if written.dtype != stored.dtype and not torch.equal(written.isfinite(), stored.isfinite()):
-        raise CheckpointError(
-            f"{name}: holds {stored.abs().max():.3g}, which does not fit {dtype_name(dtype)}; use bf16"
-        )
+        largest = f"{stored.abs().max():.3g}"
+        raise CheckpointError(f"{name}: holds {largest}, which does not fit {dtype_name(dtype)}; use bf16")
     return written
 
 
@@ -110,8 +96,7 @@ def source_of(located: Located, size: str | None, config: str | Path | None, nee
     """A located model, complete and consistent; ``size`` and ``config`` as for ``open_model``.
 
     Raises:
-        CheckpointError: tensors are missing, differ in their shapes or contradict each other, or nothing decides the
-            configuration of an original.
+        CheckpointError: tensors are missing, of other shapes or contradictory, or nothing decides the configuration.
     """
     if located.original is None:
         return _folder_source(located)

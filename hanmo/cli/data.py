@@ -40,7 +40,7 @@ class Work:
 
     def _run_tasks(self, job: Callable[..., Any], out: Path) -> None:
         try:
-            from hanmo.data.parallel.cluster import Slurm, run_local, run_slurm
+            from hanmo.data.parallel.cluster import run_local, run_slurm
         except ImportError:
             raise HanmoError("--tasks needs the package datatrove: pip install 'hanmo[data]'") from None
         logs = out.with_name(f"{out.name}.logs")
@@ -48,7 +48,7 @@ class Work:
             run_local(job, self.tasks, self.workers, logs)
             return
         try:
-            number = run_slurm(job, self.tasks, logs, Slurm(self.slurm))
+            number = run_slurm(job, self.tasks, logs, self.slurm)
         except FileNotFoundError as error:
             raise HanmoError(f"{error.filename}: no such command; run this where Slurm is installed") from None
         print(f"submitted; job {number} writes {out}; scripts and logs: {logs}")

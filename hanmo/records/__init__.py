@@ -1,28 +1,12 @@
 """The records hanmo reads and writes: what one line of data means, whatever file it came from."""
 
-from hanmo.records.json_values import json_lines, json_members
-from hanmo.records.reading import iter_records, opened_text, read_records
-from hanmo.records.schemas import FORMS, TURNS, json_record
+from hanmo.records.reading import iter_records, json_array, json_lines, json_members, opened_text, read_records
+from hanmo.records.schemas import FORMS, ROLES, TURNS, json_record
 from hanmo.records.types import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text, unanswered
 from hanmo.records.writing import record_writer, write_records
 
 __all__ = [
-    "FORMS",
-    "TURNS",
-    "Dialogue",
-    "Plain",
-    "PromptResponse",
-    "Record",
-    "Rejects",
-    "ScoredAnswers",
-    "Text",
-    "iter_records",
-    "json_lines",
-    "json_members",
-    "json_record",
-    "opened_text",
-    "read_records",
-    "record_writer",
-    "unanswered",
-    "write_records",
-]
+    "FORMS", "ROLES", "TURNS", "Dialogue", "Plain", "PromptResponse", "Record", "Rejects", "ScoredAnswers", "Text",
+    "iter_records", "json_array", "json_lines", "json_members", "json_record", "opened_text", "read_records",
+    "record_writer", "unanswered", "write_records",
+]  # fmt: skip

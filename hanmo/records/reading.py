@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import IO, Any, Literal, TextIO
 
 from hanmo.errors import RecordError
-from hanmo.files import data_at
-from hanmo.records.json_values import json_lines, json_members
+from hanmo.files import check_characters, data_at, data_of
 from hanmo.records.schemas import json_record
 from hanmo.records.types import Dialogue, Plain, Record, Rejects, Text, unanswered
 
 Reply = Literal["any", "needed", "waiting"]
+Values = Iterator[tuple[int, Any]]  # line number from 1, and what stands there; a RecordError where it is unreadable
+CHUNK = 1 << 20  # characters read at once from an array
 
 
 def read_records(path: str | Path, rejects: Rejects | None = None, plain: Plain = "dialogue") -> list[Record]:
@@ -37,13 +38,10 @@ def iter_records(
     """The records of a file, one after the other.
 
     Args:
-        rejects: takes bad records, which are then passed over; without it the first one stops the reading.
+        rejects: takes bad records; without it the first one stops the reading with a RecordError.
         plain: what a line of plain text is: the tab-separated turns of a dialogue, or running text.
         reply: "needed": a record without a reply (one turn, or an empty one) is a bad record. "waiting": the reply may be
             missing, as in prompts. "any": no check.
-
-    Raises:
-        RecordError: a record that cannot be read; file, line, reason and what was expected.
     """
     path = Path(path)
     with opened_text(path) as file:
@@ -54,11 +52,7 @@ def iter_records(
 def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     """A file of UTF-8, with or without a byte order mark: plain, gzip (.gz) or the only file of a .zip.
 
-    Args:
-        newline: as for ``open``; "" for CSV.
-
-    Raises:
-        RecordError: no such file, a damaged one, or no UTF-8.
+    ``newline``: as for ``open``. Raises RecordError if there is no such file, it is damaged, or no UTF-8.
     """
     try:
         with _opened_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as file:
@@ -73,21 +67,16 @@ def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
         raise RecordError(path, 0, f"not UTF-8 ({error}); convert it, e.g. iconv -f gb18030 -t utf-8") from None
 
 
-@contextmanager
-def _opened_bytes(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+def _opened_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
     if path.suffix == ".gz":
-        with gzip.open(path) as packed:
-            yield packed
-    elif path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if len(names) != 1:
-                raise RecordError(path, 0, f"expected one file in the archive, found {len(names)}; unpack it")
-            with archive.open(names[0]) as member:
-                yield member
-    else:
-        with path.open("rb") as raw:
-            yield raw
+        return gzip.open(path)
+    if path.suffix != ".zip":
+        return path.open("rb")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(names) != 1:
+            raise RecordError(path, 0, f"expected one file in the archive, found {len(names)}; unpack it")
+        return archive.open(names[0])
 
 
 def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain, reply: Reply) -> Iterator[Record]:
@@ -112,9 +101,6 @@ def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain, re
             yield record
 
 
-Values = Iterator[tuple[int, Any]]  # line number from 1, and what stands there; a RecordError where it is unreadable
-
-
 def _reader(path: Path, file: TextIO) -> Callable[[Path, TextIO], Values]:
     """The reader for the file, by its name and its first line that is not blank."""
     first = next((line for line in file if line.strip()), "").strip()
@@ -128,7 +114,7 @@ def _reader(path: Path, file: TextIO) -> Callable[[Path, TextIO], Values]:
     except json.JSONDecodeError:
         whole_line = False
     if first[0] == "[" and not (whole_line and ".jsonl" in path.suffixes) and (names_json or first in ("[", "[{")):
-        return _array_values
+        return json_array
     if whole_line or names_json:
         return json_lines
     return _plain_values  # a dialogue may begin with a bracket
@@ -140,10 +126,6 @@ def _plain_values(path: Path, file: TextIO) -> Values:
             yield number, line
 
 
-def _array_values(path: Path, file: TextIO) -> Values:
-    return ((line, value) for line, _, value in json_members(path, file))
-
-
 def _dialogue_line(line: str, where: str) -> Dialogue:
     # The whole line is stripped, so an empty first or last turn vanishes; an empty turn in the middle stays.
     return Dialogue(tuple(line.strip().split("\t")), where=where)
@@ -151,3 +133,108 @@ def _dialogue_line(line: str, where: str) -> Dialogue:
 
 def _text_line(line: str, where: str) -> Text:
     return Text(line.strip("\r\n"), where)
+
+
+def json_lines(path: Path, file: TextIO) -> Values:
+    """Line number and value of every line that is not blank; a RecordError in place of a value that is not JSON."""
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                yield number, data_of(line.strip())
+            except json.JSONDecodeError as error:
+                yield number, RecordError(path, number, f"not JSON: {error.msg} at column {error.colno}")
+
+
+def json_members(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
+    """Line, key ("" in an array) and value of every member of the one array or object that a file holds.
+
+    Only the current member is in memory. A RecordError stands in place of a value that holds half a character, and is
+    raised for damage, after which nothing can be trusted, and for text after the end.
+    """
+    scanner = _Scanner(path, file)
+    opening = scanner.next()
+    if opening not in ("[", "{"):
+        raise RecordError(path, scanner.line, "expected a JSON array or object")
+    closing, name = ("]", "array") if opening == "[" else ("}", "object")
+    mark = scanner.next()
+    while mark != closing:
+        scanner.place -= 1
+        line, key = scanner.line, ""
+        if opening == "{":
+            key = str(scanner.value())
+            if scanner.next() != ":":
+                raise RecordError(path, scanner.line, "not JSON: expected a colon after the key")
+            scanner.skip()
+            line = scanner.line
+        yield line, key, scanner.value()
+        mark = scanner.next()
+        if mark not in (",", closing):
+            problem = f"not JSON: the {name} does not end with {closing}: expected a comma or {closing}"
+            raise RecordError(path, scanner.line, f"{problem}, found {mark or 'the end of the file'}")
+        if mark == ",":
+            mark = scanner.next()
+    if scanner.next():
+        problem = f"text after the end of the {name}; for one {name} a line name the file .jsonl"
+        raise RecordError(path, scanner.line, problem)
+
+
+def json_array(path: Path, file: TextIO) -> Values:
+    """Line number and value of every member of an array, as from ``json_members``."""
+    return ((line, value) for line, _, value in json_members(path, file))
+
+
+class _Scanner:
+    """A position in JSON text that is read chunk by chunk."""
+
+    def __init__(self, path: Path, file: TextIO):
+        self.path, self.file, self.line = path, file, 1
+        self.text, self.place, self.ended = "", 0, False
+        self.before = 0  # characters of the first line of ``text`` that are no longer in it
+
+    def next(self) -> str:
+        """The next character that is not white space, "" at the end."""
+        self.skip()
+        self.place += 1
+        return self.text[self.place - 1 : self.place]
+
+    def skip(self) -> None:
+        """Move to the next character that is not white space."""
+        while True:
+            while self.place < len(self.text) and self.text[self.place] in " \t\r\n":
+                self.line += self.text[self.place] == "\n"
+                self.place += 1
+            if self.place < len(self.text) or not self._more():
+                return
+
+    def value(self) -> Any:
+        self.skip()
+        while True:
+            try:
+                value, end = data_at(self.text, self.place)
+            except json.JSONDecodeError as error:
+                line = self.line + self.text.count("\n", self.place, error.pos)
+                column = error.colno + (self.before if error.lineno == 1 else 0)
+                if self._more():
+                    continue
+                raise RecordError(self.path, line, f"not JSON: {error.msg} at column {column}") from None
+            if end < len(self.text) or not self._more():  # a number may go on in the next chunk
+                try:
+                    check_characters(value, self.text, self.place, end)
+                except json.JSONDecodeError as error:
+                    line = self.line + self.text.count("\n", self.place, error.pos)
+                    value = RecordError(self.path, line, f"not JSON: {error.msg}")
+                self.line += self.text.count("\n", self.place, end)
+                self.place = end
+                return value
+
+    def _more(self) -> bool:
+        """Read on and forget the text before the current place."""
+        if self.ended:
+            return False
+        # Twice the text at hand, so that a large value is not decoded anew for every small chunk of it.
+        chunk = self.file.read(max(CHUNK, len(self.text) - self.place))
+        self.ended = not chunk
+        line_start = self.text.rfind("\n", 0, self.place) + 1
+        self.before = self.place - line_start + (0 if line_start else self.before)
+        self.text, self.place = self.text[self.place :] + chunk, 0
+        return bool(chunk)

@@ -26,8 +26,7 @@ ROLES = {
 def json_record(value: Any, where: str, waiting: bool = False) -> Record:
     """The record that a JSON value stands for, see ``FORMS``; a ValueError says why it stands for none.
 
-    Args:
-        waiting: the reply may be missing, as after messages that end with the user's; it is "" then.
+    ``waiting``: the reply may be missing, as after messages that end with the user's; it is "" then.
     """
     if isinstance(value, list):
         return _dialogue(value, "", where, waiting)
@@ -77,9 +76,8 @@ def _dialogue(turns: list[Any], system: str, where: str, waiting: bool = False) 
         if roles[-1] == "user" and waiting:
             texts.append("")
         elif roles[-1] != "assistant":
-            raise ValueError(
-                f"the last turn is the {roles[-1]}'s; expected the assistant's, which is the reply to learn"
-            )
+            last = f"the last turn is the {roles[-1]}'s"
+            raise ValueError(f"{last}; expected the assistant's, which is the reply to learn")
     return Dialogue(tuple(texts), system, where=where)
 
 
@@ -113,7 +111,10 @@ def _instruction(value: dict[str, Any], where: str) -> Record:
 def _prompt(value: dict[str, Any], where: str) -> Record:
     prompt, prefix, system = _text(value, "prompt"), _text(value, "prefix", ""), _text(value, "system", "")
     if "answers" in value:
-        return ScoredAnswers(prompt, _answers(value["answers"]), prefix, system, where, _history(value))
+        history = value.get("history") or []
+        if not isinstance(history, list) or not all(isinstance(turn, str) for turn in history):
+            raise ValueError("'history' must be a list of the turns before the prompt")
+        return ScoredAnswers(prompt, _answers(value["answers"]), prefix, system, where, tuple(history))
     for key in ("response", "text", "completion"):
         if key in value:
             return PromptResponse(prompt, _text(value, key), prefix, system, where)
@@ -147,13 +148,6 @@ def _preference(value: dict[str, Any], where: str) -> ScoredAnswers:
     *history, prompt = (text for _, text in turns)
     answers = ((sides[0], 1.0), (sides[1], 0.0))
     return ScoredAnswers(prompt, answers, _text(value, "prefix", ""), system, where, tuple(history))
-
-
-def _history(value: dict[str, Any]) -> tuple[str, ...]:
-    history = value.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(turn, str) for turn in history):
-        raise ValueError("'history' must be a list of the turns before the prompt")
-    return tuple(history)
 
 
 def _answers(answers: Any) -> tuple[tuple[str, float], ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from hanmo.errors import RecordError
-from hanmo.files import json_text, replacing
+from hanmo.files import json_text, write_text
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Text:
 class Dialogue:
     """Turns of the user and the assistant, alternating. The last turn is the reply to learn or to generate.
 
-    ``ids``: in a chat, the token ids of each generated turn, so that its text is never tokenised again; None for a turn
-    that has only text.
+    ``ids``: in a chat, the token ids of each generated turn, whose text is never tokenised again; None for other turns.
     """
 
     turns: tuple[str, ...]
@@ -51,10 +50,9 @@ class PromptResponse:
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """One prompt and several (answer, score) pairs, a higher score being the better answer.
+    """One prompt and several (answer, score) pairs, a higher score being the better answer: 1 chosen and 0 rejected.
 
-    ``history``: the turns before the prompt, where the answers end a dialogue. A chosen and a rejected answer have the
-    scores 1 and 0.
+    ``history``: the turns before the prompt, where the answers end a dialogue.
     """
 
     prompt: str
@@ -88,9 +86,7 @@ def unanswered(record: Record) -> str | None:
     if isinstance(record, Dialogue):
         if len(record.turns) < 2:
             return "a dialogue of one turn; expected a message and a reply to it"
-        if not record.turns[-1].strip():
-            return "the last turn is empty; expected a reply"
-        return None
+        return None if record.turns[-1].strip() else "the last turn is empty; expected a reply"
     if isinstance(record, PromptResponse):
         return None if record.response.strip() else "the response is empty"
     return None if record.best().response.strip() else "the best answer is empty"
@@ -112,7 +108,5 @@ class Rejects:
 
     def write(self, path: str | Path) -> None:
         """One JSON object a line: file, line, problem."""
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for error in self.errors:
-                entry = {"file": error.path, "line": error.line, "problem": error.problem}
-                file.write(json_text(entry) + "\n")
+        entries = [{"file": error.path, "line": error.line, "problem": error.problem} for error in self.errors]
+        write_text(path, "".join(json_text(entry) + "\n" for entry in entries))

@@ -7,18 +7,17 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from hanmo.errors import RecordError
 from hanmo.files import json_text, replacing
-from hanmo.records.types import Dialogue, PromptResponse, Record, Text
+from hanmo.records.types import Dialogue, Record, ScoredAnswers
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Write records one a line, as JSON, or tab-separated if the name ends in .txt or .txt.gz; returns how many.
 
-    Raises:
-        RecordError: a record that tab-separated lines cannot hold without a change.
+    Raises RecordError for a record that tab-separated lines cannot hold without a change.
     """
     count = 0
     with record_writer(path) as write:
@@ -72,15 +71,7 @@ def _as_tabs(record: Record) -> str:
 
 
 def _as_json(record: Record) -> str:
-    if isinstance(record, Text):
-        value: dict[str, Any] = {"text": record.text}
-    elif isinstance(record, Dialogue):
-        value = {"turns": list(record.turns), "system": record.system}
-    elif isinstance(record, PromptResponse):
-        value = {k: getattr(record, k) for k in ("prompt", "response", "prefix", "system")}
-    else:
-        answers = [{"answer": answer, "score": score} for answer, score in record.answers]
-        value = {"prompt": record.prompt, "answers": answers, "prefix": record.prefix, "system": record.system}
-        value["history"] = list(record.history)
-    optional = ("prefix", "system", "history")
-    return json_text({k: v for k, v in value.items() if v or k not in optional})
+    value = {key: part for key, part in vars(record).items() if key not in ("where", "ids")}
+    if isinstance(record, ScoredAnswers):
+        value["answers"] = [{"answer": answer, "score": score} for answer, score in record.answers]
+    return json_text({key: part for key, part in value.items() if part or key not in ("prefix", "system", "history")})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 import tempfile
 import textwrap
@@ -24,7 +25,7 @@ from hanmo.checkpoints.files.tensor_files import (
     LazyTensor,
     content_hash,
     in_blocks,
-    shards,
+    sharded,
     write_safetensors,
     write_torch,
 )
@@ -123,12 +124,16 @@ def test_blocks_are_the_joined_views(data: st.DataObject) -> None:
 def test_shards_hold_no_more_than_the_limit() -> None:
     tensors = {name: LazyTensor.of(torch.zeros(10, 50)) for name in "abcd"}
     tensors["e"] = LazyTensor.of(torch.zeros(3).bfloat16())
-    split = shards(tensors, 4000)
+    files, texts = sharded(tensors, 4000)
     names = [f"model-{number:05d}-of-00003.safetensors" for number in (1, 2, 3)]
-    assert split.filename_to_tensors == dict(zip(names, [["a", "b"], ["c", "d"], ["e"]], strict=True))
-    assert split.metadata == {"total_size": 8006}
-    assert list(shards(tensors, 10_000).filename_to_tensors) == ["model.safetensors"]
-    assert len(shards(tensors, 1).filename_to_tensors) == 5, "a tensor is never cut"
+    held = dict(zip(names, [["a", "b"], ["c", "d"], ["e"]], strict=True))
+    assert {file.name: list(file.tensors) for file in files} == held
+    index = json.loads(texts["model.safetensors.index.json"])
+    assert index["metadata"] == {"total_size": 8006}
+    assert index["weight_map"] == {tensor: file for file, inside in held.items() for tensor in inside}
+    whole, texts = sharded(tensors, 10_000)
+    assert [file.name for file in whole] == ["model.safetensors"] and not texts
+    assert len(sharded(tensors, 1)[0]) == 5, "a tensor is never cut"
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=12))

@@ -14,8 +14,7 @@ import yaml
 
 from hanmo.data.parallel import blocks
 from hanmo.data.prepare.cleaning import clean as clean_module
-from hanmo.data.prepare.cleaning.block_files import StepReport, read_cleaned, read_reports, write_block
-from hanmo.data.prepare.cleaning.clean import Cleaned, clean, report
+from hanmo.data.prepare.cleaning.clean import Cleaned, StepReport, clean, read_block, report, write_block
 from hanmo.data.prepare.cleaning.personal import found, masked
 from hanmo.data.prepare.cleaning.recipe import Recipe, build, load, named
 from hanmo.data.prepare.cleaning.statistics import Fluency, Relevance
@@ -452,6 +451,6 @@ def test_a_record_comes_back_from_a_block_as_it_went_in(record: Record, tmp_path
     judged: list[Any] = [(record, []), (None, [("step", "reason", "text", "a.txt:8")])]
     reports = {"step": StepReport(3, 1, [(5, "before", "→ after")])}
     write_block(tmp_path / "block", judged, reports)
-    assert list(read_cleaned(tmp_path / "block")) == judged and read_reports(tmp_path / "block") == reports
-    back = next(read_cleaned(tmp_path / "block"))[0]
+    assert read_block(tmp_path / "block") == (judged, reports)
+    back = read_block(tmp_path / "block")[0][0][0]
     assert back is not None and back.where == "a.txt:7" and hash(back) == hash(record)

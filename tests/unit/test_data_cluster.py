@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("datatrove")
 
-from hanmo.data.parallel.cluster import Slurm, run_local, run_slurm
+from hanmo.data.parallel.cluster import run_local, run_slurm
 from hanmo.data.prepare.cleaning.clean import clean
 from hanmo.data.prepare.cleaning.recipe import load
 from hanmo.records import Dialogue, write_records
@@ -66,9 +66,9 @@ def test_slurm_scripts(expected: bytes, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_LOG", str(tmp_path / "submitted"))
     job = partial(clean, load("eva"), [tmp_path / "in.jsonl"], tmp_path / "out.jsonl")
-    run_slurm(job, 2, tmp_path / "logs", Slurm("cpu", time="01:00:00", at_once=50))
+    run_slurm(job, 2, tmp_path / "logs", "cpu")
     script = (tmp_path / "logs" / "shares" / "launch_script.slurm").read_text()
-    for line in ("#SBATCH --partition=cpu", "#SBATCH --array=0-1%50", "#SBATCH --time=01:00:00", "#SBATCH --requeue"):
+    for line in ("#SBATCH --partition=cpu", "#SBATCH --array=0-1", "#SBATCH --time=20:00:00", "#SBATCH --requeue"):
         assert line in script.splitlines()
     submitted = (tmp_path / "submitted").read_text().splitlines()
     assert any("--dependency=afterok:1" in line for line in submitted)  # finish waits for the shares

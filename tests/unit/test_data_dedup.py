@@ -52,7 +52,7 @@ def test_planted_near_duplicates_are_found_and_only_they(monkeypatch: pytest.Mon
     firsts = near.first_similar(0.8)
     assert firsts[:400].tolist() == list(range(400))
     assert (firsts[400:] == np.arange(200)).sum() >= 198
-    assert len(near) == 600
+    assert len(firsts) == 600
 
 
 def test_the_first_of_a_chain_is_kept() -> None:

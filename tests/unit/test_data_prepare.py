@@ -23,9 +23,9 @@ from hanmo.records import (
     Rejects,
     ScoredAnswers,
     json_members,
-    json_values,
     opened_text,
     read_records,
+    reading,
 )
 
 
@@ -275,7 +275,7 @@ def test_arrays_are_read_the_same_in_any_chunks(items: list[Any], chunk: int, in
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_values, "CHUNK", chunk)
+        patch.setattr(reading, "CHUNK", chunk)
         path = Path(folder) / "a.json"
         path.write_text(json.dumps(items, ensure_ascii=False, indent=indent), encoding="utf-8", newline="")
         assert [value for _, _, value in _members(path)] == items
@@ -303,7 +303,7 @@ def test_values_after_the_end_of_an_array_are_not_passed_over(tmp_path: Path) ->
 
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
 def test_damage_in_an_array_names_line_and_column(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_values, "CHUNK", chunk)
+    monkeypatch.setattr(reading, "CHUNK", chunk)
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"},\n {"text": "b"}, {"text": x}]', encoding="utf-8")
     with pytest.raises(RecordError, match=r"a\.json:2: not JSON: Expecting value at column 26"):

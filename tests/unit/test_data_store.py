@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,33 +71,26 @@ def test_documents_come_back_as_the_tokenizer_cuts_them(place: TokenizerPlace, s
         ids = [tokenizer.encode_plain(text) for text in texts]
         assert store.kind(number) == kind
         assert [part.tolist() for part in store.parts(number)] == ids
-        assert store.document(number).tolist() == [id_ for part in ids for id_ in part]
         assert store.lengths()[number] == sum(map(len, ids))
         total += sum(map(len, ids))
-    assert store.tokens == total == len(store.ids)
+    assert store.about.tokens == total == len(store.ids)
     assert store.ids.dtype == np.uint16
 
 
-def test_iteration_from_any_position(place: TokenizerPlace, source: Path, tmp_path: Path) -> None:
+def test_documents_lie_end_to_end_and_end_with_the_store(place: TokenizerPlace, source: Path, tmp_path: Path) -> None:
     tokenize(place, [source], tmp_path / "store")
     store = Store(tmp_path / "store")
-    whole = [(number, ids.tolist()) for number, ids in store.iterate()]
-    assert [(n, ids.tolist()) for n, ids in store.iterate(100)] == whole[100:]
-    assert [(n, ids.tolist()) for n, ids in store.iterate(1, 3)] == whole[1::3]
-    for token in (0, 1, 17, store.tokens - 1):
-        number, offset = store.locate(token)
-        assert store.document(number)[offset] == store.ids[token]
-        assert store.bounds(number)[0] + offset == token
-    for beyond in (store.tokens, -1):
+    whole = [[id_ for part in store.parts(number) for id_ in part.tolist()] for number in range(len(store))]
+    assert [id_ for ids in whole for id_ in ids] == store.ids.tolist()
+    assert list(map(len, whole)) == store.lengths().tolist()
+    for beyond in (len(store), -1):
         with pytest.raises(IndexError):
-            store.locate(beyond)
-    with pytest.raises(IndexError):
-        store.document(len(store))
+            store.parts(beyond)
 
 
 def test_a_worker_process_does_without_torch(place: TokenizerPlace, tmp_path: Path) -> None:
     """It would cost each of them seconds."""
-    (tmp_path / "work").write_bytes(pickle.dumps(tokenize_module._Work(place.open())))
+    (tmp_path / "work").write_bytes(pickle.dumps(partial(tokenize_module._tokenize_block, place.open())))
     code = (
         f"import pickle, sys; from pathlib import Path; work = pickle.loads(Path({str(tmp_path / 'work')!r}).read_bytes())\n"
         f"from hanmo.data.store.tokenize import _Block; work(_Block(['春天', '来'], [2], [1]), Path({str(tmp_path / 'out')!r}))\n"
@@ -169,7 +163,7 @@ def test_no_documents(place: TokenizerPlace, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
     tokenize(place, [tmp_path / "empty.txt"], tmp_path / "store")
     store = Store(tmp_path / "store")
-    assert (len(store), store.tokens, list(store.iterate()), store.lengths().tolist()) == (0, 0, [], [])
+    assert (len(store), store.about.tokens, store.lengths().tolist()) == (0, 0, [])
 
 
 def test_bad_records_are_counted(place: TokenizerPlace, tmp_path: Path) -> None:

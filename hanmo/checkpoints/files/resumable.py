@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hanmo.checkpoints.files.tensor_files import HASH, LazyTensor, Progress
+from hanmo.checkpoints.files.tensor_files import HASH, LazyTensor, Progress, WeightFile
 from hanmo.checkpoints.files.verifying import read_index, verify_index
 from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.checkpoints.save import INDEX, is_no_weights
@@ -29,12 +29,7 @@ _JOB = "job.json"
 
 
 class ResumableFolder:
-    """The folder being written.
-
-    Attributes:
-        path: its place until it is finished.
-        files: the finished files of weights, by name: ``bytes`` and ``tensors``.
-    """
+    """The folder being written, at ``path`` until it is finished; ``files``: the content of its index of hashes."""
 
     def __init__(self, path: Path, job: dict[str, Any]):
         self.path = path
@@ -46,46 +41,38 @@ class ResumableFolder:
             half.unlink()
         write_text(path / _JOB, json_text({"job": job}, indent=2) + "\n")
 
-    def write(
-        self, name: str, tensors: dict[str, LazyTensor], write: Callable[[Path, Progress], None], progress: Progress
-    ) -> None:
+    def write(self, file: WeightFile, progress: Progress) -> None:
         """Write a file of weights and record its hashes, unless an earlier run has finished it."""
-        path = self.path / name
-        if name in self.files and path.is_file() and path.stat().st_size == self.files[name].get("bytes"):
-            progress(bytes_of(tensors))
+        path = self.path / file.name
+        if path.is_file() and path.stat().st_size == self.files.get(file.name, {}).get("bytes"):
+            progress(bytes_of(file.tensors))
             return
-        with replacing(path) as temporary, _one_thread():
-            write(temporary, progress)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # copying is bound by memory: a second thread took twice the processor time
+        try:
+            with replacing(path) as temporary:
+                file.write(temporary, progress)
+        finally:
+            torch.set_num_threads(threads)
         facts = {
-            key: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": tensor.shape, "hash": tensor.digest}
-            for key, tensor in tensors.items()
+            name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": tensor.shape, "hash": tensor.digest}
+            for name, tensor in file.tensors.items()
         }
-        self.files[name] = {"bytes": path.stat().st_size, "tensors": facts}
+        self.files[file.name] = {"bytes": path.stat().st_size, "tensors": facts}
         write_text(self.path / INDEX, json_text({"hash": HASH, "files": self.files}) + "\n")
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Copying is bound by memory: a second thread took twice the processor time, and longer on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def bytes_of(tensors: dict[str, LazyTensor]) -> int:
-    """Bytes of these tensors in a file; a tensor with several names is stored once."""
-    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors.values()}.values())
+    """The bytes of these tensors in a file; a tensor with several names is stored once."""
+    return sum(tensor.nbytes for tensor in set(tensors.values()))
 
 
 @contextlib.contextmanager
 def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify: bool) -> Iterator[ResumableFolder]:
     """A folder in the making that becomes ``target`` when the block ends without an error.
 
-    After an error it is removed; with ``resume`` it is kept, and the next call of the same job continues it. The folder
-    of a killed process is continued with ``resume``, else removed.
+    After an error it is removed; with ``resume`` it is kept, and the next call of the same job continues it, as it does
+    the folder of a killed process.
 
     Args:
         job: everything that decides the content, as JSON.
@@ -93,8 +80,7 @@ def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify:
 
     Raises:
         InUseError: another run writes it.
-        CheckpointError: it cannot be written (a full disk), a file differs from what was written, or the interrupted
-            job was another one.
+        CheckpointError: it cannot be written, a file is not as it was written, or the interrupted job was another one.
     """
     resolved = target.resolve()
     path = resolved.with_name(f".{resolved.name}.partial")
@@ -119,7 +105,7 @@ def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify:
 
 
 def _clear_earlier(path: Path, job: dict[str, Any], resume: bool) -> None:
-    """Remove the folder of an interrupted run, unless it is to be continued."""
+    """Remove the folder of an interrupted run, unless this one continues it."""
     if not (path / _JOB).is_file():
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -129,7 +115,5 @@ def _clear_earlier(path: Path, job: dict[str, Any], resume: bool) -> None:
     before = read_json(path / _JOB).get("job") or {}
     if before != job:
         changed = ", ".join(f"{key} ({before.get(key)!r} then)" for key in job if before.get(key) != job[key])
-        raise CheckpointError(
-            f"{path}: the interrupted conversion was another one: different are {changed}; "
-            "repeat it as it was, or leave out --resume to begin again"
-        )
+        advice = "repeat it as it was, or leave out --resume to begin again"
+        raise CheckpointError(f"{path}: the interrupted conversion was another one: different are {changed}; {advice}")

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
+from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from hanmo.errors import UnsupportedError
+from hanmo.files import json_text
 
 _SMALL = 64 << 10  # bytes up to which writes are joined
 _AHEAD = 4  # most writes that wait for the disk
@@ -53,9 +54,8 @@ Progress = Callable[[int], None]  # called with the bytes written since the last
 
 def _names(dtype: torch.dtype) -> tuple[str, Any]:
     if dtype not in _NAMES:
-        raise UnsupportedError(
-            f"a tensor of {dtype}, which hanmo does not write; it writes {', '.join(map(str, _NAMES))}"
-        )
+        written = ", ".join(map(str, _NAMES))
+        raise UnsupportedError(f"a tensor of {dtype}, which hanmo does not write; it writes {written}")
     return _NAMES[dtype]
 
 
@@ -69,17 +69,12 @@ def _new_digest() -> Any:
 
 @dataclass(eq=False)
 class LazyTensor:
-    """A tensor to be written, of known shape and dtype, that is read block by block while it is written.
-
-    Attributes:
-        blocks: its content in order, in this dtype.
-        digest: content hash; empty until it is written.
-    """
+    """A tensor to be written, of known shape and dtype, that is read block by block while it is written."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    blocks: Callable[[], Iterable[Tensor]]
-    digest: str = ""
+    blocks: Callable[[], Iterable[Tensor]]  # its content in order, in this dtype
+    digest: str = ""  # content hash; empty until it is written
 
     @classmethod
     def of(cls, tensor: Tensor) -> LazyTensor:
@@ -147,9 +142,6 @@ class BackgroundFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         self._writer.shutdown(cancel_futures=True)
         self._flusher.shutdown()
         self._file.close()
@@ -219,21 +211,12 @@ def write_safetensors(tensors: dict[str, LazyTensor], path: Path, progress: Prog
         file.flush()
 
 
-def shards(tensors: dict[str, LazyTensor], limit: int) -> StateDictSplit:
-    """The names of the tensors by safetensors file; a file has at most ``limit`` bytes, or a single tensor."""
-    return split_state_dict_into_shards_factory(
-        tensors,
-        get_storage_size=lambda tensor: tensor.nbytes,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=limit,
-    )
-
-
+@dataclass
 class _Storage:
     """Stands for the bytes of a tensor in the pickle."""
 
-    def __init__(self, stored: LazyTensor, key: str):
-        self.stored, self.key = stored, key
+    stored: LazyTensor
+    key: str
 
 
 class _Pickler(pickle.Pickler):
@@ -284,3 +267,37 @@ def _member(file: BackgroundFile, archive: zipfile.ZipFile, name: str, size: int
     padding = -begin % _ALIGNMENT
     info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
     return archive.open(info, "w", force_zip64=huge)
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file to be written: its name in the folder, its tensors by name, and the whole content of a file of torch.
+
+    Without a content it is a file of safetensors.
+    """
+
+    name: str
+    tensors: dict[str, LazyTensor]
+    content: dict[str, Any] | None = None
+
+    def write(self, path: Path, progress: Progress) -> None:
+        if self.content is None:
+            write_safetensors(self.tensors, path, progress)
+        else:
+            write_torch(self.content, path, progress)
+
+
+def sharded(tensors: dict[str, LazyTensor], limit: int) -> tuple[list[WeightFile], dict[str, str]]:
+    """Files of safetensors, each of at most ``limit`` bytes or a single tensor, and the index of several."""
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=limit,
+    )
+    parts = split.filename_to_tensors.items()
+    files = [WeightFile(file, {name: tensors[name] for name in names}) for file, names in parts]
+    if not split.is_sharded:
+        return files, {}
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    return files, {"model.safetensors.index.json": json_text(index, indent=2) + "\n"}

@@ -28,10 +28,9 @@ _BLOCK = 1 << 20  # bytes read at a time; a multiple of every number's size
 
 
 def verify_reading(weights: Weights) -> None:
-    """Compare every tensor's bytes with a second reading of its file. Files from before torch 1.6 are not compared.
+    """Compare every tensor's bytes with a second reading of its file; CheckpointError names one that differs.
 
-    Raises:
-        CheckpointError: a tensor differs; names it.
+    Files from before torch 1.6 are not compared.
     """
     if weights.container == "safetensors":
         held = {name: digest for file in weights.files for name, digest in _in_safetensors(file)}
@@ -57,10 +56,7 @@ def verify_reading(weights: Weights) -> None:
 def _in_archive(path: Path) -> Iterator[str]:
     """The digest of each storage; for a big-endian file one digest for every element size that it may have."""
     archive = read_archive(path)
-    swapped = False
-    if "byteorder" in archive.members:
-        with archive.open("byteorder") as file:
-            swapped = file.read(8) == b"big"
+    swapped = "byteorder" in archive.members and archive.open("byteorder").read(8) == b"big"
     for name, info in archive.members.items():
         if not name.startswith("data/"):
             continue
@@ -96,20 +92,14 @@ def _digest_of(file: IO[bytes], length: int, size: int = 1) -> str:
 
 
 def _digest(tensor: Tensor) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for block in tensor.detach().reshape(-1).view(torch.uint8).split(_BLOCK):
-        digest.update(block.numpy().data)
-    return digest.hexdigest()
+    return hashlib.blake2b(tensor.detach().reshape(-1).view(torch.uint8).numpy().data, digest_size=16).hexdigest()
 
 
 def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
-    """Read all weights again and compare them with the index beside them.
+    """Read all weights again and compare them with the index beside them: the number of tensors; None without an index.
 
     Args:
         from_disk: first drop the files from the cache of the operating system, where it can.
-
-    Returns:
-        The number of tensors, or None if there is no index that can be compared.
 
     Raises:
         CheckpointError: a tensor is not as it was written; says which.
@@ -137,8 +127,7 @@ def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
 def read_index(index: Path) -> dict[str, dict[str, Any]] | None:
     """The files in an index of hashes, by name; None if there is no index, or one of another kind of hash.
 
-    Raises:
-        CheckpointError: it has another form; the folder is untrusted.
+    Raises CheckpointError if it has another form: the folder is untrusted.
     """
     content = read_json(index) if index.is_file() else {}
     if content.get("hash") != HASH:
@@ -160,7 +149,5 @@ def _compare(file: Path, name: str, tensor: torch.Tensor | None, fact: dict[str,
     if found != {key: fact[key] for key in found}:
         raise CheckpointError(f"{file}: {name} is {found}, not as it was written ({fact})")
     if (digest := content_hash(tensor)) != fact["hash"]:
-        raise CheckpointError(
-            f"{file}: {name} is not as it was written: its content hash is {digest}, {INDEX} says {fact['hash']}; "
-            "the file is damaged: convert or copy it again"
-        )
+        damage = f"its content hash is {digest}, {INDEX} says {fact['hash']}; the file is damaged"
+        raise CheckpointError(f"{file}: {name} is not as it was written: {damage}: convert or copy it again")

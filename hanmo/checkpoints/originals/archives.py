@@ -1,8 +1,8 @@
 """Checks the zip archives that torch writes before they are read.
 
 A zip file stores every fact twice: in the central directory at its end and in a header before each member. Readers differ
-in which one they use (torch uses both), and none rejects overlapping members. So one archive can hold different models for
-different readers. Here both must agree, and the bytes they describe must exist.
+in which one they use (torch uses both), and none rejects overlapping members, so one archive can hold different models
+for different readers. Here both must agree, and the bytes they describe must exist.
 
 Format: PKWARE's APPNOTE.TXT, sections 4.3.7 (local file header) and 4.3.16 (end of central directory).
 """
@@ -29,16 +29,11 @@ class ArchiveError(ValueError):
 
 @dataclass(frozen=True)
 class Archive:
-    """The content of a checked archive.
-
-    Attributes:
-        members: by name, without the common folder.
-        stored: no member is compressed, so all can be memory-mapped.
-    """
+    """The content of a checked archive."""
 
     path: Path
-    members: dict[str, zipfile.ZipInfo]
-    stored: bool
+    members: dict[str, zipfile.ZipInfo]  # by name, without the common folder
+    stored: bool  # no member is compressed, so all can be memory-mapped
 
     def open(self, name: str) -> IO[bytes]:
         """A member's unpacked bytes as a stream, read by the standard library."""
@@ -53,7 +48,7 @@ def read_archive(path: Path) -> Archive:
 
     Raises:
         ArchiveError: it contradicts itself or its bytes.
-        zipfile.BadZipFile: its central directory is missing (the file is cut short) or damaged.
+        zipfile.BadZipFile: its central directory is missing or damaged.
     """
     with path.open("rb") as file:
         _check_list(path, file)
@@ -64,13 +59,12 @@ def read_archive(path: Path) -> Archive:
         _check_names(infos)
         place = 0
         for info in sorted(infos, key=lambda info: info.header_offset):
+            name = f"{info.filename!r}"
             if info.header_offset < place:
-                raise ArchiveError(f"has members in its zip archive that lie over each other, at {info.filename!r}")
+                raise ArchiveError(f"has members in its zip archive that lie over each other, at {name}")
             place = _after(file, info)
             if place > end:
-                raise ArchiveError(
-                    f"has a member of its zip archive that reaches into the list of contents, {info.filename!r}"
-                )
+                raise ArchiveError(f"has a member of its zip archive that reaches into the list of contents, {name}")
     size, unpacked = path.stat().st_size, sum(info.file_size for info in infos)
     if unpacked > _UNPACKED * size + SLACK:
         raise ArchiveError(f"unpacks from {size:,} to {unpacked:,} bytes, which no weights do")
@@ -106,15 +100,15 @@ def _check_names(infos: list[zipfile.ZipInfo]) -> None:
     if len(folders) > 1:
         raise ArchiveError(f"has {len(folders)} folders in its zip archive, torch's have one")
     for info in infos:
-        if (
-            info.filename.lower() in seen or info.filename != info.orig_filename
-        ):  # cut at a zero, or from an extra field
+        other_name = info.filename != info.orig_filename  # cut at a zero, or from an extra field
+        if other_name or info.filename.lower() in seen:
             raise ArchiveError(f"has {info.filename!r} in its zip archive twice")
         seen.add(info.filename.lower())
 
 
 def _after(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     """The offset at which a member ends. Its header must agree with the central directory, or defer to it."""
+    member = f"has a member of its zip archive, {info.filename!r},"
     file.seek(info.header_offset)
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(b"PK\3\4"):
@@ -126,13 +120,9 @@ def _after(file: BinaryIO, info: zipfile.ZipInfo) -> int:
         for size, listed in ((packed, info.compress_size), (unpacked, info.file_size))
     )
     if name != info.orig_filename.encode("utf-8" if flags & 0x800 else "cp437") or method != info.compress_type:
-        raise ArchiveError(
-            f"has a member of its zip archive, {info.filename!r}, under another name or in another form than listed"
-        )
+        raise ArchiveError(f"{member} under another name or in another form than listed")
     if not sizes_agree or (method == zipfile.ZIP_STORED and info.compress_size != info.file_size):
-        raise ArchiveError(f"has a member of its zip archive, {info.filename!r}, of another size than listed")
+        raise ArchiveError(f"{member} of another size than listed")
     if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or flags & 1:
-        raise ArchiveError(
-            f"has a member of its zip archive, {info.filename!r}, compressed or encrypted in a form that torch lacks"
-        )
+        raise ArchiveError(f"{member} compressed or encrypted in a form that torch lacks")
     return info.header_offset + _HEADER.size + name_length + extra_length + info.compress_size

@@ -49,10 +49,9 @@ def infer_config(
         settings = _by_shapes(original)
     inferred = _build(original, settings)
     if differences := _differences(original, inferred):
-        raise CheckpointError(
-            f"{original.weights.path}: {len(differences)} tensors do not have the shapes of this configuration: "
-            f"{some(differences, 4)}; give the model's own configuration (--config) or size (--size)"
-        )
+        wrong = f"{len(differences)} tensors do not have the shapes of this configuration: {some(differences, 4)}"
+        advice = "give the model's own configuration (--config) or size (--size)"
+        raise CheckpointError(f"{original.weights.path}: {wrong}; {advice}")
     named = (name for name, released in form.SIZES.items() if _same(released.config, inferred))
     return inferred, next(named, None)
 
@@ -60,7 +59,7 @@ def infer_config(
 def _by_shapes(original: Original) -> dict[str, Any]:
     """The one released configuration that has these shapes, or the dimensions if they are all that sizes differ in."""
     sizes, dimensions = original.family.original_format.SIZES, _dimensions(original)
-    candidates = [name for name in sizes if _fits(original, name)]
+    candidates = [name for name, size in sizes.items() if _fits(original, size.config)]
     if len(candidates) == 1:
         return sizes[candidates[0]].config
     where = f"{original.weights.path} ({original.family.name})"
@@ -98,8 +97,8 @@ def _dimensions(original: Original) -> dict[str, Any]:
     return form.dimensions({entry.theirs: _fused(entry.ours, shapes) for entry, _ in original.present()})
 
 
-def _fits(original: Original, size: str) -> bool:
-    settings = original.family.original_format.SIZES[size].config
+def _fits(original: Original, settings: dict[str, Any]) -> bool:
+    """Whether the files have the shapes of a released size's settings."""
     config = original.family.config_class(**settings)
     if any(getattr(config, over) != count for over, count in vars(original.counts).items()):
         return False  # another depth: known without building the network
@@ -107,11 +106,7 @@ def _fits(original: Original, size: str) -> bool:
 
 
 def find_size(family: type[Family], name: str) -> str:
-    """The family's released size of this name or alias, in any case.
-
-    Raises:
-        ConfigError: the family has no such size.
-    """
+    """The family's released size of this name or alias, in any case; raises ConfigError if it has none."""
     names = size_names(family)
     if name.lower() in names:
         return names[name.lower()]
@@ -129,7 +124,7 @@ def size_names(family: type[Family]) -> dict[str, str]:
 
 @functools.cache
 def input_embedding(family: type[Family]) -> str:
-    """The name of the token embedding in our network; it does not depend on sizes."""
+    """The name of the token embedding in our networks of any size."""
     network = blank_network(family, family.config_class())
     weight = network.get_input_embeddings().weight
     return next(name for name, parameter in network.named_parameters() if parameter is weight)
@@ -142,21 +137,15 @@ def blank_network(family: type[Family], config: PretrainedConfig) -> Any:
 
 
 def check_size(family: type[Family], config: PretrainedConfig, weights: Weights) -> None:
-    """Check that a folder's files can fill the network of its configuration: missing weights would be allocated.
-
-    Raises:
-        CheckpointError: the network has more parameters than the files have bytes.
-    """
+    """Raise CheckpointError if a network has more parameters than its files have bytes: they would be allocated."""
     ours = family.name != families.TRANSFORMERS
     network = blank_network(family, config) if ours else family.network_class.blank(weights.path, config)
     described = sum(tensor.numel() for tensor in network.parameters())
     size = sum(file.stat().st_size for file in weights.files)
     packed = 8 if getattr(config, "quantization_config", None) else 1  # parameters per byte
     if described > packed * size + _SLACK:
-        raise CheckpointError(
-            f"{weights.path / 'config.json'}: describes a network of {described:,} numbers, but the files of weights "
-            f"have {size:,} bytes"
-        )
+        problem = f"describes a network of {described:,} numbers, but the files of weights have {size:,} bytes"
+        raise CheckpointError(f"{weights.path / 'config.json'}: {problem}")
 
 
 def expected_shapes(family: type[Family], config: PretrainedConfig) -> Shapes:
@@ -164,9 +153,8 @@ def expected_shapes(family: type[Family], config: PretrainedConfig) -> Shapes:
     return dict(_shapes(family, config.to_json_string()))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)  # a deep network takes a tenth of a second to build, even without its weights
 def _shapes(family: type[Family], config: str) -> Shapes:
-    """Cached: a deep network takes a tenth of a second to build, even without its weights."""
     network = blank_network(family, family.config_class.from_dict(json.loads(config)))
     tied = network.all_tied_weights_keys
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in tied}
@@ -203,6 +191,5 @@ def _fused(names: Sequence[str], shapes: Shapes) -> tuple[int, ...]:
 def _same(released: dict[str, Any], config: PretrainedConfig) -> bool:
     """Whether a configuration is a released size's, apart from the vocabulary and the settings of training."""
     free = ("vocab_size", "initializer_range")
-    return all(
-        getattr(config, key) == value for key, value in released.items() if key not in free and "drop" not in key
-    )
+    deciding = [key for key in released if key not in free and "drop" not in key]
+    return all(getattr(config, key) == released[key] for key in deciding)

@@ -69,40 +69,26 @@ class _Global:
 
 @dataclass(slots=True)
 class _Made:
-    """Stand-in for an object.
+    """Stand-in for an object."""
 
-    Attributes:
-        value: the object itself if it is a plain one.
-        size: its number of objects, each counted once per reference.
-        held: bytes that a copy of it takes.
-    """
-
-    value: Any = None
-    size: int = 1
+    value: Any = None  # the object itself if it is a plain one
+    size: int = 1  # number of objects in it, each counted once per reference
     depth: int = 0
-    held: int = 0
+    held: int = 0  # bytes that a copy of it takes
 
 
 @dataclass
 class Claims:
-    """The claims of a file's pickles, added up.
+    """The claims of a file's pickles, added up."""
 
-    Attributes:
-        storages: by key.
-        texts: all strings; in files from before torch 1.6 these include the keys of the storages that follow.
-        unfolded: number of objects, each counted once per reference.
-        copied: bytes that are passed to classes and functions, which copy them.
-        odd: number of keys that are neither strings nor 64-bit numbers.
-    """
-
-    storages: dict[str, Storage] = field(default_factory=dict)
-    texts: set[str] = field(default_factory=set)
-    unfolded: int = 0
-    copied: int = 0
-    odd: int = 0
+    storages: dict[str, Storage] = field(default_factory=dict)  # by key
+    texts: set[str] = field(default_factory=set)  # all strings; before torch 1.6 also the keys of storages that follow
+    unfolded: int = 0  # number of objects, each counted once per reference
+    copied: int = 0  # bytes that are passed to classes and functions, which copy them
+    odd: int = 0  # number of keys that are neither strings nor 64-bit numbers
 
     def check_copies(self, size: int) -> None:
-        """Raise ClaimError if more bytes are copied than a file of ``size`` bytes explains."""
+        """Raises ClaimError if more bytes are copied than a file of ``size`` bytes explains."""
         if self.copied > _CLAIMED * size + SLACK:
             raise ClaimError(f"asks for copies of {self.copied:,} bytes, but the file has {size:,}")
 
@@ -184,7 +170,7 @@ class _Scanner:
             elif code == b"Q":
                 self.stack.append(_Made(self.storage(self.stack.pop().value)))
             elif code == b"\x8a":
-                self.long(read(read(1)[0]))
+                self.stack.append(_Made(int.from_bytes(read(read(1)[0]), "little", signed=True)))
             elif code == b"\x80":
                 read(1)[0]
             else:
@@ -195,9 +181,6 @@ class _Scanner:
         if len(data) < _FIXED[code]:
             raise EOFError
         return struct.unpack(">d", data)[0] if code == b"G" else int.from_bytes(data, "little", signed=code == b"J")
-
-    def long(self, data: bytes) -> None:
-        self.stack.append(_Made(int.from_bytes(data, "little", signed=True)))
 
     def text(self, code: bytes) -> None:
         length = struct.unpack("<I", self.file.read(4))[0] if code == b"X" else self.file.read(1)[0]
@@ -300,16 +283,13 @@ def _check_inside(arguments: Any) -> None:
         raise ClaimError("holds a tensor whose shape is not made of numbers")
     reach = offset + sum((size - 1) * stride for size, stride in zip(shape, strides or (), strict=True)) + 1
     if 0 not in shape and reach > storage.numel:
-        raise ClaimError(
-            f"holds a tensor {shape} that reaches to number {reach:,} of its storage, which has {storage.numel:,}"
-        )
+        raise ClaimError(f"holds a tensor {shape} that reaches to number {reach:,} of a storage of {storage.numel:,}")
 
 
 def check_content(content: Any, size: int) -> None:
     """Check that visiting the content takes time and memory in proportion to the file's ``size`` in bytes.
 
-    Raises:
-        ClaimError: it contains itself, is nested too deep or has too many objects, or a tensor is not dense and on the CPU.
+    Raises ClaimError if it contains itself, is too deep or too large, or holds a tensor that is not dense and on the CPU.
     """
     done: dict[int, tuple[int, int, int]] = {}  # of finished objects: number of objects, bytes of tensors, depth
     entered: set[int] = set()

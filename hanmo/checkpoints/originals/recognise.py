@@ -1,7 +1,7 @@
-"""Recognises the family and layout of a set of tensors, and makes our tensors of it.
+"""Recognises the family and layout of a set of tensors, and makes our tensors of it, by the families' tables.
 
-Everything is driven by the families' tables (families/weight_map.py). Tensors are handled one at a time and read only
-when used. A tensor of the original may be cut over ranks and may fuse several of ours.
+Tensors are handled one at a time and read only when used. A tensor of the original may be cut over ranks and may fuse
+several of ours (families/weight_map.py).
 """
 
 from __future__ import annotations
@@ -25,18 +25,16 @@ from hanmo.families.weight_map import Layout, TensorMapping, expand
 
 
 def merge(pieces: Sequence[Tensor], parts: int, part: int, cut: int | None) -> Tensor:
-    """One of the ``parts`` tensors of ours that a tensor of the original fuses.
+    """One of the ``parts`` tensors of ours that a tensor of the original fuses; a view, if it lies in a single piece.
 
-    Fused tensors lie one after the other on dimension 0 and are cut each by itself. Of a single piece the result is a
-    view, and the other parts are not read.
+    Fused tensors lie one after the other on dimension 0 and are cut each by itself.
 
     Args:
         pieces: of the original's tensor, in rank order.
         cut: the dimension that is cut; None if every rank holds the whole.
     """
-    if cut is None or len(pieces) == 1:
-        return pieces[0].chunk(parts, dim=0)[part]
-    return torch.cat([piece.chunk(parts, dim=0)[part] for piece in pieces], dim=cut)
+    found = [piece.chunk(parts, dim=0)[part] for piece in (pieces[:1] if cut is None else pieces)]
+    return found[0] if cut is None or len(found) == 1 else torch.cat(found, dim=cut)
 
 
 def overlapping(pieces: Sequence[Tensor], cut: int, start: int, end: int) -> list[Tensor]:
@@ -52,46 +50,31 @@ def overlapping(pieces: Sequence[Tensor], cut: int, start: int, end: int) -> lis
 
 @dataclass(frozen=True)
 class Original:
-    """Weights whose layout is known.
-
-    Attributes:
-        prefix: of all names.
-        counts: number of layers, by the attribute of the configuration that counts them.
-        entries: the layout's table for this number of layers.
-        missing: names that the files lack.
-        unexpected: names that the layout does not have.
-        absent: optional names and copies that the files lack.
-    """
+    """Weights whose layout is known."""
 
     family: type[Family]
     layout: Layout
-    prefix: str
-    counts: SimpleNamespace
-    entries: list[TensorMapping]
+    prefix: str  # of all names
+    counts: SimpleNamespace  # the number of layers, by the attribute of the configuration that counts them
+    entries: list[TensorMapping]  # the layout's table for this number of layers
     weights: Weights
-    missing: list[str]
-    unexpected: list[str]
-    absent: list[str]
+    missing: list[str]  # names that the files lack
+    unexpected: list[str]  # names that the layout does not have
+    absent: list[str]  # optional names and copies that the files lack
 
     @property
     def title(self) -> str:
-        """Family and layout, for messages."""
         return f"{self.family.name}, {self.layout.name} layout"
 
     def pieces(self, name: str) -> list[Tensor]:
         """A tensor of the original by the table's name, one piece per rank, without padding rows."""
-        held = [rank[self.prefix + name] for rank in self.weights.ranks]
-        if self.rows is None or name not in self._vocabulary:
+        held, rows = [rank[self.prefix + name] for rank in self.weights.ranks], self.weights.state.get(ROWS)
+        if rows is None or name not in self._vocabulary:
             return held
         *starts, end = itertools.accumulate((len(piece) for piece in held), initial=0)
-        if not isinstance(self.rows, int) or not 0 < self.rows <= end:
-            raise CheckpointError(f"{self.weights.path}: {ROWS} is {self.rows!r}, but {name} has {end} rows")
-        return [piece[: max(self.rows - start, 0)] for piece, start in zip(held, starts, strict=True)]
-
-    @property
-    def rows(self) -> int | None:
-        """Real rows of the vocabulary, where a conversion has padded them so that the ranks divide them; else None."""
-        return self.weights.state.get(ROWS)
+        if not isinstance(rows, int) or not 0 < rows <= end:
+            raise CheckpointError(f"{self.weights.path}: {ROWS} is {rows!r}, but {name} has {end} rows")
+        return [piece[: max(rows - start, 0)] for piece, start in zip(held, starts, strict=True)]
 
     @functools.cached_property
     def _vocabulary(self) -> set[str]:
@@ -132,8 +115,7 @@ class Original:
     def views(self, ours: str, cut: int | None, start: int, end: int) -> tuple[list[Tensor], int]:
         """One of our tensors, from ``start`` to ``end`` of dimension ``cut``, or whole.
 
-        Returns:
-            Views of those files alone that hold something of it, and the dimension to join them on.
+        As views of those files alone that hold something of it, and the dimension to join them on.
         """
         entry, part, name = self._sources[ours]
         held = self.pieces(name)[: 1 if entry.cut is None else None]
@@ -150,7 +132,7 @@ class Original:
         return ((ours, self.tensor(ours)) for ours in self._sources)
 
     def check_copies(self) -> None:
-        """CheckpointError if a tensor that is stored under several names is not the same under all of them."""
+        """Raises CheckpointError if a tensor that is stored under several names is not the same under all of them."""
         for entry, name in self.present():
             for copy in entry.copies:
                 if copy != name and self.prefix + copy in self.weights.ranks[0]:
@@ -184,23 +166,17 @@ def _check_copy(path: object, name: str, pieces: list[Tensor], copy: str, others
 
 
 def recognise(weights: Weights) -> Original:
-    """The family and layout of these weights, by their names.
-
-    Raises:
-        CheckpointError: no layout fits, or more than one does equally well.
-    """
+    """The family and layout of these weights, by their names; raises CheckpointError if none or several fit."""
     tried = [(signed, _fit(family, layout, prefix, weights)) for signed, family, layout, prefix in _layouts(weights)]
     fits = [fit for signed, fit in tried if signed]
     if not fits:  # names of the signature itself may be missing
         few = len(weights.names) / 4  # other models share many of these names: GPT-2 about half of PanGu's
         fits = [fit for _, fit in tried if len(fit.missing) + len(fit.unexpected) < few]
     if not fits:
-        known = [f"{family.name} ({layout.name})" for family, layout in _layouts_in(weights.container)]
-        raise CheckpointError(
-            own_code(weights.folder, weights.config or {})
-            or f"{weights.path}: its {len(weights.names)} tensors ({some(weights.names)}) fit no layout that hanmo "
-            f"knows as {weights.container}: {', '.join(known)}"
-        )
+        known = ", ".join(f"{family.name} ({layout.name})" for family, layout in _layouts_in(weights.container))
+        strange = f"its {len(weights.names)} tensors ({some(weights.names)}) fit no layout that hanmo knows"
+        problem = f"{weights.path}: {strange} as {weights.container}: {known}"
+        raise CheckpointError(own_code(weights.folder, weights.config or {}) or problem)
     fits.sort(key=lambda fit: len(fit.missing) + len(fit.unexpected))
     best = [fit for fit in fits if not fit.missing and not fit.unexpected]
     if len(best) > 1:
@@ -259,7 +235,7 @@ def layer_counts(entries: Sequence[TensorMapping], names: set[str]) -> dict[str,
 
 
 def some(names: Sequence[str], limit: int = 8) -> str:
-    """The first few of a list of names, and how many more there are."""
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 

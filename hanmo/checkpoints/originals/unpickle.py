@@ -77,16 +77,6 @@ def _scalar(dtype: _Dtype, data: bytes | str) -> Any:
     return np.frombuffer(data.encode("latin-1") if isinstance(data, str) else data, _numpy(dtype))[0]
 
 
-def _plain_dict(*_: Any) -> dict[Any, Any]:
-    """Stands in for ``collections.defaultdict``, whose factory would be code."""
-    return {}
-
-
-def _no_bytes() -> bytes:
-    """Stands in for ``bytes``, which pickles of protocol 2 call for empty ones; others go through ``_codecs.encode``."""
-    return b""
-
-
 class _Path(pathlib.PurePosixPath):
     """Stands in for ``pathlib.PosixPath`` on every system; written again, it is one."""
 
@@ -102,15 +92,15 @@ class _LossScaler:
 
 
 def _allowed() -> list[Any]:
-    """The names that a file may ask for beyond torch's own list, as (stand-in, name)."""
+    """What a file may ask for beyond torch's own list, as (stand-in, name)."""
     allowed: list[Any] = [
         argparse.Namespace,
-        (_plain_dict, "collections.defaultdict"),
+        (lambda *_: {}, "collections.defaultdict"),  # whose factory would be code
         (dict, "builtins.dict"),
         (list, "builtins.list"),
         (int, "builtins.int"),
         (float, "builtins.float"),
-        (_no_bytes, "builtins.bytes"),
+        (lambda: b"", "builtins.bytes"),  # protocol 2 calls it for empty ones; others: _codecs.encode
         (_Path, "pathlib.PosixPath"),
         (_Path, "pathlib._local.PosixPath"),
         (_Array, "numpy.ndarray"),
@@ -156,10 +146,8 @@ def _check_archive(path: Path) -> bool:
         if info is None:  # torch would take one in other letters' case
             raise ClaimError(f"names bytes that it does not hold (storage {storage.key})")
         if info.file_size != storage.nbytes:
-            raise ClaimError(
-                f"says that storage {storage.key} is {storage.numel:,} numbers of {storage.dtype}, that is "
-                f"{storage.nbytes:,} bytes, but holds {info.file_size:,}"
-            )
+            claim = f"{storage.numel:,} numbers of {storage.dtype}, that is {storage.nbytes:,} bytes"
+            raise ClaimError(f"says that storage {storage.key} is {claim}, but holds {info.file_size:,}")
     return archive.stored
 
 
@@ -189,18 +177,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        size = path.stat().st_size
-        raise CheckpointError(
-            f"{path}: damaged or cut short ({size:,} bytes): {error}; copy or download it again"
-        ) from error
+        size = f"{path.stat().st_size:,} bytes"
+        raise CheckpointError(f"{path}: damaged or cut short ({size}): {error}; copy or download it again") from error
 
 
 def sniff(path: Path) -> bytes:
-    """The first bytes of a file that may hold weights.
-
-    Raises:
-        CheckpointError: the file cannot hold weights: missing, empty, a web page, a Git LFS pointer.
-    """
+    """The first bytes of a file; raises CheckpointError if it can hold no weights: missing, empty, a web page."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     with path.open("rb") as file:

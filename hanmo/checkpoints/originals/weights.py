@@ -35,31 +35,21 @@ RANK_ARGUMENTS = ("tensor_model_parallel_size", "model_parallel_size")  # of Meg
 
 
 def rank_file(rank: int, container: str = "megatron") -> str:
-    """The name of a rank's file below the iteration's folder: two digits, as the original loaders look for."""
+    """The name of a rank's file below the iteration's folder, as the original loaders look for it."""
     return f"mp_rank_{rank:02d}/{_NESTED_FILE}" if container == NESTED else f"mp_rank_{rank:02d}_model_states.pt"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, memory-mapped.
+    """The tensors of a checkpoint, memory-mapped."""
 
-    Attributes:
-        path: the folder or single file at which they were found.
-        container: "megatron", "megatron-lm", "bin" or "safetensors".
-        files: the files of weights, in rank or shard order.
-        ranks: tensors by name: one dict per tensor-parallel rank, a single dict for other containers.
-        state: the content of a megatron file of rank 0 beside its tensors.
-        iteration: of a megatron checkpoint, else None.
-        config: the content of config.json beside the weights, else None.
-    """
-
-    path: Path
-    container: str
-    files: list[Path]
-    ranks: list[dict[str, Tensor]]
-    state: dict[str, Any] = field(default_factory=dict)
-    iteration: int | None = None
-    config: dict[str, Any] | None = None
+    path: Path  # the folder or single file at which they were found
+    container: str  # "megatron", "megatron-lm", "bin" or "safetensors"
+    files: list[Path]  # in rank or shard order
+    ranks: list[dict[str, Tensor]]  # by name: one dict per tensor-parallel rank, a single dict for other containers
+    state: dict[str, Any] = field(default_factory=dict)  # what a megatron file of rank 0 holds beside its tensors
+    iteration: int | None = None  # of a megatron checkpoint
+    config: dict[str, Any] | None = None  # the content of config.json beside the weights
 
     @property
     def names(self) -> list[str]:
@@ -68,16 +58,15 @@ class Weights:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of most numbers."""
+        return self.numbers.most_common(1)[0][0]
+
+    @property
+    def numbers(self) -> Counter[torch.dtype]:
+        """How many numbers there are, by dtype."""
         counts: Counter[torch.dtype] = Counter()
         for tensor in self.ranks[0].values():
             counts[tensor.dtype] += tensor.numel()
-        return max(counts, key=lambda dtype: counts[dtype])
-
-    @property
-    def inside(self) -> Path:
-        """The folder of the iteration, of a megatron checkpoint; else the folder of the files."""
-        folder = self.files[0].parent
-        return folder.parent if self.container == NESTED else folder
+        return counts
 
     @property
     def folder(self) -> Path:
@@ -88,7 +77,7 @@ def find_weights(path: str | Path) -> Weights:
     """The weights at a folder or file.
 
     Raises:
-        CheckpointError: nothing there, an incomplete set of files, or a file that cannot be read; says which.
+        CheckpointError: nothing there, an incomplete set of files, or a file that cannot be read.
     """
     path = Path(path)
     if not path.exists():
@@ -135,7 +124,7 @@ def _from_shards(folder: Path, container: str, index: Path) -> Weights:
 
 
 def _iteration_folder(path: Path) -> Path | None:
-    """The folder of rank files: by the tracker file, or the folder itself; None if this is no megatron checkpoint."""
+    """The folder of rank files, by the tracker file or itself; None if this is no megatron checkpoint."""
     for name in TRACKERS:
         tracker = path / name
         if not tracker.is_file():
@@ -146,16 +135,15 @@ def _iteration_folder(path: Path) -> Path | None:
             raise CheckpointError(f"{tracker}: says {text[:40]!r}, expected an iteration above 0 or 'release'")
         folder = next((path / name for name in names if (path / name).is_dir()), None)
         if folder is None:
-            others = [item.name for item in sorted(path.iterdir()) if item.is_dir()]
-            raise CheckpointError(
-                f"{tracker}: names {text}, but there is no folder {path / text}; folders here: {', '.join(others) or 'none'}"
-            )
+            here = ", ".join(item.name for item in sorted(path.iterdir()) if item.is_dir())
+            lack = f"there is no folder {path / text}; folders here: {here or 'none'}"
+            raise CheckpointError(f"{tracker}: names {text}, but {lack}")
         return folder
     return path if _rank_files(path)[1] else None
 
 
 def tracked_folders(text: str) -> tuple[str, ...]:
-    """The names that the folder of a tracker file's text may have; none if it is no iteration above 0 or "release"."""
+    """The names that the folder of a tracker file's text may have; none of other text."""
     name = text.strip()
     if name == "release":
         return (name,)
@@ -165,13 +153,9 @@ def tracked_folders(text: str) -> tuple[str, ...]:
 
 
 def _rank_files(folder: Path) -> tuple[str, dict[int, Path]]:
-    """The container and its files by rank; none if there are none."""
-    nested = {
-        int(match[1]): item / _NESTED_FILE
-        for item in folder.iterdir()
-        if (match := _RANK_FOLDER.fullmatch(item.name)) and (item / _NESTED_FILE).is_file()
-    }
-    if nested:
+    """The container, and its files by rank, if any."""
+    folders = {int(match[1]): item for item in folder.iterdir() if (match := _RANK_FOLDER.fullmatch(item.name))}
+    if nested := {rank: item / _NESTED_FILE for rank, item in folders.items() if (item / _NESTED_FILE).is_file()}:
         return NESTED, nested
     return "megatron", {int(match[1]): item for item in folder.iterdir() if (match := _RANK_FILE.fullmatch(item.name))}
 
@@ -185,7 +169,8 @@ def _megatron(path: Path, folder: Path) -> Weights:
     for rank in sorted(found):
         states[rank], tensors[rank] = _split_content(found[rank], read_pickle(found[rank]), container)
     first = states[min(states)]
-    claimed = _claimed_ranks(first)
+    claims = [first.get("mp_world_size"), *(getattr(first.get("args"), name, None) for name in RANK_ARGUMENTS)]
+    claimed = next((value for value in claims if isinstance(value, int)), None)
     count = max([len(found), max(found) + 1, claimed or 1])
     for rank in range(count):
         if rank not in found:
@@ -193,19 +178,17 @@ def _megatron(path: Path, folder: Path) -> Weights:
             raise CheckpointError(f"{folder}: rank {rank} of {count} is missing ({name}); found {others}")
     if claimed and claimed != count:
         raise CheckpointError(f"{folder}: {count} rank files, but they were written for {claimed} ranks")
-    iterations = {rank: _iteration(state) for rank, state in states.items()}
+    stated = {rank: state.get("iteration", state.get("total_iters")) for rank, state in states.items()}
+    iterations = {rank: value if isinstance(value, int) else None for rank, value in stated.items()}
     if len(set(iterations.values())) > 1:
         found_iterations = ", ".join(f"rank {rank}: {iteration}" for rank, iteration in iterations.items())
         raise CheckpointError(f"{folder}: the ranks are of different iterations ({found_iterations})")
     iteration = iterations[0]
     tracked = folder.name.removeprefix("iter_")
     if folder != path and tracked != "release" and iteration is not None and int(tracked) != iteration:
-        raise CheckpointError(
-            f"{folder}: the tracker file says iteration {int(tracked)}, the weights say {iteration}; "
-            f"give {folder} itself to open it all the same"
-        )
-    ranks = [tensors[rank] for rank in range(count)]
-    files = [found[rank] for rank in range(count)]
+        problem = f"the tracker file says iteration {int(tracked)}, the weights say {iteration}"
+        raise CheckpointError(f"{folder}: {problem}; give {folder} itself to open it all the same")
+    files, ranks = [found[rank] for rank in range(count)], [tensors[rank] for rank in range(count)]
     config = _config(folder, ranks[0]) or _config(path, ranks[0])
     return Weights(path, container, files, ranks, states[0], iteration, config)
 
@@ -232,17 +215,6 @@ def _flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
         nests = isinstance(value, dict) and value and prefix.count(".") < 4
         result |= _flat(value, f"{prefix}{key}.") if nests else {f"{prefix}{key}": value}
     return result
-
-
-def _claimed_ranks(state: dict[str, Any]) -> int | None:
-    """The number of ranks that the file names."""
-    claims = [state.get("mp_world_size")] + [getattr(state.get("args"), name, None) for name in RANK_ARGUMENTS]
-    return next((value for value in claims if isinstance(value, int)), None)
-
-
-def _iteration(state: dict[str, Any]) -> int | None:
-    value = state.get("iteration", state.get("total_iters"))
-    return value if isinstance(value, int) else None
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
@@ -276,10 +248,8 @@ def _nothing_here(path: Path) -> str:
 
 def _mindspore(path: Path) -> str:
     forms = f"pytorch_model.bin with config.json, or {rank_file(0, NESTED)}"
-    return (
-        f"{path}: a MindSpore checkpoint, which hanmo does not read; take the converted form of this model ({forms}); "
-        "docs/models.md says where they are"
-    )
+    advice = f"take the converted form of this model ({forms}); docs/models.md says where they are"
+    return f"{path}: a MindSpore checkpoint, which hanmo does not read; {advice}"
 
 
 def _listing(folder: Path) -> str:

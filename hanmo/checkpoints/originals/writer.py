@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hanmo.checkpoints.files.tensor_files import LazyTensor, write_torch
+from hanmo.checkpoints.files.tensor_files import LazyTensor, WeightFile, write_torch
 from hanmo.checkpoints.locate import Located
+from hanmo.checkpoints.originals.config_inference import Shapes
 from hanmo.checkpoints.originals.recognise import Original, without_optional
 from hanmo.checkpoints.originals.unpickle import read_pickle
-from hanmo.checkpoints.originals.weights import (
-    NESTED,
-    RANK_ARGUMENTS,
-    ROWS,
-    TRACKER,
-    TRACKERS,
-    rank_file,
-    tracked_folders,
-)
+from hanmo.checkpoints.originals.weights import NESTED, RANK_ARGUMENTS, ROWS, TRACKERS, rank_file, tracked_folders
 from hanmo.checkpoints.source import Source
 from hanmo.errors import CheckpointError, UnsupportedError, unknown
 from hanmo.families.base import Family
@@ -37,33 +30,23 @@ VALUE_HEAD = "value_head"  # what the names of its tensors begin with
 
 @dataclass(frozen=True)
 class Origin:
-    """The parts of an original checkpoint that our own folder does not need, kept for the way back.
-
-    Attributes:
-        ranks: number of tensor-parallel ranks.
-        absent: names of the layout that the files lacked.
-        trackers: texts of the tracker files by name; none where the rank files lay in the folder itself.
-        folder: of the rank files, named by the tracker.
-        config: the original's config.json.
-        state: the files' content beside the weights, without the optimizer.
-        strangers: tensors that carry no weights.
-    """
+    """The parts of an original checkpoint that our own folder does not need, kept for the way back."""
 
     layout: str
-    ranks: int = 1
+    ranks: int = 1  # tensor-parallel ones
     prefix: str = ""
-    absent: list[str] = field(default_factory=list)
-    trackers: dict[str, str] = field(default_factory=dict)
-    folder: str = ""
-    config: dict[str, Any] | None = None
-    state: dict[str, Any] = field(default_factory=dict)
-    strangers: dict[str, Tensor] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)  # names of the layout that the files lacked
+    trackers: dict[str, str] = field(default_factory=dict)  # texts by name; none if rank files lay in the folder itself
+    folder: str = ""  # of the rank files, named by the tracker
+    config: dict[str, Any] | None = None  # the original's config.json
+    state: dict[str, Any] = field(default_factory=dict)  # the files' content beside the weights, without the optimizer
+    strangers: dict[str, Tensor] = field(default_factory=dict)  # tensors that carry no weights
 
     @classmethod
     def of(cls, original: Original) -> Origin:
         weights = original.weights
         known = {original.prefix + name for entry in original.entries for name in (entry.theirs, *entry.copies)}
-        folder = weights.inside
+        folder = weights.files[0].parents[1 if weights.container == NESTED else 0]  # of the iteration
         tracked = original.layout.splits and folder != weights.path
         files = [weights.path / name for name in TRACKERS] if tracked else []
         return cls(
@@ -80,11 +63,7 @@ class Origin:
 
     @classmethod
     def read(cls, folder: Path) -> Origin | None:
-        """The origin in a folder of ours, if there is one.
-
-        Raises:
-            CheckpointError: its files are not as ``write`` leaves them.
-        """
+        """The origin in a folder of ours, if any; raises CheckpointError if its files are not as ``write`` leaves them."""
         file = folder / ORIGIN
         if not file.is_file():
             return None
@@ -97,12 +76,11 @@ class Origin:
 
     def _check(self, file: Path) -> None:
         """Check the fields, which become file names and the content of pickles: the folder is untrusted."""
-        kinds: list[tuple[str, Any, Any]] = [
-            ("layout", self.layout, str), ("ranks", self.ranks, int), ("prefix", self.prefix, str),
-            ("absent", self.absent, list), ("trackers", self.trackers, dict), ("config", self.config, dict | None),
-            ("state", self.state, dict), ("strangers", self.strangers, dict),
-        ]  # fmt: skip
-        wrong = [name for name, value, kind in kinds if not isinstance(value, kind)]
+        kinds: dict[str, Any] = {
+            "layout": str, "ranks": int, "prefix": str, "absent": list, "trackers": dict, "config": dict | None,
+            "state": dict, "strangers": dict,
+        }  # fmt: skip
+        wrong = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
         if not wrong:
             wrong = [f"tracker {name!r}" for name, text in self.trackers.items() if not isinstance(text, str)]
             wrong += [f"tensor {name!r}" for name, one in self.strangers.items() if not isinstance(one, Tensor)]
@@ -111,20 +89,17 @@ class Origin:
         if self.ranks < 1 or "module" in self.state or not isinstance(self.state.get("model", {}), dict):
             raise CheckpointError(f"{file}: not as hanmo wrote it: {self.ranks} ranks, or weights in {STATE}")
         if strange := self.trackers.keys() - set(TRACKERS):
-            raise CheckpointError(
-                f"{file}: names the tracker file {min(strange)[:80]!r}; expected {' or '.join(TRACKERS)}"
-            )
+            expected = " or ".join(TRACKERS)
+            raise CheckpointError(f"{file}: names the tracker file {min(strange)[:80]!r}; expected {expected}")
         if self.folder != "":
             plain_name(self.folder, file)
         tracked = next((self.trackers[name] for name in TRACKERS if name in self.trackers), None)
         if tracked is not None and self.folder not in tracked_folders(tracked):
-            raise CheckpointError(
-                f"{file}: not as hanmo wrote it: the tracker file says {tracked.strip()[:40]!r}, but the folder is "
-                f"{self.folder!r}"
-            )
+            problem = f"the tracker file says {tracked.strip()[:40]!r}, but the folder is {self.folder!r}"
+            raise CheckpointError(f"{file}: not as hanmo wrote it: {problem}")
 
     def write(self, folder: Path) -> None:
-        texts = {key: value for key, value in asdict(self).items() if key not in ("state", "strangers")}
+        texts = {key: value for key, value in vars(self).items() if key not in ("state", "strangers")}
         (folder / ORIGIN).write_text(json_text(texts, indent=2) + "\n", encoding="utf-8")
         write_torch({"state": self.state, "strangers": self.strangers}, folder / STATE)
 
@@ -151,82 +126,52 @@ def default_origin(family: type[Family], ranks: int) -> Origin:
     if not layout.splits:
         return Origin(layout.name, prefix=prefix)
     folder = "iter_0000001" if layout.container == NESTED else "1"
-    return Origin(layout.name, ranks, prefix, trackers={TRACKER: "1"}, folder=folder, state={"iteration": 1})
+    return Origin(layout.name, ranks, prefix, trackers={TRACKERS[0]: "1"}, folder=folder, state={"iteration": 1})
 
 
 def layout_of(family: type[Family], name: str) -> Layout:
-    """The family's layout of this name; CheckpointError if it has none."""
+    """The family's layout of this name, or a CheckpointError."""
     layouts = {layout.name: layout for layout in family.original_format.LAYOUTS}
     if name not in layouts:
         raise CheckpointError(f"{ORIGIN}: {unknown(f'layout of {family.name}', name, layouts)}")
     return layouts[name]
 
 
-def check_all_have_a_place(layout: Layout, counts: Any, shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    """Raise UnsupportedError for tensors that an original layout cannot hold; a value head may be left out."""
+def check_all_have_a_place(layout: Layout, counts: Any, shapes: Shapes, where: str) -> None:
+    """Raise UnsupportedError for tensors that a layout cannot hold; a value head may be left out."""
     placed = {ours for entry in expand(layout.entries, counts) for ours in entry.ours}
     homeless = [name for name in shapes if name not in placed and not name.startswith(f"{VALUE_HEAD}.")]
     if homeless:
-        raise UnsupportedError(
-            f"{where}: {', '.join(homeless)} has no place in the original layout, whose output head is the embedding; "
-            "this model's head was trained apart from it (lora.targets): convert it without --to original"
-        )
+        problem = f"{', '.join(homeless)} has no place in the original layout, whose output head is the embedding"
+        advice = "this model's head was trained apart from it (lora.targets): convert it without --to original"
+        raise UnsupportedError(f"{where}: {problem}; {advice}")
 
 
-def check_divides(
-    entries: Sequence[TensorMapping], shapes: dict[str, tuple[int, ...]], ranks: int, heads: int | None
-) -> None:
+def check_divides(entries: Sequence[TensorMapping], shapes: Shapes, ranks: int, heads: int | None) -> None:
     """Raise CheckpointError for the first number that ``ranks`` does not divide; rows of the vocabulary are padded.
 
-    Args:
-        heads: attention heads, which are not cut; None if not known.
+    ``heads``: attention heads, which are not cut; None if not known.
     """
-    if heads is not None and heads % ranks:
-        raise CheckpointError(
-            f"{heads} attention heads cannot be split over {ranks} ranks: {ranks} does not divide {heads}"
-        )
+    counts = [] if heads is None else [(heads, f"{heads} attention heads")]
     for entry in entries:
-        for ours in entry.ours:
-            if entry.cut is not None and not entry.vocabulary and shapes[ours][entry.cut] % ranks:
-                size = shapes[ours][entry.cut]
-                raise CheckpointError(
-                    f"{entry.theirs}: dimension {entry.cut} has {size}, which cannot be split over {ranks} ranks: "
-                    f"{ranks} does not divide {size}"
-                )
+        if entry.cut is not None and not entry.vocabulary:
+            sizes = [shapes[ours][entry.cut] for ours in entry.ours]
+            counts += [(size, f"{entry.theirs}: dimension {entry.cut} has {size}, which") for size in sizes]
+    for count, what in counts:
+        if count % ranks:
+            raise CheckpointError(f"{what} cannot be split over {ranks} ranks: {ranks} does not divide {count}")
 
 
-def padded_rows(entries: Sequence[TensorMapping], shapes: dict[str, tuple[int, ...]], ranks: int) -> int | None:
-    """The rows of the vocabulary, if this number of ranks does not divide them; else None."""
+def padded_rows(entries: Sequence[TensorMapping], shapes: Shapes, ranks: int) -> int | None:
+    """The rows of the vocabulary, if this number of ranks does not divide them."""
     found = (shapes[entry.ours[0]][0] for entry in entries if entry.vocabulary)
     return next((rows for rows in found if rows % ranks), None)
 
 
-@dataclass(frozen=True)
-class RankFile:
-    """A file of an original layout: its name in the folder, its tensors by name, and its whole content."""
-
-    name: str
-    tensors: dict[str, LazyTensor]
-    content: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class OriginalForm:
-    """A model in an original layout, ready to be written.
-
-    Attributes:
-        texts: of the other files, by name.
-        padded: rows of the vocabulary, where the ranks do not divide them; else None.
-    """
-
-    ranks: int
-    files: list[RankFile]
-    texts: dict[str, str]
-    padded: int | None
-
-
-def original_form(source: Source, ranks: int | None, dtype: torch.dtype | None) -> OriginalForm:
-    """A model in the layout it came from, or in the family's usual one.
+def original_form(
+    source: Source, ranks: int | None, dtype: torch.dtype | None
+) -> tuple[list[WeightFile], dict[str, str], list[str]]:
+    """A model in the layout it came from, or in the family's usual one: its files, texts of others by name, and notes.
 
     Args:
         ranks: default: those of the origin of a folder of ours; 1 for an original.
@@ -255,12 +200,15 @@ def original_form(source: Source, ranks: int | None, dtype: torch.dtype | None) 
         kept = {id(tensor): LazyTensor.of(tensor) for tensor in origin.strangers.values()}
         tensors.update({name: kept[id(tensor)] for name, tensor in origin.strangers.items()})
         if not layout.splits:
-            files.append(RankFile("pytorch_model.bin", tensors, tensors))
+            files.append(WeightFile("pytorch_model.bin", tensors, tensors))
             texts["config.json"] = _bin_config(origin, source.config)
             continue
         content = _content(layout, tensors, _state_of_ranks(origin.state, ranks, padded))
-        files.append(RankFile(str(Path(origin.folder) / rank_file(rank, layout.container)), tensors, content))
-    return OriginalForm(ranks, files, texts, padded)
+        files.append(WeightFile(str(Path(origin.folder) / rank_file(rank, layout.container)), tensors, content))
+    if padded is None:
+        return files, texts, []
+    filled = f"{ranks} does not divide the vocabulary's {padded:,} rows: filled up with zeros"
+    return files, texts, [f"{filled}, which hanmo leaves out again"]
 
 
 def _origin(located: Located, ranks: int | None) -> Origin:

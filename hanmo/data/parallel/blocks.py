@@ -45,7 +45,7 @@ def record_blocks(
 
 
 def job_folder(place: Path, job: dict[str, Any], inputs: Iterable[Path]) -> Path:
-    """The folder beside ``place`` for the results of a job; any change of settings or inputs gives another one."""
+    """The folder beside ``place`` for the results of a job; other settings or inputs have another one."""
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs if path.is_file()]
     text = json.dumps([job, states], sort_keys=True, default=str)
     return place.with_name(f".{place.name}.{blake2b(text.encode(), digest_size=6).hexdigest()}.blocks")
@@ -53,12 +53,9 @@ def job_folder(place: Path, job: dict[str, Any], inputs: Iterable[Path]) -> Path
 
 @contextmanager
 def block_job(out: Path, job: dict[str, Any], inputs: Iterable[Path], share: tuple[int, int] | None) -> Iterator[Path]:
-    """A run that writes ``out``, or with ``share``, (rank, world), results for it: the folder of its results.
+    """The folder of results of a run that writes ``out``, or with ``share``, (rank, world), only results for it.
 
-    The folder is removed when the run without ``share`` has finished.
-
-    Raises:
-        InUseError: another run writes ``out``, or the same share of it.
+    The folder is removed when the run without ``share`` has finished. Raises InUseError if another run writes the same.
     """
     with holding(out if share is None else out.with_name(f"{out.name}.{share[0]}-of-{share[1]}")):
         folder = job_folder(out, job, inputs)
@@ -75,24 +72,23 @@ def run_blocks(
     progress: Callable[[int], None] | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> list[Path]:
-    """Process every block; the result files, in order.
+    """Process every block; the result files in this folder, in order.
 
     Args:
-        work: writes the result of a block to a file; can be pickled, if there are several workers.
-        folder: of the results, kept over interruptions; ``forget`` removes it.
+        work: can be pickled, if there are several workers.
         progress: takes the number of blocks done.
         share: (rank, world): only every ``world``-th block from ``rank`` on, where several machines share a disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results: list[Path] = []
     rank, world = share
-    blocks = (block for number, block in enumerate(blocks) if number % world == rank)
-    first = list(islice(blocks, max(workers, 1)))
-    blocks = chain(first, blocks)
+    shared = islice(enumerate(blocks), rank, None, world)
+    first = list(islice(shared, max(workers, 1)))
+    numbered = chain(first, shared)
     workers = min(workers, len(first))  # to start a process costs more than most single blocks
     if workers <= 1:
-        for number, block in enumerate(blocks):
-            results.append(_result(folder, rank + world * number))
+        for number, block in numbered:
+            results.append(folder / f"{number:08d}")
             if not results[-1].exists():
                 _do(work, block, results[-1])
             if progress:
@@ -101,8 +97,8 @@ def run_blocks(
     # spawn: a fork of a process that runs threads (torch, tokenizers) may hang
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (work,)) as pool:
         waiting: set[Future[None]] = set()
-        for number, block in enumerate(blocks):
-            results.append(_result(folder, rank + world * number))
+        for number, block in numbered:
+            results.append(folder / f"{number:08d}")
             if results[-1].exists():
                 continue
             waiting.add(pool.submit(_do_sent, block, results[-1]))
@@ -122,10 +118,6 @@ def run_blocks(
 def forget(folder: Path) -> None:
     """Remove the results of a finished job."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _result(folder: Path, number: int) -> Path:
-    return folder / f"{number:08d}"
 
 
 def _do(work: Work[B], block: B, result: Path) -> None:

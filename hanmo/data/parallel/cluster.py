@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,73 +20,40 @@ Job = Callable[..., Any]  # clean or tokenize with all its arguments but ``share
 class _Task(PipelineStep):
     """A task's share of the blocks, or with ``finish`` what follows all shares: remaining blocks, duplicates, files."""
 
-    type = "hanmo"
-    name = "blocks"
+    type, name = "hanmo", "blocks"
 
     def __init__(self, job: Job, finish: bool = False):
         super().__init__()
         self.job, self.finish = job, finish
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        if self.finish:
-            self.job()
-        else:
-            self.job(share=(rank, world_size))
+        self.job(share=None if self.finish else (rank, world_size))
         yield from ()
 
 
 def run_local(job: Job, tasks: int, workers: int, logs: Path) -> None:
-    """Run the shares with datatrove's local executor; the caller finishes with ``job()``.
+    """Run the shares, ``workers`` at a time, with datatrove's local executor; the caller finishes with ``job()``.
 
-    Args:
-        tasks: shares; ``workers`` of them run at a time.
-        logs: folder of datatrove's logs and marks of completed tasks.
+    ``logs``: folder of datatrove's logs and of its marks of completed tasks.
     """
-    shares = LocalPipelineExecutor(
-        [_Task(job)], tasks=tasks, workers=workers, logging_dir=str(logs), start_method="spawn"
-    )
-    shares.run()
+    steps, folder = [_Task(job)], str(logs)
+    LocalPipelineExecutor(steps, tasks=tasks, workers=workers, logging_dir=folder, start_method="spawn").run()
 
 
-@dataclass(frozen=True)
-class Slurm:
-    """Settings of a Slurm job; ``time`` as Slurm writes it, e.g. 20:00:00."""
-
-    partition: str
-    time: str = "20:00:00"
-    cpus: int = 1
-    gigabytes: int = 4  # of memory for each processor
-    at_once: int = -1  # tasks that run at the same time; -1: as many as Slurm likes
-
-
-def run_slurm(job: Job, tasks: int, logs: Path, slurm: Slurm) -> str:
+def run_slurm(job: Job, tasks: int, logs: Path, partition: str) -> str:
     """Submit the shares as a job array and a finishing job that depends on it; returns the id of the latter.
 
     The submitted scripts are in ``logs``: shares/launch_script.slurm and finish/launch_script.slurm.
     """
-    common = {
-        "time": slurm.time,
-        "partition": slurm.partition,
-        "cpus_per_task": slurm.cpus,
-        "mem_per_cpu_gb": slurm.gigabytes,
-        "qos": "",
-        "env_command": f"export PATH={Path(sys.executable).parent}:$PATH",
-    }
-    shares = SlurmPipelineExecutor(
-        [_Task(job)],
-        tasks=tasks,
-        workers=slurm.at_once,
-        job_name="hanmo-shares",
-        logging_dir=str(logs / "shares"),
-        **common,
-    )
-    finish = SlurmPipelineExecutor(
-        [_Task(job, finish=True)],
-        tasks=1,
-        job_name="hanmo-finish",
-        logging_dir=str(logs / "finish"),
-        depends=shares,
-        **common,
-    )
+
+    def jobs(name: str, step: _Task, tasks: int, **options: Any) -> SlurmPipelineExecutor:
+        return SlurmPipelineExecutor(
+            [step], tasks=tasks, time="20:00:00", partition=partition, cpus_per_task=1, mem_per_cpu_gb=4, qos="",
+            job_name=f"hanmo-{name}", logging_dir=str(logs / name),
+            env_command=f"export PATH={Path(sys.executable).parent}:$PATH", **options,
+        )  # fmt: skip
+
+    shares = jobs("shares", _Task(job), tasks)
+    finish = jobs("finish", _Task(job, finish=True), 1, depends=shares)
     finish.run()
     return str(finish.job_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 from hanmo.data.prepare.dedup import near_pairs
@@ -26,20 +26,15 @@ _ROLES = {"text": "text", "prompt": "prompt", "context": "prompt", "question": "
 class Overlap:
     """A text of a held-out file that a training file has too.
 
-    Attributes:
-        kind: what the text is in the held-out record: text, prompt, context, question (the last turn of a context),
-            answer; or "nearly the same", a whole record.
-        where: the held-out record, "file:line".
-        train: the training record, "file:line".
-        similarity: 1 for equal texts.
-        form: where it stands in training: "the same"; as "another turn" (of a dialogue, or a prompt for an answer);
-            "inside" of something longer; "" of whole records.
+    ``kind``: what the text is in the held-out record: text, prompt, context, question (the last turn of a context),
+    answer; or "nearly the same", a whole record. ``form``: where it stands in training: "the same"; as "another turn"
+    (of a dialogue, or a prompt for an answer); "inside" of something longer; "" of whole records.
     """
 
     kind: str
-    where: str
-    train: str
-    similarity: float
+    where: str  # the held-out record, "file:line"
+    train: str  # the training record, likewise
+    similarity: float  # 1 for equal texts
     text: str
     form: str = "the same"
 
@@ -65,10 +60,9 @@ def find_contamination(
 
     An overlap is a text, prompt or context that a training record has in the same role (compared as ``normalised``; a
     dialogue of two turns is a prompt and its response), or an answer of ``long`` characters or more. It is also any of
-    these, or the last question of a context, of ``long`` characters or more anywhere in a training record: as a turn of
-    a dialogue, in the other role (a prompt as an answer), inside a longer turn or running text. A prompt, context,
-    question or text that is a whole turn counts from two thirds of ``long`` on. Wrong answers count, because a reward
-    model is trained on them. Last, a whole record that is nearly the same as another is an overlap. Each text is
+    these, or the last question of a context, of ``long`` characters or more anywhere in a training record, in any role.
+    What is a whole turn there, and no answer, counts from two thirds of ``long`` on. Wrong answers count, because a
+    reward model is trained on them. Last, a whole record that is nearly the same as another is an overlap. Each text is
     reported once, in the closest form.
 
     Args:
@@ -78,17 +72,17 @@ def find_contamination(
     result = Contamination()
     texts: list[tuple[str, str, str]] = []
     records: list[tuple[str, str]] = []
-    for record in _records(held_out):
-        result.held_out += 1
+    for record in chain.from_iterable(map(iter_records, held_out)):
         texts += [(kind, record.where, text) for kind, text in _held_out_texts(record)]
         records.append((record.where, whole(record)))
+    result.held_out = len(records)
     search = _Search(texts, long)
     similar: dict[str, Overlap] = {}
     current = ""
 
     def searched() -> Iterator[str]:
         nonlocal current
-        for record in _records(train):
+        for record in chain.from_iterable(map(iter_records, train)):
             result.train += 1
             search.add(record)
             current = record.where
@@ -178,10 +172,6 @@ def _cuts(text: str, first: int, end: int) -> bool:
     """Whether text[first:end] begins or ends within a number or a Latin word: 5元 in -5元 or 15元, .5 in 3.5, C in C++."""
     beside = (text[max(first - 1, 0) : first + 1], text[end - 1 : end + 1])
     return any(len(two) == 2 and set(two) <= _WITHIN and not _WORD.isdisjoint(two) for two in beside)
-
-
-def _records(paths: Sequence[Path]) -> Iterator[Record]:
-    return (record for path in paths for record in iter_records(path, plain="dialogue"))
 
 
 def _held_out_texts(record: Record) -> Iterator[tuple[str, str]]:

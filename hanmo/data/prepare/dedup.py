@@ -1,13 +1,12 @@
 """Texts that are nearly the same: MinHash signatures over character n-grams, and an index of them (LSH).
 
 A signature is 120 minima of hashed n-grams; two texts agree in as large a share of them as their sets of n-grams have
-in common (Broder 1997). Signatures are cut into bands of six; texts that agree in a whole band are compared. Texts of
-similarity 0.8 are found with probability 0.998; texts of 0.5 are compared with probability 0.27 and rejected.
+in common (Broder 1997). Texts that agree in a whole band of six minima are compared: those of similarity 0.8 with
+probability 0.998; those of 0.5 with probability 0.27, and rejected.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -67,13 +66,10 @@ class LshIndex:
         self._new: list[np.ndarray] = []
 
     def add(self, signature: np.ndarray) -> None:
-        """Add the signature of a text; texts are numbered in the order in which they come."""
+        """Add a text, which is numbered in the order in which they come."""
         self._new.append(signature)
         if len(self._new) == _GROWTH:
             self._join()
-
-    def __len__(self) -> int:
-        return sum(map(len, self._lows)) + len(self._new)
 
     def _join(self) -> None:
         if self._new:
@@ -88,8 +84,8 @@ class LshIndex:
         Chains count: a text that is similar to a duplicate of the first one belongs to the first one.
         """
         self._join()
-        parent = np.arange(len(self))
-        if not len(self):
+        parent = np.arange(sum(map(len, self._lows)))
+        if not self._lows:
             return parent
         lows, bands = np.concatenate(self._lows), np.concatenate(self._bands)
         self._lows, self._bands = [lows], [bands]
@@ -105,16 +101,6 @@ class LshIndex:
         while (parent != parent[parent]).any():
             parent = parent[parent]
         return parent
-
-    def by_band(self) -> dict[int, array[int]]:
-        """The numbers of the texts by the hash of each of their bands."""
-        self._join()
-        table: dict[int, array[int]] = {}
-        for block, start in zip(self._bands, np.cumsum([0, *map(len, self._bands)]).tolist(), strict=False):
-            for number, hashes in enumerate(block.tolist(), start):
-                for value in hashes:
-                    table.setdefault(value, array("q")).append(number)
-        return table
 
 
 def _band_hashes(signatures: np.ndarray) -> np.ndarray:
@@ -147,13 +133,14 @@ def _root(parent: np.ndarray, number: int) -> int:
 
 def near_pairs(known: Sequence[str], texts: Iterable[str], threshold: float) -> Iterator[tuple[int, int, float]]:
     """(number of a text, number of the known text most like it, similarity), where that reaches ``threshold``."""
-    index, signatures = LshIndex(), [signature(text) for text in known]
-    for found in signatures:
-        index.add(found)
-    table = index.by_band()
+    signatures = [signature(text) for text in known]
+    by_band: dict[int, list[int]] = {}
+    for number, found in enumerate(signatures):
+        for value in _band_hashes(found[None])[0].tolist():
+            by_band.setdefault(value, []).append(number)
     for number, text in enumerate(texts):
         own = signature(text)
-        candidates = {place for value in _band_hashes(own[None])[0].tolist() for place in table.get(value, ())}
+        candidates = {place for value in _band_hashes(own[None])[0].tolist() for place in by_band.get(value, ())}
         best = max(((similarity(own, signatures[place]), -place) for place in candidates), default=(0.0, 0))
         if best[0] >= threshold:
             yield number, -best[1], best[0]

@@ -31,10 +31,7 @@ class Prepared:
 
 
 def read_source(source: str, place: Path, reader: SourceReader, every_reply: bool = False) -> Iterator[SourceRecord]:
-    """The records of a source.
-
-    Args:
-        every_reply: one record for each reply of a dialogue.
+    """The records of a source; ``every_reply``: one for each reply of a dialogue.
 
     Raises:
         ConfigError: an unknown source.
@@ -58,7 +55,11 @@ def prepare(
 ) -> Prepared:
     """Write a source's records to ``out``: one file if it is named like one, else a folder with a file per split.
 
-    In a folder, prepared.json keeps the counts, and rejects.jsonl the bad records if ``reading`` collects them.
+    In a folder, prepared.json keeps the counts, and rejects.jsonl the bad records if ``reader`` collects them.
+
+    Raises:
+        ConfigError: an unknown source or suffix, or shares for one file.
+        HanmoError: there are no records; nothing is written.
     """
     _source(source)  # a mistyped name leaves no folder behind
     single = any(out.name.endswith(end) for end in SUFFIXES)
@@ -81,9 +82,8 @@ def prepare(
                 left_out += f"; bad: {len(reader.rejects):,}"
             raise HanmoError(f"{place}: no records of the source {source} in it{left_out}; nothing is written")
     bad = len(reader.rejects) if reader.rejects is not None else 0
-    done = Prepared(
-        source, reader.published, {s: str(paths[s]) for s in wanted}, dict(counts), dict(reader.dropped), bad
-    )
+    files = {split: str(paths[split]) for split in wanted}
+    done = Prepared(source, reader.published, files, dict(counts), dict(reader.dropped), bad)
     if not single:
         write_text(out / "prepared.json", json_text(asdict(done), indent=2) + "\n")
         if reader.rejects is not None and bad:

@@ -26,7 +26,7 @@ Lengths = Callable[[Sequence[str]], list[int]]
 
 @dataclass
 class Inspection:
-    """The findings; ``unit``: of the lengths."""
+    """The findings; ``lengths`` of the records in this ``unit``."""
 
     path: str
     megabytes: float
@@ -35,21 +35,19 @@ class Inspection:
     records: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     texts: int = 0  # turns, prompts, answers
-    lengths: list[int] = field(default_factory=list)  # of the records
+    lengths: list[int] = field(default_factory=list)
     languages: Counter[str] = field(default_factory=Counter)
     turns: Counter[int] = field(default_factory=Counter)
     same: int = 0
-    nearly_same: int | None = None
+    nearly_same: int = 0  # among the first ``NEAR_UP_TO`` records
     bad: int = 0
     problems: list[str] = field(default_factory=list)
     samples: list[list[str]] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
-        """Names and values, for people."""
         ordered = sorted(self.lengths) or [0]
         half, most = (ordered[min(int(share * len(ordered)), len(ordered) - 1)] for share in (0.5, 0.95))
         languages = (f"{_share(count, self.records)} {name}" for name, count in self.languages.most_common())
-        nearly = "not counted" if self.nearly_same is None else _count(self.nearly_same, self.records)
         return {
             "file": self.path,
             "size": f"{self.megabytes:.2f} MB" + (" (gzip)" if self.compressed else ""),
@@ -60,44 +58,32 @@ class Inspection:
             self.unit: f"{sum(ordered):,}",
             f"{self.unit} a record": f"half up to {half:,}, 95 % up to {most:,}, longest {ordered[-1]:,}",
             "language": ", ".join(languages),
-            "the same as an earlier one": _count(self.same, self.records),
-            "nearly the same": nearly,
+            "the same as an earlier one": f"{self.same:,} ({_share(self.same, self.records)})",
+            "nearly the same": f"{self.nearly_same:,} ({_share(self.nearly_same, self.records)})",
         }
 
     def histogram(self, bars: int = 12) -> list[tuple[str, int]]:
         """Records by length, in ranges that double."""
         counts = Counter(max(length, 1).bit_length() - 1 for length in self.lengths)
-        if not counts:
-            return []
-        return [(f"{1 << n:,}-{(2 << n) - 1:,}", counts[n]) for n in range(min(counts), max(counts) + 1)][-bars:]
+        powers = range(min(counts, default=0), max(counts, default=-1) + 1)
+        return [(f"{1 << n:,}-{(2 << n) - 1:,}", counts[n]) for n in powers][-bars:]
 
 
 def _share(part: int, of: int) -> str:
     return f"{100 * part / max(of, 1):.1f} %"
 
 
-def _count(part: int, of: int) -> str:
-    return f"{part:,} ({_share(part, of)})"
-
-
-def inspect_file(
-    path: Path, plain: Plain = "dialogue", lengths: Lengths | None = None, seed: int = 0, near: bool = True
-) -> Inspection:
-    """Read a whole file once.
+def inspect_file(path: Path, plain: Plain = "dialogue", lengths: Lengths | None = None, seed: int = 0) -> Inspection:
+    """Read a whole file once; raises RecordError if it cannot be read at all.
 
     Args:
         lengths: counts the tokens of texts; characters are counted without it.
         seed: of the samples.
-        near: count records that are nearly the same as an earlier one, among the first ``NEAR_UP_TO``.
-
-    Raises:
-        RecordError: the file cannot be read at all.
     """
     if not path.is_file():
         raise RecordError(path, 0, "no such file")
-    found = Inspection(
-        str(path), path.stat().st_size / 1e6, path.suffix == ".gz", "tokens" if lengths else "characters"
-    )
+    unit = "tokens" if lengths else "characters"
+    found = Inspection(str(path), path.stat().st_size / 1e6, path.suffix == ".gz", unit)
     rejects, seen, index, rng = Rejects(), set[int](), LshIndex(), Random(seed)
     pending: list[str] = []
     sizes: list[int] = []  # texts of each record whose lengths are pending
@@ -119,28 +105,21 @@ def inspect_file(
         key = text_hash(text := whole(record))
         found.same += key in seen
         seen.add(key)
-        if near and found.records <= NEAR_UP_TO:
+        if found.records <= NEAR_UP_TO:
             index.add(signature(text))
         pending += texts
         sizes.append(len(texts))
         if len(pending) >= 2000:
             count_pending()
-        _sample(found, texts, rng)
+        # Each record is as likely as any other to be among the samples (Vitter's algorithm R).
+        if len(found.samples) < SAMPLES:
+            found.samples.append(texts)
+        elif (place := rng.randrange(found.records)) < SAMPLES:
+            found.samples[place] = texts
     count_pending()
-    if near:
-        firsts = index.first_similar(0.8).tolist()
-        found.nearly_same = sum(first != own for own, first in enumerate(firsts))
-    found.bad = len(rejects)
-    found.problems = [str(error) for error in rejects.errors[:PROBLEMS]]
+    found.nearly_same = sum(first != own for own, first in enumerate(index.first_similar(0.8).tolist()))
+    found.bad, found.problems = len(rejects), [str(error) for error in rejects.errors[:PROBLEMS]]
     return found
-
-
-def _sample(found: Inspection, texts: list[str], rng: Random) -> None:
-    """Each record is as likely as any other to be among the samples (Vitter's algorithm R)."""
-    if len(found.samples) < SAMPLES:
-        found.samples.append(texts)
-    elif (place := rng.randrange(found.records)) < SAMPLES:
-        found.samples[place] = texts
 
 
 def _texts(record: Record) -> list[str]:
@@ -159,7 +138,6 @@ def _language(text: str) -> str:
 
 
 def page(found: Inspection) -> Page:
-    """The findings as an HTML page."""
     made = Page(f"Data: {Path(found.path).name}", subtitle=f"{found.records:,} records", language="zh-CN")
     made.facts(found.facts())
     made.heading("Lengths")
@@ -170,8 +148,7 @@ def page(found: Inspection) -> Page:
         made.bar_plot(turns, caption="turns of a dialogue")
     made.heading("Problems")
     if found.problems:
-        problems = [[problem] for problem in found.problems]
-        made.table(["file:line: problem"], problems, caption=f"the first of {found.bad:,}")
+        made.table(["file:line: problem"], [[one] for one in found.problems], caption=f"the first of {found.bad:,}")
     else:
         made.paragraph("None.")
     made.heading("Samples")

@@ -1,8 +1,7 @@
 """Exact search for many known passages at once in a text.
 
-A passage is known by one of its n-grams, the one that the fewest passages have. A text's n-grams are looked up among
-those, and where one is found its passages are compared character by character. Memory: about 30 bytes for each
-character of the passages; nothing of the texts is kept.
+A passage is known by the one of its n-grams that the fewest passages have. Where a text has such an n-gram, its passages
+are compared character by character. Memory: about 30 bytes for each character of the passages.
 """
 
 from __future__ import annotations

@@ -16,10 +16,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Shares:
-    """The shares of the data for development and test; the rest is for training.
-
-    A larger test share takes records from dev and train and moves none the other way.
-    """
+    """The shares of the data for development and test. A larger test share takes records from dev and train alone."""
 
     dev: float = 0.0
     test: float = 0.0
@@ -29,7 +26,6 @@ class Shares:
             raise ConfigError(f"shares dev={self.dev} and test={self.test}: each 0 or more, both together below 1")
 
     def split(self, key: str) -> str:
-        """The split of a record with this key."""
         if not self.dev and not self.test:
             return "train"
         place = text_hash(key) / 2**64

@@ -21,11 +21,11 @@ def build(
     """The tokens by id.
 
     Args:
-        texts: what the vocabulary is to spell: each of its characters becomes a token, ASCII always does.
+        texts: to be spelt: each of their characters becomes a token, ASCII always does.
         words: at most so many words of two and more characters, by frequency (then by code points).
-        min_count: a rarer word is left out.
+        min_count: of a word.
         fold: the tokenizer's own mapping of characters, applied before cutting.
-        apart: no word is taken that has one of these characters, so that a model sees them one by one.
+        apart: characters of which no word is made, so that a model sees them one by one.
     """
     import jieba
 
@@ -37,11 +37,8 @@ def build(
         characters.update(mapped)
         counts.update(word for word in jieba.cut(mapped) if len(word) > 1)
     single = [character for character in _ranked(characters) if not character.isspace()]
-    listed = [
-        word
-        for word in _ranked(counts)
-        if counts[word] >= min_count and not set(word) & set(apart) and not any(map(str.isspace, word))
-    ]
+    frequent = [word for word in _ranked(counts) if counts[word] >= min_count]
+    listed = [word for word in frequent if not set(word) & set(apart) and not any(map(str.isspace, word))]
     body = dict.fromkeys([*single, *ASCII, *listed[:words]])
     return [*HEAD, *(token for token in body if token not in HEAD), *SENTINELS]
 

@@ -23,13 +23,12 @@ DUMMY_ROW = -1  # the place of a row of weight 0, which evens out the batches of
 class Rows(Dataset[tuple[int, Row]]):
     """Rows of one family, by place. Item i is (i, row); item ``DUMMY_ROW`` is a row of weight 0.
 
-    Attributes:
-        drawn: the targets of a row are drawn anew in every epoch, whose number is then part of an item:
-            epoch x number of rows + place.
+    ``drawn``: targets are drawn anew in every epoch, whose number is part of an item: epoch x number of rows + place.
     """
 
     family: Family
     drawn = False
+    _lengths: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -50,7 +49,7 @@ class Rows(Dataset[tuple[int, Row]]):
     @property
     def lengths(self) -> Sequence[int]:
         """The ids of every row, all parts together."""
-        raise NotImplementedError
+        return self._lengths
 
 
 class RowDataset(Rows):
@@ -65,7 +64,7 @@ class RowDataset(Rows):
         self._where: list[str] = []
 
     def append(self, parts: Iterable[Part], where: str = "") -> None:
-        """Add one row, given as parts; ``where`` it comes from ("file:line")."""
+        """Add a row; ``where`` it comes from ("file:line")."""
         for part in parts:
             self._ids.extend(part.ids)
             self._part_ends.append(len(self._ids))
@@ -80,14 +79,12 @@ class RowDataset(Rows):
         return self.family.row(self.parts(item))
 
     def parts(self, place: int) -> list[Part]:
-        """The parts that a row is made of."""
         first, last = self._row_ends[place - 1] if place else 0, self._row_ends[place]
-        starts = [self._part_ends[part - 1] if part else 0 for part in range(first, last)]
-        ends, scored = self._part_ends[first:last], self._scored[first:last]
-        return [
-            Part(tuple(self._ids[start:end]), bool(is_scored))
-            for start, end, is_scored in zip(starts, ends, scored, strict=True)
-        ]
+        start, parts = self._part_ends[first - 1] if first else 0, []
+        for end, scored in zip(self._part_ends[first:last], self._scored[first:last], strict=True):
+            parts.append(Part(tuple(self._ids[start:end]), bool(scored)))
+            start = end
+        return parts
 
     def where(self, item: int) -> str:
         return self._where[item] or f"row {item}"
@@ -128,11 +125,8 @@ class EpochSampler(Sampler[int]):
     """The order of an epoch as a function of seed and epoch alone, so that a resumed run continues in the same order.
 
     Args:
-        lengths: of the rows.
-        seed: of the shuffle; each epoch is shuffled anew.
         group: rows of similar length that come together; 1 does not group.
         multiple: ``DUMMY_ROW`` is appended until the number of rows is a multiple of this.
-        drawn: see ``Rows.drawn``.
     """
 
     def __init__(self, lengths: Sequence[int], seed: int, group: int = 1, multiple: int = 1, drawn: bool = False):

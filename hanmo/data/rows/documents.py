@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from random import Random
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,20 +19,10 @@ from hanmo.records import Dialogue, Record, Rejects, Text
 from hanmo.rows import Part, Row
 
 
-class Documents(Protocol):
-    """Documents as parts, by number."""
-
-    @property
-    def lengths(self) -> Sequence[int]: ...
-    def parts(self, place: int) -> list[Part]: ...
-    def where(self, item: int) -> str: ...
-
-
 class StoreDocuments:
     """The documents of a token store, none of which is held in memory.
 
-    Text gets the family's ids before running text. Of a pair, prompt and text are concatenated and the text is scored,
-    as in a stream.
+    Text gets the family's ids before running text. Of a pair, prompt and text are concatenated and the text is scored.
 
     Raises:
         ConfigError: the store holds dialogues, or pairs and the family makes no streams.
@@ -43,15 +33,10 @@ class StoreDocuments:
         self._head = _head(family)
         allowed = ("text", "pair") if family.streams else ("text",)
         if len(store) and (other := store.kind(0)) not in allowed:
-            raise ConfigError(
-                f"{store.folder}: a store of {other} documents; {family.name} is pretrained on a store of "
-                f"{' or '.join(allowed)} documents; give the records themselves (JSON lines) instead"
-            )
-        self._lengths = store.lengths() + len(self._head)
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        return self._lengths  # type: ignore[return-value]
+            wanted = f"{family.name} is pretrained on a store of {' or '.join(allowed)} documents"
+            advice = "give the records themselves (JSON lines) instead"
+            raise ConfigError(f"{store.folder}: a store of {other} documents; {wanted}; {advice}")
+        self.lengths: Any = store.lengths() + len(self._head)  # (documents,) int64
 
     def parts(self, place: int) -> list[Part]:
         *given, text = (tuple(part.tolist()) for part in self.store.parts(place))
@@ -60,6 +45,9 @@ class StoreDocuments:
 
     def where(self, item: int) -> str:
         return f"{self.store.folder}: document {item}"
+
+
+Documents = RowDataset | StoreDocuments
 
 
 def _head(family: Family) -> tuple[int, ...]:
@@ -72,13 +60,10 @@ def _head(family: Family) -> tuple[int, ...]:
 def read_documents(
     records: Iterable[Record], family: Family, limit: int, response_limit: int | None, dropped: Rejects
 ) -> tuple[RowDataset, bool]:
-    """Records as documents, and whether they are running text.
+    """Records as documents, and whether they are running text; raises RecordError if they are both.
 
     Running text (and, for families with streams, pairs) is read whole. Every reply of a dialogue becomes a row with the
     turns before it as context; pairs are rows as well.
-
-    Raises:
-        RecordError: running text among other records.
     """
     rows, running = RowDataset(family), None
     for record in records:
@@ -113,19 +98,15 @@ class Pieces(Rows):
         self, documents: Documents, family: Family, limit: int, objectives: Mapping[str, float], seed: int = 0
     ):
         self.documents, self.family, self.limit, self.seed = documents, family, limit, seed
-        self.objectives = dict(objectives)
-        self.drawn = bool(objectives)
-        self._document_lengths = np.asarray(documents.lengths, dtype=np.int64)
+        self.objectives, self.drawn = dict(objectives), bool(objectives)
         self._advance = limit - 1
-        counts = np.maximum(-(-(self._document_lengths - 1) // self._advance), np.minimum(self._document_lengths, 1))
+        lengths = np.asarray(documents.lengths, dtype=np.int64)
+        counts = np.maximum(-(-(lengths - 1) // self._advance), np.minimum(lengths, 1))
         self._ends = counts.cumsum()
+        self._starts = self._ends - counts
         document = np.repeat(np.arange(len(counts)), counts)
-        first = (np.arange(len(document)) - (self._ends - counts)[document]) * self._advance
-        self._lengths = np.minimum(self._document_lengths[document] - first, limit)
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        return self._lengths
+        first = (np.arange(len(document)) - self._starts[document]) * self._advance
+        self._lengths = np.minimum(lengths[document] - first, limit)
 
     def row(self, item: int) -> Row:
         epoch, place = divmod(item, len(self._lengths))
@@ -134,13 +115,9 @@ class Pieces(Rows):
     def parts(self, place: int) -> list[Part]:
         """The parts of a piece; an empty unscored one at the end where the document goes on."""
         document, first = self._start(place)
-        last, found, passed = first + self.limit, [], 0
-        for part in self.documents.parts(document):
-            ids = part.ids[max(first - passed, 0) : max(last - passed, 0)]
-            passed += len(part.ids)
-            if ids:
-                found.append(Part(ids, part.scored))
-        return found if last >= passed else [*found, Part((), False)]
+        parts, last = self.documents.parts(document), first + self.limit
+        found = [part for part in _between(parts, first, last) if part.ids]
+        return found if last >= sum(len(part.ids) for part in parts) else [*found, Part((), False)]
 
     def where(self, item: int) -> str:
         document, first = self._start(item % len(self._lengths))
@@ -148,17 +125,14 @@ class Pieces(Rows):
 
     def _start(self, place: int) -> tuple[int, int]:
         document = int(np.searchsorted(self._ends, place, side="right"))
-        before = int(self._ends[document - 1]) if document else 0
-        return document, (place - before) * self._advance
+        return document, (place - int(self._starts[document])) * self._advance
 
 
 class StreamRows(Rows):
     """Documents concatenated, in an order drawn from the seed, as rows of ``length`` tokens that carry memory.
 
     The same rows as those of ``Family.segments`` for all documents, each made from the few documents it covers.
-
-    Args:
-        seed: of the order; None keeps the documents' own.
+    ``seed``: of the order; None keeps the documents' own.
     """
 
     def __init__(self, documents: Documents, family: Family, length: int, seed: int | None = 0):
@@ -168,13 +142,7 @@ class StreamRows(Rows):
         self._order = np.arange(len(lengths)) if seed is None else shuffled
         self._ends = lengths[self._order].cumsum()
         self.tokens = int(self._ends[-1]) if len(lengths) else 0
-
-    def __len__(self) -> int:
-        return self.tokens // self.length + 1
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        return [self.length] * len(self)
+        self._lengths = [length] * (self.tokens // length + 1)
 
     def row(self, item: int) -> Row:
         start = item * self.length
@@ -185,7 +153,7 @@ class StreamRows(Rows):
         # last ``length`` tokens before the row matter.
         before = start - (int(self._ends[first - 1]) if first else 0) if documents else 0
         if documents:
-            documents[0] = _from(documents[0], max(before - self.length, 0))
+            documents[0] = _between(documents[0], max(before - self.length, 0), sys.maxsize)
             before = min(before, self.length)
         padding = [[Part((0,) * (self.length - before), False)]] if before < self.length else []
         return self.family.segments([*padding, *documents], self.length)[1]
@@ -195,11 +163,11 @@ class StreamRows(Rows):
         return f"{self.documents.where(int(self._order[first]))} and on"
 
 
-def _from(parts: Sequence[Part], first: int) -> list[Part]:
-    """A document from a token on."""
+def _between(parts: Sequence[Part], first: int, last: int) -> list[Part]:
+    """A document's tokens from one place up to another."""
     kept, passed = [], 0
     for part in parts:
-        kept.append(Part(part.ids[max(first - passed, 0) :], part.scored))
+        kept.append(Part(part.ids[max(first - passed, 0) : max(last - passed, 0)], part.scored))
         passed += len(part.ids)
     return kept
 
@@ -207,17 +175,15 @@ def _from(parts: Sequence[Part], first: int) -> list[Part]:
 class StreamSampler(Sampler[int]):
     """Rows time-major over ``batch`` streams: an epoch has rows // batch steps.
 
-    Args:
-        once: every row once instead: streams are longer by one where the rows do not divide, and end in ``DUMMY_ROW``.
+    ``once``: every row once instead: streams are longer by one where the rows do not divide, and end in ``DUMMY_ROW``.
     """
 
     def __init__(self, rows: int, batch: int, once: bool = False):
         self.rows, self.batch, self.once, self.epoch = rows, batch, once, 0
         self.steps = -(-rows // batch) if once else rows // batch
         if not self.steps:
-            raise ConfigError(
-                f"{rows} rows are too few for {batch} streams: give a smaller batch or limit, or more data"
-            )
+            few = f"{rows} rows are too few for {batch} streams"
+            raise ConfigError(f"{few}: give a smaller batch or limit, or more data")
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -16,9 +16,7 @@ Size = tuple[int, int]  # input tokens, and places of the predicting axis
 
 
 class PackedRows(Rows):
-    """Rows of a family with ``packs``, several to one.
-
-    Which rows share one is decided once, from the seed; the order of the packed rows then changes with the epoch.
+    """Rows of a family with ``packs``, several to one. Which rows share one is decided once, from the seed.
 
     Args:
         limit: input tokens of a packed row.
@@ -29,16 +27,14 @@ class PackedRows(Rows):
     """
 
     def __init__(self, rows: Rows, limit: int, response_limit: int | None = None, seed: int = 0):
-        if not rows.family.packs:
-            raise UnsupportedError(f"{rows.family.name} packs no rows: packing=false")
+        self.rows, self.family, name = rows, rows.family, rows.family.name
+        if not self.family.packs:
+            raise UnsupportedError(f"{name} packs no rows: packing=false")
         if rows.drawn:
-            raise UnsupportedError(
-                f"what {rows.family.name} is to predict is drawn anew in every epoch, so that rows have no fixed size: "
-                "packing=false"
-            )
-        self.rows, self.family = rows, rows.family
+            drawn = f"what {name} is to predict is drawn anew in every epoch"
+            raise UnsupportedError(f"{drawn}, so that rows have no fixed size: packing=false")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-        sizes = [_size(rows.row(place)) for place in range(len(rows))]
+        sizes = [(len(row.inputs["input_ids"]), len(row.labels)) for row in map(rows.row, range(len(rows)))]
         self.bins = fill_bins(sizes, order, (limit, response_limit or limit))
         self._lengths = [sum(sizes[place][0] for place in places) for places in self.bins]
 
@@ -47,14 +43,6 @@ class PackedRows(Rows):
 
     def where(self, item: int) -> str:
         return ", ".join(self.rows.where(place) for place in self.bins[item])
-
-    @property
-    def lengths(self) -> list[int]:
-        return self._lengths
-
-
-def _size(row: Row) -> Size:
-    return len(row.inputs["input_ids"]), len(row.labels)
 
 
 def fill_bins(sizes: Sequence[Size], order: Sequence[int], capacity: Size) -> list[list[int]]:
@@ -70,13 +58,11 @@ def fill_bins(sizes: Sequence[Size], order: Sequence[int], capacity: Size) -> li
         if fitting:
             best = min(fitting)
             opened.remove(best)
-            number = best[2]
-            bins[number].append(place)
-            room = (best[0] - first, best[1] - second)
         else:
-            number = len(bins)
-            bins.append([place])
-            room = (capacity[0] - first, capacity[1] - second)
+            best = (*capacity, len(bins))
+            bins.append([])
+        room, number = (best[0] - first, best[1] - second), best[2]
+        bins[number].append(place)
         if min(room) > 0:
             opened.append((*room, number))
         if len(opened) > OPEN:

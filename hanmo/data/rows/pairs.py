@@ -28,9 +28,9 @@ class Preference:
 def preferences(record: Record, published: bool = False) -> list[Preference]:
     """The pairs in a record with scored answers; none of other records.
 
-    The best answer (the first of equals) makes a pair with each strictly worse one. Published: each answer, in the order
-    of the record, makes a pair with the last one before it that has a lower score right after it. That assumes sorted
-    answers; of others some pairs are wrong. Pairs of equal or empty texts are left out.
+    The best answer (the first of equals) makes a pair with each strictly worse one. Published: each answer makes a pair
+    with the last one before it that has a lower score right after it, which is wrong where answers are not sorted.
+    Pairs of equal or empty texts are left out.
     """
     if not isinstance(record, ScoredAnswers) or not record.prompt:
         return []
@@ -67,11 +67,7 @@ class Pair:
 
 
 class PairDataset(RowDataset):
-    """Pairs of rows, by place; two rows of the same file position stand one after the other.
-
-    Args:
-        closed: rows feed the stop token too (reward models).
-    """
+    """Pairs of rows, by place; ``closed``: rows feed the stop token too (reward models)."""
 
     def __init__(self, family: Family, closed: bool):
         super().__init__(family)

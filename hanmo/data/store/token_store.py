@@ -13,7 +13,7 @@ for each turn of a dialogue. No special tokens are in the store; the family adds
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import chain
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hanmo.errors import RecordError, VocabularyError
-from hanmo.files import json_text
+from hanmo.files import json_text, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
 FORMAT = 1
 KINDS = ("text", "dialogue", "pair")
 DTYPES = ("uint16", "uint32")  # of ids
-ABOUT, IDS, PARTS, DOCUMENTS, KIND = "store.json", "ids.bin", "parts.bin", "documents.bin", "kinds.bin"
+ABOUT = "store.json"
+IDS, PARTS, DOCUMENTS, KIND = "ids.bin", "parts.bin", "documents.bin", "kinds.bin"
+FILES = (IDS, PARTS, DOCUMENTS, KIND)
 _PROBE = "你好，世界！Hello, World 2024\n　全角ＡＢＣ１２３ “引号” ①②③ 繁體字 😀 #标签# @某人"
 
 
 @dataclass(frozen=True)
 class About:
-    """The content of store.json: the counts, and the tokenizer of the ids."""
+    """The content of store.json."""
 
     format: int
     documents: int
@@ -52,27 +54,22 @@ class About:
 class Store:
     """A store, opened for reading. Arrays are memory-mapped: opening costs nothing, whatever the size.
 
-    Args:
-        folder: of the store.
-        tokenizer: that the ids are to be of; None does not check.
-
     Raises:
         RecordError: no store, an unfinished or a damaged one.
-        VocabularyError: made with another tokenizer.
+        VocabularyError: the ids are not of the ``tokenizer``, if one is given.
 
     >>> store = Store("runs/corpus-store", tokenizer)
-    >>> store.document(0)
-    array([ 412,   27, 9051], dtype=uint16)
+    >>> store.parts(0)
+    [array([ 412,   27, 9051], dtype=uint16)]
     """
 
     def __init__(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None):
         self.folder = Path(folder)
         self.about = _read_about(self.folder)
         if tokenizer is not None and (own := vocabulary_hash(tokenizer)) != self.about.vocabulary:
-            raise VocabularyError(
-                f"{self.folder}: made with {self.about.tokenizer} (vocabulary {self.about.vocabulary}), not with this "
-                f"tokenizer (vocabulary {own}); tokenise the data again: hanmo data tokenize --tokenizer MODEL"
-            )
+            made = f"made with {self.about.tokenizer} (vocabulary {self.about.vocabulary})"
+            advice = "tokenise the data again: hanmo data tokenize --tokenizer MODEL"
+            raise VocabularyError(f"{self.folder}: {made}, not with this tokenizer (vocabulary {own}); {advice}")
         self.ids = self._map(IDS, self.about.dtype, self.about.tokens)
         self._parts = self._map(PARTS, "int64", self.about.parts)
         self._documents = self._map(DOCUMENTS, "int64", self.about.documents)
@@ -88,18 +85,7 @@ class Store:
         return np.memmap(path, dtype, "r") if count else np.zeros(0, dtype)
 
     def __len__(self) -> int:
-        """The number of documents."""
         return self.about.documents
-
-    @property
-    def tokens(self) -> int:
-        """Token ids of all documents together."""
-        return self.about.tokens
-
-    @property
-    def vocabulary(self) -> str:
-        """The hash of the tokenizer that made the ids, see ``vocabulary_hash``."""
-        return self.about.vocabulary
 
     def kind(self, number: int) -> str:
         """The kind of a document, one of ``KINDS``."""
@@ -107,53 +93,26 @@ class Store:
 
     def parts(self, number: int) -> list[np.ndarray]:
         """The ids of each part of a document."""
-        first, last = self._part_range(number)
+        if not 0 <= number < len(self):
+            raise IndexError(f"document {number} of {len(self)}")
+        first, last = int(self._documents[number - 1]) if number else 0, int(self._documents[number])
         ends = self._parts[first:last].tolist()
         starts = [int(self._parts[first - 1]) if first else 0, *ends[:-1]]
         return [self.ids[start:end] for start, end in zip(starts, ends, strict=True)]
 
-    def document(self, number: int) -> np.ndarray:
-        """(tokens,) all ids of a document."""
-        start, end = self.bounds(number)
-        return self.ids[start:end]
-
-    def bounds(self, number: int) -> tuple[int, int]:
-        """Where a document begins and ends in ``ids``."""
-        first, last = self._part_range(number)
-        start = int(self._parts[first - 1]) if first else 0
-        return start, int(self._parts[last - 1]) if last > first else start
-
-    def iterate(self, start: int = 0, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and ids of every ``step``-th document from ``start`` on."""
-        for number in range(start, len(self), step):
-            yield number, self.document(number)
-
-    def locate(self, token: int) -> tuple[int, int]:
-        """The document that the id at a place of ``ids`` belongs to, and the place within the document."""
-        if not 0 <= token < self.tokens:
-            raise IndexError(f"token {token} of {self.tokens}")
-        part = int(np.searchsorted(self._parts, token, side="right"))
-        number = int(np.searchsorted(self._documents, part, side="right"))
-        return number, token - self.bounds(number)[0]
-
     def lengths(self) -> np.ndarray:
-        """(documents,) tokens of each document."""
+        """(documents,) int64: the tokens of each document."""
         if not len(self):
             return np.zeros(0, np.int64)
         ends = np.concatenate([[0], np.asarray(self._parts)])[np.asarray(self._documents)]
         return np.diff(ends, prepend=0)
 
-    def _part_range(self, number: int) -> tuple[int, int]:
-        if not 0 <= number < len(self):
-            raise IndexError(f"document {number} of {len(self)}")
-        return int(self._documents[number - 1]) if number else 0, int(self._documents[number])
-
 
 def _read_about(folder: Path) -> About:
     path = folder / ABOUT
     if not path.is_file():
-        parts = any((folder / name).exists() for name in (IDS, PARTS, DOCUMENTS))
-        raise RecordError(path, 0, "the store is unfinished; run the same command again" if parts else "no store here")
+        begun = any((folder / name).exists() for name in FILES)
+        raise RecordError(path, 0, "the store is unfinished; run the same command again" if begun else "no store here")
     try:
         about = About(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
@@ -166,19 +125,19 @@ def _read_about(folder: Path) -> About:
     return about
 
 
-def about_text(about: About) -> str:
-    """The content of store.json."""
-    return json_text(asdict(about), indent=2) + "\n"
+def write_about(folder: Path, about: About) -> None:
+    """Write store.json, which makes the store a finished one."""
+    write_text(folder / ABOUT, json_text(asdict(about), indent=2) + "\n")
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of every token with its id and of the ids of a difficult text."""
+    """A hash of every token with its id, and of the ids of a difficult text."""
     state = [sorted(tokenizer.get_vocab().items()), encode(tokenizer, [_PROBE], 1)]
     return blake2b(json.dumps(state, ensure_ascii=False).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
-    """Ids of texts without special tokens; by the tokenizer's own batch encoding where it has one."""
+    """The ids of texts without special tokens, by the tokenizer's own batch encoding if it has one."""
     fast: Any = getattr(tokenizer, "encode_batch", None)
     if fast is not None:
         return [list(ids) for ids in fast(list(texts), workers=workers)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,21 +13,9 @@ import numpy as np
 
 from hanmo import families
 from hanmo.data.parallel.blocks import block_job, record_blocks, run_blocks
-from hanmo.data.store.token_store import (
-    ABOUT,
-    DOCUMENTS,
-    FORMAT,
-    IDS,
-    KIND,
-    KINDS,
-    PARTS,
-    About,
-    about_text,
-    encode_flat,
-    vocabulary_hash,
-)
+from hanmo.data.store.token_store import ABOUT, FILES, FORMAT, KINDS, About, encode_flat, vocabulary_hash, write_about
 from hanmo.errors import ConfigError, VocabularyError, quoted
-from hanmo.files import replacing, write_text
+from hanmo.files import replacing
 from hanmo.records import Dialogue, Plain, Record, Rejects, ScoredAnswers, Text
 
 if TYPE_CHECKING:
@@ -43,16 +32,8 @@ class TokenizerPlace:
     family: str = ""
 
     def open(self) -> PreTrainedTokenizerBase:
-        """The tokenizer; each process opens it once.
-
-        Raises:
-            VocabularyError: there is none.
-        """
+        """The tokenizer, opened once in each process; raises VocabularyError if there is none."""
         return _open(self)
-
-    @property
-    def name(self) -> str:
-        return f"{self.family or 'the tokenizer'} of {Path(self.path).name}"
 
 
 @cache
@@ -64,9 +45,8 @@ def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
     path = local_folder(place.path)
     family = families.load(place.family) if place.family else tokenizer_family(path)
     if family is None:
-        raise VocabularyError(
-            f"{path}: no model or tokenizer in it; for a vocabulary file say whose it is with --family"
-        )
+        advice = "for a vocabulary file say whose it is with --family"
+        raise VocabularyError(f"{path}: no model or tokenizer in it; {advice}")
     if path.is_dir():
         return safe_tokenizer(path, family.tokenizer_class)
     try:
@@ -83,23 +63,12 @@ class _Block(NamedTuple):
     kinds: list[int]
 
 
-@dataclass(frozen=True)
-class _Work:
-    """Tokenises a block into one .npz file. The tokenizer is pickled: to open it would import its family, and torch."""
-
-    tokenizer: PreTrainedTokenizerBase
-
-    def __call__(self, block: _Block, path: Path) -> None:
-        # One process here: the blocks themselves are spread over processes.
-        ids, parts = encode_flat(self.tokenizer, block.texts)
-        with path.open("wb") as file:
-            np.savez(
-                file,
-                ids=ids.astype(np.uint32),
-                parts=parts,
-                documents=np.array(block.documents, np.int64),
-                kinds=np.array(block.kinds, np.uint8),
-            )
+def _tokenize_block(tokenizer: PreTrainedTokenizerBase, block: _Block, path: Path) -> None:
+    """Tokenise a block into one .npz file, in this process alone: the blocks are spread over processes."""
+    ids, parts = encode_flat(tokenizer, block.texts)
+    documents, kinds = np.array(block.documents, np.int64), np.array(block.kinds, np.uint8)
+    with path.open("wb") as file:
+        np.savez(file, ids=ids.astype(np.uint32), parts=parts, documents=documents, kinds=kinds)
 
 
 def _block(records: list[Record]) -> _Block:
@@ -130,17 +99,16 @@ def tokenize(
     """Write the store of some files.
 
     Args:
-        plain: what a line of a plain file is.
         bad: takes lines that are no records; without it the first one stops the work.
         progress: takes the number of documents done.
-        share: (rank, world): only tokenise this share, which a later call without it finishes; returns None.
+        share: (rank, world): tokenise this share alone, which a later call without it finishes; returns None.
 
     Raises:
         ConfigError: ``out`` holds something else.
         InUseError: another run writes ``out``, or the same share of it.
         VocabularyError: no such tokenizer.
     """
-    others = {path.name for path in out.iterdir()} - {IDS, PARTS, DOCUMENTS, KIND, ABOUT} if out.is_dir() else set()
+    others = {path.name for path in out.iterdir()} - {*FILES, ABOUT} if out.is_dir() else set()
     if others:
         raise ConfigError(f"{out}: holds {', '.join(sorted(others)[:3])}; a store needs a folder of its own")
     opened = tokenizer.open()
@@ -148,40 +116,34 @@ def tokenize(
     with block_job(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths, share) as folder:
         report_documents = (lambda done: progress(done * BLOCK)) if progress else None
         blocks = map(_block, record_blocks(paths, BLOCK, plain, bad))
-        results = run_blocks(blocks, _Work(opened), folder, workers, report_documents, share or (0, 1))
+        work = partial(_tokenize_block, opened)  # pickled whole: to open it there would import its family, and torch
+        results = run_blocks(blocks, work, folder, workers, report_documents, share or (0, 1))
         if share is not None:
             return None
         dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"
         (out / ABOUT).unlink(missing_ok=True)
         counts = _merge(results, out, dtype)
-        about = About(FORMAT, *counts, dtype, vocabulary, tokenizer.name, [path.name for path in paths])
-        write_text(out / ABOUT, about_text(about))
+        name = f"{tokenizer.family or 'the tokenizer'} of {Path(tokenizer.path).name}"
+        about = About(FORMAT, *counts, dtype, vocabulary, name, [path.name for path in paths])
+        write_about(out, about)
     return about
 
 
 def _merge(results: Sequence[Path], out: Path, dtype: str) -> tuple[int, int, int]:
-    """Concatenate the blocks; the number of documents, parts and tokens."""
+    """Concatenate the blocks; returns the number of documents, parts and tokens."""
     documents = parts = tokens = 0
-    out.mkdir(parents=True, exist_ok=True)
-    with (
-        replacing(out / IDS) as ids_path,
-        replacing(out / PARTS) as parts_path,
-        replacing(out / DOCUMENTS) as documents_path,
-        replacing(out / KIND) as kinds_path,
-        ids_path.open("wb") as ids_file,
-        parts_path.open("wb") as parts_file,
-        documents_path.open("wb") as documents_file,
-        kinds_path.open("wb") as kinds_file,
-    ):
+    with ExitStack() as stack:
+        places = [stack.enter_context(replacing(out / name)) for name in FILES]
+        files = [stack.enter_context(place.open("wb")) for place in places]
         for path in results:
             with np.load(path) as block:
-                if len(block["ids"]) and int(block["ids"].max()) > np.iinfo(dtype).max:
-                    raise VocabularyError(f"token id {int(block['ids'].max())} does not fit into {dtype}")
-                ids_file.write(block["ids"].astype(dtype).tobytes())
-                parts_file.write((tokens + np.cumsum(block["parts"])).tobytes())
-                documents_file.write((parts + np.cumsum(block["documents"])).tobytes())
-                kinds_file.write(block["kinds"].tobytes())
-                documents += len(block["documents"])
-                parts += len(block["parts"])
-                tokens += len(block["ids"])
+                ids = block["ids"]
+                if len(ids) and int(ids.max()) > np.iinfo(dtype).max:
+                    raise VocabularyError(f"token id {int(ids.max())} does not fit into {dtype}")
+                part_ends, document_ends = tokens + np.cumsum(block["parts"]), parts + np.cumsum(block["documents"])
+                for file, array in zip(
+                    files, (ids.astype(dtype), part_ends, document_ends, block["kinds"]), strict=True
+                ):
+                    file.write(array.tobytes())
+            documents, parts, tokens = documents + len(document_ends), parts + len(part_ends), tokens + len(ids)
     return documents, parts, tokens

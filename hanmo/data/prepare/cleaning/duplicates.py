@@ -1,4 +1,7 @@
-"""Cleaning steps that compare records: the same session, a reply used too often, nearly the same."""
+"""Cleaning steps that compare records and keep the first of several duplicates.
+
+``faults`` gives, for each record in order, the reason to remove it, or None.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,8 @@ from hanmo.data.prepare.views import views, whole
 from hanmo.records import Record, Text
 
 
-class Duplicates:
-    """A step that keeps the first of several duplicates."""
-
-    def faults(self, records: Iterable[Record]) -> Iterable[str | None]:
-        """For each record, in order, why it is to be removed, or None."""
-        raise NotImplementedError
-
-
 @dataclass
-class SameSessions(Duplicates):
+class SameSessions:
     """Records that are the same, but for width, case, white space and punctuation."""
 
     def faults(self, records: Iterable[Record]) -> Iterable[str | None]:
@@ -33,7 +28,7 @@ class SameSessions(Duplicates):
 
 
 @dataclass
-class SameUtterances(Duplicates):
+class SameUtterances:
     """Dialogues whose last turn has come ``most`` times already (adverts, chain letters, automatic replies)."""
 
     most: int = 100
@@ -52,7 +47,7 @@ class SameUtterances(Duplicates):
 
 
 @dataclass
-class NearlySame(Duplicates):
+class NearlySame:
     """Records that share most of their character 4-grams with an earlier one (MinHash)."""
 
     threshold: float = 0.8

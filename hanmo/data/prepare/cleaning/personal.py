@@ -9,27 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from hanmo.files import package_yaml
+
 _DIGITS = dict(zip("〇零一二三四五六七八九幺", "001234567891", strict=True))
 _FULL_WIDTH = {0xFF10 + n: str(n) for n in range(10)}
-_APART = r"[\s\-.·_]?"  # what may stand between two digits
-_PATTERNS = {
-    "phone": re.compile(
-        rf"(?<!\d)(?<!\d[-.])(?:\+?86{_APART})?1{_APART}[3-9](?:{_APART}\d){{9}}(?!\d)"
-        r"|(?<![\d.])0(?:10|2\d|[3-9]\d{2})[-\s)）]{1,2}[2-9]\d{6,7}(?!\d)|(?<![\d.])[48]00-?\d{3}-?\d{4}(?!\d)"
-    ),
-    "id": re.compile(
-        r"(?<!\d)[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?![\dA-Za-z])"
-    ),
-    "card": re.compile(rf"(?<!\d)[3-6](?:{_APART}\d){{14,18}}(?!\d)"),
-    "email": re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+\-]*\s?[@＠]\s?[A-Za-z0-9][A-Za-z0-9.\-]*\.[A-Za-z]{2,}"),
-    "qq": re.compile(r"(?:[qQ]\s?[qQ]|[扣叩]{2}|企鹅)(?:号码|号|群)?(?:[\s:：是为加+]|\W){0,4}[1-9]\d{4,10}(?!\d)"),
-    "wechat": re.compile(
-        r"(?:微信|薇信|威信|徽信|v信|vx|wx|weixin|加v|加薇)(?:号码|号|ID)?(?:[\s:：是为+]|\W){0,4}[a-z0-9][a-z0-9_\-]{4,19}(?![a-z0-9])",
-        re.IGNORECASE | re.ASCII,
-    ),
-}
+_KNOWN = package_yaml("hanmo.data.prepare.cleaning", "personal.yaml")
+_PATTERNS = {kind: re.compile("|".join(known["patterns"])) for kind, known in _KNOWN.items()}
 KINDS = tuple(_PATTERNS)
-MARKS = {"phone": "<电话>", "id": "<身份证>", "card": "<银行卡>", "email": "<邮箱>", "qq": "<QQ>", "wechat": "<微信>"}
+MARKS = {kind: known["mark"] for kind, known in _KNOWN.items()}
 _CHINESE_RUN = re.compile(r"[〇零一二三四五六七八九幺\d]{7,}")
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic_core import to_jsonable_python
 
 from hanmo import config
 from hanmo.data.prepare.cleaning import duplicates, scorer, statistics, steps
-from hanmo.data.prepare.cleaning.duplicates import Duplicates
 from hanmo.data.prepare.cleaning.steps import Step
 from hanmo.errors import ConfigError, unknown
 from hanmo.files import package_yaml
@@ -35,7 +35,7 @@ STEPS: dict[str, type[Step]] = {
     "model_relevance": scorer.ModelRelevance,
     "fluency": statistics.Fluency,
 }
-DUPLICATES: dict[str, type[Duplicates]] = {
+DUPLICATES: dict[str, type[Any]] = {
     "same_sessions": duplicates.SameSessions,
     "same_utterances": duplicates.SameUtterances,
     "near_duplicates": duplicates.NearlySame,
@@ -46,19 +46,15 @@ DUPLICATES: dict[str, type[Duplicates]] = {
 class Recipe:
     """Steps that look at a record alone, then those that look for duplicates among what is left."""
 
-    steps: list[tuple[str, Step]]
-    duplicates: list[tuple[str, Duplicates]]
+    steps: list[tuple[str, Any]]  # each a Step
+    duplicates: list[tuple[str, Any]]  # as in ``duplicates``
 
     @property
     def names(self) -> list[str]:
         return [name for name, _ in (*self.steps, *self.duplicates)]
 
     def add(self, name: str, given: Mapping[str, Any], source: str) -> None:
-        """Add a step after those of its kind.
-
-        Args:
-            source: who asks for it, for messages.
-        """
+        """Add a step with the settings ``given`` after those of its kind; ``source``: who asks for it, for messages."""
         if name in self.names:
             raise ConfigError(f"{source}: step {name} comes twice")
         kind: type[Any] | None = STEPS.get(name) or DUPLICATES.get(name)
@@ -72,7 +68,11 @@ class Recipe:
 
     def settings(self) -> list[dict[str, Any]]:
         """Every step with all its settings, as a recipe file holds them."""
-        return [{name: _settings(step)} for name, step in (*self.steps, *self.duplicates)]
+        found = []
+        for name, step in (*self.steps, *self.duplicates):
+            values = {f.name: getattr(step, f.name) for f in fields(step) if not f.name.startswith("_")}
+            found.append({name: to_jsonable_python(values)})
+        return found
 
     def files(self) -> list[Path]:
         """What steps read besides the records: lists, a corpus, a model's files."""
@@ -81,7 +81,6 @@ class Recipe:
 
 @cache
 def named() -> dict[str, list[Any]]:
-    """The recipes that come with hanmo."""
     return dict(package_yaml("hanmo.data.prepare.cleaning", "recipes.yaml"))
 
 
@@ -124,10 +123,3 @@ def _entry(entry: Any, source: str) -> tuple[str, Mapping[str, Any]]:
         if given is None or isinstance(given, dict):
             return str(name), given or {}
     raise ConfigError(f"{source}: expected a step's name or {{name: settings}}, found {entry!r}")
-
-
-def _settings(step: Any) -> dict[str, Any]:
-    values = {f.name: getattr(step, f.name) for f in fields(step) if not f.name.startswith("_")}
-    return {
-        name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for name, v in values.items()
-    }

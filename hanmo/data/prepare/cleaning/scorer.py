@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,23 +52,24 @@ class ModelRelevance(Step):
         return [None if mean is None or mean >= self.least else f"model relevance {mean:.3f}" for mean in means]
 
     def files(self) -> list[Path]:
-        return sorted(Path(self.model).rglob("*"))  # nothing where the model comes from a hub
+        return sorted(Path(self.model).rglob("*"))  # none of a hub's model
 
     def scores(self, pairs: Sequence[PromptResponse]) -> list[float | None]:
         """The score of every pair; None where ``limit`` leaves nothing of the reply."""
+        from hanmo.nn.finite import require_finite
+
         opened = _opened(self.model, self.device)
         made = [opened.family.parts(pair, self.limit) for pair in pairs]
         places = [place for place, rows in enumerate(made) if rows]
         parts = [made[place][0] for place in places]
-        found: list[float | None] = [None] * len(pairs)
         if opened.network.value_head is not None:
             scores: Sequence[float | None] = self._values(opened, parts)
         else:
             replies = [replace(pairs[place], prompt="", prefix="") for place in places]
             scores = self._gains(opened, parts, replies)
-        for place, score in zip(places, scores, strict=True):
-            found[place] = score
-        return found
+        require_finite((score for score in scores if score is not None), opened.network)
+        found = dict(zip(places, scores, strict=True))
+        return [found.get(place) for place in range(len(pairs))]
 
     def _gains(self, opened: OpenedModel, parts: list[list[Part]], replies: list[PromptResponse]) -> list[float | None]:
         alone = [opened.family.parts(reply, self.limit)[0] for reply in replies]
@@ -79,35 +80,22 @@ class ModelRelevance(Step):
         ]
 
     def _logprobs(self, opened: OpenedModel, parts: list[list[Part]]) -> list[list[float]]:
-        from hanmo.nn.finite import require_finite
-
         rows = [opened.family.row(one) for one in parts]
-        found = [
+        return [
             output.logprob[place, : len(row.labels)].cpu()[row.labels >= 0].tolist()
-            for batch, output in self._outputs(opened, rows)
-            for place, row in enumerate(batch)
+            for row, output, place in self._outputs(opened, rows)
         ]
-        require_finite(chain.from_iterable(found), opened.network)
-        return found
 
     def _values(self, opened: OpenedModel, parts: list[list[Part]]) -> list[float]:
-        import torch
-
-        from hanmo.nn.finite import require_finite
         from hanmo.rows import IGNORE
 
         rows = [opened.family.row(one, feed_stop=True) for one in parts]
         # Without labels no logits are computed.
-        rows = [replace(row, labels=torch.full_like(row.labels, IGNORE)) for row in rows]
-        found = [
-            output.value[place, row.end].item()
-            for batch, output in self._outputs(opened, rows)
-            for place, row in enumerate(batch)
-        ]
-        require_finite(found, opened.network)
-        return found
+        rows = [replace(row, labels=row.labels.new_full(row.labels.shape, IGNORE)) for row in rows]
+        return [output.value[place, row.end].item() for row, output, place in self._outputs(opened, rows)]
 
-    def _outputs(self, opened: OpenedModel, rows: list[Row]) -> Iterator[tuple[list[Row], Any]]:
+    def _outputs(self, opened: OpenedModel, rows: list[Row]) -> Iterator[tuple[Row, Any, int]]:
+        """Each row, with the output of its batch and its place there."""
         import torch
 
         from hanmo.rows import collate
@@ -117,7 +105,7 @@ class ModelRelevance(Step):
             inputs = collate(batch, opened.family.padding)
             with torch.inference_mode():
                 output = opened.network(**{name: value.to(opened.network.device) for name, value in inputs.items()})
-            yield batch, output
+            yield from ((row, output, place) for place, row in enumerate(batch))
 
 
 @cache

@@ -44,17 +44,15 @@ class Relevance(Step):
 
     def fault(self, turns: Turns) -> str | None:
         score: Scorer = _function(self.scorer) if self.scorer else self.score
-        scores = [
-            score(turns[:place], turns[place])
-            for place in range(1, len(turns))
-            if self.scorer or len(_words(turns[place])) >= self.from_words
-        ]
+        replies = range(1, len(turns))
+        judged = [place for place in replies if self.scorer or len(_words(turns[place])) >= self.from_words]
+        scores = [score(turns[:place], turns[place]) for place in judged]
         if not scores or (mean := sum(scores) / len(scores)) >= self.least:
             return None
         return f"relevance {mean:.4f}"
 
     def score(self, before: Sequence[str], reply: str) -> float:
-        """0 (nothing in common) to 1 (every word is in the turn before)."""
+        """From 0 (nothing in common) to 1 (every word is in the turn before)."""
         words = set(_words(reply))
         nearest: dict[str, int] = {}
         for distance, turn in enumerate(reversed(before), 1):
@@ -68,7 +66,7 @@ class Relevance(Step):
 
 
 def _words(text: str) -> list[str]:
-    """Words of Chinese text, without punctuation."""
+    """The words of Chinese text, without punctuation."""
     import jieba
 
     jieba.setLogLevel(60)
@@ -95,9 +93,7 @@ class Fluency(Step):
     corpus: Path | None = None
     from_length: int = 6
     needs_fit = True
-    _counts: tuple[Counter[str], Counter[str], Counter[str]] = field(
-        default_factory=lambda: (Counter(), Counter(), Counter()), repr=False
-    )
+    _counts: tuple[Counter[str], ...] = field(default_factory=lambda: (Counter(), Counter(), Counter()), repr=False)
 
     def fit(self, turns: Turns) -> None:
         if self.corpus is None:

@@ -8,13 +8,13 @@ EVA 2.0 (arXiv 2203.09313); their code and word lists were never released, so th
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 
+from hanmo.data.prepare.cleaning.personal import found, masked
 from hanmo.data.prepare.normalisation import normalised
 from hanmo.files import package_yaml
 from hanmo.records import opened_text
@@ -28,7 +28,7 @@ class Step:
     needs_fit = False
 
     def edit(self, turns: Turns) -> list[str]:
-        """The turns to keep."""
+        """As many turns, changed or not."""
         return list(turns)
 
     def fault(self, turns: Turns) -> str | None:
@@ -40,7 +40,7 @@ class Step:
         return [self.fault(turns) for turns in many]
 
     def files(self) -> list[Path]:
-        """The files it reads."""
+        """The files that the step reads."""
         return [value for value in vars(self).values() if isinstance(value, Path)]
 
     def fit(self, turns: Turns) -> None:
@@ -49,41 +49,35 @@ class Step:
 
 @cache
 def built_in() -> dict[str, list[str]]:
-    """The word lists that come with hanmo."""
     return dict(package_yaml("hanmo.data.prepare.cleaning", "lists.yaml"))
 
 
-def word_list(path: Path) -> list[str]:
-    """A user's list: a word or phrase a line; empty lines and lines that begin with # do not count."""
+def word_list(path: Path | None) -> list[str]:
+    """A user's list, if any: a word or phrase a line; empty lines and lines that begin with # do not count."""
+    if path is None:
+        return []
     with opened_text(path) as file:
         return [line.strip() for line in file if line.strip() and not line.startswith("#")]
 
 
-def _matcher(words: Sequence[str]) -> re.Pattern[str] | None:
+def _matcher(words: Sequence[str]) -> re.Pattern[str]:
     """Finds the words in normalised text, the longest first."""
     plain = sorted({normalised(word) for word in words} - {""}, key=lambda word: (-len(word), word))
-    return re.compile("|".join(map(re.escape, plain))) if plain else None
+    return re.compile("|".join(map(re.escape, plain)) or "(?!)")  # which is found nowhere
 
 
 @dataclass
 class PlatformMarkup(Step):
     """Removes markup of platforms: 回复@name:, //@name:, @name, 转发微博, and white space at the ends and in a row."""
 
-    _marks = re.compile(
-        r"(?:回复|回覆|转发|转自|轉發)\s*@[\w\-·]{1,30}\s*[:：]?|//\s*@[\w\-·]{1,30}\s*[:：]?|(?:转发微博|轉發微博|Repost)[。.]?"
-        r"|@[\w\-·]{1,30}(?=[\s:：,，]|$)[:：]?"
-    )
+    _marks = re.compile("|".join(built_in()["platform_markup"]))
 
     def edit(self, turns: Turns) -> list[str]:
         # Lines matter in a text, so white space shrinks only where it is not a line break.
         return [re.sub(r"[^\S\n]{2,}", " ", self._marks.sub("", turn)).strip() for turn in turns]
 
 
-URL = re.compile(
-    r"(?:https?://|ftp://|www\.)[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+|(?<![A-Za-z0-9@.])(?:[A-Za-z0-9\-]+\.)+(?:com|cn|net|org|cc|top|xyz)"
-    r"(?![A-Za-z])(?:/[A-Za-z0-9\-._~:/?#@!$&'()*+,;=%]*)?",
-    re.IGNORECASE,
-)
+URL = re.compile("|".join(built_in()["url"]), re.IGNORECASE)
 
 
 @dataclass
@@ -96,8 +90,8 @@ class Urls(Step):
         return list(turns) if self.remove else [URL.sub("", turn).strip() if "." in turn else turn for turn in turns]
 
     def fault(self, turns: Turns) -> str | None:
-        found = next((found for turn in turns if (found := URL.search(turn))), None) if self.remove else None
-        return f"address {found.group()}" if found else None
+        hit = next((hit for turn in turns if (hit := URL.search(turn))), None) if self.remove else None
+        return f"address {hit.group()}" if hit else None
 
 
 @dataclass
@@ -234,7 +228,7 @@ class Generic(Step):
 
     @cached_property
     def _known(self) -> set[str]:
-        return {normalised(text) for text in built_in()["generic"] + (word_list(self.words) if self.words else [])}
+        return {normalised(text) for text in built_in()["generic"] + word_list(self.words)}
 
 
 @dataclass
@@ -245,16 +239,10 @@ class Personal(Step):
     mask: bool = False
 
     def edit(self, turns: Turns) -> list[str]:
-        from hanmo.data.prepare.cleaning.personal import masked
-
         return [masked(turn, self.kinds) for turn in turns] if self.mask else list(turns)
 
     def fault(self, turns: Turns) -> str | None:
-        from hanmo.data.prepare.cleaning.personal import found
-
-        if self.mask:
-            return None
-        hit = next((hit for turn in turns if (hit := found(turn, self.kinds))), None)
+        hit = None if self.mask else next((hit for turn in turns if (hit := found(turn, self.kinds))), None)
         return f"{hit[0]}: {hit[1]}" if hit else None
 
 
@@ -269,22 +257,16 @@ class Adverts(Step):
         contact, offer, sure = self._matchers
         for turn in turns:
             plain = normalised(turn)
-            if sure and (hit := sure.search(plain)):
+            if hit := sure.search(plain):
                 return f"advert: {hit.group()}"
-            offered = Counter(offer.findall(plain)) if offer else Counter[str]()
-            found = contact.search(plain) if contact else None
-            if offered and (found or len(offered) >= self.offers):
-                return "advert: " + ", ".join([*([found.group()] if found else []), *offered])
+            offered, asked = dict.fromkeys(offer.findall(plain)), contact.search(plain)
+            if offered and (asked or len(offered) >= self.offers):
+                return "advert: " + ", ".join([*([asked.group()] if asked else []), *offered])
         return None
 
     @cached_property
-    def _matchers(self) -> tuple[re.Pattern[str] | None, ...]:
-        lists = built_in()
-        return (
-            _matcher(lists["contact"]),
-            _matcher(lists["offer"]),
-            _matcher(word_list(self.words) if self.words else []),
-        )
+    def _matchers(self) -> list[re.Pattern[str]]:
+        return [_matcher(words) for words in (built_in()["contact"], built_in()["offer"], word_list(self.words))]
 
 
 @dataclass
@@ -295,9 +277,9 @@ class Words(Step):
     least: int = 1
 
     def fault(self, turns: Turns) -> str | None:
-        hits = [hit for turn in turns for hit in (self._pattern.findall(normalised(turn)) if self._pattern else ())]
+        hits = [hit for turn in turns for hit in self._pattern.findall(normalised(turn))]
         return f"words: {', '.join(dict.fromkeys(hits))}" if len(hits) >= self.least else None
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str] | None:
+    def _pattern(self) -> re.Pattern[str]:
         return _matcher(word_list(self.words))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 from hanmo.data.prepare.sources import answers, classical, corpora, dialogues, instructions, poetry
-from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord
-
-Reader = Callable[[Path, SourceReader], Iterator[SourceRecord]]
+from hanmo.data.prepare.sources.corpora import corpus, running
+from hanmo.data.prepare.sources.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -39,21 +35,13 @@ SOURCES = {
         Source("sharegpt", "JSON: conversations, messages, dialog … with roles", TURNS, dialogues.chat),
         Source("alpaca", "JSON: instruction, input, output, history", "prompts and responses", instructions.alpaca),
         Source("dpo", "JSON: a prompt, chosen and rejected (or ranked)", SCORED, instructions.preferences),
-        *(
-            Source(name, files, LEARNED, partial(corpora.corpus, samples=samples))
-            for name, files, samples in (
-                ("zhihu", "JSON: q_title, q-content, user-signature, ans-content, ans-up-num", corpora.zhihu),
-                ("zhidao-threads", "JSON: title, content, best_answer, other_answers", corpora.zhidao),
-                ("encyclopedia", "JSON: title, abstract, content", corpora.encyclopedia),
-                ("wikipedia", "JSON: text", corpora.wikipedia),
-                ("news", "JSON: [title, content] with HTML tags", corpora.news),
-            )
-        ),
+        Source("zhihu", f"JSON: {', '.join(corpora.ZHIHU)}", LEARNED, corpus(corpora.zhihu)),
+        Source("zhidao-threads", "JSON: title, content, best_answer, other_answers", LEARNED, corpus(corpora.zhidao)),
         Source(
-            "wikipedia-sections",
-            "JSON: key (headings), content (texts)",
-            LEARNED,
-            partial(corpora.corpus, samples=corpora.sections, titled=False),
+            "encyclopedia", "JSON: title, abstract, content", LEARNED, corpus(running("title", "abstract", "content"))
         ),
+        Source("wikipedia", "JSON: text", LEARNED, corpus(running("text"))),
+        Source("news", "JSON: [title, content] with HTML tags", LEARNED, corpus(corpora.news)),
+        Source("wikipedia-sections", "JSON: key (headings), content (texts)", LEARNED, corpus(corpora.sections, False)),
     )
 }

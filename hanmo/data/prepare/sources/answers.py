@@ -7,27 +7,24 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, matching_files, text_of
+from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, json_source, matching_files, text_of
 from hanmo.records import ScoredAnswers
 
 
-def weibo(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
+@json_source
+def weibo(value: Any, where: str, reader: SourceReader) -> Iterator[SourceRecord]:
     """``{"article", "abstract", "comments": [[text, likes], …]}``, words separated by spaces.
 
     The score of a comment is its likes; as published, of equal ones the longest comes first.
     """
-
-    def post(value: dict[str, Any], where: str) -> Iterator[SourceRecord]:
-        article, abstract = (text_of(value, key).replace(" ", "") for key in ("article", "abstract"))
-        comments = sorted(_comments(value.get("comments")), key=lambda c: (c[1], len(c[0])), reverse=True)
-        if not comments and not reader.published:
-            reader.drop("a post without comments")
-            return
-        prompt = reader.prompt(f"新闻内容：{article}", f"摘要：{abstract}", opening="评论：")
-        answers = tuple((text.replace(" ", ""), float(likes)) for text, likes in comments)
-        yield SourceRecord(ScoredAnswers(prompt, answers, "" if reader.sep else "评论：", where=where), article)
-
-    return reader.json_records(place, post)
+    article, abstract = (text_of(value, key).replace(" ", "") for key in ("article", "abstract"))
+    comments = sorted(_comments(value.get("comments")), key=lambda c: (c[1], len(c[0])), reverse=True)
+    if not comments and not reader.published:
+        reader.drop("a post without comments")
+        return
+    prompt = reader.prompt(f"新闻内容：{article}", f"摘要：{abstract}", opening="评论：")
+    answers = tuple((text.replace(" ", ""), float(likes)) for text, likes in comments)
+    yield SourceRecord(ScoredAnswers(prompt, answers, "" if reader.sep else "评论：", where=where), article)
 
 
 def _comments(value: object) -> list[tuple[str, int]]:
@@ -44,23 +41,17 @@ def _comments(value: object) -> list[tuple[str, int]]:
     return comments
 
 
-def baike(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
+@json_source
+def baike(value: Any, where: str, reader: SourceReader) -> Iterator[SourceRecord]:
     """``{"title", "desc", "answer"}``: the question is the title or the description, whichever is longer."""
-
-    def entry(value: dict[str, Any], where: str) -> Iterator[SourceRecord]:
-        title, description, answer = (text_of(value, key) for key in ("title", "desc", "answer"))
-        question, answer = map(_one_line, (title if len(title) > len(description) else description, answer))
-        if not reader.published and not (question.strip() and answer.strip()):
-            reader.drop("no question" if not question.strip() else "no answer")
-            return
-        prompt, prefix = reader.prompt(question, opening="回答："), "" if reader.sep else "答："
-        yield SourceRecord(ScoredAnswers(prompt, ((answer, 1.0),), prefix, where=where), question)
-
-    return reader.json_records(place, entry)
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\r", "").replace("\n", "")
+    title, description, answer = (text_of(value, key) for key in ("title", "desc", "answer"))
+    longer = title if len(title) > len(description) else description
+    question, answer = (text.replace("\r", "").replace("\n", "") for text in (longer, answer))
+    if not reader.published and not (question.strip() and answer.strip()):
+        reader.drop("no question" if not question.strip() else "no answer")
+        return
+    prompt, prefix = reader.prompt(question, opening="回答："), "" if reader.sep else "答："
+    yield SourceRecord(ScoredAnswers(prompt, ((answer, 1.0),), prefix, where=where), question)
 
 
 def zhidao(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:

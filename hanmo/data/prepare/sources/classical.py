@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from hanmo.data.prepare.sources.negatives import Pools
-from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, matching_files, text_lines
+from hanmo.data.prepare.sources.reader import Pools, SourceReader, SourceRecord, matching_files, text_lines
 from hanmo.errors import RecordError
 from hanmo.records import ScoredAnswers
 
@@ -23,7 +22,7 @@ def couplets(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     length (0) and one of each of two other lengths (-1). All second lines are held in memory.
     """
     found = list(_couplets(place, reader))
-    pools: Pools[str, int] = Pools()  # second lines by split and length
+    pools = Pools()  # second lines by split and length
     for first, second, _ in found:
         pools.add(reader.shares.split(first), len(second), second)
     for first, second, where in found:
@@ -36,12 +35,10 @@ def couplets(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
 
 
 def _couplets(place: Path, reader: SourceReader) -> Iterator[Couplet]:
-    paired = [path for path in matching_files(place, "*.txt*") if path.name in ("in.txt", "in.txt.gz")]
-    for path in paired:
-        yield from _paired(path, reader)
-    if not paired:
-        for path in matching_files(place, "*.txt*"):
-            yield from _single(path, reader)
+    files = matching_files(place, "*.txt*")
+    paired = [path for path in files if path.name in ("in.txt", "in.txt.gz")]
+    for path in paired or files:
+        yield from _paired(path, reader) if paired else _single(path, reader)
 
 
 def _single(path: Path, reader: SourceReader) -> Iterator[Couplet]:
@@ -82,12 +79,10 @@ def classical(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     Wrong answers: two sentences of the wanted side from the same file (0) and one from each of two other files (-1).
     All sentences are held in memory.
     """
-    found = [
-        (path, *_directed(old, new, reader.seed), where)
-        for path in matching_files(place, "*.txt*")
-        for old, new, where in _bitext(path, reader)
-    ]
-    pools: Pools[tuple[str, str], Path] = Pools()  # by split and side, and by file
+    found = []
+    for path in matching_files(place, "*.txt*"):
+        found += [(path, *_directed(old, new, reader.seed), where) for old, new, where in _bitext(path, reader)]
+    pools = Pools()  # by split and side, and by file
     for path, (given, prompt), (wanted, answer), _ in found:
         split = reader.shares.split(prompt)
         pools.add((split, given), path, prompt)

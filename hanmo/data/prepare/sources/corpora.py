@@ -5,28 +5,27 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, text_of
+from hanmo.data.prepare.sources.reader import Reader, SourceReader, SourceRecord, json_source, object_of, text_of
 from hanmo.records import PromptResponse, Text
 
 Sample = tuple[str, str]  # prompt and text
 LONG = 100  # characters: a description is cut there, and what is longer than that is worth learning
 SHORT = 10  # the best answer of a thread need only be longer than this
+ZHIHU = ("q_title", "q-content", "user-signature", "ans-content", "ans-up-num")
 LIKED = 1000  # up-votes that make up for a short answer
 
 
-def corpus(
-    place: Path, reader: SourceReader, samples: Callable[[Any], list[Sample]], titled: bool = True
-) -> Iterator[SourceRecord]:
-    """Entries of JSON files as prompts and texts; entries that give none are counted.
+def corpus(samples: Callable[[Any], list[Sample]], titled: bool = True) -> Reader:
+    """A source whose entries give prompts and texts.
 
     An entry's samples share a split, by what tells it from others: its first prompt, or the text after it where there
     is none or prompts are no titles.
     """
 
-    def records(entry: Any, where: str) -> Iterator[SourceRecord]:
+    @json_source
+    def records(entry: Any, where: str, reader: SourceReader) -> Iterator[SourceRecord]:
         found = samples(entry)
         if not found:
             reader.drop("an entry without a text worth learning")
@@ -36,16 +35,13 @@ def corpus(
         for prompt, text in found:
             yield SourceRecord(PromptResponse(prompt, text, where=where) if prompt else Text(text, where), key)
 
-    return reader.json_records(place, records, objects=False)
+    return records
 
 
 def zhihu(entry: Any) -> list[Sample]:
     """``{"q_title", "q-content", "user-signature", "ans-content", "ans-up-num"}``: one answer."""
-    fields = _object(entry)
-    title, described, author, answer = (
-        text_of(fields, key) for key in ("q_title", "q-content", "user-signature", "ans-content")
-    )
-    votes = str(fields.get("ans-up-num") or 0)
+    title, described, author, answer = (text_of(entry, key) for key in ZHIHU[:4])
+    votes = str(entry.get(ZHIHU[4]) or 0)
     if not votes.isdigit():
         raise ValueError(f"'ans-up-num' is {votes!r}, expected a whole number")
     if not answer or (len(answer) <= LONG and int(votes) <= LIKED):
@@ -55,28 +51,24 @@ def zhihu(entry: Any) -> list[Sample]:
 
 def zhidao(entry: Any) -> list[Sample]:
     """``{"title", "content", "best_answer": {"content"}, "other_answers": [{"content"}, …]}``: a thread."""
-    fields = _object(entry)
-    title = text_of(fields, "title")
+    title = text_of(entry, "title")
     if not title:
         return []
-    prompt = f"问题：{title}问题描述：{_cut(text_of(fields, 'content'))}回答："
-    best = text_of(_object(fields.get("best_answer") or {}), "content")
-    others = [text_of(_object(answer), "content") for answer in fields.get("other_answers") or []]
+    prompt = f"问题：{title}问题描述：{_cut(text_of(entry, 'content'))}回答："
+    best = text_of(entry.get("best_answer") or {}, "content")
+    others = [text_of(answer, "content") for answer in entry.get("other_answers") or []]
     worthy = [best] * (len(best) > SHORT) + [answer for answer in others if len(answer) > LONG]
     return [(prompt, answer) for answer in worthy]
 
 
-def encyclopedia(entry: Any) -> list[Sample]:
-    """``{"title", "abstract", "content"}``: the whole of it as running text."""
-    fields = _object(entry)
-    text = "".join(text_of(fields, key) for key in ("title", "abstract", "content"))
-    return [("", text)] if text else []
+def running(*keys: str) -> Callable[[Any], list[Sample]]:
+    """The texts under these keys, one after the other, as running text."""
 
+    def samples(entry: Any) -> list[Sample]:
+        text = "".join(text_of(entry, key) for key in keys)
+        return [("", text)] if text else []
 
-def wikipedia(entry: Any) -> list[Sample]:
-    """``{"text"}``."""
-    text = text_of(_object(entry), "text")
-    return [("", text)] if text else []
+    return samples
 
 
 def sections(entry: Any) -> list[Sample]:
@@ -84,8 +76,7 @@ def sections(entry: Any) -> list[Sample]:
 
     The original joins the sections to one document, with a token of its own after each; the released model has none.
     """
-    fields = _object(entry)
-    headings, texts = (_texts(fields, key) for key in ("key", "content"))
+    headings, texts = (_texts(object_of(entry), key) for key in ("key", "content"))
     if len(headings) != len(texts):
         raise ValueError(f"{len(headings)} headings in 'key', but {len(texts)} texts in 'content'")
     return [*zip(headings, texts, strict=True), ("Summary:", " ".join(headings))] if headings else []
@@ -100,12 +91,6 @@ def news(entry: Any) -> list[Sample]:
         return []
     samples = [(f"标题：{title} 内容：", content)]
     return [*samples, ("内容：", content)] if len(title) > 1 else samples
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def _texts(fields: dict[str, Any], key: str) -> list[str]:

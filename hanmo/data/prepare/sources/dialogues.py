@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, matching_files
-from hanmo.records import TURNS, Dialogue, json_members, json_record, opened_text
+from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, json_source, matching_files
+from hanmo.records import ROLES, TURNS, Dialogue, json_members, json_record, opened_text
 
 
 def kdconv(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
@@ -84,44 +84,36 @@ def unspaced(text: str) -> str:
     return " ".join(piece.replace(" ", "") for piece in _WORDS.split(text.strip()))
 
 
-def chat(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
+@json_source
+def chat(value: Any, where: str, reader: SourceReader) -> Iterator[SourceRecord]:
     """``{"conversations": [{"from", "value"}, …]}`` or ``{"messages": [{"role", "content"}, …]}`` and their like.
 
     A last turn of the user without a reply is cut off, as are turns of the assistant before the user's first. Adjacent
     turns of the same speaker are bad.
     """
-
-    def conversation(value: Any, where: str) -> Iterator[SourceRecord]:
-        key = next((key for key in TURNS if isinstance(value, dict) and isinstance(value.get(key), list)), None)
-        if key is None:
-            raise ValueError(f"expected an object with one of {', '.join(TURNS)}")
-        turns = _between(value[key])
-        if not turns:
-            reader.drop("a dialogue without a reply")
-            return
-        record = json_record({**value, key: turns}, where)
-        assert isinstance(record, Dialogue)
-        yield SourceRecord(record, record.turns[0])
-
-    return reader.json_records(place, conversation, objects=False)
-
-
-_USER, _ASSISTANT = (
-    ("user", "human", "prompter", "client"),
-    ("assistant", "gpt", "chatgpt", "bot", "model", "counselor"),
-)
+    key = next((key for key in TURNS if isinstance(value, dict) and isinstance(value.get(key), list)), None)
+    if key is None:
+        raise ValueError(f"expected an object with one of {', '.join(TURNS)}")
+    turns = _between(value[key])
+    if not turns:
+        reader.drop("a dialogue without a reply")
+        return
+    record = json_record({**value, key: turns}, where)
+    assert isinstance(record, Dialogue)
+    yield SourceRecord(record, record.turns[0])
 
 
 def _between(turns: list[Any]) -> list[Any]:
     """The system text, and the turns from the user's first to the assistant's last; [] where there is no reply."""
 
     def role(turn: Any) -> str:
-        return str(turn.get("role", turn.get("from", ""))) if isinstance(turn, dict) else ""
+        name = str(turn.get("role", turn.get("from", ""))) if isinstance(turn, dict) else ""
+        return ROLES.get(name, name)
 
     system = turns[:1] if turns and role(turns[0]) == "system" else []
     spoken = turns[len(system) :]
     if not any(map(role, spoken)):
         return turns if len(spoken) > 1 else []
-    first = next((number for number, turn in enumerate(spoken) if role(turn) not in _ASSISTANT), len(spoken))
-    last = next((number for number in range(len(spoken), 0, -1) if role(spoken[number - 1]) not in _USER), 0)
+    first = next((number for number, turn in enumerate(spoken) if role(turn) != "assistant"), len(spoken))
+    last = next((number for number in range(len(spoken), 0, -1) if role(spoken[number - 1]) != "user"), 0)
     return [*system, *spoken[first:last]] if last > first + 1 else []

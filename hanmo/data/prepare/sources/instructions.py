@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, text_of
+from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, json_source, object_of, text_of
 from hanmo.data.prepare.splits import split_key
 from hanmo.records import TURNS, Dialogue, ScoredAnswers, json_record
 
 
-def alpaca(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
+@json_source
+def alpaca(value: Any, where: str, reader: SourceReader) -> Iterator[SourceRecord]:
     """``{"instruction", "input", "output"}``, with "history" if any."""
-
-    def instruction(value: dict[str, Any], where: str) -> Iterator[SourceRecord]:
-        if "instruction" not in value:
-            raise ValueError(f"no 'instruction'; the keys are {', '.join(value)}")
-        if not text_of(value, "output").strip():
-            reader.drop("no output")
-            return
-        record = json_record(value, where)
-        yield SourceRecord(record, split_key(record))
-
-    return reader.json_records(place, instruction)
+    if "instruction" not in object_of(value):
+        raise ValueError(f"no 'instruction'; the keys are {', '.join(value)}")
+    if not text_of(value, "output").strip():
+        reader.drop("no output")
+        return
+    record = json_record(value, where)
+    yield SourceRecord(record, split_key(record))
 
 
-def preferences(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
+@json_source
+def preferences(value: Any, where: str, reader: SourceReader) -> Iterator[SourceRecord]:
     """Answers from the best to the worst: "chosen" and "rejected", or a list under "output".
 
     The prompt stands under "prompt", "instruction" (and "input", "history") or as a conversation, whose earlier turns
     become the history.
     """
-
-    def preference(value: dict[str, Any], where: str) -> Iterator[SourceRecord]:
-        (*history, prompt), system = _prompt(value)
-        answers = _ranked(value)
-        if not prompt.strip() or not all(answer.strip() for answer in answers):
-            reader.drop("no prompt" if not prompt.strip() else "an empty answer")
-            return
-        if len(set(answers)) < len(answers):
-            reader.drop("answers that are the same")
-            return
-        scored = tuple((answer, float(len(answers) - 1 - rank)) for rank, answer in enumerate(answers))
-        record = ScoredAnswers(prompt, scored, system=system, where=where, history=tuple(history))
-        yield SourceRecord(record, (*history, prompt)[0])
-
-    return reader.json_records(place, preference)
+    (*history, prompt), system = _prompt(object_of(value))
+    answers = _ranked(value)
+    if not prompt.strip() or not all(answer.strip() for answer in answers):
+        reader.drop("no prompt" if not prompt.strip() else "an empty answer")
+        return
+    if len(set(answers)) < len(answers):
+        reader.drop("answers that are the same")
+        return
+    scored = tuple((answer, float(len(answers) - 1 - rank)) for rank, answer in enumerate(answers))
+    record = ScoredAnswers(prompt, scored, system=system, where=where, history=tuple(history))
+    yield SourceRecord(record, (*history, prompt)[0])
 
 
 def _prompt(value: dict[str, Any]) -> tuple[Sequence[str], str]:

@@ -10,8 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from hanmo.data.prepare.sources.negatives import Pools
-from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, matching_files
+from hanmo.data.prepare.sources.reader import Pools, SourceReader, SourceRecord, matching_files
 from hanmo.errors import HanmoError, RecordError
 from hanmo.files import package_yaml
 from hanmo.records import ScoredAnswers, opened_text
@@ -19,28 +18,20 @@ from hanmo.records import ScoredAnswers, opened_text
 
 @dataclass(frozen=True)
 class Kind:
-    """The works of one kind of file. Genre "诗" stands for poems of lines of five or of seven characters.
+    """The works of one kind of file."""
 
-    Attributes:
-        path: pattern of the last folder and the file's name, and never of the folders above: one may be named "ci".
-        author: of all works; None where each names its own.
-        title: keys of the parts of a title, joined by "-".
-        text: key of the lines.
-        traditional: text is in traditional characters, and is converted.
-    """
-
-    path: str
-    genre: str
-    author: str | None = None
-    title: Sequence[str] = ("title",)
-    text: str = "paragraphs"
+    path: str  # pattern of the last folder and the file's name; a folder above may be named "ci"
+    genre: str  # "诗": poems of lines of five or of seven characters
+    author: str | None = None  # of all works; None where each names its own
+    title: Sequence[str] = ("title",)  # keys of the parts of a title, joined by "-"
+    text: str = "paragraphs"  # key of the lines
     measure: str = "首"
-    traditional: bool = False
+    traditional: bool = False  # text in traditional characters, which is converted
     books: bool = False  # of the Four Books, whose quotation marks are replaced
 
 
 KINDS = [Kind(**kind) for kind in package_yaml("hanmo.data.prepare.sources", "poetry.yaml")]
-_FORGOTTEN = r"huajianji/"  # as published, no branch knows these files and each work repeats the one before
+_FORGOTTEN = "huajianji/"  # as published, no branch knows these files and each work repeats the one before
 
 
 @dataclass(frozen=True)
@@ -63,8 +54,7 @@ def poetry(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     All works are held in memory. A work that comes again, under whatever title, is left out.
     """
     works = list(_works(place, reader))
-    by_author: Pools[tuple[str, str], str] = Pools()
-    by_genre: Pools[str, str] = Pools()
+    by_author, by_genre = Pools(), Pools()
     titled: dict[tuple[str, str], set[str]] = {}  # texts by author and title
     for work in works:
         split = reader.shares.split(work.prompt)
@@ -74,17 +64,20 @@ def poetry(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     for work in works:
         split, rng = reader.shares.split(work.prompt), Random(f"{reader.seed}:{work.prompt}:{work.text}")
         realm, same_title = (split, work.genre), titled[work.author, work.title]
-        drawn = (
-            (0.0, by_author.draw(rng, realm, work.author, 1, same_title)),
-            (-1.0, by_author.draw_others(rng, realm, work.author, 1, same_title)),
-            (-2.0, by_genre.draw_others(rng, split, work.genre, 1, same_title)),
-        )
-        answers = ((work.text, 1.0), *((text, score) for score, texts in drawn for text in texts))
-        yield SourceRecord(ScoredAnswers(reader.prompt(work.prompt), answers, where=work.where), work.prompt)
+        answers = [(work.text, 1.0)]
+        answers += ((text, 0.0) for text in by_author.draw(rng, realm, work.author, 1, same_title))
+        answers += ((text, -1.0) for text in by_author.draw_others(rng, realm, work.author, 1, same_title))
+        answers += ((text, -2.0) for text in by_genre.draw_others(rng, split, work.genre, 1, same_title))
+        yield SourceRecord(ScoredAnswers(reader.prompt(work.prompt), tuple(answers), where=work.where), work.prompt)
 
 
 def _works(place: Path, reader: SourceReader) -> Iterator[Work]:
-    convert, seen = _converter(), set[str]()
+    try:
+        import opencc
+    except ImportError:
+        needed = "poetry in traditional characters needs the package opencc: pip install 'hanmo[data]'"
+        raise HanmoError(needed) from None
+    convert, seen = opencc.OpenCC("t2s").convert, set[str]()
     last: Work | None = None
     by_kind: list[tuple[int, Path]] = []
     for path in matching_files(place, "*.json*"):
@@ -138,13 +131,3 @@ def _work(entry: dict[str, Any], kind: Kind, where: str, convert: Callable[[str]
     if genre == "诗":
         genre = "五言诗" if lines and len(lines[0]) == 12 else "七言诗"
     return Work(author, genre, title, text, kind.measure, where)
-
-
-def _converter() -> Callable[[str], str]:
-    try:
-        import opencc
-    except ImportError:
-        raise HanmoError(
-            "poetry in traditional characters needs the package opencc: pip install 'hanmo[data]'"
-        ) from None
-    return opencc.OpenCC("t2s").convert

@@ -1,17 +1,21 @@
-"""Tools of every source: its options, its files with their lines, rows and JSON values, and what was left out."""
+"""Tools of every source: its options, its files with their lines, rows and JSON values, wrong answers to draw."""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass, field
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from random import Random
+from typing import Any, NamedTuple
 
 from hanmo.data.prepare.splits import Shares
 from hanmo.errors import HanmoError, RecordError
-from hanmo.records import Record, Rejects, json_lines, json_members, opened_text
+from hanmo.records import Record, Rejects, json_array, json_lines, opened_text
+
+TRIED = 64  # groups looked at when one with a fitting text is wanted
 
 
 class SourceRecord(NamedTuple):
@@ -23,23 +27,14 @@ class SourceRecord(NamedTuple):
 
 @dataclass
 class SourceReader:
-    """The options for reading a source, and counts of what was left out.
+    """The options for reading a source, and counts of what was left out."""
 
-    Attributes:
-        published: reproduce the published data set, flaws included.
-        sep: prompts as before 2023-03-20: their pieces and what opens the answer joined by the text ``<sep>``.
-        seed: of what is drawn (negatives, directions); each draw depends on the record too, never on its neighbours.
-        shares: the splits, so that the negatives of a record come from its own split.
-        rejects: takes bad records, which are then passed over; without it the first one stops the reading.
-        dropped: how many records were left out, by reason.
-    """
-
-    published: bool = False
-    sep: bool = False
-    seed: int = 42
-    shares: Shares = field(default_factory=Shares)
-    rejects: Rejects | None = None
-    dropped: Counter[str] = field(default_factory=Counter)
+    published: bool = False  # reproduce the published data set, flaws included
+    sep: bool = False  # prompts as before 2023-03-20: pieces and what opens the answer joined by the text <sep>
+    seed: int = 42  # of negatives and directions; each draw depends on the record too, never on its neighbours
+    shares: Shares = field(default_factory=Shares)  # the negatives of a record come from its own split
+    rejects: Rejects | None = None  # takes bad records; without it the first one stops the reading
+    dropped: Counter[str] = field(default_factory=Counter)  # records that were left out, by reason
 
     def bad(self, path: Path, line: int, problem: str) -> None:
         """Stop at a bad record, or set it aside."""
@@ -62,11 +57,10 @@ class SourceReader:
     def json_values(self, path: Path) -> Iterator[tuple[int, Any]]:
         """Line numbers and values of a file of JSON lines, or of one JSON array unless it is named .jsonl."""
         with opened_text(path) as file:
-            array = ".jsonl" not in path.suffixes and _first_character(file) == "["
-            members = (
-                ((line, value) for line, _, value in json_members(path, file)) if array else json_lines(path, file)
-            )
-            for line, value in members:
+            start = next((character for character in iter(partial(file.read, 1), "") if not character.isspace()), "")
+            file.seek(0)
+            read = json_array if start == "[" and ".jsonl" not in path.suffixes else json_lines
+            for line, value in read(path, file):
                 if isinstance(value, RecordError):
                     self._reject(value)
                 else:
@@ -75,10 +69,12 @@ class SourceReader:
     def json_objects(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """The JSON objects among ``json_values``; any other value is a bad record."""
         for line, value in self.json_values(path):
-            if isinstance(value, dict):
-                yield line, value
+            try:
+                found = object_of(value)
+            except ValueError as error:
+                self.bad(path, line, str(error))
             else:
-                self.bad(path, line, f"expected a JSON object, found {type(value).__name__}")
+                yield line, found
 
     def csv_rows(self, path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
         """The rows of a CSV file with a header: the line each begins on, and its values by column."""
@@ -103,27 +99,23 @@ class SourceReader:
                 elif row:
                     self.bad(path, line, f"{len(row)} values, but {len(header)} columns")
 
-    def json_records(
-        self, place: Path, parse: Callable[[Any, str], Iterable[SourceRecord]], objects: bool = True
-    ) -> Iterator[SourceRecord]:
-        """What ``parse`` makes of every JSON object, or value, of a file or folder.
 
-        Args:
-            parse: takes a value and its place ("file:line"); raises ValueError for a bad one.
-        """
+Reader = Callable[[Path, SourceReader], Iterator[SourceRecord]]
+
+
+def json_source(parse: Callable[[Any, str, SourceReader], Iterator[SourceRecord]]) -> Reader:
+    """A source of JSON files: ``parse`` gets each value and its place ("file:line"); it raises ValueError for a bad one."""
+
+    @wraps(parse)
+    def read(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
         for path in matching_files(place, "*.json*"):
-            for line, value in self.json_objects(path) if objects else self.json_values(path):
+            for line, value in reader.json_values(path):
                 try:
-                    yield from parse(value, f"{path}:{line}")
+                    yield from parse(value, f"{path}:{line}", reader)
                 except ValueError as error:
-                    self.bad(path, line, str(error))
+                    reader.bad(path, line, str(error))
 
-
-def _first_character(file: TextIO) -> str:
-    while (character := file.read(1)).isspace():
-        pass
-    file.seek(0)
-    return character
+    return read
 
 
 def matching_files(place: Path, *patterns: str) -> list[Path]:
@@ -148,11 +140,60 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\n")
 
 
-def text_of(value: dict[str, Any], key: str) -> str:
-    """The text under a key, "" where there is none; a ValueError where it is anything else."""
-    found = value.get(key)
+def object_of(value: Any) -> dict[str, Any]:
+    """The value, if it is a JSON object; else a ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def text_of(value: Any, key: str) -> str:
+    """The text under a key of an object, "" where there is none; a ValueError where it is anything else."""
+    found = object_of(value).get(key)
     if found is None:
         return ""
     if not isinstance(found, str):
         raise ValueError(f"{key!r} must be text, found {type(found).__name__}")
     return found
+
+
+class Pools:
+    """Texts to draw wrong answers from, in groups (a length, a book) within realms, which no draw leaves (a split).
+
+    Each draw depends on the seed and the record's own key alone. The published data drew from Python sets, whose order
+    changes from run to run; ours can be repeated.
+    """
+
+    def __init__(self) -> None:
+        self._texts: dict[Hashable, dict[Hashable, list[str]]] = {}
+        self._groups: dict[Hashable, list[Hashable]] = {}  # of each realm
+        self._known: set[tuple[Hashable, Hashable, str]] = set()
+
+    def add(self, realm: Hashable, group: Hashable, text: str) -> None:
+        """Add a text, which enters its group once; all are added before any is drawn."""
+        if (realm, group, text) in self._known:
+            return
+        self._known.add((realm, group, text))
+        texts = self._texts.setdefault(realm, {})
+        if group not in texts:
+            texts[group] = []
+            self._groups.setdefault(realm, []).append(group)
+        texts[group].append(text)
+
+    def draw(self, rng: Random, realm: Hashable, group: Hashable, count: int, never: Collection[str]) -> list[str]:
+        """Up to ``count`` different texts of one group, none of them in ``never``; fewer where there are no more."""
+        texts = self._texts.get(realm, {}).get(group, [])
+        drawn = rng.sample(texts, min(len(texts), count + len(never)))
+        return [text for text in drawn if text not in never][:count]
+
+    def draw_others(
+        self, rng: Random, realm: Hashable, group: Hashable, count: int, never: Collection[str]
+    ) -> list[str]:
+        """One text of each of up to ``count`` groups of the realm other than ``group``."""
+        groups, found = self._groups.get(realm, []), list[str]()
+        for other in rng.sample(groups, min(len(groups), TRIED)):
+            if len(found) == count:
+                break
+            if other != group:
+                found += self.draw(rng, realm, other, 1, {*never, *found})
+        return found
