@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +21,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from hanmo.errors import UnsupportedError
 from hanmo.families.decoding import LogitsProcessor, SearchConventions
 from hanmo.families.stops import Stop
+from hanmo.families.weight_map import NO_ORIGINAL
 from hanmo.nn.causal import causal_pack, causal_prompt, causal_row
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 from hanmo.rows import Context, Part, Prompt, Row, split_at_difference, stack
@@ -39,7 +39,8 @@ class Family(ABC):
     config_class: ClassVar[type[PretrainedConfig]]
     network_class: ClassVar[type[Any]]
     tokenizer_class: ClassVar[type[PreTrainedTokenizerBase]]
-    original_format: ClassVar[ModuleType]  # SIZES, LAYOUTS, read_config: see families/weight_map.py
+    #: the module with SIZES, LAYOUTS and read_config: see families/weight_map.py
+    original_format: ClassVar[Any] = NO_ORIGINAL
     #: padding value by name of the input; 0 for every name not listed
     padding: ClassVar[dict[str, int]] = {}
     #: several examples may share one row without seeing each other: see ``pack``

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from random import Random
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -40,7 +39,7 @@ class EvaFamily(Family):
     config_class = EvaConfig
     network_class = EvaModel
     tokenizer_class = EvaTokenizer
-    original_format: ClassVar[ModuleType] = original_format
+    original_format: ClassVar[Any] = original_format
     # All beams start equal, so that the search meets ties that rounding decides (specification, 7.4).
     published_conventions = SearchConventions(
         first_beam_only=False,

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
-from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ class GlmFamily(Family):
     config_class = GlmConfig
     network_class = GlmModel
     tokenizer_class = GlmTokenizer
-    original_format: ClassVar[ModuleType] = original_format
+    original_format: ClassVar[Any] = original_format
     vocab_padded_to = 128
     packs = True
     published_conventions = TRANSFORMERS_4_31

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from random import Random
-from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +16,6 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
-from hanmo.families.huggingface import original_format
 from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.families.huggingface.stops import stops_of
 from hanmo.families.huggingface.templates import Message, TemplateForm, render_template
@@ -32,7 +30,6 @@ class HuggingfaceFamily(Family):
     config_class = PretrainedConfig
     network_class = TransformersModel
     tokenizer_class: ClassVar[Any] = AutoTokenizer
-    original_format: ClassVar[ModuleType] = original_format
     vocab_padded_to = 0
     lora_targets = ("all-linear",)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hanmo.families.base import Family, as_pair
 from hanmo.families.decoding import TRANSFORMERS_4_31
@@ -21,7 +20,7 @@ class PanguFamily(Family):
     config_class = PanguConfig
     network_class = PanguModel
     tokenizer_class = PanguTokenizer
-    original_format: ClassVar[ModuleType] = original_format
+    original_format: ClassVar[Any] = original_format
     packs = True
     vocab_padded_to = 128
     published_conventions = TRANSFORMERS_4_31

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -28,7 +27,7 @@ class TransformerXLFamily(Family):
     config_class = TransformerXLConfig
     network_class = TransformerXLModel
     tokenizer_class = TransformerXLTokenizer
-    original_format: ClassVar[ModuleType] = original_format
+    original_format: ClassVar[Any] = original_format
     packs = True
     streams = True
     vocab_padded_to = 128 * 8  # to 128 rows for each of up to 8 tensor-parallel ranks

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import CheckpointError, ConfigError, unknown
-from hanmo.families.original_tables import read_format
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig
+from hanmo.families.weight_map import read_format
 
-SIZES, _LAYOUTS = read_format(Path(__file__).with_suffix(".yaml"))
+SIZES, _LAYOUTS, _ = read_format(Path(__file__).with_suffix(".yaml"))
 RELATIVE, ABSOLUTE = LAYOUTS = tuple(_LAYOUTS.values())
 
 
