@@ -18,7 +18,7 @@ Its ``original_format.yaml``, which ``read_format`` reads, holds
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,17 +138,12 @@ def expand(entries: Iterable[TensorMapping], config: Any) -> list[TensorMapping]
     return [_fill(entry, layer) for entry in entries for layer in _layers(entry, config)]
 
 
-def _layers(entry: TensorMapping, config: Any) -> Iterable[int | None]:
-    if not entry.over:
-        return (None,)
-    layers = range(getattr(config, entry.over))
+def _layers(entry: TensorMapping, config: Any) -> Sequence[int]:
+    layers = range(getattr(config, entry.over) if entry.over else 1)
     return {"": layers, "last": layers[-1:], "others": layers[:-1]}[entry.only]
 
 
-def _fill(entry: TensorMapping, layer: int | None) -> TensorMapping:
-    def fill(name: str) -> str:
-        return name if layer is None else name.replace("{i}", str(layer))
-
-    return replace(
-        entry, theirs=fill(entry.theirs), ours=tuple(map(fill, entry.ours)), copies=tuple(map(fill, entry.copies))
-    )
+def _fill(entry: TensorMapping, layer: int) -> TensorMapping:
+    theirs, *names = (name.replace("{i}", str(layer)) for name in (entry.theirs, *entry.ours, *entry.copies))
+    ours = len(entry.ours)
+    return replace(entry, theirs=theirs, ours=tuple(names[:ours]), copies=tuple(names[ours:]))

@@ -70,8 +70,7 @@ class Attention(nn.Module):
 class PreNormBlock(GradientCheckpointingLayer):
     """x += attention(norm(x)); x += mlp(norm(x)). Queries may come from elsewhere (PanGu's query layer).
 
-    Args:
-        activation: a name of ``ACTIVATIONS``.
+    ``activation`` is a name of ``ACTIVATIONS``.
     """
 
     attention_class = Attention
@@ -109,9 +108,7 @@ class PreNormBlock(GradientCheckpointingLayer):
 def check_positions(positions: Tensor, table: nn.Embedding, columns: int) -> None:
     """Raise UnsupportedError if a position has no row in the table.
 
-    Args:
-        columns: tokens of a row; positions are read only if there are more than the table has rows, since reading them
-            synchronises a GPU.
+    Reading positions synchronises a GPU: they are read only if ``columns``, the tokens of a row, are more than the rows.
     """
     if columns > table.num_embeddings and (last := int(positions.max())) >= table.num_embeddings:
         raise UnsupportedError(
@@ -127,9 +124,9 @@ def _residual(linear: nn.Linear) -> nn.Linear:
 
 
 class PreNormModel(RowModel):
-    """A network of ``PreNormBlock`` with a tied output head; configurations have ``hidden_size`` and ``num_layers``.
+    """A network of ``PreNormBlock`` with a tied output head, whose ``backbone`` takes the ``state`` of decoding.
 
-    Its ``backbone`` takes the ``state`` of decoding.
+    Configurations have ``hidden_size``, ``num_layers`` and ``layer_norm_epsilon``.
     """
 
     base_model_prefix = ""

@@ -1,7 +1,4 @@
-"""The base of the families' tokenizers.
-
-Imports nothing of hanmo but ``batching``: its text is put into the tokenization.py that travels with exported models.
-"""
+"""The base of the families' tokenizers."""
 
 from __future__ import annotations
 
@@ -15,9 +12,7 @@ from hanmo.tokenizers.batching import BatchEncodingMixin
 
 
 class PlainTokenizer(BatchEncodingMixin, PreTrainedTokenizer):
-    """A tokenizer with ``encode_plain``. The special tokens around a text are those of
-    ``build_inputs_with_special_tokens``.
-    """
+    """A tokenizer with ``encode_plain``; the tokens around a text are those of ``build_inputs_with_special_tokens``."""
 
     model_input_names = ["input_ids", "attention_mask"]
 

@@ -1,8 +1,4 @@
-"""Tokenises many texts: with compiled kernels where they pay, else in several processes.
-
-Imports nothing of hanmo: its text is put into the tokenization.py that travels with exported models. The kernels
-(``kernels/``, which need numba) do not travel.
-"""
+"""Tokenises many texts: with compiled kernels (``kernels/``, which need numba) where they pay, or in several processes."""
 
 from __future__ import annotations
 
@@ -16,15 +12,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
-from itertools import accumulate, chain
+from itertools import chain, islice
 from typing import Any
 
 
 class BatchEncodingMixin:
     """Gives a tokenizer with ``encode_plain`` fast ways to encode many texts."""
 
-    def encode_plain(self, text: str) -> list[int]:
-        raise NotImplementedError
+    encode_plain: Callable[[str], list[int]]
 
     def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
         """``encode_plain`` of many texts, with ``workers`` threads or processes; by default one per processor if that pays."""
@@ -87,10 +82,9 @@ def encode_in_processes(
     parts = list(parts_of(texts))
     if workers is None:
         workers = (os.cpu_count() or 1) if sum(map(len, texts)) >= _WORTH_A_PROCESS else 1
-    if sys.platform == "darwin" or "fork" not in multiprocessing.get_all_start_methods():
-        workers = 1  # without fork, or where it is not safe
-    if multiprocessing.current_process().daemon:
-        workers = 1  # a data loader's worker may not start processes
+    forks = sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_methods()  # it is not safe on macOS
+    if not forks or multiprocessing.current_process().daemon:  # a data loader's worker may not start processes
+        workers = 1
     workers = min(workers, len(parts))
     _job = encode, texts
     try:
@@ -101,9 +95,8 @@ def encode_in_processes(
             results: list[list[int]] = []
             with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
                 for lengths, flat in pool.map(_encode_part, parts):
-                    ids = flat.tolist()
-                    for length, end in zip(lengths, accumulate(lengths), strict=True):
-                        results.append(ids[end - length : end])
+                    ids = iter(flat.tolist())
+                    results += [list(islice(ids, length)) for length in lengths]
             return results
     finally:
         _job = None

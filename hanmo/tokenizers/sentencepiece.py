@@ -1,7 +1,4 @@
-"""The base of the tokenizers around a sentencepiece model.
-
-Imports only ``base`` and ``batching`` of hanmo: its text is put into the tokenization.py that travels with exported models.
-"""
+"""The base of the tokenizers around a sentencepiece model."""
 
 from __future__ import annotations
 
@@ -56,6 +53,16 @@ class SentencePieceTokenizer(PlainTokenizer):
 
     def _convert_id_to_token(self, index: int) -> str:
         return self._special_names.get(index) or str(self._pieces.id_to_piece(index))
+
+    def _decode(
+        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: Any = None, **kwargs: Any
+    ) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else list(map(int, token_ids))
+        return self.decode_plain(ids, skip_special_tokens, clean_up_tokenization_spaces)
+
+    def decode_plain(self, ids: list[int], skip_special_tokens: bool, clean_up: bool | None) -> str:
+        """Ids as text."""
+        raise NotImplementedError
 
     def vocabulary_bytes(self) -> bytes:
         return self._model

@@ -37,11 +37,8 @@ class EvaTokenizer(PlainTokenizer):
 
     Special tokens typed into a text are cut up like any other text and never become special.
 
-    Args:
-        vocab_file: one token a line, the line number is the id; an empty line is a token too.
-
-    Raises:
-        ValueError: the vocabulary lacks a token that the model cannot do without.
+    Args: ``vocab_file``, one token a line, the line number is the id; an empty line is a token too. ValueError if it
+    lacks a token that the model cannot do without.
     """
 
     vocab_files_names = {"vocab_file": "vocab.txt"}

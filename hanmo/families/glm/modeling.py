@@ -32,8 +32,7 @@ class GlmConfig(PretrainedConfig):
             form that a later port used.
         mask_token_ids: [MASK], [sMASK], [gMASK], the tokens an answer may belong to. The original 10B model's [gMASK]
             is ``eop_token_id``; its ports copied that row of the embedding to 50009.
-        sop_token_id: starts an answer.
-        eop_token_id: ends an answer.
+        sop_token_id, eop_token_id: start and end an answer.
     """
 
     model_type = "hanmo-glm"
@@ -101,10 +100,9 @@ class GlmModel(PreNormModel):
 
         Args:
             input_ids: (B, T) int64.
-            attention_mask: (B, T), 1 on real tokens, in packed rows the number of the example from 1 on; or
-                (B, 1, T, S), used as it is.
-            position_ids: (B, 2, T) int64 (position, place in the answer); (B, T) without places. 0 … T-1 and
-                zeros if None.
+            attention_mask: (B, T), 1 on real tokens, in packed rows the number of the example from 1 on; or (B, 1, T, S),
+                used as it is.
+            position_ids: (B, 2, T) int64 (position, place in the answer); (B, T) without places. 0 … T-1 and 0 if None.
             prefix: (B,) or (1,) int64, the number of context tokens, which all tokens see, without padding on the left; 0
                 if None. In packed rows (B, T): the column where the context of a token's example ends.
         """

@@ -1,8 +1,7 @@
 """The Transformer-XL network (Dai et al. 2019, arXiv:1901.02860) as 文汇 uses it: a pre-norm decoder with segment memory.
 
-Positions are relative: a score is content plus distance. Two forms of memory give identical results: in training the
-detached inputs of every layer, projected anew by the current weights; in decoding keys and values. The absolute variant
-of the family has learned positions instead and the same memory.
+Positions are relative, or learned in the absolute variant. Two forms of memory give identical results: in training the
+detached inputs of every layer, projected anew by the current weights; in decoding keys and values.
 
 Shape suffixes: B batch, R decoding rows, H heads, K head width, D width, T and q new tokens, m memory, S = m + q keys.
 """
@@ -22,11 +21,13 @@ from transformers import initialization as init
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.transformer_xl.attention import PiecewiseAttention
 from hanmo.families.transformer_xl.relative import MASKED, SinusoidTable, hide_, relative_scores, visible
-from hanmo.families.transformer_xl.state import MemoryState
 from hanmo.nn.cpu import Dropout, Linear, dropout
+from hanmo.nn.decode_state import BLOCK, DecodeState
 from hanmo.nn.prenorm import TP_PLAN, Attention, PreNormBlock, PreNormModel
 from hanmo.nn.tensor_parallel import OUT_HEADS, local
 
+# the two biases (H, K), and the position table (columns, D) as a function of the number of columns
+Relative = tuple[Tensor, Tensor, Callable[[int], Tensor]]
 Memory = Sequence[Tensor]  # L + 1 tensors (B, m, D): the embeddings and every layer's output; empty at the start
 
 
@@ -81,18 +82,47 @@ class TransformerXLConfig(PretrainedConfig):
         return self.segment_length + self.memory_length - 1
 
 
+class MemoryState(DecodeState):
+    """Memory in decoding: keys and values of the last ``span`` tokens, and the position keys of all distances so far."""
+
+    def __init__(self, layers: int, span: int):
+        super().__init__(layers)
+        self.span = span
+        self.position_keys: list[Tensor | None] = [None] * layers  # the same for all rows, shared by ``take``
+
+    def grow(self, valid_Rq: Tensor) -> None:
+        if self.length >= self.span + BLOCK:  # a block at a time, so that copies are rare
+            self.keep_last(self.span)
+        super().grow(valid_Rq)
+
+    def columns(self, queries: int) -> int:
+        """The number of columns that ``queries`` new tokens (already grown) can see, their own included."""
+        return min(self.length, self.span + queries)
+
+    def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = super().extend(layer, key_RHqK, value_RHqK)
+        first = self.length - self.columns(key_RHqK.shape[2])
+        return keys[:, :, first:], values[:, :, first:]
+
+    def positions(self, layer: int, columns: int, project: Callable[[int], Tensor]) -> Tensor:
+        """Position keys (H, columns, K) of the distances columns - 1 … 0, projected once and kept."""
+        kept_HSK = self.position_keys[layer]
+        if kept_HSK is None or kept_HSK.shape[1] < columns:
+            kept_HSK = self.position_keys[layer] = project((columns + BLOCK - 1) // BLOCK * BLOCK)
+        return kept_HSK[:, kept_HSK.shape[1] - columns :]
+
+
 class TransformerXLAttention(Attention):
     def __init__(self, config: TransformerXLConfig, heads: int, dropout: float):
         super().__init__(config, heads, dropout)
         self.r_proj = Linear(config.hidden_size, config.hidden_size) if config.relative else None
 
-    def forward(
+    def forward(  # type: ignore[override]  # it also needs the memory
         self,
         hidden_BSD: Tensor,
         queries: int,
         mask: Tensor | None,
-        biases: tuple[Tensor, Tensor] | None,
-        table: Callable[[int], Tensor] | None,
+        relative: Relative | None,
         state: MemoryState | None,
         layer: int,
     ) -> Tensor:
@@ -101,7 +131,8 @@ class TransformerXLAttention(Attention):
         if state is not None:
             k_BHSK, v_BHSK = state.extend(layer, k_BHSK, v_BHSK)
         content_BHqK, position_BHqK, r_HSK = q_BHqK, None, None
-        if biases is not None and table is not None:
+        if relative is not None:
+            *biases, table = relative
             content_BHqK, position_BHqK = ((q_BHqK + bias_HK[:, None]).to(q_BHqK.dtype) for bias_HK in biases)
             columns = k_BHSK.shape[2]
             project = partial(self._position_keys, table)
@@ -139,19 +170,18 @@ class TransformerXLBlock(PreNormBlock):
 
     attention_class = TransformerXLAttention
 
-    def forward(
+    def forward(  # type: ignore[override]  # it also needs the memory
         self,
         hidden_BTD: Tensor,
         memory_BmD: Tensor | None,
         mask: Tensor | None,
-        biases: tuple[Tensor, Tensor] | None,
-        table: Callable[[int], Tensor] | None,
+        relative: Relative | None,
         state: MemoryState | None = None,
         layer: int = 0,
     ) -> Tensor:
         joined_BSD = hidden_BTD if memory_BmD is None else torch.cat([memory_BmD, hidden_BTD], dim=1)
         normed_BSD = self.attention_norm(joined_BSD)
-        mixed_BTD = self.attention(normed_BSD, hidden_BTD.shape[1], mask, biases, table, state, layer)
+        mixed_BTD = self.attention(normed_BSD, hidden_BTD.shape[1], mask, relative, state, layer)
         return self.add_mlp(hidden_BTD + self.dropout(mixed_BTD))
 
 
@@ -204,8 +234,7 @@ class TransformerXLModel(PreNormModel):
                 before it; or (1 or B, 1, T, >= S) or (B, T, >= S), whose last S columns are used as they are. All real
                 if None.
             position_ids: (B, T) int64, for absolute positions; counted from the end of the memory if None.
-            memory: see ``Memory``; () at the start of a text. The new one is detached, at most ``config.memory_length``
-                long.
+            memory: see ``Memory``; () at the start of a text. The new one, ``config.memory_length`` at most, is detached.
             reach: (B, T) int64, the largest number of earlier tokens that a token sees (documents in one stream).
         """
         hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -218,32 +247,27 @@ class TransformerXLModel(PreNormModel):
         if not self.config.relative:
             hidden_BTD = hidden_BTD + self._absolute(position_ids, past, queries)
         hidden_BTD = self.dropout(hidden_BTD)
-        biases, table = self._relative(columns, hidden_BTD.dtype, state is not None)
+        relative = self._relative(columns, hidden_BTD.dtype, state is not None)
         mask = None
         if state is None or queries > 1 or state.has_padding:
             mask = visible(queries, columns, self.config.span, attention_mask, reach, hidden_BTD.device)
         kept = [hidden_BTD]
         for layer, block in enumerate(self.layers):
             past_BmD = memory[layer] if memory else None
-            hidden_BTD = block(hidden_BTD, past_BmD, mask, biases, table, state=state, layer=layer)
+            hidden_BTD = block(hidden_BTD, past_BmD, mask, relative, state=state, layer=layer)
             kept.append(hidden_BTD)
         output_BTD = self.final_norm(hidden_BTD)
         return output_BTD if memory is None else (output_BTD, self._remember(memory, kept))
 
-    def _relative(
-        self, columns: int, dtype: torch.dtype, lazily: bool
-    ) -> tuple[tuple[Tensor, Tensor] | None, Callable[[int], Tensor] | None]:
-        """The two biases and the position table, as a function of the number of columns; one for all layers.
-
-        Args: ``lazily``, compute it only when a layer calls the function, which is rare in decoding.
-        """
+    def _relative(self, columns: int, dtype: torch.dtype, lazily: bool) -> Relative | None:
+        """``lazily``: compute the table only when a layer wants it, which is rare in decoding; else once for all layers."""
         if not self.config.relative:
-            return None, None
-        biases = (local(self.r_w_bias), local(self.r_r_bias))
+            return None
+        biases = local(self.r_w_bias), local(self.r_r_bias)
         if lazily:
-            return biases, lambda wanted: self.positions(wanted, dtype)
+            return *biases, lambda wanted: self.positions(wanted, dtype)
         table_SD = self.dropout(self.positions(columns, dtype))
-        return biases, lambda wanted: table_SD
+        return *biases, lambda wanted: table_SD
 
     def _absolute(self, position_ids: Tensor | None, past: int, queries: int) -> Tensor:
         if position_ids is None:
