@@ -58,7 +58,7 @@ def token_entropies(logits_NV: Tensor) -> Tensor:
 
 
 def weighted_nll(logprob_BA: Tensor, weights_BA: Tensor, total: Tensor | float | None = None) -> Tensor:
-    """Weighted negative log-likelihood, a scalar: sum(weights x -logprob) / total, both fp32, zero where nothing is scored.
+    """Weighted negative log-likelihood, a scalar: sum(weights x -logprob) / total; both fp32, 0 where nothing is scored.
 
     ``total``: the weights of the whole optimizer step, over all its batches and processes, so that 1 x 4 accumulation
     equals 4 x 1; this batch's if None.

@@ -122,7 +122,7 @@ def check_adapter(folder: str | Path) -> None:
 
 
 def safe_blank(auto_class: Any, folder: str | Path, config: PretrainedConfig) -> Any:
-    """The network that a configuration describes, on the meta device: without memory for its weights. CheckpointError if not."""
+    """The network that a configuration describes, without memory for its weights; CheckpointError if it cannot be built."""
     with torch.device("meta"), _without_questions(), _as_hanmo_error(folder, "transformers cannot build it"):
         return auto_class.from_config(config, trust_remote_code=False)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Place(NamedTuple):
-    """The identity of a reply: its prompt in the input, its number among the replies to that, and the blank it fills."""
+    """The identity of a reply: the index of its prompt in the input, of the reply to it, and of the blank that it fills."""
 
     record: int
     choice: int = 0

@@ -7,8 +7,7 @@ from typing import Any
 
 import sentencepiece
 
-from hanmo.tokenizers.base import PlainTokenizer
-from hanmo.tokenizers.batching import compiled
+from hanmo.tokenizers.base import PlainTokenizer, compiled
 
 
 class SentencePieceTokenizer(PlainTokenizer):
@@ -39,7 +38,6 @@ class SentencePieceTokenizer(PlainTokenizer):
         return {token: id_ for id_, token in names.items()} | self._specials | self._added_tokens_encoder
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens around it; empty for an empty text."""
         return self._pieces.encode(text)
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:

@@ -11,8 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from hanmo.tokenizers.base import PlainTokenizer
-from hanmo.tokenizers.batching import compiled
+from hanmo.tokenizers.base import PlainTokenizer, compiled
 from hanmo.tokenizers.jieba_exact import BoundedCache, WordCutter
 
 # Full-width forms that the original folds before it cuts. Only the first table changes where words end.
@@ -67,7 +66,6 @@ class EvaTokenizer(PlainTokenizer):
         return {**self._ids, **self._added_tokens_encoder}
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens around it; empty for an empty text."""
         return list(chain.from_iterable(map(self._words.__getitem__, self._cut(_folded(text)))))
 
     def _kernel(self) -> Any:

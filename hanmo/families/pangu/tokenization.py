@@ -50,7 +50,6 @@ class PanguTokenizer(SentencePieceTokenizer):
         return None  # jieba's words come first
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens around it; empty for an empty text."""
         return self._encode_words([self.segments(text)])[0]
 
     def _encode_part(self, texts: Sequence[str]) -> list[list[int]]:

@@ -42,7 +42,7 @@ def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def read_config(original: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a configuration of ours, or of the keys that the tensors leave open, what is ours. ConfigError: an unknown key."""
+    """Keyword arguments from a configuration of ours, or keys that the tensors leave open; ConfigError: an unknown key."""
     known = {item.name for item in fields(TransformerXLConfig)}
     for key in original.keys() - known - {"model_type", "transformers_version"}:
         raise ConfigError(unknown("configuration key", key, known))

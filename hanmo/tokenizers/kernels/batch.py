@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from hanmo.tokenizers.batching import garbage_collector_off, parts_of
+from hanmo.tokenizers.base import garbage_collector_off, parts_of
 
 CODES = 0x110000  # code points of Unicode
 
