@@ -7,10 +7,6 @@ def register() -> None:
     """Register hanmo's models with transformers: its auto classes then load the folders that hanmo writes.
 
     Imports torch and transformers. Calling it again changes nothing. hanmo's own commands do not need it.
-
-    >>> import hanmo
-    >>> hanmo.register()
-    >>> model = AutoModelForCausalLM.from_pretrained("models/pangu")
     """
     from hanmo import families
 

@@ -1,5 +1,3 @@
-"""``python -m hanmo`` is ``hanmo``."""
-
 from hanmo.cli import main
 
 main()

@@ -1,7 +1,6 @@
 """Settings of a stage: one dataclass, filled from its defaults, a preset, a YAML file and ``key=value`` overrides.
 
-Later layers win. An unknown key is answered with the nearest known one and a value of the wrong type with what was
-expected, both with the place they came from.
+Later layers win. An unknown key is answered with the nearest known one, a wrong value with what was expected.
 
 A field of type ``dict`` may hold the settings of a class that is expensive to import; its metadata says which, and
 the class is imported only when such a key is given:
@@ -14,7 +13,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
-from enum import Enum
+from enum import EnumMeta
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -40,10 +39,7 @@ NAMES: dict[Any, str] = {  # of types, in messages
 
 
 def settings_of(path: str, **reserved: str) -> dict[str, Any]:
-    """Field metadata: the mapping holds settings of the dataclass at the dotted ``path``.
-
-    ``reserved`` names settings that may not be given, each with what to use instead.
-    """
+    """Field metadata: the mapping holds settings of the dataclass at ``path``; of ``reserved`` what to use instead."""
     return {"settings_of": path, "reserved": reserved}
 
 
@@ -72,12 +68,8 @@ def load(
         for key, value in _checked(kind, layer, source).items():
             both = isinstance(value, dict) and isinstance(values.get(key), dict)
             values[key] = {**values[key], **value} if both else value
-    missing = [
-        field.name
-        for field in fields(kind)  # type: ignore[arg-type]
-        if field.default is MISSING and field.default_factory is MISSING and field.name not in values
-    ]
-    if missing:
+    needed = (field for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING)  # type: ignore[arg-type]
+    if missing := [field.name for field in needed if field.name not in values]:
         raise ConfigError(f"{', '.join(missing)}: not given, and there is no default")
     return kind(**values)
 
@@ -90,7 +82,6 @@ def dump(config: Any) -> str:
 
 
 def save(config: Any, path: str | Path) -> None:
-    """Write ``dump`` to a file."""
     write_text(path, dump(config))
 
 
@@ -132,9 +123,7 @@ def _checked(
 ) -> dict[str, Any]:
     """The settings of a layer, each with the type that the dataclass ``kind`` declares for it.
 
-    Args:
-        outer: the setting whose value this mapping is, if any.
-        reserved: names of settings that may not be given -> what to use instead.
+    Args: ``outer``, the setting whose value this mapping is, if any; ``reserved``, see ``settings_of``.
     """
     hints, known = get_type_hints(kind), {field.name: field for field in fields(kind) if field.init}
     checked = {}
@@ -194,11 +183,7 @@ def _yaml_type(hint: Any) -> Any:
 def _options(hint: Any) -> list[Any]:
     """The types of a union, empty if it is none. Of "Enum | str" only the enum: its values are all that is known."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
-    return [option for option in options if option is not str or not any(map(_is_enum, options))]
-
-
-def _is_enum(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Enum)
+    return [option for option in options if option is not str or not any(isinstance(one, EnumMeta) for one in options)]
 
 
 def describe_type(hint: Any) -> str:
@@ -206,7 +191,7 @@ def describe_type(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if options := _options(hint):
         return " or ".join(map(describe_type, options))
-    if origin is Literal or _is_enum(hint):
+    if origin is Literal or isinstance(hint, EnumMeta):
         return " or ".join(str(getattr(option, "value", option)) for option in arguments or hint)
     if origin in (list, tuple, Sequence):
         return f"a list of {describe_type(arguments[0])}"

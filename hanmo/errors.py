@@ -1,15 +1,5 @@
 """Everything hanmo raises for a user's mistake, and how such a message is written.
 
-    HanmoError
-    ├── ConfigError         an unknown or impossible setting
-    ├── RecordError         a bad line of data (knows file and line)
-    ├── CheckpointError     a file of weights that is missing, partial, mis-shaped or unsafe
-    ├── VocabularyError     vocabulary, tokenizer and embedding disagree
-    ├── DivergedError       a loss or a gradient that is not a finite number
-    ├── NotANumberError     NaN or infinity from a model or in a result
-    ├── InUseError          another run writes to the same place
-    └── UnsupportedError    hanmo does not do this, and says so
-
 A message says what is wrong, where, what was expected and what to do next. Broken invariants of our own code
 are ``assert``s, never these.
 """

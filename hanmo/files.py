@@ -28,11 +28,7 @@ def package_yaml(package: str, name: str) -> Any:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; it is renamed to ``path`` at the end, removed after an error.
-
-    >>> with replacing("a.txt") as temporary:
-    ...     temporary.write_text("whole or not at all")
-    """
+    """A temporary name beside ``path`` to write to; it is renamed to ``path`` at the end, removed after an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
@@ -52,11 +48,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Valid JSON, without NaN and infinity; Chinese stays readable.
-
-    Raises:
-        NotANumberError: a number is not finite; callers for whom that is no error use ``or_null`` first.
-    """
+    """Valid JSON, Chinese as it is. NotANumberError for NaN and infinity; ``or_null`` takes them out."""
     try:
         return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
     except ValueError:
@@ -78,9 +70,7 @@ _HALF = re.compile(
 def data_of(text: str) -> Any:
     """The value of JSON text whose strings must be text: half of a character, such as ``\\ud83d`` alone, is none.
 
-    Raises:
-        JSONDecodeError: not JSON, nested too deeply, a number of thousands of digits, or half a character, which no
-            tokenizer takes and no file of UTF-8 can hold.
+    JSONDecodeError for that, for no JSON, for what is nested too deeply, and for a number of thousands of digits.
     """
     value, end = data_at(text, len(text) - len(text.lstrip(" \t\r\n")))
     if text[end:].strip(" \t\r\n"):
@@ -131,15 +121,9 @@ def _not_finite(value: Any, path: str) -> Iterator[str]:
 
 
 def plain_name(name: object, source: str | Path) -> str:
-    """Check a name of a file or folder that another file contains: a single path component, valid on every system.
+    """Check a name of a file or folder that the file ``source`` contains, so that it cannot lead out of its folder.
 
-    Every such name is checked here, so that none leads out of its folder.
-
-    Args:
-        source: the file that contains the name, for the message.
-
-    Raises:
-        CheckpointError: not a string, empty, a path, ``..``, or with characters that are special on some system.
+    CheckpointError if it is no text, empty, a path, ``..``, or has characters that are special on some system.
     """
     if not isinstance(name, str) or not name:
         problem = "is no name of a file"
@@ -159,11 +143,7 @@ def plain_name(name: object, source: str | Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        CheckpointError: it is not valid JSON, or no object.
-    """
+    """The object in a JSON file; CheckpointError if it is not valid JSON, or no object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of text, of JSON, of numbers with too many digits, of depth

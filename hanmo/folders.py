@@ -24,21 +24,12 @@ from hanmo.locks import holding
 Keep = Callable[[str], bool]  # whether an entry of this name is kept from the former folder
 
 
-def nothing(name: str) -> bool:
-    """Keep nothing."""
-    return False
-
-
 @contextlib.contextmanager
-def new_folder(folder: str | Path, keep: Keep = nothing) -> Iterator[Path]:
+def new_folder(folder: str | Path, keep: Keep = lambda name: False) -> Iterator[Path]:
     """A draft folder that takes its real name when the block ends without an error and is removed otherwise.
 
-    Args:
-        keep: which entries of an existing folder stay unless the draft has an entry of that name.
-
-    Raises:
-        CheckpointError: it cannot be written; nothing has changed.
-        InUseError: another run writes it.
+    ``keep``: which entries of an existing folder stay unless the draft has an entry of that name. CheckpointError if it
+    cannot be written, and then nothing has changed; InUseError if another run writes it.
     """
     place = Path(folder).resolve()
     draft = place.with_name(f".{place.name}.tmp")
@@ -56,10 +47,11 @@ def new_folder(folder: str | Path, keep: Keep = nothing) -> Iterator[Path]:
         raise CheckpointError(f"{folder}: cannot be written: {error}; nothing has been changed") from error
 
 
-def finish_folder(folder: Path, draft: Path, keep: Keep = nothing) -> None:
+def finish_folder(folder: Path, draft: Path, keep: Keep) -> None:
     """Flush a draft to disk and give it its real name, see ``new_folder``. The caller holds the folder's lock."""
-    for file in draft.rglob("*"):
-        _flush(file)
+    for path in filter(Path.is_file, draft.rglob("*")):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     if not folder.exists():
         draft.rename(folder)
         return
@@ -78,8 +70,7 @@ def finish_folder(folder: Path, draft: Path, keep: Keep = nothing) -> None:
 def recover(folder: Path) -> None:
     """Complete a replacement that was interrupted. The caller holds the folder's lock.
 
-    Raises:
-        CheckpointError: another folder has been put in its place since; the message says what to do.
+    CheckpointError if another folder has been put in its place since; the message says what to do.
     """
     new, old = _places(folder)
     if not os.path.lexists(folder) and old.exists():
@@ -96,13 +87,13 @@ def recover(folder: Path) -> None:
 def recover_missing(folder: Path) -> None:
     """``recover`` a missing folder before it is read, if its replacement was interrupted.
 
-    Raises:
-        CheckpointError: nothing can be renamed here; the message says what to rename.
-        InUseError: it is being replaced right now.
+    CheckpointError, with what to do, if nothing can be renamed here; InUseError if it is being replaced right now.
     """
-    if not folder.name or os.path.lexists(folder) or not _places(folder)[1].exists():
+    if not folder.name or os.path.lexists(folder):
         return
     new, old = _places(folder)
+    if not old.exists():
+        return
     try:
         with holding(folder):
             recover(folder)
@@ -118,12 +109,6 @@ def recover_missing(folder: Path) -> None:
 
 def _places(folder: Path) -> tuple[Path, Path]:
     return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-
-
-def _flush(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def _link(source: Path, target: Path) -> None:

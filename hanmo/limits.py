@@ -1,7 +1,7 @@
 """Limits of memory and time for reading untrusted files that are small programs, such as a tokenizer's rewriting rules.
 
-``run_within_limits`` first reads such a file in a forked process, which starts within milliseconds with everything
-imported. (Chat templates have a long-lived process instead, see families/huggingface/templates.py.)
+Such a file is first read in a forked process, which starts within milliseconds with everything imported. (Chat templates
+have a long-lived process instead, see families/huggingface/templates.py.)
 """
 
 from __future__ import annotations
@@ -28,13 +28,8 @@ _MEMORY_ENDED = 3  # exit status
 def run_within_limits(task: Callable[[], object], what: str, size: int = 0) -> None:
     """Check in a forked process that ``task`` ends within the limits; its result and its own errors are discarded.
 
-    Where the system cannot fork (Windows), nothing is checked.
-
-    Args:
-        size: bytes of the files that are read; the limits grow with it.
-
-    Raises:
-        CheckpointError: it exceeded the memory or the time, or it crashed; ``what`` names the file.
+    Where the system cannot fork (Windows), nothing is checked. The limits grow with ``size``, the bytes that are read.
+    CheckpointError, beginning with ``what``, if it exceeded the memory or the time, or crashed.
     """
     if not hasattr(os, "fork"):
         return

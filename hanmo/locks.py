@@ -36,19 +36,16 @@ _held: set[int] = set()  # file descriptors of the locks that this process holds
 def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
     """Lock ``target`` against other runs until the block ends. Under torchrun only the main process locks.
 
-    Args:
-        lock: the file to lock; default: ``.NAME.lock`` beside the target. It is removed at the end.
+    The file ``lock`` (by default ``.NAME.lock`` beside the target, the same for every path to it) is removed at the end.
 
     Raises:
         InUseError: another run holds it; the message names its process, machine, start and command.
-
-    >>> with holding("runs/kdconv"):
-    ...     write("runs/kdconv")
     """
     if not main_process():
         yield
         return
-    path = lock or _beside(Path(target))
+    place = Path(target).resolve()
+    path = lock or place.with_name(f".{place.name}.lock")
     descriptor = _locked(path, target)
     try:
         yield
@@ -71,12 +68,6 @@ def holding_inside(folder: str | Path) -> Iterator[None]:
         if fresh:
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
-
-
-def _beside(target: Path) -> Path:
-    """The lock file beside a target, the same for every path to it."""
-    target = target.resolve()
-    return target.with_name(f".{target.name}.lock")
 
 
 def _locked(path: Path, target: str | Path) -> int | None:

@@ -1,8 +1,8 @@
 """Losses as pure functions of tensors.
 
 Shape suffixes: N scored tokens, V vocabulary, B batch (rows or pairs), A predicting axis, G groups, K replies of a group.
-Masks are fp32 or bool, 1 on the tokens that count. Unless noted a loss is one number per token or per pair, and the
-caller divides the sum by the count of the whole optimizer step.
+Masks are fp32 or bool, 1 on the tokens that count. A loss is one number per token or per pair: the caller divides the sum
+by the count of the whole optimizer step.
 
 Sources: Christiano et al. 2017 and Stiennon et al. 2020 (pairwise reward loss), Rafailov et al. 2023 (DPO), Azar et al. 2023
 (IPO), Schulman et al. 2016 and 2017 (GAE, PPO), Ziegler et al. 2019 (adaptive KL), Shao et al. 2024 (GRPO); the forms
@@ -12,7 +12,7 @@ named "published" are those of the recorded specification (CLUE, section 4).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,13 +58,10 @@ def token_entropies(logits_NV: Tensor) -> Tensor:
 
 
 def weighted_nll(logprob_BA: Tensor, weights_BA: Tensor, total: Tensor | float | None = None) -> Tensor:
-    """Weighted negative log-likelihood, a scalar: sum(weights x -logprob) / total.
+    """Weighted negative log-likelihood, a scalar: sum(weights x -logprob) / total; both fp32, 0 where nothing is scored.
 
-    Args:
-        logprob_BA: fp32, zero where nothing is scored.
-        weights_BA: fp32, zero where nothing is scored.
-        total: the weights of the whole optimizer step, over all its batches and processes, so that 1 x 4 accumulation
-            equals 4 x 1; this batch's if None.
+    ``total``: the weights of the whole optimizer step, over all its batches and processes, so that 1 x 4 accumulation
+    equals 4 x 1; this batch's if None.
     """
     if total is None:
         total = weights_BA.sum().clamp_min(torch.finfo(torch.float32).tiny)
@@ -85,12 +82,9 @@ def pairwise_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
 def tokenwise_loss(chosen_BA: Tensor, rejected_BA: Tensor, start_B: Tensor, end_B: Tensor) -> Tensor:
     """The published reward loss from 2023-05: the mean of the pairwise loss over places [start, end) of each pair, (B,).
 
-    The published ``end`` is that of the longer text, which includes values on the padding of the shorter one (corrected:
-    the end of the shorter one). The mean of an empty range is NaN as published and 0 here.
-
-    Args:
-        start_B: int64, the first place where the ids of the two texts differ.
-        end_B: int64, one past the last place that counts.
+    ``start_B`` (int64) is the first place where the ids of the two texts differ. The published ``end_B`` (int64) is one past
+    the end of the longer text, which includes values on the padding of the shorter one (corrected: that of the shorter
+    one). The mean of an empty range is NaN as published and 0 here.
     """
     place_A = torch.arange(chosen_BA.shape[1], device=chosen_BA.device)
     counts_BA = (place_A >= start_B[:, None]) & (place_A < end_B[:, None])
@@ -101,8 +95,7 @@ def tokenwise_loss(chosen_BA: Tensor, rejected_BA: Tensor, start_B: Tensor, end_
 # Learning from preferences without a reward model
 
 
-@dataclass(frozen=True)
-class Preference:
+class Preference(NamedTuple):
     """The result of a preference loss: losses and both implicit rewards, (B,) each."""
 
     losses: Tensor
@@ -123,10 +116,7 @@ def preference_loss(
 
     dpo: -log sigmoid(beta x margin), margin = (policy - reference) of the chosen minus that of the rejected one; label
     smoothing is the share of labels that count as reversed. ipo: (margin - 1 / (2 beta))^2, on log-probabilities that are
-    means over tokens.
-
-    Args:
-        reference_chosen, reference_rejected: zeros for a loss without a reference.
+    means over tokens. A loss without a reference has zeros for it.
     """
     chosen, rejected = policy_chosen - reference_chosen, policy_rejected - reference_rejected
     margin = chosen - rejected
@@ -144,8 +134,8 @@ def kl_estimates(logprob: Tensor, reference: Tensor, kind: Literal["k1", "k2", "
     """Per token, an estimate of KL(policy || reference) from tokens drawn by the policy; any one shape.
 
     With x = log policy - log reference: k1 is x, unbiased, of either sign; k2 is x^2 / 2, never negative, biased; k3 is
-    exp(-x) - 1 + x, never negative and unbiased; "published" is exp(x) - 1 - x, never negative, which on the policy's own
-    tokens estimates neither direction.
+    exp(-x) - 1 + x, never negative and unbiased; "published" is exp(x) - 1 - x, which on the policy's own tokens estimates
+    neither direction.
     """
     x = logprob - reference
     if kind == "k1":
@@ -164,22 +154,15 @@ def adapted_beta(beta: float, kl: float, target: float, horizon: float, count: i
 def token_rewards(
     logprob_BA: Tensor, reference_BA: Tensor, mask_BA: Tensor, scores_B: Tensor, beta: float, published: bool = False
 ) -> Tensor:
-    """Rewards of tokens, (B, A): -beta (log policy - log reference), and the reply's score on its last token.
+    """Rewards of tokens, (B, A): -beta (log policy - log reference) on the mask, and the reply's score on its last token.
 
-    Args:
-        published: the KL term at every place, padding included (the second published system); otherwise only on the
-            mask.
+    ``published``: the KL term at every place, padding included (the second published system).
     """
     penalty_BA = -beta * (logprob_BA - reference_BA)
     rewards_BA = penalty_BA if published else penalty_BA * mask_BA
-    last_B = last_places(mask_BA)
-    return rewards_BA.scatter_add(1, last_B[:, None], scores_B[:, None].to(rewards_BA.dtype))
-
-
-def last_places(mask_BA: Tensor) -> Tensor:
-    """The last place of every row where the mask is not 0, (B,) int64; 0 in rows without one."""
     places_A = torch.arange(mask_BA.shape[1], device=mask_BA.device)
-    return (places_A * (mask_BA != 0)).argmax(1)
+    last_B = (places_A * (mask_BA != 0)).argmax(1)  # 0 in rows without one
+    return rewards_BA.scatter_add(1, last_B[:, None], scores_B[:, None].to(rewards_BA.dtype))
 
 
 def gae(
@@ -187,7 +170,7 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation: advantages and returns (advantages + values), (B, A) each, 0 off the mask.
 
-    The value after the last token of a row is 0. The published forms run over padding too: give them a mask of ones.
+    The value after the last token of a row is 0. The published forms run over padding too: their mask is all ones.
     """
     mask_BA = mask_BA.bool()
     advantage_B = next_value_B = torch.zeros_like(values_BA[:, 0])
@@ -203,9 +186,7 @@ def gae(
 
 
 def whiten(x: Tensor, mask: Tensor | None = None, keep_mean: bool = False) -> Tensor:
-    """Values with mean 0 and (unbiased) variance 1 over the mask, and 0 elsewhere; None: over the whole tensor, padding
-    included, as published.
-    """
+    """Values with mean 0 and (unbiased) variance 1 over the mask, and 0 elsewhere; None: over all, padding too, as published."""
     mask = torch.ones_like(x) if mask is None else mask.to(x.dtype)
     mean, variance = masked_moments(x, mask)
     white = (x - mean) * torch.rsqrt(variance + 1e-8)
@@ -261,9 +242,8 @@ def clipped_policy_loss(
 
 def clipped_value_loss(values_BA: Tensor, old_BA: Tensor, returns_BA: Tensor, mask_BA: Tensor, clip: float) -> Tensor:
     """PPO's value loss of each token, (B, A): half the larger squared error of the value and of it clipped to old ± clip."""
-    clipped_BA = torch.minimum(torch.maximum(values_BA, old_BA - clip), old_BA + clip)
-    errors_BA = torch.maximum((values_BA - returns_BA).square(), (clipped_BA - returns_BA).square())
-    return 0.5 * errors_BA * mask_BA
+    errors_BA, clipped_errors_BA = _value_errors(values_BA, old_BA, returns_BA, clip)
+    return 0.5 * torch.maximum(errors_BA, clipped_errors_BA) * mask_BA
 
 
 @torch.no_grad()
@@ -284,8 +264,13 @@ def policy_statistics(
 @torch.no_grad()
 def value_clip_count(values_BA: Tensor, old_BA: Tensor, returns_BA: Tensor, mask_BA: Tensor, clip: float) -> Tensor:
     """The number of tokens where the clipped value has the larger error, a scalar."""
+    errors_BA, clipped_errors_BA = _value_errors(values_BA, old_BA, returns_BA, clip)
+    return ((clipped_errors_BA > errors_BA) * mask_BA).sum()
+
+
+def _value_errors(values_BA: Tensor, old_BA: Tensor, returns_BA: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     clipped_BA = torch.minimum(torch.maximum(values_BA, old_BA - clip), old_BA + clip)
-    return (((clipped_BA - returns_BA).square() > (values_BA - returns_BA).square()) * mask_BA).sum()
+    return (values_BA - returns_BA).square(), (clipped_BA - returns_BA).square()
 
 
 @torch.no_grad()

@@ -92,11 +92,7 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def split_at_difference(rows: Sequence[Sequence[int]]) -> list[list[Part]]:
-    """Rows that begin alike as their shared context and the scored rest of each, at least one id.
-
-    Raises:
-        UnsupportedError: they have nothing in common, so that the first id would be predicted from nothing.
-    """
+    """Rows that begin alike as their shared context and the scored rest of each; UnsupportedError if they share nothing."""
     shared = min(min(common_length(rows[0], row), len(row) - 1) for row in rows)
     if not shared:
         raise UnsupportedError(
@@ -115,10 +111,7 @@ def collate(rows: Sequence[Row], padding: dict[str, int]) -> dict[str, Tensor]:
 
 
 def stack(examples: Sequence[dict[str, Tensor]], padding: dict[str, int], left: bool = False) -> dict[str, Tensor]:
-    """Inputs of several examples to one batch, padded on their last axis.
-
-    Rows are padded on the right; prompts on the left, so that all end in the same column.
-    """
+    """Inputs to one batch, padded on their last axis: rows on the right, prompts on the left, to end in one column."""
 
     def pad(tensor: Tensor, width: int, value: int) -> Tensor:
         missing = width - tensor.shape[-1]

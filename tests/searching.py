@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hanmo.families.base import OpenedModel
 from hanmo.families.decoding import SearchConventions
-from hanmo.generation.beam import Hypothesis
+from hanmo.generation.beam import Generation
 from hanmo.generation.decode import _Beams, generate
 from hanmo.generation.draws import Place, Sampler
 from hanmo.generation.settings import Settings
@@ -16,9 +16,9 @@ from hanmo.rows import Context
 
 def search(
     opened: OpenedModel, contexts: Sequence[Context], settings: Settings, conventions: SearchConventions | None = None
-) -> list[list[Hypothesis]]:
+) -> list[list[Generation]]:
     """For each context all replies that a beam search has kept (at most ``num_beams``), best first."""
-    found: dict[int, list[Hypothesis]] = {}
+    found: dict[int, list[Generation]] = {}
     for chosen in batch_groups(opened.network, [len(context.ids) for context in contexts]):
         places = [Place(number) for number in chosen]
         batch = _Beams(opened, [contexts[number] for number in chosen], settings, None, conventions, places)

@@ -16,11 +16,7 @@ NAMES = (*OURS, TRANSFORMERS)
 
 
 def load(name: str) -> type[Family]:
-    """The Family class of a name in ``NAMES``; imports its folder (and torch) only now.
-
-    Raises:
-        UnsupportedError: no family has this name.
-    """
+    """The Family class of a name; imports its folder (and torch) only now. UnsupportedError for an unknown name."""
     if name not in NAMES:
         raise UnsupportedError(unknown("family", name, NAMES))
     return import_module(f"hanmo.families.{name}.family").FAMILY

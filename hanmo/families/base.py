@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -22,9 +21,10 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from hanmo.errors import UnsupportedError
 from hanmo.families.decoding import LogitsProcessor, SearchConventions
 from hanmo.families.stops import Stop
+from hanmo.families.weight_map import NO_ORIGINAL
 from hanmo.nn.causal import causal_pack, causal_prompt, causal_row
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
-from hanmo.rows import Context, Part, Prompt, Row, split_at_difference, stack
+from hanmo.rows import Context, Part, Prompt, Row, common_length, split_at_difference, stack
 
 
 @dataclass
@@ -32,14 +32,13 @@ class Family(ABC):
     """One architecture: how records become ids and ids become rows, for one opened model.
 
     A decoder-only family gives ``parts`` and ``context``; other forms of rows override ``row`` and ``prompt`` too.
-    Class attributes say which files belong to the family; instances hold the configuration and tokenizer of one model.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type[PretrainedConfig]]
     network_class: ClassVar[type[Any]]
     tokenizer_class: ClassVar[type[PreTrainedTokenizerBase]]
-    original_format: ClassVar[ModuleType]  # SIZES, LAYOUTS, read_config: see families/weight_map.py
+    original_format: ClassVar[Any] = NO_ORIGINAL  # a module: see families/weight_map.py
     #: padding value by name of the input; 0 for every name not listed
     padding: ClassVar[dict[str, int]] = {}
     #: several examples may share one row without seeing each other: see ``pack``
@@ -79,11 +78,7 @@ class Family(ABC):
 
     @property
     def stop_id(self) -> int:
-        """The token that rows predict where a reply ends.
-
-        Raises:
-            UnsupportedError: the model names none.
-        """
+        """The token that rows predict where a reply ends; UnsupportedError if the model names none."""
         if not self.stop_ids:
             raise UnsupportedError(
                 "no token ends a text: neither the chat template nor the tokenizer, config.json or generation_config.json "
@@ -137,8 +132,7 @@ class Family(ABC):
     def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
         """Parts for each option in the gap of a text, all with the same unscored context.
 
-        By default the whole text is encoded for each option, since a boundary of texts need not be one of ids: the ids
-        that all have in common at the beginning are the context, the others are scored.
+        A boundary of texts need not be one of ids: whole texts are encoded, and the ids that all begin with are context.
         """
         rows = [self.parts(Text(before + option + after), sys.maxsize)[0] for option in options]
         return split_at_difference([[id_ for part in parts for id_ in part.ids] for parts in rows])
@@ -155,32 +149,30 @@ class Family(ABC):
         """A piece of a document as a row of the family's pretraining objective; next-token prediction by default.
 
         Args:
-            parts: as ``parts`` makes them of running text; an empty unscored part at the end means that the document
-                goes on.
+            parts: as ``parts`` makes them of running text; an empty unscored one at the end: the document goes on.
             objectives: shares of the family's ``objectives``; its own if None.
         """
         return self.row(parts)
 
     def pack(self, rows: Sequence[Row]) -> Row:
-        """Several rows as one, in which each is scored as it is alone; for families with ``packs``.
-
-        Raises:
-            UnsupportedError: the network cannot keep the examples apart.
-        """
+        """Several rows as one, in which each is scored as it is alone; UnsupportedError without ``packs``."""
         if not self.packs:
             raise UnsupportedError(f"{self.name} cannot keep examples apart that share a row; train without packing")
         return causal_pack(rows)
 
     def segments(self, documents: Iterable[Sequence[Part]], length: int) -> list[Row]:
-        """Concatenated documents as rows of ``length`` tokens, in order; for families with ``streams``.
+        """Concatenated documents as rows of ``length`` tokens, in order; UnsupportedError without ``streams``.
 
-        Row i + 1 continues row i: the caller gives each one ``memory`` (() for the first), and passes
-        ``RowOutput.memory`` on to the next row of the stream. The rows' inputs keep documents apart.
-
-        Raises:
-            UnsupportedError: the network carries no memory.
+        Row i + 1 continues row i: the caller gives each one the ``RowOutput.memory`` of the row before, () to the first.
+        The rows' inputs keep documents apart.
         """
         raise UnsupportedError(f"{self.name} carries no memory from row to row; train on rows without streams")
+
+    def prompt_and_answer(self, record: Record) -> tuple[list[int], list[int], int]:
+        """The ids of ``as_pair``: the prompt; the answer with its prefix; how many ids of the answer the prefix gives."""
+        pair = as_pair(record)
+        answer = self.encode(pair.prefix + pair.response)
+        return self.encode(pair.prompt), answer, common_length(self.encode(pair.prefix), answer)
 
     def encode(self, text: str) -> list[int]:
         """A text as ids, without special tokens around it."""
@@ -191,11 +183,7 @@ class Family(ABC):
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def as_transformers(self) -> Export:
-        """The content of a folder that plain transformers loads without hanmo.
-
-        Raises:
-            UnsupportedError: transformers has no such architecture.
-        """
+        """A folder that plain transformers loads without hanmo; UnsupportedError if it has no such architecture."""
         raise UnsupportedError(
             f"transformers has no architecture that computes what {self.name} does; convert without --to hf: "
             "after `import hanmo; hanmo.register()` transformers loads that folder too"
@@ -233,13 +221,9 @@ class OpenedModel:
 
 
 def as_pair(record: Record, waiting: bool = False, separator: str = "\n") -> PromptResponse:
-    """A record as one prompt and its response, for families without turns: the turns so far, a line each.
+    """A record as one prompt and its response, for families without turns: the turns so far, with separators between them.
 
-    The system message is the prompt's first line; of scored answers the best one is the response.
-
-    Args:
-        waiting: a dialogue's last turn is the user's and the response is still to come.
-        separator: stands between turns instead of a line break.
+    The system text is the first turn; of scored answers the best is the response. ``waiting``: the response is to come.
     """
     assert not isinstance(record, Text), "running text has no prompt"
     if isinstance(record, ScoredAnswers):

@@ -1,11 +1,17 @@
-"""The interface between families and the decode loop: conventions of search, processing of scores."""
+"""The interface between families and the decode loop: conventions of search, processing of scores.
+
+Shape suffixes: R rows of the batch, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -40,14 +46,32 @@ TRANSFORMERS_4_31 = SearchConventions(length="with_prompt", stop_is_open=True)
 
 
 class LogitsProcessor(Protocol):
-    """Penalties and suppressed ids that depend on what has been generated.
-
-    Called once per decoding step. Rows are independent of each other unless a published flaw says otherwise.
+    """Penalties and suppressed ids that depend on what has been generated. Called once per decoding step.
 
     Args:
-        generated: the ids generated so far, for each of R rows.
+        generated: the ids generated so far, for each of R rows, which are independent except by a published flaw.
         sources: for each row the index of the context it continues.
         scores_RV: fp32; changed in place and returned.
     """
 
     def __call__(self, generated: Sequence[Sequence[int]], sources: Sequence[int], scores_RV: Tensor) -> Tensor: ...
+
+
+def penalise(scores_RV: Tensor, ids: Sequence[Collection[int]], penalty: float) -> None:
+    """Make the ids of each row less likely, in place: negative scores are multiplied by the penalty, others divided."""
+    places = _places(ids, scores_RV.device)
+    scores = scores_RV[places]
+    scores_RV[places] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+
+def suppress(scores_RV: Tensor, ids: Sequence[Collection[int]], score: float) -> None:
+    """Give the ids of each row this score, in place."""
+    if any(ids):
+        scores_RV[_places(ids, scores_RV.device)] = score
+
+
+def _places(ids: Sequence[Collection[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The row and the column of every id."""
+    columns = np.fromiter(chain.from_iterable(ids), np.int64)
+    rows = np.repeat(np.arange(len(ids)), [len(row_ids) for row_ids in ids])
+    return torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)

@@ -12,13 +12,7 @@ from hanmo.families import NAMES
 
 
 def presets(name: str) -> dict[str, dict[str, Any]]:
-    """A family's presets: stage ("generation", "sft", …) -> name of the preset -> settings of that stage.
-
-    Imports nothing of the family. A family without a file has no presets.
-
-    Raises:
-        UnsupportedError: no family has this name.
-    """
+    """A family's presets, without importing it: stage ("generation", …) -> name of the preset -> settings of that stage."""
     if name not in NAMES:
         raise UnsupportedError(unknown("family", name, NAMES))
     path = Path(__file__).with_name(name) / "presets.yaml"

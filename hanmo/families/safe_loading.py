@@ -2,8 +2,8 @@
 
 A model folder may hold Python code (``auto_map``), name kernels that transformers downloads and runs, or hold an adapter
 whose base comes from a hub. transformers follows some of this and asks about the rest on the console, where any line of
-standard input counts as the answer. Here questions are off, only local files are read, and configurations lose the keys
-that name code or other places. tests/unit/test_nothing_runs.py checks that no other module calls ``from_pretrained``.
+input counts as the answer. Here questions are off, only local files are read, and configurations lose the keys that name
+code or other places. tests/unit/test_nothing_runs.py checks that no other module calls ``from_pretrained``.
 """
 
 from __future__ import annotations
@@ -32,17 +32,8 @@ TOKENIZER_CONFIG, ADAPTER_CONFIG = "tokenizer_config.json", "adapter_config.json
 # Keys that name code. They are removed silently: transformers' own classes are used instead.
 _CODE = {"auto_map", "_auto_class", "custom_pipelines", "custom_generate", "trust_remote_code"}
 # Keys that make transformers take weights, settings or parts of the network from another place.
-_ELSEWHERE = {
-    "allow_all_kernels",
-    "configuration_files",
-    "distributed_config",
-    "fusion_config",
-    "gguf_file",
-    "kernel_config",
-    "transformers_weights",
-    "use_kernels",
-    "use_pretrained_backbone",
-}
+_ELSEWHERE = {"configuration_files", "distributed_config", "gguf_file", "transformers_weights"}
+_ELSEWHERE |= {"allow_all_kernels", "fusion_config", "kernel_config", "use_kernels", "use_pretrained_backbone"}
 # Allowed values; transformers takes any other value as the name of a kernel and downloads it.
 _CHOICES = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
@@ -50,15 +41,8 @@ _CHOICES = {
 }
 _PARTS = ("architecture", "backbone")  # names of timm's models, or of repositories
 _BAD_FOLDER = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ImportError,
-    ArithmeticError,
-    AssertionError,  # from torch's layers
-    RuntimeError,  # from sentencepiece, and RecursionError
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, ArithmeticError),
+    *(AssertionError, RuntimeError),  # from torch's layers; from sentencepiece, and RecursionError
 )
 
 
@@ -106,9 +90,7 @@ def safe_network(
 
     Args:
         network_class: a class of ours, or an auto class of transformers.
-        folder: of the weights; None if ``options`` have them as ``state_dict``.
-        config: as ``safe_config`` gives it.
-        options: as ``from_pretrained`` takes them.
+        folder: of the weights; None if ``options``, those of ``from_pretrained``, have them as ``state_dict``.
 
     Raises:
         CheckpointError: transformers cannot open it; a tensor has another shape than configured; an adapter lies beside
@@ -140,11 +122,7 @@ def check_adapter(folder: str | Path) -> None:
 
 
 def safe_blank(auto_class: Any, folder: str | Path, config: PretrainedConfig) -> Any:
-    """The network of transformers that a configuration describes, on the meta device: its weights take no memory.
-
-    Raises:
-        CheckpointError: transformers cannot build it.
-    """
+    """The network that a configuration describes, without memory for its weights; CheckpointError if it cannot be built."""
     with torch.device("meta"), _without_questions(), _as_hanmo_error(folder, "transformers cannot build it"):
         return auto_class.from_config(config, trust_remote_code=False)
 
@@ -155,8 +133,8 @@ def safe_tokenizer(
     """The tokenizer in a folder.
 
     Args:
-        tokenizer_class: a class of ours, or AutoTokenizer for the one of transformers that the folder names.
-        config: the folder's configuration, if it has been read already; AutoTokenizer may choose by it.
+        tokenizer_class: a class of ours, or AutoTokenizer for the one that the folder names, or its configuration.
+        config: the folder's configuration, if it has been read already.
 
     Raises:
         VocabularyError: none there, or one that does not open.
@@ -169,8 +147,12 @@ def safe_tokenizer(
     _check_places(about, content)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     if tokenizer_class is AutoTokenizer:
-        options["config"] = _config_beside(folder) if config is None else config
-        _check_class(about, content, options["config"])
+        if config is None:
+            file = folder / CONFIG_NAME
+            known = file.is_file() and is_known_type(read_json(file).get("model_type"))
+            config = safe_config(folder) if known else PretrainedConfig()
+        options["config"] = config
+        _check_class(about, content, config)
 
     def opened() -> PreTrainedTokenizerBase:
         with _without_questions(), _as_hanmo_error(folder, "its tokenizer does not open", VocabularyError):
@@ -183,13 +165,9 @@ def safe_tokenizer(
 
 
 def own_code(folder: str | Path, config: Mapping[str, Any]) -> str:
-    """The message for a config.json that transformers has no class for, where the folder names its own code.
-
-    Empty if it names none.
-    """
-    if not config.get("auto_map"):
-        return ""
-    return _refusal(folder, f"the model type {config.get('model_type')!r}", config["auto_map"])
+    """The message for a config.json that transformers has no class for; empty if the folder names no code of its own."""
+    named = config.get("auto_map")
+    return _refusal(folder, f"the model type {config.get('model_type')!r}", named) if named else ""
 
 
 @contextlib.contextmanager
@@ -257,20 +235,12 @@ def _warn(remark: str) -> None:
     print(f"hanmo: {remark}", file=sys.stderr)
 
 
-def _config_beside(folder: Path) -> PretrainedConfig:
-    """The configuration by which AutoTokenizer chooses a class; an empty one if the folder has none of a known type."""
-    file = folder / CONFIG_NAME
-    known = file.is_file() and is_known_type(read_json(file).get("model_type"))
-    return safe_config(folder) if known else PretrainedConfig()
-
-
 def _check_places(about: Path, content: dict[str, Any]) -> None:
     """Check that a tokenizer's settings name no files outside its folder."""
     for key in ("init_inputs", "gguf_file", "tokenizer_object"):
         if content.get(key):
-            raise VocabularyError(
-                f"{about}: {key} is {content[key]!r}: hanmo reads a tokenizer from its own files alone"
-            )
+            problem = f"{key} is {content[key]!r}: hanmo reads a tokenizer from its own files alone"
+            raise VocabularyError(f"{about}: {problem}")
     for name in content.get("fast_tokenizer_files") or ():
         plain_name(name, about)
 
@@ -290,16 +260,11 @@ def _check_class(about: Path, content: dict[str, Any], config: PretrainedConfig)
 
 
 def _refusal(folder: str | Path, what: str, auto_map: Any) -> str:
-    files = _files_of(auto_map)
+    listed = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
+    names = [name for one in listed for name in (one if isinstance(one, list) else [one]) if isinstance(name, str)]
+    files = sorted({f"{name.split('--')[-1].split('.')[0]}.py" for name in names})
     named = f" ({', '.join(files[:4])})" if files else ""
     return (
         f"{folder}: {what} needs the folder's own code{named}, which hanmo never runs; take a version of this model that "
         "transformers opens by itself (made for a newer transformers, often named -hf), or make one with its makers' tools"
     )
-
-
-def _files_of(auto_map: Any) -> list[str]:
-    """The modules that an auto_map names, as files."""
-    listed = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
-    names = [name for one in listed for name in (one if isinstance(one, list) else [one]) if isinstance(name, str)]
-    return sorted({f"{name.split('--')[-1].split('.')[0]}.py" for name in names})

@@ -10,12 +10,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 #: keys of config.json and generation_config.json that name special tokens, the one that ends texts first
 ID_KEYS = (
-    "eos_token_id",
-    "bos_token_id",
-    "pad_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
+    *("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("forced_bos_token_id", "forced_eos_token_id"),
 )
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
@@ -78,7 +74,7 @@ def stated(
 
     def known(ids: Any) -> Any:
         kept = [id_ for id_ in listed(ids) if is_token(id_, config, tokenizer)]
-        return kept if isinstance(ids, list | tuple) else (kept[0] if kept else None)
+        return kept if isinstance(ids, list | tuple) else next(iter(kept), None)
 
     result = {key: known(value) if key in ID_KEYS else value for key, value in generation.items()}
     for key in ID_KEYS:

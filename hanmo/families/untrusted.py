@@ -1,8 +1,8 @@
 """Bounds what an untrusted tokenizer or configuration can cost.
 
 Forty rewriting rules in a row can double a text forty times; a configuration may claim a billion layers or labels. Counts
-are compared with the tensors in the files. A tokenizer whose rules are not known to be harmless is first opened and run on
-a text in a child process with limits.
+are compared with the tensors in the files. A tokenizer whose rules are not known to be harmless is first run on a text in
+a child process with limits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ _KNOWN = {
     *("WordPiece", "BPEDecoder", "ByteFallback", "Fuse", "CTC"),
 }
 _GROWS = 8  # factor by which rules may lengthen a text without a trial run
-_PIECES = 64  # of a template around texts
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
 _LARGE = 100_000  # a larger number in a tokenizer's settings asks for a trial run, unless its files have as many bytes
 _SMALL = 256  # layers that a configuration may name, however few tensors there are
@@ -37,14 +36,9 @@ _MOST = 1_000_000  # labels, experts, heads and the like
 
 
 def check_tokenizer(folder: Path, settings: dict[str, Any], opened: Callable[[], Any]) -> None:
-    """Check that the tokenizer of a folder opens and encodes a text within limits.
+    """Check that the tokenizer of a folder, which ``opened`` opens, encodes a text within limits.
 
-    Args:
-        settings: the content of its tokenizer_config.json.
-        opened: opens it.
-
-    Raises:
-        CheckpointError: it exceeds them; names the folder.
+    ``settings`` is the content of its tokenizer_config.json. CheckpointError, with the folder, if it exceeds the limits.
     """
     patterns: list[str] = []
     all_settings = [settings, *(read_json(folder / name) for name in _FILES if (folder / name).is_file())]
@@ -55,7 +49,9 @@ def check_tokenizer(folder: Path, settings: dict[str, Any], opened: Callable[[],
     try:
         if (rules := folder / "tokenizer.json").is_file():
             steps = read_json(rules)
-            patterns = list(_patterns(steps))
+            # The replaced strings, which the text of a trial run must contain.
+            parts = (steps.get(part) for part in ("normalizer", "pre_tokenizer", "decoder"))
+            patterns = [step.get("pattern", {}).get("String", "") for part in parts for step in _steps(part)]
             odd = odd or not _is_ordinary(steps, rules)
         else:
             for file in sorted(folder.glob("*.model")):
@@ -72,41 +68,32 @@ def check_tokenizer(folder: Path, settings: dict[str, Any], opened: Callable[[],
 
 
 def check_pieces(path: Path) -> None:
-    """Check that a sentencepiece model, which may hold rewriting rules, opens and encodes a text within limits.
-
-    Raises:
-        CheckpointError: it exceeds them.
-    """
+    """Raise CheckpointError unless a sentencepiece model, which may hold rewriting rules, encodes a text within limits."""
     from sentencepiece import SentencePieceProcessor
 
-    run_within_limits(
-        lambda: SentencePieceProcessor(model_file=str(path)).encode(_TEXT), str(path), path.stat().st_size
-    )
+    def attempt() -> None:
+        SentencePieceProcessor(model_file=str(path)).encode(_TEXT)
+
+    run_within_limits(attempt, str(path), path.stat().st_size)
 
 
 def _has_large(settings: Any, most: int) -> bool:
     """Whether a setting is above ``most``. Lengths do not count: a tokenizer only compares with them."""
     if isinstance(settings, dict):
-        return any(
-            _has_large(value, most) for key, value in settings.items() if not re.search(r"max_len|length|id$", key)
-        )
+        counted = (value for key, value in settings.items() if not re.search(r"max_len|length|id$", key))
+        return any(_has_large(value, most) for value in counted)
     if isinstance(settings, list):
         return any(_has_large(value, most) for value in settings)
     return isinstance(settings, int | float) and abs(settings) > most
 
 
 def _is_ordinary(settings: dict[str, Any], path: Path) -> bool:
-    """Whether a tokenizer.json lengthens texts little and takes time linear in their length.
-
-    Raises:
-        CheckpointError: its rules lengthen texts beyond any use.
-    """
+    """Whether a tokenizer.json lengthens texts little, in linear time; CheckpointError if it does so beyond any use."""
     padding = settings.get("padding") or {}
     fixed = padding["strategy"].get("Fixed", 0) if isinstance(padding.get("strategy"), dict) else 0
     if max(fixed, padding.get("pad_to_multiple_of") or 0) > _LARGE:
-        raise CheckpointError(
-            f"{path}: fills every text up to {fixed or padding['pad_to_multiple_of']:,} tokens; refused"
-        )
+        most = fixed or padding["pad_to_multiple_of"]
+        raise CheckpointError(f"{path}: fills every text up to {most:,} tokens; refused")
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         grows = 1.0
         for step in _steps(settings.get(part)):
@@ -146,21 +133,12 @@ def _is_simple(pattern: dict[str, str]) -> bool:
 
 def _growth(step: dict[str, Any]) -> float:
     """The largest factor by which a replacement lengthens a text; an empty match inserts the whole content."""
-    plain = step["pattern"].get("String")
-    return (
-        max(1.0, len(step["content"].encode()) / len(plain.encode())) if plain else 1.0 + len(step["content"].encode())
-    )
-
-
-def _patterns(settings: dict[str, Any]) -> Iterator[str]:
-    """The replaced strings, which the text of a trial run must contain."""
-    for part in ("normalizer", "pre_tokenizer", "decoder"):
-        for step in _steps(settings.get(part)):
-            yield step.get("pattern", {}).get("String", "")
+    plain, size = step["pattern"].get("String"), len(step["content"].encode())
+    return max(1.0, size / len(plain.encode())) if plain else 1.0 + size
 
 
 def check_counts(config: dict[str, Any], tensors: int, where: object) -> None:
-    """Raise CheckpointError if a configuration claims more layers than there are tensors, or another count in the millions.
+    """Raise CheckpointError if a configuration claims more layers than there are tensors, or millions of something else.
 
     Building a network takes time and memory for each, even without memory for its weights.
     """

@@ -6,13 +6,25 @@ A family's ``original_format.py`` holds
     read_config  the original's configuration (a dict) as our configuration's keyword arguments
     dimensions   (optional) the settings that follow from the shapes of whole tensors, by the original's names; they
                  decide the configuration alone if the released sizes differ in nothing else
+
+Its ``original_format.yaml``, which ``read_format`` reads, holds
+    sizes        name -> config, parameters, aliases of a ``Size``
+    layouts      name -> the fields of a ``Layout``, with ``tensors`` in place of ``entries``: a list of tables
+                 ``theirs: {ours, cut, vocabulary, copies, optional, over, only}``
+    settings     the keys of the original's configuration that are ours too, with the defaults if it has any
+``cut`` is rows or columns. ``NAME.*`` stands for the weight and the bias of a module; a bias is cut with the rows.
+``{i}`` runs over the configuration's ``num_layers`` unless ``over`` names another count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
+
+import yaml
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,39 @@ class Size:
 
     config: dict[str, Any]
     parameters: int
-    aliases: tuple[str, ...] = field(default=())
+    aliases: tuple[str, ...] = ()
+
+
+NO_ORIGINAL = SimpleNamespace(SIZES={}, LAYOUTS=(), read_config=dict)  # of families whose files transformers reads
+
+_CUTS = {None: None, "rows": 0, "columns": 1}
+
+
+def read_format(path: Path) -> tuple[dict[str, Size], dict[str, Layout], Any]:
+    """The released sizes and the layouts, by name, and the settings."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    sizes = {name: Size(_tuples(size.pop("config")), **_tuples(size)) for name, size in content["sizes"].items()}
+    layouts = {}
+    for name, fields in content["layouts"].items():
+        tables = fields.pop("tensors")
+        entries = tuple(entry for table in tables for theirs, one in table.items() for entry in _entries(theirs, one))
+        layouts[name] = Layout(name=name, entries=entries, **_tuples(fields))
+    return sizes, layouts, content.get("settings")
+
+
+def _entries(theirs: str, fields: dict[str, Any]) -> Iterator[TensorMapping]:
+    ours, cut = fields["ours"], _CUTS[fields.get("cut")]
+    ours = [ours] if isinstance(ours, str) else ours
+    rest = _tuples({name: value for name, value in fields.items() if name not in ("ours", "cut")})
+    if "{i}" in ours[0]:
+        rest.setdefault("over", "num_layers")
+    for kind in ("weight", "bias") if theirs.endswith(".*") else ("",):
+        names = tuple(name.replace("*", kind) for name in ours)
+        yield TensorMapping(theirs.replace("*", kind), names, None if kind == "bias" and cut == 1 else cut, **rest)
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def rows_of_a_rank(rows: int, ranks: int, multiple: int) -> int:
@@ -91,23 +135,15 @@ def rows_of_a_rank(rows: int, ranks: int, multiple: int) -> int:
 
 def expand(entries: Iterable[TensorMapping], config: Any) -> list[TensorMapping]:
     """The entries with ``{i}`` filled in for every layer that ``config`` counts."""
-    result: list[TensorMapping] = []
-    for entry in entries:
-        result.extend(_fill(entry, layer) for layer in _layers(entry, config))
-    return result
+    return [_fill(entry, layer) for entry in entries for layer in _layers(entry, config)]
 
 
-def _layers(entry: TensorMapping, config: Any) -> Iterable[int | None]:
-    if not entry.over:
-        return (None,)
-    layers = range(getattr(config, entry.over))
+def _layers(entry: TensorMapping, config: Any) -> Sequence[int]:
+    layers = range(getattr(config, entry.over) if entry.over else 1)
     return {"": layers, "last": layers[-1:], "others": layers[:-1]}[entry.only]
 
 
-def _fill(entry: TensorMapping, layer: int | None) -> TensorMapping:
-    def fill(name: str) -> str:
-        return name if layer is None else name.replace("{i}", str(layer))
-
-    return replace(
-        entry, theirs=fill(entry.theirs), ours=tuple(map(fill, entry.ours)), copies=tuple(map(fill, entry.copies))
-    )
+def _fill(entry: TensorMapping, layer: int) -> TensorMapping:
+    theirs, *names = (name.replace("{i}", str(layer)) for name in (entry.theirs, *entry.ours, *entry.copies))
+    ours = len(entry.ours)
+    return replace(entry, theirs=theirs, ours=tuple(names[:ours]), copies=tuple(names[ours:]))

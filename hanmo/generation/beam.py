@@ -1,13 +1,12 @@
 """The bookkeeping of beam search: the open beams, the finished replies, and the end of a search.
 
-Pure Python on the few candidates of a step; decode.py runs the network and computes the scores. A
-``families.decoding.SearchConventions`` holds the conventions by which implementations differ.
+Pure Python on the few candidates of a step; decode.py runs the network and computes the scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hanmo.errors import ConfigError
 from hanmo.families.decoding import SearchConventions
@@ -21,54 +20,65 @@ DEAD = float("-inf")  # running score of a beam that waits for the first step or
 
 
 @dataclass(frozen=True)
-class Hypothesis:
-    """A reply of a beam search: ids without the stop token, score by length, whether it has stopped."""
+class Generation:
+    """The reply to one context.
+
+    Attributes:
+        ids: without the stop token.
+        logprobs: log p of each id under the model as it is (temperature 1, no processor, no filter; but without
+            ``settings.suppressed_ids``), then that of the stop token if ``finished``; empty for beam search.
+        score: sum of ``logprobs``; for beam search the beam's score by length.
+        finished: whether the model has generated the stop token.
+    """
 
     ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
     score: float
     finished: bool
 
 
+@dataclass
 class Hypotheses:
     """The best ``size`` replies of one search so far, worst first; of equal scores the older one first."""
 
-    def __init__(self, size: int, length_penalty: float, early_stopping: bool, tie: float = 0.0):
-        self.kept: list[Hypothesis] = []
-        self._size = size
-        self._penalty = length_penalty
-        self._early = early_stopping
-        self._tie = tie
+    size: int
+    length_penalty: float
+    early_stopping: bool
+    tie: float = 0.0
+    kept: list[Generation] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], total: float, length: int, finished: bool = True) -> None:
         """Offer a reply with the sum of its log-probabilities ``total`` and the length that its score counts."""
-        score = total / length**self._penalty
-        if len(self.kept) == self._size and score <= self.kept[0].score:
+        score = total / length**self.length_penalty
+        if len(self.kept) == self.size and score <= self.kept[0].score:
             return
-        self.kept.append(Hypothesis(tuple(ids), score, finished))
-        self.kept = sorted(self.kept, key=lambda hypothesis: hypothesis.score)[-self._size :]
+        self.kept.append(Generation(tuple(ids), (), score, finished))
+        self.kept = sorted(self.kept, key=lambda hypothesis: hypothesis.score)[-self.size :]
 
     def is_done(self, best_total: float, length: int) -> bool:
         """Whether no open beam can be expected to get in any more; ``best_total`` is the best one's running score."""
-        if len(self.kept) < self._size:
+        if len(self.kept) < self.size:
             return False
-        if self._early:
+        if self.early_stopping:
             return True
-        worst, possible = self.kept[0].score, best_total / length**self._penalty
-        return worst >= possible - self._tie * abs(possible)
+        worst, possible = self.kept[0].score, best_total / length**self.length_penalty
+        return worst >= possible - self.tie * abs(possible)
 
 
 class BeamSearch:
     """Beam searches for several samples side by side.
 
-    The batch holds ``beams`` consecutive rows for each sample in ``live``. In every step the caller scores the candidates
-    of each live sample, and ``advance`` returns the rows that continue and their tokens.
+    The batch holds ``beams`` consecutive rows for each sample in ``live``. ConfigError if lengths could be zero.
 
     Attributes:
         live: indices of the samples in the batch; finished ones leave it (unless the conventions keep them).
-        done: for each sample, whether its search has ended.
         generated: ids generated so far, by row of the batch.
         totals: running scores, by row of the batch.
-        width: candidates to bring for each sample.
+        width: candidates that ``advance`` wants for each sample.
+
+    Args:
+        prompt_width: columns of the prompts, for lengths that count the prompt.
+        pad_id: for finished searches that stay in the batch.
     """
 
     def __init__(
@@ -80,12 +90,6 @@ class BeamSearch:
         prompt_width: int = 0,
         pad_id: int = 0,
     ):
-        """Args: ``prompt_width``, columns of the prompts, for lengths that count the prompt; ``pad_id``, for finished
-        searches that stay in the batch.
-
-        Raises:
-            ConfigError: lengths without the stop token could be zero.
-        """
         if conventions.length == "without_stop" and not settings.min_new_tokens:
             raise ConfigError("min_new_tokens=0: the published beam search divides by the length; set it to 1 or more")
         self.beams = settings.num_beams
@@ -100,27 +104,21 @@ class BeamSearch:
         self._offset = prompt_width if conventions.length == "with_prompt" else 0
         self._pad_id = pad_id
         self._steps = 0
-        self._found = [
-            Hypotheses(self.beams, settings.length_penalty, settings.early_stopping, conventions.tie)
-            for _ in range(samples)
-        ]
+        kept = self.beams, settings.length_penalty, settings.early_stopping, conventions.tie
+        self._found = [Hypotheses(*kept) for _ in range(samples)]
 
     @property
     def finished(self) -> bool:
-        """Whether every search is done."""
         return all(self.done)
 
     def advance(
         self, beams: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], totals: Sequence[Sequence[float]]
     ) -> tuple[list[int], list[int]]:
-        """One step.
+        """One step: the row that each row of the next batch continues, and the token it is fed.
 
         Args:
             beams, tokens, totals: for each live sample its ``width`` candidates, best first: the beam that each one
                 continues (0 … beams − 1), its token, its running score.
-
-        Returns:
-            The row that each row of the next batch continues, and the token it is fed.
         """
         rows: list[tuple[int, int, float, list[int]]] = []  # parent, token, total, generated
         still = []
@@ -133,9 +131,8 @@ class BeamSearch:
                 ]
                 still.append(sample)
                 continue
-            going = self._advance_sample(
-                sample, first, list(zip(beams[place], tokens[place], totals[place], strict=True))
-            )
+            candidates = list(zip(beams[place], tokens[place], totals[place], strict=True))
+            going = self._advance_sample(sample, first, candidates)
             if not self.done[sample] or self._conventions.keeps_finished:
                 rows += going
                 still.append(sample)
@@ -162,9 +159,7 @@ class BeamSearch:
                 found.add(ids, total, self._length(len(ids), stopped=True))
         if not going and not found.kept:
             raise ConfigError(NOTHING_LEFT)
-        open_totals = [total for _, _, total, _ in going]
-        if conventions.stop_is_open:
-            open_totals = [total for _, _, total in candidates]
+        open_totals = [one[2] for one in (candidates if conventions.stop_is_open else going)]
         length = self._offset + self._steps + conventions.lookahead
         self.done[sample] = not going or found.is_done(max(open_totals), length)
         for _ in range(len(going), self.beams if going else 0):
@@ -175,7 +170,7 @@ class BeamSearch:
     def _length(self, count: int, stopped: bool) -> int:
         return self._offset + count + (self._conventions.length == "with_stop" and stopped)
 
-    def results(self) -> list[list[Hypothesis]]:
+    def results(self) -> list[list[Generation]]:
         """For each sample its replies, best first; beams that are still open count as they are."""
         for place, sample in enumerate(self.live):
             if self.done[sample]:

@@ -17,11 +17,7 @@ def fill(
 ) -> list[list[Generation]]:
     """One generation for every blank of each context, from left to right; each sees the answers before it.
 
-    A context without blanks has one generation.
-
-    Args:
-        first: index of the first context among all prompts, for the random draws.
-        options: of ``generate``.
+    A context without blanks has one generation. ``first``: index of the first context among all prompts, for the draws.
     """
     answers: list[list[Generation]] = [[] for _ in contexts]
     waiting = dict(enumerate(contexts))
@@ -31,9 +27,8 @@ def fill(
         following = {}
         for (index, context), reply in zip(waiting.items(), replies, strict=True):
             answers[index].append(reply)
-            if (further := next_context(opened, context, reply)) is not None:
-                following[index] = further
-        waiting = following
+            following[index] = next_context(opened, context, reply)
+        waiting = {index: context for index, context in following.items() if context is not None}
     return answers
 
 

@@ -28,20 +28,15 @@ class Reply:
 class ChatSession:
     """A conversation. Replies are kept as the generated ids, which are not always those of their text.
 
-    Args:
-        limit: tokens of the conversation that the model sees; the family cuts a longer one.
-        system: a system text before the conversation.
-
     Attributes:
         settings: of the next reply; may be changed at any time. ``seed`` takes effect at the beginning and in ``reseed``.
+        limit: tokens of the conversation that the model sees; the family cuts a longer one.
+        system: a system text before the conversation.
         turns: since the last ``clear``, the user's first.
     """
 
     def __init__(self, opened: OpenedModel, settings: Settings, limit: int, system: str = ""):
-        self.opened = opened
-        self.settings = settings
-        self.limit = limit
-        self.system = system
+        self.opened, self.settings, self.limit, self.system = opened, settings, limit, system
         self.turns: list[str] = []
         self._ids: list[tuple[int, ...] | None] = []
         self._earlier: list[Dialogue] = []
@@ -55,9 +50,7 @@ class ChatSession:
     def reply(self, text: str, on_text: OnText | None = None, sampler: Sampler | None = None) -> Reply:
         """Answer the user. Ctrl-C ends the reply where it is; the tokens so far join the conversation.
 
-        Args:
-            on_text: called with each piece of the reply as soon as it is certain.
-            sampler: replaces the random draws.
+        ``on_text`` is called with each piece of the reply as soon as it is certain; ``sampler`` replaces the random draws.
         """
         record = Dialogue((*self.turns, text), self.system, ids=(*self._ids, None))
         context = self.opened.family.context(record, self.limit)

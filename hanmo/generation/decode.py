@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
 from hanmo.families.decoding import LogitsProcessor, SearchConventions
-from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Hypothesis
+from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Generation
 from hanmo.generation.draws import Place, Sampler, placed_sampler
 from hanmo.generation.filters import top_k, top_p
 from hanmo.generation.processors import TokenLogitsProcessor
@@ -31,24 +30,6 @@ from hanmo.rows import Context
 OnToken = Callable[[int, int], None]  # index of the context, token
 
 
-@dataclass(frozen=True)
-class Generation:
-    """The reply to one context.
-
-    Attributes:
-        ids: without the stop token.
-        logprobs: log p of each id under the model as it is (temperature 1, no processor, no filter; but without
-            ``settings.suppressed_ids``), then that of the stop token if ``finished``; empty for beam search.
-        score: sum of ``logprobs``; for beam search the beam's score by length.
-        finished: the model has generated the stop token.
-    """
-
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    score: float
-    finished: bool
-
-
 def generate(
     opened: OpenedModel,
     contexts: Sequence[Context],
@@ -59,7 +40,7 @@ def generate(
     keep_on_interrupt: bool = False,
     places: Sequence[Place] | None = None,
 ) -> list[Generation]:
-    """Generate a reply to each context; all contexts are decoded as one batch.
+    """The replies to all contexts, in order, decoded as one batch.
 
     Args:
         on_token: called with each token as it is drawn (not in beam search, where nothing is certain before the end).
@@ -67,9 +48,6 @@ def generate(
         conventions: of the search; by default the family's published ones if ``settings.published``, else ours.
         keep_on_interrupt: Ctrl-C ends decoding and returns the tokens so far, instead of being raised.
         places: identity of each reply, on which its random draws depend; default: its index in ``contexts``.
-
-    Returns:
-        One generation for each context, in order.
     """
     if not contexts:
         return []
@@ -115,11 +93,7 @@ def _evaluating(network: Any) -> Iterator[None]:
 
 
 class _Batch:
-    """Rows that each continue a context, and the network's state.
-
-    Attributes:
-        logits_RV: fp32, of the last column.
-    """
+    """Rows that each continue a context, and the network's state. ``logits_RV``: fp32, of the last column."""
 
     @torch.no_grad()
     def __init__(
@@ -140,9 +114,8 @@ class _Batch:
         self.device = network.device
         self.sampler = sampler or placed_sampler(settings.seed, places, self.device)
         decoder_ids = [prompt.inputs.get("decoder_input_ids", prompt.inputs["input_ids"]) for prompt in prompts]
-        self.processor: LogitsProcessor | None = family.logits_processor(
-            settings, [context.full_ids for context in contexts]
-        )
+        full_ids = [context.full_ids for context in contexts]
+        self.processor: LogitsProcessor | None = family.logits_processor(settings, full_ids)
         if self.processor is None and TokenLogitsProcessor.needed(settings):
             self.processor = TokenLogitsProcessor(settings, [ids_T.tolist() for ids_T in decoder_ids], self.stop_ids)
         self._unused_ids = range(0) if settings.published else family.unused_ids
@@ -221,10 +194,10 @@ class _Rows(_Batch):
         logprobs_R1 = logits_RV.gather(-1, ids_R1) - totals_R1
         figures_R3 = torch.cat([logprobs_R1, scores_RV.gather(-1, ids_R1), totals_R1], dim=1)
         drawn = []
-        for sample, token, figures in zip(self._samples, ids_R1[:, 0].tolist(), figures_R3.tolist(), strict=True):
+        figures = zip(self._samples, ids_R1[:, 0].tolist(), figures_R3.tolist(), strict=True)
+        for sample, token, (logprob, score, total) in figures:
             if self._stopped(sample):
                 continue
-            logprob, score, total = figures
             require_finite([total], self._network)
             if score == DEAD:
                 raise ConfigError(NOTHING_LEFT)
@@ -247,15 +220,12 @@ class _Rows(_Batch):
         self.feed([self._generated[sample][-1] for sample in self._samples])
 
     def results(self) -> list[Generation]:
-        return [
-            Generation(
-                ids=tuple(ids[:-1] if self._stopped(sample) else ids),
-                logprobs=tuple(self._logprobs[sample]),
-                score=sum(self._logprobs[sample]),
-                finished=self._stopped(sample),
-            )
-            for sample, ids in enumerate(self._generated)
-        ]
+        replies = []
+        for sample, (ids, logprobs) in enumerate(zip(self._generated, self._logprobs, strict=True)):
+            finished = self._stopped(sample)
+            kept = tuple(ids[:-1] if finished else ids)
+            replies.append(Generation(kept, tuple(logprobs), sum(logprobs), finished))
+        return replies
 
 
 class _Beams(_Batch):
@@ -307,6 +277,5 @@ class _Beams(_Batch):
         return search.advance(beams_Sc.tolist(), ids_Sc.tolist(), list(zip(*totals, strict=True)))
 
     def results(self) -> list[Generation]:
-        nothing = [Hypothesis((), 0.0, False)]
-        best = [(found or nothing)[0] for found in self.search.results()]
-        return [Generation(one.ids, (), one.score, one.finished) for one in best]
+        nothing = [Generation((), (), 0.0, False)]
+        return [(found or nothing)[0] for found in self.search.results()]

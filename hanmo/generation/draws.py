@@ -1,8 +1,7 @@
 """Random draws that depend on the reply alone, not on its batch, its row or its device.
 
 The noise of a token is a function of (seed, the reply's place, step, token): a counter goes through SplitMix64 (Steele
-et al. 2014, "Fast splittable pseudorandom number generators"). A reply is the same alone and in a batch, in one process
-and in several, and in a resumed run.
+et al. 2014, "Fast splittable pseudorandom number generators").
 
 Shape suffixes: R rows, S samples, N things to draw from.
 """
@@ -19,13 +18,7 @@ from torch import Tensor
 
 
 class Place(NamedTuple):
-    """The identity of a reply among all requested ones; its noise is a function of (seed, place, step).
-
-    Attributes:
-        record: index of the prompt in its input; 0 for a single prompt.
-        choice: index among several replies to the same prompt.
-        blank: index of the blank that is filled.
-    """
+    """The identity of a reply: the index of its prompt in the input, of the reply to it, and of the blank that it fills."""
 
     record: int
     choice: int = 0
@@ -33,13 +26,12 @@ class Place(NamedTuple):
 
 
 class Sampler(Protocol):
-    """Draws without replacement, in the order of the draws.
+    """Draws ``count`` ids a row without replacement, in the order of the draws.
 
     Args:
         step: decoding step, from 0.
         samples: for each row of ``probs`` the index of the context it belongs to.
         probs: (rows, N) fp32; N is the vocabulary, or beams x vocabulary for sampled beams.
-        count: draws from each row.
     """
 
     def __call__(self, step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor: ...
@@ -52,7 +44,6 @@ def _signed(number: int) -> int:
 
 STEP = _signed(0x9E3779B97F4A7C15)  # between two counters: 2^64 by the golden ratio
 MIXERS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)))
-LAST_SHIFT = 31
 BITS = 53  # of each draw; as many as fp64 has between 0 and 1
 BELOW_ONE = 1 - 2.0**-24  # the largest fp32 under 1
 
@@ -91,7 +82,7 @@ def _mixed(numbers: Tensor) -> Tensor:
     """The output function of SplitMix64, in place."""
     for shift, factor in MIXERS:
         numbers.bitwise_xor_(_shifted(numbers, shift)).mul_(factor)
-    return numbers.bitwise_xor_(_shifted(numbers, LAST_SHIFT))
+    return numbers.bitwise_xor_(_shifted(numbers, 31))
 
 
 def _shifted(numbers: Tensor, bits: int) -> Tensor:

@@ -19,8 +19,7 @@ def top_k(scores_RV: Tensor, k: int, cut: float = OFF) -> Tensor:
 def top_p(scores_RV: Tensor, p: float, cut: float = OFF) -> Tensor:
     """Keep the smallest set of best tokens whose probability exceeds p; the others become ``cut``.
 
-    The best token always stays; p = 0 and p >= 1 keep all. The vocabulary is sorted only if its first few hundred tokens
-    do not decide.
+    p = 0 and p >= 1 keep all. The vocabulary is sorted only if its first few hundred tokens do not decide.
     """
     if p <= 0 or p >= 1:
         return scores_RV

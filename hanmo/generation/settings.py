@@ -76,24 +76,20 @@ SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
 
 def sampling_of(generation: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The sampling settings of a generation_config.json, and its invalid entries as ``key=value``.
-
-    Temperature 0 means greedy decoding, as in other programs.
-    """
+    """The sampling settings of a generation_config.json (temperature 0: greedy decoding), and its invalid ``key=value``."""
     given = {key: generation[key] for key in SAMPLING if generation.get(key) is not None}
     if given.get("temperature") == 0:
         given = {**{key: value for key, value in given.items() if key != "temperature"}, "do_sample": False}
-    found, wrong = {}, []
-    for key, value in given.items():
-        kind = bool if key == "do_sample" else int if key == "top_k" else int | float
-        try:
-            good = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-            if good:
-                Settings(**{key: value})
-        except ConfigError:
-            good = False
-        if good:
-            found[key] = value
-        else:
-            wrong.append(f"{key}={value!r}")
-    return found, wrong
+    found = {key: value for key, value in given.items() if _is_valid(key, value)}
+    return found, [f"{key}={value!r}" for key, value in given.items() if key not in found]
+
+
+def _is_valid(key: str, value: Any) -> bool:
+    kind = bool if key == "do_sample" else int if key == "top_k" else int | float
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        return False
+    try:
+        Settings().change(**{key: value})
+    except ConfigError:
+        return False
+    return True

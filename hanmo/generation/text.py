@@ -11,9 +11,7 @@ HALF_A_CHARACTER = "\ufffd"  # the text of an incomplete byte sequence
 class GrowingText:
     """Passes the text of a reply on, piece by piece.
 
-    Args:
-        decode: ids as text.
-        on_text: called with each piece once it is certain; None: only ``finish`` matters.
+    ``decode`` makes text of ids; ``on_text`` is called with each piece once it is certain, if it is given.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], on_text: OnText | None):

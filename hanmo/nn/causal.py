@@ -27,16 +27,15 @@ def causal_row(parts: Sequence[Part], stop_id: int, stop: bool = True, feed_stop
 def causal_pack(rows: Sequence[Row]) -> Row:
     """Concatenated rows: positions start again with each, and the mask holds the number of the row, from 1 on."""
     pieces = [row.inputs["input_ids"] for row in rows]
-    return Row(
-        inputs={
-            "input_ids": torch.cat(pieces),
-            "attention_mask": example_numbers(pieces),
-            "position_ids": torch.cat([torch.arange(len(piece)) for piece in pieces]),
-        },
-        labels=torch.cat([row.labels for row in rows]),
-        weights=torch.cat([row.weights for row in rows]),
-        end=sum(map(len, pieces)) - 1,
-    )
+    positions = torch.cat([torch.arange(len(piece)) for piece in pieces])
+    inputs = {"input_ids": torch.cat(pieces), "attention_mask": example_numbers(pieces), "position_ids": positions}
+    return joined(rows, inputs)
+
+
+def joined(rows: Sequence[Row], inputs: dict[str, Tensor]) -> Row:
+    """One row with these inputs and the labels of several, one after the other."""
+    labels_A = torch.cat([row.labels for row in rows])
+    return Row(inputs, labels_A, torch.cat([row.weights for row in rows]), end=len(labels_A) - 1)
 
 
 def example_numbers(pieces: Sequence[Tensor]) -> Tensor:
@@ -51,11 +50,7 @@ def same_example(queries_Bq: Tensor, keys_Bk: Tensor) -> Tensor:
 
 
 def causal_prompt(context_ids: Sequence[int], stop_ids: tuple[int, ...]) -> Prompt:
-    """A prompt whose positions count on from the context, one position dimension.
-
-    Raises:
-        UnsupportedError: the context is empty.
-    """
+    """A prompt whose positions count on from the context, one position dimension. UnsupportedError for an empty context."""
     if not context_ids:
         raise UnsupportedError("the prompt is empty: this model needs at least one token to continue")
     length = len(context_ids)
@@ -70,9 +65,8 @@ def causal_mask(attention_mask: Tensor | None, hidden_BTD: Tensor, state: Decode
 
     Args:
         attention_mask: (B, T) bool or integer, 1 on real tokens, in packed rows the number of the token's example;
-            (B, T) floating, added to the scores; (B, 1, T, T) or (B, T, T) bool or integer, used as it is. Ignored when
-            decoding.
-        state: decoding: its columns are the keys, the last T of them the queries.
+            (B, T) floating, added to the scores; (B, 1, T, T) or (B, T, T) bool or integer, used as it is.
+        state: decoding, without a mask: its columns are the keys, the last T of them the queries.
     """
     queries = hidden_BTD.shape[1]
     if state is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -59,16 +61,11 @@ class DecodeState:
 
     def take(self, rows: Tensor) -> DecodeState:
         """The state of the given rows (R',) int64, in that order, with repetitions; shares nothing with this state."""
-        other = self._empty()
-        other.length = self.length
-        other.has_padding = self.has_padding
+        other = copy(self)
         other._valid_RC = self.valid_RC[rows]
         other.keys = [None if key is None else key[rows] for key in self.keys]
         other.values = [None if value is None else value[rows] for value in self.values]
         return other
-
-    def _empty(self) -> DecodeState:
-        return type(self)(len(self.keys))
 
 
 def _with_room(buffer: Tensor | None, like_RHqK: Tensor, length: int) -> Tensor:

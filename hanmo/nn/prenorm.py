@@ -1,10 +1,12 @@
-"""The pre-norm transformer block with biases (GPT-2 form) that PanGu-α and GLM are built of."""
+"""The pre-norm transformer block with biases (GPT-2 form), and the networks that are built of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -28,10 +30,8 @@ TP_PLAN = {
 }
 
 
-GELUS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_new": partial(nn.GELU, approximate="tanh"),
-}  # exact (erf), and the faster way to the tanh form
+# exact (erf), and the faster way to the tanh form
+GELUS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "gelu_new": partial(nn.GELU, approximate="tanh")}
 # By transformers' names, those that it had when the ports were written.
 ACTIVATIONS = (
     *GELUS, "gelu_10", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "gelu_accurate", "laplace", "linear", "mish",
@@ -42,8 +42,9 @@ ACTIVATIONS = (
 class Attention(nn.Module):
     """Multi-head attention; keys and values are kept in ``state`` when decoding."""
 
-    def __init__(self, width: int, heads: int, dropout: float):
+    def __init__(self, config: Any, heads: int, dropout: float):
         super().__init__()
+        width = config.hidden_size
         self.head_width, self.dropout = width // heads, dropout
         self.q_proj, self.k_proj = Linear(width, width), Linear(width, width)
         self.v_proj, self.o_proj = Linear(width, width), _residual(Linear(width, width))
@@ -56,13 +57,9 @@ class Attention(nn.Module):
         k_BHSK, v_BHSK = self._split(self.k_proj(hidden_BTD)), self._split(self.v_proj(hidden_BTD))
         if state is not None:
             k_BHSK, v_BHSK = state.extend(layer, k_BHSK, v_BHSK)
+        dropout = self.dropout if self.training else 0.0
         mixed_BHTK = nn.functional.scaled_dot_product_attention(
-            q_BHTK,
-            k_BHSK,
-            v_BHSK,
-            attn_mask=mask,
-            is_causal=mask is None,
-            dropout_p=self.dropout if self.training else 0.0,
+            q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
         )
         return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
 
@@ -73,23 +70,16 @@ class Attention(nn.Module):
 class PreNormBlock(GradientCheckpointingLayer):
     """x += attention(norm(x)); x += mlp(norm(x)). Queries may come from elsewhere (PanGu's query layer).
 
-    Args:
-        activation: a name of ``ACTIVATIONS``.
+    ``activation`` is a name of ``ACTIVATIONS``.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        inner: int,
-        activation: str,
-        epsilon: float,
-        attention_dropout: float,
-        dropout: float,
-    ):
+    attention_class = Attention
+
+    def __init__(self, config: Any, heads: int, inner: int, activation: str, attention_dropout: float, dropout: float):
         super().__init__()
+        width, epsilon = config.hidden_size, config.layer_norm_epsilon
         self.attention_norm = nn.LayerNorm(width, eps=epsilon)
-        self.attention = Attention(width, heads, attention_dropout)
+        self.attention = self.attention_class(config, heads, attention_dropout)
         self.mlp_norm = nn.LayerNorm(width, eps=epsilon)
         self.up_proj = Linear(width, inner)
         self.activation = GELUS[activation]() if activation in GELUS else ACT2FN[activation]
@@ -107,7 +97,10 @@ class PreNormBlock(GradientCheckpointingLayer):
         normed_BTD = self.attention_norm(hidden_BTD)
         if queries_BTD is None:
             queries_BTD = normed_BTD
-        hidden_BTD = hidden_BTD + self.dropout(self.attention(queries_BTD, normed_BTD, mask, state, layer))
+        mixed_BTD = self.attention(queries_BTD, normed_BTD, mask, state, layer)
+        return self.add_mlp(hidden_BTD + self.dropout(mixed_BTD))
+
+    def add_mlp(self, hidden_BTD: Tensor) -> Tensor:
         inner_BTF = self.activation(self.up_proj(self.mlp_norm(hidden_BTD)))
         return hidden_BTD + self.dropout(self.down_proj(inner_BTF))
 
@@ -115,9 +108,7 @@ class PreNormBlock(GradientCheckpointingLayer):
 def check_positions(positions: Tensor, table: nn.Embedding, columns: int) -> None:
     """Raise UnsupportedError if a position has no row in the table.
 
-    Args:
-        columns: tokens of a row; positions are read only if there are more than the table has rows, since reading them
-            synchronises a GPU.
+    Reading positions synchronises a GPU: they are read only if ``columns``, the tokens of a row, are more than the rows.
     """
     if columns > table.num_embeddings and (last := int(positions.max())) >= table.num_embeddings:
         raise UnsupportedError(
@@ -133,23 +124,22 @@ def _residual(linear: nn.Linear) -> nn.Linear:
 
 
 class PreNormModel(RowModel):
-    """A network of ``PreNormBlock`` with a tied output head; configurations have ``hidden_size`` and ``num_layers``."""
+    """A network of ``PreNormBlock`` with a tied output head, whose ``backbone`` takes the ``state`` of decoding.
+
+    Configurations have ``hidden_size``, ``num_layers`` and ``layer_norm_epsilon``.
+    """
 
     base_model_prefix = ""
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
     _no_split_modules = ["PreNormBlock"]
     _tp_plan = TP_PLAN
 
-    def add_blocks(self, heads: int, inner: int, attention_dropout: float, dropout: float) -> None:
-        """Make the blocks, the final norm and the output head, after the embeddings."""
-        config, width = self.config, self.config.hidden_size
-        activation, epsilon = config.activation_function, config.layer_norm_epsilon
-        self.layers = nn.ModuleList(
-            PreNormBlock(width, heads, inner, activation, epsilon, attention_dropout, dropout)
-            for _ in range(config.num_layers)
-        )
-        self.final_norm = nn.LayerNorm(width, eps=epsilon)
-        self.lm_head = Linear(width, config.vocab_size, bias=False)
+    def add_blocks(self, block: type[PreNormBlock], *args: Any) -> None:
+        """Make the blocks, each with ``args``, the final norm and the output head, after the embeddings."""
+        config = self.config
+        self.layers = nn.ModuleList(block(config, *args) for _ in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -162,3 +152,18 @@ class PreNormModel(RowModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor, *args: Any, **inputs: Any) -> tuple[Tensor, Any]:
+        state = DecodeState(self.config.num_layers)
+        hidden_RTD = self._advance(state, attention_mask, input_ids, attention_mask, *args, **inputs)
+        return self.lm_head(hidden_RTD[:, -1:]), state
+
+    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
+        valid_Rq = torch.ones_like(ids_Rq)
+        return self.lm_head(self._advance(state, valid_Rq, ids_Rq, position_ids=positions_RPq.squeeze(1)))
+
+    def _advance(self, state: DecodeState, valid_Rq: Tensor, *args: Any, **inputs: Any) -> Tensor:
+        state.grow(valid_Rq)
+        hidden_RqD = self.backbone(*args, state=state, **inputs)
+        assert isinstance(hidden_RqD, Tensor)  # a tuple only with ``memory``
+        return hidden_RqD

@@ -51,8 +51,7 @@ class RowOutput(ModelOutput):
 class ValueHead(nn.Module):
     """A number for every place: rewards of a reward model, values of a critic.
 
-    "linear" is one layer without bias (the published reward models); "mlp" is Linear(D, 2D), ReLU, Linear(2D, 1)
-    (the published critics).
+    "linear" is one layer without bias (published reward models), "mlp" Linear(D, 2D), ReLU, Linear(2D, 1) (critics).
     """
 
     def __init__(self, width: int, kind: str):
@@ -140,10 +139,8 @@ class RowModel(PreTrainedModel):
         value_BA = values_of(self, valued_BAD, labels, inputs)
         if labels is None:
             return RowOutput(logits=self.lm_head(hidden_BAD), value=value_BA, memory=memory)
-        kept = kept_places(self)
-        logprob_BA, entropy_BA = score_tokens(
-            self.lm_head, hidden_BAD, labels, entropy, kept=kept, suppressed_ids=suppressed_ids
-        )
+        head, kept = self.lm_head, kept_places(self)
+        logprob_BA, entropy_BA = score_tokens(head, hidden_BAD, labels, entropy, suppressed_ids, kept)
         if weights is None:
             weights = (labels != IGNORE).float()
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
@@ -160,8 +157,7 @@ class RowModel(PreTrainedModel):
     def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
         """Read rows in which texts branch: the output head's input (B, T, D). Not every network can.
 
-        Args:
-            sees_BTT: bool, the tokens (last axis) that each token sees.
+        ``sees_BTT``: bool, the tokens (last axis) that each token sees.
         """
         raise NotImplementedError
 
@@ -171,12 +167,9 @@ def kept_places(network: Any) -> int:
 
     Selective checkpointing has a ``context_fn`` and keeps the results of matrix products.
     """
-    functions = (
-        module._gradient_checkpointing_func
-        for module in network.modules()
-        if getattr(module, "gradient_checkpointing", False)
-    )
-    return 0 if any("context_fn" not in function.keywords for function in functions) else KEPT
+    checkpointed = (module for module in network.modules() if getattr(module, "gradient_checkpointing", False))
+    full = any("context_fn" not in module._gradient_checkpointing_func.keywords for module in checkpointed)
+    return 0 if full else KEPT
 
 
 def score_tokens(
@@ -184,15 +177,14 @@ def score_tokens(
     hidden_BAD: Tensor,
     labels_BA: Tensor,
     entropy: bool = False,
-    chunk: int = CHUNK,
-    kept: int = KEPT,
     suppressed_ids: Tensor | None = None,
+    kept: int = KEPT,
+    chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor | None]:
     """log p(label) at the scored positions, (B, A) fp32 with zeros elsewhere; the entropies alike if asked for.
 
-    The logits of the first ``kept`` scored positions, in whole chunks, are kept for the backward pass; all others are
-    computed again there, so that the memory does not grow with the batch. ``suppressed_ids``, which are never labels, take
-    no part in values and gradients.
+    The logits of the first ``kept`` scored positions, in whole chunks, are kept for the backward pass; the others are
+    computed again there, so that memory does not grow with the batch. ``suppressed_ids`` are never labels.
     """
     scored_BA = labels_BA != IGNORE
     hidden_ND, labels_N = hidden_BAD[scored_BA], labels_BA[scored_BA]
@@ -202,16 +194,15 @@ def score_tokens(
         entropies_n = token_entropies(logits_nV) if entropy else logits_nV.new_zeros(0)
         return token_logprobs(logits_nV, labels_n), entropies_n
 
-    logprobs, entropies = [], []
+    scores = []
     for place, (hidden_nD, labels_n) in enumerate(zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True), 1):
         if torch.is_grad_enabled() and place * chunk > kept:
-            logprob_n, entropy_n = checkpoint(chunk_scores, hidden_nD, labels_n, use_reentrant=False)
+            scores.append(checkpoint(chunk_scores, hidden_nD, labels_n, use_reentrant=False))
         else:
-            logprob_n, entropy_n = chunk_scores(hidden_nD, labels_n)
-        logprobs.append(logprob_n)
-        entropies.append(entropy_n)
+            scores.append(chunk_scores(hidden_nD, labels_n))
+    logprobs, entropies = zip(*scores, strict=True)
 
-    def scatter(values: list[Tensor]) -> Tensor:
+    def scatter(values: tuple[Tensor, ...]) -> Tensor:
         empty_BA = hidden_BAD.new_zeros(labels_BA.shape, dtype=torch.float32)
         return empty_BA.masked_scatter(scored_BA, torch.cat(values).float())
 

@@ -6,7 +6,6 @@ modules, and gathers them on saving. Attention derives its number of heads from 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hanmo.errors import ConfigError, UnsupportedError
+from hanmo.processes import process_count
 
 VOCABULARY_ROWS = "embedding_rowwise"
 OUT_HEADS = "colwise"  # outputs are cut: what follows sees the rank's heads or its part of the inner width
@@ -35,13 +35,12 @@ def distributed(config: Any, ranks: int, device: torch.device) -> dict[str, Any]
 
     Raises:
         ConfigError: there are not as many processes, or transformers would compute elsewhere.
-        UnsupportedError: see ``check_divides``; or transformers does not know how to cut this architecture.
+        UnsupportedError: see ``check_divides``.
     """
     if ranks == 1:
         return {}
     check_divides(config, ranks)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes != ranks:
+    if (processes := process_count()) != ranks:
         raise ConfigError(f"tensor parallelism over {ranks} ranks needs {ranks} processes, and there are {processes}")
     if (place := torch.accelerator.current_accelerator()) is not None and place.type != device.type:
         raise ConfigError(f"tensor parallelism computes on {place.type} where there is one; leave out --device")
@@ -74,13 +73,10 @@ def each_pass_alone(network: Any) -> Iterator[None]:
     pattern = re.compile(
         "|".join(rf"(.*\.)?{re.escape(name).replace(re.escape('*'), '[0-9]+')}\.\w+" for name in summed)
     )
-    before = {
-        parameter: parameter.grad
-        for name, parameter in network.named_parameters()
-        if summed and parameter.grad is not None and pattern.fullmatch(name)
-    }
-    for parameter in before:
-        parameter.grad = None
+    before = {}
+    for name, parameter in network.named_parameters():
+        if summed and parameter.grad is not None and pattern.fullmatch(name):
+            before[parameter], parameter.grad = parameter.grad, None
     yield
     for parameter, gradient in before.items():
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

@@ -1,7 +1,4 @@
-"""Cuts text into jieba's words (accurate mode, default dictionary), exactly, with its compiled sibling rjieba.
-
-Imports nothing of hanmo: its text is put into the tokenization.py that travels with exported models.
-"""
+"""Cuts text into jieba's words (accurate mode, default dictionary), exactly, with its compiled sibling rjieba."""
 
 from __future__ import annotations
 
@@ -137,8 +134,7 @@ def _rjieba(added: tuple[str, ...]) -> rjieba.Jieba:
 def read_frequencies() -> tuple[dict[str, str], int]:
     """The words of jieba's dictionary with their frequencies, and the sum of these.
 
-    Not read by ``jieba.Tokenizer``, whose cache file in the shared temporary folder may be stale, half written or
-    another user's.
+    ``jieba.Tokenizer`` would read a cache in the shared temporary folder, perhaps stale, half written or another user's.
     """
     import jieba
 

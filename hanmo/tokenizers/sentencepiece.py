@@ -1,7 +1,4 @@
-"""The base of the tokenizers around a sentencepiece model.
-
-Imports only ``base`` and ``batching`` of hanmo: its text is put into the tokenization.py that travels with exported models.
-"""
+"""The base of the tokenizers around a sentencepiece model."""
 
 from __future__ import annotations
 
@@ -10,8 +7,7 @@ from typing import Any
 
 import sentencepiece
 
-from hanmo.tokenizers.base import PlainTokenizer
-from hanmo.tokenizers.batching import compiled
+from hanmo.tokenizers.base import PlainTokenizer, compiled
 
 
 class SentencePieceTokenizer(PlainTokenizer):
@@ -42,7 +38,6 @@ class SentencePieceTokenizer(PlainTokenizer):
         return {token: id_ for id_, token in names.items()} | self._specials | self._added_tokens_encoder
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens around it; empty for an empty text."""
         return self._pieces.encode(text)
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
@@ -56,6 +51,16 @@ class SentencePieceTokenizer(PlainTokenizer):
 
     def _convert_id_to_token(self, index: int) -> str:
         return self._special_names.get(index) or str(self._pieces.id_to_piece(index))
+
+    def _decode(
+        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: Any = None, **kwargs: Any
+    ) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else list(map(int, token_ids))
+        return self.decode_plain(ids, skip_special_tokens, clean_up_tokenization_spaces)
+
+    def decode_plain(self, ids: list[int], skip_special_tokens: bool, clean_up: bool | None) -> str:
+        """Ids as text."""
+        raise NotImplementedError
 
     def vocabulary_bytes(self) -> bytes:
         return self._model

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
 from hanmo.data.rows.dataset import RowDataset
 from hanmo.data.rows.documents import StreamRows
 from hanmo.training.streams import StreamTrainer
+from hanmo.training.trainable import switch_dropout_off
 from tests.parity.test_transformer_xl_streams import DOCUMENTS, document
 from tests.parity.test_transformer_xl_training import LOSS, RUNS, Trainee, compare_weights, number
 from tests.parity.transformer_xl_models import family
@@ -74,9 +74,7 @@ def test_the_trainer_repeats_the_recorded_run(path: Path, tmp_path: Path) -> Non
         [watch],
     )
     watch.trainer = trainer
-    for module in trainee.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # as in the recorded run
+    switch_dropout_off(trainee.model)  # as in the recorded run
     trainer.train()
     ours = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["loss"] for entry in ours] == pytest.approx([step["loss"] for step in run["train_steps"]], abs=LOSS)

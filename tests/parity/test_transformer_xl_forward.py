@@ -174,7 +174,7 @@ def test_one_layer(case: dict[str, Any]) -> None:
     hidden, memory, mask = (internals[f"layer0.{name}"] for name in ("hidden_in", "mem", "mask"))
     table_SD = internals["layer0.position_embeddings"][0]
     close(table_SD, model.positions(len(table_SD), torch.float32), 1e-6)
-    rest = (mask.bool(), (model.r_w_bias, model.r_r_bias), lambda columns: table_SD)
+    rest = (mask.bool(), (model.r_w_bias, model.r_r_bias, lambda columns: table_SD))
     joined_BSD = block.attention_norm(torch.cat([memory, hidden], dim=1))
     close(block.attention(joined_BSD, hidden.shape[1], *rest, None, 0), internals["layer0.attention_out"])
     close(block(hidden, memory, *rest), internals["layer0.hidden_out"])

@@ -15,7 +15,7 @@ from hanmo.families.transformer_xl.modeling import TransformerXLModel
 from hanmo.families.weight_map import expand
 from hanmo.rows import Row, collate
 from hanmo.training.schedules import factor
-from hanmo.training.trainable import checkpoint_layers
+from hanmo.training.trainable import checkpoint_layers, switch_dropout_off
 from hanmo.training.trainer import RowTrainer
 from tests.original_streams import stream_batches
 from tests.parity.test_transformer_xl_streams import rows, same
@@ -46,9 +46,7 @@ def test_gradients_with_memory(checkpointing: bool) -> None:
     model = network("txl_tiny", memory_length=memory_length)
     if checkpointing:
         checkpoint_layers(model, selective=False)
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+        switch_dropout_off(model)
         model.train()
     memory = model(input_ids=first, attention_mask=arrays["seg0.attention_mask"], memory=()).memory
     output = model(

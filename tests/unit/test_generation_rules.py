@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from hanmo.generation.processors import SUPPRESSED, TokenLogitsProcessor, penalise, repeated
+from hanmo.families.decoding import penalise
+from hanmo.generation.processors import SUPPRESSED, TokenLogitsProcessor, repeated
 from hanmo.generation.settings import Settings
 
 STOP = 0
@@ -23,9 +24,9 @@ def apply(settings, prompts, generated, sources=None, width=6):
 
 
 def test_penalty_by_hand():
-    scores = torch.tensor([2.0, -2.0, 3.0, 0.0])
-    penalise(scores, {0, 1, 3}, 2.0)
-    assert scores.tolist() == [1.0, -4.0, 3.0, 0.0]
+    scores = torch.tensor([[2.0, -2.0, 3.0, 0.0]] * 2)
+    penalise(scores, [{0, 1, 3}, {2}], 2.0)
+    assert scores.tolist() == [[1.0, -4.0, 3.0, 0.0], [2.0, -2.0, 1.5, 0.0]]
 
 
 @pytest.mark.parametrize("penalty", [0.5, 2.0])

@@ -13,7 +13,7 @@ from hanmo.families import load
 from hanmo.families.glm.modeling import GlmConfig, GlmModel
 from hanmo.families.pangu.modeling import PanguConfig, PanguModel
 from hanmo.rows import IGNORE
-from hanmo.training.trainable import checkpoint_layers
+from hanmo.training.trainable import checkpoint_layers, switch_dropout_off
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_layers": 3}
 
@@ -91,11 +91,7 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
     for checkpointing in (False, True):
         network = small(name)
         network.train()
-        for module in network.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            if hasattr(module, "dropout") and isinstance(module.dropout, float):
-                module.dropout = 0.0
+        switch_dropout_off(network)
         if checkpointing:
             checkpoint_layers(network, selective=False)
         network(input_ids=ids, labels=labels).loss.backward()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
-import hanmo.tokenizers.batching as spreading
+import hanmo.tokenizers.base as spreading
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.glm.tokenization import GlmTokenizer
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer

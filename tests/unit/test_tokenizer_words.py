@@ -14,10 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import hanmo.tokenizers.batching as spreading
+import hanmo.tokenizers.base as spreading
 from hanmo.families import OURS, load
 from hanmo.families.eva.export import standalone
-from hanmo.tokenizers.batching import encode_in_processes
+from hanmo.tokenizers.base import encode_in_processes
 from hanmo.tokenizers.jieba_exact import WordCutter
 
 logging.getLogger("jieba").setLevel(logging.CRITICAL)

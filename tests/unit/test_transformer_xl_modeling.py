@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import hanmo
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.transformer_xl import original_format
-from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
+from hanmo.families.transformer_xl.modeling import MemoryState, TransformerXLConfig, TransformerXLModel
 from hanmo.families.transformer_xl.relative import visible
-from hanmo.families.transformer_xl.state import MemoryState
 from hanmo.families.weight_map import expand
 from hanmo.training.trainable import checkpoint_layers
 
@@ -159,6 +159,7 @@ def test_gradient_checkpointing_changes_nothing(relative: bool) -> None:
 
 @pytest.mark.parametrize("relative", VARIANTS)
 def test_saved_and_opened(relative: bool, tmp_path: Any) -> None:
+    hanmo.register()
     network = model(relative=relative, half_positions=True)
     network.save_pretrained(tmp_path)
     back, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)

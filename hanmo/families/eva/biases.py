@@ -44,7 +44,7 @@ def _buckets_by_distance(num_buckets: int, bidirectional: bool) -> tuple[int, ..
 def masked_bias(bias_BHqk: Tensor, allowed_BHqk: Tensor) -> Tensor:
     """The position bias with -inf at masked keys, to be added to the attention scores.
 
-    A query that sees no key keeps its whole bias, lowered by 10000 as in the original, so that attention stays finite.
+    A query that sees no key keeps its whole bias, lowered by 10000 as in the original: attention stays finite.
     """
     none_allowed = ~allowed_BHqk.any(-1, keepdim=True)
     masked = bias_BHqk.masked_fill(~allowed_BHqk, -torch.inf)

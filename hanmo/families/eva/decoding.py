@@ -8,16 +8,14 @@ from __future__ import annotations
 import ast
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from hanmo.errors import RecordError
+from hanmo.families.decoding import penalise, suppress
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +33,6 @@ class Vocabulary:
     Args:
         tokens: text of each id, spaces and newlines spelled out.
         ids: id by vocabulary entry, as the vocabulary file has it.
-        separator: the token that ends an utterance.
         antonyms: pairs of words, which exclude each other both ways. A word that is no token is left out with a
             warning; the original stops there.
     """
@@ -79,11 +76,7 @@ class Vocabulary:
 
 
 def read_antonyms(path: str | Path) -> list[tuple[str, str]]:
-    """Pairs of antonyms from a file with one Python tuple of two strings a line.
-
-    Raises:
-        RecordError: a line is not such a tuple.
-    """
+    """Pairs of antonyms from a file with one Python tuple of two strings a line; RecordError for another line."""
     path = Path(path)
     pairs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -105,15 +98,10 @@ class EvaLogitsProcessor:
     1. repetition penalty on every id of the conversation so far (except the separator);
     2. no separator before ``min_new_tokens``;
     3. no n-gram of characters twice; no 但 or 不过 after a pause;
-    4. no antonym of a token since the last separator;
+    4. no antonym of a token since the last separator; ``published``: of any row, as the original does by mistake;
     5. never ``<unk>`` nor ``settings.suppressed_ids``.
 
-    A ``families.decoding.LogitsProcessor``. ``published``: the antonyms of all rows are suppressed in every row, as the
-    original does by mistake.
-
-    Args:
-        settings: generation.settings.Settings.
-        contexts: the full_ids of each conversation.
+    Args: ``contexts``, the full_ids of each conversation.
     """
 
     def __init__(self, vocabulary: Vocabulary, settings: Any, contexts: Sequence[Sequence[int]]):
@@ -126,7 +114,7 @@ class EvaLogitsProcessor:
         contexts = [self._contexts[source] for source in sources]
         if settings.repetition_penalty != 1:
             seen = [one.ids.union(ids) - {vocabulary.stop_id} for one, ids in zip(contexts, generated, strict=True)]
-            _rescore(scores_RV, seen, _penalty(settings.repetition_penalty))
+            penalise(scores_RV, seen, settings.repetition_penalty)
         suppressed = [context.repetitions(ids) for context, ids in zip(contexts, generated, strict=True)]
         for ids, row_ids in zip(generated, suppressed, strict=True):
             if len(ids) < settings.min_new_tokens:
@@ -136,7 +124,7 @@ class EvaLogitsProcessor:
             if settings.published:
                 antonyms = [set().union(*antonyms)] * len(suppressed)
             suppressed = [one | other for one, other in zip(suppressed, antonyms, strict=True)]
-        _rescore(scores_RV, suppressed, _constant(SUPPRESSED))
+        suppress(scores_RV, suppressed, SUPPRESSED)
         scores_RV[:, [vocabulary.unknown_id, *settings.suppressed_ids]] = SUPPRESSED_ALWAYS
         return scores_RV
 
@@ -193,20 +181,3 @@ class ConversationState:
     def _antonyms_of(self, ids: Iterable[int]) -> set[int]:
         antonyms = self._vocabulary.antonyms
         return set().union(*(antonyms[index] for index in ids if index in antonyms))
-
-
-def _rescore(scores_RV: Tensor, ids: Sequence[Collection[int]], change: Callable[[Tensor], Tensor]) -> None:
-    """Change, in place, the scores of each row's ids."""
-    columns = np.fromiter(chain.from_iterable(ids), np.int64)
-    if len(columns):
-        rows = np.repeat(np.arange(len(ids)), [len(row_ids) for row_ids in ids])
-        place = tuple(torch.from_numpy(axis).to(scores_RV.device) for axis in (rows, columns))
-        scores_RV[place] = change(scores_RV[place])
-
-
-def _penalty(penalty: float) -> Callable[[Tensor], Tensor]:
-    return lambda scores: torch.where(scores < 0, scores * penalty, scores / penalty)
-
-
-def _constant(value: float) -> Callable[[Tensor], Tensor]:
-    return lambda scores: torch.full_like(scores, value)

@@ -16,12 +16,11 @@ from transformers import GenerationConfig, T5Config
 
 from hanmo import tokenizers
 from hanmo.families.eva import original_format, tokenization
+from hanmo.families.eva.biases import MAX_DISTANCE
 from hanmo.families.eva.modeling import EvaConfig
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.weight_map import expand
 from hanmo.files import json_text
-
-MAX_DISTANCE = 128  # of the relative positions; fixed in EVA, a setting in T5
 
 _FUTURE = "from __future__ import annotations\n"
 _README = """# {name}: EVA as T5
@@ -56,8 +55,7 @@ def standalone(path: Path) -> str:
 def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:
     """Write everything that T5ForConditionalGeneration needs beside EVA's weights, and the tokenizer with its code.
 
-    Returns:
-        Remarks about what was left out and what rounding loses.
+    Returns remarks about what was left out and what rounding loses.
     """
     _write_config(config, folder, dtype)
     tokenizer.save_pretrained(folder)
@@ -89,13 +87,8 @@ def _write_config(config: EvaConfig, folder: Path, dtype: torch.dtype) -> None:
     same = ["vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads"]
     same += ["relative_attention_num_buckets", "dropout_rate", "layer_norm_epsilon"]
     ids = {name: getattr(config, name) for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id")}
-    values: dict[str, Any] = {name: getattr(config, name) for name in same} | ids
-    values |= {
-        "relative_attention_max_distance": MAX_DISTANCE,
-        "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": False,
-    }
-    t5 = T5Config(**values)
+    values: dict[str, Any] = {name: getattr(config, name) for name in (*same, "tie_word_embeddings")} | ids
+    t5 = T5Config(**values, relative_attention_max_distance=MAX_DISTANCE, feed_forward_proj="gated-gelu")
     # T5Config sets this to True whatever it is given; with it the head would be tied and the model ruined.
     t5.tie_word_embeddings = False
     t5.architectures = ["T5ForConditionalGeneration"]

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from random import Random
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,15 +18,13 @@ from hanmo.errors import UnsupportedError
 from hanmo.families.base import Export, Family
 from hanmo.families.decoding import LogitsProcessor, SearchConventions
 from hanmo.families.eva import original_format
+from hanmo.families.eva.decoding import EvaLogitsProcessor, Vocabulary
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.stops import Stop
-from hanmo.nn.causal import example_numbers
+from hanmo.nn.causal import example_numbers, joined
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 from hanmo.rows import IGNORE, Context, Part, Prompt, Row, token_inputs
-
-if TYPE_CHECKING:
-    from hanmo.families.eva.decoding import Vocabulary
 
 CHAT_TURNS = 8  # utterances that a chat looks back at
 
@@ -40,7 +37,7 @@ class EvaFamily(Family):
     config_class = EvaConfig
     network_class = EvaModel
     tokenizer_class = EvaTokenizer
-    original_format: ClassVar[ModuleType] = original_format
+    original_format: ClassVar[Any] = original_format
     # All beams start equal, so that the search meets ties that rounding decides (specification, 7.4).
     published_conventions = SearchConventions(
         first_beam_only=False,
@@ -71,10 +68,10 @@ class EvaFamily(Family):
         return (Stop(self.tokenizer.sep_token_id, ("vocabulary's <sep>",)),)
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
-        """One row: the turns before the last as context, the last as target.
+        """One row: the turns before the last as context, from the newest backwards as long as they fit; the last as target.
 
-        Turns are taken from the last backwards as long as they fit. There is no row if no turn fits, or not the whole
-        target. The only turn of a dialogue is a context whose target is two ``<unk>``, as published.
+        There is no row if no turn fits, or not the whole target. The only turn of a dialogue is a context whose target is
+        two ``<unk>``, as published.
         """
         record = _with_turns(record)
         turns, opening = self._turns(record), self._opening(record)
@@ -145,17 +142,9 @@ class EvaFamily(Family):
     def pack(self, rows: Sequence[Row]) -> Row:
         """Concatenated contexts and concatenated replies; both masks hold the number of the example, from 1 on."""
         contexts, replies = ([row.inputs[name] for row in rows] for name in ("input_ids", "decoder_input_ids"))
-        return Row(
-            inputs={
-                "input_ids": torch.cat(contexts),
-                "attention_mask": example_numbers(contexts),
-                "decoder_input_ids": torch.cat(replies),
-                "decoder_attention_mask": example_numbers(replies),
-            },
-            labels=torch.cat([row.labels for row in rows]),
-            weights=torch.cat([row.weights for row in rows]),
-            end=sum(map(len, replies)) - 1,
-        )
+        encoder = {"input_ids": torch.cat(contexts), "attention_mask": example_numbers(contexts)}
+        decoder = {"decoder_input_ids": torch.cat(replies), "decoder_attention_mask": example_numbers(replies)}
+        return joined(rows, encoder | decoder)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Tokens joined, with spaces and newlines spelled out; special tokens appear as their names."""
@@ -174,14 +163,10 @@ class EvaFamily(Family):
 
     def logits_processor(self, settings: Any, contexts: Sequence[Sequence[int]]) -> LogitsProcessor | None:
         """EVA's score rules; that of antonyms applies where the model has a file of them."""
-        from hanmo.families.eva.decoding import EvaLogitsProcessor
-
         return EvaLogitsProcessor(self._vocabulary, settings, contexts)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        from hanmo.families.eva.decoding import Vocabulary
-
         return Vocabulary.of(self.tokenizer, self.assets.get("antonyms"))
 
     def _turns(self, record: Dialogue | PromptResponse) -> list[list[int]]:
@@ -202,9 +187,7 @@ class EvaFamily(Family):
     def _split(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
         """The ids for the encoder, and the ids of the beginning of the reply."""
         ids, start = list(ids), self.tokenizer.bos_token_id
-        if start not in ids:
-            return ids, []
-        place = ids.index(start)
+        place = ids.index(start) if start in ids else len(ids)
         return ids[:place], ids[place + 1 :]
 
 

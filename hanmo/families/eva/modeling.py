@@ -270,9 +270,8 @@ class EvaModel(RowModel):
         Args:
             input_ids: (B, T) int64.
             decoder_input_ids: (B, A) int64, beginning with the start token.
-            attention_mask: (B, T), 1 on real tokens; all are real if None.
-            decoder_attention_mask: (B, A); all are real if None. Where both masks are given, they hold the number of the
-                example that a token belongs to, from 1 on, as in packed rows.
+            attention_mask, decoder_attention_mask: (B, T) and (B, A), 1 on real tokens; all are real if None. Where both
+                are given, they hold the number of the example that a token belongs to, from 1 on, as in packed rows.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -297,7 +296,7 @@ class EvaModel(RowModel):
         decoder_input_ids: Tensor,
         decoder_attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, EvaState]:
-        """Read prompts: logits after the last decoder token, (R, 1, V), and the decoding state.
+        """Logits after the last decoder token, (R, 1, V), and the decoding state.
 
         Args:
             input_ids, attention_mask: (R, T); padding may be on either side.

@@ -11,8 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from hanmo.tokenizers.base import PlainTokenizer
-from hanmo.tokenizers.batching import compiled
+from hanmo.tokenizers.base import PlainTokenizer, compiled
 from hanmo.tokenizers.jieba_exact import BoundedCache, WordCutter
 
 # Full-width forms that the original folds before it cuts. Only the first table changes where words end.
@@ -37,11 +36,8 @@ class EvaTokenizer(PlainTokenizer):
 
     Special tokens typed into a text are cut up like any other text and never become special.
 
-    Args:
-        vocab_file: one token a line, the line number is the id; an empty line is a token too.
-
-    Raises:
-        ValueError: the vocabulary lacks a token that the model cannot do without.
+    Args: ``vocab_file``, one token a line, the line number is the id; an empty line is a token too. ValueError if it
+    lacks a token that the model cannot do without.
     """
 
     vocab_files_names = {"vocab_file": "vocab.txt"}
@@ -70,7 +66,6 @@ class EvaTokenizer(PlainTokenizer):
         return {**self._ids, **self._added_tokens_encoder}
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens around it; empty for an empty text."""
         return list(chain.from_iterable(map(self._words.__getitem__, self._cut(_folded(text)))))
 
     def _kernel(self) -> Any:

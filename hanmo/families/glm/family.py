@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
-from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ class GlmFamily(Family):
     config_class = GlmConfig
     network_class = GlmModel
     tokenizer_class = GlmTokenizer
-    original_format: ClassVar[ModuleType] = original_format
+    original_format: ClassVar[Any] = original_format
     vocab_padded_to = 128
     packs = True
     published_conventions = TRANSFORMERS_4_31
@@ -119,9 +118,8 @@ class GlmFamily(Family):
                 f"cut documents shorter: limit={highest - 1}"
             )
         order = rng.sample(range(len(spans)), len(spans))
-        return self._filled(
-            context, [ids[slice(*spans[number])] for number in order], [places[number] for number in order]
-        )
+        answers = [ids[slice(*spans[number])] for number in order]
+        return self._filled(context, answers, [places[number] for number in order])
 
     def pack(self, rows: Sequence[Row]) -> Row:
         """Concatenated rows with the positions they have alone; ``prefix`` (T,): the end of the context of a token's row."""
@@ -162,27 +160,17 @@ class GlmFamily(Family):
 
     def _sentence_ends(self, ids: Sequence[int]) -> list[int]:
         """One past the last token of every sentence: a piece that ends with a mark of ``SENTENCE_MARKS``."""
-        ends = [
-            place
-            for place, piece in enumerate(self.tokenizer.convert_ids_to_tokens(list(ids)), 1)
-            if piece.endswith(SENTENCE_MARKS)
-        ]
+        pieces = self.tokenizer.convert_ids_to_tokens(list(ids))
+        ends = [place for place, piece in enumerate(pieces, 1) if piece.endswith(SENTENCE_MARKS)]
         return ends if ends and ends[-1] == len(ids) else [*ends, len(ids)]
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
         """Earlier answers are in ``context_ids`` as ``<sop> answer``; the next mask token is answered now."""
         ids = [*context_ids, self.config.sop_token_id]
-        positions_PT = self._positions(ids)
-        return Prompt(
-            inputs={
-                **token_inputs(ids),
-                "position_ids": positions_PT,
-                "prefix": torch.tensor(ids.index(self.config.sop_token_id)),
-            },
-            start=positions_PT[:, -1] + torch.tensor([0, 1]),
-            step=torch.tensor([0, 1]),
-            stop_ids=self.stop_ids,
-        )
+        positions_PT, step = self._positions(ids), torch.tensor([0, 1])
+        prefix = torch.tensor(ids.index(self.config.sop_token_id))
+        inputs = {**token_inputs(ids), "position_ids": positions_PT, "prefix": prefix}
+        return Prompt(inputs, positions_PT[:, -1] + step, step, self.stop_ids)
 
     def context(self, record: Record, limit: int) -> Context:
         """Text with mask tokens is filled, other text continued after a [gMASK] at its end."""

@@ -17,7 +17,7 @@ from hanmo.errors import ConfigError, unknown
 from hanmo.nn.causal import same_example
 from hanmo.nn.cpu import Dropout
 from hanmo.nn.decode_state import DecodeState
-from hanmo.nn.prenorm import PreNormModel, check_positions
+from hanmo.nn.prenorm import PreNormBlock, PreNormModel, check_positions
 
 ACTIVATIONS = ("gelu_new", "gelu")
 
@@ -32,8 +32,7 @@ class GlmConfig(PretrainedConfig):
             form that a later port used.
         mask_token_ids: [MASK], [sMASK], [gMASK], the tokens an answer may belong to. The original 10B model's [gMASK]
             is ``eop_token_id``; its ports copied that row of the embedding to 50009.
-        sop_token_id: starts an answer.
-        eop_token_id: ends an answer.
+        sop_token_id, eop_token_id: start and end an answer.
     """
 
     model_type = "hanmo-glm"
@@ -77,8 +76,8 @@ class GlmModel(PreNormModel):
         self.embed_positions = nn.Embedding(positions, width)
         self.embed_places = nn.Embedding(positions, width) if config.block_position_encoding else None
         self.dropout = Dropout(config.embedding_dropout_prob)
-        dropouts = config.attention_dropout_prob, config.output_dropout_prob
-        self.add_blocks(config.num_attention_heads, 4 * width, *dropouts)
+        heads, dropouts = config.num_attention_heads, (config.attention_dropout_prob, config.output_dropout_prob)
+        self.add_blocks(PreNormBlock, heads, 4 * width, config.activation_function, *dropouts)
 
     def backbone(self, *args: Any, **inputs: Any) -> Tensor:
         """Output of the last block after the final norm, (B, T, D); see ``trunk`` for the arguments."""
@@ -101,43 +100,26 @@ class GlmModel(PreNormModel):
 
         Args:
             input_ids: (B, T) int64.
-            attention_mask: (B, T), 1 on real tokens, in packed rows the number of the example from 1 on; or
-                (B, 1, T, S), used as it is.
-            position_ids: (B, 2, T) int64 (position, place in the answer); (B, T) without places. 0 … T-1 and
-                zeros if None.
+            attention_mask: (B, T), 1 on real tokens, in packed rows the number of the example from 1 on; or (B, 1, T, S),
+                used as it is.
+            position_ids: (B, 2, T) int64 (position, place in the answer); (B, T) without places. 0 … T-1 and 0 if None.
             prefix: (B,) or (1,) int64, the number of context tokens, which all tokens see, without padding on the left; 0
                 if None. In packed rows (B, T): the column where the context of a token's example ends.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         check_positions(position_ids, self.embed_positions, state.length if state else input_ids.shape[1])
-        hidden_BTD = self.embed_tokens(input_ids)
-        if self.embed_places is None:
-            hidden_BTD = hidden_BTD + self.embed_positions(
-                position_ids if position_ids.dim() == 2 else position_ids[:, 0]
-            )
-        elif position_ids.dim() == 2:
-            hidden_BTD = hidden_BTD + self.embed_positions(position_ids)
-            hidden_BTD = hidden_BTD + self.embed_places(torch.zeros_like(position_ids))
-        else:
-            hidden_BTD = hidden_BTD + self.embed_positions(position_ids[:, 0]) + self.embed_places(position_ids[:, 1])
+        position_BT, place_BT = position_ids, torch.zeros_like(position_ids)
+        if position_ids.dim() == 3:
+            position_BT, place_BT = position_ids.unbind(1)
+        hidden_BTD = self.embed_tokens(input_ids) + self.embed_positions(position_BT)
+        if self.embed_places is not None:
+            hidden_BTD = hidden_BTD + self.embed_places(place_BT)
         hidden_BTD = self.dropout(hidden_BTD)
         mask = prefix_mask(attention_mask, prefix, hidden_BTD, state)
         for layer, block in enumerate(self.layers):
             hidden_BTD = block(hidden_BTD, mask, state=state, layer=layer)
         return hidden_BTD
-
-    def prefill(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, prefix: Tensor
-    ) -> tuple[Tensor, DecodeState]:
-        state = DecodeState(self.config.num_layers)
-        state.grow(attention_mask)
-        hidden_RTD = self.backbone(input_ids, attention_mask, position_ids, prefix, state)
-        return self.lm_head(hidden_RTD[:, -1:]), state
-
-    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: DecodeState) -> Tensor:
-        state.grow(torch.ones_like(ids_Rq))
-        return self.lm_head(self.backbone(ids_Rq, position_ids=positions_RPq, state=state))
 
 
 def prefix_mask(

@@ -1,8 +1,7 @@
 """GLM's pretraining: blank filling (Du et al. 2022, arXiv:2103.10360, section 2).
 
 Three objectives: hidden "spans" of about three tokens, hidden "sentences", and the hidden second part of a "document".
-Each hidden span is replaced by one mask token and predicted after the text, in random order, from the text and the spans
-before it.
+Each hidden span is replaced by one mask token and predicted after the text and the spans before it, in random order.
 """
 
 from __future__ import annotations
@@ -45,10 +44,7 @@ def draw_spans(length: int, rng: Random) -> list[Span]:
 
 
 def draw_sentences(ends: Sequence[int], rng: Random) -> list[Span]:
-    """Whole sentences, together 15 % of the tokens, in order; at least one sentence stays.
-
-    Args: ``ends``, one past each sentence's last token.
-    """
+    """Whole sentences, together 15 % of the tokens, in order; at least one stays. ``ends``: one past their last tokens."""
     sentences = list(zip([0, *ends], ends, strict=False))
     rng.shuffle(sentences)
     hidden: list[Span] = []

@@ -1,7 +1,7 @@
 """GLM's tokenizer: sentencepiece between command tokens. Exact to the originals.
 
-There were two originals, which differ in the treatment of typed command tokens: the port to transformers ("port"), and the
-tokenizer of training ("original"), itself in two variants.
+There were two, which differ in the treatment of typed command tokens: the port to transformers ("port"), and the tokenizer
+of training ("original"), itself in two variants.
 
 Exported models get this file with the text of the modules of hanmo that it imports.
 Source: the recorded specification of GLM, section "Tokenizer (port)".
@@ -17,16 +17,8 @@ from typing import Any
 from hanmo.tokenizers.sentencepiece import SentencePieceTokenizer
 
 _COMMANDS = (
-    "<|endoftext|>",
-    "[SEP]",
-    "[CLS]",
-    "[MASK]",
-    "[UNUSED1]",
-    "[UNUSED2]",
-    "<|startofpiece|>",
-    "<|endofpiece|>",
-    "[sMASK]",
-    "[gMASK]",
+    *("<|endoftext|>", "[SEP]", "[CLS]", "[MASK]", "[UNUSED1]", "[UNUSED2]", "<|startofpiece|>", "<|endofpiece|>"),
+    *("[sMASK]", "[gMASK]"),
 )
 _ROLES = {
     **{"eos_token": "<|endoftext|>", "unk_token": "[UNK]", "sep_token": "[SEP]"},
@@ -44,8 +36,6 @@ _TIDY: tuple[tuple[str, str], ...] = (
 class GlmTokenizer(SentencePieceTokenizer):
     """A single text becomes ``[CLS]`` A ``<|endoftext|>``, a pair ``[CLS]`` A ``[SEP]`` B ``<|endoftext|>``.
 
-    Truncation takes from the left, padding is on the right.
-
     Args:
         vocab_file: the sentencepiece model; command tokens follow its pieces.
         flavour: "port", as in transformers; or "original", as trained: ``[UNK]`` has an id of its own and decoding
@@ -58,7 +48,6 @@ class GlmTokenizer(SentencePieceTokenizer):
     """
 
     vocab_files_names = {"vocab_file": "cog-pretrain.model"}
-    padding_side = "right"
     truncation_side = "left"
 
     def __init__(self, vocab_file: str, flavour: str = "port", fix_command_token: bool = True, **kwargs: Any) -> None:
@@ -124,27 +113,19 @@ class GlmTokenizer(SentencePieceTokenizer):
         """Tokens of ids, or of one: the command token of this flavour, or the piece."""
         if isinstance(ids, int):
             return self._convert_id_to_token(ids)
-        kept = self._kept(ids, skip_special_tokens)
-        return [self._convert_id_to_token(index) for index in kept]
+        return list(map(self._convert_id_to_token, self._kept(ids, skip_special_tokens)))
 
     def _kept(self, ids: Sequence[int], skip_special_tokens: bool) -> list[int]:
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
         return [index for index in map(int, ids) if index not in skipped]
 
-    def _decode(
-        self,
-        token_ids: int | list[int],
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        **kwargs: Any,
-    ) -> str:
+    def decode_plain(self, ids: list[int], skip_special_tokens: bool, clean_up: bool | None) -> str:
         """Ids as text: runs of pieces by sentencepiece, command tokens verbatim."""
-        ids = self._kept([token_ids] if isinstance(token_ids, int) else token_ids, skip_special_tokens)
-        parts = list(self._decoded_parts(ids))
+        parts = list(self._decoded_parts(self._kept(ids, skip_special_tokens)))
         if self.flavour == "original":
             return "".join(parts)
         text = " ".join(parts)
-        for spaced, tidy in _TIDY if clean_up_tokenization_spaces is not False else ():
+        for spaced, tidy in _TIDY if clean_up is not False else ():
             text = text.replace(spaced, tidy)
         return text
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from random import Random
-from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -17,12 +16,11 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
-from hanmo.families.huggingface import original_format
 from hanmo.families.huggingface.modeling import TransformersModel
-from hanmo.families.huggingface.stops import stops_of
-from hanmo.families.huggingface.templates import Message, TemplateForm, render_template
+from hanmo.families.huggingface.stops import end_of_text, end_of_turn
+from hanmo.families.huggingface.templates import TemplateForm, render_template
 from hanmo.families.huggingface.text import behind, separator, without_blanks
-from hanmo.families.stops import Stop, config_value, has_row
+from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value, has_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 from hanmo.rows import IGNORE, Context, Part, Prompt, Row, split_at_difference, stack, token_inputs
 
@@ -32,7 +30,6 @@ class HuggingfaceFamily(Family):
     config_class = PretrainedConfig
     network_class = TransformersModel
     tokenizer_class: ClassVar[Any] = AutoTokenizer
-    original_format: ClassVar[ModuleType] = original_format
     vocab_padded_to = 0
     lora_targets = ("all-linear",)
 
@@ -120,7 +117,15 @@ class HuggingfaceFamily(Family):
 
     @cached_property
     def stops(self) -> tuple[Stop, ...]:
-        return stops_of(self.config, self.tokenizer, self.generation)
+        """The first one, which rows predict, ends an assistant's turn if any does."""
+        found = (
+            (end_of_turn(self.tokenizer), "chat template"),
+            (self.tokenizer.eos_token_id, "tokenizer's eos_token"),
+            (end_of_text(self.tokenizer), "tokenizer's sep_token"),
+            (config_value(self.config, "eos_token_id"), CONFIG),
+            (self.generation.get("eos_token_id"), GENERATION),
+        )
+        return collect(found, self.config, self.tokenizer)
 
     @cached_property
     def _decoder_start(self) -> int:
@@ -144,7 +149,7 @@ class HuggingfaceFamily(Family):
     def _prompt_and_answer(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
         """The ids of everything before the response, without the oldest turns if ``limit`` is short, and of the response.
 
-        The first is empty if the last prompt alone does not fit, or if there is none. See ``text``.
+        The first are none if the last prompt alone does not fit, or if there is none.
         """
         if not self.tokenizer.chat_template:
             return self._plain_pair(record, limit)
@@ -157,9 +162,10 @@ class HuggingfaceFamily(Family):
         if not messages:
             return [], []
         prefix = record.prefix if not isinstance(record, Text | Dialogue) else ""
+        form = self._template_form
         while True:
-            opened = self._rendered(self._template_form.messages(system, messages[:-1]), True)
-            given, answer = self._template_form.reply(opened, prefix, messages[-1]["content"])
+            opened = render_template(self.tokenizer, form.messages(system, messages[:-1]), True)
+            given, answer = form.reply(opened, prefix, messages[-1]["content"])
             prompt = self.encode(given)
             if limit is None or len(prompt) <= limit or len(messages) <= 2:
                 break
@@ -178,7 +184,7 @@ class HuggingfaceFamily(Family):
 
     def _answer(self, given: str, answer: str) -> list[int]:
         """A decoder continues the given text; the answer of an encoder-decoder is a text of its own."""
-        return self.encode(answer) if self.config.is_encoder_decoder else behind(self.tokenizer, given, answer)
+        return self.encode(answer) if self.config.is_encoder_decoder else behind(self.encode, given, answer)
 
     def _opened(self, text: str) -> list[int]:
         """A text with the tokenizer's special tokens; a decoder cannot continue after those at the end."""
@@ -187,14 +193,11 @@ class HuggingfaceFamily(Family):
 
     @cached_property
     def _separator(self) -> str:
-        return separator(self.tokenizer)
+        return separator(self.encode, self.tokenizer)
 
     @cached_property
     def _template_form(self) -> TemplateForm:
-        return TemplateForm.of(self._rendered)
-
-    def _rendered(self, messages: list[Message], add_generation_prompt: bool) -> str:
-        return render_template(self.tokenizer, messages, add_generation_prompt)
+        return TemplateForm.of(partial(render_template, self.tokenizer))
 
     @property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

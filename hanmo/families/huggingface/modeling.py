@@ -1,8 +1,8 @@
 """Gives a transformers model our protocol: rows in, loss out; prefill and step.
 
-The model keeps its class's name, weights, configuration and files; only its ``forward`` is ours when rows are scored.
-Then its output head makes logits for chunks of the scored positions alone. Some models change their logits after the
-head (scale or cap them); a probe on loading finds them, and they are scored from whole logits, which takes more memory.
+The model keeps its class's name, weights, configuration and files. When rows are scored, its output head makes logits for
+chunks of the scored positions alone. Some models change their logits after the head (scale or cap them): a probe on
+loading finds them, and they are scored from whole logits, which takes more memory.
 """
 
 from __future__ import annotations
@@ -15,13 +15,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PretrainedConfig,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
+from transformers.models.auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.huggingface.probes import SPARSE, ProbedBatching, find_batching, head_is_exact, packing_is_exact
@@ -30,16 +25,8 @@ from hanmo.families.huggingface.tensor_parallel import settle_heads, with_plan
 from hanmo.families.safe_loading import own_code, safe_blank, safe_network
 from hanmo.files import read_json
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
+from hanmo.nn import row_model
 from hanmo.nn.prenorm import check_positions
-from hanmo.nn.row_model import (
-    RowOutput,
-    ValueHead,
-    configured_value_head,
-    kept_places,
-    score_tokens,
-    values_of,
-    without_suppressed,
-)
 from hanmo.rows import IGNORE
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
@@ -58,7 +45,7 @@ class TransformersRows:
     #: ``tree`` is exact; None: not probed yet
     trees_are_exact: bool | None = None
     _batching: ProbedBatching | None = None
-    value_head: ValueHead | None
+    value_head: row_model.ValueHead | None
     critic: Any
 
     def forward(
@@ -72,32 +59,33 @@ class TransformersRows:
         **inputs: Any,
     ) -> Any:
         """Rows (labels with weights) are scored as RowModel does; any other call is the model's own forward."""
-        if labels is None or weights is None:
-            if labels is not None:
-                inputs["labels"] = labels
-            self._settle_attention()
-            return super().forward(*args, **inputs)  # type: ignore[misc]
         self._settle_attention()
+        if labels is None or weights is None:
+            own = inputs if labels is None else inputs | {"labels": labels}
+            return super().forward(*args, **own)  # type: ignore[misc]
         known = dict(inputs)
         inputs["use_cache"] = False
         if "position_ids" in inputs:  # packed rows, see HuggingfaceFamily.pack
-            self._check_packing()
+            if self.packing_is_exact is None:
+                self.packing_is_exact = packing_is_exact(self)
+            if not self.packing_is_exact:
+                raise UnsupportedError(
+                    f"{type(self).__name__} lets examples that share a row see each other: packing=false"
+                )
             del inputs["attention_mask"]  # examples are told apart by positions that start again
         if self.head_is_exact:
             hidden_BAD = _last_hidden(self, *args, **inputs)
-            head = self.get_output_embeddings()  # type: ignore[attr-defined]
-            kept = kept_places(self)
-            logprob_BA, entropy_BA = score_tokens(
-                head, hidden_BAD, labels, entropy, kept=kept, suppressed_ids=suppressed_ids
-            )
+            head, kept = self.get_output_embeddings(), row_model.kept_places(self)  # type: ignore[attr-defined]
+            logprob_BA, entropy_BA = row_model.score_tokens(head, hidden_BAD, labels, entropy, suppressed_ids, kept)
         else:
             output = super().forward(*args, **inputs, output_hidden_states=self.value_head is not None)  # type: ignore[misc]
-            logprob_BA, entropy_BA = _score_logits(without_suppressed(output.logits, suppressed_ids), labels, entropy)
+            logits_BAV = row_model.without_suppressed(output.logits, suppressed_ids)
+            logprob_BA, entropy_BA = _score_logits(logits_BAV, labels, entropy)
             states = "decoder_hidden_states" if self.config.is_encoder_decoder else "hidden_states"  # type: ignore[attr-defined]
             hidden_BAD = None if self.value_head is None else output[states][-1]
-        value_BA = values_of(self, hidden_BAD, labels, known)
+        value_BA = row_model.values_of(self, hidden_BAD, labels, known)
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
-        return RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA)
+        return row_model.RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA)
 
     def _settle_attention(self) -> None:
         """Restore BigBird's sparse attention, which switches to full attention at a short text and never back."""
@@ -105,14 +93,6 @@ class TransformersRows:
             for module in self.modules():  # type: ignore[attr-defined]
                 if module is not self and getattr(module, "attention_type", SPARSE) != SPARSE:
                     module.set_attention_type(SPARSE)
-
-    def _check_packing(self) -> None:
-        if self.packing_is_exact is None:
-            self.packing_is_exact = packing_is_exact(self)
-        if not self.packing_is_exact:
-            raise UnsupportedError(
-                f"{type(self).__name__} lets examples that share a row see each other: packing=false"
-            )
 
     @property
     def batching(self) -> ProbedBatching:
@@ -128,21 +108,19 @@ class TransformersRows:
     def read(self, batching: ProbedBatching, **inputs: Tensor) -> tuple[Tensor, Any]:
         """``prefill`` with a given ``batching``; ``find_batching`` tries several."""
         self._settle_attention()
-        mask_RT = inputs["attention_mask"]
+        ids_RT, mask_RT = inputs["input_ids"], inputs["attention_mask"]
         start_R1 = inputs.get("decoder_input_ids")
-        encoder = None
         if start_R1 is not None:
-            encoder = self.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_RT)  # type: ignore[attr-defined]
+            encoder = self.get_encoder()(input_ids=ids_RT, attention_mask=mask_RT)  # type: ignore[attr-defined]
+            if not batching.cached:
+                again = UncachedState(start_R1, torch.ones_like(start_R1[:, 0]), encoder, mask_RT)
+                return again.logits(self.forward, 1), again
+            fed = {"encoder_outputs": encoder, "attention_mask": mask_RT, "decoder_input_ids": start_R1}
+            output = self.forward(**fed, use_cache=True)
+            return output.logits, CachedState(output.past_key_values, torch.ones_like(start_R1), encoder, mask_RT)
         if not batching.cached:
-            again = UncachedState.of(inputs["input_ids"], mask_RT) if start_R1 is None else UncachedState(start_R1)
-            again.encoder, again.encoder_mask_RT = encoder, None if encoder is None else mask_RT
+            again = UncachedState.of(ids_RT, mask_RT)
             return again.logits(self.forward, 1), again
-        if start_R1 is not None:
-            output = self.forward(
-                encoder_outputs=encoder, attention_mask=mask_RT, decoder_input_ids=start_R1, use_cache=True
-            )
-            state = CachedState(output.past_key_values, torch.ones_like(start_R1), encoder, mask_RT)
-            return output.logits, state
         if not batching.positions:
             inputs.pop("position_ids", None)
         output = self.forward(**self._known(inputs), use_cache=True, logits_to_keep=1)
@@ -154,18 +132,13 @@ class TransformersRows:
             state.extend(ids_Rq)
             return state.logits(self.forward, ids_Rq.shape[1])
         state.mask_RC = torch.cat([state.mask_RC, torch.ones_like(ids_Rq)], dim=1)
-        inputs: dict[str, Any] = {"past_key_values": state.cache, "use_cache": True}
-        if state.encoder is not None:
-            inputs |= {
-                "encoder_outputs": state.encoder,
-                "attention_mask": state.encoder_mask_RT,
-                "decoder_input_ids": ids_Rq,
-            }
-        else:
-            inputs |= {"input_ids": ids_Rq, "attention_mask": state.mask_RC}
+        inputs: dict[str, Any] = {"encoder_outputs": state.encoder, "attention_mask": state.encoder_mask_RT}
+        inputs["decoder_input_ids"] = ids_Rq
+        if state.encoder is None:
+            inputs = {"input_ids": ids_Rq, "attention_mask": state.mask_RC}
             if state.positions:
                 inputs |= self._known({"position_ids": positions_RPq[:, 0]})
-        output = self.forward(**inputs)
+        output = self.forward(**inputs, past_key_values=state.cache, use_cache=True)
         state.cache = output.past_key_values
         return output.logits
 
@@ -196,15 +169,11 @@ def _last_hidden(model: Any, *args: Any, **inputs: Any) -> Any:
     if model.base_model is not model:
         return model.base_model(*args, **inputs).last_hidden_state
     # T5's form: encoder and decoder stand beside the head, with no model of both below it.
-    encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"))
-    decoded = model.get_decoder()(
-        input_ids=inputs["decoder_input_ids"],
-        attention_mask=inputs.get("decoder_attention_mask"),
-        encoder_hidden_states=encoded.last_hidden_state,
-        encoder_attention_mask=inputs.get("attention_mask"),
-        use_cache=False,
-    )
-    return decoded.last_hidden_state
+    mask_BT = inputs.get("attention_mask")
+    encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_BT).last_hidden_state
+    seen = {"encoder_hidden_states": encoded, "encoder_attention_mask": mask_BT}
+    own = {"input_ids": inputs["decoder_input_ids"], "attention_mask": inputs.get("decoder_attention_mask")}
+    return model.get_decoder()(**own, **seen, use_cache=False).last_hidden_state
 
 
 def adopt(model: Any) -> Any:
@@ -217,11 +186,8 @@ def adopt(model: Any) -> Any:
             module.register_forward_pre_hook(_check_positions)
     model.head_is_exact = head_is_exact(model, _last_hidden)
     if not model.head_is_exact:
-        warnings.warn(
-            f"{cls.__name__} changes its logits after the output head: rows are scored from whole logits, "
-            "which takes more memory",
-            stacklevel=2,
-        )
+        changes = f"{cls.__name__} changes its logits after the output head"
+        warnings.warn(f"{changes}: rows are scored from whole logits, which takes more memory", stacklevel=2)
     return model
 
 
@@ -254,18 +220,14 @@ class TransformersModel:
         if cut:
             settle_heads(model, cut.tp_size)
         model = adopt(model)
-        if head := configured_value_head(config):
+        if head := row_model.configured_value_head(config):
             _load_value_head(head, path, info)
             model.value_head = head.to(model.dtype)
         return model, info
 
 
 def _auto_class(path: Path, config: PretrainedConfig) -> Any:
-    """The auto class of transformers for a configuration.
-
-    Raises:
-        UnsupportedError: the model is no language model, or needs code of its own.
-    """
+    """The auto class of transformers; UnsupportedError for no language model, or one that needs code of its own."""
     seq2seq = config.is_encoder_decoder
     known: Any = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if seq2seq else MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in known:
@@ -274,13 +236,12 @@ def _auto_class(path: Path, config: PretrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
 
 
-def _load_value_head(head: ValueHead, folder: Path, info: dict[str, Any]) -> None:
+def _load_value_head(head: row_model.ValueHead, folder: Path, info: dict[str, Any]) -> None:
     """Fill the head from the folder's files; for transformers its tensors were unexpected."""
     wanted = {f"{VALUE_HEAD}.{name}": tensor for name, tensor in head.state_dict().items()}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in wanted.keys() & set(tensors.keys()):
                 wanted[name].copy_(tensors.get_tensor(name))
-    kept = [name for name in info["unexpected_keys"] if name not in wanted]
     info["missing_keys"] = [*info["missing_keys"], *sorted(wanted.keys() - set(info["unexpected_keys"]))]
-    info["unexpected_keys"] = kept
+    info["unexpected_keys"] = [name for name in info["unexpected_keys"] if name not in wanted]

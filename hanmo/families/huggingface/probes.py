@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -71,41 +71,33 @@ def drawn(model: Any, generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def find_batching(model: Any) -> ProbedBatching:
-    """The fastest ``ProbedBatching`` whose logits are those of each text alone.
-
-    Raises:
-        UnsupportedError: none is exact.
-    """
+    """The fastest ``ProbedBatching`` whose logits are those of each text alone; UnsupportedError if none is exact."""
     with probing(model) as generator:
         prompts = [drawn(model, generator, length) for length in (*LENGTHS, LENGTHS[1])]
         follow_RS = drawn(model, generator, len(prompts), FOLLOWING)
+        texts = list(zip(prompts, follow_RS, strict=True))
         try:
-            whole = [_own_logits(model, prompt, follow_S) for prompt, follow_S in zip(prompts, follow_RS, strict=True)]
-            start = [
-                _own_logits(model, prompt, follow_S[:1]) for prompt, follow_S in zip(prompts, follow_RS, strict=True)
-            ]
+            whole = [_own_logits(model, prompt, follow_S) for prompt, follow_S in texts]
+            start = [_own_logits(model, prompt, follow_S[:1]) for prompt, follow_S in texts]
         except PROBE_ERRORS as error:
             raise UnsupportedError(f"{_named(model)} is not read like a language model: {error}") from error
         expected_RSV = torch.stack(whole)
         if bool(expected_RSV.isnan().any()) or bool(expected_RSV.isposinf().any()):
             require_finite([float("nan")], model)
         limit = _limit(model, prompts[-1], follow_RS[-1], expected_RSV[-1])
-        if not _close(torch.stack(start)[:, :2], expected_RSV[:, :2], limit):
+        if _distance(torch.stack(start)[:, :2], expected_RSV[:, :2]) > limit:
             raise UnsupportedError(
                 f"{_named(model)} sees the tokens that it should predict, so that it can neither be scored nor decoded; "
                 "if its configuration has is_decoder, that must be true"
             )
         probe = _Probe(model, prompts, follow_RS, expected_RSV, limit)
-        alone = _depends_on_size(model.config)
+        # Experts with a capacity and BigBird's sparse attention change with the size of a batch.
+        alone = hasattr(model.config, "expert_capacity") or getattr(model.config, "attention_type", "") == SPARSE
         rows: Literal["any", "one"] = "any" if not alone and probe.rows() else "one"
         for cached, positions, batch in _candidates(model):
             batching = ProbedBatching(batch=batch, rows=rows, cached=cached, positions=positions)
-            if alone and (cached or batch != "one"):
-                continue
-            if probe.decodes(batching):
-                return ProbedBatching(
-                    batch, batch == "any" and probe.decodes(batching, at_once=FOLLOWING), rows, cached, positions
-                )
+            if (not alone or (batch == "one" and not cached)) and probe.decodes(batching):
+                return replace(batching, continues=batch == "any" and probe.decodes(batching, at_once=FOLLOWING))
     raise UnsupportedError(f"{_named(model)} gives other logits in steps than for the whole text: it cannot be decoded")
 
 
@@ -115,11 +107,6 @@ def _candidates(model: Any) -> Iterator[tuple[bool, bool, Batch]]:
     batches: tuple[Batch, ...] = ("any", "even", "one")
     yield from ((True, positions, batch) for batch in batches for positions in given)
     yield from ((False, False, batch) for batch in batches)
-
-
-def _depends_on_size(config: Any) -> bool:
-    """Whether results change with the size of a batch: experts with a capacity, BigBird's sparse attention."""
-    return hasattr(config, "expert_capacity") or getattr(config, "attention_type", "") == SPARSE
 
 
 def _named(model: Any) -> str:
@@ -137,10 +124,9 @@ def _own_logits(model: Any, prompt_T: Tensor, follow_S: Tensor) -> Tensor:
 
 
 def _limit(model: Any, prompt_T: Tensor, follow_S: Tensor, expected_SV: Tensor) -> float:
-    """The largest distance (see ``_distance``) between logits that counts as rounding.
+    """The largest distance (see ``_distance``) between logits that counts as rounding: fixed in fp32, else measured.
 
-    Fixed in fp32, measured in other dtypes: inexact logits are off by a few percent, more than rounding changes most
-    networks and less than it changes a deep one.
+    Inexact logits are off by a few percent: more than rounding changes most networks, less than it changes a deep one.
     """
     if model.dtype == torch.float32 and not is_int8(model):
         return CLOSE
@@ -168,10 +154,6 @@ def _distance(found: Tensor, expected: Tensor) -> float:
     finite = expected.isfinite()
     difference, size = ((x[finite]).square().mean().sqrt() for x in (found.float() - expected, expected))
     return float(difference / size) if difference else 0.0
-
-
-def _close(found: Tensor, expected: Tensor, limit: float) -> bool:
-    return _distance(found, expected) <= limit
 
 
 @dataclass(frozen=True)
@@ -212,9 +194,8 @@ class _Probe:
         model, encodes = self.model, self.model.config.is_encoder_decoder
         inputs = stack([_with_mask(self.prompts[number]) for number in group], {}, left=not encodes)
         if encodes:
-            inputs["decoder_input_ids"] = torch.full_like(
-                inputs["input_ids"][:, :1], model.config.decoder_start_token_id
-            )
+            first_R1 = inputs["input_ids"][:, :1]
+            inputs["decoder_input_ids"] = torch.full_like(first_R1, model.config.decoder_start_token_id)
         logits_R1V, first = model.read(batching, **inputs)
         found = [self._right(logits_R1V[:, 0], self.expected[group, 0])]
         lengths = torch.tensor([len(self.prompts[number]) for number in group], device=model.device)
@@ -234,15 +215,12 @@ class _Probe:
         return all(found) and self._right(again, self.expected[group, 1:2])
 
     def _right(self, found: Tensor, expected: Tensor) -> bool:
-        return found.shape == expected.shape and _close(found, expected, self.limit)
+        return found.shape == expected.shape and _distance(found, expected) <= self.limit
 
 
 def _with_mask(ids_T: Tensor) -> dict[str, Tensor]:
-    return {
-        "input_ids": ids_T,
-        "attention_mask": torch.ones_like(ids_T),
-        "position_ids": torch.arange(len(ids_T)).to(ids_T),
-    }
+    positions_T = torch.arange(len(ids_T)).to(ids_T)
+    return {"input_ids": ids_T, "attention_mask": torch.ones_like(ids_T), "position_ids": positions_T}
 
 
 def head_is_exact(model: Any, last_hidden: Any) -> bool:
@@ -262,10 +240,7 @@ def head_is_exact(model: Any, last_hidden: Any) -> bool:
 
 
 def packing_is_exact(model: Any) -> bool:
-    """Whether examples that share a row have the hidden states of each alone.
-
-    transformers tells such examples apart by their positions, but not in every architecture and attention.
-    """
+    """Whether examples that share a row, which transformers tells apart by their positions, are computed as alone."""
     with probing(model) as generator:
         device, size = model.get_input_embeddings().weight.device, model.config.get_text_config().vocab_size
         ids = torch.randint(size, (2, 15), generator=generator).to(device)

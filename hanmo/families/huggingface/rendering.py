@@ -1,8 +1,7 @@
-"""Script of the process that renders chat templates: a JSON request per line of standard input, an answer per line of output.
+"""Script that renders chat templates in a process of its own: a JSON request per line of input, an answer per line.
 
-A template is an untrusted program. jinja's sandbox, which transformers uses, keeps it from files and attributes, but not
-from building a text of ten billion characters or from looping as often. ``templates.py`` runs this file as a script, so
-that neither torch nor hanmo's families are loaded.
+A template is an untrusted program. jinja's sandbox keeps it from files and attributes, but not from building a text of ten
+billion characters. ``templates.py`` runs this file as a script, so that neither torch nor hanmo's families are loaded.
 """
 
 from __future__ import annotations

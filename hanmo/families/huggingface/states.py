@@ -12,15 +12,10 @@ from transformers.cache_utils import EncoderDecoderCache
 
 
 class CachedState:
-    """transformers' cache and the attention mask of its content."""
+    """transformers' cache and the attention mask of its content; an encoder's output and its mask, if there is one."""
 
     def __init__(
-        self,
-        cache: Any,
-        mask_RC: Tensor,
-        encoder: Any = None,
-        encoder_mask_RT: Tensor | None = None,
-        positions: bool = True,
+        self, cache: Any, mask_RC: Tensor, encoder: Any = None, encoder_mask_RT: Any = None, positions: bool = True
     ):
         self.cache, self.mask_RC, self.positions = cache, mask_RC, positions
         self.encoder, self.encoder_mask_RT = encoder, encoder_mask_RT
@@ -29,10 +24,7 @@ class CachedState:
         """The state of the given rows, with repetitions; shares nothing with this one."""
         cache = _own_layers(self.cache)
         cache.reorder_cache(rows)
-        if self.encoder is None:
-            return CachedState(cache, self.mask_RC[rows], positions=self.positions)
-        assert self.encoder_mask_RT is not None
-        return CachedState(cache, self.mask_RC[rows], _encoder_rows(self.encoder, rows), self.encoder_mask_RT[rows])
+        return CachedState(cache, self.mask_RC[rows], *_encoder_rows(self, rows), self.positions)
 
 
 def _own_layers(cache: Any) -> Any:
@@ -56,34 +48,32 @@ def _own_layer(layer: Any) -> Any:
     return new
 
 
-def _encoder_rows(encoder: Any, rows: Tensor) -> Any:
-    return type(encoder)(last_hidden_state=encoder.last_hidden_state[rows])
+def _encoder_rows(state: Any, rows: Tensor) -> tuple[Any, Tensor | None]:
+    """The encoder's output and its mask for the given rows."""
+    if state.encoder is None:
+        return None, None
+    output = type(state.encoder)(last_hidden_state=state.encoder.last_hidden_state[rows])
+    return output, state.encoder_mask_RT[rows]
 
 
 class UncachedState:
-    """For models without an exact cache: the ids of every row, padded on the right.
+    """For models without an exact cache: the ids (R, C) of every row, int64, padded on the right, and their numbers (R,)."""
 
-    Args:
-        ids_RC: int64, padded.
-        lengths_R: number of ids of each row; default: all columns.
-    """
-
-    def __init__(self, ids_RC: Tensor, lengths_R: Tensor | None = None):
-        self.ids_RC = ids_RC
-        self.lengths_R = torch.full_like(ids_RC[:, 0], ids_RC.shape[1]) if lengths_R is None else lengths_R
-        self.encoder: Any = None
-        self.encoder_mask_RT: Tensor | None = None
+    def __init__(self, ids_RC: Tensor, lengths_R: Tensor, encoder: Any = None, encoder_mask_RT: Tensor | None = None):
+        self.ids_RC, self.lengths_R = ids_RC, lengths_R
+        self.encoder, self.encoder_mask_RT = encoder, encoder_mask_RT
 
     @classmethod
-    def of(cls, ids_RT: Tensor, mask_RT: Tensor) -> UncachedState:
+    def of(cls, ids_RT: Tensor, mask_RT: Tensor, *encoder: Any) -> UncachedState:
         """The state of prompts that are padded on the left."""
         lengths_R = mask_RT.sum(1)
         columns = torch.arange(ids_RT.shape[1], device=ids_RT.device) + (ids_RT.shape[1] - lengths_R)[:, None]
-        return cls(ids_RT.gather(1, columns % ids_RT.shape[1]) * cls._mask(ids_RT, lengths_R), lengths_R)
+        moved = cls(ids_RT.gather(1, columns % ids_RT.shape[1]), lengths_R, *encoder)
+        moved.ids_RC *= moved._mask()
+        return moved
 
-    @staticmethod
-    def _mask(ids_RC: Tensor, lengths_R: Tensor) -> Tensor:
-        return (torch.arange(ids_RC.shape[1], device=ids_RC.device) < lengths_R[:, None]).long()
+    def _mask(self) -> Tensor:
+        return (torch.arange(self.ids_RC.shape[1], device=self.ids_RC.device) < self.lengths_R[:, None]).long()
 
     def extend(self, ids_Rq: Tensor) -> None:
         """Append ids to every row."""
@@ -94,9 +84,8 @@ class UncachedState:
 
     def logits(self, forward: Callable[..., Any], count: int) -> Tensor:
         """The logits after the last ``count`` tokens of every row, (R, count, V)."""
-        mask_RC = self._mask(self.ids_RC, self.lengths_R)
         if self.encoder is None:
-            output = forward(input_ids=self.ids_RC, attention_mask=mask_RC, use_cache=False)
+            output = forward(input_ids=self.ids_RC, attention_mask=self._mask(), use_cache=False)
         else:
             fed = {"encoder_outputs": self.encoder, "attention_mask": self.encoder_mask_RT}
             output = forward(**fed, decoder_input_ids=self.ids_RC, use_cache=False)
@@ -105,8 +94,4 @@ class UncachedState:
 
     def take(self, rows: Tensor) -> UncachedState:
         """The state of the given rows, with repetitions."""
-        taken = UncachedState(self.ids_RC[rows], self.lengths_R[rows])
-        if self.encoder is not None:
-            assert self.encoder_mask_RT is not None
-            taken.encoder, taken.encoder_mask_RT = _encoder_rows(self.encoder, rows), self.encoder_mask_RT[rows]
-        return taken
+        return UncachedState(self.ids_RC[rows], self.lengths_R[rows], *_encoder_rows(self, rows))

@@ -1,41 +1,20 @@
-"""The stop tokens of a transformers model, from its chat template, tokenizer and configuration files."""
+"""The tokens that end a turn and a text, by a model's chat template and tokenizer."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hanmo.errors import UnsupportedError
 from hanmo.families.huggingface.templates import render_template
-from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value
 
 # Turns that no template contains by itself or changes.
 _QUESTION, _ANSWER, _NEXT_QUESTION = "Qxqxq", "Rxrxr", "Qzqzq"
 _BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
-def stops_of(
-    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, generation: Mapping[str, Any]
-) -> tuple[Stop, ...]:
-    """The tokens that end a reply; the first one, which rows predict, ends an assistant's turn if any does.
-
-    Args:
-        generation: the content of generation_config.json.
-    """
-    found = (
-        (end_of_turn(tokenizer), "chat template"),
-        (tokenizer.eos_token_id, "tokenizer's eos_token"),
-        (_end_of_text(tokenizer), "tokenizer's sep_token"),
-        (config_value(config, "eos_token_id"), CONFIG),
-        (generation.get("eos_token_id"), GENERATION),
-    )
-    return collect(found, config, tokenizer)
-
-
-def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The separator if the tokenizer ends every text with it, as BERT's does, which has no eos_token."""
     separator = tokenizer.sep_token_id
     return separator if separator is not None and tokenizer.encode("一")[-1] == separator else None

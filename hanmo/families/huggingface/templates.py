@@ -1,8 +1,7 @@
 """Renders untrusted chat templates with transformers, within limits of memory and time.
 
-Most templates are one loop over the messages. A template whose output is bounded by its form (``is_plain``) is rendered in
-this process; any other one in a child process (``rendering.py``), which is started once and killed when a template exceeds
-the limits.
+A template whose output is bounded by its form (``is_plain``), as most are, is rendered in this process; any other one in a
+child process (``rendering.py``), which is started once and killed when a template exceeds the limits.
 """
 
 from __future__ import annotations
@@ -52,10 +51,6 @@ class TemplateRefusalError(UnsupportedError):
 def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> str:
     """The text of a conversation by the tokenizer's chat template, as ``apply_chat_template`` gives it.
 
-    Args:
-        messages: each with ``role`` and ``content``.
-        add_generation_prompt: end with the beginning of the assistant's turn.
-
     Raises:
         TemplateRefusalError: the template refuses these messages (a role that it does not know), or has a mistake.
         CheckpointError: it takes more memory or time than any conversation needs.
@@ -64,20 +59,13 @@ def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], add_gene
     where = f"the chat template of {tokenizer.name_or_path or 'this tokenizer'}"
     short = len(str(tokenizer.special_tokens_map)) <= _LONG  # a template may repeat these
     if (short and is_plain(template)) or not _LIMITS:
+        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
         try:
-            return str(
-                tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
+            return str(tokenizer.apply_chat_template(list(messages), **options))
         except (*_TROUBLES, RecursionError) as error:
             raise TemplateRefusalError(f"{where} does not take this conversation: {error}") from error
-    request = {
-        "conversations": [list(messages)],
-        "chat_template": template,
-        "add_generation_prompt": add_generation_prompt,
-    }
-    answer = _request({**tokenizer.special_tokens_map, **request})
+    request = {"chat_template": template, "add_generation_prompt": add_generation_prompt}
+    answer = _request({**tokenizer.special_tokens_map, **request, "conversations": [list(messages)]})
     if "limit" in answer:
         raise CheckpointError(f"{where} takes too much {answer['limit']}, which no honest one does; refused")
     if "error" in answer:
@@ -106,12 +94,8 @@ def is_plain(template: str) -> bool:
         if kind == "operator":
             joins += text in ("+", "~")
             called = text == "(" and last not in _BEFORE_BRACKETS
-            if (
-                called
-                or (tag == "set" and text in ("+", "~"))
-                or text in ("*", "**", "/", "//")
-                or (text == "%" and last not in ("index", "index0"))
-            ):
+            grows = text in ("*", "**", "/", "//") or (tag == "set" and text in ("+", "~"))
+            if called or grows or (text == "%" and last not in ("index", "index0")):
                 return False
         if (last == "|" and text not in _FILTERS) or loops > 1:
             return False
@@ -166,9 +150,8 @@ class TemplateForm:
         place = next((place for place, turn in enumerate(turns) if turn["role"] == "user"), None)
         if place is None:
             return turns
-        warnings.warn(
-            "the chat template has no system role: the system text stands before the first turn", stacklevel=2
-        )
+        remark = "the chat template has no system role: the system text stands before the first turn"
+        warnings.warn(remark, stacklevel=2)
         first = {"role": "user", "content": f"{system}\n\n{turns[place]['content']}"}
         return [*turns[:place], first, *turns[place + 1 :]]
 
@@ -214,11 +197,6 @@ class _Renderer:
         answers, _, _ = select.select([self.process.stdout], [], [], WAIT)
         return self.process.stdout.readline() if answers else b""
 
-    @property
-    def ended_for_memory(self) -> bool:
-        """Whether the child has ended for another reason than its time limit."""
-        return self.process.poll() not in (None, -signal.SIGXCPU)
-
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -240,9 +218,9 @@ def _request(request: dict[str, Any]) -> dict[str, str]:
             _renderer = _Renderer()
         answer = None
         try:
-            if answer := _renderer.answer(request):
-                return answer
-            return {"limit": "memory" if _renderer.ended_for_memory else "time"}
+            answer = _renderer.answer(request)
+            out_of_time = _renderer.process.poll() in (None, -signal.SIGXCPU)
+            return answer or {"limit": "time" if out_of_time else "memory"}
         finally:
             if answer is None:
                 _end()

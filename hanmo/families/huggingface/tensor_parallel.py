@@ -12,11 +12,7 @@ T5_FORM = ("t5", "mt5")
 
 
 def with_plan(wanted: Any, config: Any) -> Any:
-    """The distributed configuration, with our plan if transformers has none.
-
-    Raises:
-        UnsupportedError: there is no plan for this architecture.
-    """
+    """The distributed configuration, with our plan if transformers has none; UnsupportedError if neither has one."""
     if config.get_text_config().base_model_tp_plan:
         return wanted
     if config.model_type not in T5_FORM:

@@ -1,13 +1,14 @@
 """Texts and their ids: a reply is tokenised as it follows its prompt, not as a text of its own.
 
 SentencePiece puts ``▁`` before a text, byte-level tokenizers join a space to the word behind it, and a chat template may
-write white space before a reply. A prompt has the ids that it has alone, since these are what the model is given in
-generation; the ids that are learned or scored are those that it would have to generate next.
+write white space before a reply. A prompt has the ids that it has alone, which the model is given in generation; the ids
+that are learned or scored are those that it would have to generate next.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 ANCHORS = ("。", "a", "0", "\n", " ")  # at least one of these texts is never joined with what follows it
@@ -17,33 +18,25 @@ _CJK += "\u2014\u2018\u2019\u201c\u201d\u2026"  # dashes, quotation marks and do
 _BLANK = re.compile(f"(?<=[{_CJK}]) +| +(?=[{_CJK}])")
 
 
-def plain(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text, without special tokens around it."""
-    return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
+def behind(encode: Callable[[str], list[int]], given: str, text: str) -> list[int]:
+    """The ids of ``text`` as it follows ``given``, which keeps its own ids.
 
-
-def behind(tokenizer: Any, given: str, text: str) -> list[int]:
-    """The ids of ``text`` as it follows ``given``.
-
-    Where one token would span the boundary, ``given`` keeps its own ids and ``text`` is tokenised as it follows one of
-    ``ANCHORS`` instead.
+    Where one token would span the boundary, ``text`` is tokenised as it follows one of ``ANCHORS`` instead.
     """
     if not text:
         return []
     for before in (given, *ANCHORS):
-        alone, whole = plain(tokenizer, before), plain(tokenizer, before + text)
+        alone, whole = encode(before), encode(before + text)
         if whole[: len(alone)] == alone:
             return whole[len(alone) :]
-    return plain(tokenizer, text)
+    return encode(text)
 
 
-def separator(tokenizer: Any) -> str:
-    """The text between turns without a chat template: a line break, or where that leaves no trace in the ids
-    ``sep_token``, ``eos_token`` or a bar.
-    """
-    joined = [plain(tokenizer, text) for text in ("一二", "一 二")]
+def separator(encode: Callable[[str], list[int]], tokenizer: Any) -> str:
+    """The text between turns without a chat template: the first of these marks that leaves a trace in the ids."""
+    joined = [encode(text) for text in ("一二", "一 二")]
     for mark in ("\n", tokenizer.sep_token, tokenizer.eos_token, "|"):
-        if mark and plain(tokenizer, f"一{mark}二") not in joined:
+        if mark and encode(f"一{mark}二") not in joined:
             return str(mark)
     return "\n"
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hanmo.families.base import Family, as_pair
 from hanmo.families.decoding import TRANSFORMERS_4_31
@@ -13,7 +12,7 @@ from hanmo.families.pangu.modeling import PanguConfig, PanguModel
 from hanmo.families.pangu.tokenization import PanguTokenizer
 from hanmo.families.stops import CONFIG, Stop, collect
 from hanmo.records import Dialogue, Record, Text
-from hanmo.rows import Context, Part, common_length
+from hanmo.rows import Context, Part
 
 
 class PanguFamily(Family):
@@ -21,7 +20,7 @@ class PanguFamily(Family):
     config_class = PanguConfig
     network_class = PanguModel
     tokenizer_class = PanguTokenizer
-    original_format: ClassVar[ModuleType] = original_format
+    original_format: ClassVar[Any] = original_format
     packs = True
     vocab_padded_to = 128
     published_conventions = TRANSFORMERS_4_31
@@ -37,11 +36,7 @@ class PanguFamily(Family):
             return [seen] if seen[1].ids else []
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return []
-        pair = as_pair(record)
-        prompt, given = self.encode(pair.prompt), self.encode(pair.prefix) if pair.prefix else []
-        answer = self.encode(pair.prefix + pair.response)
-        # The prefix is given: the ids that it and prefix + response have in common are not scored.
-        common = common_length(given, answer)
+        prompt, answer, common = self.prompt_and_answer(record)
         kept, answered = len(prompt), len(answer)
         while kept + answered + 3 > limit and (kept or answered):
             if kept > answered:
@@ -64,7 +59,7 @@ class PanguFamily(Family):
             return Context(tuple(ids[-limit:]), tuple(ids))
         pair = as_pair(record, waiting=True)
         bos, sep = self.tokenizer.bos_token_id, self.tokenizer.sep_token_id
-        prompt, prefix = self.encode(pair.prompt), self.encode(pair.prefix) if pair.prefix else []
+        prompt, prefix = self.encode(pair.prompt), self.encode(pair.prefix)
         room = max(limit - len(prefix) - 2, 0)
         return Context((bos, *_shown(record, prompt, room), sep, *prefix), (bos, *prompt, sep, *prefix))
 

@@ -16,7 +16,7 @@ from hanmo.errors import ConfigError, unknown
 from hanmo.nn.causal import causal_mask
 from hanmo.nn.cpu import Dropout
 from hanmo.nn.decode_state import DecodeState
-from hanmo.nn.prenorm import ACTIVATIONS, PreNormModel, check_positions
+from hanmo.nn.prenorm import ACTIVATIONS, PreNormBlock, PreNormModel, check_positions
 
 
 class PanguConfig(PretrainedConfig):
@@ -68,7 +68,8 @@ class PanguModel(PreNormModel):
         self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
         self.embed_queries = nn.Embedding(config.max_position_embeddings, width)
         self.dropout = Dropout(config.embd_pdrop)
-        self.add_blocks(config.num_heads, config.intermediate_size or 4 * width, config.attn_pdrop, config.resid_pdrop)
+        inner, activation = config.intermediate_size or 4 * width, config.activation_function
+        self.add_blocks(PreNormBlock, config.num_heads, inner, activation, config.attn_pdrop, config.resid_pdrop)
 
     def backbone(
         self,
@@ -104,16 +105,6 @@ class PanguModel(PreNormModel):
         hidden_BTD = self.final_norm(hidden_BTD)
         queries_BTD = self.embed_queries(position_ids).expand_as(hidden_BTD)
         return query_block(hidden_BTD, mask, queries_BTD, state=state, layer=len(blocks))
-
-    def prefill(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, DecodeState]:
-        state = DecodeState(self.config.num_layers)
-        state.grow(attention_mask)
-        hidden_RTD = self.backbone(input_ids, position_ids=position_ids, state=state)
-        return self.lm_head(hidden_RTD[:, -1:]), state
-
-    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: DecodeState) -> Tensor:
-        state.grow(torch.ones_like(ids_Rq))
-        return self.lm_head(self.backbone(ids_Rq, position_ids=positions_RPq[:, 0], state=state))
 
     def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
         return self.backbone(ids_BT, attention_mask=sees_BTT, position_ids=positions_BT)

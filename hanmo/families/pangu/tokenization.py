@@ -33,8 +33,6 @@ class PanguTokenizer(SentencePieceTokenizer):
     """
 
     vocab_files_names = {"vocab_file": "vocab.model"}
-    padding_side = "right"
-    truncation_side = "right"
 
     def __init__(self, vocab_file: str, jieba_mode: str = "patched", **kwargs: Any) -> None:
         if jieba_mode not in _FURTHER:
@@ -52,7 +50,6 @@ class PanguTokenizer(SentencePieceTokenizer):
         return None  # jieba's words come first
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens around it; empty for an empty text."""
         return self._encode_words([self.segments(text)])[0]
 
     def _encode_part(self, texts: Sequence[str]) -> list[list[int]]:
@@ -85,15 +82,8 @@ class PanguTokenizer(SentencePieceTokenizer):
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return [self._pieces.id_to_piece(index) for index in self.encode_plain(text)]
 
-    def _decode(
-        self,
-        token_ids: int | list[int],
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        **kwargs: Any,
-    ) -> str:
+    def decode_plain(self, ids: list[int], skip_special_tokens: bool, clean_up: bool | None) -> str:
         """Ids as text, after sentencepiece's normalisation."""
-        ids = [token_ids] if isinstance(token_ids, int) else list(map(int, token_ids))
         if skip_special_tokens:
             ids = [index for index in ids if index not in self._specials.values()]
         text = self._pieces.decode(ids)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,7 +18,7 @@ from hanmo.families.transformer_xl.streams import stream_rows
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
 from hanmo.nn.causal import causal_pack
 from hanmo.records import Dialogue, Record, Text
-from hanmo.rows import Context, Part, Row, common_length
+from hanmo.rows import Context, Part, Row
 
 
 @dataclass
@@ -28,7 +27,7 @@ class TransformerXLFamily(Family):
     config_class = TransformerXLConfig
     network_class = TransformerXLModel
     tokenizer_class = TransformerXLTokenizer
-    original_format: ClassVar[ModuleType] = original_format
+    original_format: ClassVar[Any] = original_format
     packs = True
     streams = True
     vocab_padded_to = 128 * 8  # to 128 rows for each of up to 8 tensor-parallel ranks
@@ -47,11 +46,7 @@ class TransformerXLFamily(Family):
             return _pieces(self.encode(record.text), limit)
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return []
-        pair = as_pair(record)
-        prompt, given = self.encode(pair.prompt), self.encode(pair.prefix)
-        answer = self.encode(pair.prefix + pair.response)
-        # The prefix is given: the ids that it and prefix + response have in common are not scored.
-        common = common_length(given, answer)
+        prompt, answer, common = self.prompt_and_answer(record)
         prompt = _last(prompt, max(limit - len(answer), limit // 2))
         whole = len(prompt) + len(answer) <= limit
         answer = answer[: limit - len(prompt)]

@@ -1,8 +1,7 @@
 """The Transformer-XL network (Dai et al. 2019, arXiv:1901.02860) as 文汇 uses it: a pre-norm decoder with segment memory.
 
-Positions are relative: a score is content plus distance. Two forms of memory give identical results: in training the
-detached inputs of every layer, projected anew by the current weights; in decoding keys and values. The absolute variant
-of the family has learned positions instead and the same memory.
+Positions are relative, or learned in the absolute variant. Two forms of memory give identical results: in training the
+detached inputs of every layer, projected anew by the current weights; in decoding keys and values.
 
 Shape suffixes: B batch, R decoding rows, H heads, K head width, D width, T and q new tokens, m memory, S = m + q keys.
 """
@@ -18,27 +17,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.transformer_xl.attention import PiecewiseAttention
 from hanmo.families.transformer_xl.relative import MASKED, SinusoidTable, hide_, relative_scores, visible
-from hanmo.families.transformer_xl.state import MemoryState
-from hanmo.nn.cpu import Dropout, Linear
-from hanmo.nn.row_model import RowModel
-from hanmo.nn.tensor_parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS, local
+from hanmo.nn.cpu import Dropout, Linear, dropout
+from hanmo.nn.decode_state import BLOCK, DecodeState
+from hanmo.nn.prenorm import TP_PLAN, Attention, PreNormBlock, PreNormModel
+from hanmo.nn.tensor_parallel import OUT_HEADS, local
 
-TP_PLAN = {
-    "embed_tokens": VOCABULARY_ROWS,
-    "r_w_bias": OUT_HEADS,
-    "r_r_bias": OUT_HEADS,
-    **{f"layers.*.attention.{name}_proj": OUT_HEADS for name in "qkvr"},
-    "layers.*.attention.o_proj": IN_HEADS,
-    "layers.*.up_proj": OUT_HEADS,
-    "layers.*.down_proj": IN_HEADS,
-    "lm_head": WHOLE_LOGITS,
-}
-
+# the two biases (H, K), and the position table (columns, D) as a function of the number of columns
+Relative = tuple[Tensor, Tensor, Callable[[int], Tensor]]
 Memory = Sequence[Tensor]  # L + 1 tensors (B, m, D): the embeddings and every layer's output; empty at the start
 
 
@@ -93,23 +82,47 @@ class TransformerXLConfig(PretrainedConfig):
         return self.segment_length + self.memory_length - 1
 
 
-class TransformerXLAttention(nn.Module):
-    def __init__(self, config: TransformerXLConfig):
-        super().__init__()
-        width = config.hidden_size
-        self.head_width = width // config.num_heads
-        self.q_proj, self.k_proj = Linear(width, width), Linear(width, width)
-        self.v_proj, self.o_proj = Linear(width, width), Linear(width, width)
-        self.r_proj = Linear(width, width) if config.relative else None
-        self.dropout = Dropout(config.attention_dropout)
+class MemoryState(DecodeState):
+    """Memory in decoding: keys and values of the last ``span`` tokens, and the position keys of all distances so far."""
 
-    def forward(
+    def __init__(self, layers: int, span: int):
+        super().__init__(layers)
+        self.span = span
+        self.position_keys: list[Tensor | None] = [None] * layers  # the same for all rows, shared by ``take``
+
+    def grow(self, valid_Rq: Tensor) -> None:
+        if self.length >= self.span + BLOCK:  # a block at a time, so that copies are rare
+            self.keep_last(self.span)
+        super().grow(valid_Rq)
+
+    def columns(self, queries: int) -> int:
+        """The number of columns that ``queries`` new tokens (already grown) can see, their own included."""
+        return min(self.length, self.span + queries)
+
+    def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = super().extend(layer, key_RHqK, value_RHqK)
+        first = self.length - self.columns(key_RHqK.shape[2])
+        return keys[:, :, first:], values[:, :, first:]
+
+    def positions(self, layer: int, columns: int, project: Callable[[int], Tensor]) -> Tensor:
+        """Position keys (H, columns, K) of the distances columns - 1 … 0, projected once and kept."""
+        kept_HSK = self.position_keys[layer]
+        if kept_HSK is None or kept_HSK.shape[1] < columns:
+            kept_HSK = self.position_keys[layer] = project((columns + BLOCK - 1) // BLOCK * BLOCK)
+        return kept_HSK[:, kept_HSK.shape[1] - columns :]
+
+
+class TransformerXLAttention(Attention):
+    def __init__(self, config: TransformerXLConfig, heads: int, dropout: float):
+        super().__init__(config, heads, dropout)
+        self.r_proj = Linear(config.hidden_size, config.hidden_size) if config.relative else None
+
+    def forward(  # type: ignore[override]  # it also needs the memory
         self,
         hidden_BSD: Tensor,
         queries: int,
         mask: Tensor | None,
-        biases: tuple[Tensor, Tensor] | None,
-        table: Callable[[int], Tensor] | None,
+        relative: Relative | None,
         state: MemoryState | None,
         layer: int,
     ) -> Tensor:
@@ -118,7 +131,8 @@ class TransformerXLAttention(nn.Module):
         if state is not None:
             k_BHSK, v_BHSK = state.extend(layer, k_BHSK, v_BHSK)
         content_BHqK, position_BHqK, r_HSK = q_BHqK, None, None
-        if biases is not None and table is not None:
+        if relative is not None:
+            *biases, table = relative
             content_BHqK, position_BHqK = ((q_BHqK + bias_HK[:, None]).to(q_BHqK.dtype) for bias_HK in biases)
             columns = k_BHSK.shape[2]
             project = partial(self._position_keys, table)
@@ -127,14 +141,11 @@ class TransformerXLAttention(nn.Module):
         if not torch.is_grad_enabled() and not self.training:
             mixed_BHqK = self._mix(*inputs)
         elif hidden_BSD.device.type == "cpu":
-            mixed_BHqK = PiecewiseAttention.apply(*inputs, self.dropout.p if self.training else 0.0)
+            mixed_BHqK = PiecewiseAttention.apply(*inputs, self.dropout if self.training else 0.0)
         else:
             # The scores are by far the largest tensors: they are computed again in the backward pass.
             mixed_BHqK = checkpoint(self._mix, *inputs, use_reentrant=False)
         return self.o_proj(mixed_BHqK.transpose(1, 2).flatten(2))
-
-    def _split(self, x_BSD: Tensor) -> Tensor:
-        return x_BSD.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
     def _position_keys(self, table: Callable[[int], Tensor], columns: int) -> Tensor:
         assert self.r_proj is not None  # there is a table
@@ -150,49 +161,36 @@ class TransformerXLAttention(nn.Module):
         mask: Tensor | None,
     ) -> Tensor:
         scores = hide_(relative_scores(content_BHqK, position_BHqK, k_BHSK, r_HSK), mask, MASKED)
-        return self.dropout(scores.softmax(-1).to(v_BHSK.dtype)) @ v_BHSK  # under autocast it is fp32
+        probabilities = scores.softmax(-1).to(v_BHSK.dtype)  # under autocast it is fp32
+        return dropout(probabilities, self.dropout, self.training) @ v_BHSK
 
 
-class TransformerXLBlock(GradientCheckpointingLayer):
-    """x += attention(norm(memory, x)); x += mlp(norm(x)). The memory is kept un-normalised."""
+class TransformerXLBlock(PreNormBlock):
+    """A block whose keys and values also come from the memory, which is kept un-normalised."""
 
-    def __init__(self, config: TransformerXLConfig):
-        super().__init__()
-        width = config.hidden_size
-        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.attention = TransformerXLAttention(config)
-        self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.up_proj = Linear(width, 4 * width)
-        self.activation = nn.GELU(approximate="tanh")
-        self.down_proj = Linear(4 * width, width)
-        self.dropout = Dropout(config.hidden_dropout)
+    attention_class = TransformerXLAttention
 
-    def forward(
+    def forward(  # type: ignore[override]  # it also needs the memory
         self,
         hidden_BTD: Tensor,
         memory_BmD: Tensor | None,
         mask: Tensor | None,
-        biases: tuple[Tensor, Tensor] | None,
-        table: Callable[[int], Tensor] | None,
+        relative: Relative | None,
         state: MemoryState | None = None,
         layer: int = 0,
     ) -> Tensor:
         joined_BSD = hidden_BTD if memory_BmD is None else torch.cat([memory_BmD, hidden_BTD], dim=1)
         normed_BSD = self.attention_norm(joined_BSD)
-        mixed_BTD = self.attention(normed_BSD, hidden_BTD.shape[1], mask, biases, table, state, layer)
-        hidden_BTD = hidden_BTD + self.dropout(mixed_BTD)
-        inner_BTF = self.activation(self.up_proj(self.mlp_norm(hidden_BTD)))
-        return hidden_BTD + self.dropout(self.down_proj(inner_BTF))
+        mixed_BTD = self.attention(normed_BSD, hidden_BTD.shape[1], mask, relative, state, layer)
+        return self.add_mlp(hidden_BTD + self.dropout(mixed_BTD))
 
 
-class TransformerXLModel(RowModel):
+class TransformerXLModel(PreNormModel):
     """Transformer-XL with its tied output head. Logits at t predict the token at t + 1."""
 
     config_class = TransformerXLConfig
-    base_model_prefix = ""
-    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
     _no_split_modules = ["TransformerXLBlock"]
-    _tp_plan = TP_PLAN
+    _tp_plan = TP_PLAN | dict.fromkeys(("r_w_bias", "r_r_bias", "layers.*.attention.r_proj"), OUT_HEADS)
     _supports_sdpa = False
     _keep_in_fp32_modules_strict = ["inv_freq"]
 
@@ -207,23 +205,12 @@ class TransformerXLModel(RowModel):
         else:
             self.embed_positions = nn.Embedding(config.max_position_embeddings, width)
         self.dropout = Dropout(config.embedding_dropout)
-        self.layers = nn.ModuleList(TransformerXLBlock(config) for _ in range(config.num_layers))
-        self.final_norm = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
-        self.lm_head = Linear(width, config.vocab_size, bias=False)
-        self.post_init()
+        dropouts = config.attention_dropout, config.hidden_dropout
+        self.add_blocks(TransformerXLBlock, config.num_heads, 4 * width, "gelu_new", *dropouts)
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            # Projections into the residual stream start smaller. Only modules with own tensors come here.
-            blocks = (block for block in self.layers if isinstance(block, TransformerXLBlock))
-            residual = any(module in (block.attention.o_proj, block.down_proj) for block in blocks)
-            init.normal_(module.weight, std=self.config.initializer_range / (2 * len(self.layers)) ** (residual / 2))
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, SinusoidTable):
+        super()._init_weights(module)
+        if isinstance(module, SinusoidTable):
             init.copy_(module.inv_freq, module.initial())
         elif isinstance(module, TransformerXLModel) and module.config.relative:
             init.zeros_(module.r_w_bias)
@@ -247,8 +234,7 @@ class TransformerXLModel(RowModel):
                 before it; or (1 or B, 1, T, >= S) or (B, T, >= S), whose last S columns are used as they are. All real
                 if None.
             position_ids: (B, T) int64, for absolute positions; counted from the end of the memory if None.
-            memory: see ``Memory``; () at the start of a text. The new one is detached, at most ``config.memory_length``
-                long.
+            memory: see ``Memory``; () at the start of a text. The new one, ``config.memory_length`` at most, is detached.
             reach: (B, T) int64, the largest number of earlier tokens that a token sees (documents in one stream).
         """
         hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -261,32 +247,27 @@ class TransformerXLModel(RowModel):
         if not self.config.relative:
             hidden_BTD = hidden_BTD + self._absolute(position_ids, past, queries)
         hidden_BTD = self.dropout(hidden_BTD)
-        biases, table = self._relative(columns, hidden_BTD.dtype, state is not None)
+        relative = self._relative(columns, hidden_BTD.dtype, state is not None)
         mask = None
         if state is None or queries > 1 or state.has_padding:
             mask = visible(queries, columns, self.config.span, attention_mask, reach, hidden_BTD.device)
         kept = [hidden_BTD]
         for layer, block in enumerate(self.layers):
             past_BmD = memory[layer] if memory else None
-            hidden_BTD = block(hidden_BTD, past_BmD, mask, biases, table, state=state, layer=layer)
+            hidden_BTD = block(hidden_BTD, past_BmD, mask, relative, state=state, layer=layer)
             kept.append(hidden_BTD)
         output_BTD = self.final_norm(hidden_BTD)
         return output_BTD if memory is None else (output_BTD, self._remember(memory, kept))
 
-    def _relative(
-        self, columns: int, dtype: torch.dtype, lazily: bool
-    ) -> tuple[tuple[Tensor, Tensor] | None, Callable[[int], Tensor] | None]:
-        """The two biases and the position table, as a function of the number of columns; one for all layers.
-
-        Args: ``lazily``, compute it only when a layer calls the function, which is rare in decoding.
-        """
+    def _relative(self, columns: int, dtype: torch.dtype, lazily: bool) -> Relative | None:
+        """``lazily``: compute the table only when a layer wants it, which is rare in decoding; else once for all layers."""
         if not self.config.relative:
-            return None, None
-        biases = (local(self.r_w_bias), local(self.r_r_bias))
+            return None
+        biases = local(self.r_w_bias), local(self.r_r_bias)
         if lazily:
-            return biases, lambda wanted: self.positions(wanted, dtype)
+            return *biases, lambda wanted: self.positions(wanted, dtype)
         table_SD = self.dropout(self.positions(columns, dtype))
-        return biases, lambda wanted: table_SD
+        return *biases, lambda wanted: table_SD
 
     def _absolute(self, position_ids: Tensor | None, past: int, queries: int) -> Tensor:
         if position_ids is None:
@@ -312,16 +293,7 @@ class TransformerXLModel(RowModel):
         state = MemoryState(self.config.num_layers, self.config.span)
         for first in range(0, input_ids.shape[1], self.config.segment_length):
             piece = slice(first, first + self.config.segment_length)
-            state.grow(attention_mask[:, piece])
             positions = None if position_ids is None else position_ids[:, piece]
-            hidden_RTD = self._advance(input_ids[:, piece], positions, state)
+            mask_RT = attention_mask[:, piece]
+            hidden_RTD = self._advance(state, mask_RT, input_ids[:, piece], position_ids=positions)
         return self.lm_head(hidden_RTD[:, -1:]), state
-
-    def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: MemoryState) -> Tensor:
-        state.grow(torch.ones_like(ids_Rq))
-        return self.lm_head(self._advance(ids_Rq, positions_RPq[:, 0], state))
-
-    def _advance(self, ids_Rq: Tensor, positions_Rq: Tensor | None, state: MemoryState) -> Tensor:
-        hidden_RqD = self.backbone(ids_Rq, position_ids=positions_Rq, state=state)
-        assert isinstance(hidden_RqD, Tensor)  # a tuple only with ``memory``
-        return hidden_RqD

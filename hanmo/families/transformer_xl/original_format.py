@@ -1,7 +1,4 @@
-"""文汇's original files: sizes, tensor names of both variants, and what the tensors say about the sizes.
-
-Its files hold no configuration.
-"""
+"""文汇's original files, which hold no configuration: sizes, names of the tensors, and what these say about the sizes."""
 
 from __future__ import annotations
 
@@ -11,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import CheckpointError, ConfigError, unknown
-from hanmo.families.original_tables import read_format
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig
+from hanmo.families.weight_map import read_format
 
-SIZES, _LAYOUTS = read_format(Path(__file__).with_suffix(".yaml"))
+SIZES, _LAYOUTS, _ = read_format(Path(__file__).with_suffix(".yaml"))
 RELATIVE, ABSOLUTE = LAYOUTS = tuple(_LAYOUTS.values())
 
 
 def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """What the shapes of an original checkpoint's whole (merged) tensors say about the configuration.
 
-    The absolute variant does not say ``num_heads``. Memory goes with relative positions.
-
-    Raises:
-        CheckpointError: a tensor that every checkpoint of this family has is missing or no matrix.
+    The absolute variant does not say ``num_heads``. Memory goes with relative positions. CheckpointError if a tensor that
+    every checkpoint of this family has is missing or no matrix.
     """
 
     def shape(name: str) -> Sequence[int]:
@@ -47,11 +42,7 @@ def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def read_config(original: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration file: the original has none, so it is one of ours, or the keys that the tensors leave open.
-
-    Raises:
-        ConfigError: an unknown key.
-    """
+    """Keyword arguments from a configuration of ours, or keys that the tensors leave open; ConfigError: an unknown key."""
     known = {item.name for item in fields(TransformerXLConfig)}
     for key in original.keys() - known - {"model_type", "transformers_version"}:
         raise ConfigError(unknown("configuration key", key, known))

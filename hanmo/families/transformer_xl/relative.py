@@ -55,13 +55,8 @@ def relative_scores(
         moved_BHqS = position_BHqK @ table_HSK.transpose(1, 2)
     else:
         moved_BHqS = moved_left(position_BHqK @ with_surplus(table_HSK).transpose(1, 2))
-    scores_NqS = torch.baddbmm(
-        moved_BHqS.flatten(0, 1),
-        content_BHqK.flatten(0, 1),
-        key_BHSK.flatten(0, 1).transpose(1, 2),
-        beta=scale,
-        alpha=scale,
-    )
+    moved_NqS, content_NqK, key_NSK = (x.flatten(0, 1) for x in (moved_BHqS, content_BHqK, key_BHSK))
+    scores_NqS = torch.baddbmm(moved_NqS, content_NqK, key_NSK.transpose(1, 2), beta=scale, alpha=scale)
     return scores_NqS.unflatten(0, content_BHqK.shape[:2])
 
 

@@ -13,9 +13,9 @@ def stream_rows(documents: Iterable[Sequence[Part]], length: int, stop_id: int) 
     """One stream of documents as rows of ``length`` tokens; row i + 1 continues row i.
 
     ``stop_id`` is predicted after the last token of every document and never an input. The input ``reach`` (T,) is how
-    many tokens back each token sees, at most ``length`` - 1: to the beginning of its document, in this row or an earlier
-    one. The last row is padded with unscored ``stop_id``; as published, it is all padding where the stream ends with a
-    row (its loss is 0 here, and NaN in the original).
+    many tokens back each token sees, at most ``length`` - 1: to the beginning of its document, maybe in an earlier row.
+    The last row is padded with unscored ``stop_id``; as published, it is all padding where the stream ends with a row
+    (its loss is 0 here, and NaN in the original).
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -33,10 +33,5 @@ def stream_rows(documents: Iterable[Sequence[Part]], length: int, stop_id: int) 
     labels += [IGNORE] * padding
     before = reach[-1] + 1 if padding < length else 0
     reach += [min(before + age, length - 1) for age in range(padding)]
-    return [
-        Row.of(
-            {**token_inputs(ids[at : at + length]), "reach": torch.tensor(reach[at : at + length])},
-            labels[at : at + length],
-        )
-        for at in range(0, len(ids), length)
-    ]
+    cuts = [slice(at, at + length) for at in range(0, len(ids), length)]
+    return [Row.of({**token_inputs(ids[cut]), "reach": torch.tensor(reach[cut])}, labels[cut]) for cut in cuts]

@@ -18,9 +18,7 @@ _EOS, _EOP = "<|endoftext|>", "<|endofpiece|>"
 class TransformerXLTokenizer(SentencePieceTokenizer):
     """Texts get no tokens at either end. ``<|endoftext|>`` in a text is ordinary characters.
 
-    Args:
-        vocab_file: the sentencepiece model; special tokens follow its pieces.
-        add_eop: there is an ``<|endofpiece|>`` too (data with keys; hierarchical models).
+    ``add_eop``: there is an ``<|endofpiece|>`` too (data with keys; hierarchical models).
     """
 
     vocab_files_names = {"vocab_file": "cog-pretrain.model"}
@@ -44,19 +42,8 @@ class TransformerXLTokenizer(SentencePieceTokenizer):
     def _encode_part(self, texts: Sequence[str]) -> list[list[int]]:
         return self._pieces.encode(list(texts))
 
-    def _decode(
-        self,
-        token_ids: int | list[int],
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        **kwargs: Any,
-    ) -> str:
-        """Ids as text. Special tokens stand where they are, and the embedding's unused rows add nothing.
-
-        Raises:
-            IndexError: an id below 0.
-        """
-        ids = [token_ids] if isinstance(token_ids, int) else list(map(int, token_ids))
+    def decode_plain(self, ids: list[int], skip_special_tokens: bool, clean_up: bool | None) -> str:
+        """Ids as text with its special tokens; unused rows of the embedding add nothing. IndexError: an id below 0."""
         text = ""
         for ordinary, run in groupby(ids, key=lambda index: index < self.vocab_size):
             if ordinary:

@@ -56,10 +56,8 @@ def is_int8(network: nn.Module) -> bool:
 def to_int8(network: nn.Module) -> None:
     """Round the linear layers of a network, and convert the rest to fp32: embeddings, norms, value head.
 
-    A tied output head is rounded; the embedding that shared its weight is kept.
-
-    Raises:
-        UnsupportedError: most of the weights are in layers of another kind (GPT-2's, mixtures of experts).
+    A tied output head is rounded; the embedding that shared its weight is kept. UnsupportedError if most of the weights are
+    in layers of another kind (GPT-2's, mixtures of experts).
     """
     network.requires_grad_(False)
     holders = [module for module in network.modules() if not isinstance(module, nn.Linear | ValueHead)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from hanmo.tokenizers.batching import garbage_collector_off, parts_of
+from hanmo.tokenizers.base import garbage_collector_off, parts_of
 
 CODES = 0x110000  # code points of Unicode
 
@@ -42,12 +42,9 @@ class Kernel:
         apart: Callable[[Sequence[str]], list[int]],
         workers: int | None = None,
     ) -> Arrays:
-        """The ids of all texts.
+        """The ids of all texts; those of ``apart`` (indices) and those that the kernel leaves are encoded by ``exact``.
 
-        Args:
-            exact: encodes a text that the kernel leaves.
-            apart: indices of the texts that the kernel cannot encode.
-            workers: threads, by default one per processor.
+        ``workers`` are threads, by default one per processor.
         """
 
         def encode(part: tuple[int, int]) -> Arrays:

@@ -2,8 +2,7 @@
 
 A text is normalised by the model's own character map and cut where no piece of the vocabulary spans two neighbouring
 characters, since nothing can merge there; each short run is merged best score first, leftmost first. Texts with rarer
-things (a rule of the map or a user-defined symbol for several characters, a very long run, half a surrogate pair) are
-left to sentencepiece.
+things (rules or user-defined symbols for several characters, very long runs, halves of pairs) are left to sentencepiece.
 """
 
 from __future__ import annotations

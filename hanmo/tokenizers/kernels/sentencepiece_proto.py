@@ -1,7 +1,6 @@
 """Reads a sentencepiece model for the kernel: its pieces, settings, and the rules of its character map.
 
-The library gives out neither the settings nor the rules. The map is a double-array trie over UTF-8 (darts-clone) that
-leads to strings.
+The library gives out neither settings nor rules. The map is a double-array trie over UTF-8 (darts-clone) to strings.
 """
 
 from __future__ import annotations
