@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hanmo.training.lifecycle import Outcome
 
 LONG = 1000  # units of work above which a stage also reports tenths
-Update = Callable[[int, int, str], None]  # done, of how many, message
+Update = Callable[..., None]  # done, of how many, message (the same as before, if none is given)
 
 
 class Display:
@@ -60,9 +60,6 @@ class Display:
 
         yield update
         self.seconds[name] = time.monotonic() - start
-        self._finish(task, name, message)
-
-    def _finish(self, task: TaskID, name: str, message: str) -> None:
         total = self._progress.tasks[self._progress.task_ids.index(task)].total or 1
         self._progress.update(task, completed=total, total=total)
         if not self.console.is_terminal:
@@ -78,14 +75,7 @@ class ShowTraining(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._update(state.global_step, state.max_steps, f"step {state.global_step} of {state.max_steps}{self._loss}")
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, *args: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self._loss = f", loss {logs['loss']:.3f}"
 
@@ -94,8 +84,7 @@ def require_finished(outcome: Outcome) -> None:
     """Stop here as well if a signal stopped the stage.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C stopped it.
-        SystemExit: another signal did.
+        KeyboardInterrupt, SystemExit: Ctrl-C stopped it; another signal did.
     """
     if outcome.signal == signal.SIGINT:
         raise KeyboardInterrupt

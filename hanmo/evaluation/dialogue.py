@@ -1,13 +1,12 @@
 """The published evaluation of dialogue models: loss and the overlap of one reply per dialogue with a person's.
 
-Both readings are always computed, side by side (values x 100, except losses and perplexity):
+Both readings are always computed, side by side (values x 100, except losses and perplexity; texts by characters):
 
-- published: the last incomplete batch is left out of everything, Dist-n misses the last n-gram of each reply and
-  ROUGE-n compares sets of n-grams over all replies joined. The published tables show loss | BLEU-4 | Dist-4 | F1.
-- corrected: every sample counts, every n-gram counts, ROUGE-n is the mean over samples of F1 (and of recall).
+- published: without the last incomplete batch, and with the metrics' published flaws (metrics.py).
+- corrected: every sample counts, and the metrics are right.
 
 ``published=True`` also decodes as published: batches in the order of the file, score rules that see the padded row,
-and the family's published conventions of the search. Texts are compared character by character.
+and the family's published conventions of the search.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from typing import Any
 
 from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
-from hanmo.evaluation.engine.cache import Store, opened_store, score_into
+from hanmo.evaluation.engine.cache import Progress, Store, opened_store, scored_rows
 from hanmo.evaluation.engine.distributed import shard
-from hanmo.evaluation.engine.row_scores import Progress, batches, evaluating
+from hanmo.evaluation.engine.row_scores import batches, evaluating
 from hanmo.evaluation.results.provenance import computed_by, records_hash, software
 from hanmo.evaluation.text_overlap import overlap
 from hanmo.families.base import OpenedModel
@@ -38,6 +37,7 @@ from hanmo.rows import Context, Part
 Reading = dict[str, float]
 PUBLISHED_TABLE = ("loss", "bleu-4", "dist-4", "f1")
 TABLE = (*PUBLISHED_TABLE, "dist-3", "rouge-l", "rouge-1", "rouge-2", "perplexity")
+SHOWN = 20  # samples on the page
 NAMES = {"loss": "loss", "perplexity": "perplexity", "f1": "F1", "bleu": "BLEU", "dist": "Dist", "rouge": "ROUGE"}
 
 
@@ -51,7 +51,7 @@ class Sample:
         response: a person's reply, decoded from the model's tokens.
         generation: the model's reply.
         where: "file:line" of the record.
-        nll: -log p of the response in nats, summed over ``tokens``, the stop token being one of them.
+        nll: -log p of the response in nats, summed over ``tokens``, the stop token included.
     """
 
     turns: tuple[str, ...]
@@ -68,11 +68,10 @@ class DialogueResult:
     """Both readings of an evaluation.
 
     Attributes:
-        published: the published reading by metric; a missing one is undefined, for the reason in ``notes``.
-        corrected: the corrected reading; also ``token-loss``, the mean over tokens, whose exp is ``perplexity``.
+        published: by metric; a missing one is undefined, for the reason in ``notes``.
+        corrected: by metric; also ``token-loss``, the mean over tokens, whose exp is ``perplexity``.
         samples: in the order of the records.
         about: model, data, hashes, limits, settings, counts.
-        notes: remarks for the reader.
     """
 
     published: Reading
@@ -98,13 +97,10 @@ class DialogueResult:
         write_text(folder / "results.json", json_text(self.as_dict(), indent=2) + "\n")
         self.page().write(folder / "report.html")
 
-    def page(self, samples: int = 20) -> Page:
+    def page(self) -> Page:
         """A page with the tables, the settings behind them, and the first samples."""
         page = Page("Dialogue evaluation", subtitle=str(self.about["model"]), language="zh-CN")
-        rows = [
-            [name, *(reading.get(metric) for metric in TABLE)]
-            for name, reading in (("published", self.published), ("corrected", self.corrected))
-        ]
+        rows = [["published", *map(self.published.get, TABLE)], ["corrected", *map(self.corrected.get, TABLE)]]
         page.table(["reading", *map(title, TABLE)], rows, caption="Results", note=" ".join(self.notes))
         every = [[title(name), self.published.get(name), value] for name, value in self.corrected.items()]
         with page.details("All metrics"):
@@ -113,7 +109,7 @@ class DialogueResult:
         page.facts({name: value for name, value in self.about.items() if name != "settings"})
         page.facts(self.about["settings"], caption="Decoding settings")
         page.heading("Samples")
-        for sample in self.samples[:samples]:
+        for sample in self.samples[:SHOWN]:
             page.dialogue(sample.turns, sample.generation, sample.response, labels=("model", "person"))
         return page
 
@@ -154,6 +150,7 @@ def evaluate(
     """
     settings = settings.change(published=published)
     examples = _examples(opened, records, limit, response_limit, published)
+    rule_files = opened.family.assets if settings.rule_files else {}
     inputs = {
         **computed_by(opened),
         "data": records_hash(records),
@@ -162,19 +159,16 @@ def evaluate(
         "batch_size": batch_size,
         "limit": limit,
         "response_limit": response_limit,
-        "rule files": sorted(opened.family.assets) if settings.rule_files else [],
+        "rule files": sorted(rule_files),
         "settings": asdict(settings),
     }
-    rule_files = opened.family.assets.values() if settings.rule_files else ()
-    contents = [sha256(Path(path).read_bytes()).hexdigest() for path in rule_files]
-    with opened_store(cache, "dialogue-scores", [inputs]) as scores:
-        score_into(scores, opened, [opened.family.row(example.parts) for example in examples], batch_size)
-    with opened_store(cache, "dialogue-replies", [inputs, contents]) as replies:
-        _generate(opened, examples, settings, batch_size, replies, progress)
-    samples = [
-        _sample(opened, example, replies.values[number], *scores.values[number])
-        for number, example in enumerate(examples)
-    ]
+    rows = [opened.family.row(example.parts) for example in examples]
+    scores = scored_rows(cache, "dialogue-scores", [inputs], opened, rows, batch_size)
+    contents = [sha256(Path(path).read_bytes()).hexdigest() for path in rule_files.values()]
+    with opened_store(cache, "dialogue-replies", [inputs, contents]) as store:
+        _generate(opened, examples, settings, batch_size, store, progress)
+        replies = [store.values[number] for number in range(len(examples))]
+    samples = [_sample(opened, *found) for found in zip(examples, replies, scores, strict=True)]
     full = len(samples) // batch_size * batch_size
     reading, notes = published_reading(samples[:full], strict=published)
     counts = {"records": len(records), "samples": len(samples), "samples in the published reading": full}
@@ -195,28 +189,22 @@ def title(metric: str) -> str:
 def _examples(
     opened: OpenedModel, records: Sequence[Record], limit: int, response_limit: int, published: bool
 ) -> list[_Example]:
-    for record in records:
+    examples = []
+    for number, record in enumerate(records):
         if isinstance(record, Text):
             raise UnsupportedError(
                 f"{record.where or 'a record'}: running text has no response; measure its perplexity"
             )
-    examples = [
-        _example(opened, record, parts, limit if published else 0, Place(_number(record, number), choice))
-        for number, record in enumerate(records)
-        for choice, parts in enumerate(opened.family.parts(record, limit, response_limit))
-    ]
+        line = record.where.rpartition(":")[2]
+        number = int(line) - 1 if line.isdecimal() else number  # in its file, bad records included
+        for choice, parts in enumerate(opened.family.parts(record, limit, response_limit)):
+            examples.append(_example(opened, record, parts, limit if published else 0, Place(number, choice)))
     if not examples:
         raise HanmoError(
             f"none of the {len(records)} records makes an example of at most {limit} context and {response_limit} "
             "response tokens; give records of at least two turns, or raise limit and response_limit"
         )
     return examples
-
-
-def _number(record: Record, number: int) -> int:
-    """A record's number in its file, from 0, bad records included; ``number`` if it comes from no file."""
-    line = record.where.rpartition(":")[2]
-    return int(line) - 1 if line.isdecimal() else number
 
 
 def _example(opened: OpenedModel, record: Record, parts: list[Part], padded_to: int, place: Place) -> _Example:
@@ -242,7 +230,7 @@ def _generate(
     """Put one reply per example into the store. Published decoding depends on its batch, so its batches are in order."""
     lengths = [len(example.context.ids) for example in examples]
     groups = batches(lengths, batch_size, in_order=settings.published)
-    missing = [chosen for chosen in groups if any(index not in store for index in chosen)]
+    missing = [chosen for chosen in groups if not store.values.keys() >= set(chosen)]
     done = len(examples) - sum(map(len, missing))
     with evaluating(opened.network):
         for chosen in shard(missing):
@@ -255,17 +243,17 @@ def _generate(
     store.complete()
 
 
-def _sample(opened: OpenedModel, example: _Example, reply: str, nll: float, tokens: int) -> Sample:
+def _sample(opened: OpenedModel, example: _Example, reply: str, score: tuple[float, int]) -> Sample:
     record = example.record
     assert not isinstance(record, Text)
     # The only turn of a dialogue is what came before.
     turns = (record.turns[:-1] or record.turns) if isinstance(record, Dialogue) else (record.prompt,)
     seen = opened.family.prompt(example.context.ids).inputs["input_ids"].tolist()
-    return Sample(turns, opened.family.decode(seen), example.response, reply, record.where, nll, tokens)
+    return Sample(turns, opened.family.decode(seen), example.response, reply, record.where, *score)
 
 
 def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading, list[str]]:
-    """The published reading of the samples of full batches, and notes on undefined metrics.
+    """Of the samples of full batches; and notes on undefined metrics.
 
     Raises:
         UnsupportedError: ``strict``, and a reference is empty, which stops the original; otherwise its metrics are missing.
@@ -291,7 +279,6 @@ def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading,
 
 
 def corrected_reading(samples: Sequence[Sample]) -> Reading:
-    """The corrected reading of all samples."""
     token_loss = math.fsum(sample.nll for sample in samples) / sum(sample.tokens for sample in samples)
     return {
         "loss": _loss(samples),

@@ -14,8 +14,7 @@ import pytest
 
 from hanmo.evaluation.suites import prompting
 from hanmo.evaluation.suites.exam import published
-from hanmo.evaluation.suites.exam.exams import LETTERS, Exam, all_exams
-from hanmo.evaluation.suites.exam.reading import read_subject, subject_file
+from hanmo.evaluation.suites.exam.exams import LETTERS, Exam, all_exams, read_subject, subject_file
 from hanmo.evaluation.suites.exam.suite import DEV, exam_suite
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options

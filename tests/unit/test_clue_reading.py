@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from hanmo.errors import ConfigError, HanmoError, RecordError
-from hanmo.evaluation.suites.clue.reading import read_split
-from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
 from hanmo.evaluation.suites.task import OPTION, READINGS, choose_tasks, data_hash
 from tests.unit.clue_files import clue_folder, write_lines
 

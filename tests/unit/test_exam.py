@@ -18,8 +18,7 @@ from hanmo.evaluation.results.result import Result, compare_results
 from hanmo.evaluation.results.statistics import interval_of_means
 from hanmo.evaluation.suites import prompting
 from hanmo.evaluation.suites.exam import published
-from hanmo.evaluation.suites.exam.exams import LETTERS, all_exams, find_exam
-from hanmo.evaluation.suites.exam.reading import read_subject
+from hanmo.evaluation.suites.exam.exams import LETTERS, all_exams, find_exam, read_subject
 from hanmo.evaluation.suites.exam.suite import exam_suite
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hanmo.errors import HanmoError
@@ -17,6 +17,7 @@ from hanmo.files import json_text, write_text
 FORMAT = "hanmo-tasks-1"
 ALL = "all"
 GAP = "____"  # in place of a candidate where a question is shown
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class QuestionResult:
         """Score of the best wrong candidate less that of the right one."""
         scores = self.scores[reading]
         return max((score for place, score in enumerate(scores) if place != self.gold), default=0.0) - scores[self.gold]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the text, for JSON."""
+        scores = {name: [round(value, 6) for value in values] for name, values in self.scores.items()}
+        shown = {"where": self.where, "options": self.options, "gold": self.gold, "scores": scores}
+        return shown if self.generated is None else shown | {"generated": self.generated}
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,15 @@ class TaskResult:
 
     @property
     def value(self) -> float:
-        return mean(self.right[self.reading])
+        return fmean(self.right[self.reading])
+
+    def readings(self) -> dict[str, dict[str, float]]:
+        """By reading, its value with the 95 % bootstrap interval: value, low, high."""
+        return {name: _measured(values) for name, values in self.right.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        readings = {}
-        for name, values in self.right.items():
-            low, high = interval(values)
-            readings[name] = {"value": mean(values), "low": low, "high": high}
+        """All but the questions, for JSON."""
+        readings = self.readings()
         return {
             "title": self.title,
             "place": self.place,
@@ -101,27 +110,16 @@ class TaskResult:
             "right": [round(value, 6) for value in self.right[self.reading]],
         }
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Row:
         """The result as one row of a table, see ``Result.rows``."""
         values = self.right[self.reading]
-        low, high = interval(values)
-        return {
-            "title": self.title,
-            "metric": f"{self.metric} ({self.reading})",
-            "value": self.value,
-            "low": low,
-            "high": high,
-            "chance": self.chance,
-            "questions": len(values),
-            "data": self.about["data"],
-        }
+        row = {"title": self.title, "metric": f"{self.metric} ({self.reading})", **_measured(values)}
+        return row | {"chance": self.chance, "questions": len(values), "data": self.about["data"]}
 
     def confusion(self) -> dict[str, dict[str, int]]:
         """By right label, how often each label was chosen; empty for tasks without fixed labels."""
-        if not self.labels:
-            return {}
         table: dict[str, Counter[str]] = {}
-        for item in self.items:
+        for item in self.items if self.labels else ():
             chosen = item.options[item.choice(self.reading)]
             table.setdefault(item.options[item.gold], Counter())[chosen] += 1
         return {label: dict(row.most_common()) for label, row in table.items()}
@@ -142,7 +140,7 @@ class Result:
     tasks: list[TaskResult]
     submission: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def averages(self) -> list[dict[str, Any]]:
+    def averages(self) -> list[Row]:
         """Of each group of tasks and of all, over tasks (as leaderboards have it) and over questions; none without groups.
 
         The 95 % bootstrap interval is over questions in both.
@@ -174,32 +172,27 @@ class Result:
         if self.tasks:
             files["results.json"] = json_text(self.as_dict(), indent=1) + "\n"
             files["results.md"] = self.markdown()
-            files["items.jsonl"] = "".join(_lines(self.tasks))
+            items = [{"task": task.name, **item.as_dict()} for task in self.tasks for item in task.items]
+            files["items.jsonl"] = "".join(f"{json_text(item)}\n" for item in items)
         if self.submission:
             files["submission.json"] = json_text(self.submission, indent=1) + "\n"
         for name, text in files.items():
             write_text(folder / name, text)
         return list(files)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """One row for each task and each average: title, metric, value, low, high, chance, questions, data."""
         averages = [row | {"metric": f"mean over {row['over']}", "data": ""} for row in self.averages()]
         return [*(task.row() for task in self.tasks), *averages]
 
     def summary(self) -> list[list[str]]:
         """``rows`` as text: title, metric, value, interval, chance, questions, data."""
-        return [
-            [
-                row["title"],
-                row["metric"],
-                f"{row['value']:.4f}",
-                f"{row['low']:.4f} to {row['high']:.4f}",
-                "–" if row["chance"] is None else f"{row['chance']:.4f}",
-                str(row["questions"]),
-                row["data"],
-            ]
-            for row in self.rows()
-        ]
+        summary = []
+        for row in self.rows():
+            chance = "–" if row["chance"] is None else f"{row['chance']:.4f}"
+            values = f"{row['value']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}"
+            summary.append([row["title"], row["metric"], *values, chance, str(row["questions"]), row["data"]])
+        return summary
 
     def markdown(self) -> str:
         rows = [["task", "metric", "result", "95 % interval", "chance", "questions"], ["---"] * 6]
@@ -212,24 +205,24 @@ class Result:
         return "\n".join([f"# {self.title}", "", *table, "", *facts, *([""] if notes else []), *notes, ""])
 
 
-def _means(title: str, tasks: Sequence[TaskResult]) -> list[dict[str, Any]]:
+def _measured(values: Sequence[float]) -> dict[str, float]:
+    """The mean with its 95 % bootstrap interval."""
+    low, high = interval(values)
+    return {"value": fmean(values), "low": low, "high": high}
+
+
+def _means(title: str, tasks: Sequence[TaskResult]) -> list[Row]:
     values = [task.right[task.reading] for task in tasks]
     together = [value for one in values for value in one]
     chances = [task.chance or 0.0 for task in tasks]
     by_question = [chance for chance, one in zip(chances, values, strict=True) for _ in one]
-    rows = (
-        ("tasks", mean([mean(one) for one in values]), interval_of_means(values), mean(chances)),
-        ("questions", mean(together), interval(together), mean(by_question)),
-    )
+    low, high = interval_of_means(values)
+    over_tasks = {"value": fmean(map(fmean, values)), "low": low, "high": high, "chance": fmean(chances)}
+    over_questions = {**_measured(together), "chance": fmean(by_question)}
     return [
-        {"title": title, "over": over, "tasks": len(tasks), "questions": len(together)}
-        | {"value": value, "low": low, "high": high, "chance": chance}
-        for over, value, (low, high), chance in rows
+        {"title": title, "over": over, "tasks": len(tasks), "questions": len(together), **measured}
+        for over, measured in (("tasks", over_tasks), ("questions", over_questions))
     ]
-
-
-def mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
@@ -261,7 +254,7 @@ def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
     if not shared or first["title"] != second["title"]:
         had = [f"{run['title']}: {', '.join(run['tasks'])}" for run in (first, second)]
         raise HanmoError(f"no task in common: the first has {had[0]}; the second {had[1]}")
-    together: dict[str, tuple[list[float], list[float]]] = {}
+    together: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in shared}
     for name in shared:
         one, other = first["tasks"][name], second["tasks"][name]
         if one["about"]["data"] != other["about"]["data"] or len(one["right"]) != len(other["right"]):
@@ -273,20 +266,4 @@ def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
             ours, theirs = together.setdefault(title, ([], []))
             ours += one["right"]
             theirs += other["right"]
-    return {name: compare(*together[name]) for name in dict.fromkeys((*shared, *together))}
-
-
-def _lines(tasks: Sequence[TaskResult]) -> Iterator[str]:
-    for task in tasks:
-        for item in task.items:
-            scores = {name: [round(value, 6) for value in values] for name, values in item.scores.items()}
-            value = {
-                "task": task.name,
-                "where": item.where,
-                "options": item.options,
-                "gold": item.gold,
-                "scores": scores,
-            }
-            if item.generated is not None:
-                value["generated"] = item.generated
-            yield json_text(value) + "\n"
+    return {name: compare(*values) for name, values in together.items()}

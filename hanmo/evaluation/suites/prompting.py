@@ -16,7 +16,7 @@ from random import Random
 
 from hanmo.data.prepare.normalisation import normalised
 from hanmo.errors import HanmoError
-from hanmo.evaluation.suites.task import Example, Reading, Task
+from hanmo.evaluation.suites.task import Example, Task
 from hanmo.families.base import Family
 from hanmo.records import Dialogue
 from hanmo.rows import Context, Part
@@ -28,16 +28,13 @@ NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class FewShotPrefix:
-    """Everything before a question.
-
-    Attributes:
-        shots: solved questions: the text before the answer, and the answer with the text after it.
-        chat: question and answer are turns of a conversation, in the model's own chat template, instead of running text.
-    """
+    """Everything before a question."""
 
     instruction: str = ""
-    shots: tuple[tuple[str, str], ...] = ()
-    chat: bool = False
+    shots: tuple[
+        tuple[str, str], ...
+    ] = ()  # solved questions: the text before the answer, and the answer with what follows
+    chat: bool = False  # question and answer are turns in the model's own chat template, instead of running text
 
     def text(self) -> str:
         """Instruction and shots as running text; "" if there is neither."""
@@ -60,22 +57,13 @@ class FewShotPrefix:
 
 @dataclass(frozen=True)
 class PreparedQuestions:
-    """The questions of one task, ready to be scored or answered.
+    """The questions of one task, ready to be scored or answered."""
 
-    Attributes:
-        examples: the examples, with the candidates that are offered.
-        questions: their candidates as parts.
-        priors: the candidates without the records' text, and ``prior_of`` the one that belongs to each question.
-        contexts: prompts of generated answers.
-        shots: number of shots in the prefix of each question.
-    """
-
-    examples: list[Example]
     questions: list[Candidates] = field(default_factory=list)
-    priors: list[Candidates] = field(default_factory=list)
-    prior_of: list[int] = field(default_factory=list)
-    contexts: list[Context] = field(default_factory=list)
-    shots: list[int] = field(default_factory=list)
+    priors: list[Candidates] = field(default_factory=list)  # the candidates without the records' text
+    prior_of: list[int] = field(default_factory=list)  # index of each question's prior
+    shots: list[int] = field(default_factory=list)  # number of shots before each question
+    contexts: list[Context] = field(default_factory=list)  # prompts of generated answers
 
 
 def prepare_questions(
@@ -89,7 +77,7 @@ def prepare_questions(
     Raises:
         HanmoError: a question does not fit even after the last prefix and without the text it is about.
     """
-    prepared = PreparedQuestions(list(examples))
+    prepared = PreparedQuestions()
     known: dict[tuple[tuple[str, ...], FewShotPrefix, str, str], int] = {}
     for example, offered in zip(examples, prefixes, strict=True):
         if task.generates:
@@ -102,11 +90,10 @@ def prepare_questions(
         prepared.questions.append(prefix.candidates(family, before, example.options, after))
         prepared.shots.append(len(prefix.shots))
         bare = task.template.without_text(fields)
-        key = (example.options, prefix, *bare)
-        if key not in known:
-            known[key] = len(prepared.priors)
+        number = known.setdefault((example.options, prefix, *bare), len(prepared.priors))
+        if number == len(prepared.priors):
             prepared.priors.append(prefix.candidates(family, bare[0], example.options, bare[1]))
-        prepared.prior_of.append(known[key])
+        prepared.prior_of.append(number)
     return prepared
 
 
@@ -114,10 +101,7 @@ def shortened(family: Family, task: Task, example: Example, prefix: FewShotPrefi
     """The record's fields, cut where the task allows so that the longest candidate's text fits into ``limit`` tokens."""
     fields = dict(example.fields)
     places = list(task.shorten.items())
-    while True:
-        length = _length(family, task, example, fields, prefix)
-        if length <= limit:
-            return fields
+    while (length := _length(family, task, example, fields, prefix)) > limit:
         while places and not fields[places[0][0]]:
             places.pop(0)
         if not places:
@@ -130,6 +114,7 @@ def shortened(family: Family, task: Task, example: Example, prefix: FewShotPrefi
         tokens = max(len(family.tokenizer.encode(text, add_special_tokens=False)), 1)
         surplus = min(math.ceil((length - limit) * len(text) / tokens), len(text))
         fields[name] = text[surplus:] if side == "start" else text[: len(text) - surplus]
+    return fields
 
 
 def _length(family: Family, task: Task, example: Example, fields: dict[str, str], prefix: FewShotPrefix) -> int:
@@ -179,12 +164,9 @@ def draw_shots(
 
 
 def prefix_of(task: Task, shots: Sequence[Example], chat: bool = False) -> FewShotPrefix:
-    """The task's instruction and these examples, solved."""
-    solved = []
-    for shot in shots:
-        before, after = task.template.around(shot.fields)
-        solved.append((before, _right(shot) + after))
-    return FewShotPrefix(task.instruction, tuple(solved), chat)
+    """The task's instruction and the examples, solved."""
+    around = [(*task.template.around(shot.fields), _right(shot)) for shot in shots]
+    return FewShotPrefix(task.instruction, tuple((before, right + after) for before, after, right in around), chat)
 
 
 def prefixes_of(
@@ -196,8 +178,8 @@ def prefixes_of(
 ) -> tuple[list[FewShotPrefix], int]:
     """The prefix of each question, with few-shot examples that ``draw`` takes from the pool; and the number of exceptions.
 
-    No prefix contains the answer to its question: if the usual examples contain the question, or another record that asks
-    the same, its examples are drawn from the pool without such records.
+    An exception keeps the answer out of the prefix: where the usual examples contain the question, or another record that
+    asks the same, its examples are drawn from the pool without such records.
     """
     usual = draw(pool)
     drawn = {shot.where for shot in usual}
@@ -222,14 +204,13 @@ def fewer_options(examples: Sequence[Example], count: int, seed: int) -> Iterato
         if len(example.options) <= count:
             yield example
             continue
-        rng = Random(f"{seed} {number}")
-        gold = example.options[example.gold]
+        rng, gold = Random(f"{seed} {number}"), _right(example)
         options = [gold, *rng.sample([one for one in example.options if one != gold], count - 1)]
         rng.shuffle(options)
         yield replace(example, options=tuple(options), gold=options.index(gold))
 
 
-def read_scores(sums: Sequence[float], tokens: Sequence[int], priors: Sequence[float]) -> dict[Reading, list[float]]:
+def read_scores(sums: Sequence[float], tokens: Sequence[int], priors: Sequence[float]) -> dict[str, list[float]]:
     """The candidates' scores by reading; the highest wins, the first of equal ones."""
     return {
         "sum": list(sums),

@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import ConfigError, unknown
-from hanmo.evaluation.engine.cache import Store, opened_store
+from hanmo.evaluation.engine.cache import Keep, Progress, Store, opened_store
 from hanmo.evaluation.engine.candidates import score_candidates
-from hanmo.evaluation.engine.distributed import shard
-from hanmo.evaluation.engine.row_scores import Progress, batches
+from hanmo.evaluation.engine.row_scores import batches
 from hanmo.evaluation.results.provenance import computed_by, software
 from hanmo.evaluation.results.result import GAP, QuestionResult, Result, TaskResult
 from hanmo.evaluation.suites import cmrc, prompting
-from hanmo.evaluation.suites.prompting import Candidates, FewShotPrefix, PreparedQuestions
+from hanmo.evaluation.suites.prompting import Candidates, FewShotPrefix
 from hanmo.evaluation.suites.suite import Options, Suite
 from hanmo.evaluation.suites.task import OPTION, READINGS, UNKNOWN, Example, Task, data_hash
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
+from hanmo.rows import Context
 
 GENERATED_AT_ONCE = 8
 Watch = Callable[[str], Progress]  # title of a task -> its progress
+Score = tuple[float, int]  # log p of a candidate and its tokens
 
 
 def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | Path, watch: Watch) -> Result:
@@ -76,9 +77,7 @@ def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | P
 class TaskRun:
     """One task of a suite while it is evaluated.
 
-    Attributes:
-        cache: folder in which answers are kept.
-        about: everything the results of the whole run depend on.
+    ``about``: everything the results of the whole run depend on.
     """
 
     opened: OpenedModel
@@ -92,22 +91,24 @@ class TaskRun:
 
     @property
     def limit(self) -> int:
-        """Most tokens of a question."""
         return int(self.about["limit"])
 
     def ask(
         self, examples: Sequence[Example], prefixes: Sequence[Sequence[FewShotPrefix]]
     ) -> tuple[list[QuestionResult], list[str]]:
         """Ask every question after the first of its prefixes that leaves room for it; also returns notes for the result."""
-        task = self.task
-        prepared = prompting.prepare_questions(self.opened.family, task, examples, prefixes, self.limit)
+        prepared = prompting.prepare_questions(self.opened.family, self.task, examples, prefixes, self.limit)
         texts = dict.fromkeys(offered[0].text() for offered in prefixes)
         with self.store(examples, *texts, prefixes[0][0].chat) as store:
-            if task.generates:
-                self._generate(prepared, store)
-                return [self._generated(example, store.values[n]) for n, example in enumerate(examples)], []
-            self.score([*prepared.questions, *prepared.priors], store)  # in one list, by number
-            items = [self._scored(prepared, number, store) for number in range(len(examples))]
+            if self.task.generates:
+                replies = self._generate(prepared.contexts, store)
+                return [self._generated(*one) for one in zip(examples, replies, strict=True)], []
+            found = self.score([*prepared.questions, *prepared.priors], store)
+        priors = found[len(examples) :]
+        items = [
+            self._scored(example, scores, priors[number])
+            for example, scores, number in zip(examples, found, prepared.prior_of, strict=False)
+        ]
         fewer = sum(count < len(offered[0].shots) for count, offered in zip(prepared.shots, prefixes, strict=True))
         return items, no_room(fewer)
 
@@ -145,37 +146,33 @@ class TaskRun:
         content = [about, data_hash(examples), self.task.hash(), *more]
         return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", content)
 
-    def score(self, questions: Sequence[Candidates], store: Store) -> None:
-        """Score this process's share of the questions that the store has no answer to: [log p, tokens] of each candidate."""
-        missing = shard(store.missing(len(questions)))
-        score_candidates(
-            self.opened,
-            [questions[number] for number in missing],
-            budget=self.options.budget,
-            progress=self.progress,
-            on_scored=lambda place, scores: store.add(missing[place], [[-one.nll, one.tokens] for one in scores]),
-        )
-        store.complete()
+    def score(self, questions: Sequence[Candidates], store: Store) -> list[list[Score]]:
+        """The score of each candidate, by question; asked are those that the store has no answer to."""
 
-    def _generate(self, prepared: PreparedQuestions, store: Store) -> None:
+        def find(missing: list[int], keep: Keep) -> None:
+            score_candidates(
+                self.opened,
+                [questions[number] for number in missing],
+                budget=self.options.budget,
+                on_scored=lambda place, scores: keep(place, [(-one.nll, one.tokens) for one in scores]),
+            )
+
+        return store.fill(len(questions), find, self.progress)
+
+    def _generate(self, contexts: Sequence[Context], store: Store) -> list[str]:
         settings = Settings(max_new_tokens=prompting.NEW_TOKENS, do_sample=False, rule_files=False)
-        contexts = prepared.contexts
-        missing = shard(store.missing(len(contexts)))
-        done = len(contexts) - len(missing)
-        for chosen in batches([len(contexts[number].ids) for number in missing], GENERATED_AT_ONCE):
-            numbers = [missing[place] for place in chosen]
-            replies = generate(self.opened, [contexts[number] for number in numbers], settings)
-            for number, reply in zip(numbers, replies, strict=True):
-                store.add(number, prompting.first_line(self.opened.family.decode(reply.ids)))
-            done += len(numbers)
-            self.progress(done, len(contexts))
-        store.complete()
 
-    def _scored(self, prepared: PreparedQuestions, number: int, store: Store) -> QuestionResult:
-        example = prepared.examples[number]
-        sums, tokens = zip(*store.values[number], strict=True)
-        priors = [total for total, _ in store.values[len(prepared.questions) + prepared.prior_of[number]]]
-        scores = {str(name): values for name, values in prompting.read_scores(sums, tokens, priors).items()}
+        def find(missing: list[int], keep: Keep) -> None:
+            for places in batches([len(contexts[number].ids) for number in missing], GENERATED_AT_ONCE):
+                replies = generate(self.opened, [contexts[missing[place]] for place in places], settings)
+                for place, reply in zip(places, replies, strict=True):
+                    keep(place, prompting.first_line(self.opened.family.decode(reply.ids)))
+
+        return store.fill(len(contexts), find, self.progress)
+
+    def _scored(self, example: Example, found: Sequence[Score], prior: Sequence[Score]) -> QuestionResult:
+        sums, tokens = zip(*found, strict=True)
+        scores = prompting.read_scores(sums, tokens, [total for total, _ in prior])
         text = self.task.template.fill(example.fields, GAP)
         return QuestionResult(example.where, text, example.options, example.gold, scores)
 
@@ -219,7 +216,7 @@ def _values(task: Task, items: Sequence[QuestionResult]) -> dict[str, list[float
     """By reading, whether each question is answered right, or the values of a generated answer."""
     if task.generates:
         return {name: [item.scores[name][0] for item in items] for name in ("f1", "em")}
-    return {str(name): [float(item.choice(name) == item.gold) for item in items] for name in READINGS}
+    return {name: [float(item.choice(name) == item.gold) for item in items] for name in READINGS}
 
 
 def _answered(examples: dict[str, list[Example]]) -> bool:
@@ -232,7 +229,6 @@ def _answered(examples: dict[str, list[Example]]) -> bool:
 
 
 def _limit(opened: OpenedModel, options: Options, default: int) -> int:
-    """Most tokens of a question."""
     positions = getattr(opened.network.config, "max_position_embeddings", None)
     if options.published or positions is None:
         return options.limit or default

@@ -37,11 +37,10 @@ class Protocol:
     """A way to evaluate the tasks of a suite.
 
     Attributes:
-        evaluate: evaluates one task: ``evaluate(run, examples, pool)`` with a ``runner.TaskRun``, the examples, and those
-            that few-shot examples are taken from; None is ``runner.corrected``.
+        evaluate: evaluates one task, given a ``runner.TaskRun``, the examples, and those that few-shot examples are taken
+            from; None is ``runner.corrected``.
         limit: most tokens of a question, unless options say otherwise.
         pool: split that few-shot examples are taken from; None: ``evaluate`` takes them from elsewhere.
-        seed: fixed seed, where the protocol has one.
         options: names of the options that have an effect, besides ``ALWAYS``.
         refused: messages for options that have none.
     """
@@ -59,13 +58,13 @@ class Suite:
     """Tasks that are evaluated together.
 
     Attributes:
-        name: name of its folder in the cache.
-        title: title of its results.
+        name: of its folder in the cache.
+        title: of its results.
         read: ``read(task, split, first)`` returns the examples of a split, only so many if ``first`` is a number; it
             raises ``RecordError`` for a bad record.
         splits: splits that may be evaluated, the default first.
-        first_shots: few-shot examples are the first ones of the pool, instead of a balanced random draw; the last ones
-            are left out where a question has no room for them.
+        first_shots: few-shot examples are the first of the pool, the last left out where a question has no room for them;
+            without it they are a balanced random draw.
         id_field: field of an example that identifies it in submission.json; "" writes no such file.
     """
 
@@ -83,7 +82,7 @@ class Suite:
         """The protocol that the options choose.
 
         Raises:
-            ConfigError: the suite has no published protocol, or an option has no effect.
+            ConfigError: there is no published protocol, or an option has no effect.
         """
         protocol = self.published if options.published else self.corrected
         if protocol is None:

@@ -3,20 +3,20 @@
 Each record becomes one prompt per candidate, and the prompt with the lowest "perplexity" wins (published_scores.py).
 Few-shot examples are drawn anew for each candidate from the evaluated prompts themselves, wrong candidates included, and
 a prompt that is too long is cut, which may cut off the text that is scored. Prompts are grouped by counting, so that
-tasks with an uneven number of candidates fall out of step. Only networks of one stack were evaluated this way.
+tasks with an uneven number of candidates fall out of step.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation.engine.distributed import shard
+from hanmo.evaluation.engine.cache import Keep
 from hanmo.evaluation.results.result import GAP, QuestionResult, TaskResult
 from hanmo.evaluation.suites.clue.published_scores import MAX_LENGTH, generate_answer, score_prompts, token_f1
 from hanmo.evaluation.suites.clue.tasks import ClueTask
@@ -27,14 +27,8 @@ from hanmo.families.base import Family
 SEED = 42
 
 
-@dataclass(frozen=True)
-class CandidatePrompt:
-    """The prompt of one candidate.
-
-    Attributes:
-        label: the right one of ``candidates``, the list that the prompt is counted in.
-        example: index of the example.
-    """
+class CandidatePrompt(NamedTuple):
+    """The prompt of one candidate of an example: ``label`` is the right one of ``candidates``, which it is counted in."""
 
     text: str
     label: str
@@ -50,14 +44,13 @@ class FewShotPrompt(NamedTuple):
     kept: int
 
 
-@dataclass(frozen=True)
-class DrawnCandidates:
+class DrawnCandidates(NamedTuple):
     """Candidates of tasks that draw wrong labels.
 
     Attributes:
         candidates: for each record, the right one first.
         pool: the prompts that few-shot examples are drawn from.
-        own: drawn here; the original's draw depended on the order of a set.
+        own: whether they were drawn here; the original's draw depended on the order of a set.
     """
 
     candidates: list[tuple[str, ...]]
@@ -67,11 +60,12 @@ class DrawnCandidates:
 
 def evaluate_task(run: TaskRun, examples: list[Example], _: list[Example]) -> TaskResult:
     """Evaluate a task as published; few-shot examples come from the evaluated prompts."""
-    return _generated(run, examples) if run.task.generates else _scored(run, examples)
+    assert isinstance(run.task, ClueTask)
+    return (_generated if run.task.generates else _scored)(run, run.task, examples)
 
 
-def _scored(run: TaskRun, examples: list[Example]) -> TaskResult:
-    task, options, rng = _clue(run), run.options, Random(SEED)
+def _scored(run: TaskRun, task: ClueTask, examples: list[Example]) -> TaskResult:
+    options, rng = run.options, Random(SEED)
     notes, draws = [], None
     if task.published.drawn:
         draws = draw_candidates(task, examples, rng)
@@ -80,13 +74,13 @@ def _scored(run: TaskRun, examples: list[Example]) -> TaskResult:
     own = draws is not None and draws.own
     if own:
         notes.append("published protocol, own draw: the original's wrong labels depended on the order of a set")
-    prompts = build_prompts(task, examples, draws)
+    prompts = build_prompts(task, examples, draws and draws.candidates)
     texts = [prompt.text for prompt in prompts]
     if options.shots:
         pool = draws.pool if draws and draws.pool else texts
         texts = [made.text for made in add_shots(run.opened.family, prompts, pool, options.shots, rng, run.limit)]
         notes.append("the examples are drawn from the evaluated questions, wrong candidates included")
-    values = _perplexities(run, examples, texts)
+    values = _perplexities(run, task, examples, texts)
     right, dropped = accuracy([ppl for ppl, _ in values], prompts)
     if dropped:
         notes.append(f"the last {dropped} prompts do not make a group and are left out")
@@ -99,70 +93,62 @@ def _scored(run: TaskRun, examples: list[Example]) -> TaskResult:
     return run.result("published", readings, items, about, notes, chance)
 
 
-def _perplexities(run: TaskRun, examples: list[Example], texts: Sequence[str]) -> list[list[float]]:
+def _perplexities(
+    run: TaskRun, task: ClueTask, examples: list[Example], texts: Sequence[str]
+) -> list[tuple[float, float]]:
     """The published perplexity and the mean -log p of each prompt."""
-    with run.store(examples, _clue(run).published.template.text, texts) as store:
-        missing = shard(store.missing(len(texts)))
-        scored = score_prompts(run.opened, [texts[number] for number in missing], run.limit)
-        for done, (place, score) in enumerate(scored, len(texts) - len(missing) + 1):
-            store.add(missing[place], [score.ppl, score.nll])
-            run.progress(done, len(texts))
-        store.complete()
-        return [store.values[number] for number in range(len(texts))]
+
+    def find(missing: list[int], keep: Keep) -> None:
+        for place, score in score_prompts(run.opened, [texts[number] for number in missing], run.limit):
+            keep(place, (score.ppl, score.nll))
+
+    with run.store(examples, task.published.template.text, texts) as store:
+        return store.fill(len(texts), find, run.progress)
 
 
-def _generated(run: TaskRun, examples: list[Example]) -> TaskResult:
-    template, family, items = _clue(run).published.template, run.opened.family, []
+def _generated(run: TaskRun, task: ClueTask, examples: list[Example]) -> TaskResult:
+    template, items = task.published.template, []
+
+    def find(missing: list[int], keep: Keep) -> None:
+        for place, number in enumerate(missing):
+            keep(place, generate_answer(run.opened, template.fill(examples[number].fields, "")))
+
     with run.store(examples, template.text) as store:
-        for done, number in enumerate(shard(store.missing(len(examples))), 1):
-            store.add(number, generate_answer(run.opened, template.fill(examples[number].fields, "")))
-            run.progress(done, len(examples))
-        store.complete()
-        for number, example in enumerate(examples):
-            reply = store.values[number]
-            f1, em = token_f1(family, reply, example.answers)
-            scores = {"f1": [f1], "em": [float(em)]}
-            items.append(QuestionResult(example.where, example.fields["question"], example.answers, 0, scores, reply))
+        replies = store.fill(len(examples), find, run.progress)
+    for example, reply in zip(examples, replies, strict=True):
+        f1, em = token_f1(run.opened.family, reply, example.answers)
+        scores = {"f1": [f1], "em": [float(em)]}
+        items.append(QuestionResult(example.where, example.fields["question"], example.answers, 0, scores, reply))
     values = {name: [item.scores[name][0] for item in items] for name in ("f1", "em")}
     notes = ["examples were never put into these prompts"] if run.options.shots else []
-    return run.result("f1", values, items, {"data": data_hash(examples), "task": run.task.hash()}, notes)
-
-
-def _clue(run: TaskRun) -> ClueTask:
-    assert isinstance(run.task, ClueTask)
-    return run.task
+    return run.result("f1", values, items, {"data": data_hash(examples), "task": task.hash()}, notes)
 
 
 def _by_record(
-    task: ClueTask,
-    examples: Sequence[Example],
-    prompts: Sequence[CandidatePrompt],
-    values: Sequence[Sequence[float]],
+    task: ClueTask, examples: Sequence[Example], prompts: Sequence[CandidatePrompt], values: Sequence[Sequence[float]]
 ) -> list[QuestionResult]:
     """The prompts of each record together, however the published counting groups them."""
-    places_of: list[list[int]] = [[] for _ in examples]
-    for place, prompt in enumerate(prompts):
-        places_of[prompt.example].append(place)
     items = []
-    for example, places in zip(examples, places_of, strict=True):
-        first = prompts[places[0]]
-        options = tuple(prompts[place].candidates[rank] for rank, place in enumerate(places))
-        gold = first.candidates.index(first.label) if len(places) > 1 else 0
-        scores = {
-            name: [-values[place][kind] for place in places] for kind, name in enumerate(("published", "shifted"))
-        }
+    found = zip(prompts, values, strict=True)
+    for number, group in groupby(found, key=lambda one: one[0].example):
+        of_record, pairs = zip(*group, strict=True)
+        first, example = of_record[0], examples[number]
+        options = tuple(prompt.candidates[rank] for rank, prompt in enumerate(of_record))
+        gold = first.candidates.index(first.label) if len(options) > 1 else 0
+        ppl, nll = zip(*pairs, strict=True)
+        scores = {"published": [-value for value in ppl], "shifted": [-value for value in nll]}
         text = task.published.template.fill(example.fields, GAP)
         items.append(QuestionResult(example.where, text, options, gold, scores))
     return items
 
 
 def build_prompts(
-    task: ClueTask, examples: Sequence[Example], draws: DrawnCandidates | None = None
+    task: ClueTask, examples: Sequence[Example], drawn: Sequence[tuple[str, ...]] | None = None
 ) -> list[CandidatePrompt]:
-    """The prompts of all records, in order; ``draws`` for tasks that draw wrong labels."""
+    """The prompts of all records, in order; ``drawn``: the candidates of each, for tasks that draw wrong labels."""
     prompts: list[CandidatePrompt] = []
     for index, example in enumerate(examples):
-        options, label, names = _candidates(task, example, draws.candidates[index] if draws else None)
+        options, label, names = _candidates(task, example, drawn[index] if drawn else None)
         for option in options:
             text = task.published.template.fill(example.fields, option)
             prompts.append(CandidatePrompt(text, label, names, index))
@@ -187,10 +173,7 @@ def _candidates(
 
 
 def draw_candidates(task: ClueTask, examples: Sequence[Example], rng: Random) -> DrawnCandidates:
-    """Wrong labels for every record, and once more for the prompts that few-shot examples are drawn from, as published.
-
-    The draws differ from the original's, which drew from a set, whose order is another in every run.
-    """
+    """Wrong labels for every record, and once more for the prompts that few-shot examples are drawn from, as published."""
 
     def draw() -> list[tuple[str, ...]]:
         found = []
@@ -201,8 +184,8 @@ def draw_candidates(task: ClueTask, examples: Sequence[Example], rng: Random) ->
         return found
 
     candidates, of_pool = draw(), draw()
-    prompts = build_prompts(task, examples, DrawnCandidates(of_pool, [], own=True))
-    return DrawnCandidates(candidates, [prompt.text for prompt in prompts], own=True)
+    pool = build_prompts(task, examples, of_pool)
+    return DrawnCandidates(candidates, [prompt.text for prompt in pool], own=True)
 
 
 def read_candidates(path: str | Path, task: ClueTask, examples: Sequence[Example]) -> DrawnCandidates:
@@ -229,7 +212,7 @@ def read_candidates(path: str | Path, task: ClueTask, examples: Sequence[Example
         )
     for names, example in zip(lists, examples, strict=True):
         gold = example.options[example.gold]
-        if not isinstance(names, list) or not names or names[0] != gold or not set(names) <= set(example.options):
+        if not isinstance(names, list) or names[:1] != [gold] or not set(names) <= set(example.options):
             raise HanmoError(
                 f"{path}: {names!r} for {example.where}; expected {gold!r} first, then other names of labels"
             )
@@ -245,15 +228,15 @@ def add_shots(
     max_length: int = MAX_LENGTH,
 ) -> list[FewShotPrompt]:
     """Few-shot examples before each prompt: drawn from the pool, taken in that order up to the first that is too long."""
-    lengths = {text: family.published_length(text + "\n") for text in pool}
+    lengths = [family.published_length(text + "\n") for text in pool]
     made = []
     for prompt in prompts:
         drawn = tuple(rng.sample(range(len(pool)), min(len(pool), shots)))
         used, kept = family.published_length(prompt.text), 0
         for index in drawn:
-            if lengths[pool[index]] + used + 2 > max_length:
+            if lengths[index] + used + 2 > max_length:
                 break
-            used += lengths[pool[index]]
+            used += lengths[index]
             kept += 1
         made.append(FewShotPrompt("\n".join([*(pool[index] for index in drawn[:kept]), prompt.text]), drawn, kept))
     return made

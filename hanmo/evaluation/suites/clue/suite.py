@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hanmo.evaluation.suites.clue import published
-from hanmo.evaluation.suites.clue.reading import read_split
-from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
 from hanmo.evaluation.suites.suite import Protocol, Suite
 from hanmo.evaluation.suites.task import choose_tasks
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hanmo.errors import RecordError, UnsupportedError
 from hanmo.evaluation.results.result import GAP, QuestionResult, TaskResult
-from hanmo.evaluation.suites.exam.exams import LETTERS, Exam
-from hanmo.evaluation.suites.exam.reading import ANSWER, COLUMNS, header_of, subject_file
+from hanmo.evaluation.suites.exam.exams import ANSWER, COLUMNS, LETTERS, Exam, header_of, subject_file
 from hanmo.evaluation.suites.prompting import Candidates
 from hanmo.evaluation.suites.runner import TaskRun, no_room
 from hanmo.evaluation.suites.task import Example, Task, data_hash
@@ -32,21 +31,13 @@ UNRECORDED = ("chatglm3", "qwen")  # models whose form in the original is not re
 Row = dict[str, str]
 
 
-@dataclass(frozen=True)
-class Form:
-    """The form of prompts for a kind of model.
+class Form(NamedTuple):
+    """The form of prompts for a kind of model."""
 
-    Attributes:
-        joint: text between instruction, examples and question.
-        turn: a question and its answer.
-        first: the number of the first round.
-        opening: beginning of the model's answer, where answers explain themselves.
-    """
-
-    joint: str
-    turn: str
-    first: int = 0
-    opening: str = ""
+    joint: str  # text between instruction, examples and question
+    turn: str  # a question and its answer
+    first: int = 0  # number of the first round
+    opening: str = ""  # beginning of the model's answer, where answers explain themselves
 
 
 PLAIN = Form("\n\n", "{block}{answer}", opening=THINKING + "1.")
@@ -59,7 +50,7 @@ FORMS = {  # by what is in the model's name
 def evaluate_task(
     exam: Exam, data: str | Path, run: TaskRun, examples: list[Example], pool: list[Example]
 ) -> TaskResult:
-    """Evaluate a subject as published; its files are read once more, by pandas."""
+    """Evaluate a subject as published: its files are read once more, by pandas."""
     opened, task, options = run.opened, run.task, run.options
     form, limit = form_of(opened.source), run.limit - GENERATED
     questions, dev = (subject_file(exam, task, data, split) for split in (run.about["split"], "dev"))
@@ -73,12 +64,11 @@ def evaluate_task(
     rows = read_rows(questions, options.first)
     made = [build_prompt(exam, task, form, solved, row, options.cot, fits) for row in rows]
     with run.store(examples, made) as store:
-        run.score([candidates(opened, prompt, limit) for prompt, _ in made], store)
-        scores = [[total for total, _ in store.values[number]] for number in range(len(made))]
-    items = [
-        QuestionResult(one.where, task.template.fill(one.fields, GAP), LETTERS, one.gold, {"published": values})
-        for one, values in zip(examples, scores, strict=True)
-    ]
+        found = run.score([candidates(opened, prompt, limit) for prompt, _ in made], store)
+    items = []
+    for one, of_letters in zip(examples, found, strict=True):
+        scores = {"published": [logprob for logprob, _ in of_letters]}
+        items.append(QuestionResult(one.where, task.template.fill(one.fields, GAP), LETTERS, one.gold, scores))
     notes = no_room(sum(count < len(solved) for _, count in made))
     if options.cot:
         notes.append(

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from hanmo.evaluation.suites.exam import published
-from hanmo.evaluation.suites.exam.exams import find_exam
-from hanmo.evaluation.suites.exam.reading import read_subject
+from hanmo.evaluation.suites.exam.exams import find_exam, read_subject
 from hanmo.evaluation.suites.suite import Protocol, Suite
 from hanmo.evaluation.suites.task import choose_tasks
 
@@ -17,10 +16,7 @@ DEV = "dev"  # the split whose questions are the few-shot examples
 
 
 def exam_suite(kind: str, data: str | Path, subjects: Iterable[str] = ()) -> Suite:
-    """An examination by name, with all subjects or those that are named.
-
-    Args:
-        data: folder of the examination's files.
+    """An examination by name, its files in the folder ``data``, with all subjects or those that are named.
 
     Raises:
         ConfigError: there is no such examination or subject.
