@@ -1,7 +1,7 @@
 """The second part of the demo: a reward model learns which of two replies has the better manners, and DPO teaches them.
 
-DPO learns from the pairs of ``manners`` and never sees the reward model, so that the reward model can score the result. The
-model that chats stays the fine-tuned one; the aligned one is saved beside it.
+DPO learns from the pairs of ``manners`` and never sees the reward model, so that the reward model can score the result.
+The model that chats stays the fine-tuned one; the aligned one is saved beside it.
 """
 
 from __future__ import annotations
@@ -172,5 +172,5 @@ def _balanced(found: Sequence[Pair], draw: Random, most: int) -> list[Pair]:
 
 
 def _write(file: Path, found: Sequence[Pair]) -> str:
-    write_text(file, "".join(json_text(pair.as_dict()) + "\n" for pair in found))
+    write_text(file, "".join(f"{json_text(pair.as_dict())}\n" for pair in found))
     return str(file)

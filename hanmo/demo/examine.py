@@ -1,4 +1,4 @@
-"""The demo's measurements before and after training: held-out dialogues by topic, and ten openings with rules for replies."""
+"""The demo's measurements before and after training: held-out dialogues by topic, and the replies to ten openings."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -25,7 +26,7 @@ from hanmo.demo.align import STEPS as ALIGN_STEPS
 from hanmo.demo.align import align
 from hanmo.demo.corpus import build
 from hanmo.demo.display import Display, ShowTraining, require_finished
-from hanmo.demo.examine import BEYOND, CONVERSATIONS, examine, talk
+from hanmo.demo.examine import BEYOND, CONVERSATIONS, OPENINGS, examine, talk
 from hanmo.demo.model import DECODING, LIMIT, SETTINGS, new_model
 from hanmo.demo.page import DemoResult, build_page
 from hanmo.errors import ConfigError
@@ -49,8 +50,7 @@ def demo(
     """Make the corpus, train, measure before and after, align, and write models and report to ``output``.
 
     Args:
-        steps: of training.
-        align_steps: of learning from preferences.
+        align_steps: steps of learning from preferences.
         per_topic: held-out dialogues of each topic.
 
     Raises:
@@ -86,8 +86,7 @@ def demo(
             conversations, beyond = (
                 [talk(trained, messages, settings) for messages in talks] for talks in (CONVERSATIONS, BEYOND)
             )
-            fitting = f"{sum(after.fitting)} of {len(after.fitting)} openings"
-            update(1, 1, f"{fitting}, {after.exact:.0f} % of held-out exact")
+            update(1, 1, f"{sum(after.fitting)} of {len(OPENINGS)} openings, {after.exact:.0f} % of held-out exact")
         alignment = align(draft, trained, found, seed, align_steps, show)
         facts = {
             "parameters": parameters,
@@ -98,9 +97,7 @@ def demo(
             "dialogues per step": BATCH,
             "peak learning rate": SETTINGS["sft"]["learning_rate"],
             "seed": seed,
-            "processor threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            **_environment(),
             **{f"seconds, {name}": round(seconds, 1) for name, seconds in show.seconds.items()},
             "seconds, all": round(time.monotonic() - start, 1),
         }
@@ -115,6 +112,11 @@ def _require_free(output: Path) -> None:
         raise ConfigError(
             f"{output}: is there already and was not made by hanmo demo; give another folder with --output"
         )
+
+
+def _environment() -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    return {"processor threads": threads, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def _train(draft: Path, seed: int, steps: int, show: ShowTraining) -> list[Point]:

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
-from hanmo.evaluation.engine.cache import Progress, Store, opened_store, scored_rows
+from hanmo.evaluation.engine.cache import Progress, Store, opened_store, score_into
 from hanmo.evaluation.engine.distributed import shard
 from hanmo.evaluation.engine.row_scores import batches, evaluating
 from hanmo.evaluation.results.provenance import computed_by, records_hash, software
@@ -30,7 +31,7 @@ from hanmo.files import json_text, or_null, write_text
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
-from hanmo.records import Dialogue, Record, Text
+from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 from hanmo.report.page import Page
 from hanmo.rows import Context, Part
 
@@ -43,41 +44,25 @@ NAMES = {"loss": "loss", "perplexity": "perplexity", "f1": "F1", "bleu": "BLEU",
 
 @dataclass(frozen=True)
 class Sample:
-    """One evaluated dialogue.
+    """One evaluated dialogue."""
 
-    Attributes:
-        turns: the turns before, as the record has them.
-        context: the part that the model saw, special tokens spelled out.
-        response: a person's reply, decoded from the model's tokens.
-        generation: the model's reply.
-        where: "file:line" of the record.
-        nll: -log p of the response in nats, summed over ``tokens``, the stop token included.
-    """
-
-    turns: tuple[str, ...]
-    context: str
-    response: str
-    generation: str
-    where: str
-    nll: float
-    tokens: int
+    turns: tuple[str, ...]  # before the reply, as the record has them
+    context: str  # the part that the model saw, special tokens spelled out
+    response: str  # a person's reply, decoded from the model's tokens
+    generation: str  # the model's reply
+    where: str  # "file:line" of the record
+    nll: float  # -log p of the response in nats, summed over ``tokens``
+    tokens: int  # of the response, the stop token included
 
 
 @dataclass(frozen=True)
 class DialogueResult:
-    """Both readings of an evaluation.
+    """Both readings of an evaluation, by metric."""
 
-    Attributes:
-        published: by metric; a missing one is undefined, for the reason in ``notes``.
-        corrected: by metric; also ``token-loss``, the mean over tokens, whose exp is ``perplexity``.
-        samples: in the order of the records.
-        about: model, data, hashes, limits, settings, counts.
-    """
-
-    published: Reading
-    corrected: Reading
-    samples: list[Sample]
-    about: dict[str, Any]
+    published: Reading  # a missing metric is undefined, for the reason in ``notes``
+    corrected: Reading  # also ``token-loss``, the mean over tokens, whose exp is ``perplexity``
+    samples: list[Sample]  # in the order of the records
+    about: dict[str, Any]  # model, data, hashes, limits, settings, counts
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,9 +101,8 @@ class DialogueResult:
 
 @dataclass(frozen=True)
 class _Example:
-    record: Record
+    sample: Sample  # still without reply and score
     context: Context
-    response: str
     parts: list[Part]
     place: Place
 
@@ -139,8 +123,7 @@ def evaluate(
     Args:
         settings: of decoding; ``published`` overrides its field of the same name.
         limit, response_limit: as in ``Family.parts``; records that do not fit are left out and counted.
-        batch_size: matters to the published reading, which leaves out the last incomplete batch, and to published
-            decoding; to nothing else.
+        batch_size: matters only to the published reading, without the last incomplete batch, and to published decoding.
         progress: called with the number of replies made so far and of all.
         cache: folder in which scores and replies are kept as they come, and not computed again.
 
@@ -163,12 +146,16 @@ def evaluate(
         "settings": asdict(settings),
     }
     rows = [opened.family.row(example.parts) for example in examples]
-    scores = scored_rows(cache, "dialogue-scores", [inputs], opened, rows, batch_size)
+    with opened_store(cache, "dialogue-scores", [inputs]) as store:
+        scores = score_into(store, opened, rows, batch_size)
     contents = [sha256(Path(path).read_bytes()).hexdigest() for path in rule_files.values()]
     with opened_store(cache, "dialogue-replies", [inputs, contents]) as store:
         _generate(opened, examples, settings, batch_size, store, progress)
         replies = [store.values[number] for number in range(len(examples))]
-    samples = [_sample(opened, *found) for found in zip(examples, replies, scores, strict=True)]
+    samples = [
+        replace(example.sample, generation=reply, nll=nll, tokens=tokens)
+        for example, reply, (nll, tokens) in zip(examples, replies, scores, strict=True)
+    ]
     full = len(samples) // batch_size * batch_size
     reading, notes = published_reading(samples[:full], strict=published)
     counts = {"records": len(records), "samples": len(samples), "samples in the published reading": full}
@@ -207,16 +194,23 @@ def _examples(
     return examples
 
 
-def _example(opened: OpenedModel, record: Record, parts: list[Part], padded_to: int, place: Place) -> _Example:
+def _example(
+    opened: OpenedModel,
+    record: Dialogue | PromptResponse | ScoredAnswers,
+    parts: list[Part],
+    padded_to: int,
+    place: Place,
+) -> _Example:
     """``padded_to``: score rules see the model's input row as published, filled up to this width."""
     ids = tuple(id_ for part in parts if not part.scored for id_ in part.ids)
     target = [id_ for part in parts if part.scored for id_ in part.ids]
-    seen = ids
-    if padded_to:
-        row = opened.family.prompt(ids).inputs["input_ids"].tolist()
-        pad_id = opened.tokenizer.pad_token_id
-        seen = (*row, *[pad_id] * (padded_to - len(row)))
-    return _Example(record, Context(ids, seen), opened.family.decode(target), parts, place)
+    row = opened.family.prompt(ids).inputs["input_ids"].tolist()
+    seen = (*row, *[opened.tokenizer.pad_token_id] * (padded_to - len(row))) if padded_to else ids
+    # The only turn of a dialogue is what came before.
+    turns = (record.turns[:-1] or record.turns) if isinstance(record, Dialogue) else (record.prompt,)
+    decode = opened.family.decode
+    sample = Sample(turns, decode(row), decode(target), generation="", where=record.where, nll=0.0, tokens=0)
+    return _Example(sample, Context(ids, seen), parts, place)
 
 
 def _generate(
@@ -243,15 +237,6 @@ def _generate(
     store.complete()
 
 
-def _sample(opened: OpenedModel, example: _Example, reply: str, score: tuple[float, int]) -> Sample:
-    record = example.record
-    assert not isinstance(record, Text)
-    # The only turn of a dialogue is what came before.
-    turns = (record.turns[:-1] or record.turns) if isinstance(record, Dialogue) else (record.prompt,)
-    seen = opened.family.prompt(example.context.ids).inputs["input_ids"].tolist()
-    return Sample(turns, opened.family.decode(seen), example.response, reply, record.where, *score)
-
-
 def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading, list[str]]:
     """Of the samples of full batches; and notes on undefined metrics.
 
@@ -262,7 +247,8 @@ def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading,
         return {}, ["Published reading: undefined, there is no full batch; make batch_size smaller."]
     replies, references = _texts(samples)
     reading: Reading = {
-        "loss": _loss(samples),  # the mean over full batches of a batch's mean is the mean over their samples
+        # the mean over full batches of a batch's mean is the mean over their samples
+        "loss": fmean(sample.nll / sample.tokens for sample in samples),
         **{f"bleu-{k}": 100 * value for k, value in enumerate(metrics.bleu(replies, references), 1)},
         **{f"dist-{k}": 100 * metrics.distinct(replies, k, published=True) for k in range(1, 5)},
         **{f"rouge-{n}": 100 * metrics.rouge_n_published(replies, references, n) for n in (1, 2)},
@@ -281,15 +267,11 @@ def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading,
 def corrected_reading(samples: Sequence[Sample]) -> Reading:
     token_loss = math.fsum(sample.nll for sample in samples) / sum(sample.tokens for sample in samples)
     return {
-        "loss": _loss(samples),
+        "loss": fmean(sample.nll / sample.tokens for sample in samples),
         "token-loss": token_loss,
         "perplexity": math.exp(token_loss) if token_loss < 700 else math.inf,
         **{name: 100 * value for name, value in overlap(*_texts(samples)).items()},
     }
-
-
-def _loss(samples: Sequence[Sample]) -> float:
-    return math.fsum(sample.nll / sample.tokens for sample in samples) / len(samples)
 
 
 def _texts(samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation.engine.cache import Progress, scored_rows
+from hanmo.evaluation.engine.cache import Progress, opened_store, score_into
 from hanmo.evaluation.results.provenance import computed_by, records_hash, software
 from hanmo.evaluation.results.statistics import DRAWS, INTERVAL
 from hanmo.families.base import Family, OpenedModel
@@ -29,36 +29,27 @@ WHOLE = 10**9  # a limit that cuts nothing
 
 @dataclass(frozen=True)
 class RecordScore:
-    """The sum over a record's scored tokens of -log p, in nats, and the size of the text they stand for.
-
-    A character counts if the token that it ends in was scored. ``cut``: the record did not fit.
-    """
+    """The sum over a record's scored tokens of -log p, in nats, and the size of the text they stand for."""
 
     where: str
     nll: float
     tokens: int
-    characters: int
-    bytes: int
-    cut: bool
+    characters: int  # those that end in a scored token
+    bytes: int  # of these characters in UTF-8
+    cut: bool  # the record did not fit
 
 
 @dataclass(frozen=True)
 class PerplexityResult:
     """Perplexity per token with its interval, and bits per character and per UTF-8 byte, which do not depend on the
-    tokenizer and so compare across models.
+    tokenizer and so compare across models."""
 
-    Attributes:
-        nll: sum in nats over ``tokens``; the stop token of each row is one of them.
-        interval: 95 % bootstrap interval of the perplexity over records.
-        left_out: records of which nothing can be scored within the limits.
-    """
-
-    nll: float
-    tokens: int
+    nll: float  # sum in nats over ``tokens``
+    tokens: int  # the stop token of each row included
     characters: int
     bytes: int
-    interval: tuple[float, float]
-    left_out: int
+    interval: tuple[float, float]  # 95 % bootstrap interval of the perplexity over records
+    left_out: int  # records of which nothing can be scored within the limits
     records: list[RecordScore]
     about: dict[str, Any]
 
@@ -117,7 +108,8 @@ def evaluate(
         raise HanmoError(f"none of the {len(records)} records can be scored within {limit} tokens; raise limit")
     inputs = {**computed_by(opened), "data": records_hash(records), "limit": limit, "response_limit": response_limit}
     all_rows = [row for _, rows in kept for row in rows]
-    found = iter(scored_rows(cache, "perplexity", [inputs], opened, all_rows, batch_size, progress))
+    with opened_store(cache, "perplexity", [inputs]) as store:
+        found = iter(score_into(store, opened, all_rows, batch_size, progress))
     scores = [_record_score(opened, record, rows, [next(found) for _ in rows]) for record, rows in kept]
     about = {"model": opened.source, "protocol": "corrected", "shots": 0, **inputs, **software()}
     return PerplexityResult(

@@ -59,7 +59,7 @@ class Page:
     def line_plot(
         self, lines: Mapping[str, Sequence[Point]], x: str = "", y: str = "", caption: str = "", from_zero: bool = False
     ) -> None:
-        """Lines by name, each a sequence of (x, y), without points that are not finite; ``x``, ``y``: names of the axes."""
+        """Lines by name, each a sequence of (x, y), without what is not finite; ``x``, ``y``: names of the axes."""
         self._add("line_plot", plot=plots.plot(lines, from_zero), x=x, y=y, caption=caption)
 
     def bar_plot(self, groups: Mapping[str, Mapping[str, float]], caption: str = "", top: float | None = None) -> None:
@@ -106,9 +106,13 @@ def render(package: str, name: str, **values: Any) -> str:
     """The template ``name`` in the folder of ``package``, with all values escaped."""
     import jinja2
 
-    loader = jinja2.PackageLoader(package, ".")
-    space = {"trim_blocks": True, "lstrip_blocks": True}
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, **space)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(package, "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.policies |= {"json.dumps_function": json_text, "json.dumps_kwargs": {}}
     environment.filters |= {"number": plots.number, "fact": plots.fact, "tick": plots.tick}
     environment.filters["colour"] = lambda number: f"var(--c{number % COLOURS})"

@@ -34,10 +34,6 @@ class Plot:
     x_ticks: list[Point]  # place in per cent, value
     y_ticks: list[Point]
 
-    @property
-    def names(self) -> list[str]:
-        return [line.name for line in self.lines]
-
 
 def plot(lines: Mapping[str, Sequence[Point]], from_zero: bool) -> Plot | None:
     """The plot of lines by name, without points that are not finite; None if no point is left."""

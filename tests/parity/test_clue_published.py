@@ -18,9 +18,9 @@ import torch
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.suites import cmrc
-from hanmo.evaluation.suites.clue import published, published_scores
-from hanmo.evaluation.suites.clue.published import CandidatePrompt
-from hanmo.evaluation.suites.clue.suite import clue_suite
+from hanmo.evaluation.suites.clue import published_scores
+from hanmo.evaluation.suites.clue import suite as published
+from hanmo.evaluation.suites.clue.suite import CandidatePrompt, clue_suite
 from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options

@@ -12,7 +12,7 @@ import torch
 
 import hanmo
 from hanmo.errors import ConfigError
-from hanmo.evaluation.engine.cache import scored_rows
+from hanmo.evaluation.engine.cache import opened_store, score_into
 from hanmo.evaluation.engine.row_scores import batches, evaluating, score_rows
 from hanmo.evaluation.results import provenance
 from hanmo.evaluation.results.provenance import records_hash, software, weights_hash
@@ -74,10 +74,12 @@ def test_progress_counts_up_to_all(eva: OpenedModel, tmp_path: Path) -> None:
     def watch(done: int, total: int) -> None:
         seen.append((done, total))
 
-    first = scored_rows(tmp_path, "rows", ["x"], eva, rows(5), 2, watch)
+    with opened_store(tmp_path, "rows", ["x"]) as store:
+        first = score_into(store, eva, rows(5), 2, watch)
     assert seen == [(done, 5) for done in range(1, 6)]
     seen.clear()
-    again = scored_rows(tmp_path, "rows", ["x"], eva, rows(7), 2, watch)
+    with opened_store(tmp_path, "rows", ["x"]) as store:
+        again = score_into(store, eva, rows(7), 2, watch)
     assert [tuple(score) for score in again[:5]] == first
     assert seen == [(6, 7), (7, 7)]
 

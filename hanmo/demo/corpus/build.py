@@ -22,19 +22,15 @@ _WEIGHTS = list(accumulate(template.weight for template in TEMPLATES))
 
 @dataclass(frozen=True)
 class Corpus:
-    """Dialogues for training, held-out dialogues by topic, and the dialogues of chatterbot-corpus."""
-
     train: list[Dialogue]
-    held_out: dict[str, list[Dialogue]]
-    collected: list[Dialogue]
+    held_out: dict[str, list[Dialogue]]  # by topic
+    collected: list[Dialogue]  # those of chatterbot-corpus
 
 
 def build(size: int, seed: int = 0, per_topic: int = 24, repeats: int = 4) -> Corpus:
-    """The corpus of ``size`` composed dialogues and every collected one ``repeats`` times.
+    """The corpus: ``size`` composed dialogues, every collected one ``repeats`` times, and ``per_topic`` held-out ones.
 
-    Args:
-        seed: decides what is drawn and in which order; never what is held out.
-        per_topic: held-out dialogues of each topic (fewer where a topic has fewer).
+    ``seed`` decides what is drawn and in which order; never which combinations are held out.
     """
     rng = Random(f"train {seed}")
     held_out = _held_out(Random(f"held out {seed}"), per_topic)

@@ -9,7 +9,6 @@ from random import Random
 from typing import Any
 
 from hanmo.demo.corpus import derive
-from hanmo.demo.corpus.words import WORDS
 from hanmo.files import package_yaml
 
 HELD_OUT = 8  # one combination in this many is never trained on
@@ -47,7 +46,8 @@ class Template:
         turns = tuple(form.format(**chosen, **derived).split("|"))
         names = self.combination or (*self.slots, "form")
         key = "|".join([self.topic, self.forms[0], *(str({**chosen, "form": form}[name]) for name in names)])
-        return Exchange(self.topic, turns, _is_held_out(key))
+        digest = hashlib.blake2b((_SALT + without_marks(key)).encode(), digest_size=8).digest()
+        return Exchange(self.topic, turns, int.from_bytes(digest, "big") % HELD_OUT == 0)
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,6 @@ class Exchange:
 def without_marks(text: str) -> str:
     """The text as exchanges are compared: users leave end marks out."""
     return text.translate(_END_MARKS)
-
-
-def _is_held_out(key: str) -> bool:
-    key = without_marks(key)
-    return int.from_bytes(hashlib.blake2b((_SALT + key).encode(), digest_size=8).digest(), "big") % HELD_OUT == 0
 
 
 def _templates() -> Iterator[Template]:
@@ -85,7 +80,7 @@ def _values(slot: str) -> Sequence[Any]:
     if ".." in slot:
         first, last = map(int, slot.split(".."))
         return range(first, last + 1)
-    return [value for name in slot.split(" + ") for value in WORDS[name]]
+    return [value for name in slot.split(" + ") for value in derive.WORDS[name]]
 
 
 def _small_talk() -> Iterator[Template]:

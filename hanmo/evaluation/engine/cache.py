@@ -122,20 +122,13 @@ def opened_store(folder: str | Path | None, name: str, inputs: Sequence[Any]) ->
         yield store
 
 
-def scored_rows(
-    cache: str | Path | None,
-    name: str,
-    inputs: Sequence[Any],
-    opened: OpenedModel,
-    rows: Sequence[Row],
-    batch_size: int,
-    progress: Progress | None = None,
+def score_into(
+    store: Store, opened: OpenedModel, rows: Sequence[Row], batch_size: int, progress: Progress | None = None
 ) -> list[tuple[float, int]]:
-    """-log p of each row in nats and its number of scored tokens, from the cache where they are there."""
+    """-log p of each row in nats and its number of scored tokens; computed where the store has none."""
 
     def find(missing: list[int], keep: Keep) -> None:
         chosen = [rows[number] for number in missing]
         score_rows(opened, chosen, batch_size, lambda place, score: keep(place, (score.nll, score.tokens)))
 
-    with opened_store(cache, name, inputs) as store:
-        return store.fill(len(rows), find, progress)
+    return store.fill(len(rows), find, progress)

@@ -4,17 +4,18 @@ A question is a list of candidates, each a list of parts as ``Family.cloze`` mak
 one are its context. A context that all candidates of a question share is prefilled once and gives the first token of each;
 longer candidates continue in one step from the expanded state, where a common beginning is fed once. Networks that a probe
 shows to honour a mask of trees read a question in one pass instead (trees.py). Any other question is scored row by row.
+
 Shape suffixes: S questions, R branches that are continued, q fed tokens, P position dimensions, V vocabulary, N labels.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import release_memory
 from torch import Tensor
 
 from hanmo.errors import HanmoError
@@ -180,9 +181,7 @@ def _halved(budget: int) -> int:
         raise HanmoError(
             "out of memory with a single candidate at a time; take a smaller model, a smaller limit, or bf16"
         )
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
     return budget // 2
 
 

@@ -1,8 +1,9 @@
 """Questions whose candidates are read in one pass: a row holds whole trees, in which a token sees only its own past.
 
-The tree of a question is its context and the branches of its candidates, which share a common beginning. An attention mask
-separates branches, and the trees of a row, and positions count along each branch. So no token is read twice, with hardly any
-padding. Sliding windows, recurrence and positions that count columns would be silently wrong: a probe finds out first.
+The tree of a question is its context and the branches of its candidates, which share a common beginning. A mask hides
+branches, and trees of a row, from each other, and positions count along each branch. So no token is read twice, and there
+is hardly any padding. Sliding windows, recurrence and positions that count columns make it silently wrong: a probe compares
+with one by one first.
 
 Shape suffixes: B rows, T tokens of a row, D width, N predicting places, V vocabulary, M labels.
 """
@@ -32,18 +33,13 @@ PROBE_CONTEXT, PROBE_SPARE = 8, 40  # tokens of its large tree's context, and of
 
 @dataclass(frozen=True)
 class Tree:
-    """The tree of the question ``number``.
-
-    Attributes:
-        ids, positions, parents: of each token, the context first; the parent is the place of the token before, or -1.
-        reads: for each answer the places that predict its tokens, and the tokens.
-    """
+    """The tokens of the question ``number``, the context first."""
 
     number: int
     ids: list[int]
     positions: list[int]
-    parents: list[int]
-    reads: list[list[tuple[int, int]]]
+    parents: list[int]  # the place of the token before each, -1 for the first
+    reads: list[list[tuple[int, int]]]  # for each answer the places that predict its tokens, and the tokens
 
     @property
     def size(self) -> int:

@@ -28,18 +28,14 @@ def write_result(result: Result, folder: Path) -> list[str]:
 
 def write_table(table: Table, path: Path) -> None:
     """Write a Markdown file, or a page where the name ends in .html."""
-    if path.suffix == ".html":
-        table_page(table).write(path)
-    else:
+    if path.suffix != ".html":
         write_text(path, table.markdown())
-
-
-def table_page(table: Table) -> Page:
+        return
     page = Page(table.title, subtitle=f"{len(table.facts)} runs side by side", language="zh-CN")
     note = "The interval is a 95 % bootstrap over questions; chance is the accuracy of guessing."
     page.table(table.header, [list(map(cell_text, row)) for row in table.rows], caption="Results", note=note)
     page.facts(table.facts, caption="How")
-    return page
+    page.write(path)
 
 
 def result_page(result: Result) -> Page:

@@ -22,27 +22,23 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class QuestionResult:
-    """The scores or the answer of one question.
+    """The scores or the answer of one question."""
 
-    Attributes:
-        where: "file:line" of the record.
-        text: the question, with a gap where the candidates go.
-        options, gold: the candidates and the index of the right one; for generated answers the accepted ones, and 0.
-        scores: by reading, one number per candidate, the highest wins; for generated answers their values by metric.
-        generated: the model's answer, for tasks that generate it.
-    """
-
-    where: str
-    text: str
-    options: tuple[str, ...]
-    gold: int
-    scores: dict[str, list[float]]
-    generated: str | None = None
+    where: str  # "file:line" of the record
+    text: str  # the question, with a gap where the candidates go
+    options: tuple[str, ...]  # the candidates; the accepted answers, where the model generates one
+    gold: int  # index of the right one; 0 for generated answers
+    scores: dict[str, list[float]]  # by reading, of each candidate, the highest wins; of a generated answer by metric
+    generated: str | None = None  # the model's answer, for tasks that generate it
 
     def choice(self, reading: str) -> int:
         """The candidate with the highest score, the first of equal ones."""
         scores = self.scores[reading]
         return scores.index(max(scores))
+
+    def value(self, reading: str) -> float:
+        """The value of the model's answer; without one, whether the right candidate is chosen."""
+        return float(self.choice(reading) == self.gold) if self.generated is None else self.scores[reading][0]
 
     def margin(self, reading: str) -> float:
         """Score of the best wrong candidate less that of the right one."""
@@ -58,31 +54,20 @@ class QuestionResult:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task.
-
-    Attributes:
-        metric: "accuracy" or "F1".
-        reading: the key of ``right`` that is the result.
-        right: by reading, the value of every group or question, 0 to 1.
-        chance: accuracy of guessing; None for generated answers.
-        labels: the candidates are the same labels in all items.
-        about: task hash, data hash, numbers.
-        groups: averages that it counts in, besides that of all tasks.
-        place: position among the tasks.
-    """
+    """One task."""
 
     name: str
     title: str
-    metric: str
-    reading: str
-    right: dict[str, list[float]]
-    chance: float | None
-    labels: bool
+    metric: str  # "accuracy" or "F1"
+    reading: str  # the key of ``right`` that is the result
+    right: dict[str, list[float]]  # by reading, the value of every group or question, 0 to 1
+    chance: float | None  # accuracy of guessing; None for generated answers
+    labels: bool  # the candidates are the same labels in all items
     items: list[QuestionResult]
-    about: dict[str, Any]
+    about: dict[str, Any]  # task hash, data hash, numbers
     notes: list[str] = field(default_factory=list)
-    groups: tuple[str, ...] = ()
-    place: int = 0
+    groups: tuple[str, ...] = ()  # averages that it counts in, besides that of all tasks
+    place: int = 0  # position among the tasks
 
     @property
     def value(self) -> float:
@@ -127,18 +112,14 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Result:
-    """All tasks of a run.
-
-    Attributes:
-        about: model, weights, protocol, shots, limit, version.
-        tasks: empty where the right answers are not published.
-        submission: by task and id of the question, the chosen option; empty for suites whose answers are not submitted.
-    """
+    """All tasks of a run."""
 
     title: str
-    about: dict[str, Any]
-    tasks: list[TaskResult]
-    submission: dict[str, dict[str, str]] = field(default_factory=dict)
+    about: dict[str, Any]  # model, weights, protocol, shots, limit, version
+    tasks: list[TaskResult]  # none where the right answers are not published
+    submission: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # by task and id of the question, the chosen option
 
     def averages(self) -> list[Row]:
         """Of each group of tasks and of all, over tasks (as leaderboards have it) and over questions; none without groups.
@@ -225,6 +206,19 @@ def _means(title: str, tasks: Sequence[TaskResult]) -> list[Row]:
     ]
 
 
+def content_of(path: str | Path, expected: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        HanmoError: there is none, or it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise HanmoError(f"{path}: {problem}; expected {expected}") from None
+
+
 def read_result(path: str | Path) -> dict[str, Any]:
     """The contents of a results.json, given by its path or its folder.
 
@@ -233,12 +227,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        problem = error.strerror if isinstance(error, OSError) else error
-        expected = "the results.json of `hanmo eval clue|exam|task --output`"
-        raise HanmoError(f"{path}: {problem}; expected {expected}") from None
+    content = content_of(path, "the results.json of `hanmo eval clue|exam|task --output`")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise HanmoError(f"{path}: not a result of `hanmo eval clue|exam|task` (format {FORMAT})")
     return content

@@ -22,7 +22,8 @@ class TaskFile:
     """The settings in a task's YAML file.
 
     Attributes:
-        data: records to evaluate, relative to the YAML file: JSON lines, a JSON array, or CSV with a header; maybe .gz.
+        data: records to evaluate: JSON lines, a JSON array, or CSV with a header; may be compressed (.gz). Relative to the
+            YAML file.
         template: the question, with a record's fields in braces and {option} where the candidate goes.
         answer: the field that holds the right answer.
         labels: an answer in the records: its word. The candidates are the same for all records.

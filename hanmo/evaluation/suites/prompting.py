@@ -81,7 +81,10 @@ def prepare_questions(
     known: dict[tuple[tuple[str, ...], FewShotPrefix, str, str], int] = {}
     for example, offered in zip(examples, prefixes, strict=True):
         if task.generates:
-            prepared.contexts.append(_context(family, task, example, offered[-1], limit - NEW_TOKENS))
+            fields = shortened(family, task, example, offered[-1], limit - NEW_TOKENS)
+            (parts,) = offered[-1].candidates(family, task.template.around(fields)[0], [""])
+            ids = tuple(id_ for part in parts for id_ in part.ids)
+            prepared.contexts.append(Context(ids, ids))
             continue
         fitting = (one for one in offered[:-1] if _length(family, task, example, example.fields, one) <= limit)
         prefix = next(fitting, offered[-1])
@@ -124,12 +127,6 @@ def _length(family: Family, task: Task, example: Example, fields: dict[str, str]
     return sum(len(part.ids) for part in prefix.candidates(family, before, [longest], after)[0]) + 2
 
 
-def _context(family: Family, task: Task, example: Example, prefix: FewShotPrefix, limit: int) -> Context:
-    before, _ = task.template.around(shortened(family, task, example, prefix, limit))
-    ids = tuple(id_ for part in prefix.candidates(family, before, [""])[0] for id_ in part.ids)
-    return Context(ids, ids)
-
-
 def draw_shots(
     family: Family, task: Task, train: Sequence[Example], shots: int, limit: int, seed: int
 ) -> list[Example]:
@@ -146,7 +143,7 @@ def draw_shots(
     share = limit // 2 // max(shots, 1)
 
     def fits(example: Example) -> bool:
-        text = task.template.fill(example.fields, _right(example))
+        text = task.template.fill(example.fields, example.right)
         return len(text) <= 4 * share and len(family.tokenizer.encode(text, add_special_tokens=False)) <= share
 
     drawn: list[Example] = []
@@ -156,7 +153,7 @@ def draw_shots(
         number = next((number for number, one in enumerate(pool) if fits(one)), None)
         example = pool.pop(number or 0)
         if number is None:
-            alone = replace(example, options=(_right(example),), gold=0)
+            alone = replace(example, options=(example.right,), gold=0)
             example = replace(example, fields=shortened(family, task, alone, FewShotPrefix(), share))
         drawn.append(example)
     rng.shuffle(drawn)
@@ -165,7 +162,7 @@ def draw_shots(
 
 def prefix_of(task: Task, shots: Sequence[Example], chat: bool = False) -> FewShotPrefix:
     """The task's instruction and the examples, solved."""
-    around = [(*task.template.around(shot.fields), _right(shot)) for shot in shots]
+    around = [(*task.template.around(shot.fields), shot.right) for shot in shots]
     return FewShotPrefix(task.instruction, tuple((before, right + after) for before, after, right in around), chat)
 
 
@@ -204,10 +201,10 @@ def fewer_options(examples: Sequence[Example], count: int, seed: int) -> Iterato
         if len(example.options) <= count:
             yield example
             continue
-        rng, gold = Random(f"{seed} {number}"), _right(example)
-        options = [gold, *rng.sample([one for one in example.options if one != gold], count - 1)]
+        rng = Random(f"{seed} {number}")
+        options = [example.right, *rng.sample(example.wrong(), count - 1)]
         rng.shuffle(options)
-        yield replace(example, options=tuple(options), gold=options.index(gold))
+        yield replace(example, options=tuple(options), gold=options.index(example.right))
 
 
 def read_scores(sums: Sequence[float], tokens: Sequence[int], priors: Sequence[float]) -> dict[str, list[float]]:
@@ -222,7 +219,3 @@ def read_scores(sums: Sequence[float], tokens: Sequence[int], priors: Sequence[f
 def first_line(text: str) -> str:
     """A generated answer: the first line that is not blank."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-def _right(example: Example) -> str:
-    return example.options[example.gold] if example.options else example.answers[0]

@@ -17,7 +17,7 @@ from hanmo.evaluation.results.result import GAP, QuestionResult, Result, TaskRes
 from hanmo.evaluation.suites import cmrc, prompting
 from hanmo.evaluation.suites.prompting import Candidates, FewShotPrefix
 from hanmo.evaluation.suites.suite import Options, Suite
-from hanmo.evaluation.suites.task import OPTION, READINGS, UNKNOWN, Example, Task, data_hash
+from hanmo.evaluation.suites.task import OPTION, UNKNOWN, Example, Task, data_hash
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
@@ -50,6 +50,7 @@ def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | P
     pools = {task.name: suite.read(task, pool, None) if pool else [] for task in suite.tasks}
     seed = options.seed or 0 if protocol.seed is None else protocol.seed
     used = {"seed": seed, "split": split, "chat": options.chat, "cot": options.cot}
+    reported = {*suite.corrected.options, *suite.corrected.refused}
     about = {
         "model": opened.source,
         "family": opened.family.name,
@@ -57,7 +58,7 @@ def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | P
         "protocol": "published" if options.published else "corrected",
         "shots": options.shots,
         "limit": _limit(opened, options, protocol.limit),
-        **{name: used[name] for name in suite.reported()},
+        **{name: value for name, value in used.items() if name in reported},
         **software(),
     }
     results, submission = [], {}
@@ -101,27 +102,27 @@ class TaskRun:
         texts = dict.fromkeys(offered[0].text() for offered in prefixes)
         with self.store(examples, *texts, prefixes[0][0].chat) as store:
             if self.task.generates:
-                replies = self._generate(prepared.contexts, store)
-                return [self._generated(*one) for one in zip(examples, replies, strict=True)], []
+                answered = zip(examples, self._generate(prepared.contexts, store), strict=True)
+                return [self.item(one, cmrc.scores(reply, one.answers), reply) for one, reply in answered], []
             found = self.score([*prepared.questions, *prepared.priors], store)
-        priors = found[len(examples) :]
-        items = [
-            self._scored(example, scores, priors[number])
-            for example, scores, number in zip(examples, found, prepared.prior_of, strict=False)
-        ]
+        items, priors = [], found[len(examples) :]
+        for example, of_options, prior in zip(examples, found, prepared.prior_of, strict=False):
+            sums, tokens = zip(*of_options, strict=True)
+            scores = prompting.read_scores(sums, tokens, [total for total, _ in priors[prior]])
+            items.append(self.item(example, scores))
         fewer = sum(count < len(offered[0].shots) for count, offered in zip(prepared.shots, prefixes, strict=True))
         return items, no_room(fewer)
 
     def result(
         self,
         reading: str,
-        values: dict[str, list[float]],
         items: list[QuestionResult],
         about: dict[str, Any],
         notes: list[str],
+        right: dict[str, list[float]] | None = None,
         chance: float | None = None,
     ) -> TaskResult:
-        """The result of the task. ``chance`` is by default that of taking one of each question's candidates."""
+        """The result of the task; ``right`` and ``chance`` are by default those of the questions, one by one."""
         task = self.task
         if chance is None and not task.generates:
             chance = sum(1 / len(item.options) for item in items) / len(items)
@@ -132,7 +133,7 @@ class TaskRun:
             groups=task.groups,
             metric="F1" if task.generates else "accuracy",
             reading=reading,
-            right=values,
+            right=right or {name: [item.value(name) for item in items] for name in items[0].scores},
             chance=chance,
             labels=bool(task.labels),
             items=items,
@@ -170,16 +171,10 @@ class TaskRun:
 
         return store.fill(len(contexts), find, self.progress)
 
-    def _scored(self, example: Example, found: Sequence[Score], prior: Sequence[Score]) -> QuestionResult:
-        sums, tokens = zip(*found, strict=True)
-        scores = prompting.read_scores(sums, tokens, [total for total, _ in prior])
-        text = self.task.template.fill(example.fields, GAP)
-        return QuestionResult(example.where, text, example.options, example.gold, scores)
-
-    def _generated(self, example: Example, reply: str) -> QuestionResult:
-        scores = {"f1": [cmrc.f1(reply, example.answers)], "em": [float(cmrc.exact(reply, example.answers))]}
-        text = self.task.template.fill(example.fields, GAP)
-        return QuestionResult(example.where, text, example.answers, 0, scores, reply)
+    def item(self, example: Example, scores: dict[str, list[float]], generated: str | None = None) -> QuestionResult:
+        """The result of a question, with the scores of its candidates or of the answer that the model generated."""
+        text, options = self.task.template.fill(example.fields, GAP), example.options or example.answers
+        return QuestionResult(example.where, text, options, example.gold, scores, generated)
 
 
 def corrected(run: TaskRun, examples: list[Example], pool: list[Example]) -> TaskResult:
@@ -204,19 +199,12 @@ def corrected(run: TaskRun, examples: list[Example], pool: list[Example]) -> Tas
     if len(drawn) < options.shots:
         notes.append(f"only {len(drawn)} examples in the {suite.corrected.pool} split")
     about = {"data": data, "task": task.hash(), "shots": [shot.where for shot in drawn]}
-    return run.result(task.reading, _values(task, items), items, about, notes)
+    return run.result(task.reading, items, about, notes)
 
 
 def no_room(questions: int) -> list[str]:
     """The note on questions that were asked with fewer few-shot examples than wanted."""
     return [f"{questions} questions left no room for all examples"] if questions else []
-
-
-def _values(task: Task, items: Sequence[QuestionResult]) -> dict[str, list[float]]:
-    """By reading, whether each question is answered right, or the values of a generated answer."""
-    if task.generates:
-        return {name: [item.scores[name][0] for item in items] for name in ("f1", "em")}
-    return {name: [float(item.choice(name) == item.gold) for item in items] for name in READINGS}
 
 
 def _answered(examples: dict[str, list[Example]]) -> bool:

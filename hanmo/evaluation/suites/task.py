@@ -14,7 +14,6 @@ import yaml
 from hanmo.errors import ConfigError, unknown
 
 Reading = Literal["sum", "mean", "prior", "f1"]
-READINGS = ("sum", "mean", "prior")
 OPTION = "{option}"
 UNKNOWN = -1  # the right candidate of an example whose answer is not published
 AnyTask = TypeVar("AnyTask", bound="Task")
@@ -49,24 +48,19 @@ class Task:
     """One task.
 
     Attributes:
-        title: name in results.
-        template: text of a question; a candidate replaces {option}.
         shorten: fields that may be cut where the whole does not fit, and from which side: "start" or "end".
-        reading: the reading that is the result, see prompting.py; "f1": the model generates the answer.
         labels: label in the files: its word, in the order of the candidates; empty if every record has its own candidates.
-        instruction: stands once before few-shot examples and question.
-        groups: groups whose averages the task counts in, such as the domain of a subject.
     """
 
     name: str
-    title: str
-    template: Template
+    title: str  # name in results
+    template: Template  # text of a question; a candidate replaces {option}
     shorten: dict[str, str] = field(default_factory=dict)
-    reading: Reading
+    reading: Reading  # the reading that is the result, see prompting.py; "f1": the model generates the answer
     labels: dict[str, str] = field(default_factory=dict)
-    instruction: str = ""
-    groups: tuple[str, ...] = ()
-    place: int = 0
+    instruction: str = ""  # stands once before few-shot examples and question
+    groups: tuple[str, ...] = ()  # groups whose averages the task counts in, such as the domain of a subject
+    place: int = 0  # among the tasks
 
     @property
     def generates(self) -> bool:
@@ -89,6 +83,14 @@ class Example:
     where: str  # "file:line", or "file:record" where a file is one JSON document
     label: str  # the right answer as it stands in the file
     answers: tuple[str, ...] = ()  # all accepted ones, where the answer is generated
+
+    @property
+    def right(self) -> str:
+        """The right candidate, or an accepted answer."""
+        return self.options[self.gold] if self.options else self.answers[0]
+
+    def wrong(self) -> list[str]:
+        return [option for option in self.options if option != self.right]
 
 
 def data_hash(examples: Iterable[Example]) -> str:

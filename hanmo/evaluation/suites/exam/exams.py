@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hanmo.errors import ConfigError, HanmoError, RecordError, unknown
+from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError, unknown
 from hanmo.evaluation.suites.task import UNKNOWN, Example, Task, Template
 from hanmo.files import package_yaml
 from hanmo.records import opened_text
@@ -20,6 +20,7 @@ from hanmo.records import opened_text
 LETTERS = ("A", "B", "C", "D")
 COLUMNS = ("question", *LETTERS)
 ANSWER = "answer"
+Row = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -99,24 +100,46 @@ def subject_file(exam: Exam, task: Task, data: str | Path, split: str) -> Path:
     return found
 
 
-def header_of(row: list[str]) -> list[str] | None:
+def _header(row: list[str]) -> list[str] | None:
     """Columns by name, if this row names them: letters in capitals, all else in small letters, the unnamed first one "id"."""
     names = [name.strip().lower() for name in row]
     names = [name.upper() if name.upper() in LETTERS else name or "id" for name in names]
     return names if set(COLUMNS) <= set(names) else None
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: Path) -> Iterator[tuple[int, Row]]:
     """The line each row begins on, and its cells by column."""
     with opened_text(path, newline="") as file:
         table, line = csv.reader(file), 1
         names = [*COLUMNS, ANSWER]
         for row in table:
             start, line = line, table.line_num + 1
-            header = header_of(row) if start == 1 else None
+            header = _header(row) if start == 1 else None
             if header is not None:
                 names = header
             elif row and len(row) != len(names):
                 raise RecordError(path, start, f"{len(row)} values; expected {len(names)}: {', '.join(names)}")
             elif row:
                 yield start, dict(zip(names, row, strict=True))
+
+
+def read_rows(path: Path, count: int | None = None) -> list[Row]:
+    """The first rows of a file as pandas reads them and Python prints its values, as published.
+
+    Its defaults take "None", "N/A" or "nan" for a missing value and a number for a number.
+
+    Raises:
+        UnsupportedError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise UnsupportedError(
+            "--published reads files by pandas, which is not installed: pip install pandas"
+        ) from None
+    with opened_text(path, newline="") as file:
+        names = _header(next(csv.reader(file), []))
+    frame = pandas.read_csv(path, header=None if names is None else 0)
+    frame.columns = names or [*COLUMNS, ANSWER]
+    columns = {name: list(map(str, frame[name])) for name in frame.columns}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)][:count]
