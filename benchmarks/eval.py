@@ -42,8 +42,7 @@ Run = Callable[[Questions], list[list[float]]]
 
 
 def texts() -> list[str]:
-    from hanmo.evaluation.suites.clue.reading import read_split
-    from hanmo.evaluation.suites.clue.tasks import all_tasks
+    from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
 
     tasks = [task for name, task in all_tasks().items() if name in RECORDS]
     examples = [example for task in tasks for example in read_split(task, DATA / "clue", "dev")]
@@ -113,8 +112,7 @@ def families(layers: int) -> dict[str, Any]:
 
 
 def questions(opened: Any, name: str, count: int) -> Questions:
-    from hanmo.evaluation.suites.clue.reading import read_split
-    from hanmo.evaluation.suites.clue.tasks import all_tasks
+    from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
     from hanmo.evaluation.suites.prompting import FewShotPrefix, prepare_questions
 
     name, _, published = name.partition(" ")

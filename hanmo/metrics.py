@@ -3,19 +3,17 @@
 A text is any sequence of strings; a ``str`` is the sequence of its characters. Every sample has one hypothesis and
 one or more references. All values lie between 0 and 1. Two readings exist where EVA's published evaluation is off:
 
-- published: reproduces the published numbers. Dist-k misses the last k-gram of every hypothesis, ROUGE-n compares
-  two sets of n-grams over everything joined, and an empty reference has no F1 and no ROUGE-L (here: an error).
+- published: Dist-k misses the last k-gram of every hypothesis, ROUGE-n compares two sets of n-grams over everything
+  joined, and an empty reference has no F1 and no ROUGE-L (here: an error). BLEU is as in the corrected reading.
 - corrected: every k-gram counts, ROUGE-n is a mean over samples, and where a reference has nothing to compare
   (it is empty, or shorter than n) the sample scores 1 if the hypothesis equals it and 0 otherwise.
-
-BLEU is the same in both readings.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -27,8 +25,6 @@ BETA = 1.2  # weight of recall in ROUGE-L
 
 
 class Overlap(NamedTuple):
-    """Recall and F of a ROUGE-n."""
-
     recall: float
     f: float
 
@@ -64,11 +60,9 @@ def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -
 
 
 def distinct(hypotheses: Sequence[Tokens], k: int, published: bool = False) -> float:
-    """Dist-k (Li et al. 2016): distinct k-grams / all k-grams over all hypotheses; 0 if there are none.
-
-    published: a hypothesis of n tokens contributes its first n - k k-grams, so the last one is missed.
-    """
-    seen = Counter(chain.from_iterable(_dist_ngrams(tokens, k, published) for tokens in hypotheses))
+    """Dist-k (Li et al. 2016): distinct k-grams / all k-grams over all hypotheses; 0 if there are none."""
+    found = (ngrams(tokens, k) for tokens in hypotheses)
+    seen = Counter(chain.from_iterable(grams[:-1] if published else grams for grams in found))
     return len(seen) / seen.total() if seen else 0.0
 
 
@@ -78,15 +72,9 @@ def unigram_f1(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Token
     Raises:
         UnsupportedError: published, and a reference is empty.
     """
-    _check(hypotheses, references)
     if published:
         _refuse_empty(references, "F1")
-    return _mean(
-        [
-            max(_bag_f1(hypothesis, reference) for reference in options)
-            for hypothesis, options in zip(hypotheses, references, strict=True)
-        ]
-    )
+    return _mean_score(_bag_f1, hypotheses, references)
 
 
 def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], published: bool = False) -> float:
@@ -97,10 +85,9 @@ def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     Raises:
         UnsupportedError: published, and a reference is empty.
     """
-    _check(hypotheses, references)
     if published:
         _refuse_empty(references, "ROUGE-L")
-    return _mean([_lcs_f(hypothesis, options) for hypothesis, options in zip(hypotheses, references, strict=True)])
+    return _mean_score(_lcs_f, hypotheses, references)
 
 
 def rouge_n(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int) -> Overlap:
@@ -115,8 +102,8 @@ def rouge_n(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 
 
 def rouge_n_published(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int) -> float:
-    """The published ROUGE-n: recall of the set of n-grams of all hypotheses joined into one sequence against that of
-    all first references joined, so that n-grams run across samples. 0 if the references have no n-gram."""
+    """The published ROUGE-n: recall of the set of n-grams of all hypotheses joined against that of all first references
+    joined, so that n-grams run across samples. 0 if the references have no n-gram."""
     _check(hypotheses, references)
     found = set(ngrams(list(chain.from_iterable(hypotheses)), n))
     expected = set(ngrams(list(chain.from_iterable(options[0] for options in references)), n))
@@ -148,15 +135,11 @@ def _clipped(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]
     return matches, total
 
 
-def _dist_ngrams(tokens: Tokens, k: int, published: bool) -> list[tuple[str, ...]]:
-    return ngrams(tokens, k)[:-1] if published else ngrams(tokens, k)
-
-
-def _bag_f1(hypothesis: Tokens, reference: Tokens) -> float:
-    if not reference or not hypothesis:
-        return float(len(reference) == len(hypothesis))
-    common = (Counter(hypothesis) & Counter(reference)).total()
-    return 2 * common / (len(hypothesis) + len(reference))
+def _bag_f1(hypothesis: Tokens, options: Sequence[Tokens]) -> float:
+    if not hypothesis:
+        return float(not all(options))
+    bag = Counter(hypothesis)
+    return max(2 * (bag & Counter(option)).total() / (len(hypothesis) + len(option)) for option in options)
 
 
 def _lcs_f(hypothesis: Tokens, options: Sequence[Tokens]) -> float:
@@ -191,6 +174,15 @@ def _refuse_empty(references: Sequence[Sequence[Tokens]], metric: str) -> None:
                 f"sample {sample} (from 0): the published {metric} divides by zero for an empty reference; "
                 "leave that record out, or use the corrected reading, where it is defined"
             )
+
+
+def _mean_score(
+    score: Callable[[Tokens, Sequence[Tokens]], float],
+    hypotheses: Sequence[Tokens],
+    references: Sequence[Sequence[Tokens]],
+) -> float:
+    _check(hypotheses, references)
+    return _mean([score(hypothesis, options) for hypothesis, options in zip(hypotheses, references, strict=True)])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,63 +9,51 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hanmo.training.lifecycle import Outcome
 
 LONG = 1000  # units of work above which a stage also reports tenths
-Update = Callable[[int, int, str], None]  # done, of how many, message
+Update = Callable[..., None]  # done, of how many, message (the same as before, if none is given)
 
 
-class Display:
+class Display(Progress):
     """Stages one below the other. Without a terminal: a line for every stage, and for every tenth of a long one."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self._progress = Progress(
+        console = Console(stderr=True)
+        super().__init__(
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description:<16}"),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[message]}"),
-            console=self.console,
+            console=console,
+            disable=not console.is_terminal,
         )
         self.seconds: dict[str, float] = {}
-
-    def __enter__(self) -> Display:
-        if self.console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.console.is_terminal:
-            self._progress.stop()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Update]:
         """One stage; yields the function that updates its progress."""
-        start, task = time.monotonic(), self._progress.add_task(name, total=None, message="")
-        message, tenths = "", 0
+        start, task = time.monotonic(), self.add_task(name, total=None, message="")
+        message, full, tenths = "", 1, 0
 
         def update(done: int, total: int, text: str = "") -> None:
-            nonlocal message, tenths
-            message = text or message
-            self._progress.update(task, completed=done, total=total, message=message)
-            if not self.console.is_terminal and total > LONG and tenths < 10 * done // total < 10:
+            nonlocal message, full, tenths
+            message, full = text or message, total
+            self.update(task, completed=done, total=total, message=message)
+            if self.disable and total > LONG and tenths < 10 * done // total < 10:
                 tenths = 10 * done // total
                 left = (time.monotonic() - start) * (total - done) / done
                 self.console.print(f"{name}: {message}, {left:.0f} s left", highlight=False)
 
         yield update
         self.seconds[name] = time.monotonic() - start
-        self._finish(task, name, message)
-
-    def _finish(self, task: TaskID, name: str, message: str) -> None:
-        total = self._progress.tasks[self._progress.task_ids.index(task)].total or 1
-        self._progress.update(task, completed=total, total=total)
-        if not self.console.is_terminal:
+        self.update(task, completed=full, total=full)
+        if self.disable:
             self.console.print(f"{name}: {self.seconds[name]:.1f} s{', ' if message else ''}{message}", highlight=False)
 
 
@@ -78,14 +66,7 @@ class ShowTraining(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._update(state.global_step, state.max_steps, f"step {state.global_step} of {state.max_steps}{self._loss}")
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, *args: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self._loss = f", loss {logs['loss']:.3f}"
 
@@ -94,8 +75,7 @@ def require_finished(outcome: Outcome) -> None:
     """Stop here as well if a signal stopped the stage.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C stopped it.
-        SystemExit: another signal did.
+        KeyboardInterrupt, SystemExit: Ctrl-C stopped it; another signal did.
     """
     if outcome.signal == signal.SIGINT:
         raise KeyboardInterrupt

@@ -1,48 +1,59 @@
-"""The demo's measurements before and after training: held-out dialogues by topic and the ten openings."""
+"""The demo's measurements before and after training: held-out dialogues by topic, and the replies to ten openings."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hanmo import metrics
 from hanmo.demo.model import LIMIT
-from hanmo.demo.openings import OPENINGS
 from hanmo.evaluation.dialogue import DialogueResult, Sample, evaluate
-from hanmo.evaluation.engine.row_scores import Progress
+from hanmo.evaluation.engine.cache import Progress
 from hanmo.families.base import OpenedModel
+from hanmo.files import package_yaml
 from hanmo.generation.chat import ChatSession
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue
 
-CONVERSATIONS = (
-    ("你好", "你好，我叫小红。", "今天星期五，后天星期几？", "我叫什么名字？", "谢谢你！", "再见！"),
-    ("我想去西安玩。", "那里有什么好吃的？", "西安的天气怎么样？"),
-    ("来一份饺子和一杯豆浆。", "我点了什么喝的？", "苹果五块钱一斤，买三斤多少钱？"),
-    ("上联：春风", "红花对什么？", "高的反义词是什么？", "一什么书？"),
-)
-BEYOND = (
-    ("人为什么要睡觉？",),
-    ("请把“我爱你”翻译成英语。",),
-    ("三百加五百等于几？",),
-    ("小明有三个苹果，吃了一个，还剩几个？",),
-)
+SAID = package_yaml("hanmo.demo", "examine.yaml")
+CONVERSATIONS, BEYOND = SAID["conversations"], SAID["beyond"]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The user's first message, and which replies fit; examine.yaml explains the attributes.
+
+    Wording is free: a model may answer in other words than its training data; a reply that merely sounds good does not fit.
+    """
+
+    prompt: str
+    means: str
+    expects: Sequence[str]
+    forbids: Sequence[str] = ()
+
+    def fits(self, reply: str) -> bool:
+        """Whether the reply is short, expected and not forbidden."""
+        expected, forbidden = (any(re.search(one, reply) for one in rules) for rules in (self.expects, self.forbids))
+        return len(reply) <= 40 and expected and not forbidden
+
+
+OPENINGS = [Opening(**opening) for opening in SAID["openings"]]
+
+
+def fitting(replies: Sequence[str]) -> list[bool]:
+    """Which of the replies to the ten openings fit."""
+    return [opening.fits(reply) for opening, reply in zip(OPENINGS, replies, strict=True)]
 
 
 @dataclass(frozen=True)
 class Examination:
-    """The results of a model.
+    """The results of a model."""
 
-    Attributes:
-        result: the published evaluation over all held-out dialogues.
-        topics: the samples by topic.
-        openings: the replies to the ten openings, in order.
-    """
-
-    result: DialogueResult
-    topics: dict[str, list[Sample]]
-    openings: list[str]
+    result: DialogueResult  # over all held-out dialogues
+    topics: dict[str, list[Sample]]  # by topic
+    openings: list[str]  # the replies to the ten openings, in order
 
     @property
     def exact(self) -> float:
@@ -51,11 +62,9 @@ class Examination:
 
     @property
     def fitting(self) -> list[bool]:
-        """Of the ten openings, which got a fitting reply."""
-        return [opening.fits(reply) for opening, reply in zip(OPENINGS, self.openings, strict=True)]
+        return fitting(self.openings)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "held_out": {"exact": self.exact, "f1": f1(self.result.samples), "dialogues": len(self.result.samples)},
             "topics": {topic: {"exact": exact(found), "f1": f1(found)} for topic, found in self.topics.items()},
@@ -69,10 +78,7 @@ class Examination:
 
 
 def examine(
-    opened: OpenedModel,
-    held_out: Mapping[str, Sequence[Dialogue]],
-    settings: Settings,
-    progress: Progress | None = None,
+    opened: OpenedModel, held_out: Mapping[str, Sequence[Dialogue]], settings: Settings, progress: Progress
 ) -> Examination:
     """Let a model answer the held-out dialogues and the openings."""
     records = [(topic, dialogue) for topic, dialogues in held_out.items() for dialogue in dialogues]
@@ -81,8 +87,11 @@ def examine(
     topics: dict[str, list[Sample]] = {}
     for (topic, _), sample in zip(records, result.samples, strict=True):
         topics.setdefault(topic, []).append(sample)
+    return Examination(result, topics, answer_openings(opened, settings))
 
-    return Examination(result, topics, [talk(opened, [opening.prompt], settings)[-1] for opening in OPENINGS])
+
+def answer_openings(opened: OpenedModel, settings: Settings) -> list[str]:
+    return [talk(opened, [opening.prompt], settings)[-1] for opening in OPENINGS]
 
 
 def talk(opened: OpenedModel, messages: Sequence[str], settings: Settings) -> list[str]:
@@ -100,6 +109,5 @@ def exact(samples: Sequence[Sample]) -> float:
 
 def f1(samples: Sequence[Sample]) -> float:
     """Mean unigram F1 over characters, in percent."""
-    return 100 * metrics.unigram_f1(
-        [sample.generation for sample in samples], [[sample.response] for sample in samples]
-    )
+    said, expected = [sample.generation for sample in samples], [[sample.response] for sample in samples]
+    return 100 * metrics.unigram_f1(said, expected)

@@ -6,22 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from hanmo import families
 from hanmo.data.prepare import vocabulary
 from hanmo.families.base import OpenedModel
+from hanmo.files import package_yaml, write_text
 from hanmo.records import Dialogue
 
-SIZE: dict[str, Any] = {
-    "d_model": 128,
-    "d_ff": 256,
-    "d_kv": 32,
-    "num_heads": 4,
-    "num_layers": 2,
-    "num_decoder_layers": 2,
-}
-DECODING: dict[str, Any] = {
-    "do_sample": False,
-    "max_new_tokens": 40,
-}  # saved with the model: what `hanmo chat` decodes with
+SETTINGS: dict[str, Any] = package_yaml("hanmo.demo", "settings.yaml")
+DECODING = SETTINGS["decoding"]
 LIMIT = 128  # tokens of the context, as in chats
 WORDS = 900
 NUMERALS = "零一二三四五六七八九十百"  # read one by one, so that sums of numbers never seen can be worked out
@@ -29,17 +23,12 @@ NUMERALS = "零一二三四五六七八九十百"  # read one by one, so that su
 
 def new_model(dialogues: Sequence[Dialogue], folder: Path, seed: int) -> OpenedModel:
     """A model that has learned nothing yet; its vocabulary file is written to ``folder``."""
-    import torch
-
-    from hanmo import families
-    from hanmo.files import write_text
-
     family: Any = families.load("eva")
     texts = (turn for dialogue in dialogues for turn in dialogue.turns)
     tokens = vocabulary.build(texts, words=WORDS, min_count=30, apart=NUMERALS)
     write_text(folder / "vocab.txt", "".join(f"{token}\n" for token in tokens))
     tokenizer = family.tokenizer_class(vocab_file=str(folder / "vocab.txt"))
-    config = family.config_class(vocab_size=len(tokens), initializer_range=0.05, decoding=DECODING, **SIZE)
+    config = family.config_class(vocab_size=len(tokens), initializer_range=0.05, decoding=DECODING, **SETTINGS["size"])
     torch.manual_seed(seed)
     network = family.network_class(config)
     start_aligned(network)
@@ -53,8 +42,6 @@ def start_aligned(network: Any) -> None:
     unchanged (its output projection undoes its value projection). Nothing is tied: all of it parts in training. With
     plain random weights the same number of steps leaves names, numbers and cities mixed up.
     """
-    import torch
-
     with torch.no_grad():
         network.word_embeds.weight.normal_(std=0.3)
         network.lm_head.weight.copy_(network.word_embeds.weight / 3)

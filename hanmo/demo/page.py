@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hanmo.demo.align import Alignment, reward, share_asking
-from hanmo.demo.examine import Examination, exact, f1
-from hanmo.demo.openings import OPENINGS
+from hanmo.demo.examine import OPENINGS, Examination, exact, f1
 from hanmo.evaluation.dialogue import PUBLISHED_TABLE, title
 from hanmo.report.page import Page
 from hanmo.report.plots import Point
@@ -22,24 +23,38 @@ LIMITS = (
 )
 
 
-def build_page(
-    before: Examination,
-    after: Examination,
-    conversations: Sequence[Sequence[str]],
-    beyond: Sequence[Sequence[str]],
-    alignment: Alignment,
-    loss: Sequence[Point],
-    facts: Mapping[str, Any],
-) -> Page:
-    """The report of one run.
+@dataclass(frozen=True)
+class DemoResult:
+    """The results of a run."""
 
-    Args:
-        conversations: user and trained model in turn.
-        beyond: the same, of what the corpus does not prepare for.
-        alignment: what the second part came to.
-        loss: (step, training loss).
-        facts: sizes, counts and times, by name.
-    """
+    folder: str
+    before: Examination
+    after: Examination
+    conversations: list[list[str]]  # user and trained model in turn
+    beyond: list[list[str]]  # the same, of what the corpus does not prepare for
+    alignment: Alignment
+    losses: list[Point]  # by step of training
+    facts: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the losses, for JSON."""
+        return {
+            "model": self.folder,
+            "report": str(Path(self.folder) / "report.html"),
+            "openings_fitting": sum(self.after.fitting),
+            "openings": len(self.after.fitting),
+            "before": self.before.as_dict(),
+            "after": self.after.as_dict(),
+            "conversations": self.conversations,
+            "beyond": self.beyond,
+            "alignment": self.alignment.as_dict(),
+            "facts": self.facts,
+        }
+
+
+def build_page(result: DemoResult) -> Page:
+    """The report of one run."""
+    before, after = result.before, result.after
     page = Page("hanmo demo", subtitle="A small EVA, trained from nothing on this machine", language="zh-CN")
     fitting, held_out = sum(after.fitting), len(after.result.samples)
     page.paragraph(
@@ -60,16 +75,16 @@ def build_page(
         "All ten are in the training data; what was never trained on is measured below.",
     )
     page.heading("Conversations")
-    _conversations(page, conversations)
+    _conversations(page, result.conversations)
     _results(page, before, after)
     page.heading("Training")
-    page.line_plot({"training loss": loss}, x="step", y="loss (nats per token)", from_zero=True)
-    page.facts(facts)
-    _alignment(page, alignment)
+    page.line_plot({"training loss": result.losses}, x="step", y="loss (nats per token)", from_zero=True)
+    page.facts(result.facts)
+    _alignment(page, result.alignment)
     page.heading("What it cannot do")
     page.paragraph(LIMITS)
     page.paragraph("Questions that its corpus does not prepare it for, and what it says:")
-    _conversations(page, beyond)
+    _conversations(page, result.beyond)
     _mistakes(page, after)
     page.footer("Made by hanmo demo. Talk to the model with: hanmo chat")
     return page
@@ -82,13 +97,10 @@ def _results(page: Page, before: Examination, after: Examination) -> None:
         "training, whatever the seed. A right answer is composed, not remembered."
     )
     for reading in ("corrected", "published"):
-        values = [getattr(examination.result, reading) for examination in (before, after)]
+        first, second = (getattr(examination.result, reading) for examination in (before, after))
         page.table(
             ["", *map(title, PUBLISHED_TABLE)],
-            [
-                [name, *(value.get(metric) for metric in PUBLISHED_TABLE)]
-                for name, value in zip(("before", "after"), values, strict=True)
-            ],
+            [["before", *map(first.get, PUBLISHED_TABLE)], ["after", *map(second.get, PUBLISHED_TABLE)]],
             caption=f"In the form of EVA's published table, {reading} reading",
             note="These numbers are of the demo's own dialogues and cannot be compared with published ones.",
         )
@@ -150,13 +162,9 @@ def _short(text: str, longest: int = 24) -> str:
 
 
 def _mistakes(page: Page, after: Examination) -> None:
-    wrong = [
-        (topic, sample)
-        for topic, samples in after.topics.items()
-        for sample in [sample for sample in samples if sample.generation != sample.response][:2]
-    ]
+    rows = []
+    for topic, samples in after.topics.items():
+        wrong = [sample for sample in samples if sample.generation != sample.response]
+        rows += [[topic, sample.context, sample.generation, sample.response] for sample in wrong[:2]]
     with page.details("Held-out dialogues that it got wrong, up to two of each topic"):
-        page.table(
-            ["topic", "context", "reply", "expected"],
-            [[topic, sample.context, sample.generation, sample.response] for topic, sample in wrong],
-        )
+        page.table(["topic", "context", "reply", "expected"], rows)

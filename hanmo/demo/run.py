@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,62 +23,25 @@ import transformers
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.demo.align import STEPS as ALIGN_STEPS
-from hanmo.demo.align import Alignment, align
+from hanmo.demo.align import align
 from hanmo.demo.corpus import build
 from hanmo.demo.display import Display, ShowTraining, require_finished
-from hanmo.demo.examine import BEYOND, CONVERSATIONS, Examination, examine, talk
-from hanmo.demo.model import DECODING, LIMIT, new_model
-from hanmo.demo.page import build_page
+from hanmo.demo.examine import BEYOND, CONVERSATIONS, OPENINGS, examine, talk
+from hanmo.demo.model import DECODING, LIMIT, SETTINGS, new_model
+from hanmo.demo.page import DemoResult, build_page
 from hanmo.errors import ConfigError
+from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
 from hanmo.folders import new_folder, recover_missing
 from hanmo.generation.settings import Settings
 from hanmo.records import write_records
+from hanmo.report.plots import Point
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.stages.sft import SftConfig, sft
 
 STEPS, QUICK_STEPS = 3000, 1100
 VOCABULARY_SAMPLE = 20_000  # composed dialogues whose words are counted: more of them have no other words
-BATCH = 32
-TRAINER: dict[str, Any] = {
-    "per_device_train_batch_size": BATCH,
-    "learning_rate": 3e-3,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 100,
-    "adam_beta2": 0.98,
-    "weight_decay": 0.01,
-    "max_grad_norm": 1.0,
-    "eval_strategy": "no",
-    "save_strategy": "no",
-}
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """The results of a run."""
-
-    folder: str
-    before: Examination
-    after: Examination
-    conversations: list[list[str]]
-    beyond: list[list[str]]
-    alignment: Alignment
-    facts: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "model": self.folder,
-            "report": str(Path(self.folder) / "report.html"),
-            "openings_fitting": sum(self.after.fitting),
-            "openings": len(self.after.fitting),
-            "before": self.before.as_dict(),
-            "after": self.after.as_dict(),
-            "conversations": self.conversations,
-            "beyond": self.beyond,
-            "alignment": self.alignment.as_dict(),
-            "facts": self.facts,
-        }
+BATCH: int = SETTINGS["sft"]["per_device_train_batch_size"]
 
 
 def demo(
@@ -89,8 +50,7 @@ def demo(
     """Make the corpus, train, measure before and after, align, and write models and report to ``output``.
 
     Args:
-        steps: of training.
-        align_steps: of learning from preferences.
+        align_steps: steps of learning from preferences.
         per_topic: held-out dialogues of each topic.
 
     Raises:
@@ -117,18 +77,16 @@ def demo(
             update(1, 1, f"{parameters / 1e6:.1f} million parameters, {len(untrained.tokenizer):,} tokens")
         settings = Settings(**DECODING)
         with show.stage("before training") as update:
-            before = examine(untrained, found.held_out, settings, lambda done, total: update(done, total, ""))
+            before = examine(untrained, found.held_out, settings, update)
         with show.stage("training") as update:
             losses = _train(draft, seed, steps, ShowTraining(update))
         with show.stage("after training") as update:
             trained = open_model(draft / "sft" / "model", device="cpu")
-            after = examine(trained, found.held_out, settings, lambda done, total: update(done, total, ""))
+            after = examine(trained, found.held_out, settings, update)
             conversations, beyond = (
                 [talk(trained, messages, settings) for messages in talks] for talks in (CONVERSATIONS, BEYOND)
             )
-            update(
-                1, 1, f"{sum(after.fitting)} of {len(after.fitting)} openings, {after.exact:.0f} % of held-out exact"
-            )
+            update(1, 1, f"{sum(after.fitting)} of {len(OPENINGS)} openings, {after.exact:.0f} % of held-out exact")
         alignment = align(draft, trained, found, seed, align_steps, show)
         facts = {
             "parameters": parameters,
@@ -136,24 +94,16 @@ def demo(
             "training dialogues": len(found.train),
             "of which collected by people": len(found.collected),
             "steps": steps,
-            **_settings(seed),
+            "dialogues per step": BATCH,
+            "peak learning rate": SETTINGS["sft"]["learning_rate"],
+            "seed": seed,
+            **_environment(),
             **{f"seconds, {name}": round(seconds, 1) for name, seconds in show.seconds.items()},
             "seconds, all": round(time.monotonic() - start, 1),
         }
-        result = DemoResult(str(output), before, after, conversations, beyond, alignment, facts)
-        _save(draft, trained, result, losses)
+        result = DemoResult(str(output), before, after, conversations, beyond, alignment, losses, facts)
+        _save(draft, trained, result)
     return result
-
-
-def _settings(seed: int) -> dict[str, Any]:
-    return {
-        "dialogues per step": BATCH,
-        "peak learning rate": TRAINER["learning_rate"],
-        "seed": seed,
-        "processor threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def _require_free(output: Path) -> None:
@@ -164,22 +114,26 @@ def _require_free(output: Path) -> None:
         )
 
 
-def _train(draft: Path, seed: int, steps: int, show: ShowTraining) -> list[tuple[float, float]]:
+def _environment() -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    return {"processor threads": threads, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _train(draft: Path, seed: int, steps: int, show: ShowTraining) -> list[Point]:
     """Fine-tune the new model by the stage that users use; returns (step, loss)."""
     config = SftConfig(
         model=str(draft / "new"),
         data=str(draft / "corpus" / "train.jsonl"),
         out=str(draft / "sft"),
         limit=LIMIT,
-        trainer={**TRAINER, "max_steps": steps, "logging_steps": max(1, steps // 100), "seed": seed, "use_cpu": True},
+        trainer={**SETTINGS["sft"], "max_steps": steps, "logging_steps": max(1, steps // 100), "seed": seed},
     )
     require_finished(sft(config, show=show))
-    return [
-        (entry["step"], entry["loss"]) for entry in read_metrics(draft / "sft" / "metrics.jsonl") if "loss" in entry
-    ]
+    entries = read_metrics(draft / "sft" / "metrics.jsonl")
+    return [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
 
 
-def _save(draft: Path, trained: Any, result: DemoResult, losses: Sequence[tuple[float, float]]) -> None:
+def _save(draft: Path, trained: OpenedModel, result: DemoResult) -> None:
     """Save the model, the report and the numbers, and remove the folders of the stages."""
     save_model(trained, draft)
     shutil.move(draft / "sft" / "metrics.jsonl", draft / "metrics.jsonl")
@@ -187,7 +141,4 @@ def _save(draft: Path, trained: Any, result: DemoResult, losses: Sequence[tuple[
     for name in ("sft", "new", "reward", "dpo"):
         shutil.rmtree(draft / name)
     write_text(draft / "results.json", json_text(result.as_dict(), indent=2) + "\n")
-    page = build_page(
-        result.before, result.after, result.conversations, result.beyond, result.alignment, losses, result.facts
-    )
-    page.write(draft / "report.html")
+    build_page(result).write(draft / "report.html")

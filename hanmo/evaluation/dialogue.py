@@ -1,29 +1,29 @@
 """The published evaluation of dialogue models: loss and the overlap of one reply per dialogue with a person's.
 
-Both readings are always computed, side by side (values x 100, except losses and perplexity):
+Both readings are always computed, side by side (values x 100, except losses and perplexity; texts by characters):
 
-- published: the last incomplete batch is left out of everything, Dist-n misses the last n-gram of each reply and
-  ROUGE-n compares sets of n-grams over all replies joined. The published tables show loss | BLEU-4 | Dist-4 | F1.
-- corrected: every sample counts, every n-gram counts, ROUGE-n is the mean over samples of F1 (and of recall).
+- published: without the last incomplete batch, and with the metrics' published flaws (metrics.py).
+- corrected: every sample counts, and the metrics are right.
 
 ``published=True`` also decodes as published: batches in the order of the file, score rules that see the padded row,
-and the family's published conventions of the search. Texts are compared character by character.
+and the family's published conventions of the search.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
-from hanmo.evaluation.engine.cache import Store, opened_store, score_into
+from hanmo.evaluation.engine.cache import Progress, Store, opened_store, score_into
 from hanmo.evaluation.engine.distributed import shard
-from hanmo.evaluation.engine.row_scores import Progress, batches, evaluating
+from hanmo.evaluation.engine.row_scores import batches, evaluating
 from hanmo.evaluation.results.provenance import computed_by, records_hash, software
 from hanmo.evaluation.text_overlap import overlap
 from hanmo.families.base import OpenedModel
@@ -31,54 +31,38 @@ from hanmo.files import json_text, or_null, write_text
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
-from hanmo.records import Dialogue, Record, Text
+from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 from hanmo.report.page import Page
 from hanmo.rows import Context, Part
 
 Reading = dict[str, float]
 PUBLISHED_TABLE = ("loss", "bleu-4", "dist-4", "f1")
 TABLE = (*PUBLISHED_TABLE, "dist-3", "rouge-l", "rouge-1", "rouge-2", "perplexity")
+SHOWN = 20  # samples on the page
 NAMES = {"loss": "loss", "perplexity": "perplexity", "f1": "F1", "bleu": "BLEU", "dist": "Dist", "rouge": "ROUGE"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One evaluated dialogue.
+    """One evaluated dialogue."""
 
-    Attributes:
-        turns: the turns before, as the record has them.
-        context: the part that the model saw, special tokens spelled out.
-        response: a person's reply, decoded from the model's tokens.
-        generation: the model's reply.
-        where: "file:line" of the record.
-        nll: -log p of the response in nats, summed over ``tokens``, the stop token being one of them.
-    """
-
-    turns: tuple[str, ...]
-    context: str
-    response: str
-    generation: str
-    where: str
-    nll: float
-    tokens: int
+    turns: tuple[str, ...]  # before the reply, as the record has them
+    context: str  # the part that the model saw, special tokens spelled out
+    response: str  # a person's reply, decoded from the model's tokens
+    generation: str  # the model's reply
+    where: str  # "file:line" of the record
+    nll: float  # -log p of the response in nats, summed over ``tokens``
+    tokens: int  # of the response, the stop token included
 
 
 @dataclass(frozen=True)
 class DialogueResult:
-    """Both readings of an evaluation.
+    """Both readings of an evaluation, by metric."""
 
-    Attributes:
-        published: the published reading by metric; a missing one is undefined, for the reason in ``notes``.
-        corrected: the corrected reading; also ``token-loss``, the mean over tokens, whose exp is ``perplexity``.
-        samples: in the order of the records.
-        about: model, data, hashes, limits, settings, counts.
-        notes: remarks for the reader.
-    """
-
-    published: Reading
-    corrected: Reading
-    samples: list[Sample]
-    about: dict[str, Any]
+    published: Reading  # a missing metric is undefined, for the reason in ``notes``
+    corrected: Reading  # also ``token-loss``, the mean over tokens, whose exp is ``perplexity``
+    samples: list[Sample]  # in the order of the records
+    about: dict[str, Any]  # model, data, hashes, limits, settings, counts
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,13 +83,10 @@ class DialogueResult:
         self.page().write(folder / "report.html")
         return ["results.json", "generations.jsonl", "report.html"]
 
-    def page(self, samples: int = 20) -> Page:
+    def page(self) -> Page:
         """A page with the tables, the settings behind them, and the first samples."""
         page = Page("Dialogue evaluation", subtitle=str(self.about["model"]), language="zh-CN")
-        rows = [
-            [name, *(reading.get(metric) for metric in TABLE)]
-            for name, reading in (("published", self.published), ("corrected", self.corrected))
-        ]
+        rows = [["published", *map(self.published.get, TABLE)], ["corrected", *map(self.corrected.get, TABLE)]]
         page.table(["reading", *map(title, TABLE)], rows, caption="Results", note=" ".join(self.notes))
         every = [[title(name), self.published.get(name), value] for name, value in self.corrected.items()]
         with page.details("All metrics"):
@@ -114,16 +95,15 @@ class DialogueResult:
         page.facts({name: value for name, value in self.about.items() if name != "settings"})
         page.facts(self.about["settings"], caption="Decoding settings")
         page.heading("Samples")
-        for sample in self.samples[:samples]:
+        for sample in self.samples[:SHOWN]:
             page.dialogue(sample.turns, sample.generation, sample.response, labels=("model", "person"))
         return page
 
 
 @dataclass(frozen=True)
 class _Example:
-    record: Record
+    sample: Sample  # still without reply and score
     context: Context
-    response: str
     parts: list[Part]
     place: Place
 
@@ -144,8 +124,7 @@ def evaluate(
     Args:
         settings: of decoding; ``published`` overrides its field of the same name.
         limit, response_limit: as in ``Family.parts``; records that do not fit are left out and counted.
-        batch_size: matters to the published reading, which leaves out the last incomplete batch, and to published
-            decoding; to nothing else.
+        batch_size: matters only to the published reading, without the last incomplete batch, and to published decoding.
         progress: called with the number of replies made so far and of all.
         cache: folder in which scores and replies are kept as they come, and not computed again.
 
@@ -155,6 +134,7 @@ def evaluate(
     """
     settings = settings.change(published=published)
     examples = _examples(opened, records, limit, response_limit, published)
+    rule_files = opened.family.assets if settings.rule_files else {}
     inputs = {
         **computed_by(opened),
         "data": records_hash(records),
@@ -163,18 +143,19 @@ def evaluate(
         "batch_size": batch_size,
         "limit": limit,
         "response_limit": response_limit,
-        "rule files": sorted(opened.family.assets) if settings.rule_files else [],
+        "rule files": sorted(rule_files),
         "settings": asdict(settings),
     }
-    rule_files = opened.family.assets.values() if settings.rule_files else ()
-    contents = [sha256(Path(path).read_bytes()).hexdigest() for path in rule_files]
-    with opened_store(cache, "dialogue-scores", [inputs]) as scores:
-        score_into(scores, opened, [opened.family.row(example.parts) for example in examples], batch_size)
-    with opened_store(cache, "dialogue-replies", [inputs, contents]) as replies:
-        _generate(opened, examples, settings, batch_size, replies, progress)
+    rows = [opened.family.row(example.parts) for example in examples]
+    with opened_store(cache, "dialogue-scores", [inputs]) as store:
+        scores = score_into(store, opened, rows, batch_size)
+    contents = [sha256(Path(path).read_bytes()).hexdigest() for path in rule_files.values()]
+    with opened_store(cache, "dialogue-replies", [inputs, contents]) as store:
+        _generate(opened, examples, settings, batch_size, store, progress)
+        replies = [store.values[number] for number in range(len(examples))]
     samples = [
-        _sample(opened, example, replies.values[number], *scores.values[number])
-        for number, example in enumerate(examples)
+        replace(example.sample, generation=reply, nll=nll, tokens=tokens)
+        for example, reply, (nll, tokens) in zip(examples, replies, scores, strict=True)
     ]
     full = len(samples) // batch_size * batch_size
     reading, notes = published_reading(samples[:full], strict=published)
@@ -196,16 +177,16 @@ def title(metric: str) -> str:
 def _examples(
     opened: OpenedModel, records: Sequence[Record], limit: int, response_limit: int, published: bool
 ) -> list[_Example]:
-    for record in records:
+    examples = []
+    for number, record in enumerate(records):
         if isinstance(record, Text):
             raise UnsupportedError(
                 f"{record.where or 'a record'}: running text has no response; measure its perplexity"
             )
-    examples = [
-        _example(opened, record, parts, limit if published else 0, Place(_number(record, number), choice))
-        for number, record in enumerate(records)
-        for choice, parts in enumerate(opened.family.parts(record, limit, response_limit))
-    ]
+        line = record.where.rpartition(":")[2]
+        number = int(line) - 1 if line.isdecimal() else number  # in its file, bad records included
+        for choice, parts in enumerate(opened.family.parts(record, limit, response_limit)):
+            examples.append(_example(opened, record, parts, limit if published else 0, Place(number, choice)))
     if not examples:
         raise HanmoError(
             f"none of the {len(records)} records makes an example of at most {limit} context and {response_limit} "
@@ -214,22 +195,23 @@ def _examples(
     return examples
 
 
-def _number(record: Record, number: int) -> int:
-    """A record's number in its file, from 0, bad records included; ``number`` if it comes from no file."""
-    line = record.where.rpartition(":")[2]
-    return int(line) - 1 if line.isdecimal() else number
-
-
-def _example(opened: OpenedModel, record: Record, parts: list[Part], padded_to: int, place: Place) -> _Example:
+def _example(
+    opened: OpenedModel,
+    record: Dialogue | PromptResponse | ScoredAnswers,
+    parts: list[Part],
+    padded_to: int,
+    place: Place,
+) -> _Example:
     """``padded_to``: score rules see the model's input row as published, filled up to this width."""
     ids = tuple(id_ for part in parts if not part.scored for id_ in part.ids)
     target = [id_ for part in parts if part.scored for id_ in part.ids]
-    seen = ids
-    if padded_to:
-        row = opened.family.prompt(ids).inputs["input_ids"].tolist()
-        pad_id = opened.tokenizer.pad_token_id
-        seen = (*row, *[pad_id] * (padded_to - len(row)))
-    return _Example(record, Context(ids, seen), opened.family.decode(target), parts, place)
+    row = opened.family.prompt(ids).inputs["input_ids"].tolist()
+    seen = (*row, *[opened.tokenizer.pad_token_id] * (padded_to - len(row))) if padded_to else ids
+    # The only turn of a dialogue is what came before.
+    turns = (record.turns[:-1] or record.turns) if isinstance(record, Dialogue) else (record.prompt,)
+    decode = opened.family.decode
+    sample = Sample(turns, decode(row), decode(target), generation="", where=record.where, nll=0.0, tokens=0)
+    return _Example(sample, Context(ids, seen), parts, place)
 
 
 def _generate(
@@ -243,7 +225,7 @@ def _generate(
     """Put one reply per example into the store. Published decoding depends on its batch, so its batches are in order."""
     lengths = [len(example.context.ids) for example in examples]
     groups = batches(lengths, batch_size, in_order=settings.published)
-    missing = [chosen for chosen in groups if any(index not in store for index in chosen)]
+    missing = [chosen for chosen in groups if not store.values.keys() >= set(chosen)]
     done = len(examples) - sum(map(len, missing))
     with evaluating(opened.network):
         for chosen in shard(missing):
@@ -256,17 +238,8 @@ def _generate(
     store.complete()
 
 
-def _sample(opened: OpenedModel, example: _Example, reply: str, nll: float, tokens: int) -> Sample:
-    record = example.record
-    assert not isinstance(record, Text)
-    # The only turn of a dialogue is what came before.
-    turns = (record.turns[:-1] or record.turns) if isinstance(record, Dialogue) else (record.prompt,)
-    seen = opened.family.prompt(example.context.ids).inputs["input_ids"].tolist()
-    return Sample(turns, opened.family.decode(seen), example.response, reply, record.where, nll, tokens)
-
-
 def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading, list[str]]:
-    """The published reading of the samples of full batches, and notes on undefined metrics.
+    """Of the samples of full batches; and notes on undefined metrics.
 
     Raises:
         UnsupportedError: ``strict``, and a reference is empty, which stops the original; otherwise its metrics are missing.
@@ -275,7 +248,8 @@ def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading,
         return {}, ["Published reading: undefined, there is no full batch; make batch_size smaller."]
     replies, references = _texts(samples)
     reading: Reading = {
-        "loss": _loss(samples),  # the mean over full batches of a batch's mean is the mean over their samples
+        # the mean over full batches of a batch's mean is the mean over their samples
+        "loss": fmean(sample.nll / sample.tokens for sample in samples),
         **{f"bleu-{k}": 100 * value for k, value in enumerate(metrics.bleu(replies, references), 1)},
         **{f"dist-{k}": 100 * metrics.distinct(replies, k, published=True) for k in range(1, 5)},
         **{f"rouge-{n}": 100 * metrics.rouge_n_published(replies, references, n) for n in (1, 2)},
@@ -292,18 +266,13 @@ def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading,
 
 
 def corrected_reading(samples: Sequence[Sample]) -> Reading:
-    """The corrected reading of all samples."""
     token_loss = math.fsum(sample.nll for sample in samples) / sum(sample.tokens for sample in samples)
     return {
-        "loss": _loss(samples),
+        "loss": fmean(sample.nll / sample.tokens for sample in samples),
         "token-loss": token_loss,
         "perplexity": math.exp(token_loss) if token_loss < 700 else math.inf,
         **{name: 100 * value for name, value in overlap(*_texts(samples)).items()},
     }
-
-
-def _loss(samples: Sequence[Sample]) -> float:
-    return math.fsum(sample.nll / sample.tokens for sample in samples) / len(samples)
 
 
 def _texts(samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:

@@ -1,15 +1,13 @@
 """Human evaluation as 文汇's authors did it: blind sheets of answers, four ratings each, means and agreement.
 
-Raters see questions and answers without their source, in an order of their own. They rate fluency, informativeness and
-relevance from 1 to 5 and the whole from 1 to 10, in a CSV file or in an HTML page that keeps the ratings in the browser and
-saves them as the same CSV. docs/published.md has the authors' figures.
+Raters see questions and answers without their source, in an order of their own. They rate in a CSV file, or in an HTML page
+that keeps the ratings in the browser and saves them as the same CSV. docs/published.md has the authors' figures.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from random import Random
 from typing import Any
 
 from hanmo.errors import ConfigError, HanmoError, RecordError
+from hanmo.evaluation.results.result import content_of
 from hanmo.evaluation.results.statistics import interval
 from hanmo.files import json_text, write_text
 from hanmo.records import PromptResponse, iter_records
@@ -42,19 +41,12 @@ class Rating:
 
 @dataclass(frozen=True)
 class HumanResult:
-    """The ratings of several people.
+    """The ratings of several people."""
 
-    Attributes:
-        systems: by system and rating.
-        agreement: Krippendorff's alpha by rating (1: all alike, 0: as by chance), None with a single rater.
-        raters: names of the sheets.
-        answers: number of rated answers.
-    """
-
-    systems: dict[str, dict[str, Rating]]
-    agreement: dict[str, float | None]
-    raters: list[str]
-    answers: int
+    systems: dict[str, dict[str, Rating]]  # by system and rating
+    agreement: dict[str, float | None]  # Krippendorff's alpha (1: all alike, 0: as by chance); None with a single rater
+    raters: list[str]  # names of the sheets
+    answers: int  # number of rated answers
 
 
 def read_answers(given: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -92,19 +84,17 @@ def prepare(answers: Mapping[str, Mapping[str, str]], folder: str | Path, raters
     rng = Random(seed)
     pairs = [(system, question) for system in answers for question in answers[system]]
     rng.shuffle(pairs)
-    key = {
-        f"{number:04d}": {"system": system, "question": question} for number, (system, question) in enumerate(pairs, 1)
-    }
-    written = []
+    items = {f"{number:04d}": pair for number, pair in enumerate(pairs, 1)}
+    files = {}
     for rater in range(1, raters + 1):
-        order = rng.sample(sorted(key), len(key))
-        rows = [(item, key[item]["question"], answers[key[item]["system"]][key[item]["question"]]) for item in order]
-        name = f"rater{rater}"
-        write_text(folder / f"{name}.csv", _sheet(rows))
-        write_text(folder / f"{name}.html", _page(rows, name))
-        written += [folder / f"{name}.csv", folder / f"{name}.html"]
-    write_text(folder / KEY, json_text(key, indent=1) + "\n")
-    return written
+        order = rng.sample(sorted(items), len(items))
+        rows = [(item, items[item][1], answers[items[item][0]][items[item][1]]) for item in order]
+        files[folder / f"rater{rater}.csv"] = _sheet(rows)
+        files[folder / f"rater{rater}.html"] = _page(rows, f"rater{rater}")
+    key = {item: {"system": system, "question": question} for item, (system, question) in items.items()}
+    for path, text in {**files, folder / KEY: json_text(key, indent=1) + "\n"}.items():
+        write_text(path, text)
+    return list(files)
 
 
 def score(sheets: Sequence[str | Path], key: str | Path) -> HumanResult:
@@ -114,10 +104,7 @@ def score(sheets: Sequence[str | Path], key: str | Path) -> HumanResult:
         HanmoError: the key is missing, or nothing is rated.
         RecordError: a rating is out of its range, or of an item that the key does not know.
     """
-    try:
-        known: dict[str, dict[str, str]] = json.loads(Path(key).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise HanmoError(f"{key}: {error}; expected the key.json that `hanmo eval human-prepare` wrote") from None
+    known: dict[str, dict[str, str]] = content_of(key, "the key.json that `hanmo eval human-prepare` wrote")
     rated: dict[str, dict[str, list[float]]] = {name: {} for name in RATINGS}
     for sheet in map(Path, sheets):
         for line, row in _rows(sheet):
@@ -164,9 +151,7 @@ def _spread(values: Sequence[float]) -> float:
 
 def _sheet(rows: Sequence[tuple[str, str, str]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    writer.writerows([*map(as_cell, row), *[""] * len(RATINGS)] for row in rows)
+    csv.writer(text).writerows([COLUMNS, *([*map(as_cell, row), *[""] * len(RATINGS)] for row in rows)])
     return "\ufeff" + text.getvalue()  # so that spreadsheets read it as UTF-8
 
 
@@ -182,15 +167,9 @@ def text_of(cell: str) -> str:
 
 def _page(rows: Sequence[tuple[str, str, str]], name: str) -> str:
     study = sha256(json_text(rows).encode()).hexdigest()[:16]  # browsers keep ratings by it
-    content = {
-        "name": name,
-        "study": study,
-        "rows": rows,
-        "ratings": RATINGS,
-        "columns": COLUMNS,
-        "formula": f"^{FORMULA.pattern}",
-    }
-    return render("hanmo.evaluation", "human.html", content=content)
+    answers = {"name": name, "study": study, "rows": rows}
+    form = {"ratings": RATINGS, "columns": COLUMNS, "formula": f"^{FORMULA.pattern}"}
+    return render("hanmo.evaluation", "human.html", content={**answers, **form})
 
 
 def _rows(sheet: Path) -> list[tuple[int, dict[str, str]]]:
@@ -205,7 +184,7 @@ def _rows(sheet: Path) -> list[tuple[int, dict[str, str]]]:
     for row in reader:
         if any(row[name] is None for name in ("item", *RATINGS)):
             raise RecordError(sheet, reader.line_num, f"fewer than {len(COLUMNS)} columns")
-        rows.append((reader.line_num, {name: text_of(cell or "") for name, cell in row.items() if name in COLUMNS}))
+        rows.append((reader.line_num, {name: text_of(row[name]) for name in ("item", *RATINGS)}))
     return rows
 
 

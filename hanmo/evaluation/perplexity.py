@@ -2,7 +2,7 @@
 
 The scored tokens are those that the family would learn: all of a text, or a response after its prompt, and the stop token.
 The first token of a text without anything before it (no prompt, no start token) is not scored, and its characters do not
-count. Sums are kept in fp64; the batch size never changes a score.
+count. Sums are kept in fp64.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation.engine.cache import opened_store, score_into
-from hanmo.evaluation.engine.row_scores import Progress
+from hanmo.evaluation.engine.cache import Progress, opened_store, score_into
 from hanmo.evaluation.results.provenance import computed_by, records_hash, software
 from hanmo.evaluation.results.statistics import DRAWS, INTERVAL
 from hanmo.families.base import Family, OpenedModel
@@ -30,36 +29,27 @@ WHOLE = 10**9  # a limit that cuts nothing
 
 @dataclass(frozen=True)
 class RecordScore:
-    """One record: the sum over its scored tokens of -log p, in nats, and the size of the text they stand for.
-
-    A character counts if the token that it ends in was scored. ``cut``: the record did not fit.
-    """
+    """The sum over a record's scored tokens of -log p, in nats, and the size of the text they stand for."""
 
     where: str
     nll: float
     tokens: int
-    characters: int
-    bytes: int
-    cut: bool
+    characters: int  # those that end in a scored token
+    bytes: int  # of these characters in UTF-8
+    cut: bool  # the record did not fit
 
 
 @dataclass(frozen=True)
 class PerplexityResult:
     """Perplexity per token with its interval, and bits per character and per UTF-8 byte, which do not depend on the
-    tokenizer and so compare across models.
+    tokenizer and so compare across models."""
 
-    Attributes:
-        nll: sum in nats over ``tokens``; the stop token of each row is one of them.
-        interval: 95 % bootstrap interval of the perplexity over records.
-        left_out: records of which nothing can be scored within the limits.
-    """
-
-    nll: float
-    tokens: int
+    nll: float  # sum in nats over ``tokens``
+    tokens: int  # the stop token of each row included
     characters: int
     bytes: int
-    interval: tuple[float, float]
-    left_out: int
+    interval: tuple[float, float]  # 95 % bootstrap interval of the perplexity over records
+    left_out: int  # records of which nothing can be scored within the limits
     records: list[RecordScore]
     about: dict[str, Any]
 
@@ -77,19 +67,11 @@ class PerplexityResult:
 
     def as_dict(self) -> dict[str, Any]:
         """All but the records, for JSON; infinite values are null."""
-        measured = (
-            "perplexity",
-            "interval",
-            "bits_per_character",
-            "bits_per_byte",
-            "nll",
-            "tokens",
-            "characters",
-            "bytes",
-        )
+        measures = ("perplexity", "interval", "bits_per_character", "bits_per_byte")
+        sums = ("nll", "tokens", "characters", "bytes")
         return {
             "about": self.about,
-            **{name: or_null(getattr(self, name)) for name in measured},
+            **{name: or_null(getattr(self, name)) for name in (*measures, *sums)},
             "records": len(self.records),
             "left_out": self.left_out,
             "cut": sum(record.cut for record in self.records),
@@ -119,37 +101,21 @@ def evaluate(
         cache: folder in which scores are kept as they come, and not computed again.
 
     Raises:
-        HanmoError: nothing to score.
+        HanmoError: there is nothing to score.
     """
-    kept: list[tuple[Record, list[int]]] = []
-    rows: list[Row] = []
-    owners: list[int] = []
-    for record in records:
-        made = _rows(opened, record, limit, response_limit)
-        predicted = _predicted(made)
-        if predicted:
-            rows += made
-            owners += [len(kept)] * len(made)
-            kept.append((record, predicted))
+    made = [(record, _rows(opened, record, limit, response_limit)) for record in records]
+    kept = [(record, rows) for record, rows in made if _predicted(rows)]
     if not kept:
         raise HanmoError(f"none of the {len(records)} records can be scored within {limit} tokens; raise limit")
-    nll, tokens = [0.0] * len(kept), [0] * len(kept)
-    inputs = {
-        **computed_by(opened),
-        "data": records_hash(records),
-        "limit": limit,
-        "response_limit": response_limit,
-    }
+    inputs = {**computed_by(opened), "data": records_hash(records), "limit": limit, "response_limit": response_limit}
+    all_rows = [row for _, rows in kept for row in rows]
     with opened_store(cache, "perplexity", [inputs]) as store:
-        score_into(store, opened, rows, batch_size, progress)
-        for (row_nll, row_tokens), owner in zip(map(store.values.__getitem__, range(len(rows))), owners, strict=True):
-            nll[owner] += row_nll
-            tokens[owner] += row_tokens
-    scores = [_record_score(opened, *kept[index], nll[index], tokens[index]) for index in range(len(kept))]
+        found = iter(score_into(store, opened, all_rows, batch_size, progress))
+    scores = [_record_score(opened, record, rows, [next(found) for _ in rows]) for record, rows in kept]
     about = {"model": opened.source, "protocol": "corrected", "shots": 0, **inputs, **software()}
     return PerplexityResult(
-        nll=math.fsum(nll),
-        tokens=sum(tokens),
+        nll=math.fsum(score.nll for score in scores),
+        tokens=sum(score.tokens for score in scores),
         characters=sum(score.characters for score in scores),
         bytes=sum(score.bytes for score in scores),
         interval=bootstrap([score.nll for score in scores], [score.tokens for score in scores]),
@@ -163,22 +129,23 @@ def bootstrap(nll: Sequence[float], tokens: Sequence[int]) -> tuple[float, float
     """95 % percentile bootstrap interval of exp(sum nll / sum tokens) over records."""
     rng = np.random.default_rng(0)
     nll_N, tokens_N = np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
-    means = []
-    for _ in range(DRAWS):
-        drawn = rng.integers(len(nll_N), size=len(nll_N))
-        means.append(nll_N[drawn].sum() / tokens_N[drawn].sum())
-    low, high = np.quantile(means, INTERVAL)
+    draws = (rng.integers(len(nll_N), size=len(nll_N)) for _ in range(DRAWS))
+    low, high = np.quantile([nll_N[drawn].sum() / tokens_N[drawn].sum() for drawn in draws], INTERVAL)
     return _exp(float(low)), _exp(float(high))
 
 
-def _record_score(opened: OpenedModel, record: Record, predicted: list[int], nll: float, tokens: int) -> RecordScore:
+def _record_score(
+    opened: OpenedModel, record: Record, rows: Sequence[Row], scored: Sequence[tuple[float, int]]
+) -> RecordScore:
+    predicted = _predicted(rows)
     cut = predicted != _predicted(_rows(opened, record, WHOLE, WHOLE))
-    text = _text(record)
-    if not cut:
-        text = text[_unscored(opened.family, record, text) :]
-    else:
+    if cut:
         stop_ids = opened.family.prompt(predicted).stop_ids
         text = opened.family.decode([id_ for id_ in predicted if id_ not in stop_ids])
+    else:
+        text = _text(record)
+        text = text[_unscored(opened.family, record, text) :]
+    nll, tokens = sum(nll for nll, _ in scored), sum(tokens for _, tokens in scored)
     return RecordScore(record.where, nll, tokens, len(text), len(text.encode("utf-8")), cut)
 
 
@@ -190,7 +157,7 @@ def _unscored(family: Family, record: Record, text: str) -> int:
     """The characters at the beginning of a text whose tokens are not scored."""
     first, *_ = family.parts(record, WHOLE, WHOLE)
     ids = _scored_ids(first)
-    scored = int((family.row(first).labels != IGNORE).sum()) - first[-1].scored  # the stop token is none of the text's
+    scored = len(_predicted([family.row(first)])) - first[-1].scored  # the stop token is none of the text's
     missing = ids[: len(ids) - scored]
     if not missing:
         return 0
@@ -208,7 +175,6 @@ def _unscored(family: Family, record: Record, text: str) -> int:
 
 
 def _scored_ids(parts: Sequence[Part]) -> list[int]:
-    """The ids of the parts that are scored."""
     return [id_ for part in parts if part.scored for id_ in part.ids]
 
 
@@ -222,7 +188,7 @@ def _beginning(record: Record, text: str) -> Record:
 
 
 def _predicted(rows: Sequence[Row]) -> list[int]:
-    """The scored tokens. Rows of one text may overlap in input tokens, never in predicted ones."""
+    """The scored ids. Rows of one text may overlap in input tokens, never in predicted ones."""
     return [int(label) for row in rows for label in row.labels if label != IGNORE]
 
 

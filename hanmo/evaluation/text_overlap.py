@@ -9,41 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from hanmo import metrics
+from hanmo.data.prepare.sources.reader import text_lines
 from hanmo.errors import HanmoError, RecordError
 from hanmo.evaluation.results.provenance import software
 from hanmo.metrics import Tokens
-from hanmo.records import opened_text
 
 
 def read_pairs(hypotheses: str | Path, references: str | Path) -> tuple[list[str], list[list[str]]]:
-    """Two files of as many lines; a line of references may hold several, separated by tabs.
+    """The lines of two files; a line of references may hold several, separated by tabs.
 
     Raises:
-        HanmoError: a file is missing, or they differ in length.
+        HanmoError: a file is missing or empty, or they differ in length.
         RecordError: a line has no reference.
     """
-    texts = _lines(hypotheses)
-    expected = [[text for text in line.split("\t") if text] for line in _lines(references)]
+    texts = [line for _, line in text_lines(Path(hypotheses))]
+    expected = [[text for text in line.split("\t") if text] for _, line in text_lines(Path(references))]
     if len(texts) != len(expected):
         raise HanmoError(f"{hypotheses} has {len(texts)} lines, {references} {len(expected)}; expected one for one")
     if not texts:
         raise HanmoError(f"{hypotheses}: no lines; expected a text a line")
-    for line, options in enumerate(expected, 1):
-        if not options:
-            raise RecordError(references, line, "no reference; expected at least one text")
+    if [] in expected:
+        raise RecordError(references, expected.index([]) + 1, "no reference; expected at least one text")
     return texts, expected
 
 
 def measure(hypotheses: Sequence[str], references: Sequence[Sequence[str]], words: bool = False) -> dict[str, Any]:
-    """The metrics of ``overlap`` by characters, and the number of texts.
-
-    Args:
-        words: compare jieba's words instead of characters.
-    """
+    """The metrics of ``overlap`` by characters or jieba's ``words``, and the number of texts."""
     split = _words if words else list
-    texts = [split(text) for text in hypotheses]
-    expected = [[split(text) for text in options] for options in references]
-    return {"tokens": "words" if words else "characters", "texts": len(texts), **overlap(texts, expected)}
+    values = overlap(list(map(split, hypotheses)), [list(map(split, options)) for options in references])
+    return {"tokens": "words" if words else "characters", "texts": len(hypotheses), **values}
 
 
 def overlap(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> dict[str, float]:
@@ -68,8 +62,3 @@ def _words(text: str) -> list[str]:
 
     jieba.setLogLevel("WARNING")
     return [word for word in jieba.cut(text) if word.strip()]
-
-
-def _lines(path: str | Path) -> list[str]:
-    with opened_text(Path(path)) as file:
-        return file.read().removesuffix("\n").split("\n")

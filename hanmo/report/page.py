@@ -1,7 +1,6 @@
 """Self-contained HTML pages with tables, plots and dialogues: no scripts, no network, no other files.
 
-A page may be opened from a disk, sent by mail or printed, on a phone or a wide screen, in light or dark. It carries
-a content security policy that forbids it to load anything. All text given is escaped.
+A page carries a content security policy that forbids it to load anything. All text given is escaped.
 
     page = Page("Fine-tuning on KdConv", subtitle="EVA 2.0 base")
     page.heading("Loss")
@@ -28,8 +27,6 @@ class Page:
     """A page that grows from top to bottom.
 
     Args:
-        title: the page's heading and the browser's title.
-        subtitle: one line under it.
         language: of the text, as in HTML's ``lang`` ("en", "zh-CN"); it decides which glyphs a browser picks.
     """
 
@@ -60,55 +57,30 @@ class Page:
         self._add("facts", facts=facts, caption=caption, note=note)
 
     def line_plot(
-        self,
-        lines: Mapping[str, Sequence[Point]],
-        x: str = "",
-        y: str = "",
-        caption: str = "",
-        note: str = "",
-        from_zero: bool = False,
+        self, lines: Mapping[str, Sequence[Point]], x: str = "", y: str = "", caption: str = "", from_zero: bool = False
     ) -> None:
-        """Lines by name, each a sequence of (x, y). Points that are not finite are left out.
+        """Lines by name, each a sequence of (x, y), without what is not finite; ``x``, ``y``: names of the axes."""
+        self._add("line_plot", plot=plots.plot(lines, from_zero), x=x, y=y, caption=caption)
 
-        Args:
-            x, y: names of the axes.
-            from_zero: the y axis starts at 0.
-        """
-        self._add("line_plot", plot=plots.plot(lines, from_zero), x=x, y=y, caption=caption, note=note)
-
-    def bar_plot(
-        self, groups: Mapping[str, Mapping[str, float]], caption: str = "", note: str = "", top: float | None = None
-    ) -> None:
-        """Horizontal bars: ``{group: {series: value}}`` with values of 0 or more.
-
-        Args:
-            top: the value of a full bar; the largest of all values if None.
-        """
+    def bar_plot(self, groups: Mapping[str, Mapping[str, float]], caption: str = "", top: float | None = None) -> None:
+        """Horizontal bars: ``{group: {series: value}}`` with values from 0 to ``top``, by default the largest of all."""
         series = list(dict.fromkeys(name for bars in groups.values() for name in bars))
         full = top or max((value for bars in groups.values() for value in bars.values()), default=0.0) or 1.0
-        self._add("bar_plot", groups=groups, series=series, full=full, caption=caption, note=note)
+        self._add("bar_plot", groups=groups, series=series, full=full, caption=caption)
 
     def dialogue(
-        self,
-        turns: Sequence[str],
-        reply: str,
-        expected: str | None = None,
-        caption: str = "",
-        labels: Sequence[str] = (),
+        self, turns: Sequence[str], reply: str, expected: str | None = None, labels: tuple[str, str] = ("", "")
     ) -> None:
         """The turns so far, the model's reply, and, if known, the reply of a person.
 
         The model's side is the right one; ``turns`` alternate and the last of them is the other side's.
-
-        Args:
-            labels: small print over the reply and over the expected one.
+        ``labels``: small print over the reply and over the expected one.
         """
-        names = [*labels, "", ""]
         sides = ["own" if place % 2 else "" for place in range(len(turns))][::-1]
-        bubbles = [(side, "", turn) for side, turn in zip(sides, turns, strict=True)] + [("reply", names[0], reply)]
+        bubbles = [(side, "", turn) for side, turn in zip(sides, turns, strict=True)] + [("reply", labels[0], reply)]
         if expected is not None:
-            bubbles.append(("expected", names[1], expected))
-        self._add("dialogue", turns=bubbles, caption=caption)
+            bubbles.append(("expected", labels[1], expected))
+        self._add("dialogue", turns=bubbles)
 
     @contextmanager
     def details(self, summary: str) -> Iterator[None]:
@@ -121,12 +93,9 @@ class Page:
         self._add("footer", text=text)
 
     def html(self) -> str:
-        """The whole page."""
-        values = {"title": self.title, "language": self.language, "blocks": self._blocks}
-        return render("hanmo.report", "page.html", **values)
+        return render("hanmo.report", "page.html", title=self.title, language=self.language, blocks=self._blocks)
 
     def write(self, path: str | Path) -> None:
-        """Write the page; a reader never sees half of it."""
         write_text(path, self.html())
 
     def _add(self, macro: str, **values: Any) -> None:
@@ -145,9 +114,6 @@ def render(package: str, name: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.policies |= {"json.dumps_function": json_text, "json.dumps_kwargs": {}}
-    environment.filters |= {"number": plots.number, "fact": plots.fact, "tick": plots.tick, "colour": _colour}
+    environment.filters |= {"number": plots.number, "fact": plots.fact, "tick": plots.tick}
+    environment.filters["colour"] = lambda number: f"var(--c{number % COLOURS})"
     return environment.get_template(name).render(**values)
-
-
-def _colour(number: int) -> str:
-    return f"var(--c{number % COLOURS})"

@@ -12,12 +12,10 @@ DOTS = 40  # lines with at most so many points show them
 
 
 class Dot(NamedTuple):
-    """A point with its place in the frame, from the left and from the top."""
-
     x: float
     y: float
-    across: float
-    down: float
+    across: float  # place in the frame from the left
+    down: float  # and from the top
 
 
 @dataclass(frozen=True)
@@ -32,27 +30,20 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """Lines and the ticks of both axes, each (place in per cent, value)."""
-
     lines: list[Line]
-    x_ticks: list[Point]
+    x_ticks: list[Point]  # place in per cent, value
     y_ticks: list[Point]
-
-    @property
-    def names(self) -> list[str]:
-        return [line.name for line in self.lines]
 
 
 def plot(lines: Mapping[str, Sequence[Point]], from_zero: bool) -> Plot | None:
-    """The plot of lines by name; points that are not finite are left out, and None means that no point is left."""
+    """The plot of lines by name, without points that are not finite; None if no point is left."""
     finite = {name: [point for point in line if all(map(math.isfinite, point))] for name, line in lines.items()}
     points = [point for line in finite.values() for point in line]
     if not points:
         return None
     left, right = _range([x for x, _ in points], margin=0.0)
     low, high = _range([y for _, y in points] + [0.0] * from_zero, margin=0.05)
-    if from_zero:
-        low = 0.0
+    low = 0.0 if from_zero else low
 
     def across(x: float) -> float:
         return 100 * (x - left) / (right - left)

@@ -18,9 +18,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hanmo.evaluation.results.result import Result
 from hanmo.evaluation.results.statistics import compare, interval
-from hanmo.evaluation.suites.clue.reading import read_split
 from hanmo.evaluation.suites.clue.suite import clue_suite
-from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options
 from hanmo.families.base import OpenedModel

@@ -18,11 +18,10 @@ import torch
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.suites import cmrc
-from hanmo.evaluation.suites.clue import published, published_scores
-from hanmo.evaluation.suites.clue.published import CandidatePrompt, DrawnCandidates
-from hanmo.evaluation.suites.clue.reading import read_split
-from hanmo.evaluation.suites.clue.suite import clue_suite
-from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.clue import published_scores
+from hanmo.evaluation.suites.clue import suite as published
+from hanmo.evaluation.suites.clue.suite import CandidatePrompt, clue_suite
+from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options
 from hanmo.evaluation.suites.task import Example
@@ -105,15 +104,15 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[E
 
 
 def items_of(name: str, examples: list[Example]) -> list[CandidatePrompt]:
-    return published.build_prompts(all_tasks()[name], examples, recorded_draws(name, examples))
+    return published.build_prompts(all_tasks()[name], examples, recorded_draws(name))
 
 
-def recorded_draws(name: str, examples: list[Example]) -> DrawnCandidates | None:
+def recorded_draws(name: str) -> list[tuple[str, ...]] | None:
     if not all_tasks()[name].published.drawn:
         return None
     case = FOUND[name]
     firsts = [case["zero_shot"]["items"][group["first_item"]] for group in case["zero_shot"]["groups"]]
-    return DrawnCandidates([tuple(item["candidates"]) for item in firsts], [], own=False)
+    return [tuple(item["candidates"]) for item in firsts]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -287,11 +286,11 @@ def test_a_whole_run_prints_the_recorded_accuracy(
 ) -> None:
     """From files and a file of candidates to the accuracy. Scores closer than fp32 can tell may fall either way."""
     found, case = examples(name), FOUND[name]["scores"][model]
-    draws = recorded_draws(name, found)
+    draws = recorded_draws(name)
     wrong = None
     if draws is not None:
         wrong = tmp_path / "candidates.json"
-        wrong.write_text(json.dumps({name: {"candidates": draws.candidates}}, ensure_ascii=False), encoding="utf-8")
+        wrong.write_text(json.dumps({name: {"candidates": draws}}, ensure_ascii=False), encoding="utf-8")
     options = Options(published=True, limit=case["run_max_length"], candidates=wrong)
     data = Path(found[0].where).parent.parent
     result = evaluate(models[model], clue_suite(data, [name]), options, tmp_path, lambda what: lambda done, total: None)

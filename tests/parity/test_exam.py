@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from hanmo.evaluation.suites import prompting
-from hanmo.evaluation.suites.exam import published
-from hanmo.evaluation.suites.exam.exams import LETTERS, Exam, all_exams
-from hanmo.evaluation.suites.exam.reading import read_subject, subject_file
+from hanmo.evaluation.suites.exam import suite as published
+from hanmo.evaluation.suites.exam.exams import LETTERS, Exam, all_exams, read_rows, read_subject, subject_file
 from hanmo.evaluation.suites.exam.suite import DEV, exam_suite
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options
@@ -62,7 +61,7 @@ def test_published_prompts(name: str, number: int, files: dict[str, Path], opene
     form, room = published.form_of(run["model_name"]), run["max_length"] - run["max_length_generation"]
     for task in choose_tasks("", exam.subjects, {item["subject"] for item in run["items"]}):
         rows, solved = (
-            published.read_rows(subject_file(exam, task, files[name], split), count)
+            read_rows(subject_file(exam, task, files[name], split), count)
             for split, count in ((split_of(name), None), (DEV, run["max_few_shot"] or 0))
         )
         for row in rows:

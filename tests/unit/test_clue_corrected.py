@@ -19,9 +19,8 @@ from hanmo.evaluation.results.page import write_result
 from hanmo.evaluation.results.provenance import software, weights_hash
 from hanmo.evaluation.results.result import QuestionResult, Result, compare_results, read_result
 from hanmo.evaluation.suites import prompting
-from hanmo.evaluation.suites.clue.reading import read_split
 from hanmo.evaluation.suites.clue.suite import clue_suite
-from hanmo.evaluation.suites.clue.tasks import all_tasks
+from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
 from hanmo.evaluation.suites.prompting import FewShotPrefix
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options

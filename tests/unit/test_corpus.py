@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from hanmo.cli import app
 from hanmo.demo.corpus import build
 from hanmo.demo.corpus.derive import numeral
-from hanmo.demo.corpus.grammar import TEMPLATES
-from hanmo.demo.corpus.template import HELD_OUT, Template
+from hanmo.demo.corpus.template import HELD_OUT, TEMPLATES, Template
 from hanmo.errors import UnsupportedError
 from hanmo.records import read_records
 

@@ -13,8 +13,8 @@ from hanmo.checkpoints import open_model
 from hanmo.cli import app
 from hanmo.demo import examine as examining
 from hanmo.demo.display import Display
+from hanmo.demo.examine import OPENINGS
 from hanmo.demo.model import DECODING, new_model
-from hanmo.demo.openings import OPENINGS
 from hanmo.demo.run import demo
 from hanmo.errors import ConfigError
 from hanmo.records import Dialogue

@@ -45,8 +45,9 @@ def test_the_next_run_takes_in_what_other_processes_left(tmp_path: Path, monkeyp
     assert len(list(tmp_path.iterdir())) == 3
     next(tmp_path.glob("*.2.jsonl")).open("a").write("[7, ")  # killed in the middle of a line
     store = Store(tmp_path, "task", ["x"])
-    assert store.values == {0: "of 0", 1: "of 1", 2: "of 2"} and store.missing(4) == [3]
+    assert store.values == {0: "of 0", 1: "of 1", 2: "of 2"}
     assert len(list(tmp_path.iterdir())) == 1
+    assert store.fill(4, lambda missing, keep: keep(0, missing)) == ["of 0", "of 1", "of 2", [3]]
     store.close()
 
 

@@ -12,6 +12,7 @@ import torch
 
 import hanmo
 from hanmo.errors import ConfigError
+from hanmo.evaluation.engine.cache import opened_store, score_into
 from hanmo.evaluation.engine.row_scores import batches, evaluating, score_rows
 from hanmo.evaluation.results import provenance
 from hanmo.evaluation.results.provenance import records_hash, software, weights_hash
@@ -66,10 +67,21 @@ def test_evaluating_restores_training_even_after_an_error() -> None:
     assert network.training
 
 
-def test_progress_counts_up_to_all(eva: OpenedModel) -> None:
+def test_progress_counts_up_to_all(eva: OpenedModel, tmp_path: Path) -> None:
+    """One by one; from what is known already, in a run that goes on."""
     seen: list[tuple[int, int]] = []
-    score_rows(eva, rows(5), 2, lambda done, total: seen.append((done, total)))
-    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+    def watch(done: int, total: int) -> None:
+        seen.append((done, total))
+
+    with opened_store(tmp_path, "rows", ["x"]) as store:
+        first = score_into(store, eva, rows(5), 2, watch)
+    assert seen == [(done, 5) for done in range(1, 6)]
+    seen.clear()
+    with opened_store(tmp_path, "rows", ["x"]) as store:
+        again = score_into(store, eva, rows(7), 2, watch)
+    assert [tuple(score) for score in again[:5]] == first
+    assert seen == [(6, 7), (7, 7)]
 
 
 def test_records_hash_is_of_the_content_alone() -> None:

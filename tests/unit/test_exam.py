@@ -17,9 +17,8 @@ from hanmo.evaluation.results.page import write_result
 from hanmo.evaluation.results.result import Result, compare_results
 from hanmo.evaluation.results.statistics import interval_of_means
 from hanmo.evaluation.suites import prompting
-from hanmo.evaluation.suites.exam import published
-from hanmo.evaluation.suites.exam.exams import LETTERS, all_exams, find_exam
-from hanmo.evaluation.suites.exam.reading import read_subject
+from hanmo.evaluation.suites.exam import suite as published
+from hanmo.evaluation.suites.exam.exams import LETTERS, all_exams, find_exam, read_rows, read_subject
 from hanmo.evaluation.suites.exam.suite import exam_suite
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options
@@ -200,7 +199,7 @@ def test_answers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_pandas_makes_of_cells(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("q,None,1,1,01,A\nr,N/A,2,,2.50,B\n")
-    rows = published.read_rows(path)
+    rows = read_rows(path)
     assert [[row[letter] for letter in LETTERS] for row in rows] == [
         ["nan", "1", "1.0", "1.0"],
         ["nan", "2", "nan", "2.5"],

@@ -1,7 +1,7 @@
 import pytest
 
 from hanmo.demo.corpus import build
-from hanmo.demo.openings import OPENINGS
+from hanmo.demo.examine import OPENINGS
 
 REPLIES = {
     "你好": (["你好!很高兴和你聊天。", "嗨"], ["再见", "等于八", "", "三点了"]),

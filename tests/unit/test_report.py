@@ -54,7 +54,7 @@ def full_page(text: str) -> Page:
     page.line_plot({"nothing": []})
     page.bar_plot({text: {"before": 0.0, "after": 3.0}}, caption=text)
     with page.details(text):
-        page.dialogue([text], text, expected=text, caption=text, labels=(text, text))
+        page.dialogue([text], text, expected=text, labels=(text, text))
     page.footer(text)
     return page
 

@@ -1,8 +1,7 @@
 """The built-in corpus: Chinese dialogues for the demo and for trials.
 
-Exchanges are composed by the templates of ``grammar``; a part of the combinations is held out, so that a right answer
-to them is composed, not remembered. The Chinese dialogues of the package chatterbot-corpus (BSD licence), written by
-people, are added.
+Exchanges are composed by templates; a part of the combinations is held out, so that a right answer to them is composed,
+not remembered. The Chinese dialogues of the package chatterbot-corpus (BSD licence), written by people, are added.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
 
-from hanmo.demo.corpus.grammar import TEMPLATES
-from hanmo.demo.corpus.template import HELD_OUT, Exchange, Template, without_marks
+from hanmo.demo.corpus.template import HELD_OUT, TEMPLATES, Exchange, Template, without_marks
 from hanmo.errors import UnsupportedError
 from hanmo.records import Dialogue
 
@@ -24,19 +22,15 @@ _WEIGHTS = list(accumulate(template.weight for template in TEMPLATES))
 
 @dataclass(frozen=True)
 class Corpus:
-    """Dialogues for training, held-out dialogues by topic, and the dialogues of chatterbot-corpus."""
-
     train: list[Dialogue]
-    held_out: dict[str, list[Dialogue]]
-    collected: list[Dialogue]
+    held_out: dict[str, list[Dialogue]]  # by topic
+    collected: list[Dialogue]  # those of chatterbot-corpus
 
 
 def build(size: int, seed: int = 0, per_topic: int = 24, repeats: int = 4) -> Corpus:
-    """The corpus of ``size`` composed dialogues and every collected one ``repeats`` times.
+    """The corpus: ``size`` composed dialogues, every collected one ``repeats`` times, and ``per_topic`` held-out ones.
 
-    Args:
-        seed: decides what is drawn and in which order; never what is held out.
-        per_topic: held-out dialogues of each topic (fewer where a topic has fewer).
+    ``seed`` decides what is drawn and in which order; never which combinations are held out.
     """
     rng = Random(f"train {seed}")
     held_out = _held_out(Random(f"held out {seed}"), per_topic)
@@ -48,7 +42,7 @@ def build(size: int, seed: int = 0, per_topic: int = 24, repeats: int = 4) -> Co
 
 
 def conversations(size: int, rng: Random) -> list[Exchange]:
-    """``size`` composed dialogues of the training part, each with the topic of its last exchange."""
+    """Composed dialogues of the training part, each with the topic of its last exchange."""
     return [_in_conversation(rng) for _ in range(size)]
 
 
@@ -71,19 +65,15 @@ def _in_conversation(rng: Random) -> Exchange:
         del turns[rng.randrange(2, len(turns), 2) :]  # the replies on the way are to be learned as well
     for _ in range(rng.choices(range(5), (68, 15, 8, 5, 4))[0]):
         turns[:0] = _training_exchange(rng).turns
-    turns = [_careless(turn, rng) if i % 2 == 0 else turn for i, turn in enumerate(turns)]
+    for place in range(0, len(turns), 2):  # users often leave out the end mark
+        if turns[place][-1] in "。？！" and rng.random() < 0.4:
+            turns[place] = turns[place][:-1]
     return Exchange(last.topic, tuple(turns[-LONGEST:]), last.held_out)
 
 
-def _careless(turn: str, rng: Random) -> str:
-    """A turn as users type it, often without the end mark."""
-    return turn[:-1] if turn[-1] in "。？！" and rng.random() < 0.4 else turn
-
-
 def _held_out(rng: Random, per_topic: int) -> dict[str, list[Dialogue]]:
-    by_topic: dict[str, list[Template]] = {}
-    for template in TEMPLATES:
-        by_topic.setdefault(template.topic, []).append(template)
+    topics = dict.fromkeys(template.topic for template in TEMPLATES)
+    by_topic = {topic: [template for template in TEMPLATES if template.topic == topic] for topic in topics}
     return {topic: _distinct(found, rng, per_topic) for topic, found in by_topic.items()}
 
 

@@ -1,15 +1,54 @@
-"""Values that the templates compute from the chosen words: sums, dates, prices, couplets.
+"""The words of the built-in corpus (words.yaml), and values that templates compute from them: sums, dates, couplets.
 
-A function takes the chosen value of each slot by name and returns further values for the answer, or None if the choice
-makes no sense. templates.yaml names the functions under ``derive``.
+Such a function takes the chosen value of each slot by name and returns further values for the answer, or None if the
+choice makes no sense. templates.yaml names the functions under ``derive``.
 """
 
 from __future__ import annotations
 
-from hanmo.demo.corpus.words import WORDS, Pair, Thing
+from typing import Any, NamedTuple
+
+from hanmo.files import package_yaml
 
 DIGITS = "零一二三四五六七八九"
 Values = dict[str, str]
+
+
+class City(NamedTuple):
+    name: str
+    sight: str
+    food: str
+
+
+class Capital(NamedTuple):
+    place: str
+    city: str
+
+
+class Pair(NamedTuple):
+    """Two words that answer each other: opposites, halves of a couplet, lines of a poem."""
+
+    one: str
+    other: str
+
+
+class Thing(NamedTuple):
+    """A thing and a property of it: its measure word, its colour, its price unit, its effect."""
+
+    name: str
+    mark: str
+
+
+def _words() -> dict[str, list[Any]]:
+    groups = package_yaml("hanmo.demo.corpus", "words.yaml")
+    words = {name: text.split() if isinstance(text, str) else list(text) for name, text in groups.pop("plain").items()}
+    for entry in (Pair, Thing, City, Capital):
+        for name, text in groups[entry.__name__].items():
+            words[name] = [entry(*item.split("/")) for item in text.split()]
+    return words
+
+
+WORDS = _words()
 
 
 def numeral(number: int) -> str:

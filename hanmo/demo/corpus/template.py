@@ -1,12 +1,15 @@
-"""Templates of the dialogue grammar, and the choice of held-out combinations."""
+"""The dialogue grammar: templates from templates.yaml and small_talk.yaml, and the choice of held-out combinations."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+
+from hanmo.demo.corpus import derive
+from hanmo.files import package_yaml
 
 HELD_OUT = 8  # one combination in this many is never trained on
 _SALT = "3"  # with it all ten openings of the demo are trained on, and every topic has something held out
@@ -18,7 +21,6 @@ class Template:
     """A kind of exchange.
 
     Attributes:
-        topic: under which results are reported.
         forms: wordings; turns separated by ``|``, the user's first, with ``{slot}`` or ``{slot.field}``.
         slots: the possible values of each slot.
         derive: computes further values from the chosen ones, for answers; returns None if the choice makes no sense.
@@ -44,7 +46,8 @@ class Template:
         turns = tuple(form.format(**chosen, **derived).split("|"))
         names = self.combination or (*self.slots, "form")
         key = "|".join([self.topic, self.forms[0], *(str({**chosen, "form": form}[name]) for name in names)])
-        return Exchange(self.topic, turns, _is_held_out(key))
+        digest = hashlib.blake2b((_SALT + without_marks(key)).encode(), digest_size=8).digest()
+        return Exchange(self.topic, turns, int.from_bytes(digest, "big") % HELD_OUT == 0)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,31 @@ def without_marks(text: str) -> str:
     return text.translate(_END_MARKS)
 
 
-def _is_held_out(key: str) -> bool:
-    key = without_marks(key)
-    return int.from_bytes(hashlib.blake2b((_SALT + key).encode(), digest_size=8).digest(), "big") % HELD_OUT == 0
+def _templates() -> Iterator[Template]:
+    for entry in package_yaml("hanmo.demo.corpus", "templates.yaml"):
+        yield Template(
+            entry["topic"],
+            tuple(entry["forms"].splitlines()),
+            {name: _values(slot) for name, slot in entry["slots"].items()},
+            getattr(derive, entry["derive"]) if "derive" in entry else None,
+            tuple(entry.get("combination", ())),
+            entry.get("weight", 1.0),
+        )
+
+
+def _values(slot: str) -> Sequence[Any]:
+    if ".." in slot:
+        first, last = map(int, slot.split(".."))
+        return range(first, last + 1)
+    return [value for name in slot.split(" + ") for value in derive.WORDS[name]]
+
+
+def _small_talk() -> Iterator[Template]:
+    for entry in package_yaml("hanmo.demo.corpus", "small_talk.yaml"):
+        for exchange in entry["exchanges"].splitlines():
+            questions, answer = exchange.split("|")
+            forms = tuple(f"{{opener}}{question}|{answer}" for question in questions.split())
+            yield Template(entry["topic"], forms, {"opener": entry["openers"]}, weight=len(forms) * entry["weight"])
+
+
+TEMPLATES = (*_templates(), *_small_talk())

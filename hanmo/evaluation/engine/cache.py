@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
@@ -13,12 +13,15 @@ from typing import Any
 
 import hanmo
 from hanmo.evaluation.engine.distributed import broadcast, gather, rank_and_count, shard
-from hanmo.evaluation.engine.row_scores import Progress, score_rows
+from hanmo.evaluation.engine.row_scores import score_rows
 from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
 from hanmo.locks import holding
 from hanmo.processes import main_process
 from hanmo.rows import Row
+
+Progress = Callable[[int, int], None]  # done, of how many
+Keep = Callable[[int, Any], None]  # place among the missing results, the result
 
 
 def cache_folder(stage: str) -> Path:
@@ -43,13 +46,10 @@ class Store:
     def __init__(self, folder: str | Path, name: str, inputs: Sequence[Any]):
         rank, _ = rank_and_count()
         self.path = store_file(folder, name, inputs)
-        self._own = self.path.with_suffix(f".{rank}.jsonl") if rank else self.path
+        own = self.path.with_suffix(f".{rank}.jsonl") if rank else self.path
+        own.parent.mkdir(parents=True, exist_ok=True)
         self.values: dict[int, Any] = broadcast(self._merge_files() if main_process() else {})
-        self._own.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._own.open("a", encoding="utf-8")
-
-    def __contains__(self, number: int) -> bool:
-        return number in self.values
+        self._file = own.open("a", encoding="utf-8")
 
     def add(self, number: int, value: Any) -> None:
         """Write one result to disk."""
@@ -57,9 +57,27 @@ class Store:
         self._file.write(json_text([number, value]) + "\n")
         self._file.flush()
 
-    def missing(self, count: int) -> list[int]:
-        """The numbers below ``count`` that have no result yet."""
-        return [number for number in range(count) if number not in self.values]
+    def fill(
+        self, count: int, find: Callable[[list[int], Keep], object], progress: Progress | None = None
+    ) -> list[Any]:
+        """All results below ``count``; ``find`` gets this process's share of the missing numbers and keeps each result.
+
+        Args:
+            progress: called after each with the number of results that are there and of all.
+        """
+        missing = shard([number for number in range(count) if number not in self.values])
+        there = count - len(missing)
+
+        def keep(place: int, value: Any) -> None:
+            nonlocal there
+            self.add(missing[place], value)
+            there += 1
+            if progress is not None:
+                progress(there, count)
+
+        find(missing, keep)
+        self.complete()
+        return [self.values[number] for number in range(count)]
 
     def complete(self) -> None:
         """Share the results of all processes, and join their files."""
@@ -106,14 +124,11 @@ def opened_store(folder: str | Path | None, name: str, inputs: Sequence[Any]) ->
 
 def score_into(
     store: Store, opened: OpenedModel, rows: Sequence[Row], batch_size: int, progress: Progress | None = None
-) -> None:
-    """Score the rows that have no result yet, this process's share of them; the store then holds [nll, tokens] of all."""
-    missing = shard(store.missing(len(rows)))
-    score_rows(
-        opened,
-        [rows[number] for number in missing],
-        batch_size,
-        progress,
-        lambda place, score: store.add(missing[place], [score.nll, score.tokens]),
-    )
-    store.complete()
+) -> list[tuple[float, int]]:
+    """-log p of each row in nats and its number of scored tokens; computed where the store has none."""
+
+    def find(missing: list[int], keep: Keep) -> None:
+        chosen = [rows[number] for number in missing]
+        score_rows(opened, chosen, batch_size, lambda place, score: keep(place, (score.nll, score.tokens)))
+
+    return store.fill(len(rows), find, progress)

@@ -1,28 +1,26 @@
 """Scores of candidates that share a context: the context is read once, and every candidate continues from there.
 
 A question is a list of candidates, each a list of parts as ``Family.cloze`` makes them; the parts before the first scored
-one are its context. Where all candidates of a question have the same context, it is prefilled once, the first token of
-every candidate is scored from that, and longer candidates are continued in one step from the expanded state; a common
-beginning of several candidates is fed once. This needs nothing but ``Family.prompt``, ``prefill``, ``step`` and
-``state.take``, and so works for every family. Networks that a probe shows to honour a mask of trees read a question in
-one pass instead (trees.py). Any other question is scored row by row.
+one are its context. A context that all candidates of a question share is prefilled once and gives the first token of each;
+longer candidates continue in one step from the expanded state, where a common beginning is fed once. Networks that a probe
+shows to honour a mask of trees read a question in one pass instead (trees.py). Any other question is scored row by row.
 
 Shape suffixes: S questions, R branches that are continued, q fed tokens, P position dimensions, V vocabulary, N labels.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import release_memory
 from torch import Tensor
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.engine import trees
-from hanmo.evaluation.engine.row_scores import Progress, RowScore, evaluating, score_rows
+from hanmo.evaluation.engine.row_scores import RowScore, evaluating, score_rows
 from hanmo.families.base import OpenedModel
 from hanmo.nn.batching import batching_of
 from hanmo.nn.finite import require_finite
@@ -59,11 +57,9 @@ class _Question:
 
 @dataclass
 class _Branch:
-    """Tokens fed after the context of question ``source`` of a batch, and the candidates scored from them.
+    """Tokens fed after the context of question ``source`` of a batch.
 
-    Attributes:
-        ids: fed tokens.
-        answers: number in the batch, and ids, of each candidate whose tokens but the last are the first of ``ids``.
+    ``answers``: number in the batch, and ids, of each candidate whose tokens but the last are the first of ``ids``.
     """
 
     source: int
@@ -76,7 +72,6 @@ def score_candidates(
     questions: Sequence[Sequence[Candidate]],
     stop: bool = False,
     budget: int | None = None,
-    progress: Progress | None = None,
     on_scored: OnScored | None = None,
 ) -> list[list[RowScore]]:
     """log p of every scored token of every candidate, by question.
@@ -86,9 +81,7 @@ def score_candidates(
     Args:
         stop: the stop token after a candidate is scored as well.
         budget: tokens in memory at the same time; it is halved whenever memory runs out. The default suits the device.
-        progress: called with the number of questions done and of all.
-        on_scored: called with each question as soon as it is done, not in order: questions of similar length share
-            a batch, the longest come first.
+        on_scored: called with each question as soon as it is done, the longest first: similar lengths share a batch.
 
     Raises:
         HanmoError: memory runs out even for one candidate at a time.
@@ -102,8 +95,6 @@ def score_candidates(
         found[index] = scores
         if on_scored is not None:
             on_scored(index, scores)
-        if progress is not None:
-            progress(len(found), len(questions))
 
     # Networks that cannot continue by several tokens, or from contexts of different length, read every row whole.
     continues = batching_of(opened.network).continues
@@ -111,7 +102,8 @@ def score_candidates(
     together = [question for question in shared if question is not None]
     budget = budget or (BUDGET_CPU if opened.network.device.type == "cpu" else BUDGET)
     with evaluating(opened.network):
-        left = _read_trees(opened, together, budget, finish)
+        _read_trees(opened, together, budget, finish)
+        left = [question for question in together if question.index not in found]
         left.sort(key=lambda question: (-question.width, -question.longest))
         while left:
             batch = _batch(opened, left, budget)
@@ -136,51 +128,47 @@ def score_alone(opened: OpenedModel, candidates: Sequence[Candidate], stop: bool
 def _shared(opened: OpenedModel, index: int, candidates: Sequence[Candidate], stop: bool) -> _Question | None:
     """The question as one prompt and its answers; None if its candidates do not continue one context."""
     contexts, answers = set(), []
-    for parts in candidates:
-        first = next((place for place, part in enumerate(parts) if part.scored), len(parts))
-        if first == len(parts) or not all(part.scored for part in parts[first:]) or len(parts) - first > 1:
+    for *before, last in candidates:
+        if not last.scored or any(part.scored for part in before):
             return None
-        contexts.add(tuple(id_ for part in parts[:first] for id_ in part.ids))
-        answers.append(parts[first].ids)
+        contexts.add(tuple(id_ for part in before for id_ in part.ids))
+        answers.append(last.ids)
     if len(contexts) != 1 or not all(answers):
         return None
     prompt = opened.family.prompt(contexts.pop())
     return _Question(index, prompt, [(*ids, opened.family.stop_id) if stop else ids for ids in answers])
 
 
-def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int, finish: OnScored) -> list[_Question]:
-    """Score the questions that the network reads as trees, see trees.py; returns the others."""
+def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int, finish: OnScored) -> None:
+    """Score the questions that the network reads as trees, see trees.py; the others are left."""
     if not trees.exact(opened, sum(one.width + one.longest for one in questions)):
-        return list(questions)
-    planted = [trees.plant(number, one.prompt, one.answers) for number, one in enumerate(questions)]
+        return
+    planted = [trees.plant(one.index, one.prompt, one.answers) for one in questions]
     rows = list(trees.rows_of([tree for tree in planted if tree.size <= min(trees.WIDEST, budget)]))
-    done: set[int] = set()
     while rows:
         width = sum(tree.size for tree in rows[0])
         batch = rows[: 1 if opened.network.device.type == "cpu" else max(budget // width, 1)]
         scores = _or_none_if_full(trees.read, opened, batch)
         if scores is None and len(batch) == 1:
-            break  # the contexts and their candidates may fit one after the other
+            return  # the contexts and their candidates may fit one after the other
         if scores is None:
             budget = _halved(budget)
             continue
-        for number, of_question in zip((tree.number for row in batch for tree in row), scores, strict=True):
-            finish(questions[number].index, of_question)
-            done.add(number)
+        for tree, of_question in zip((tree for row in batch for tree in row), scores, strict=True):
+            finish(tree.number, of_question)
         del rows[: len(batch)]
-    return [question for number, question in enumerate(questions) if number not in done]
 
 
-def _batch(opened: OpenedModel, questions: Sequence[_Question], budget: int) -> list[_Question]:
+def _batch(opened: OpenedModel, questions: Sequence[_Question], budget: int) -> Sequence[_Question]:
     """The first questions, as many as fit: their contexts are read as one batch, the first being the widest.
 
     On a CPU, padding costs as much as other tokens, so the next batch starts where widths have fallen.
     """
-    fits = max(_fed(opened, budget) // questions[0].width, 1)
-    if opened.network.device.type == "cpu":
-        lowest = questions[0].width * FILLED_CPU
-        fits = next((place for place, question in enumerate(questions[:fits]) if question.width < lowest), fits)
-    return list(questions[:fits])
+    batch = questions[: max(_fed(opened, budget) // questions[0].width, 1)]
+    if opened.network.device.type != "cpu":
+        return batch
+    lowest = questions[0].width * FILLED_CPU
+    return [question for question in batch if question.width >= lowest]
 
 
 def _fed(opened: OpenedModel, budget: int) -> int:
@@ -193,9 +181,7 @@ def _halved(budget: int) -> int:
         raise HanmoError(
             "out of memory with a single candidate at a time; take a smaller model, a smaller limit, or bf16"
         )
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
     return budget // 2
 
 
@@ -233,20 +219,17 @@ def _branches(answers: Sequence[tuple[int, tuple[int, ...]]]) -> list[_Branch]:
 
     The last token of an answer is never fed, and no branch is the beginning of another one.
     """
-    fed = sorted({(source, answer[:-1]) for source, answer in answers if len(answer) > 1})
+    fed = {(source, answer[:-1]) for source, answer in answers if len(answer) > 1}
     branches: list[_Branch] = []
     branch_of: dict[tuple[int, tuple[int, ...]], _Branch] = {}
-    for place, (source, ids) in enumerate(fed):  # sorted: a longer one with the same beginning comes next
-        if place + 1 < len(fed) and fed[place + 1][0] == source and fed[place + 1][1][: len(ids)] == ids:
-            continue
-        branch = _Branch(source, ids)
-        branches.append(branch)
-        for length in range(len(ids), 0, -1):
-            branch_of.setdefault((source, ids[:length]), branch)
+    for source, ids in sorted(fed, reverse=True):  # so that a longer one with the same beginning comes first
+        if (source, ids) not in branch_of:
+            branches.append(_Branch(source, ids))
+            branch_of |= {(source, ids[:length]): branches[-1] for length in range(1, len(ids) + 1)}
     for number, (source, answer) in enumerate(answers):
         if len(answer) > 1:
             branch_of[source, answer[:-1]].answers.append((number, answer))
-    return sorted(branches, key=lambda branch: (-len(branch.ids), branch.source))
+    return sorted(branches, key=lambda branch: (-len(branch.ids), branch.source, branch.ids))
 
 
 def _chunks(branches: Sequence[_Branch], width: int, budget: int, places: int) -> Iterator[list[_Branch]]:
@@ -272,7 +255,11 @@ def _continue(network: Any, state: Any, batch: Sequence[_Question], branches: Se
     sources = torch.tensor([branch.source for branch in branches], device=device)
     fed = [torch.tensor(branch.ids) for branch in branches]
     ids_Rq = torch.nn.utils.rnn.pad_sequence(fed, batch_first=True).to(device)
-    logits_RqV = network.step(ids_Rq, _positions(batch, branches, ids_Rq.shape[1]).to(device), state.take(sources))
+    prompts = [batch[branch.source].prompt for branch in branches]
+    start_RP1 = torch.stack([prompt.start for prompt in prompts])[:, :, None]
+    step_RP1 = torch.stack([prompt.step for prompt in prompts])[:, :, None]
+    positions_RPq = (start_RP1 + step_RP1 * torch.arange(ids_Rq.shape[1])).to(device)
+    logits_RqV = network.step(ids_Rq, positions_RPq, state.take(sources))
     labels = [
         (row, place, label)
         for row, branch in enumerate(branches)
@@ -289,11 +276,3 @@ def _pick(logits_RqV: Tensor, labels: Sequence[tuple[int, int, int]]) -> list[fl
     rows_N, queries_N, labels_N = torch.tensor(labels, device=logits_RqV.device).unbind(1)
     places_N = rows_N * logits_RqV.shape[1] + queries_N
     return (places_NV[places_N, labels_N].float() - total_N[places_N]).tolist()
-
-
-def _positions(batch: Sequence[_Question], branches: Sequence[_Branch], queries: int) -> Tensor:
-    """(R, P, q), see ``Prompt``."""
-    prompts = [batch[branch.source].prompt for branch in branches]
-    start_RP1 = torch.stack([prompt.start for prompt in prompts])[:, :, None]
-    step_RP1 = torch.stack([prompt.step for prompt in prompts])[:, :, None]
-    return start_RP1 + step_RP1 * torch.arange(queries)

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
+import torch.distributed as dist
+
 from hanmo.processes import process_count
 
 T = TypeVar("T")
@@ -23,8 +26,6 @@ def joined() -> Iterator[None]:
     if process_count() == 1:
         yield
         return
-    import torch.distributed as dist
-
     dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield
@@ -34,15 +35,11 @@ def joined() -> Iterator[None]:
 
 def rank_and_count() -> tuple[int, int]:
     """Rank of this process and number of processes: (0, 1) outside of ``joined``."""
-    import torch.distributed as dist
-
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def own_device(wanted: str | None) -> str | None:
     """The device of this process: each has its own GPU where GPUs are wanted."""
-    import torch
-
     count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if count == 1 or wanted not in (None, "cuda") or not torch.cuda.is_available():
         return wanted
@@ -57,22 +54,16 @@ def shard(items: Sequence[T]) -> list[T]:
 
 def broadcast(value: T) -> T:
     """The main process's value."""
-    if rank_and_count()[1] == 1:
-        return value
-    import torch.distributed as dist
-
     held = [value]
-    dist.broadcast_object_list(held, src=0)
+    if dist.is_initialized():
+        dist.broadcast_object_list(held, src=0)
     return held[0]
 
 
 def gather(found: dict[int, T]) -> dict[int, T]:
     """The values of all processes, by number."""
-    count = rank_and_count()[1]
-    if count == 1:
-        return found
-    import torch.distributed as dist
-
-    held: list[dict[int, T]] = [{}] * count
-    dist.all_gather_object(held, found)
+    held = [found]
+    if dist.is_initialized():
+        held *= dist.get_world_size()
+        dist.all_gather_object(held, found)
     return {number: value for part in held for number, value in part.items()}

@@ -15,8 +15,6 @@ from hanmo.nn.batching import batching_of
 from hanmo.nn.finite import require_finite
 from hanmo.rows import IGNORE, Row, collate
 
-Progress = Callable[[int, int], None]  # done, of how many
-
 
 @dataclass(frozen=True)
 class RowScore:
@@ -38,7 +36,6 @@ def score_rows(
     opened: OpenedModel,
     rows: Sequence[Row],
     batch_size: int = 16,
-    progress: Progress | None = None,
     on_scored: Callable[[int, RowScore], None] | None = None,
 ) -> list[RowScore]:
     """log p of every scored token of every row, in the order of the rows.
@@ -51,7 +48,7 @@ def score_rows(
     Raises:
         NotANumberError: the network computes NaN or infinity.
     """
-    found: list[RowScore | None] = [None] * len(rows)
+    found: dict[int, RowScore] = {}
     with evaluating(opened.network) as network:
         at_once = batch_size if len(rows) == 1 or batching_of(network).rows == "any" else 1
         for chosen in batches([row.inputs["input_ids"].shape[-1] + len(row.labels) for row in rows], at_once):
@@ -63,9 +60,7 @@ def score_rows(
                 require_finite(score.logprobs, network)
                 if on_scored is not None:
                     on_scored(index, score)
-            if progress is not None:
-                progress(sum(score is not None for score in found), len(rows))
-    return [score for score in found if score is not None]
+    return [found[index] for index in range(len(rows))]
 
 
 def batches(lengths: Sequence[int], batch_size: int, in_order: bool = False) -> Iterator[list[int]]:

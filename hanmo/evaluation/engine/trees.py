@@ -1,9 +1,9 @@
 """Questions whose candidates are read in one pass: a row holds whole trees, in which a token sees only its own past.
 
-The tree of a question is its context followed by the branches of its candidates, which share a common beginning. An
-attention mask keeps branches, and trees that share a row, from seeing each other, and positions count along each branch.
-So no token is read twice and there is hardly any padding, but not every network honours such a mask: sliding windows,
-recurrence and positions that count columns make it silently wrong. A probe compares with one by one first.
+The tree of a question is its context and the branches of its candidates, which share a common beginning. A mask hides
+branches, and trees of a row, from each other, and positions count along each branch. So no token is read twice, and there
+is hardly any padding. Sliding windows, recurrence and positions that count columns make it silently wrong: a probe compares
+with one by one first.
 
 Shape suffixes: B rows, T tokens of a row, D width, N predicting places, V vocabulary, M labels.
 """
@@ -33,20 +33,13 @@ PROBE_CONTEXT, PROBE_SPARE = 8, 40  # tokens of its large tree's context, and of
 
 @dataclass(frozen=True)
 class Tree:
-    """One question.
-
-    Attributes:
-        number: of the question.
-        ids, positions, parents: of each token, the context first; the parent is the place of the token before it, -1 for
-            the first.
-        reads: for each answer the places that predict its tokens, and the tokens.
-    """
+    """The tokens of the question ``number``, the context first."""
 
     number: int
     ids: list[int]
     positions: list[int]
-    parents: list[int]
-    reads: list[list[tuple[int, int]]]
+    parents: list[int]  # the place of the token before each, -1 for the first
+    reads: list[list[tuple[int, int]]]  # for each answer the places that predict its tokens, and the tokens
 
     @property
     def size(self) -> int:
@@ -63,17 +56,15 @@ def plant(number: int, prompt: Prompt, answers: Sequence[Sequence[int]]) -> Tree
     reads = []
     for answer in answers:
         place, read = context - 1, []
-        for depth, token in enumerate(answer):
+        for depth, token in enumerate(answer[:-1]):
             read.append((place, token))
-            if depth == len(answer) - 1:
-                break
             child = known.setdefault((place, token), len(ids))
             if child == len(ids):
                 ids.append(token)
                 positions.append(int(prompt.start + depth * prompt.step))
                 parents.append(place)
             place = child
-        reads.append(read)
+        reads.append([*read, (place, answer[-1])])
     return Tree(number, ids, positions, parents, reads)
 
 
@@ -107,14 +98,9 @@ def probe(opened: OpenedModel) -> bool:
     while (room := WIDEST - PROBE_SPARE - sum(map(len, long))) > 0:
         long.append(drawn(min(room, longest - PROBE_CONTEXT)))
     questions = [small, (drawn(PROBE_CONTEXT), [*long, drawn(3)])]
-    trees = [
-        plant(number, opened.family.prompt(context), answers) for number, (context, answers) in enumerate(questions)
-    ]
-    rows = [
-        opened.family.row([Part(context, False), Part(answer, True)], stop=False)
-        for context, answers in questions
-        for answer in answers
-    ]
+    trees = [plant(0, opened.family.prompt(context), answers) for context, answers in questions]
+    parts = [[Part(context, False), Part(answer, True)] for context, answers in questions for answer in answers]
+    rows = [opened.family.row(one, stop=False) for one in parts]
     try:
         together = [score for scores in read(opened, [trees]) for score in scores]
         alone = score_rows(opened, rows, batch_size=1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from hanmo.evaluation.results.result import QuestionResult, Result, TaskResult, mean
-from hanmo.evaluation.results.statistics import interval
+from hanmo.evaluation.results.result import QuestionResult, Result, TaskResult
 from hanmo.evaluation.results.table import Table, cell_text
 from hanmo.files import write_text
 from hanmo.report.page import Page
@@ -28,18 +28,14 @@ def write_result(result: Result, folder: Path) -> list[str]:
 
 def write_table(table: Table, path: Path) -> None:
     """Write a Markdown file, or a page where the name ends in .html."""
-    if path.suffix == ".html":
-        table_page(table).write(path)
-    else:
+    if path.suffix != ".html":
         write_text(path, table.markdown())
-
-
-def table_page(table: Table) -> Page:
+        return
     page = Page(table.title, subtitle=f"{len(table.facts)} runs side by side", language="zh-CN")
     note = "The interval is a 95 % bootstrap over questions; chance is the accuracy of guessing."
     page.table(table.header, [list(map(cell_text, row)) for row in table.rows], caption="Results", note=note)
     page.facts(table.facts, caption="How")
-    return page
+    page.write(path)
 
 
 def result_page(result: Result) -> Page:
@@ -55,17 +51,7 @@ def result_page(result: Result) -> Page:
     }
     page.table(
         ["task", shots, "chance", "95 % interval", "metric", "questions"],
-        [
-            [
-                row["title"],
-                row["value"],
-                row["chance"],
-                _interval(row["low"], row["high"]),
-                row["metric"],
-                row["questions"],
-            ]
-            for row in rows
-        ],
+        [[row["title"], row["value"], row["chance"], _interval(row), row["metric"], row["questions"]] for row in rows],
         caption="Results",
         note="The interval is a bootstrap over questions; chance is the accuracy of guessing.",
     )
@@ -77,28 +63,31 @@ def result_page(result: Result) -> Page:
     return page
 
 
-def _interval(low: float, high: float) -> str:
-    return f"{low:.4f} – {high:.4f}"
+def _interval(row: dict[str, Any]) -> str:
+    return f"{row['low']:.4f} – {row['high']:.4f}"
 
 
 def _task(page: Page, task: TaskResult) -> None:
     page.heading(task.title)
     for note in task.notes:
         page.paragraph(note)
-    rows = []
-    for name, values in task.right.items():
-        rows.append([name, mean(values), _interval(*interval(values)), "the result" * (name == task.reading)])
-    page.table(["reading", "value", "95 % interval", ""], rows)
+    page.table(
+        ["reading", "value", "95 % interval", ""],
+        [
+            [name, row["value"], _interval(row), "the result" * (name == task.reading)]
+            for name, row in task.readings().items()
+        ],
+    )
     page.facts(task.about)
-    table = task.confusion()
-    if table:
+    if table := task.confusion():
         _confusion(page, table)
     if task.items and task.items[0].generated is None:
-        wrong = [item for item in task.items if len(item.options) > 1 and item.margin(task.reading) > 0]
+        asked = [item for item in task.items if len(item.options) > 1]
+        wrong = [item for item in asked if item.margin(task.reading) > 0]
         wrong.sort(key=lambda item: -item.margin(task.reading))
-        close = sorted(task.items, key=lambda item: abs(item.margin(task.reading)))
+        asked.sort(key=lambda item: abs(item.margin(task.reading)))
         _items(page, "Most confident wrong answers", wrong[:SHOWN], task.reading)
-        _items(page, "Hardest questions", [item for item in close if len(item.options) > 1][:SHOWN], task.reading)
+        _items(page, "Hardest questions", asked[:SHOWN], task.reading)
     else:
         worst = sorted(task.items, key=lambda item: item.scores[task.reading][0])[:SHOWN]
         with page.details("Worst answers"):
@@ -111,15 +100,12 @@ def _confusion(page: Page, table: dict[str, dict[str, int]]) -> None:
     labels = list(dict.fromkeys([*table, *(name for row in table.values() for name in row)]))
     with page.details("Which label was taken for which"):
         if len(labels) <= WIDEST:
-            rows: list[list[object]] = [
-                [right, *(table.get(right, {}).get(name, 0) for name in labels)] for right in labels
-            ]
+            counts = [[table.get(right, {}).get(name, 0) for name in labels] for right in labels]
+            rows = [[right, *count] for right, count in zip(labels, counts, strict=True)]
             page.table(["right \\ chosen", *labels], rows)
             return
-        mistakes = [
-            (count, right, chosen) for right, row in table.items() for chosen, count in row.items() if chosen != right
-        ]
-        mistakes.sort(reverse=True)
+        pairs = [(count, right, chosen) for right, row in table.items() for chosen, count in row.items()]
+        mistakes = sorted((pair for pair in pairs if pair[1] != pair[2]), reverse=True)
         page.table(["right", "chosen", "times"], [[right, chosen, count] for count, right, chosen in mistakes[:WIDEST]])
 
 

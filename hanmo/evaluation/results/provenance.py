@@ -38,7 +38,7 @@ def weights_hash(network: torch.nn.Module) -> str:
 
 
 def computed_by(opened: OpenedModel) -> dict[str, str]:
-    """Hashes of weights and configuration, and the floating type: what a score depends on besides its row."""
+    """What a score depends on besides its row: hashes of weights and configuration, and the floating type."""
     config = {name: value for name, value in opened.family.config.to_dict().items() if name not in IRRELEVANT}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     return {
@@ -60,7 +60,7 @@ def software() -> dict[str, str]:
 
 
 def _checkout() -> str:
-    """The commit of the checkout this file lies in; "" where it lies in none, or git is not there."""
+    """The commit of the checkout that this file is in; "" without a checkout or git."""
     root = Path(hanmo.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return ""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hanmo.errors import HanmoError
@@ -17,75 +17,69 @@ from hanmo.files import json_text, write_text
 FORMAT = "hanmo-tasks-1"
 ALL = "all"
 GAP = "____"  # in place of a candidate where a question is shown
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class QuestionResult:
-    """The scores or the answer of one question.
+    """The scores or the answer of one question."""
 
-    Attributes:
-        where: "file:line" of the record.
-        text: the question, with a gap where the candidates go.
-        options, gold: the candidates and the index of the right one; for generated answers the accepted ones, and 0.
-        scores: by reading, one number per candidate, the highest wins; for generated answers their values by metric.
-        generated: the model's answer, for tasks that generate it.
-    """
-
-    where: str
-    text: str
-    options: tuple[str, ...]
-    gold: int
-    scores: dict[str, list[float]]
-    generated: str | None = None
+    where: str  # "file:line" of the record
+    text: str  # the question, with a gap where the candidates go
+    options: tuple[str, ...]  # the candidates; the accepted answers, where the model generates one
+    gold: int  # index of the right one; 0 for generated answers
+    scores: dict[str, list[float]]  # by reading, of each candidate, the highest wins; of a generated answer by metric
+    generated: str | None = None  # the model's answer, for tasks that generate it
 
     def choice(self, reading: str) -> int:
         """The candidate with the highest score, the first of equal ones."""
         scores = self.scores[reading]
         return scores.index(max(scores))
 
+    def value(self, reading: str) -> float:
+        """The value of the model's answer; without one, whether the right candidate is chosen."""
+        return float(self.choice(reading) == self.gold) if self.generated is None else self.scores[reading][0]
+
     def margin(self, reading: str) -> float:
         """Score of the best wrong candidate less that of the right one."""
         scores = self.scores[reading]
         return max((score for place, score in enumerate(scores) if place != self.gold), default=0.0) - scores[self.gold]
 
+    def as_dict(self) -> dict[str, Any]:
+        """All but the text, for JSON."""
+        scores = {name: [round(value, 6) for value in values] for name, values in self.scores.items()}
+        shown = {"where": self.where, "options": self.options, "gold": self.gold, "scores": scores}
+        return shown if self.generated is None else shown | {"generated": self.generated}
+
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task.
-
-    Attributes:
-        metric: "accuracy" or "F1".
-        reading: the key of ``right`` that is the result.
-        right: by reading, the value of every group or question, 0 to 1.
-        chance: accuracy of guessing; None for generated answers.
-        labels: the candidates are the same labels in all items.
-        about: task hash, data hash, numbers.
-        groups: averages that it counts in, besides that of all tasks.
-        place: position among the tasks.
-    """
+    """One task."""
 
     name: str
     title: str
-    metric: str
-    reading: str
-    right: dict[str, list[float]]
-    chance: float | None
-    labels: bool
+    metric: str  # "accuracy" or "F1"
+    reading: str  # the key of ``right`` that is the result
+    right: dict[str, list[float]]  # by reading, the value of every group or question, 0 to 1
+    chance: float | None  # accuracy of guessing; None for generated answers
+    labels: bool  # the candidates are the same labels in all items
     items: list[QuestionResult]
-    about: dict[str, Any]
+    about: dict[str, Any]  # task hash, data hash, numbers
     notes: list[str] = field(default_factory=list)
-    groups: tuple[str, ...] = ()
-    place: int = 0
+    groups: tuple[str, ...] = ()  # averages that it counts in, besides that of all tasks
+    place: int = 0  # position among the tasks
 
     @property
     def value(self) -> float:
-        return mean(self.right[self.reading])
+        return fmean(self.right[self.reading])
+
+    def readings(self) -> dict[str, dict[str, float]]:
+        """By reading, its value with the 95 % bootstrap interval: value, low, high."""
+        return {name: _measured(values) for name, values in self.right.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        readings = {}
-        for name, values in self.right.items():
-            low, high = interval(values)
-            readings[name] = {"value": mean(values), "low": low, "high": high}
+        """All but the questions, for JSON."""
+        readings = self.readings()
         return {
             "title": self.title,
             "place": self.place,
@@ -101,27 +95,16 @@ class TaskResult:
             "right": [round(value, 6) for value in self.right[self.reading]],
         }
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Row:
         """The result as one row of a table, see ``Result.rows``."""
         values = self.right[self.reading]
-        low, high = interval(values)
-        return {
-            "title": self.title,
-            "metric": f"{self.metric} ({self.reading})",
-            "value": self.value,
-            "low": low,
-            "high": high,
-            "chance": self.chance,
-            "questions": len(values),
-            "data": self.about["data"],
-        }
+        row = {"title": self.title, "metric": f"{self.metric} ({self.reading})", **_measured(values)}
+        return row | {"chance": self.chance, "questions": len(values), "data": self.about["data"]}
 
     def confusion(self) -> dict[str, dict[str, int]]:
         """By right label, how often each label was chosen; empty for tasks without fixed labels."""
-        if not self.labels:
-            return {}
         table: dict[str, Counter[str]] = {}
-        for item in self.items:
+        for item in self.items if self.labels else ():
             chosen = item.options[item.choice(self.reading)]
             table.setdefault(item.options[item.gold], Counter())[chosen] += 1
         return {label: dict(row.most_common()) for label, row in table.items()}
@@ -129,20 +112,16 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Result:
-    """All tasks of a run.
-
-    Attributes:
-        about: model, weights, protocol, shots, limit, version.
-        tasks: empty where the right answers are not published.
-        submission: by task and id of the question, the chosen option; empty for suites whose answers are not submitted.
-    """
+    """All tasks of a run."""
 
     title: str
-    about: dict[str, Any]
-    tasks: list[TaskResult]
-    submission: dict[str, dict[str, str]] = field(default_factory=dict)
+    about: dict[str, Any]  # model, weights, protocol, shots, limit, version
+    tasks: list[TaskResult]  # none where the right answers are not published
+    submission: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # by task and id of the question, the chosen option
 
-    def averages(self) -> list[dict[str, Any]]:
+    def averages(self) -> list[Row]:
         """Of each group of tasks and of all, over tasks (as leaderboards have it) and over questions; none without groups.
 
         The 95 % bootstrap interval is over questions in both.
@@ -174,32 +153,27 @@ class Result:
         if self.tasks:
             files["results.json"] = json_text(self.as_dict(), indent=1) + "\n"
             files["results.md"] = self.markdown()
-            files["items.jsonl"] = "".join(_lines(self.tasks))
+            items = [{"task": task.name, **item.as_dict()} for task in self.tasks for item in task.items]
+            files["items.jsonl"] = "".join(f"{json_text(item)}\n" for item in items)
         if self.submission:
             files["submission.json"] = json_text(self.submission, indent=1) + "\n"
         for name, text in files.items():
             write_text(folder / name, text)
         return list(files)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """One row for each task and each average: title, metric, value, low, high, chance, questions, data."""
         averages = [row | {"metric": f"mean over {row['over']}", "data": ""} for row in self.averages()]
         return [*(task.row() for task in self.tasks), *averages]
 
     def summary(self) -> list[list[str]]:
         """``rows`` as text: title, metric, value, interval, chance, questions, data."""
-        return [
-            [
-                row["title"],
-                row["metric"],
-                f"{row['value']:.4f}",
-                f"{row['low']:.4f} to {row['high']:.4f}",
-                "–" if row["chance"] is None else f"{row['chance']:.4f}",
-                str(row["questions"]),
-                row["data"],
-            ]
-            for row in self.rows()
-        ]
+        summary = []
+        for row in self.rows():
+            chance = "–" if row["chance"] is None else f"{row['chance']:.4f}"
+            values = f"{row['value']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}"
+            summary.append([row["title"], row["metric"], *values, chance, str(row["questions"]), row["data"]])
+        return summary
 
     def markdown(self) -> str:
         rows = [["task", "metric", "result", "95 % interval", "chance", "questions"], ["---"] * 6]
@@ -212,24 +186,37 @@ class Result:
         return "\n".join([f"# {self.title}", "", *table, "", *facts, *([""] if notes else []), *notes, ""])
 
 
-def _means(title: str, tasks: Sequence[TaskResult]) -> list[dict[str, Any]]:
+def _measured(values: Sequence[float]) -> dict[str, float]:
+    """The mean with its 95 % bootstrap interval."""
+    low, high = interval(values)
+    return {"value": fmean(values), "low": low, "high": high}
+
+
+def _means(title: str, tasks: Sequence[TaskResult]) -> list[Row]:
     values = [task.right[task.reading] for task in tasks]
     together = [value for one in values for value in one]
     chances = [task.chance or 0.0 for task in tasks]
     by_question = [chance for chance, one in zip(chances, values, strict=True) for _ in one]
-    rows = (
-        ("tasks", mean([mean(one) for one in values]), interval_of_means(values), mean(chances)),
-        ("questions", mean(together), interval(together), mean(by_question)),
-    )
+    low, high = interval_of_means(values)
+    over_tasks = {"value": fmean(map(fmean, values)), "low": low, "high": high, "chance": fmean(chances)}
+    over_questions = {**_measured(together), "chance": fmean(by_question)}
     return [
-        {"title": title, "over": over, "tasks": len(tasks), "questions": len(together)}
-        | {"value": value, "low": low, "high": high, "chance": chance}
-        for over, value, (low, high), chance in rows
+        {"title": title, "over": over, "tasks": len(tasks), "questions": len(together), **measured}
+        for over, measured in (("tasks", over_tasks), ("questions", over_questions))
     ]
 
 
-def mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def content_of(path: str | Path, expected: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        HanmoError: there is none, or it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise HanmoError(f"{path}: {problem}; expected {expected}") from None
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
@@ -240,12 +227,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        problem = error.strerror if isinstance(error, OSError) else error
-        expected = "the results.json of `hanmo eval clue|exam|task --output`"
-        raise HanmoError(f"{path}: {problem}; expected {expected}") from None
+    content = content_of(path, "the results.json of `hanmo eval clue|exam|task --output`")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise HanmoError(f"{path}: not a result of `hanmo eval clue|exam|task` (format {FORMAT})")
     return content
@@ -261,7 +243,7 @@ def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
     if not shared or first["title"] != second["title"]:
         had = [f"{run['title']}: {', '.join(run['tasks'])}" for run in (first, second)]
         raise HanmoError(f"no task in common: the first has {had[0]}; the second {had[1]}")
-    together: dict[str, tuple[list[float], list[float]]] = {}
+    together: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in shared}
     for name in shared:
         one, other = first["tasks"][name], second["tasks"][name]
         if one["about"]["data"] != other["about"]["data"] or len(one["right"]) != len(other["right"]):
@@ -273,20 +255,4 @@ def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, 
             ours, theirs = together.setdefault(title, ([], []))
             ours += one["right"]
             theirs += other["right"]
-    return {name: compare(*together[name]) for name in dict.fromkeys((*shared, *together))}
-
-
-def _lines(tasks: Sequence[TaskResult]) -> Iterator[str]:
-    for task in tasks:
-        for item in task.items:
-            scores = {name: [round(value, 6) for value in values] for name, values in item.scores.items()}
-            value = {
-                "task": task.name,
-                "where": item.where,
-                "options": item.options,
-                "gold": item.gold,
-                "scores": scores,
-            }
-            if item.generated is not None:
-                value["generated"] = item.generated
-            yield json_text(value) + "\n"
+    return {name: compare(*values) for name, values in together.items()}

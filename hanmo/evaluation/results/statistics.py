@@ -14,18 +14,12 @@ INTERVAL = [(1 - 0.95) / 2, (1 + 0.95) / 2]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same items.
+    """Two models on the same items."""
 
-    Attributes:
-        difference: mean of the second less that of the first, with its 95 % bootstrap ``interval`` over items.
-        p: two-sided; exact McNemar for right-or-wrong values, random sign flips for others.
-        better, worse: items on which the second is better, or worse.
-    """
-
-    difference: float
-    interval: tuple[float, float]
-    p: float
-    better: int
+    difference: float  # mean of the second less that of the first
+    interval: tuple[float, float]  # 95 % bootstrap interval of the difference over items
+    p: float  # two-sided; exact McNemar for right-or-wrong values, random sign flips for others
+    better: int  # items on which the second is better
     worse: int
 
 

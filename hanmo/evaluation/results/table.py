@@ -14,9 +14,8 @@ class Table:
     """Runs as columns, zero-shot ones first, tasks as rows in the order they have there.
 
     Attributes:
-        header: names of the columns: task, metric, chance, then shots and model of each run, and the data's hash.
-        rows: the task's title, metric, chance, for each run the value with its 95 % interval (None where it did not
-            run the task), and the data's hash; then the averages of runs that have the same tasks.
+        rows: of each task the value with its 95 % interval by run, None where the run lacks it; then the averages of runs
+            that have the same tasks.
         facts: everything each run's values depend on: protocol, limit, weights, software.
 
     Raises:
@@ -47,11 +46,12 @@ class Table:
                     )
             metric = ", ".join(dict.fromkeys(f"{one['metric']} ({one['reading']})" for one in having))
             chance = min((one["chance"] for one in having if one["chance"] is not None), default=None)
-            self.rows.append(
-                [first["title"], metric, chance, *(one and _cell(one) for one in found), first["about"]["data"]]
-            )
+            cells = [one and _cell(one) for one in found]
+            self.rows.append([first["title"], metric, chance, *cells, first["about"]["data"]])
         if len({tuple(run["tasks"]) for run in runs}) == 1:
-            self.rows += _averages(runs)
+            for same in zip(*(run["averages"] for run in runs), strict=True):
+                metric = f"mean over {same[0]['over']}"
+                self.rows.append([same[0]["title"], metric, same[0]["chance"], *map(_cell, same), None])
         self.facts = {name: _origin(run) for name, run in zip(names, runs, strict=True)}
 
     def markdown(self) -> str:
@@ -71,14 +71,6 @@ def _name(run: Result, runs: Sequence[Result]) -> str:
 
 def _cell(task: dict[str, Any]) -> str:
     return f"{task['value']:.4f} ({task['low']:.4f} – {task['high']:.4f})"
-
-
-def _averages(runs: Sequence[Result]) -> list[list[str | float | None]]:
-    rows: list[list[str | float | None]] = []
-    for same in zip(*(run["averages"] for run in runs), strict=True):
-        first = same[0]
-        rows.append([first["title"], f"mean over {first['over']}", first["chance"], *map(_cell, same), None])
-    return rows
 
 
 def cell_text(value: str | float | None) -> str:

@@ -47,7 +47,7 @@ def tokens(text: str) -> list[str]:
     >>> tokens("18小时，HBO's")
     ['18', '小', '时', 'hbo', "'s"]
     """
-    return [word for piece in CHINESE.split("".join(_kept(text))) for word in words(piece)]
+    return [word for piece in CHINESE.split(_kept(text)) for word in words(piece)]
 
 
 def words(text: str) -> list[str]:
@@ -67,30 +67,32 @@ def words(text: str) -> list[str]:
 
 
 def exact(prediction: str, references: Sequence[str]) -> bool:
-    """The prediction equals a reference, punctuation and case aside."""
-    return any("".join(_kept(prediction)) == "".join(_kept(reference)) for reference in references)
+    """Whether the prediction equals a reference, punctuation and case aside."""
+    return _kept(prediction) in map(_kept, references)
+
+
+def scores(prediction: str, references: Sequence[str]) -> dict[str, list[float]]:
+    """F1 and equality, as ``QuestionResult.scores`` has them."""
+    return {"f1": [f1(prediction, references)], "em": [float(exact(prediction, references))]}
 
 
 def f1(prediction: str, references: Sequence[str]) -> float:
     """The best F1 over the references; the common part is the longest run of tokens in both."""
-    predicted = tokens(prediction)
-    return max(_f1(predicted, tokens(reference)) for reference in references)
-
-
-def _f1(predicted: list[str], expected: list[str]) -> float:
-    common = common_run(predicted, expected)
-    return 2 * common / (len(predicted) + len(expected)) if common else 0.0
+    predicted, best = tokens(prediction), 0.0
+    for expected in map(tokens, references):
+        if common := common_run(predicted, expected):
+            best = max(best, 2 * common / (len(predicted) + len(expected)))
+    return best
 
 
 def common_run(first: Sequence[str], second: Sequence[str]) -> int:
     """Length of the longest run of tokens that stands in both."""
-    longest = 0
-    row = [0] * (len(second) + 1)
+    longest, row = 0, [0] * (len(second) + 1)
     for token in first:
         row = [0, *(row[place] + 1 if token == other else 0 for place, other in enumerate(second))]
         longest = max(longest, *row)
     return longest
 
 
-def _kept(text: str) -> list[str]:
-    return [character for character in text.lower().strip() if character not in PUNCTUATION]
+def _kept(text: str) -> str:
+    return "".join(character for character in text.lower().strip() if character not in PUNCTUATION)

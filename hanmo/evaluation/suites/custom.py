@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
@@ -50,7 +50,7 @@ class TaskFile:
 
 @dataclass(frozen=True, kw_only=True)
 class CustomTask(Task):
-    """A task, its YAML file, and the fields that its template names."""
+    """A task, its YAML file as path and content, and the fields that its template names."""
 
     path: Path
     file: TaskFile
@@ -66,13 +66,8 @@ def custom_suite(tasks: Sequence[CustomTask]) -> Suite:
     names = [task.name for task in tasks]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{', '.join(sorted(twice))}: given twice; results go by the name of the file")
-    return Suite(
-        name="task",
-        title="Tasks",
-        tasks=tasks,
-        read=read_split,
-        corrected=Protocol(options=("budget", "seed", "choices", "chat")),
-    )
+    corrected = Protocol(options=("budget", "seed", "choices", "chat"))
+    return Suite(name="task", title="Tasks", tasks=tasks, read=read_split, corrected=corrected)
 
 
 def read_task(path: str | Path, place: int = 0) -> CustomTask:
@@ -118,9 +113,13 @@ def read_split(task: CustomTask, split: str, first: int | None = None) -> list[E
     if name is None:
         raise ConfigError(f"{task.path}: examples in the prompt need records; say where with train: FILE")
     path, examples = task.path.parent / name, []
-    for line, record in _records(task, path):
+    columns = () if isinstance(task.file.options, str) else task.file.options
+    reader = SourceReader()
+    table = ".csv" in path.suffixes
+    records = reader.csv_rows(path, *task.fields, task.file.answer, *columns) if table else reader.json_objects(path)
+    for line, record in records:
         fields = {name: _text(record, name, path, line) for name in task.fields}
-        options = tuple(task.labels.values()) if task.labels else _options(task, record, path, line)
+        options = tuple(task.labels.values()) or _options(task, record, path, line)
         gold = _gold(task, record, options, path, line)
         examples.append(Example(fields, options, gold, f"{path}:{line}", options[gold]))
     if not examples:
@@ -143,13 +142,6 @@ def _fields(path: Path, template: str) -> tuple[str, ...]:
         if name is not None and (not name or form or conversion or set(name) & set(".[]")):
             raise ConfigError(f"{path}: template: expected only names of fields in braces, as {{text}}; found {name!r}")
     return tuple(dict.fromkeys(name for name in names if name != PLACE))
-
-
-def _records(task: CustomTask, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if ".csv" not in path.suffixes:
-        return SourceReader().json_objects(path)
-    options = () if isinstance(task.file.options, str) else task.file.options
-    return SourceReader().csv_rows(path, *task.fields, task.file.answer, *options)
 
 
 def _text(record: dict[str, Any], name: str, path: Path, line: int) -> str:
@@ -182,8 +174,7 @@ def _gold(task: CustomTask, record: dict[str, Any], options: tuple[str, ...], pa
         raise RecordError(path, line, f"{field} is {answer}; expected an index from 0 to {len(options) - 1}")
     text = _text(record, field, path, line)
     names = tuple(task.labels) or (() if isinstance(named, str) else named)
-    texts = () if task.labels else options
-    for known in (names, texts):
-        if text in known:
-            return known.index(text)
-    raise RecordError(path, line, f"{field} is {text!r}; expected one of {', '.join((*names, *texts)[:20])}")
+    known = names if task.labels else (*names, *options)
+    if text not in known:
+        raise RecordError(path, line, f"{field} is {text!r}; expected one of {', '.join(known[:20])}")
+    return known.index(text) % len(options)  # an option has its name, if any, in the same place

@@ -16,7 +16,7 @@ from random import Random
 
 from hanmo.data.prepare.normalisation import normalised
 from hanmo.errors import HanmoError
-from hanmo.evaluation.suites.task import Example, Reading, Task
+from hanmo.evaluation.suites.task import Example, Task
 from hanmo.families.base import Family
 from hanmo.records import Dialogue
 from hanmo.rows import Context, Part
@@ -28,16 +28,13 @@ NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class FewShotPrefix:
-    """Everything before a question.
-
-    Attributes:
-        shots: solved questions: the text before the answer, and the answer with the text after it.
-        chat: question and answer are turns of a conversation, in the model's own chat template, instead of running text.
-    """
+    """Everything before a question."""
 
     instruction: str = ""
-    shots: tuple[tuple[str, str], ...] = ()
-    chat: bool = False
+    shots: tuple[
+        tuple[str, str], ...
+    ] = ()  # solved questions: the text before the answer, and the answer with what follows
+    chat: bool = False  # question and answer are turns in the model's own chat template, instead of running text
 
     def text(self) -> str:
         """Instruction and shots as running text; "" if there is neither."""
@@ -60,22 +57,13 @@ class FewShotPrefix:
 
 @dataclass(frozen=True)
 class PreparedQuestions:
-    """The questions of one task, ready to be scored or answered.
+    """The questions of one task, ready to be scored or answered."""
 
-    Attributes:
-        examples: the examples, with the candidates that are offered.
-        questions: their candidates as parts.
-        priors: the candidates without the records' text, and ``prior_of`` the one that belongs to each question.
-        contexts: prompts of generated answers.
-        shots: number of shots in the prefix of each question.
-    """
-
-    examples: list[Example]
     questions: list[Candidates] = field(default_factory=list)
-    priors: list[Candidates] = field(default_factory=list)
-    prior_of: list[int] = field(default_factory=list)
-    contexts: list[Context] = field(default_factory=list)
-    shots: list[int] = field(default_factory=list)
+    priors: list[Candidates] = field(default_factory=list)  # the candidates without the records' text
+    prior_of: list[int] = field(default_factory=list)  # index of each question's prior
+    shots: list[int] = field(default_factory=list)  # number of shots before each question
+    contexts: list[Context] = field(default_factory=list)  # prompts of generated answers
 
 
 def prepare_questions(
@@ -89,11 +77,14 @@ def prepare_questions(
     Raises:
         HanmoError: a question does not fit even after the last prefix and without the text it is about.
     """
-    prepared = PreparedQuestions(list(examples))
+    prepared = PreparedQuestions()
     known: dict[tuple[tuple[str, ...], FewShotPrefix, str, str], int] = {}
     for example, offered in zip(examples, prefixes, strict=True):
         if task.generates:
-            prepared.contexts.append(_context(family, task, example, offered[-1], limit - NEW_TOKENS))
+            fields = shortened(family, task, example, offered[-1], limit - NEW_TOKENS)
+            (parts,) = offered[-1].candidates(family, task.template.around(fields)[0], [""])
+            ids = tuple(id_ for part in parts for id_ in part.ids)
+            prepared.contexts.append(Context(ids, ids))
             continue
         fitting = (one for one in offered[:-1] if _length(family, task, example, example.fields, one) <= limit)
         prefix = next(fitting, offered[-1])
@@ -102,11 +93,10 @@ def prepare_questions(
         prepared.questions.append(prefix.candidates(family, before, example.options, after))
         prepared.shots.append(len(prefix.shots))
         bare = task.template.without_text(fields)
-        key = (example.options, prefix, *bare)
-        if key not in known:
-            known[key] = len(prepared.priors)
+        number = known.setdefault((example.options, prefix, *bare), len(prepared.priors))
+        if number == len(prepared.priors):
             prepared.priors.append(prefix.candidates(family, bare[0], example.options, bare[1]))
-        prepared.prior_of.append(known[key])
+        prepared.prior_of.append(number)
     return prepared
 
 
@@ -114,10 +104,7 @@ def shortened(family: Family, task: Task, example: Example, prefix: FewShotPrefi
     """The record's fields, cut where the task allows so that the longest candidate's text fits into ``limit`` tokens."""
     fields = dict(example.fields)
     places = list(task.shorten.items())
-    while True:
-        length = _length(family, task, example, fields, prefix)
-        if length <= limit:
-            return fields
+    while (length := _length(family, task, example, fields, prefix)) > limit:
         while places and not fields[places[0][0]]:
             places.pop(0)
         if not places:
@@ -130,6 +117,7 @@ def shortened(family: Family, task: Task, example: Example, prefix: FewShotPrefi
         tokens = max(len(family.tokenizer.encode(text, add_special_tokens=False)), 1)
         surplus = min(math.ceil((length - limit) * len(text) / tokens), len(text))
         fields[name] = text[surplus:] if side == "start" else text[: len(text) - surplus]
+    return fields
 
 
 def _length(family: Family, task: Task, example: Example, fields: dict[str, str], prefix: FewShotPrefix) -> int:
@@ -137,12 +125,6 @@ def _length(family: Family, task: Task, example: Example, fields: dict[str, str]
     before, after = task.template.around(fields)
     longest = max(example.options, key=len, default="")
     return sum(len(part.ids) for part in prefix.candidates(family, before, [longest], after)[0]) + 2
-
-
-def _context(family: Family, task: Task, example: Example, prefix: FewShotPrefix, limit: int) -> Context:
-    before, _ = task.template.around(shortened(family, task, example, prefix, limit))
-    ids = tuple(id_ for part in prefix.candidates(family, before, [""])[0] for id_ in part.ids)
-    return Context(ids, ids)
 
 
 def draw_shots(
@@ -161,7 +143,7 @@ def draw_shots(
     share = limit // 2 // max(shots, 1)
 
     def fits(example: Example) -> bool:
-        text = task.template.fill(example.fields, _right(example))
+        text = task.template.fill(example.fields, example.right)
         return len(text) <= 4 * share and len(family.tokenizer.encode(text, add_special_tokens=False)) <= share
 
     drawn: list[Example] = []
@@ -171,7 +153,7 @@ def draw_shots(
         number = next((number for number, one in enumerate(pool) if fits(one)), None)
         example = pool.pop(number or 0)
         if number is None:
-            alone = replace(example, options=(_right(example),), gold=0)
+            alone = replace(example, options=(example.right,), gold=0)
             example = replace(example, fields=shortened(family, task, alone, FewShotPrefix(), share))
         drawn.append(example)
     rng.shuffle(drawn)
@@ -179,12 +161,9 @@ def draw_shots(
 
 
 def prefix_of(task: Task, shots: Sequence[Example], chat: bool = False) -> FewShotPrefix:
-    """The task's instruction and these examples, solved."""
-    solved = []
-    for shot in shots:
-        before, after = task.template.around(shot.fields)
-        solved.append((before, _right(shot) + after))
-    return FewShotPrefix(task.instruction, tuple(solved), chat)
+    """The task's instruction and the examples, solved."""
+    around = [(*task.template.around(shot.fields), shot.right) for shot in shots]
+    return FewShotPrefix(task.instruction, tuple((before, right + after) for before, after, right in around), chat)
 
 
 def prefixes_of(
@@ -196,8 +175,8 @@ def prefixes_of(
 ) -> tuple[list[FewShotPrefix], int]:
     """The prefix of each question, with few-shot examples that ``draw`` takes from the pool; and the number of exceptions.
 
-    No prefix contains the answer to its question: if the usual examples contain the question, or another record that asks
-    the same, its examples are drawn from the pool without such records.
+    An exception keeps the answer out of the prefix: where the usual examples contain the question, or another record that
+    asks the same, its examples are drawn from the pool without such records.
     """
     usual = draw(pool)
     drawn = {shot.where for shot in usual}
@@ -223,13 +202,12 @@ def fewer_options(examples: Sequence[Example], count: int, seed: int) -> Iterato
             yield example
             continue
         rng = Random(f"{seed} {number}")
-        gold = example.options[example.gold]
-        options = [gold, *rng.sample([one for one in example.options if one != gold], count - 1)]
+        options = [example.right, *rng.sample(example.wrong(), count - 1)]
         rng.shuffle(options)
-        yield replace(example, options=tuple(options), gold=options.index(gold))
+        yield replace(example, options=tuple(options), gold=options.index(example.right))
 
 
-def read_scores(sums: Sequence[float], tokens: Sequence[int], priors: Sequence[float]) -> dict[Reading, list[float]]:
+def read_scores(sums: Sequence[float], tokens: Sequence[int], priors: Sequence[float]) -> dict[str, list[float]]:
     """The candidates' scores by reading; the highest wins, the first of equal ones."""
     return {
         "sum": list(sums),
@@ -241,7 +219,3 @@ def read_scores(sums: Sequence[float], tokens: Sequence[int], priors: Sequence[f
 def first_line(text: str) -> str:
     """A generated answer: the first line that is not blank."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-def _right(example: Example) -> str:
-    return example.options[example.gold] if example.options else example.answers[0]

@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import ConfigError, unknown
-from hanmo.evaluation.engine.cache import Store, opened_store
+from hanmo.evaluation.engine.cache import Keep, Progress, Store, opened_store
 from hanmo.evaluation.engine.candidates import score_candidates
-from hanmo.evaluation.engine.distributed import shard
-from hanmo.evaluation.engine.row_scores import Progress, batches
+from hanmo.evaluation.engine.row_scores import batches
 from hanmo.evaluation.results.provenance import computed_by, software
 from hanmo.evaluation.results.result import GAP, QuestionResult, Result, TaskResult
 from hanmo.evaluation.suites import cmrc, prompting
-from hanmo.evaluation.suites.prompting import Candidates, FewShotPrefix, PreparedQuestions
+from hanmo.evaluation.suites.prompting import Candidates, FewShotPrefix
 from hanmo.evaluation.suites.suite import Options, Suite
-from hanmo.evaluation.suites.task import OPTION, READINGS, UNKNOWN, Example, Task, data_hash
+from hanmo.evaluation.suites.task import OPTION, UNKNOWN, Example, Task, data_hash
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
+from hanmo.rows import Context
 
 GENERATED_AT_ONCE = 8
 Watch = Callable[[str], Progress]  # title of a task -> its progress
+Score = tuple[float, int]  # log p of a candidate and its tokens
 
 
 def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | Path, watch: Watch) -> Result:
@@ -49,6 +50,7 @@ def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | P
     pools = {task.name: suite.read(task, pool, None) if pool else [] for task in suite.tasks}
     seed = options.seed or 0 if protocol.seed is None else protocol.seed
     used = {"seed": seed, "split": split, "chat": options.chat, "cot": options.cot}
+    reported = {*suite.corrected.options, *suite.corrected.refused}
     about = {
         "model": opened.source,
         "family": opened.family.name,
@@ -56,7 +58,7 @@ def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | P
         "protocol": "published" if options.published else "corrected",
         "shots": options.shots,
         "limit": _limit(opened, options, protocol.limit),
-        **{name: used[name] for name in suite.reported()},
+        **{name: value for name, value in used.items() if name in reported},
         **software(),
     }
     results, submission = [], {}
@@ -76,9 +78,7 @@ def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | P
 class TaskRun:
     """One task of a suite while it is evaluated.
 
-    Attributes:
-        cache: folder in which answers are kept.
-        about: everything the results of the whole run depend on.
+    ``about``: everything the results of the whole run depend on.
     """
 
     opened: OpenedModel
@@ -92,35 +92,37 @@ class TaskRun:
 
     @property
     def limit(self) -> int:
-        """Most tokens of a question."""
         return int(self.about["limit"])
 
     def ask(
         self, examples: Sequence[Example], prefixes: Sequence[Sequence[FewShotPrefix]]
     ) -> tuple[list[QuestionResult], list[str]]:
         """Ask every question after the first of its prefixes that leaves room for it; also returns notes for the result."""
-        task = self.task
-        prepared = prompting.prepare_questions(self.opened.family, task, examples, prefixes, self.limit)
+        prepared = prompting.prepare_questions(self.opened.family, self.task, examples, prefixes, self.limit)
         texts = dict.fromkeys(offered[0].text() for offered in prefixes)
         with self.store(examples, *texts, prefixes[0][0].chat) as store:
-            if task.generates:
-                self._generate(prepared, store)
-                return [self._generated(example, store.values[n]) for n, example in enumerate(examples)], []
-            self.score([*prepared.questions, *prepared.priors], store)  # in one list, by number
-            items = [self._scored(prepared, number, store) for number in range(len(examples))]
+            if self.task.generates:
+                answered = zip(examples, self._generate(prepared.contexts, store), strict=True)
+                return [self.item(one, cmrc.scores(reply, one.answers), reply) for one, reply in answered], []
+            found = self.score([*prepared.questions, *prepared.priors], store)
+        items, priors = [], found[len(examples) :]
+        for example, of_options, prior in zip(examples, found, prepared.prior_of, strict=False):
+            sums, tokens = zip(*of_options, strict=True)
+            scores = prompting.read_scores(sums, tokens, [total for total, _ in priors[prior]])
+            items.append(self.item(example, scores))
         fewer = sum(count < len(offered[0].shots) for count, offered in zip(prepared.shots, prefixes, strict=True))
         return items, no_room(fewer)
 
     def result(
         self,
         reading: str,
-        values: dict[str, list[float]],
         items: list[QuestionResult],
         about: dict[str, Any],
         notes: list[str],
+        right: dict[str, list[float]] | None = None,
         chance: float | None = None,
     ) -> TaskResult:
-        """The result of the task. ``chance`` is by default that of taking one of each question's candidates."""
+        """The result of the task; ``right`` and ``chance`` are by default those of the questions, one by one."""
         task = self.task
         if chance is None and not task.generates:
             chance = sum(1 / len(item.options) for item in items) / len(items)
@@ -131,7 +133,7 @@ class TaskRun:
             groups=task.groups,
             metric="F1" if task.generates else "accuracy",
             reading=reading,
-            right=values,
+            right=right or {name: [item.value(name) for item in items] for name in items[0].scores},
             chance=chance,
             labels=bool(task.labels),
             items=items,
@@ -145,44 +147,34 @@ class TaskRun:
         content = [about, data_hash(examples), self.task.hash(), *more]
         return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", content)
 
-    def score(self, questions: Sequence[Candidates], store: Store) -> None:
-        """Score this process's share of the questions that the store has no answer to: [log p, tokens] of each candidate."""
-        missing = shard(store.missing(len(questions)))
-        score_candidates(
-            self.opened,
-            [questions[number] for number in missing],
-            budget=self.options.budget,
-            progress=self.progress,
-            on_scored=lambda place, scores: store.add(missing[place], [[-one.nll, one.tokens] for one in scores]),
-        )
-        store.complete()
+    def score(self, questions: Sequence[Candidates], store: Store) -> list[list[Score]]:
+        """The score of each candidate, by question; asked are those that the store has no answer to."""
 
-    def _generate(self, prepared: PreparedQuestions, store: Store) -> None:
+        def find(missing: list[int], keep: Keep) -> None:
+            score_candidates(
+                self.opened,
+                [questions[number] for number in missing],
+                budget=self.options.budget,
+                on_scored=lambda place, scores: keep(place, [(-one.nll, one.tokens) for one in scores]),
+            )
+
+        return store.fill(len(questions), find, self.progress)
+
+    def _generate(self, contexts: Sequence[Context], store: Store) -> list[str]:
         settings = Settings(max_new_tokens=prompting.NEW_TOKENS, do_sample=False, rule_files=False)
-        contexts = prepared.contexts
-        missing = shard(store.missing(len(contexts)))
-        done = len(contexts) - len(missing)
-        for chosen in batches([len(contexts[number].ids) for number in missing], GENERATED_AT_ONCE):
-            numbers = [missing[place] for place in chosen]
-            replies = generate(self.opened, [contexts[number] for number in numbers], settings)
-            for number, reply in zip(numbers, replies, strict=True):
-                store.add(number, prompting.first_line(self.opened.family.decode(reply.ids)))
-            done += len(numbers)
-            self.progress(done, len(contexts))
-        store.complete()
 
-    def _scored(self, prepared: PreparedQuestions, number: int, store: Store) -> QuestionResult:
-        example = prepared.examples[number]
-        sums, tokens = zip(*store.values[number], strict=True)
-        priors = [total for total, _ in store.values[len(prepared.questions) + prepared.prior_of[number]]]
-        scores = {str(name): values for name, values in prompting.read_scores(sums, tokens, priors).items()}
-        text = self.task.template.fill(example.fields, GAP)
-        return QuestionResult(example.where, text, example.options, example.gold, scores)
+        def find(missing: list[int], keep: Keep) -> None:
+            for places in batches([len(contexts[number].ids) for number in missing], GENERATED_AT_ONCE):
+                replies = generate(self.opened, [contexts[missing[place]] for place in places], settings)
+                for place, reply in zip(places, replies, strict=True):
+                    keep(place, prompting.first_line(self.opened.family.decode(reply.ids)))
 
-    def _generated(self, example: Example, reply: str) -> QuestionResult:
-        scores = {"f1": [cmrc.f1(reply, example.answers)], "em": [float(cmrc.exact(reply, example.answers))]}
-        text = self.task.template.fill(example.fields, GAP)
-        return QuestionResult(example.where, text, example.answers, 0, scores, reply)
+        return store.fill(len(contexts), find, self.progress)
+
+    def item(self, example: Example, scores: dict[str, list[float]], generated: str | None = None) -> QuestionResult:
+        """The result of a question, with the scores of its candidates or of the answer that the model generated."""
+        text, options = self.task.template.fill(example.fields, GAP), example.options or example.answers
+        return QuestionResult(example.where, text, options, example.gold, scores, generated)
 
 
 def corrected(run: TaskRun, examples: list[Example], pool: list[Example]) -> TaskResult:
@@ -207,19 +199,12 @@ def corrected(run: TaskRun, examples: list[Example], pool: list[Example]) -> Tas
     if len(drawn) < options.shots:
         notes.append(f"only {len(drawn)} examples in the {suite.corrected.pool} split")
     about = {"data": data, "task": task.hash(), "shots": [shot.where for shot in drawn]}
-    return run.result(task.reading, _values(task, items), items, about, notes)
+    return run.result(task.reading, items, about, notes)
 
 
 def no_room(questions: int) -> list[str]:
     """The note on questions that were asked with fewer few-shot examples than wanted."""
     return [f"{questions} questions left no room for all examples"] if questions else []
-
-
-def _values(task: Task, items: Sequence[QuestionResult]) -> dict[str, list[float]]:
-    """By reading, whether each question is answered right, or the values of a generated answer."""
-    if task.generates:
-        return {name: [item.scores[name][0] for item in items] for name in ("f1", "em")}
-    return {str(name): [float(item.choice(name) == item.gold) for item in items] for name in READINGS}
 
 
 def _answered(examples: dict[str, list[Example]]) -> bool:
@@ -232,7 +217,6 @@ def _answered(examples: dict[str, list[Example]]) -> bool:
 
 
 def _limit(opened: OpenedModel, options: Options, default: int) -> int:
-    """Most tokens of a question."""
     positions = getattr(opened.network.config, "max_position_embeddings", None)
     if options.published or positions is None:
         return options.limit or default

@@ -29,29 +29,31 @@ class Options:
     choices: int | None = None  # offer so many candidates at most
     chat: bool = False  # ask in the model's chat template
     cot: bool = False  # the few-shot examples explain their answers
-    candidates: Path | None = None  # file of the original's wrong candidates, see clue.published.read_candidates
+    candidates: Path | None = None  # file of the original's wrong candidates, see clue.suite.read_candidates
 
 
 @dataclass(frozen=True)
 class Protocol:
     """A way to evaluate the tasks of a suite.
 
-    Attributes:
-        evaluate: evaluates one task: ``evaluate(run, examples, pool)`` with a ``runner.TaskRun``, the examples, and those
-            that few-shot examples are taken from; None is ``runner.corrected``.
-        limit: most tokens of a question, unless options say otherwise.
-        pool: split that few-shot examples are taken from; None: ``evaluate`` takes them from elsewhere.
-        seed: fixed seed, where the protocol has one.
-        options: names of the options that have an effect, besides ``ALWAYS``.
-        refused: messages for options that have none.
+    ``evaluate`` evaluates one task, given a ``runner.TaskRun``, the examples, and those that few-shot examples are taken
+    from; None is ``runner.corrected``.
     """
 
     evaluate: Callable[[Any, list[Example], list[Example]], TaskResult] | None = None
-    limit: int = LIMIT
-    pool: str | None = "train"
-    seed: int | None = None
-    options: Collection[str] = ("budget", "split", "seed", "choices", "chat")
-    refused: Mapping[str, str] = field(default_factory=dict)
+    limit: int = LIMIT  # most tokens of a question, unless options say otherwise
+    pool: str | None = (
+        "train"  # split that few-shot examples are taken from; None: ``evaluate`` takes them from elsewhere
+    )
+    seed: int | None = None  # fixed seed, where the protocol has one
+    options: Collection[str] = (
+        "budget",
+        "split",
+        "seed",
+        "choices",
+        "chat",
+    )  # those with an effect, besides ``ALWAYS``
+    refused: Mapping[str, str] = field(default_factory=dict)  # messages for options that have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,31 +61,27 @@ class Suite:
     """Tasks that are evaluated together.
 
     Attributes:
-        name: name of its folder in the cache.
-        title: title of its results.
         read: ``read(task, split, first)`` returns the examples of a split, only so many if ``first`` is a number; it
             raises ``RecordError`` for a bad record.
-        splits: splits that may be evaluated, the default first.
-        first_shots: few-shot examples are the first ones of the pool, instead of a balanced random draw; the last ones
-            are left out where a question has no room for them.
-        id_field: field of an example that identifies it in submission.json; "" writes no such file.
+        first_shots: few-shot examples are the first of the pool, the last left out where a question has no room for them;
+            without it they are a balanced random draw.
     """
 
-    name: str
-    title: str
+    name: str  # of its folder in the cache
+    title: str  # of its results
     tasks: Sequence[Task]
     read: Callable[[Any, str, int | None], list[Example]]
-    splits: Sequence[str] = ("dev",)
+    splits: Sequence[str] = ("dev",)  # those that may be evaluated, the default first
     corrected: Protocol = Protocol()
     published: Protocol | None = None
     first_shots: bool = False
-    id_field: str = ""
+    id_field: str = ""  # field of an example that identifies it in submission.json; "" writes no such file
 
     def protocol(self, options: Options) -> Protocol:
         """The protocol that the options choose.
 
         Raises:
-            ConfigError: the suite has no published protocol, or an option has no effect.
+            ConfigError: there is no published protocol, or an option has no effect.
         """
         protocol = self.published if options.published else self.corrected
         if protocol is None:
@@ -100,8 +98,3 @@ class Suite:
                 titles = ", ".join(task.title for task in self.tasks)
                 raise ConfigError(f"{name} has no effect on {titles}: the model generates the answer")
         return protocol
-
-    def reported(self) -> list[str]:
-        """Names of the options that results report, besides shots and limit."""
-        known = {*self.corrected.options, *self.corrected.refused}
-        return [name for name in ("seed", "split", "chat", "cot") if name in known]

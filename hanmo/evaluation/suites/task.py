@@ -14,7 +14,6 @@ import yaml
 from hanmo.errors import ConfigError, unknown
 
 Reading = Literal["sum", "mean", "prior", "f1"]
-READINGS: tuple[Reading, ...] = ("sum", "mean", "prior")
 OPTION = "{option}"
 UNKNOWN = -1  # the right candidate of an example whose answer is not published
 AnyTask = TypeVar("AnyTask", bound="Task")
@@ -22,16 +21,16 @@ AnyTask = TypeVar("AnyTask", bound="Task")
 
 @dataclass(frozen=True)
 class Template:
-    """Text around a candidate.
-
-    >>> Template("{a}?{option}!").around({"a": "x"})
-    ('x?', '!')
-    """
+    """Text around a candidate."""
 
     text: str
 
     def around(self, fields: Mapping[str, str]) -> tuple[str, str]:
-        """The text before and after the candidate."""
+        """The text before and after the candidate.
+
+        >>> Template("{a}?{option}!").around({"a": "x"})
+        ('x?', '!')
+        """
         before, _, after = self.text.partition(OPTION)
         return before.format_map(fields), after.format_map(fields)
 
@@ -41,8 +40,7 @@ class Template:
 
     def without_text(self, fields: Mapping[str, str]) -> tuple[str, str]:
         """As ``around``, with the record's text before the candidate left out."""
-        before, _, _ = self.text.partition(OPTION)
-        return before.format_map(dict.fromkeys(fields, "")), self.around(fields)[1]
+        return self.around(dict.fromkeys(fields, ""))[0], self.around(fields)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,29 +48,23 @@ class Task:
     """One task.
 
     Attributes:
-        title: name in results.
-        template: text of a question; a candidate replaces {option}.
         shorten: fields that may be cut where the whole does not fit, and from which side: "start" or "end".
-        reading: the reading that is the result, see prompting.py; "f1": the model generates the answer.
         labels: label in the files: its word, in the order of the candidates; empty if every record has its own candidates.
-        instruction: stands once before few-shot examples and question.
-        groups: groups whose averages the task counts in, such as the domain of a subject.
-        place: position among the tasks in results.
     """
 
     name: str
-    title: str
-    template: Template
+    title: str  # name in results
+    template: Template  # text of a question; a candidate replaces {option}
     shorten: dict[str, str] = field(default_factory=dict)
-    reading: Reading
+    reading: Reading  # the reading that is the result, see prompting.py; "f1": the model generates the answer
     labels: dict[str, str] = field(default_factory=dict)
-    instruction: str = ""
-    groups: tuple[str, ...] = ()
-    place: int = 0
+    instruction: str = ""  # stands once before few-shot examples and question
+    groups: tuple[str, ...] = ()  # groups whose averages the task counts in, such as the domain of a subject
+    place: int = 0  # among the tasks
 
     @property
     def generates(self) -> bool:
-        """The model generates the answer; there are no candidates."""
+        """Whether the model generates the answer, without candidates."""
         return self.reading == "f1"
 
     def hash(self) -> str:
@@ -83,23 +75,22 @@ class Task:
 
 @dataclass(frozen=True)
 class Example:
-    """One question of a task.
+    """One question of a task."""
 
-    Attributes:
-        fields: texts that templates may name.
-        options: candidates in order; none where the answer is generated.
-        gold: index of the right candidate, or ``UNKNOWN``.
-        where: "file:line", or "file:record" where a file is one JSON document.
-        label: the right answer as it stands in the file.
-        answers: all accepted answers of a generated one.
-    """
+    fields: dict[str, str]  # texts that templates may name
+    options: tuple[str, ...]  # candidates in order; none where the answer is generated
+    gold: int  # index of the right candidate, or ``UNKNOWN``
+    where: str  # "file:line", or "file:record" where a file is one JSON document
+    label: str  # the right answer as it stands in the file
+    answers: tuple[str, ...] = ()  # all accepted ones, where the answer is generated
 
-    fields: dict[str, str]
-    options: tuple[str, ...]
-    gold: int
-    where: str
-    label: str
-    answers: tuple[str, ...] = ()
+    @property
+    def right(self) -> str:
+        """The right candidate, or an accepted answer."""
+        return self.options[self.gold] if self.options else self.answers[0]
+
+    def wrong(self) -> list[str]:
+        return [option for option in self.options if option != self.right]
 
 
 def data_hash(examples: Iterable[Example]) -> str:
@@ -121,8 +112,7 @@ def read_tasks(path: str | Path, make: Callable[..., AnyTask] = Task) -> dict[st
     tasks = {}
     for place, (name, value) in enumerate(content.items()):
         try:
-            values = {**value, "template": Template(value["template"])}
-            tasks[name] = make(name=name, place=place, **values)
+            tasks[name] = make(name=name, place=place, **{**value, "template": Template(value["template"])})
         except (TypeError, KeyError) as error:
             raise ConfigError(f"{path}: {name}: {error}") from None
     return tasks

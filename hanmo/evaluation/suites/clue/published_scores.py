@@ -23,22 +23,17 @@ from hanmo.rows import Part, collate
 MAX_LENGTH = 512
 ANSWER = "答:"
 NEW_TOKENS = 100
+BUDGET = 2048  # tokens of a batch
 CHUNK = 64  # positions whose probabilities exist at the same time
 
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """The scores of one prompt.
+    """The scores of one prompt."""
 
-    Attributes:
-        ppl: as published, in fp32, whose rounding decides between candidates that hardly differ.
-        exact: the same without rounding.
-        nll: the mean of -log p in nats of all tokens but the first.
-    """
-
-    ppl: float
-    exact: float
-    nll: float
+    ppl: float  # as published, in fp32, whose rounding decides between candidates that hardly differ
+    exact: float  # the same without rounding
+    nll: float  # the mean of -log p in nats of all tokens but the first
 
 
 def encode(opened: OpenedModel, text: str, max_length: int = MAX_LENGTH) -> list[int]:
@@ -46,13 +41,8 @@ def encode(opened: OpenedModel, text: str, max_length: int = MAX_LENGTH) -> list
     return list(opened.tokenizer(text, max_length=max_length, truncation=True)["input_ids"])
 
 
-def score_prompts(
-    opened: OpenedModel, prompts: Sequence[str], max_length: int = MAX_LENGTH, budget: int = 2048
-) -> Iterator[tuple[int, PublishedScore]]:
+def score_prompts(opened: OpenedModel, prompts: Sequence[str], max_length: int) -> Iterator[tuple[int, PublishedScore]]:
     """The score of each prompt with its index, as soon as it is known: prompts of similar length share a batch.
-
-    Args:
-        budget: tokens of a batch.
 
     Raises:
         UnsupportedError: the network is an encoder-decoder, for which the protocol is not defined.
@@ -62,7 +52,7 @@ def score_prompts(
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     with evaluating(opened.network) as network:
         while order:
-            chosen = order[: max(budget // len(encoded[order[0]]), 1)]
+            chosen = order[: max(BUDGET // len(encoded[order[0]]), 1)]
             del order[: len(chosen)]
             rows = [opened.family.row([Part(tuple(encoded[index]), False)]) for index in chosen]
             if "decoder_input_ids" in rows[0].inputs:
@@ -127,9 +117,8 @@ def generate_answer(opened: OpenedModel, prompt: str) -> str:
             generated.append(token)
             position_1P1 = (start.start + (len(generated) - 1) * start.step)[None, :, None].to(network.device)
             logits_1qV = network.step(torch.tensor([[token]], device=network.device), position_1P1, state)
-    spelled = [
-        id_ for id_ in generated if id_ not in family.unused_ids
-    ]  # rows of the embedding that stand for no token
+    # Unused ids are rows of the embedding that stand for no token.
+    spelled = [id_ for id_ in generated if id_ not in family.unused_ids]
     return after_answer(family.decode([*start.inputs["input_ids"].tolist(), *spelled]))
 
 
