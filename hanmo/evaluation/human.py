@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from typing import Any
 
 from hanmo.errors import HanmoError, RecordError
 from hanmo.evaluation.results.statistics import interval
-from hanmo.files import json_text, write_text
+from hanmo.files import json_text, read_json, write_text
+from hanmo.records import opened_text
 from hanmo.report.page import render
 
 RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}
@@ -99,8 +99,10 @@ def score(sheets: Sequence[str | Path], key: str | Path) -> HumanResult:
         RecordError: a rating is out of its range, or of an item that the key does not know.
     """
     try:
-        known: dict[str, dict[str, str]] = json.loads(Path(key).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        known: dict[str, dict[str, str]] = read_json(Path(key))
+        if not all(isinstance(entry, dict) and {"system", "question"} <= entry.keys() for entry in known.values()):
+            raise ValueError("no items with their systems")
+    except (OSError, ValueError) as error:
         raise HanmoError(f"{key}: {error}; expected the key.json that `hanmo eval human-prepare` wrote") from None
     rated: dict[str, dict[str, list[float]]] = {name: {} for name in RATINGS}
     for sheet in map(Path, sheets):
@@ -178,18 +180,20 @@ def _page(rows: Sequence[tuple[str, str, str]], name: str) -> str:
 
 
 def _rows(sheet: Path) -> list[tuple[int, dict[str, str]]]:
-    try:
-        reader = csv.DictReader(io.StringIO(sheet.read_bytes().decode("utf-8-sig"), newline=""))
-    except OSError as error:
-        raise HanmoError(f"{sheet}: {error.strerror}; expected a rated sheet") from None
-    missing = [name for name in ("item", *RATINGS) if name not in (reader.fieldnames or ())]
-    if missing:
-        raise RecordError(sheet, 1, f"no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
     rows: list[tuple[int, dict[str, Any]]] = []
-    for row in reader:
-        if any(row[name] is None for name in ("item", *RATINGS)):
-            raise RecordError(sheet, reader.line_num, f"fewer than {len(COLUMNS)} columns")
-        rows.append((reader.line_num, {name: text_of(cell or "") for name, cell in row.items() if name in COLUMNS}))
+    with opened_text(sheet, newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            missing = [name for name in ("item", *RATINGS) if name not in (reader.fieldnames or ())]
+            if missing:
+                raise RecordError(sheet, 1, f"no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+            for row in reader:
+                if any(row[name] is None for name in ("item", *RATINGS)):
+                    raise RecordError(sheet, reader.line_num, f"fewer than {len(COLUMNS)} columns")
+                cells = {name: text_of(cell or "") for name, cell in row.items() if name in COLUMNS}
+                rows.append((reader.line_num, cells))
+        except csv.Error as error:
+            raise RecordError(sheet, reader.line_num, f"not CSV: {error}") from None
     return rows
 
 

@@ -3,7 +3,17 @@
 from hanmo.records.json_values import json_lines, json_members
 from hanmo.records.reading import iter_records, opened_text, read_records
 from hanmo.records.schemas import FORMS, TURNS, json_record
-from hanmo.records.types import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text, unanswered
+from hanmo.records.types import (
+    Dialogue,
+    Plain,
+    PromptResponse,
+    Record,
+    Rejects,
+    ScoredAnswers,
+    Text,
+    unanswered,
+    unasked,
+)
 from hanmo.records.writing import record_writer, write_records
 
 __all__ = [
@@ -24,5 +34,6 @@ __all__ = [
     "read_records",
     "record_writer",
     "unanswered",
+    "unasked",
     "write_records",
 ]

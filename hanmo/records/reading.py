@@ -21,9 +21,10 @@ from hanmo.errors import RecordError
 from hanmo.files import data_at
 from hanmo.records.json_values import json_lines, json_members
 from hanmo.records.schemas import json_record
-from hanmo.records.types import Dialogue, Plain, Record, Rejects, Text, unanswered
+from hanmo.records.types import Dialogue, Plain, Record, Rejects, Text, unanswered, unasked
 
 Reply = Literal["any", "needed", "waiting"]
+_CHECKS: dict[Reply, Callable[[Record], str | None]] = {"needed": unanswered, "waiting": unasked, "any": lambda _: None}
 
 
 def read_records(path: str | Path, rejects: Rejects | None = None, plain: Plain = "dialogue") -> list[Record]:
@@ -40,7 +41,7 @@ def iter_records(
         rejects: takes bad records, which are then passed over; without it the first one stops the reading.
         plain: what a line of plain text is: the tab-separated turns of a dialogue, or running text.
         reply: "needed": a record without a reply (one turn, or an empty one) is a bad record. "waiting": the reply may be
-            missing, as in prompts. "any": no check.
+            missing, but the prompt may not. "any": no check.
 
     Raises:
         RecordError: a record that cannot be read; file, line, reason and what was expected.
@@ -101,7 +102,7 @@ def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain, re
             if isinstance(value, RecordError):
                 raise value
             record = as_record(value, f"{path}:{line}")
-            if reply == "needed" and (problem := unanswered(record)):
+            if problem := _CHECKS[reply](record):
                 raise ValueError(problem)
         except (RecordError, ValueError) as error:
             bad = error if isinstance(error, RecordError) else RecordError(path, line, str(error))

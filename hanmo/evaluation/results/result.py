@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.results.statistics import Comparison, compare, interval, interval_of_means
-from hanmo.files import json_text, write_text
+from hanmo.files import json_text, read_json, write_text
 
 FORMAT = "hanmo-tasks-1"
 ALL = "all"
@@ -241,12 +240,12 @@ def read_result(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        problem = error.strerror if isinstance(error, OSError) else error
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        problem = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{path}: ")
         expected = "the results.json of `hanmo eval clue|exam|task --output`"
         raise HanmoError(f"{path}: {problem}; expected {expected}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if content.get("format") != FORMAT:
         raise HanmoError(f"{path}: not a result of `hanmo eval clue|exam|task` (format {FORMAT})")
     return content
 

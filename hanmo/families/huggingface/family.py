@@ -15,12 +15,12 @@ from tokenizers.decoders import WordPiece
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig
 
-from hanmo.errors import UnsupportedError
+from hanmo.errors import RecordError, UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
 from hanmo.families.huggingface import original_format
 from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.families.huggingface.stops import stops_of
-from hanmo.families.huggingface.templates import Message, TemplateForm, render_template
+from hanmo.families.huggingface.templates import Message, TemplateForm, TemplateRefusalError, render_template
 from hanmo.families.huggingface.text import behind, separator, without_blanks
 from hanmo.families.stops import Stop, config_value, has_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
@@ -145,9 +145,21 @@ class HuggingfaceFamily(Family):
         """The ids of everything before the response, without the oldest turns if ``limit`` is short, and of the response.
 
         The first is empty if the last prompt alone does not fit, or if there is none. See ``text``.
+
+        Raises:
+            RecordError: the chat template refuses the conversation.
         """
         if not self.tokenizer.chat_template:
             return self._plain_pair(record, limit)
+        try:
+            return self._template_pair(record, limit)
+        except TemplateRefusalError as error:
+            if not record.where:
+                raise
+            raise RecordError.at(record.where, str(error)) from None
+
+    def _template_pair(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
+        """The same with the chat template."""
         system, turns = _conversation(record)
         first = (len(turns) - 1) % 2 == 0  # who speaks first, so that the response is the assistant's
         roles = ("assistant", "user") if first else ("user", "assistant")

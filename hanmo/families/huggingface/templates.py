@@ -65,11 +65,13 @@ def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], add_gene
     short = len(str(tokenizer.special_tokens_map)) <= _LONG  # a template may repeat these
     if (short and is_plain(template)) or not _LIMITS:
         try:
-            return str(
+            text = str(
                 tokenizer.apply_chat_template(
                     list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
                 )
             )
+            text.encode("utf-8")  # a template may write half of a character, which no tokenizer takes
+            return text
         except (*_TROUBLES, RecursionError) as error:
             raise TemplateRefusalError(f"{where} does not take this conversation: {error}") from error
     request = {

@@ -8,7 +8,6 @@ tasks with an uneven number of candidates fall out of step. Only networks of one
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from hanmo.evaluation.suites.clue.tasks import ClueTask
 from hanmo.evaluation.suites.runner import TaskRun
 from hanmo.evaluation.suites.task import Example, data_hash
 from hanmo.families.base import Family
+from hanmo.files import read_json
 
 SEED = 42
 
@@ -215,10 +215,10 @@ def read_candidates(path: str | Path, task: ClueTask, examples: Sequence[Example
         HanmoError: the file does not fit the task or the records.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        content = read_json(Path(path))
+    except (OSError, ValueError) as error:
         raise HanmoError(f"{path}: {error}; expected a JSON file of candidates") from None
-    entry = content.get(task.name) if isinstance(content, dict) else None
+    entry = content.get(task.name)
     entry = entry if isinstance(entry, dict) else {}
     lists = entry.get("candidates")
     if not isinstance(lists, list) or len(lists) != len(examples):
