@@ -10,6 +10,7 @@ the class is imported only when such a key is given:
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
@@ -163,21 +164,30 @@ def _yaml_type(hint: Any) -> Any:
     """The type for pydantic that accepts what YAML writes differently, and no more.
 
     pydantic reads a path and an enum from text, a tuple from a list, a whole float as an int, and text such as 1e-4,
-    which YAML takes for a string, as a float. It must not read a number from true, nor an int from text.
+    which YAML takes for a string, as a float. It must not read a number from true, nor an int from text, and no NaN.
     """
-    from pydantic import BeforeValidator, Strict
+    from pydantic import AfterValidator, BeforeValidator, Strict
 
     if hint is bool:
         return Annotated[bool, Strict()]
     if hint in (int, float):
         refused = bool if hint is float else (bool, str)
-        return Annotated[hint, BeforeValidator(lambda value: None if isinstance(value, refused) else value)]
+        kind = Annotated[hint, BeforeValidator(lambda value: None if isinstance(value, refused) else value)]
+        return Annotated[kind, AfterValidator(_not_nan)] if hint is float else kind
     if options := _options(hint):
         return Union[tuple(map(_yaml_type, options))]  # noqa: UP007
+    if isinstance(hint, EnumMeta):  # one of whose values may be "no", which YAML takes for false
+        return Annotated[hint, BeforeValidator(lambda value: "no" if value is False else value)]
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (dict, Mapping):
         return dict[Any, _yaml_type(arguments[1])]  # type: ignore[misc]
     return origin[tuple(map(_yaml_type, arguments))] if origin in (list, tuple, Sequence) else hint
+
+
+def _not_nan(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("not a number")
+    return value
 
 
 def _options(hint: Any) -> list[Any]:
@@ -199,4 +209,6 @@ def describe_type(hint: Any) -> str:
 
 
 def _found(value: Any) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        return "a number that is none"
     return "true/false" if isinstance(value, bool) else NAMES.get(type(value), type(value).__name__)

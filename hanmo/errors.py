@@ -27,6 +27,12 @@ class RecordError(HanmoError):
         super().__init__(f"{path}:{line}: {problem}" if line else f"{path}: {problem}")
         self.path, self.line, self.problem = str(path), line, problem
 
+    @classmethod
+    def at(cls, where: str, problem: str) -> RecordError:
+        """Of the record at ``where`` ("file:line")."""
+        file, _, line = where.rpartition(":")
+        return cls(file, int(line or 0), problem)
+
 
 class CheckpointError(HanmoError):
     """A file of weights that is missing, partial, mis-shaped or asks for code to be run."""

@@ -37,8 +37,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Raise as OSError what the system makes native code of safetensors and tokenizers fail with, such as a full disk."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -143,9 +158,14 @@ def plain_name(name: object, source: str | Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; CheckpointError if it is not valid JSON, or no object."""
+    """The object in a JSON file, which may hold NaN and infinity, as transformers writes some.
+
+    Raises:
+        CheckpointError: it is not valid JSON, holds half of a character, or is no object.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text := path.read_text(encoding="utf-8"))
+        check_characters(content, text)
     except (ValueError, RecursionError) as error:  # of text, of JSON, of numbers with too many digits, of depth
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hanmo.errors import CheckpointError
+from hanmo.files import system_errors
 from hanmo.locks import holding
 
 Keep = Callable[[str], bool]  # whether an entry of this name is kept from the former folder
@@ -39,7 +40,8 @@ def new_folder(folder: str | Path, keep: Keep = lambda name: False) -> Iterator[
             try:
                 shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
                 draft.mkdir(parents=True)
-                yield draft
+                with system_errors():
+                    yield draft
                 finish_folder(place, draft, keep)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)

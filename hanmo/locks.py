@@ -27,6 +27,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+INSIDE = ".lock"
 SHOWN = 200  # most characters of a command in a message
 
 _held: set[int] = set()  # file descriptors of the locks that this process holds
@@ -36,7 +37,9 @@ _held: set[int] = set()  # file descriptors of the locks that this process holds
 def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
     """Lock ``target`` against other runs until the block ends. Under torchrun only the main process locks.
 
-    The file ``lock`` (by default ``.NAME.lock`` beside the target, the same for every path to it) is removed at the end.
+    Args:
+        lock: the file to lock, which is removed at the end: ``.NAME.lock`` beside the target if it is replaced (the
+            default), or ``.lock`` inside if it is written file by file. Neither is held while another run holds the other.
 
     Raises:
         InUseError: another run holds it; the message names its process, machine, start and command.
@@ -45,9 +48,11 @@ def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
         yield
         return
     place = Path(target).resolve()
-    path = lock or place.with_name(f".{place.name}.lock")
+    beside, inside = place.with_name(f".{place.name}.lock"), place / INSIDE
+    path = lock or beside
     descriptor = _locked(path, target)
     try:
+        _check_free(beside if lock else inside, target)
         yield
     finally:
         if descriptor is not None:
@@ -62,7 +67,7 @@ def holding_inside(folder: str | Path) -> Iterator[None]:
     folder = Path(folder)
     fresh = not folder.exists()
     try:
-        with holding(folder, folder / ".lock"):
+        with holding(folder, folder / INSIDE):
             yield
     finally:
         if fresh:
@@ -80,9 +85,9 @@ def _locked(path: Path, target: str | Path) -> int | None:
                 raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _holder(os.read(descriptor, 4096))
+            refused = _in_use(descriptor, target)
             os.close(descriptor)
-            raise InUseError(f"{target}: in use by {holder}; wait until it ends, or give another place") from None
+            raise refused from None
         except OSError as error:
             os.close(descriptor)
             path.unlink(missing_ok=True)
@@ -96,6 +101,28 @@ def _locked(path: Path, target: str | Path) -> int | None:
             _held.add(descriptor)
             return descriptor
         os.close(descriptor)  # the file of a run that has just ended and removed it: try again
+
+
+def _check_free(path: Path, target: str | Path) -> None:
+    """Raise InUseError if another run holds this lock file, which need not exist."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _in_use(descriptor, target) from None
+    except OSError:  # no locks here
+        return
+    finally:
+        os.close(descriptor)
+
+
+def _in_use(descriptor: int, target: str | Path) -> InUseError:
+    holder = _holder(os.read(descriptor, 4096))
+    return InUseError(f"{target}: in use by {holder}; wait until it ends, or give another place")
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

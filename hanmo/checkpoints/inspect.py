@@ -26,6 +26,7 @@ from hanmo.errors import CheckpointError, HanmoError, VocabularyError, quoted
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import safe_tokenizer
 from hanmo.families.stops import ids_outside_vocabulary
+from hanmo.files import or_null
 
 SMALL = 300_000_000  # bytes of weights up to which they are read in full by default
 SAMPLE = "你好,今天天气很好。我们一起去公园吧!"
@@ -80,7 +81,7 @@ class Report:
             return None
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "healthy": self.healthy}
+        return {**asdict(self), "config": or_null(self.config), "healthy": self.healthy}
 
 
 def inspect_model(
@@ -113,7 +114,10 @@ def inspect_model(
     if tokenizer is not None:
         _check_tokens(report, located.family, rows, tokenizer)
     if model_config is not None and tokenizer is not None:
-        _check_stops(report, located.family(copy.deepcopy(model_config), tokenizer, generation=located.generation))
+        family, config_copy = located.family, copy.deepcopy(model_config)
+        report.attempt(
+            "stops", lambda: _check_stops(report, family(config_copy, tokenizer, generation=located.generation))
+        )
     _check_numbers(report, weights)
     if report.deep and located.original is not None:
         _check_same(report, located.original)

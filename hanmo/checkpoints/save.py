@@ -16,7 +16,7 @@ from hanmo.checkpoints.open import RULES_FOLDER, quiet
 from hanmo.errors import UnsupportedError
 from hanmo.families.base import Family, OpenedModel
 from hanmo.families.stops import stated
-from hanmo.files import json_text, write_text
+from hanmo.files import json_text, or_null, write_text
 from hanmo.folders import new_folder
 from hanmo.nn.cpu.int8 import is_int8
 from hanmo.nn.tensor_parallel import is_cut, writes
@@ -71,7 +71,7 @@ def save_rule_files(family: Family, folder: Path) -> None:
 
 def write_generation(family: Family, folder: Path) -> None:
     """Write generation_config.json: the stop tokens where transformers looks for them, and the model's own settings."""
-    before = family.generation or GenerationConfig.from_model_config(family.config).to_diff_dict()
+    before = or_null(family.generation) or GenerationConfig.from_model_config(family.config).to_diff_dict()
     content = stated(before, family.stops, family.config, family.tokenizer)
     write_text(folder / GENERATION_CONFIG_NAME, json_text(content, indent=2) + "\n")
 

@@ -13,7 +13,7 @@ import typer
 import hanmo
 from hanmo.cli.settings_help import StageCommand
 from hanmo.cli.train import stage_command
-from hanmo.errors import HanmoError
+from hanmo.errors import ConfigError, HanmoError
 from hanmo.processes import main_process
 from hanmo.training import stages
 
@@ -84,6 +84,7 @@ def main() -> None:
     # Large tensors on large pages: on a CPU a training step is an eighth quicker. torch asks once, when it starts.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
+        _check_arguments()
         app()
     except SystemExit as done:
         if not done.code:
@@ -95,9 +96,10 @@ def main() -> None:
         print(f"hanmo: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a full disk, a file where a folder must be, no permission
-        if error.filename is None:
+        if error.errno is None:
             raise
-        print(f"hanmo: {error.filename2 or error.filename}: {error.strerror}", file=sys.stderr)
+        place = error.filename2 or error.filename
+        print(f"hanmo: {place}: {error.strerror}" if place else f"hanmo: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("hanmo: stopped", file=sys.stderr)
@@ -107,6 +109,14 @@ def main() -> None:
             raise
         print(f"hanmo: the model's tokenizer cannot read this text by its own rules: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _check_arguments() -> None:
+    for word in sys.argv[1:]:
+        if not word.isprintable() and ascii(word).count("\\udc"):
+            raise ConfigError(
+                f"{word!a}: not UTF-8; type it in a terminal that uses UTF-8, and rename a file whose name is not"
+            )
 
 
 def _part() -> None:

@@ -90,7 +90,8 @@ def piped_line() -> str:
     """The next line of standard input without its end and without a byte order mark; EOFError if there is none."""
     try:
         line = sys.stdin.readline()
-    except UnicodeDecodeError as error:
+        line.encode("utf-8")  # where the locale is C, bytes of other encodings are read as halves of characters
+    except UnicodeError as error:
         raise ConfigError(
             f"standard input is not UTF-8 ({error}); convert it, e.g. iconv -f gb18030 -t utf-8"
         ) from None

@@ -20,7 +20,7 @@ from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.results.result import content_of
 from hanmo.evaluation.results.statistics import interval
 from hanmo.files import json_text, write_text
-from hanmo.records import PromptResponse, iter_records
+from hanmo.records import PromptResponse, iter_records, opened_text
 from hanmo.report.page import render
 
 RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}
@@ -104,7 +104,10 @@ def score(sheets: Sequence[str | Path], key: str | Path) -> HumanResult:
         HanmoError: the key is missing, or nothing is rated.
         RecordError: a rating is out of its range, or of an item that the key does not know.
     """
-    known: dict[str, dict[str, str]] = content_of(key, "the key.json that `hanmo eval human-prepare` wrote")
+    expected = "the key.json that `hanmo eval human-prepare` wrote"
+    known: dict[str, dict[str, str]] = content_of(key, expected)
+    if not all(isinstance(entry, dict) and {"system", "question"} <= entry.keys() for entry in known.values()):
+        raise HanmoError(f"{key}: no items with their systems; expected {expected}")
     rated: dict[str, dict[str, list[float]]] = {name: {} for name in RATINGS}
     for sheet in map(Path, sheets):
         for line, row in _rows(sheet):
@@ -173,18 +176,19 @@ def _page(rows: Sequence[tuple[str, str, str]], name: str) -> str:
 
 
 def _rows(sheet: Path) -> list[tuple[int, dict[str, str]]]:
-    try:
-        reader = csv.DictReader(io.StringIO(sheet.read_bytes().decode("utf-8-sig"), newline=""))
-    except OSError as error:
-        raise HanmoError(f"{sheet}: {error.strerror}; expected a rated sheet") from None
-    missing = [name for name in ("item", *RATINGS) if name not in (reader.fieldnames or ())]
-    if missing:
-        raise RecordError(sheet, 1, f"no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
     rows: list[tuple[int, dict[str, Any]]] = []
-    for row in reader:
-        if any(row[name] is None for name in ("item", *RATINGS)):
-            raise RecordError(sheet, reader.line_num, f"fewer than {len(COLUMNS)} columns")
-        rows.append((reader.line_num, {name: text_of(row[name]) for name in ("item", *RATINGS)}))
+    with opened_text(sheet, newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            missing = [name for name in ("item", *RATINGS) if name not in (reader.fieldnames or ())]
+            if missing:
+                raise RecordError(sheet, 1, f"no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+            for row in reader:
+                if any(row[name] is None for name in ("item", *RATINGS)):
+                    raise RecordError(sheet, reader.line_num, f"fewer than {len(COLUMNS)} columns")
+                rows.append((reader.line_num, {name: text_of(row[name]) for name in ("item", *RATINGS)}))
+        except csv.Error as error:
+            raise RecordError(sheet, reader.line_num, f"not CSV: {error}") from None
     return rows
 
 

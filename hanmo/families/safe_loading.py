@@ -25,7 +25,7 @@ from transformers.utils import CONFIG_NAME
 
 from hanmo.errors import CheckpointError, HanmoError, UnsupportedError, VocabularyError
 from hanmo.families.untrusted import check_tokenizer
-from hanmo.files import plain_name, read_json
+from hanmo.files import or_null, plain_name, read_json, write_text
 
 TOKENIZER_CONFIG, ADAPTER_CONFIG = "tokenizer_config.json", "adapter_config.json"
 
@@ -74,11 +74,12 @@ def safe_config(
             unknown = f"{file}: model type {content.get('model_type')!r} is none that the installed transformers knows"
             raise UnsupportedError(own_code(folder, content) or unknown)
         auto = AutoConfig
-    with tempfile.TemporaryDirectory() as alone, _without_questions(), _as_hanmo_error(file, "not a configuration"):
+    with _as_hanmo_error(file, "not a configuration"):
         content = _as_data(content, str(file))
-        # In a folder of its own, so that transformers reads no other file.
-        (Path(alone) / CONFIG_NAME).write_text(json.dumps(content), encoding="utf-8")
-        config = auto.from_pretrained(alone, trust_remote_code=False, local_files_only=True)
+    with tempfile.TemporaryDirectory() as alone:  # a folder of its own, so that transformers reads no other file
+        write_text(Path(alone) / CONFIG_NAME, json.dumps(content))
+        with _without_questions(), _as_hanmo_error(file, "not a configuration"):
+            config = auto.from_pretrained(alone, trust_remote_code=False, local_files_only=True)
     config._name_or_path = str(folder)
     return config
 
@@ -161,6 +162,9 @@ def safe_tokenizer(
     check_tokenizer(folder, content, opened)
     tokenizer = opened()
     tokenizer.init_kwargs.pop("auto_map", None)  # or it would be written into folders without that code
+    tokenizer.init_kwargs.update(
+        or_null({key: value for key, value in tokenizer.init_kwargs.items() if key in content})
+    )
     return tokenizer
 
 

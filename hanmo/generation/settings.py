@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hanmo.errors import ConfigError, unknown
+
+STEEPEST = 50  # exponent up to which a power of any length is a number
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ class Settings:
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("min_new_tokens", self.min_new_tokens >= 0, "0 or more"),
             ("suppressed_ids", all(id_ >= 0 for id_ in self.suppressed_ids), "ids of tokens, 0 or more"),
-            ("temperature", self.temperature > 0, "above 0; for greedy decoding set do_sample=false"),
+            ("temperature", 0 < self.temperature < math.inf, "above 0; for greedy decoding set do_sample=false"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
             ("num_beams", self.num_beams >= 1, "at least 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("length_penalty", abs(self.length_penalty) <= STEEPEST, f"between -{STEEPEST} and {STEEPEST}"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
             ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 (off) or more"),
         ):
             if not good:

@@ -2,11 +2,21 @@
 
 from hanmo.records.reading import iter_records, json_array, json_lines, json_members, opened_text, read_records
 from hanmo.records.schemas import FORMS, ROLES, TURNS, json_record
-from hanmo.records.types import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text, unanswered
+from hanmo.records.types import (
+    Dialogue,
+    Plain,
+    PromptResponse,
+    Record,
+    Rejects,
+    ScoredAnswers,
+    Text,
+    unanswered,
+    unasked,
+)
 from hanmo.records.writing import record_writer, write_records
 
 __all__ = [
     "FORMS", "ROLES", "TURNS", "Dialogue", "Plain", "PromptResponse", "Record", "Rejects", "ScoredAnswers", "Text",
     "iter_records", "json_array", "json_lines", "json_members", "json_record", "opened_text", "read_records",
-    "record_writer", "unanswered", "write_records",
+    "record_writer", "unanswered", "unasked", "write_records",
 ]  # fmt: skip

@@ -20,9 +20,10 @@ from typing import IO, Any, Literal, TextIO
 from hanmo.errors import RecordError
 from hanmo.files import check_characters, data_at, data_of
 from hanmo.records.schemas import json_record
-from hanmo.records.types import Dialogue, Plain, Record, Rejects, Text, unanswered
+from hanmo.records.types import Dialogue, Plain, Record, Rejects, Text, unanswered, unasked
 
 Reply = Literal["any", "needed", "waiting"]
+_CHECKS: dict[Reply, Callable[[Record], str | None]] = {"needed": unanswered, "waiting": unasked, "any": lambda _: None}
 Values = Iterator[tuple[int, Any]]  # line number from 1, and what stands there; a RecordError where it is unreadable
 CHUNK = 1 << 20  # characters read at once from an array
 
@@ -41,7 +42,7 @@ def iter_records(
         rejects: takes bad records; without it the first one stops the reading with a RecordError.
         plain: what a line of plain text is: the tab-separated turns of a dialogue, or running text.
         reply: "needed": a record without a reply (one turn, or an empty one) is a bad record. "waiting": the reply may be
-            missing, as in prompts. "any": no check.
+            missing, but the prompt may not. "any": no check.
     """
     path = Path(path)
     with opened_text(path) as file:
@@ -90,7 +91,7 @@ def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain, re
             if isinstance(value, RecordError):
                 raise value
             record = as_record(value, f"{path}:{line}")
-            if reply == "needed" and (problem := unanswered(record)):
+            if problem := _CHECKS[reply](record):
                 raise ValueError(problem)
         except (RecordError, ValueError) as error:
             bad = error if isinstance(error, RecordError) else RecordError(path, line, str(error))

@@ -16,6 +16,7 @@ FORMS = """one of
   {"chosen", "rejected"} and "prompt", {"instruction", "input"} or {"conversations"}; answers as text or messages
   {"text"}"""
 TURNS = ("turns", "dialog", "dialogue", "messages", "conversations", "conversation")
+SIDES = ("chosen", "rejected")
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "client"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "counselor"), "assistant"),
@@ -122,32 +123,37 @@ def _prompt(value: dict[str, Any], where: str) -> Record:
 
 
 def _preference(value: dict[str, Any], where: str) -> ScoredAnswers:
-    turns_before: list[Any] = []
     prompt = value.get("prompt", value.get("question"))
     if isinstance(prompt, list):
-        turns_before = prompt
+        asked: list[Any] | None = prompt
     elif prompt is not None:
-        turns_before = [_text({"prompt": prompt}, "prompt")]
+        asked = [_text({"prompt": prompt}, "prompt")]
     elif "instruction" in value:
-        turns_before = ["\n".join(filter(None, (_text(value, "instruction"), _text(value, "input", ""))))]
+        asked = ["\n".join(filter(None, (_text(value, "instruction"), _text(value, "input", ""))))]
     else:
-        turns_before = next((value[key] for key in TURNS if isinstance(value.get(key), list)), [])
-    sides = []
-    for side in ("chosen", "rejected"):
-        answer = value[side]
-        if isinstance(answer, list):  # whole conversations that end in the answer
-            *before, answer = answer or [""]
-            turns_before = turns_before or before
-        sides.append(_turn(answer, len(turns_before) + 1)[1])
-    turns = [_turn(turn, number) for number, turn in enumerate(turns_before, 1)]
-    system = _text(value, "system", "")
-    if turns and turns[0][0] == "system":
-        system = turns.pop(0)[1]
-    if not turns:
+        asked = next((value[key] for key in TURNS if isinstance(value.get(key), list)), None)
+    chosen, rejected = (_answered(value[side], asked, _text(value, "system", ""), where) for side in SIDES)
+    if (chosen.turns[:-1], chosen.system) != (rejected.turns[:-1], rejected.system):
+        raise ValueError("'chosen' and 'rejected' do not answer the same turns")
+    *history, prompt = chosen.turns[:-1]
+    answers = ((chosen.turns[-1], 1.0), (rejected.turns[-1], 0.0))
+    return ScoredAnswers(prompt, answers, _text(value, "prefix", ""), chosen.system, where, tuple(history))
+
+
+def _answered(answer: Any, asked: list[Any] | None, system: str, where: str) -> Dialogue:
+    """The dialogue that ends in a chosen or rejected answer: a text, a message, or a conversation whose last turn it is.
+
+    Args:
+        asked: the turns before the answer; None: those of the conversation.
+    """
+    *before, answer = answer or [""] if isinstance(answer, list) else [answer]
+    turns = [*(before if asked is None else asked)]
+    if isinstance(answer, str) and any(isinstance(turn, dict) for turn in turns):
+        answer = {"role": "assistant", "content": answer}
+    dialogue = _dialogue([*turns, answer], system, where)
+    if len(dialogue.turns) < 2:
         raise ValueError("'chosen' and 'rejected' without what they answer: expected 'prompt', 'instruction' or turns")
-    *history, prompt = (text for _, text in turns)
-    answers = ((sides[0], 1.0), (sides[1], 0.0))
-    return ScoredAnswers(prompt, answers, _text(value, "prefix", ""), system, where, tuple(history))
+    return dialogue
 
 
 def _answers(answers: Any) -> tuple[tuple[str, float], ...]:

@@ -92,19 +92,37 @@ def unanswered(record: Record) -> str | None:
     return None if record.best().response.strip() else "the best answer is empty"
 
 
+def unasked(record: Record) -> str | None:
+    """Why a record is no prompt to answer; None if it is one."""
+    if isinstance(record, Text):
+        return "running text is no prompt; expected dialogues or prompts"
+    asked = (record.turns[:-1] or record.turns)[-1] if isinstance(record, Dialogue) else record.prompt + record.prefix
+    return None if asked.strip() else "the prompt is empty"
+
+
 @dataclass
 class Rejects:
-    """Bad records that were passed over instead of stopping the reading."""
+    """Bad records that were passed over instead of stopping the reading.
+
+    Attributes:
+        skip_bad: pass over records that a family refuses; otherwise the first one stops the reading.
+    """
 
     errors: list[RecordError] = field(default_factory=list)
+    skip_bad: bool = True
 
     def __len__(self) -> int:
         return len(self.errors)
 
     def add(self, where: str, problem: str) -> None:
         """Add the record at ``where`` ("file:line")."""
-        file, _, line = where.rpartition(":")
-        self.errors.append(RecordError(file, int(line or 0), problem))
+        self.errors.append(RecordError.at(where, problem))
+
+    def add_bad(self, error: RecordError) -> None:
+        """Add a bad record, or raise the error if bad records are not skipped."""
+        if not self.skip_bad:
+            raise error
+        self.errors.append(error)
 
     def write(self, path: str | Path) -> None:
         """One JSON object a line: file, line, problem."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
@@ -14,6 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from hanmo.errors import ConfigError, quoted
+from hanmo.files import read_json
 from hanmo.processes import main_process, process_count
 
 DEFAULTS: dict[str, Any] = {
@@ -84,7 +84,7 @@ def read_deepspeed(given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(file, str):
         return given
     try:
-        config, decided, notices = translate_deepspeed(json.loads(Path(file).read_text(encoding="utf-8")))
+        config, decided, notices = translate_deepspeed(read_json(Path(file)))
     except (OSError, ValueError) as error:
         raise ConfigError(f"trainer.deepspeed: {file}: {error}") from None
     if main_process():

@@ -52,7 +52,7 @@ class DataFiles:
         """The data sets that ``make`` makes of both files; of several processes of a machine, one reads."""
 
         def both() -> tuple[D, D | None, Rejects]:
-            rejects = Rejects()
+            rejects = Rejects(skip_bad=self.skip_bad)
             train = make(self.train, rejects)
             return train, make(self.valid, rejects) if self.valid else None, rejects
 

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -38,7 +39,8 @@ def begin(folder: Path, config: Any, resume: bool) -> str | None:
         )
     if resume and (folder / "config.yaml").is_file():
         before = settings.load(type(config), None, folder / "config.yaml")
-        old, new = asdict(before), asdict(config)
+        now = settings.load(type(config), yaml.safe_load(settings.dump(config)))  # a list may have become a tuple
+        old, new = asdict(before), asdict(now)
         changed = [f"{key} was {old[key]!r} and is now {new[key]!r}" for key in new if old[key] != new[key]]
         if changed:
             raise ConfigError(f"{folder}: cannot resume with other settings: {'; '.join(changed)}")

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, quoted
 from hanmo.nn.tensor_parallel import each_pass_alone, is_cut
 from hanmo.training.trainable import merged
 
@@ -63,8 +63,15 @@ class ShardedTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Without empty groups of parameters (adapters have none without decay), which torch cannot read back."""
-        optimizer = super().create_optimizer(*args, **kwargs)
+        """Without empty groups of parameters (adapters have none without decay), which torch cannot read back.
+
+        Raises:
+            ConfigError: the optimizer does not take one of its settings.
+        """
+        try:
+            optimizer = super().create_optimizer(*args, **kwargs)
+        except ValueError as error:
+            raise ConfigError(f"the settings of trainer for the optimizer: {quoted(error)}") from error
         if self._saves_shards:
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer

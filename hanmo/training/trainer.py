@@ -25,6 +25,7 @@ from hanmo.checkpoints.open import quiet
 from hanmo.checkpoints.originals.unpickle import read_pickle
 from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, Collator, EpochSampler, Rows
 from hanmo.errors import CheckpointError, DivergedError, quoted
+from hanmo.files import system_errors
 from hanmo.training.divergence import STEPS, LossWatch
 from hanmo.training.schedules import RateFactor
 from hanmo.training.sharded import ShardedTrainer
@@ -261,7 +262,7 @@ class RowTrainer(ShardedTrainer):
         final, draft = self.folder / name, self._drafts / name
         self._saving = True
         try:
-            with quiet():
+            with quiet(), system_errors():
                 super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(self._drafts, ignore_errors=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import resource
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "test.txt.gz").write_bytes(gzip.compress(LINES.encode()))
     (folder / "empty.txt").write_text("\n", encoding="utf-8")
     (folder / "nothing.jsonl").write_text("", encoding="utf-8")
+    (folder / "gbk.csv").write_bytes(
+        "item,question,answer,fluency,informativeness,relevance,overall\n1,好,好\n".encode("gbk")
+    )
+    (folder / "key.json").write_text('{"1": {"system": "a", "question": "好"}}', encoding="utf-8")
+    (folder / "wrong.json").write_text('{"1": 3}', encoding="utf-8")
+    (folder / "list.json").write_text("[1]", encoding="utf-8")
     (folder / "turns.jsonl").write_text('{"turns": "ab"}\n', encoding="utf-8")
     return folder
 
@@ -82,6 +90,23 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         ),
         ("data prepare lccc none.json out", "none.json"),
         ("data prepare baike nothing.jsonl out", "no records of the source baike"),
+        ("generate model 你好 temperature=.inf", "temperature=inf: must be above 0"),
+        ("generate model 你好 repetition_penalty=nan", "repetition_penalty='nan': expected a number"),
+        ("generate model 你好 num_beams=2 length_penalty=4000", "length_penalty=4000.0: must be between -50 and 50"),
+        ("train sft model test.txt out trainer.learning_rate=nan", "trainer.learning_rate='nan': expected a number"),
+        ("train sft model test.txt out trainer.adam_beta1=2", "Invalid beta parameter at index 0"),
+        ("eval human-score gbk.csv --key key.json", "gbk.csv: not UTF-8"),
+        ("eval human-score test.txt --key test.txt", "expected the key.json that"),
+        (
+            "eval human-score test.txt --key list.json",
+            "list.json: expected a JSON object, found list; expected the key.json",
+        ),
+        ("eval human-score test.txt --key wrong.json", "no items with their systems; expected the key.json"),
+        ("eval compare gbk.txt gbk.txt", "gbk.txt: not valid JSON"),
+        (
+            "eval compare list.json list.json",
+            "list.json: expected a JSON object, found list; expected the results.json",
+        ),
         ("reward score reward empty.txt", "empty.txt: no records"),
         ("reward score reward test.txt --batch-size 0", "--batch-size"),
         ("reward score reward test.txt --limit 0", "--limit"),
@@ -122,3 +147,66 @@ def test_scores_go_where_they_are_told(run, folder: Path) -> None:
     assert [json.loads(line)["answer"] for line in printed.splitlines()] == ["我很好", "再见"]
     assert run("reward score reward test.txt --out scores.jsonl").err == "2 scores in scores.jsonl\n"
     assert (folder / "scores.jsonl").read_text(encoding="utf-8") == printed
+
+
+@pytest.mark.parametrize("command", ["generate model \udcc4\udce3", "inspect \udcff", "chat model --system \udcc4"])
+def test_an_argument_that_is_not_utf8_is_one_message(run, command: str) -> None:
+    """As Python reads bytes of a terminal that uses GBK; they were a traceback of the tokenizer, or of printing."""
+    ran = run(command)
+    assert (ran.code, ran.out) == (2, "")
+    assert "not UTF-8; type it in a terminal that uses UTF-8" in ran.err and "Traceback" not in ran.err
+
+
+def test_what_is_piped_in_another_encoding_is_one_message_where_the_locale_is_c(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python then reads bytes that are not UTF-8 as halves of characters."""
+    wrapper = io.TextIOWrapper
+    monkeypatch.setattr(io, "TextIOWrapper", lambda file, encoding: wrapper(file, encoding, "surrogateescape"))
+    refused = run("generate model", LINES.encode("gb18030"))
+    assert refused.code == 2 and "standard input is not UTF-8" in refused.err
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Makes every file end after so many bytes, with an error as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("command", "size", "place"),
+    [
+        ("data clean many.txt --out clean.jsonl", 2000, "clean.jsonl"),
+        ("data tokenize many.txt --tokenizer model --out store", 2000, "store"),
+        ("data corpus corpus --size 5", 2000, "corpus/train.jsonl"),
+        ("data inspect test.txt --page page.html", 2000, "page.html"),
+        ("eval human-prepare a=pairs.jsonl --output human", 2000, "human/rater1.html"),
+        ("eval dialogue model test.txt --output results max_new_tokens=2", 2000, "results/report.html"),
+        ("generate model --input many.txt --output replies.jsonl max_new_tokens=2", 2000, "replies.jsonl"),
+        ("convert model converted", 10, "tmp"),
+        ("convert model converted", 2000, "converted: cannot be written"),
+        (
+            "train sft model test.txt trained trainer.report_to=none trainer.max_steps=1",
+            9000,
+            "checkpoint-1: cannot be saved",
+        ),
+        (
+            "train sft model test.txt other trainer.report_to=none trainer.max_steps=1 trainer.save_strategy=no",
+            9000,
+            "other/model: cannot",
+        ),
+    ],
+)
+def test_a_full_disk_is_one_message_and_leaves_no_half_file(run, full_disk, folder: Path, command, size, place) -> None:
+    (folder / "many.txt").write_text(LINES * 200, encoding="utf-8")
+    (folder / "pairs.jsonl").write_text('{"prompt": "你好", "response": "好"}\n', encoding="utf-8")
+    full_disk(size)
+    ran = run(command)
+    assert ran.code == 2 and "Traceback" not in ran.err
+    message = ran.err.splitlines()[-1]
+    assert message.startswith("hanmo: ") and place in message and "File too large" in message
+    for target in ("clean.jsonl", "page.html", "replies.jsonl", "converted", "trained/model", "other/model"):
+        assert not (folder / target).exists()
+    assert not list(folder.rglob("*.tmp"))

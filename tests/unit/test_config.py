@@ -73,6 +73,7 @@ def test_later_layers_win_and_mappings_merge(tmp_path: Path) -> None:
         ("files=x", "files='x': expected a list of text, found text"),
         ("limit='3'", "limit='3': expected a whole number, found text"),
         ("rate=true", "rate=True: expected a number, found true/false"),
+        ("rate=.nan", "rate=nan: expected a number, found a number that is none"),
         ("colour=green", "colour='green': expected red or blue, found text"),
         ("pairs={1: x}", "pairs.1='x': expected a number, found text"),
         ("files=[1]", "files[0]=1: expected text, found a whole number"),
@@ -153,6 +154,7 @@ def test_trainer_settings_are_those_of_transformers() -> None:
 
     config = load(Real, overrides=["trainer.learning_rate=1e-4", "trainer.optim=sgd", "trainer.eval_strategy=steps"])
     assert config.trainer["learning_rate"] == 1e-4
+    assert load(Real, overrides=["trainer.save_strategy=no"]).trainer["save_strategy"] == "no"  # false to YAML
     with pytest.raises(ConfigError, match=r"did you mean .*per_device_train_batch_size"):
         load(Real, overrides=["trainer.per_device_batch_size=1"])
     with pytest.raises(ConfigError, match="expected no or steps or epoch"):

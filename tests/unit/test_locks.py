@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hanmo.errors import InUseError
-from hanmo.locks import holding
+from hanmo.locks import holding, holding_inside
 from tests import processes
 
 HOLD = """
@@ -132,3 +132,20 @@ def test_a_link_in_the_locks_place_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError), holding(tmp_path / "run"):
         pass
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("one", "other"), [(holding, holding_inside), (holding_inside, holding)])
+def test_a_place_is_not_replaced_while_it_is_written_into_nor_the_reverse(one, other, tmp_path: Path) -> None:
+    """``convert --force`` into the folder of a run that trains moved the folder away under it."""
+    place = tmp_path / "place"
+    place.mkdir()
+    with one(place):
+        with pytest.raises(InUseError, match="place: in use by process"), other(place):
+            pass
+        with pytest.raises(InUseError), one(place):
+            pass
+        with other(place / "model"):  # what a run writes inside its own folder
+            pass
+    with other(place), one(tmp_path / "else"):
+        pass
+    assert not list(tmp_path.rglob("*.lock"))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import math
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +16,10 @@ import torch
 from typer.testing import CliRunner
 
 import hanmo
-from hanmo.checkpoints import save_model
+from hanmo.checkpoints import open_model, save_model
+from hanmo.checkpoints.convert import convert
 from hanmo.cli import app
-from hanmo.errors import ConfigError, NotANumberError
+from hanmo.errors import CheckpointError, ConfigError, NotANumberError
 from hanmo.evaluation.engine.candidates import score_candidates
 from hanmo.evaluation.perplexity import PerplexityResult
 from hanmo.families.base import OpenedModel
@@ -32,6 +36,7 @@ from hanmo.training.rl.rewards import score_records
 from hanmo.training.rl.rollout import OwnEngine
 from tests.searching import stream
 from tests.unit.tiny import tiny, tiny_eva
+from tests.unit.transformers_models import write_model
 
 GREEDY = Settings(do_sample=False, max_new_tokens=4)
 WAYS = [GREEDY, Settings(max_new_tokens=4, seed=1), GREEDY.change(num_beams=2),
@@ -232,3 +237,42 @@ def test_metrics_of_a_diverged_run_are_json(tmp_path: Path) -> None:
     assert strict(line)["loss"] is None and strict(line)["grad_norm"] is None
     [entry] = read_metrics(tmp_path / "metrics.jsonl")
     assert entry["loss"] != entry["loss"] and entry["learning_rate"] == 0.1
+
+
+def changed(source: Path, folder: Path, file: str, **values: Any) -> Path:
+    """A copy of a model folder with keys added to one of its files."""
+    shutil.copytree(source, folder)
+    content = json.loads((folder / file).read_text(encoding="utf-8"))
+    (folder / file).write_text(json.dumps({**content, **values}), encoding="utf-8")
+    return folder
+
+
+FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_numbers_of_a_folder_that_json_cannot_say_do_not_travel(file: str, tmp_path: Path) -> None:
+    """Mamba's configurations hold Infinity. inspect asked for a report of it, and a run could not save its model."""
+    source = write_model("qwen3", tmp_path / "source")
+    folder = changed(source, tmp_path / "model", file, time_step_limit=[0.0, math.inf], temperature=math.nan)
+    strict(CliRunner().invoke(app, ["inspect", str(folder), "--json"]).stdout)
+    convert(folder, tmp_path / "converted")
+    save_model(open_model(folder, device="cpu"), tmp_path / "saved")
+    for written in ("converted", "saved"):
+        for name in FILES:
+            strict((tmp_path / written / name).read_text(encoding="utf-8"))
+        open_model(tmp_path / written, device="cpu")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_half_a_character_in_a_folder_is_said_before_any_work(file: str, tmp_path: Path) -> None:
+    """It can be written nowhere: printing a report and saving a trained model ended in a traceback."""
+    folder = changed(write_model("qwen3", tmp_path / "source"), tmp_path / "model", file, note="\ud83d")
+    message = rf"{file}: not valid JSON: .*alone is half of a character"
+    told = CliRunner().invoke(app, ["inspect", str(folder), "--json"])
+    faults = [check["detail"] for check in strict(told.stdout)["checks"] if check["verdict"] == "fault"]
+    assert told.exit_code == 1 and any(re.search(message, fault) for fault in faults)
+    for action in (lambda: open_model(folder, device="cpu"), lambda: convert(folder, tmp_path / "converted")):
+        with pytest.raises(CheckpointError, match=message):
+            action()
+    assert not (tmp_path / "converted").exists()

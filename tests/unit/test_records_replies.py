@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from hanmo.checkpoints import save_model
+from hanmo.checkpoints import open_model, save_model
 from hanmo.cli import app
 from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.data.rows.dataset import make_rows
+from hanmo.data.rows.pairs import preferences
 from hanmo.errors import ConfigError, RecordError
 from hanmo.generation.prompts import read_prompts
-from hanmo.records import Dialogue, PromptResponse, Rejects, iter_records, read_records
+from hanmo.records import Dialogue, PromptResponse, Rejects, ScoredAnswers, iter_records, read_records
+from hanmo.training.data_files import DataFiles
 from hanmo.training.rl.rewards import with_answers
 from hanmo.training.rl.rollout import question
+from hanmo.training.stages import load_stage
 from tests.unit.tiny import NAMES, tiny
 
 GOOD = {"turns": ["你好", "嗨", "再见", "明天见"]}
@@ -131,6 +134,100 @@ def test_generate_reads_messages_that_end_with_the_user(tmp_path: Path) -> None:
 def test_one_turn_has_no_reply_to_score() -> None:
     with pytest.raises(ConfigError, match="x:3: a dialogue of one turn"):
         with_answers(Dialogue(("你好",), where="x:3"))
+
+
+UNASKED = [
+    ({"text": "你好"}, "running text is no prompt"),
+    ({"prompt": ""}, "the prompt is empty"),
+    ({"prompt": " \n", "response": "嗨"}, "the prompt is empty"),
+    ({"turns": [""]}, "the prompt is empty"),
+    ({"turns": ["你好", "嗨", " ", ""]}, "the prompt is empty"),
+    ({"messages": [{"role": "user", "content": ""}]}, "the prompt is empty"),
+    ({"prompt": "", "answers": [{"answer": "嗨", "score": 1}]}, "the prompt is empty"),
+]
+
+
+@pytest.mark.parametrize(("value", "problem"), UNASKED)
+def test_what_is_no_prompt_is_a_bad_record_of_a_policy(value: Any, problem: str, tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD, value, GOOD)
+    with pytest.raises(RecordError, match=rf"data\.jsonl:2: {problem}"):
+        list(iter_records(path, reply="waiting"))
+    rejects = Rejects()
+    assert len(list(iter_records(path, rejects, reply="waiting"))) == 2
+    assert [error.line for error in rejects.errors] == [2]
+
+
+def built(stage: str, model: Path, data: Path, skip_bad: bool = False) -> tuple[int, list[tuple[int, str]]]:
+    """The rows that a stage would learn from, and line and problem of each record that it would not."""
+    more = {"rewards": (f"{__name__}:any_score",)} if stage in ("grpo", "ppo") else {}
+    config = load_stage(stage).config(str(model), str(data), limit=48, skip_bad=skip_bad, **more)
+    ready = load_stage(stage).build(open_model(model, device="cpu"), config, DataFiles(data, None, skip_bad, False))
+    return len(ready.train), [(error.line, error.problem) for error in ready.rejects.errors]
+
+
+def any_score(prompts: list[str], replies: list[str]) -> list[float]:
+    return [float(len(reply)) for reply in replies]
+
+
+@pytest.mark.parametrize("name", ["eva", "huggingface"])
+def test_a_prompt_that_does_not_fit_is_left_out_and_listed(name: str, tmp_path: Path) -> None:
+    """As longer records of every stage: EVA learned from replies to nothing, and transformers' models stopped."""
+    save_model(tiny(name, tmp_path / "tiny"), tmp_path / "model")
+    path = written(tmp_path, {"prompt": "你好"}, {"prompt": "再见很" * 60}, {"prompt": "谢谢"})
+    rows, [(line, problem)] = built("ppo", tmp_path / "model", path)
+    assert (rows, line) == (2, 2) and ("limit=48" in problem or "48 tokens" in problem)
+
+
+REFUSING = (
+    "{% for m in messages %}{% if '坏' in m.content %}{{ raise_exception('not this word') }}{% endif %}"
+    "<|im_start|>{{ m.role }}{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+STAGES = {
+    "sft": ({"prompt": "你好", "response": "再见"}, {"prompt": "坏", "response": "再见"}),
+    "pretrain": ({"prompt": "你好", "response": "再见"}, {"prompt": "坏", "response": "再见"}),
+    "dpo": tuple({"prompt": asked, "chosen": "再见", "rejected": "谢谢"} for asked in ("你好", "坏")),
+    "reward": tuple({"prompt": asked, "chosen": "再见", "rejected": "谢谢"} for asked in ("你好", "坏")),
+    "grpo": ({"prompt": "你好"}, {"prompt": "坏"}),
+    "ppo": ({"prompt": "你好"}, {"prompt": "坏"}),
+}
+
+
+def test_what_a_chat_template_refuses_is_a_bad_record_of_every_stage(tmp_path: Path) -> None:
+    opened = tiny("huggingface", tmp_path / "tiny")
+    opened.tokenizer.chat_template = REFUSING
+    model = save_model(opened, tmp_path / "model")
+    for stage, (good, bad) in STAGES.items():
+        path = written(tmp_path, good, bad, good)
+        with pytest.raises(RecordError, match=r"data\.jsonl:2: the chat template .* not this word"):
+            built(stage, model, path)
+        rows, [(line, problem)] = built(stage, model, path, skip_bad=True)
+        assert (line, rows) == (2, 1 if stage == "pretrain" else 2) and "not this word" in problem, stage
+
+
+CONVERSATION = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "嗨"}]
+NOT_PAIRS = [
+    ({"prompt": "你好", "chosen": "嗨", "rejected": {"role": "user", "content": "哼"}}, "the last turn is the user's"),
+    ({"chosen": [CONVERSATION[0]] * 2, "rejected": [CONVERSATION[0]] * 2}, "they must alternate"),
+    (
+        {"chosen": CONVERSATION, "rejected": [{"role": "user", "content": "再见"}, CONVERSATION[1]]},
+        "'chosen' and 'rejected' do not answer the same turns",
+    ),
+    ({"chosen": CONVERSATION, "rejected": "哼"}, "without what they answer"),
+    ({"prompt": [CONVERSATION[1]], "chosen": "嗨", "rejected": "哼"}, "they must alternate"),
+]
+
+
+@pytest.mark.parametrize(("value", "problem"), NOT_PAIRS)
+def test_answers_by_another_or_to_something_else_are_no_pair(value: Any, problem: str, tmp_path: Path) -> None:
+    """They were taken as if the assistant had said them, and to the chosen answer's turns."""
+    with pytest.raises(RecordError, match=rf"data\.jsonl:2: .*{problem}"):
+        read_records(written(tmp_path, GOOD, value))
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t"])
+def test_a_blank_answer_makes_no_pair(blank: str) -> None:
+    assert not preferences(ScoredAnswers("你好", (("嗨", 1.0), (blank, 0.0))))
+    assert not preferences(ScoredAnswers(blank, (("嗨", 1.0), ("哼", 0.0))))
 
 
 NO_TEXT = {

@@ -145,6 +145,15 @@ def test_a_run_is_not_begun_twice(tmp_path: Path) -> None:
         begin(folder, stage, resume=True)
 
 
+def test_a_run_resumes_with_the_lists_it_was_given(tmp_path: Path) -> None:
+    """What config.yaml gives back are tuples."""
+    config = SftConfig("model", "data", lora={"rank": 2, "targets": ["q_proj"]})
+    begin(tmp_path / "run", config, resume=False)
+    begin(tmp_path / "run", config, resume=True)
+    with pytest.raises(ConfigError, match=r"lora was .*'q_proj'.* and is now .*'v_proj'"):
+        begin(tmp_path / "run", replace(config, lora={"rank": 2, "targets": ["v_proj"]}), resume=True)
+
+
 def test_sizes_are_found_by_name_and_alias() -> None:
     for name, family in (("eva2.0-base", "eva"), ("EVA2.0_Base", "eva")):
         assert find_size(name)[0].name == family

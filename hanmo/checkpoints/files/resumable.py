@@ -21,7 +21,7 @@ from hanmo.checkpoints.files.verifying import read_index, verify_index
 from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.checkpoints.save import INDEX, is_no_weights
 from hanmo.errors import CheckpointError
-from hanmo.files import json_text, read_json, replacing, write_text
+from hanmo.files import json_text, read_json, replacing, system_errors, write_text
 from hanmo.folders import finish_folder, recover
 from hanmo.locks import holding
 
@@ -90,7 +90,8 @@ def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify:
             recover(resolved)
             _clear_earlier(path, job, resume)
             try:
-                yield ResumableFolder(path, job)
+                with system_errors():
+                    yield ResumableFolder(path, job)
                 if verify:
                     verify_index(find_weights(path), from_disk=True)
                 (path / _JOB).unlink()

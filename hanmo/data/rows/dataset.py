@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from hanmo.errors import RecordError
 from hanmo.families.base import Family
 from hanmo.records import Record, Rejects, unanswered
 from hanmo.rows import Part, Row, collate
@@ -98,10 +99,18 @@ class RowDataset(Rows):
 def make_rows(
     records: Iterable[Record], family: Family, limit: int, response_limit: int | None, dropped: Rejects
 ) -> RowDataset:
-    """Records as rows of a family; a record that does not fit is added to ``dropped``."""
+    """Records as rows of a family; a record that does not fit is added to ``dropped``.
+
+    Raises:
+        RecordError: the family refuses a record, and bad ones are not skipped.
+    """
     rows = RowDataset(family)
     for record in records:
-        made = family.parts(record, limit, response_limit)
+        try:
+            made = family.parts(record, limit, response_limit)
+        except RecordError as error:
+            dropped.add_bad(error)
+            continue
         for parts in made:
             rows.append(parts, record.where)
         if not made:

@@ -70,8 +70,7 @@ def read_documents(
         whole = isinstance(record, Text) or (family.streams and not isinstance(record, Dialogue))
         if running is not None and whole != running:
             expected = "running text" if running else "dialogues or pairs"
-            file, _, line = record.where.rpartition(":")
-            raise RecordError(file, int(line or 0), f"the records before are {expected}; this one is not")
+            raise RecordError.at(record.where, f"the records before are {expected}; this one is not")
         running = whole
         if whole:
             made = family.parts(record, sys.maxsize)
@@ -79,7 +78,11 @@ def read_documents(
                 made = [[part for part in parts if part.scored] for parts in made]
         else:
             replies = record.replies() if isinstance(record, Dialogue) else [record]
-            made = [parts for reply in replies for parts in family.parts(reply, limit, response_limit)]
+            try:
+                made = [parts for reply in replies for parts in family.parts(reply, limit, response_limit)]
+            except RecordError as error:
+                dropped.add_bad(error)
+                continue
         for parts in made:
             rows.append(parts, record.where)
         if not made:

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, RowDataset
+from hanmo.errors import RecordError
 from hanmo.families.base import Family
-from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers
+from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, unasked
 from hanmo.rows import Part, Row, collate
+
+NO_PAIR = "holds no two answers of which one is better (empty ones do not count)"
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,12 @@ def preferences(record: Record, published: bool = False) -> list[Preference]:
     with the last one before it that has a lower score right after it, which is wrong where answers are not sorted.
     Pairs of equal or empty texts are left out.
     """
-    if not isinstance(record, ScoredAnswers) or not record.prompt:
+    if not isinstance(record, ScoredAnswers) or not record.prompt.strip():
         return []
     return [
         Preference(record.ending(chosen), record.ending(rejected), margin)
         for chosen, rejected, margin in (_published(record) if published else _best_and_worse(record))
-        if chosen and rejected and chosen != rejected
+        if chosen.strip() and rejected.strip() and chosen != rejected
     ]
 
 
@@ -106,9 +109,13 @@ def make_pairs(
     for record in records:
         found = preferences(record, published)
         if not found:
-            dropped.add(record.where, "holds no two answers of which one is better (empty ones do not count)")
+            dropped.add(record.where, unasked(record) or NO_PAIR)
         for pair in found:
-            sides = [family.parts(side, limit, response_limit) for side in (pair.chosen, pair.rejected)]
+            try:
+                sides = [family.parts(side, limit, response_limit) for side in (pair.chosen, pair.rejected)]
+            except RecordError as error:
+                dropped.add_bad(error)
+                break
             if not all(len(rows) == 1 for rows in sides) or sides[0] == sides[1]:
                 dropped.add(record.where, f"a pair of answers does not fit into limit={limit}")
                 continue

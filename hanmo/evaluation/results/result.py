@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.results.statistics import Comparison, compare, interval, interval_of_means
-from hanmo.files import json_text, write_text
+from hanmo.files import json_text, read_json, write_text
 
 FORMAT = "hanmo-tasks-1"
 ALL = "all"
@@ -206,16 +205,12 @@ def _means(title: str, tasks: Sequence[TaskResult]) -> list[Row]:
     ]
 
 
-def content_of(path: str | Path, expected: str) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        HanmoError: there is none, or it is not JSON.
-    """
+def content_of(path: str | Path, expected: str) -> dict[str, Any]:
+    """The object in a JSON file; HanmoError if there is none."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        problem = error.strerror if isinstance(error, OSError) else error
+        return read_json(Path(path))
+    except (OSError, ValueError) as error:
+        problem = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{path}: ")
         raise HanmoError(f"{path}: {problem}; expected {expected}") from None
 
 
@@ -228,7 +223,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
     content = content_of(path, "the results.json of `hanmo eval clue|exam|task --output`")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if content.get("format") != FORMAT:
         raise HanmoError(f"{path}: not a result of `hanmo eval clue|exam|task` (format {FORMAT})")
     return content
 

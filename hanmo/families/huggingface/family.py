@@ -14,11 +14,11 @@ from tokenizers.decoders import WordPiece
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig
 
-from hanmo.errors import UnsupportedError
+from hanmo.errors import RecordError, UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
 from hanmo.families.huggingface.modeling import TransformersModel
 from hanmo.families.huggingface.stops import end_of_text, end_of_turn
-from hanmo.families.huggingface.templates import TemplateForm, render_template
+from hanmo.families.huggingface.templates import TemplateForm, TemplateRefusalError, render_template
 from hanmo.families.huggingface.text import behind, separator, without_blanks
 from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value, has_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
@@ -149,10 +149,20 @@ class HuggingfaceFamily(Family):
     def _prompt_and_answer(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
         """The ids of everything before the response, without the oldest turns if ``limit`` is short, and of the response.
 
-        The first are none if the last prompt alone does not fit, or if there is none.
+        The first is empty if the last prompt alone does not fit, or if there is none; RecordError if the chat template
+        refuses the conversation.
         """
         if not self.tokenizer.chat_template:
             return self._plain_pair(record, limit)
+        try:
+            return self._template_pair(record, limit)
+        except TemplateRefusalError as error:
+            if not record.where:
+                raise
+            raise RecordError.at(record.where, str(error)) from None
+
+    def _template_pair(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
+        """The same with the chat template."""
         system, turns = _conversation(record)
         first = (len(turns) - 1) % 2 == 0  # who speaks first, so that the response is the assistant's
         roles = ("assistant", "user") if first else ("user", "assistant")

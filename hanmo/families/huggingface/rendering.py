@@ -20,6 +20,7 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
 
     try:
         rendered: Any = render_jinja_template(**request)[0]  # a list of one for each conversation
+        rendered[0].encode("utf-8")  # a template may write half of a character, which no tokenizer takes
     except MemoryError:
         return {"limit": "memory"}
     except RecursionError:

@@ -61,7 +61,9 @@ def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], add_gene
     if (short and is_plain(template)) or not _LIMITS:
         options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
         try:
-            return str(tokenizer.apply_chat_template(list(messages), **options))
+            text = str(tokenizer.apply_chat_template(list(messages), **options))
+            text.encode("utf-8")  # a template may write half of a character, which no tokenizer takes
+            return text
         except (*_TROUBLES, RecursionError) as error:
             raise TemplateRefusalError(f"{where} does not take this conversation: {error}") from error
     request = {"chat_template": template, "add_generation_prompt": add_generation_prompt}

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from hanmo.checkpoints import open_model
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, RecordError, UnsupportedError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import Generation, generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
-from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
+from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, unasked
 from hanmo.rows import Context, Part
 from hanmo.training.rl.rewards import score_rows
 
@@ -151,9 +151,14 @@ def _with_reply(sample: Sample) -> Record:
 
 
 def question(record: Record, opened: OpenedModel, limit: int) -> Question:
-    """The prompt of a record: a dialogue without its last turn (a single turn is the question itself)."""
+    """The prompt of a record: a dialogue without its last turn (a single turn is the question itself).
+
+    Raises:
+        RecordError: it is no prompt, or the family refuses it.
+        UnsupportedError: it does not fit into ``limit``.
+    """
     if isinstance(record, Text):
-        raise ConfigError(f"{record.where}: running text is no prompt; expected dialogues or prompts")
+        raise RecordError.at(record.where, str(unasked(record)))
     if isinstance(record, ScoredAnswers):
         record = record.ending("")
     if isinstance(record, Dialogue):
@@ -161,7 +166,10 @@ def question(record: Record, opened: OpenedModel, limit: int) -> Question:
         text = "\n".join(record.turns)
     else:
         record, text = replace(record, response=""), record.prompt + record.prefix
-    return Question(record, opened.family.context(record, limit), text)
+    context = opened.family.context(record, limit)
+    if not context.ids:
+        raise UnsupportedError(f"{record.where}: the prompt does not fit into limit={limit}")
+    return Question(record, context, text)
 
 
 def prompt_order(count: int, wanted: int, start: int, seed: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hanmo.checkpoints import open_model
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, RecordError, UnsupportedError
 from hanmo.families.base import OpenedModel
 from hanmo.nn.row_model import ValueKind
 from hanmo.processes import process_count
@@ -57,7 +57,14 @@ def prepare_policy(
     """Prompts, rewards and network of a run; a model, ``critic``, learns the values, or else a head on the policy."""
 
     def questions(file: Path, rejects: Rejects) -> list[Question]:
-        found = [question(record, opened, config.limit) for record in files.records(file, rejects, reply="waiting")]
+        found = []
+        for record in files.records(file, rejects, reply="waiting"):
+            try:
+                found.append(question(record, opened, config.limit))
+            except RecordError as error:
+                rejects.add_bad(error)
+            except UnsupportedError as error:
+                rejects.add(record.where, str(error).removeprefix(f"{record.where}: "))
         require_some(found, file, "no prompts", rejects)
         return found
 
