@@ -17,7 +17,7 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES = 25_800  # code lines in all; the goal is 22,000, and this number only ever falls
+LINES = 23_600
 FILE, FUNCTION = 350, 60  # the most lines of each, blank ones, comments and docstrings included
 
 

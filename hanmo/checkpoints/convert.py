@@ -72,13 +72,8 @@ def convert(
     Raises:
         CheckpointError: the source cannot be read, or the target must not or cannot be written.
     """
+    _check_options(to, dtype, ranks)
     path, target = local_folder(source), Path(target)
-    if to not in FORMS:
-        raise ConfigError(unknown("form", to, FORMS))
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(unknown("dtype", dtype, DTYPES))
-    if ranks is not None and (ranks < 1 or to != "original"):
-        raise ConfigError(f"--tensor-parallel {ranks}: 1 or more, together with --to original")
     _check_target(path, target, force)
     located = locate(path)
     content = source_of(located, size, config, needs_config=to != "original")
@@ -103,6 +98,15 @@ def convert(
     if content.absent:
         notes.append(f"the source lacks {', '.join(content.absent)}: written as zeros")
     return _report(content, target, to, notes)
+
+
+def _check_options(to: str, dtype: str | None, ranks: int | None) -> None:
+    if to not in FORMS:
+        raise ConfigError(unknown("form", to, FORMS))
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(unknown("dtype", dtype, DTYPES))
+    if ranks is not None and (ranks < 1 or to != "original"):
+        raise ConfigError(f"--tensor-parallel {ranks}: 1 or more, together with --to original")
 
 
 def _check_target(source: Path, target: Path, force: bool) -> None:
