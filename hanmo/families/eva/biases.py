@@ -28,13 +28,9 @@ def _buckets_by_distance(num_buckets: int, bidirectional: bool) -> tuple[int, ..
     Always computed on the CPU in fp32, because a logarithm that differs in its last bit moves a bucket's edge.
     """
     relative = torch.arange(-MAX_DISTANCE, MAX_DISTANCE + 1, device="cpu")
-    if bidirectional:
-        num_buckets //= 2
-        offset = num_buckets * (relative > 0)
-        distance = relative.abs()
-    else:
-        offset = torch.zeros_like(relative)
-        distance = (-relative).clamp_min(0)
+    num_buckets //= 1 + bidirectional  # half of them for the keys after the query
+    offset = num_buckets * (relative > 0) if bidirectional else torch.zeros_like(relative)
+    distance = relative.abs() if bidirectional else (-relative).clamp_min(0)
     exact = num_buckets // 2
     logarithmic = torch.log(distance.float() / exact) / math.log(MAX_DISTANCE / exact) * (num_buckets - exact)
     far = (exact + logarithmic.clamp_min(0).long()).clamp_max(num_buckets - 1)

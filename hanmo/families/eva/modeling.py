@@ -27,18 +27,12 @@ from hanmo.nn.row_model import RowModel
 from hanmo.nn.tensor_parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
 
 _ATTENTION = {"q_proj": OUT_HEADS, "k_proj": OUT_HEADS, "v_proj": OUT_HEADS, "o_proj": IN_HEADS}
-_BLOCK = {
-    **{f"attn.{name}": cut for name, cut in _ATTENTION.items()},
-    **{f"ff.{name}": cut for name, cut in (("wi_0", OUT_HEADS), ("wi_1", OUT_HEADS), ("wo", IN_HEADS))},
-}
-TP_PLAN = {
-    "word_embeds": VOCABULARY_ROWS,
-    **{f"{stack}.blocks.*.{name}": cut for stack in ("encoder", "decoder") for name, cut in _BLOCK.items()},
-    **{f"decoder.blocks.*.cross.{name}": cut for name, cut in _ATTENTION.items()},
-    **{f"{stack}.relative_bias": AS_CUT for stack in ("encoder", "decoder")},
-    **{f"{stack}.relative_bias.weight": IN_HEADS for stack in ("encoder", "decoder")},  # a column for each head
-    "lm_head": WHOLE_LOGITS,
-}
+_ENCODER = {"attn": _ATTENTION, "ff": {"wi_0": OUT_HEADS, "wi_1": OUT_HEADS, "wo": IN_HEADS}}
+_DECODER = {**_ENCODER, "cross": _ATTENTION}
+TP_PLAN = {"word_embeds": VOCABULARY_ROWS, "lm_head": WHOLE_LOGITS}
+for _stack, _parts in (("encoder", _ENCODER), ("decoder", _DECODER)):
+    TP_PLAN |= {f"{_stack}.blocks.*.{part}.{name}": cut for part in _parts for name, cut in _parts[part].items()}
+    TP_PLAN |= {f"{_stack}.relative_bias": AS_CUT, f"{_stack}.relative_bias.weight": IN_HEADS}  # a column for each head
 
 
 class EvaConfig(PretrainedConfig):
@@ -118,11 +112,9 @@ class EvaAttention(nn.Module):
 
     def __init__(self, config: EvaConfig):
         super().__init__()
-        inner = config.num_heads * config.d_kv
-        self.q_proj = Linear(config.d_model, inner, bias=False)
-        self.k_proj = Linear(config.d_model, inner, bias=False)
-        self.v_proj = Linear(config.d_model, inner, bias=False)
-        self.o_proj = Linear(inner, config.d_model, bias=False)
+        width, inner = config.d_model, config.num_heads * config.d_kv
+        self.q_proj, self.k_proj = Linear(width, inner, bias=False), Linear(width, inner, bias=False)
+        self.v_proj, self.o_proj = Linear(width, inner, bias=False), Linear(inner, width, bias=False)
         self.d_kv = config.d_kv
         self.scale = config.d_kv**-0.5 if config.attn_scale else 1.0
         self.dropout_rate = config.dropout_rate
