@@ -64,8 +64,7 @@ def convert(
         ranks: tensor-parallel ranks of "original"; default 1.
         force: write into a folder that is not empty; files that are not the model's stay.
         resume: continue an interrupted conversion, and keep the finished files if this one is interrupted.
-        verify: before the target appears, compare every tensor with a second reading by another reader, of the source
-            and of the written files from the disk.
+        verify: compare every tensor with a second reading: of the source, and of the written files before they appear.
         start: called with the number of bytes to write before the work begins.
         progress: called with the number of bytes written since the last call.
 
@@ -94,10 +93,7 @@ def convert(
         for name, text in form.texts.items():
             write_text(folder.path / name, text)
         notes = form.finish(folder.path)
-    notes = _losses(content, to) + _rounding(content, wanted) + notes
-    if content.absent:
-        notes.append(f"the source lacks {', '.join(content.absent)}: written as zeros")
-    return _report(content, target, to, notes)
+    return _report(content, target, to, _losses(content, to, wanted) + notes)
 
 
 def _check_options(to: str, dtype: str | None, ranks: int | None) -> None:
@@ -176,31 +172,27 @@ def _original(source: Source, vocab: str | Path | None, ranks: int | None, dtype
     return _Form(files, texts, finish)
 
 
-def _losses(source: Source, to: str) -> list[str]:
-    """Notes on the parts of the source that the target has no place for."""
+def _losses(source: Source, to: str, dtype: torch.dtype | None) -> list[str]:
+    """Notes on the parts that the target has no place for, and on the precision that a narrower dtype loses."""
+    notes = []
     if to != "hanmo" and any(name.startswith(f"{VALUE_HEAD}.") for name in source.shapes):
-        return [f"the value head has no place in the form {to} and is left out: the target only generates"]
-    if source.located.original is not None and source.located.weights.state.get("optimizer") is not None:
-        return ["the optimizer's state is not taken along"]
-    return []
-
-
-def _rounding(source: Source, dtype: torch.dtype | None) -> list[str]:
-    """Notes on the precision that a narrower dtype loses."""
+        notes.append(f"the value head has no place in the form {to} and is left out: the target only generates")
+    elif source.located.original is not None and source.located.weights.state.get("optimizer") is not None:
+        notes.append("the optimizer's state is not taken along")
     if dtype is None:
-        return []
+        return notes
     step, small = torch.finfo(dtype).eps / 2, torch.finfo(dtype).tiny
-    stored = {kind for kind in source.dtypes.values() if kind.is_floating_point}
-    return [
-        f"{dtype_name(before)} to {dtype_name(dtype)} rounds: each weight by up to {step:.1e} of its size, "
-        f"and by more below {small:.0e}"
-        for before in sorted(stored, key=str)
-        if torch.promote_types(before, dtype) != dtype
-    ]
+    for before in sorted({kind for kind in source.dtypes.values() if kind.is_floating_point}, key=str):
+        if torch.promote_types(before, dtype) != dtype:
+            size = f"each weight by up to {step:.1e} of its size, and by more below {small:.0e}"
+            notes.append(f"{dtype_name(before)} to {dtype_name(dtype)} rounds: {size}")
+    return notes
 
 
 def _report(source: Source, target: Path, to: str, notes: list[str]) -> dict[str, Any]:
     written = find_weights(target)
+    if source.absent:
+        notes.append(f"the source lacks {', '.join(source.absent)}: written as zeros")
     return {
         "source": source.title,
         "target": str(target),

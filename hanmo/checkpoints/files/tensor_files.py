@@ -142,6 +142,9 @@ class BackgroundFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._writer.shutdown(cancel_futures=True)
         self._flusher.shutdown()
         self._file.close()

@@ -16,7 +16,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Shares:
-    """The shares of the data for development and test. A larger test share takes records from dev and train alone."""
+    """The shares of the data for development and test; a larger test share moves no record out of the test set."""
 
     dev: float = 0.0
     test: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hanmo.data.prepare.sources import answers, classical, corpora, dialogues, instructions, poetry
-from hanmo.data.prepare.sources.corpora import corpus, running
+from hanmo.data.prepare.sources.corpora import corpus
 from hanmo.data.prepare.sources.reader import Reader
 
 
@@ -20,6 +20,7 @@ class Source:
 
 
 SCORED, TURNS, LEARNED = "prompts with scored answers", "dialogues", "prompts and texts for pretraining"
+ZHIHU = "JSON: q_title, q-content, user-signature, ans-content, ans-up-num"
 SOURCES = {
     source.name: source
     for source in (
@@ -35,12 +36,10 @@ SOURCES = {
         Source("sharegpt", "JSON: conversations, messages, dialog … with roles", TURNS, dialogues.chat),
         Source("alpaca", "JSON: instruction, input, output, history", "prompts and responses", instructions.alpaca),
         Source("dpo", "JSON: a prompt, chosen and rejected (or ranked)", SCORED, instructions.preferences),
-        Source("zhihu", f"JSON: {', '.join(corpora.ZHIHU)}", LEARNED, corpus(corpora.zhihu)),
+        Source("zhihu", ZHIHU, LEARNED, corpus(corpora.zhihu)),
         Source("zhidao-threads", "JSON: title, content, best_answer, other_answers", LEARNED, corpus(corpora.zhidao)),
-        Source(
-            "encyclopedia", "JSON: title, abstract, content", LEARNED, corpus(running("title", "abstract", "content"))
-        ),
-        Source("wikipedia", "JSON: text", LEARNED, corpus(running("text"))),
+        Source("encyclopedia", "JSON: title, abstract, content", LEARNED, corpus(corpora.encyclopedia)),
+        Source("wikipedia", "JSON: text", LEARNED, corpus(corpora.wikipedia)),
         Source("news", "JSON: [title, content] with HTML tags", LEARNED, corpus(corpora.news)),
         Source("wikipedia-sections", "JSON: key (headings), content (texts)", LEARNED, corpus(corpora.sections, False)),
     )

@@ -13,7 +13,6 @@ from hanmo.records import PromptResponse, Text
 Sample = tuple[str, str]  # prompt and text
 LONG = 100  # characters: a description is cut there, and what is longer than that is worth learning
 SHORT = 10  # the best answer of a thread need only be longer than this
-ZHIHU = ("q_title", "q-content", "user-signature", "ans-content", "ans-up-num")
 LIKED = 1000  # up-votes that make up for a short answer
 
 
@@ -40,8 +39,9 @@ def corpus(samples: Callable[[Any], list[Sample]], titled: bool = True) -> Reade
 
 def zhihu(entry: Any) -> list[Sample]:
     """``{"q_title", "q-content", "user-signature", "ans-content", "ans-up-num"}``: one answer."""
-    title, described, author, answer = (text_of(entry, key) for key in ZHIHU[:4])
-    votes = str(entry.get(ZHIHU[4]) or 0)
+    keys = ("q_title", "q-content", "user-signature", "ans-content")
+    title, described, author, answer = (text_of(entry, key) for key in keys)
+    votes = str(entry.get("ans-up-num") or 0)
     if not votes.isdigit():
         raise ValueError(f"'ans-up-num' is {votes!r}, expected a whole number")
     if not answer or (len(answer) <= LONG and int(votes) <= LIKED):
@@ -69,6 +69,9 @@ def running(*keys: str) -> Callable[[Any], list[Sample]]:
         return [("", text)] if text else []
 
     return samples
+
+
+encyclopedia, wikipedia = running("title", "abstract", "content"), running("text")
 
 
 def sections(entry: Any) -> list[Sample]:
