@@ -59,9 +59,9 @@ class Opening:
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
     """A command some of whose parameters are dataclasses: on the command line, their fields are options like others."""
-    groups = {name: kind for name, kind in get_type_hints(function).items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {name: kind for name, kind in get_type_hints(function).items() if is_dataclass(kind)}
 
-    def options(holder: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    def options(holder: Any) -> Iterator[inspect.Parameter]:
         hints = get_type_hints(holder, include_extras=True)
         for parameter in inspect.signature(holder).parameters.values():
             kind = hints[parameter.name]

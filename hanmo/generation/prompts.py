@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hanmo.errors import RecordError, UnsupportedError
 from hanmo.families.base import OpenedModel
@@ -46,7 +47,7 @@ def _json_prompt(line: str, path: Path, number: int) -> Record:
     if isinstance(record, ScoredAnswers):
         record = record.ending("")
     elif isinstance(record, Dialogue):
-        turns = next((value[key] for key in TURNS if isinstance(value.get(key), list)), [{}])
+        turns: list[Any] = next((value[key] for key in TURNS if isinstance(value.get(key), list)), [{}])
         if not any(isinstance(turn, dict) for turn in turns):
             return record  # without roles the last turn is the user's
     if isinstance(record, Dialogue):

@@ -12,8 +12,8 @@ FACTOR, MARGIN = 2.0, 3.0  # the margin, a token 20 times less likely, is for lo
 class LossWatch:
     """Watches losses: a run has diverged when those of ``STEPS`` steps in a row were far above the ceiling.
 
-    The ceiling is the smallest bound that the losses of ``STEPS`` consecutive steps have kept; before there are as many,
-    the first loss or that of a uniform guess, whichever is higher. A run that learns slowly, starts high, or meets hard
+    The ceiling is the smallest bound that the losses of ``STEPS`` consecutive steps have kept; before that the
+    first loss or that of a uniform guess, whichever is higher. A run that learns slowly, starts high, or meets hard
     batches now and then does not diverge; nor does one that falls back to its start, unless it had halved that loss.
     """
 

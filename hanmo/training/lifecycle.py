@@ -69,7 +69,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """A run after its last step, for the figures and the report of its stage; ``stopped``: by a signal, before its end."""
+    """A run after its last step, for the figures and the report of its stage; a signal may have ``stopped`` it."""
 
     folder: Path
     config: Any

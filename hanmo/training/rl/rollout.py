@@ -184,7 +184,7 @@ def prompt_order(count: int, wanted: int, start: int, seed: int) -> list[int]:
 
 
 def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:
-    """The decoding settings of rollouts; ``suppressed_ids`` are all ids that are never drawn, as all stop tokens but one.
+    """The decoding settings of rollouts; ``suppressed_ids`` are all ids never drawn, and all stop tokens but one.
 
     The policy is scored without these ids. Otherwise probability taken from any token would flow to them, and no reward
     would show it.

@@ -126,9 +126,9 @@ class PpoTrainer(PolicyTrainer):
         return reduce(sums.to(self.args.device), "sum").cpu()
 
     def _adapt(self, old_SN: Tensor, reference_SN: Tensor, mask_SN: Tensor) -> None:
-        if self.config.kl_target is None:
-            return
         config = self.config
+        if config.kl_target is None:
+            return
         kl = (losses.kl_estimates(old_SN, reference_SN, "published" if config.published else "k1") * mask_SN).sum()
         count = mask_SN.numel() if config.published else len(mask_SN)
         total, number = self._over_processes(torch.tensor([kl.item(), float(count)])).tolist()
