@@ -78,7 +78,7 @@ def holding_inside(folder: str | Path) -> Iterator[None]:
 
 def _beside(target: Path) -> Path:
     """The lock file beside a target, the same for every path to it."""
-    target = target.resolve()
+    target = Path(os.path.realpath(target))  # of links in a circle too, which then cannot be locked
     return target.with_name(f".{target.name}.lock")
 
 

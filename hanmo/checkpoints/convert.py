@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ def convert(
 
 def _check_target(source: Path, target: Path, force: bool) -> None:
     recover_missing(target)
-    here, there = source.resolve(), target.resolve()
+    here, there = (Path(os.path.realpath(path)) for path in (source, target))
     if there == here or there in here.parents or here in there.parents:
         raise CheckpointError(f"{target}: is the source, holds it or lies in it; write to another folder")
     if target.is_dir() and any(target.iterdir()) and not force:

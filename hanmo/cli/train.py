@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -40,6 +39,7 @@ Hosts = Annotated[
     typer.Option("--hostfile", help="Print the command for each machine of a DeepSpeed hostfile, and stop."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")]
+QUOTED = '"'  # YAML's style that can hold any text
 
 
 def stage_command(name: str) -> Callable[..., None]:
@@ -113,12 +113,15 @@ def read_settings(stage: Stage, model: str, data: str, rest: list[str], file: Pa
     Args:
         rest: at most one folder for the run, and settings as KEY=VALUE.
     """
+    import yaml
+
     from hanmo.config import load
 
     out, overrides = split_settings(rest)
     if len(out) > 1:
         raise typer.BadParameter(f"one folder for the run, not {', '.join(out)}; settings are key=value")
-    given = [f"model={json.dumps(model)}", f"data={json.dumps(data)}", *(f"out={json.dumps(item)}" for item in out)]
+    places = [("model", model), ("data", data), *(("out", item) for item in out)]
+    given = [f"{name}={yaml.safe_dump(place, default_style=QUOTED)}" for name, place in places]
     return load(stage.config, _preset(model, stage.name, preset), file, given + overrides)
 
 

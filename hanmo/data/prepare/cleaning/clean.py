@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ def clean(
         ConfigError: ``out`` is one of the inputs.
         InUseError: another run writes ``out``, or the same share of it.
     """
-    targets = {path.resolve() for path in (out, rejects) if path}
-    if targets & {path.resolve() for path in paths}:
+    targets = {os.path.realpath(path) for path in (out, rejects) if path}
+    if targets & {os.path.realpath(path) for path in paths}:
         raise ConfigError(f"{out}: would be written over its own input")
     job = {"recipe": recipe.settings(), "plain": plain, "block": BLOCK, "form": FORM}
     with block_job(out, job, [*paths, *recipe.files()], share) as folder:
