@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLOCK = 1000  # documents of one unit of work
+FILES = (IDS, PARTS, DOCUMENTS, KIND, ABOUT)
 
 
 @dataclass(frozen=True)
@@ -140,23 +141,37 @@ def tokenize(
         InUseError: another run writes ``out``, or the same share of it.
         VocabularyError: no such tokenizer.
     """
-    others = {path.name for path in out.iterdir()} - {IDS, PARTS, DOCUMENTS, KIND, ABOUT} if out.is_dir() else set()
-    if others:
-        raise ConfigError(f"{out}: holds {', '.join(sorted(others)[:3])}; a store needs a folder of its own")
     opened = tokenizer.open()
     vocabulary = vocabulary_hash(opened)
     with block_job(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths, share) as folder:
+        if share is None:
+            _clear(out)
         report_documents = (lambda done: progress(done * BLOCK)) if progress else None
         blocks = map(_block, record_blocks(paths, BLOCK, plain, bad))
         results = run_blocks(blocks, _Work(opened), folder, workers, report_documents, share or (0, 1))
         if share is not None:
             return None
         dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"
-        (out / ABOUT).unlink(missing_ok=True)
         counts = _merge(results, out, dtype)
         about = About(FORMAT, *counts, dtype, vocabulary, tokenizer.name, [path.name for path in paths])
         write_text(out / ABOUT, about_text(about))
     return about
+
+
+def _clear(out: Path) -> None:
+    """Remove what a killed run left in the store's folder.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    others = [path for path in out.iterdir() if path.name not in FILES] if out.is_dir() else []
+    left = [
+        path for path in others if path.suffix == ".tmp" and path.name.startswith(tuple(f".{name}." for name in FILES))
+    ]
+    if foreign := sorted(path.name for path in others if path not in left):
+        raise ConfigError(f"{out}: holds {', '.join(foreign[:3])}; a store needs a folder of its own")
+    for path in left:
+        path.unlink()
 
 
 def _merge(results: Sequence[Path], out: Path, dtype: str) -> tuple[int, int, int]:
@@ -184,4 +199,5 @@ def _merge(results: Sequence[Path], out: Path, dtype: str) -> tuple[int, int, in
                 documents += len(block["documents"])
                 parts += len(block["parts"])
                 tokens += len(block["ids"])
+        (out / ABOUT).unlink(missing_ok=True)  # until all files have taken their names the store is unfinished
     return documents, parts, tokens
