@@ -46,7 +46,9 @@ def new_folder(folder: str | Path, keep: Keep = lambda name: False) -> Iterator[
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}; nothing has been changed") from error
+        raise CheckpointError(
+            f"{folder}: cannot be written: {error.strerror or error}; nothing has been changed"
+        ) from error
 
 
 def finish_folder(folder: Path, draft: Path, keep: Keep) -> None:

@@ -47,7 +47,7 @@ def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
     if not main_process():
         yield
         return
-    place = Path(target).resolve()
+    place = Path(os.path.realpath(target))  # resolves links in a circle too, which then cannot be locked
     beside, inside = place.with_name(f".{place.name}.lock"), place / INSIDE
     path = lock or beside
     descriptor = _locked(path, target)

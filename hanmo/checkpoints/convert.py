@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def _check_options(to: str, dtype: str | None, ranks: int | None) -> None:
 
 def _check_target(source: Path, target: Path, force: bool) -> None:
     recover_missing(target)
-    here, there = source.resolve(), target.resolve()
+    here, there = (Path(os.path.realpath(path)) for path in (source, target))
     if there == here or there in here.parents or here in there.parents:
         raise CheckpointError(f"{target}: is the source, holds it or lies in it; write to another folder")
     if target.is_dir() and any(target.iterdir()) and not force:

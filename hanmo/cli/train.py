@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from hanmo.processes import main_process
 
 if TYPE_CHECKING:
     from hanmo.training.lifecycle import Stage
+
+QUOTED = '"'  # YAML's style that can hold any text
 
 
 def stage_command(name: str) -> Callable[..., None]:
@@ -109,12 +110,15 @@ def read_settings(stage: Stage, model: str, data: str, rest: list[str], file: Pa
     Args:
         rest: at most one folder for the run, and settings as KEY=VALUE.
     """
+    import yaml
+
     from hanmo.config import load
 
     out, overrides = split_settings(rest)
     if len(out) > 1:
         raise typer.BadParameter(f"one folder for the run, not {', '.join(out)}; settings are key=value")
-    given = [f"model={json.dumps(model)}", f"data={json.dumps(data)}", *(f"out={json.dumps(item)}" for item in out)]
+    places = [("model", model), ("data", data), *(("out", item) for item in out)]
+    given = [f"{name}={yaml.safe_dump(place, default_style=QUOTED)}" for name, place in places]
     return load(stage.config, _preset(model, stage.name, preset), file, given + overrides)
 
 

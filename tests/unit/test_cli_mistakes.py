@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "gbk.csv").write_bytes(
         "item,question,answer,fluency,informativeness,relevance,overall\n1,好,好\n".encode("gbk")
     )
+    (folder / "circle").symlink_to("circle")
     (folder / "key.json").write_text('{"1": {"system": "a", "question": "好"}}', encoding="utf-8")
     (folder / "wrong.json").write_text('{"1": 3}', encoding="utf-8")
     (folder / "list.json").write_text("[1]", encoding="utf-8")
@@ -107,6 +108,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
             "eval compare list.json list.json",
             "list.json: expected a JSON object, found list; expected the results.json",
         ),
+        ("convert model circle", "circle: "),
         ("reward score reward empty.txt", "empty.txt: no records"),
         ("reward score reward test.txt --batch-size 0", "--batch-size"),
         ("reward score reward test.txt --limit 0", "--limit"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import sys
@@ -16,7 +17,8 @@ from hanmo.data.prepare.vocabulary import build
 from hanmo.data.store import tokenize as tokenize_module
 from hanmo.data.store.token_store import Store, encode, vocabulary_hash
 from hanmo.data.store.tokenize import TokenizerPlace, tokenize
-from hanmo.errors import ConfigError, RecordError, VocabularyError
+from hanmo.errors import ConfigError, InUseError, RecordError, VocabularyError
+from hanmo.locks import holding
 from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text, write_records
 from tests import processes
 
@@ -157,6 +159,43 @@ def test_a_folder_with_other_files_is_not_written_to(place: TokenizerPlace, sour
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(ConfigError, match=r"notes\.txt"):
         tokenize(place, [source], tmp_path / "mine")
+
+
+def test_what_a_killed_run_left_does_not_stop_the_next(place: TokenizerPlace, source: Path, tmp_path: Path) -> None:
+    """Its half-written files were taken for somebody else's."""
+    tokenize(place, [source], tmp_path / "one")
+    (tmp_path / "store").mkdir()
+    for name in ("ids.bin", "store.json"):
+        (tmp_path / "store" / f".{name}.12345.tmp").write_bytes(b"half")
+    tokenize(place, [source], tmp_path / "store")
+    assert _files(tmp_path / "store") == _files(tmp_path / "one")
+
+
+def test_a_second_run_is_told_of_the_first_before_it_looks_at_its_files(
+    place: TokenizerPlace, source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".ids.bin.12345.tmp").write_bytes(b"half")
+    with holding(tmp_path / "store"), pytest.raises(InUseError, match="store: in use by process"):
+        tokenize(place, [source], tmp_path / "store")
+    assert [path.name for path in (tmp_path / "store").iterdir()] == [".ids.bin.12345.tmp"]
+
+
+def test_a_store_stays_until_the_next_is_written(
+    place: TokenizerPlace, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error such as a full disk while the blocks are put together left neither."""
+    tokenize(place, [source], tmp_path / "store")
+    before = _files(tmp_path / "store")
+    write_records(tmp_path / "more.jsonl", RECORDS * 2)
+
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tokenize_module.np, "cumsum", full)
+    with pytest.raises(OSError, match="No space left"):
+        tokenize(place, [tmp_path / "more.jsonl"], tmp_path / "store")
+    assert _files(tmp_path / "store") == before and len(Store(tmp_path / "store")) == len(RECORDS)
 
 
 def test_no_documents(place: TokenizerPlace, tmp_path: Path) -> None:

@@ -185,7 +185,6 @@ def test_commands_print_json_or_one_message(kind: str, tmp_path: Path, monkeypat
 # Functions that may call json.dumps without allow_nan=False: their text is no result and no file for others.
 HASHED_OR_PIPED = {
     "checkpoints/files/resumable.py:resumable_folder": "compared with a job that was read back",
-    "cli/train.py:read_settings": "names of folders, read by the configuration",
     "data/parallel/blocks.py:job_folder": "hashed",
     "data/store/token_store.py:vocabulary_hash": "hashed",
     "evaluation/results/provenance.py:computed_by": "hashed",

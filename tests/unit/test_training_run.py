@@ -15,7 +15,7 @@ import torch
 from transformers import TrainingArguments
 
 from hanmo.checkpoints import save_model
-from hanmo.cli.train import stage_command
+from hanmo.cli.train import read_settings, stage_command
 from hanmo.errors import ConfigError
 from hanmo.families import NAMES
 from hanmo.families.presets import presets
@@ -27,6 +27,7 @@ from hanmo.training.lifecycle import Outcome
 from hanmo.training.opening import family_name, find_size, new_model, open_for_training
 from hanmo.training.run_folder import begin
 from hanmo.training.schedules import rate_factor
+from hanmo.training.stages import load_stage
 from hanmo.training.stages.pretrain import PretrainConfig
 from hanmo.training.stages.sft import SftConfig, sft
 from tests import processes
@@ -152,6 +153,13 @@ def test_a_run_resumes_with_the_lists_it_was_given(tmp_path: Path) -> None:
     begin(tmp_path / "run", config, resume=True)
     with pytest.raises(ConfigError, match=r"lora was .*'q_proj'.* and is now .*'v_proj'"):
         begin(tmp_path / "run", replace(config, lora={"rank": 2, "targets": ["v_proj"]}), resume=True)
+
+
+def test_places_of_a_run_may_have_any_name() -> None:
+    """Characters beyond U+FFFF became halves of characters, which no file system takes."""
+    names = ("模型𠮷", "😀 a: #b", "out\x7f'\"\\\n" + "很长 " * 60)
+    config = read_settings(load_stage("sft"), names[0], names[1], [names[2]], None, "none")
+    assert (config.model, config.data, config.out) == names
 
 
 def test_sizes_are_found_by_name_and_alias() -> None:

@@ -102,7 +102,9 @@ def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify:
                 raise
     except OSError as error:
         kept = f"; the finished files lie in {path}: --resume continues" if resume else ""
-        raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}; nothing has been changed{kept}") from error
+        raise CheckpointError(
+            f"{target}: cannot be written: {error.strerror or error}; nothing has been changed{kept}"
+        ) from error
 
 
 def _clear_earlier(path: Path, job: dict[str, Any], resume: bool) -> None:

@@ -108,12 +108,11 @@ def tokenize(
         InUseError: another run writes ``out``, or the same share of it.
         VocabularyError: no such tokenizer.
     """
-    others = {path.name for path in out.iterdir()} - {*FILES, ABOUT} if out.is_dir() else set()
-    if others:
-        raise ConfigError(f"{out}: holds {', '.join(sorted(others)[:3])}; a store needs a folder of its own")
     opened = tokenizer.open()
     vocabulary = vocabulary_hash(opened)
     with block_job(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths, share) as folder:
+        if share is None:
+            _clear(out)
         report_documents = (lambda done: progress(done * BLOCK)) if progress else None
         blocks = map(_block, record_blocks(paths, BLOCK, plain, bad))
         work = partial(_tokenize_block, opened)  # pickled whole: to open it there would import its family, and torch
@@ -121,12 +120,27 @@ def tokenize(
         if share is not None:
             return None
         dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"
-        (out / ABOUT).unlink(missing_ok=True)
         counts = _merge(results, out, dtype)
         name = f"{tokenizer.family or 'the tokenizer'} of {Path(tokenizer.path).name}"
         about = About(FORMAT, *counts, dtype, vocabulary, name, [path.name for path in paths])
         write_about(out, about)
     return about
+
+
+def _clear(out: Path) -> None:
+    """Remove what a killed run left in the store's folder.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    names = (*FILES, ABOUT)
+    others = [path for path in out.iterdir() if path.name not in names] if out.is_dir() else []
+    drafts = tuple(f".{name}." for name in names)
+    left = [path for path in others if path.name.startswith(drafts) and path.suffix == ".tmp"]
+    if foreign := sorted(path.name for path in others if path not in left):
+        raise ConfigError(f"{out}: holds {', '.join(foreign[:3])}; a store needs a folder of its own")
+    for path in left:
+        path.unlink()
 
 
 def _merge(results: Sequence[Path], out: Path, dtype: str) -> tuple[int, int, int]:
@@ -146,4 +160,5 @@ def _merge(results: Sequence[Path], out: Path, dtype: str) -> tuple[int, int, in
                 ):
                     file.write(array.tobytes())
             documents, parts, tokens = documents + len(document_ends), parts + len(part_ends), tokens + len(ids)
+        (out / ABOUT).unlink(missing_ok=True)  # until all files have taken their names the store is unfinished
     return documents, parts, tokens

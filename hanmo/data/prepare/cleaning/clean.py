@@ -7,6 +7,7 @@ and, for each record, what is left of it, or null, and its rejects.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -99,8 +100,8 @@ def clean(
         ConfigError: ``out`` is one of the inputs.
         InUseError: another run writes ``out``, or the same share of it.
     """
-    targets = {path.resolve() for path in (out, rejects) if path}
-    if targets & {path.resolve() for path in paths}:
+    targets = {os.path.realpath(path) for path in (out, rejects) if path}
+    if targets & {os.path.realpath(path) for path in paths}:
         raise ConfigError(f"{out}: would be written over its own input")
     job = {"recipe": recipe.settings(), "plain": plain, "block": BLOCK, "form": "JSON"}
     with block_job(out, job, [*paths, *recipe.files()], share) as folder:
