@@ -25,7 +25,7 @@ CONVERSATIONS, BEYOND = SAID["conversations"], SAID["beyond"]
 class Opening:
     """The user's first message, and which replies fit; examine.yaml explains the attributes.
 
-    Wording is free: a model may answer in other words than its training data; a reply that merely sounds good does not fit.
+    Wording is free: a model may answer in other words than its training data, but to sound good is not enough.
     """
 
     prompt: str

@@ -1,7 +1,7 @@
 """Human evaluation as 文汇's authors did it: blind sheets of answers, four ratings each, means and agreement.
 
-Raters see questions and answers without their source, in an order of their own. They rate in a CSV file, or in an HTML page
-that keeps the ratings in the browser and saves them as the same CSV. docs/published.md has the authors' figures.
+Raters see questions and answers without their source, in an order of their own. They rate in a CSV file, or in an HTML
+page that keeps the ratings in the browser and saves them as the same CSV. docs/published.md has the authors' figures.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ count. Sums are kept in fp64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,8 +143,7 @@ def _record_score(
         stop_ids = opened.family.prompt(predicted).stop_ids
         text = opened.family.decode([id_ for id_ in predicted if id_ not in stop_ids])
     else:
-        text = _text(record)
-        text = text[_unscored(opened.family, record, text) :]
+        text = _scored_text(opened.family, record)
     nll, tokens = sum(nll for nll, _ in scored), sum(tokens for _, tokens in scored)
     return RecordScore(record.where, nll, tokens, len(text), len(text.encode("utf-8")), cut)
 
@@ -153,38 +152,30 @@ def _rows(opened: OpenedModel, record: Record, limit: int, response_limit: int |
     return [opened.family.row(parts) for parts in opened.family.parts(record, limit, response_limit)]
 
 
-def _unscored(family: Family, record: Record, text: str) -> int:
-    """The characters at the beginning of a text whose tokens are not scored."""
+def _scored_text(family: Family, record: Record) -> str:
+    """A record's text without the characters at its beginning whose tokens are not scored."""
+    text, with_text = _text(record)
     first, *_ = family.parts(record, WHOLE, WHOLE)
     ids = _scored_ids(first)
     scored = len(_predicted([family.row(first)])) - first[-1].scored  # the stop token is none of the text's
     missing = ids[: len(ids) - scored]
     if not missing:
-        return 0
+        return text
     if (spelled := family.decode(missing)) and text.startswith(spelled):
-        return len(spelled)
+        return text[len(spelled) :]
     # The token does not decode to the text's beginning (unknown, normalised or a part of a character): try every length.
     for length in range(1, len(text) + 1):
-        rows = family.parts(_beginning(record, text[:length]), WHOLE, WHOLE)
+        rows = family.parts(with_text(text[:length]), WHOLE, WHOLE)
         ids = _scored_ids(rows[0]) if rows else []
         if ids == missing:
-            return length
+            return text[length:]
         if len(ids) > len(missing):
-            return length - 1
-    return len(text)
+            return text[length - 1 :]
+    return ""
 
 
 def _scored_ids(parts: Sequence[Part]) -> list[int]:
     return [id_ for part in parts if part.scored for id_ in part.ids]
-
-
-def _beginning(record: Record, text: str) -> Record:
-    """The record with ``text`` in place of its scored text."""
-    if isinstance(record, Text):
-        return replace(record, text=text)
-    if isinstance(record, Dialogue):
-        return replace(record, turns=(*record.turns[:-1], text), ids=())
-    return replace(record.best() if isinstance(record, ScoredAnswers) else record, response=text)
 
 
 def _predicted(rows: Sequence[Row]) -> list[int]:
@@ -192,13 +183,14 @@ def _predicted(rows: Sequence[Row]) -> list[int]:
     return [int(label) for row in rows for label in row.labels if label != IGNORE]
 
 
-def _text(record: Record) -> str:
-    """The text whose tokens are scored."""
+def _text(record: Record) -> tuple[str, Callable[[str], Record]]:
+    """The text whose tokens are scored, and a function that puts another in its place."""
     if isinstance(record, Text):
-        return record.text
+        return record.text, lambda text: replace(record, text=text)
     if isinstance(record, Dialogue):
-        return record.turns[-1]
-    return record.best().response if isinstance(record, ScoredAnswers) else record.response
+        return record.turns[-1], lambda text: replace(record, turns=(*record.turns[:-1], text), ids=())
+    answer = record.best() if isinstance(record, ScoredAnswers) else record
+    return answer.response, lambda text: replace(answer, response=text)
 
 
 def _bits(nats: float, units: int) -> float:

@@ -20,20 +20,15 @@ _END_MARKS = str.maketrans("", "", "。？！")
 class Template:
     """A kind of exchange.
 
-    Attributes:
-        forms: wordings; turns separated by ``|``, the user's first, with ``{slot}`` or ``{slot.field}``.
-        slots: the possible values of each slot.
-        derive: computes further values from the chosen ones, for answers; returns None if the choice makes no sense.
-        combination: the slots whose values together are split into training and held-out; all slots and the form if empty.
-        weight: how often it is drawn, relative to the others.
+    ``combination``: the slots whose values together are split into training and held-out; if empty, all and the form.
     """
 
     topic: str
-    forms: tuple[str, ...]
-    slots: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    derive: Callable[..., dict[str, Any] | None] | None = None
+    forms: tuple[str, ...]  # wordings; turns separated by ``|``, the user's first, with ``{slot}`` or ``{slot.field}``
+    slots: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # the possible values of each slot
+    derive: Callable[..., dict[str, Any] | None] | None = None  # further values for answers; None: they make no sense
     combination: tuple[str, ...] = ()
-    weight: float = 1.0
+    weight: float = 1.0  # how often it is drawn, relative to the others
 
     def draw(self, rng: Random) -> Exchange:
         """One exchange, from training or held out, as its combination decides."""

@@ -1,9 +1,10 @@
 """Scores of candidates that share a context: the context is read once, and every candidate continues from there.
 
-A question is a list of candidates, each a list of parts as ``Family.cloze`` makes them; the parts before the first scored
-one are its context. A context that all candidates of a question share is prefilled once and gives the first token of each;
-longer candidates continue in one step from the expanded state, where a common beginning is fed once. Networks that a probe
-shows to honour a mask of trees read a question in one pass instead (trees.py). Any other question is scored row by row.
+A question is a list of candidates, each a list of parts as ``Family.cloze`` makes them; the parts before the first
+scored one are its context. A context that all candidates of a question share is prefilled once and gives the first
+token of each; longer candidates continue in one step from the expanded state, where a common beginning is fed once.
+Networks that a probe shows to honour a mask of trees read a question in one pass instead (trees.py). Any other question
+is scored row by row.
 
 Shape suffixes: S questions, R branches that are continued, q fed tokens, P position dimensions, V vocabulary, N labels.
 """
@@ -39,11 +40,9 @@ SUMMED = 256  # places whose logits are summed up in fp32 at the same time
 
 @dataclass(frozen=True)
 class _Question:
-    """Attributes: ``index`` of the question; ``answers`` the scored ids of each candidate, the stop token included."""
-
     index: int
     prompt: Prompt
-    answers: list[tuple[int, ...]]
+    answers: list[tuple[int, ...]]  # the scored ids of each candidate, the stop token included
 
     @property
     def width(self) -> int:
@@ -57,13 +56,11 @@ class _Question:
 
 @dataclass
 class _Branch:
-    """Tokens fed after the context of question ``source`` of a batch.
-
-    ``answers``: number in the batch, and ids, of each candidate whose tokens but the last are the first of ``ids``.
-    """
+    """Tokens fed after the context of question ``source`` of a batch."""
 
     source: int
     ids: tuple[int, ...]
+    # Number in the batch, and ids, of each candidate whose tokens but the last are the first of those fed.
     answers: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
 
 
@@ -233,11 +230,7 @@ def _branches(answers: Sequence[tuple[int, tuple[int, ...]]]) -> list[_Branch]:
 
 
 def _chunks(branches: Sequence[_Branch], width: int, budget: int, places: int) -> Iterator[list[_Branch]]:
-    """Branches to be continued together: of similar length, in the order of their questions.
-
-    Args:
-        places: most tokens that are fed at once, filled up ones included.
-    """
+    """Branches of similar length, in the order of their questions; ``places``: most tokens fed, padding included."""
     start = 0
     while start < len(branches):
         length = len(branches[start].ids)

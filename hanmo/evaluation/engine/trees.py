@@ -1,9 +1,9 @@
 """Questions whose candidates are read in one pass: a row holds whole trees, in which a token sees only its own past.
 
 The tree of a question is its context and the branches of its candidates, which share a common beginning. A mask hides
-branches, and trees of a row, from each other, and positions count along each branch. So no token is read twice, and there
-is hardly any padding. Sliding windows, recurrence and positions that count columns make it silently wrong: a probe compares
-with one by one first.
+branches, and trees of a row, from each other, and positions count along each branch. So no token is read twice, and
+there is hardly any padding. Sliding windows, recurrence and positions that count columns make it silently wrong: a
+probe compares with one by one first.
 
 Shape suffixes: B rows, T tokens of a row, D width, N predicting places, V vocabulary, M labels.
 """

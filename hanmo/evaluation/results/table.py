@@ -14,8 +14,8 @@ class Table:
     """Runs as columns, zero-shot ones first, tasks as rows in the order they have there.
 
     Attributes:
-        rows: of each task the value with its 95 % interval by run, None where the run lacks it; then the averages of runs
-            that have the same tasks.
+        rows: of each task the value with its 95 % interval by run, None where the run lacks it; then the averages of
+            runs that have the same tasks.
         facts: everything each run's values depend on: protocol, limit, weights, software.
 
     Raises:

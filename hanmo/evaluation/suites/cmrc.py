@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 
 PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 CHINESE = re.compile(r"([一-龥])")
@@ -87,11 +88,7 @@ def f1(prediction: str, references: Sequence[str]) -> float:
 
 def common_run(first: Sequence[str], second: Sequence[str]) -> int:
     """Length of the longest run of tokens that stands in both."""
-    longest, row = 0, [0] * (len(second) + 1)
-    for token in first:
-        row = [0, *(row[place] + 1 if token == other else 0 for place, other in enumerate(second))]
-        longest = max(longest, *row)
-    return longest
+    return SequenceMatcher(None, first, second, autojunk=False).find_longest_match().size
 
 
 def _kept(text: str) -> str:

@@ -175,8 +175,8 @@ def prefixes_of(
 ) -> tuple[list[FewShotPrefix], int]:
     """The prefix of each question, with few-shot examples that ``draw`` takes from the pool; and the number of exceptions.
 
-    An exception keeps the answer out of the prefix: where the usual examples contain the question, or another record that
-    asks the same, its examples are drawn from the pool without such records.
+    An exception keeps the answer out of the prefix: where the usual examples contain the question, or another record
+    that asks the same, its examples are drawn from the pool without such records.
     """
     usual = draw(pool)
     drawn = {shot.where for shot in usual}

@@ -76,10 +76,7 @@ def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | P
 
 @dataclass(frozen=True)
 class TaskRun:
-    """One task of a suite while it is evaluated.
-
-    ``about``: everything the results of the whole run depend on.
-    """
+    """One task of a suite while it is evaluated."""
 
     opened: OpenedModel
     suite: Suite
@@ -87,7 +84,7 @@ class TaskRun:
     options: Options
     seed: int
     cache: Path
-    about: dict[str, Any]
+    about: dict[str, Any]  # everything the results of the whole run depend on
     progress: Progress
 
     @property

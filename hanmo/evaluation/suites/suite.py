@@ -36,8 +36,8 @@ class Options:
 class Protocol:
     """A way to evaluate the tasks of a suite.
 
-    ``evaluate`` evaluates one task, given a ``runner.TaskRun``, the examples, and those that few-shot examples are taken
-    from; None is ``runner.corrected``.
+    ``evaluate`` evaluates one task, given a ``runner.TaskRun``, the examples, and those that few-shot examples are
+    taken from; None is ``runner.corrected``.
     """
 
     evaluate: Callable[[Any, list[Example], list[Example]], TaskResult] | None = None
@@ -63,8 +63,8 @@ class Suite:
     Attributes:
         read: ``read(task, split, first)`` returns the examples of a split, only so many if ``first`` is a number; it
             raises ``RecordError`` for a bad record.
-        first_shots: few-shot examples are the first of the pool, the last left out where a question has no room for them;
-            without it they are a balanced random draw.
+        first_shots: few-shot examples are the first of the pool, the last left out where a question has no room for
+            them; without it they are a balanced random draw.
     """
 
     name: str  # of its folder in the cache

@@ -1,9 +1,9 @@
 """CLUE as a suite, and its published protocol, flaws included, as the recorded cases have it.
 
 As published, each record becomes one prompt per candidate, and the lowest "perplexity" wins (published_scores.py).
-Few-shot examples are drawn anew for each candidate from the evaluated prompts themselves, wrong candidates included, and
-a prompt that is too long is cut, which may cut off the text that is scored. Prompts are grouped by counting, so that
-tasks with an uneven number of candidates fall out of step.
+Few-shot examples are drawn anew for each candidate from the evaluated prompts themselves, wrong candidates included,
+and a prompt that is too long is cut, which may cut off the text that is scored. Prompts are grouped by counting, so
+that tasks with an uneven number of candidates fall out of step.
 """
 
 from __future__ import annotations

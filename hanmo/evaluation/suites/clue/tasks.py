@@ -1,7 +1,7 @@
 """The ten CLUE tasks: data, read from tasks.yaml, and their files as CLUE publishes them, perhaps gzip-compressed.
 
-One function reads each layout and checks all records: a bad one is an error with file, line (or the number of the record,
-where a file is one JSON document) and the expected form.
+One function reads each layout and checks all records: a bad one is an error with file, line (or the number of the
+record, where a file is one JSON document) and the expected form.
 """
 
 from __future__ import annotations

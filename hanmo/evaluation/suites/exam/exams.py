@@ -20,7 +20,6 @@ from hanmo.records import opened_text
 LETTERS = ("A", "B", "C", "D")
 COLUMNS = ("question", *LETTERS)
 ANSWER = "answer"
-Row = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _header(row: list[str]) -> list[str] | None:
     return names if set(COLUMNS) <= set(names) else None
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """The line each row begins on, and its cells by column."""
     with opened_text(path, newline="") as file:
         table, line = csv.reader(file), 1
@@ -123,7 +122,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
                 yield start, dict(zip(names, row, strict=True))
 
 
-def read_rows(path: Path, count: int | None = None) -> list[Row]:
+def read_rows(path: Path, count: int | None = None) -> list[dict[str, str]]:
     """The first rows of a file as pandas reads them and Python prints its values, as published.
 
     Its defaults take "None", "N/A" or "nan" for a missing value and a number for a number.

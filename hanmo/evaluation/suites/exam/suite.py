@@ -1,8 +1,9 @@
 """The examinations as suites, and the published protocol of C-Eval and MMLU, flaws included, as recorded.
 
 Every subject is a task; few-shot examples are the first of the dev split. As published, a prompt has no instruction
-without examples, and where they do not fit the last ones are dropped, then the instruction. ChatGLM is asked in numbered
-rounds, of which one is skipped. The answer is the letter whose first token, of the letter by itself, is likeliest.
+without examples, and where they do not fit the last ones are dropped, then the instruction. ChatGLM is asked in
+numbered rounds, of which one is skipped. The answer is the letter whose first token, of the letter by itself, is
+likeliest.
 """
 
 from __future__ import annotations
@@ -14,16 +15,7 @@ from typing import NamedTuple
 
 from hanmo.errors import RecordError, UnsupportedError
 from hanmo.evaluation.results.result import TaskResult
-from hanmo.evaluation.suites.exam.exams import (
-    ANSWER,
-    LETTERS,
-    Exam,
-    Row,
-    find_exam,
-    read_rows,
-    read_subject,
-    subject_file,
-)
+from hanmo.evaluation.suites.exam.exams import ANSWER, LETTERS, Exam, find_exam, read_rows, read_subject, subject_file
 from hanmo.evaluation.suites.prompting import Candidates
 from hanmo.evaluation.suites.runner import TaskRun, no_room
 from hanmo.evaluation.suites.suite import Protocol, Suite
@@ -38,6 +30,7 @@ MAX_LENGTH = 1280
 GENERATED = 1  # tokens that are left for the answer
 THINKING = "让我们一步一步思考，\n"
 EXPLANATION = "explanation"
+Row = dict[str, str]
 UNRECORDED = ("chatglm3", "qwen")  # models whose form in the original is not recorded
 
 
