@@ -125,3 +125,8 @@ def stack(examples: Sequence[dict[str, Tensor]], padding: dict[str, int], left: 
             tensors = [pad(tensor, width, padding.get(name, 0)) for tensor in tensors]
         batch[name] = torch.stack(tensors)
     return batch
+
+
+def chunked(places: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Runs of ``size``, the last of what is left."""
+    return [places[first : first + size] for first in range(0, len(places), size)]

@@ -23,7 +23,7 @@ from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
 from hanmo.evaluation.engine.cache import Progress, Store, opened_store, score_into
 from hanmo.evaluation.engine.distributed import shard
-from hanmo.evaluation.engine.row_scores import batches, evaluating
+from hanmo.evaluation.engine.row_scores import batches
 from hanmo.evaluation.results.provenance import computed_by, records_hash, software
 from hanmo.evaluation.text_overlap import overlap
 from hanmo.families.base import OpenedModel
@@ -31,6 +31,7 @@ from hanmo.files import json_text, or_null, write_text
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
+from hanmo.nn.row_model import evaluating
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
 from hanmo.report.page import Page
 from hanmo.rows import Context, Part

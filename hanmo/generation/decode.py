@@ -8,7 +8,6 @@ Shape suffixes: R rows of the batch, S samples, P position dimensions, V vocabul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from hanmo.generation.processors import TokenLogitsProcessor
 from hanmo.generation.settings import Settings
 from hanmo.nn.batching import batch_groups
 from hanmo.nn.finite import require_finite
-from hanmo.nn.row_model import without_suppressed
+from hanmo.nn.row_model import evaluating, without_suppressed
 from hanmo.rows import Context
 
 OnToken = Callable[[int, int], None]  # index of the context, token
@@ -53,7 +52,7 @@ def generate(
         return []
     places = places or [Place(number) for number in range(len(contexts))]
     found = [Generation((), (), 0.0, False)] * len(contexts)
-    with _evaluating(opened.network):
+    with evaluating(opened.network):
         try:
             for chosen in batch_groups(opened.network, [len(context.ids) for context in contexts]):
                 given = [contexts[number] for number in chosen]
@@ -79,17 +78,6 @@ def _of_rows(sampler: Sampler | None, chosen: Sequence[int]) -> Sampler | None:
     if sampler is None:
         return None
     return lambda step, samples, probs, count: sampler(step, [chosen[sample] for sample in samples], probs, count)
-
-
-@contextmanager
-def _evaluating(network: Any) -> Iterator[None]:
-    """Switch dropout off, and back on for a caller that trains."""
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)
 
 
 class _Batch:

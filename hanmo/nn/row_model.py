@@ -7,6 +7,8 @@ logits for [all tokens, vocabulary] never exist.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +27,18 @@ CHUNK = 1024  # scored positions whose logits are computed at a time
 KEPT = 2 * CHUNK  # scored positions whose logits are kept for the backward pass; see ``kept_places``
 ValueKind = Literal["linear", "mlp"]
 VALUE_KINDS = ("linear", "mlp")
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """The network without dropout and gradients; its training mode is restored at the end."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield network
+    finally:
+        network.train(training)
 
 
 @dataclass

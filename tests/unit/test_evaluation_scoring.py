@@ -13,10 +13,11 @@ import torch
 import hanmo
 from hanmo.errors import ConfigError
 from hanmo.evaluation.engine.cache import opened_store, score_into
-from hanmo.evaluation.engine.row_scores import batches, evaluating, score_rows
+from hanmo.evaluation.engine.row_scores import batches, score_rows
 from hanmo.evaluation.results import provenance
 from hanmo.evaluation.results.provenance import records_hash, software, weights_hash
 from hanmo.families.base import OpenedModel
+from hanmo.nn.row_model import evaluating
 from hanmo.records import Dialogue, PromptResponse, Text
 from hanmo.rows import Part
 from tests import processes

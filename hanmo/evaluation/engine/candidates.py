@@ -21,10 +21,11 @@ from torch import Tensor
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.engine import trees
-from hanmo.evaluation.engine.row_scores import RowScore, evaluating, score_rows
+from hanmo.evaluation.engine.row_scores import RowScore, score_rows
 from hanmo.families.base import OpenedModel
 from hanmo.nn.batching import batching_of
 from hanmo.nn.finite import require_finite
+from hanmo.nn.row_model import evaluating
 from hanmo.rows import Part, Prompt
 
 Candidate = Sequence[Part]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
 from hanmo.nn.batching import batching_of
 from hanmo.nn.finite import require_finite
-from hanmo.rows import IGNORE, Row, collate
+from hanmo.nn.row_model import evaluating
+from hanmo.rows import IGNORE, Row, chunked, collate
 
 
 @dataclass(frozen=True)
@@ -63,24 +60,9 @@ def score_rows(
     return [found[index] for index in range(len(rows))]
 
 
-def batches(lengths: Sequence[int], batch_size: int, in_order: bool = False) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], batch_size: int, in_order: bool = False) -> list[Sequence[int]]:
     """Indices in batches: longest first, so that a batch that does not fit into memory fails at once; or in order."""
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: must be at least 1")
     order = list(range(len(lengths)))
-    if not in_order:
-        order.sort(key=lambda index: -lengths[index])
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
-@contextmanager
-def evaluating(network: Any) -> Iterator[Any]:
-    """The network without dropout and gradients; its training mode is restored at the end."""
-    training = network.training
-    network.eval()
-    try:
-        with torch.inference_mode():
-            yield network
-    finally:
-        network.train(training)
+    return chunked(order if in_order else sorted(order, key=lambda index: -lengths[index]), batch_size)

@@ -27,7 +27,8 @@ from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
 from hanmo.generation.draws import Place
 from hanmo.losses import RunningMoments, kl_estimates
-from hanmo.rows import IGNORE, Row, collate
+from hanmo.nn.row_model import evaluating
+from hanmo.rows import IGNORE, Row, chunked, collate
 from hanmo.training.rl import rollout
 from hanmo.training.trainable import switch_dropout_off
 from hanmo.training.trainer import RowTrainer
@@ -148,20 +149,20 @@ class PolicyTrainer(RowTrainer):
     def _scores(self, network: nn.Module, rows: list[Row], tokens: bool = True) -> tuple[list[Tensor], list[Tensor]]:
         """Log-probabilities (0 without ``tokens``) and values of each row's scored tokens, (N,) each, on the CPU."""
         logprobs, values = ([torch.zeros(int((row.labels != IGNORE).sum())) for row in rows] for _ in range(2))
-        training = network.training
-        network.eval()
         order = sorted(range(len(rows)), key=lambda place: rows[place].size)
-        for places in chunked(order, self.args.per_device_eval_batch_size):
-            batch = collate([rows[place] for place in places], self.opened.family.padding)
-            inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
-            if not tokens:
-                inputs["labels"] = torch.full_like(inputs["labels"], IGNORE)
-            output = network(**inputs, suppressed_ids=self.suppressed_ids)
-            for found, by_place in ((output.logprob, logprobs), (output.value, values)):
-                if found is not None:
-                    for place, one in zip(places, rollout.scored(found.float().cpu(), batch["labels"]), strict=True):
-                        by_place[place] = one
-        network.train(training)
+        with evaluating(network):
+            for places in chunked(order, self.args.per_device_eval_batch_size):
+                batch = collate([rows[place] for place in places], self.opened.family.padding)
+                inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+                if not tokens:
+                    inputs["labels"] = torch.full_like(inputs["labels"], IGNORE)
+                output = network(**inputs, suppressed_ids=self.suppressed_ids)
+                for found, by_place in ((output.logprob, logprobs), (output.value, values)):
+                    if found is not None:
+                        for place, one in zip(
+                            places, rollout.scored(found.float().cpu(), batch["labels"]), strict=True
+                        ):
+                            by_place[place] = one
         return logprobs, values
 
     def minibatch(self, batch: Sequence[Experience]) -> dict[str, Any]:
@@ -311,11 +312,6 @@ class Rounds:
                     break
                 trainer.left -= 1
                 yield trainer.minibatch([batch[place] for place in places])
-
-
-def chunked(places: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Runs of ``size``, the last of what is left."""
-    return [places[first : first + size] for first in range(0, len(places), size)]
 
 
 class BetweenRounds(TrainerCallback):

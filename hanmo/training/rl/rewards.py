@@ -9,8 +9,9 @@ import torch
 from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
 from hanmo.nn.finite import require_finite
+from hanmo.nn.row_model import evaluating
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers
-from hanmo.rows import IGNORE, Part, collate
+from hanmo.rows import IGNORE, Part, chunked, collate
 
 
 def score_rows(
@@ -28,18 +29,14 @@ def score_rows(
     made = [family.row(parts, stop=end, feed_stop=end) for parts, end in zip(rows, finished, strict=True)]
     order = sorted(range(len(made)), key=lambda place: len(made[place].labels))
     scores = [0.0] * len(made)
-    training = network.training
-    network.eval()
-    for first in range(0, len(order), batch_size):
-        places = order[first : first + batch_size]
-        batch = collate([made[place] for place in places], family.padding)
-        batch["labels"] = torch.full_like(batch["labels"], IGNORE)
-        with torch.no_grad():
+    with evaluating(network):
+        for places in chunked(order, batch_size):
+            batch = collate([made[place] for place in places], family.padding)
+            batch["labels"] = torch.full_like(batch["labels"], IGNORE)
             output = network(**{name: tensor.to(network.device) for name, tensor in batch.items()})
-        ends = torch.tensor([made[place].end for place in places], device=network.device)
-        for place, score in zip(places, output.value.gather(1, ends[:, None])[:, 0].tolist(), strict=True):
-            scores[place] = score
-    network.train(training)
+            ends = torch.tensor([made[place].end for place in places], device=network.device)
+            for place, score in zip(places, output.value.gather(1, ends[:, None])[:, 0].tolist(), strict=True):
+                scores[place] = score
     require_finite(scores, network)
     return scores
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from hanmo.errors import UnsupportedError
-from hanmo.evaluation.engine.row_scores import evaluating
 from hanmo.families.base import Family, OpenedModel
 from hanmo.metrics import unigram_f1
 from hanmo.nn.finite import require_finite
+from hanmo.nn.row_model import evaluating
 from hanmo.records import Text
 from hanmo.rows import Part, collate
 
