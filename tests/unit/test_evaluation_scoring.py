@@ -63,7 +63,7 @@ def test_batches_are_longest_first_or_in_order() -> None:
 def test_evaluating_restores_training_even_after_an_error() -> None:
     network = torch.nn.Dropout()
     with pytest.raises(ZeroDivisionError), evaluating(network):
-        assert not network.training and torch.is_inference_mode_enabled()
+        assert not network.training and not torch.is_grad_enabled()
         raise ZeroDivisionError
     assert network.training
 
