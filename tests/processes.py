@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -99,6 +100,17 @@ def run(
         print(errors)  # pytest shows it with the failure
         done.check_returncode()
     return done
+
+
+@contextlib.contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """This process cannot write a file of more bytes: what a full disk does, in the middle of a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
 import random
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.cli import app
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError
 from hanmo.nn.row_model import attach_value_head
+from tests import processes
 from tests.unit.checkpoint_files import HUB, MEGATRON, logits, original_tensors, tiny_eva, write_hub, write_megatron
 
 
@@ -263,20 +261,9 @@ def test_what_becomes_of_a_value_head_is_said(tmp_path: Path, to: str, said: boo
     assert any("the value head has no place" in note for note in notes) == said
 
 
-@contextlib.contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """The system refuses to write more: what a full disk does, in the middle of a file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("size", [100, 10_000, 20_000])
 def test_a_full_disk_leaves_nothing(tmp_path: Path, megatron: Path, size: int) -> None:
-    with no_file_above(size):
+    with processes.no_file_above(size):
         with pytest.raises(CheckpointError, match=r"cannot be written: .*File too large; nothing has been changed$"):
             convert(megatron, tmp_path / "two", to="original", ranks=2)
         with pytest.raises(CheckpointError, match="cannot be written"):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import resource
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from hanmo.checkpoints import save_model
 from hanmo.cli import main
 from hanmo.nn.row_model import attach_value_head
+from tests import processes
 from tests.unit.tiny import tiny_eva
 
 LINES = "你好吗\t我很好\n谢谢\t再见\n"
@@ -169,14 +168,6 @@ def test_what_is_piped_in_another_encoding_is_one_message_where_the_locale_is_c(
     assert refused.code == 2 and "standard input is not UTF-8" in refused.err
 
 
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
-    """Makes every file end after so many bytes, with an error as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize(
     ("command", "size", "place"),
     [
@@ -201,11 +192,11 @@ def full_disk() -> Iterator[Callable[[int], None]]:
         ),
     ],
 )
-def test_a_full_disk_is_one_message_and_leaves_no_half_file(run, full_disk, folder: Path, command, size, place) -> None:
+def test_a_full_disk_is_one_message_and_leaves_no_half_file(run, folder: Path, command, size, place) -> None:
     (folder / "many.txt").write_text(LINES * 200, encoding="utf-8")
     (folder / "pairs.jsonl").write_text('{"prompt": "你好", "response": "好"}\n', encoding="utf-8")
-    full_disk(size)
-    ran = run(command)
+    with processes.no_file_above(size):
+        ran = run(command)
     assert ran.code == 2 and "Traceback" not in ran.err
     message = ran.err.splitlines()[-1]
     assert message.startswith("hanmo: ") and place in message and "File too large" in message

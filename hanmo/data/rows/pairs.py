@@ -70,11 +70,11 @@ class Pair:
 
 
 class PairDataset(RowDataset):
-    """Pairs of rows, by place; ``closed``: rows feed the stop token too (reward models)."""
+    """Pairs of rows, by place; ``feed_stop``: rows feed the stop token too (reward models)."""
 
-    def __init__(self, family: Family, closed: bool):
+    def __init__(self, family: Family, feed_stop: bool):
         super().__init__(family)
-        self.closed = closed
+        self.feed_stop = feed_stop
         self._margins = array("d")
 
     def append_pair(self, chosen: Sequence[Part], rejected: Sequence[Part], margin: float, where: str = "") -> None:
@@ -87,7 +87,7 @@ class PairDataset(RowDataset):
 
     def __getitem__(self, place: int) -> Any:
         weight, source = (0.0, 0) if place == DUMMY_ROW else (1.0, place)
-        chosen, rejected = (self.family.row(self.parts(2 * source + side), feed_stop=self.closed) for side in (0, 1))
+        chosen, rejected = (self.family.row(self.parts(2 * source + side), feed_stop=self.feed_stop) for side in (0, 1))
         return place, Pair(chosen, rejected, self._margins[source], weight)
 
     def where(self, place: int) -> str:
@@ -101,11 +101,11 @@ class PairDataset(RowDataset):
 
 
 def make_pairs(
-    records: Iterable[Record], family: Family, limit: int, response_limit: int | None, closed: bool,
+    records: Iterable[Record], family: Family, limit: int, response_limit: int | None, feed_stop: bool,
     published: bool, dropped: Rejects,
 ) -> PairDataset:  # fmt: skip
     """Records as pairs of rows; a record without a pair, or whose pair does not fit, is added to ``dropped``."""
-    pairs = PairDataset(family, closed)
+    pairs = PairDataset(family, feed_stop)
     for record in records:
         found = preferences(record, published)
         if not found:

@@ -56,7 +56,7 @@ class RewardConfig(AlignmentConfig):
 
 
 class RewardTrainer(PairTrainer):
-    """The loss of a reward model on pairs of closed rows, with the accuracy and both scores of every pair."""
+    """The loss of a reward model on pairs of rows that feed the stop, with the accuracy and both scores of every pair."""
 
     def __init__(self, config: RewardConfig, *args: Any):
         super().__init__(*args)
