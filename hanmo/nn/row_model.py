@@ -30,7 +30,7 @@ VALUE_KINDS = ("linear", "mlp")
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[nn.Module]:
+def evaluating(network: Any) -> Iterator[Any]:
     """The network without dropout and gradients; its training mode is restored at the end."""
     training = network.training
     network.eval()

@@ -159,9 +159,8 @@ class PolicyTrainer(RowTrainer):
                 output = network(**inputs, suppressed_ids=self.suppressed_ids)
                 for found, by_place in ((output.logprob, logprobs), (output.value, values)):
                     if found is not None:
-                        for place, one in zip(
-                            places, rollout.scored(found.float().cpu(), batch["labels"]), strict=True
-                        ):
+                        by_row = rollout.scored(found.float().cpu(), batch["labels"])
+                        for place, one in zip(places, by_row, strict=True):
                             by_place[place] = one
         return logprobs, values
 
