@@ -32,7 +32,7 @@ def new_folder(folder: str | Path, keep: Keep = lambda name: False) -> Iterator[
     ``keep``: which entries of an existing folder stay unless the draft has an entry of that name. CheckpointError if it
     cannot be written, and then nothing has changed; InUseError if another run writes it.
     """
-    place = Path(folder).resolve()
+    place = Path(os.path.realpath(folder))  # resolves links in a circle too
     draft = place.with_name(f".{place.name}.tmp")
     try:
         with holding(folder):

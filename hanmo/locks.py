@@ -78,6 +78,7 @@ def holding_inside(folder: str | Path) -> Iterator[None]:
 def _locked(path: Path, target: str | Path) -> int | None:
     """Lock the file and return its descriptor; None on a file system without locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    about = _about_this_process()  # before there is a file, which Ctrl-C from here to the end would leave behind
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
@@ -97,7 +98,7 @@ def _locked(path: Path, target: str | Path) -> int | None:
             return None
         if _is_at(descriptor, path):
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, _about_this_process())
+            os.write(descriptor, about)
             _held.add(descriptor)
             return descriptor
         os.close(descriptor)  # the file of a run that has just ended and removed it: try again

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,7 +83,7 @@ def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify:
         InUseError: another run writes it.
         CheckpointError: it cannot be written, a file is not as it was written, or the interrupted job was another one.
     """
-    resolved = target.resolve()
+    resolved = Path(os.path.realpath(target))  # resolves links in a circle too
     path = resolved.with_name(f".{resolved.name}.partial")
     job = json.loads(json.dumps(job))
     try:
