@@ -41,7 +41,7 @@ check: env  ## check format, lint, types, layers, docs/settings.md and sizes
 	$(BIN)/python -m tools.settings_docs --check
 	$(BIN)/python -m tools.house --strict
 
-test: check  ## run check and the fast tests (twelve minutes on two cores); ORDER=random SEED=3 shuffles them
+test: check  ## run check and the fast tests (seven minutes on two cores); ORDER=random SEED=3 shuffles them
 	$(TESTS) -m "not slow and not gpu"
 
 test-slow: env  ## run the tests of minutes

@@ -214,8 +214,8 @@ def _answered(examples: dict[str, list[Example]]) -> bool:
 
 
 def _limit(opened: OpenedModel, options: Options, default: int) -> int:
-    positions = getattr(opened.network.config, "max_position_embeddings", None)
-    if options.published or positions is None:
+    positions = None if options.published else getattr(opened.network.config, "max_position_embeddings", None)
+    if positions is None:
         return options.limit or default
     if options.limit is not None and options.limit > positions:
         raise ConfigError(f"--limit {options.limit}: this model has {positions} positions; give at most that")
