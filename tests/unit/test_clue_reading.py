@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from hanmo.errors import ConfigError, HanmoError, RecordError
+from hanmo.evaluation.suites.clue.suite import read_candidates
 from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
-from hanmo.evaluation.suites.task import OPTION, Reading, choose_tasks, data_hash
+from hanmo.evaluation.suites.task import OPTION, Example, Reading, choose_tasks, data_hash
 from tests.unit.clue_files import clue_folder, write_lines
 
 TASKS = all_tasks()
@@ -132,6 +134,50 @@ def test_bad_documents(tmp_path: Path, name: str, content: str, message: str) ->
     with pytest.raises(RecordError) as caught:
         read_split(TASKS[name], tmp_path, "dev")
     assert message in str(caught.value)
+
+
+STRANGE = (None, True, 3, "x", [], {}, [[]], [{"a": []}], {"a": [1]})
+
+
+def variants(value: Any) -> Iterator[Any]:
+    """The value with each thing in it replaced by each of ``STRANGE``."""
+    yield from STRANGE
+    items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    for key, item in items:
+        for other in variants(item):
+            yield value | {key: other} if isinstance(value, dict) else [*value[:key], other, *value[key + 1 :]]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_file_of_strange_values_is_read_or_refused_with_a_message(name: str, data: Path) -> None:
+    found = {path.name: path.read_text(encoding="utf-8") for path in (data / name).iterdir()}
+    refused = 0
+    for file, text in found.items():
+        whole = name in ("c3", "cmrc2018") or "answer" in file
+        for content in variants(json.loads(text if whole else text.splitlines()[0])):
+            for other, original in found.items():
+                (data / name / other).write_text(original, encoding="utf-8")
+            (data / name / file).write_text(json.dumps(content), encoding="utf-8")
+            try:
+                examples = read_split(TASKS[name], data, "dev")
+            except HanmoError:
+                refused += 1
+            else:
+                texts = [text for one in examples for text in (*one.fields.values(), *one.options, *one.answers)]
+                assert all(isinstance(text, str) for text in texts)
+    assert refused
+
+
+@pytest.mark.parametrize("entry", variants({"candidates": [["农业", "旅游"]], "labelled": ["问"]}))
+def test_candidates_of_strange_values_are_refused_with_a_message(entry: Any, tmp_path: Path) -> None:
+    example = Example({}, ("农业", "旅游"), 0, "dev.json:1", "1")
+    (tmp_path / "drawn.json").write_text(json.dumps({"tnews": entry}), encoding="utf-8")
+    try:
+        drawn, pool = read_candidates(tmp_path / "drawn.json", TASKS["tnews"], [example])
+    except HanmoError as error:
+        assert str(error).startswith(f"{tmp_path / 'drawn.json'}: ")
+    else:
+        assert set(drawn[0]) <= {"农业", "旅游"} and all(isinstance(text, str) for text in pool)
 
 
 def test_tasks_by_name() -> None:

@@ -116,9 +116,8 @@ class Result:
     title: str
     about: dict[str, Any]  # model, weights, protocol, shots, limit, version
     tasks: list[TaskResult]  # none where the right answers are not published
-    submission: dict[str, dict[str, str]] = field(
-        default_factory=dict
-    )  # by task and id of the question, the chosen option
+    # The chosen option, by task and id of the question.
+    submission: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def averages(self) -> list[Row]:
         """Of each group of tasks and of all, over tasks (as leaderboards have it) and over questions; none without groups.

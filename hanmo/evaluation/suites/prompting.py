@@ -31,9 +31,8 @@ class FewShotPrefix:
     """Everything before a question."""
 
     instruction: str = ""
-    shots: tuple[
-        tuple[str, str], ...
-    ] = ()  # solved questions: the text before the answer, and the answer with what follows
+    # Solved questions: the text before the answer, and the answer with the text after it.
+    shots: tuple[tuple[str, str], ...] = ()
     chat: bool = False  # question and answer are turns in the model's own chat template, instead of running text
 
     def text(self) -> str:

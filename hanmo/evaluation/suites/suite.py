@@ -42,17 +42,11 @@ class Protocol:
 
     evaluate: Callable[[Any, list[Example], list[Example]], TaskResult] | None = None
     limit: int = LIMIT  # most tokens of a question, unless options say otherwise
-    pool: str | None = (
-        "train"  # split that few-shot examples are taken from; None: ``evaluate`` takes them from elsewhere
-    )
+    # The split that few-shot examples are taken from; None: ``evaluate`` takes them from elsewhere.
+    pool: str | None = "train"
     seed: int | None = None  # fixed seed, where the protocol has one
-    options: Collection[str] = (
-        "budget",
-        "split",
-        "seed",
-        "choices",
-        "chat",
-    )  # those with an effect, besides ``ALWAYS``
+    # Those with an effect, besides ``ALWAYS``.
+    options: Collection[str] = ("budget", "split", "seed", "choices", "chat")
     refused: Mapping[str, str] = field(default_factory=dict)  # messages for options that have none
 
 

@@ -208,8 +208,7 @@ def read_candidates(path: str | Path, task: ClueTask, examples: Sequence[Example
     Raises:
         HanmoError: the file does not fit the task or the records.
     """
-    content = content_of(path, "a JSON file of candidates")
-    entry = content.get(task.name) if isinstance(content, dict) else None
+    entry = content_of(path, "a JSON file of candidates").get(task.name)
     entry = entry if isinstance(entry, dict) else {}
     lists = entry.get("candidates")
     if not isinstance(lists, list) or len(lists) != len(examples):
@@ -219,11 +218,15 @@ def read_candidates(path: str | Path, task: ClueTask, examples: Sequence[Example
             f'{{"{task.name}": {{"candidates": [["right", "wrong", …], …]}}}} with one list for each record'
         )
     for names, example in zip(lists, examples, strict=True):
-        if not isinstance(names, list) or names[:1] != [example.right] or not set(names) <= set(example.options):
+        fit = isinstance(names, list) and all(name in example.options for name in names)
+        if not fit or names[:1] != [example.right]:
             raise HanmoError(
                 f"{path}: {names!r} for {example.where}; expected {example.right!r} first, then other names of labels"
             )
-    return [tuple(names) for names in lists], list(entry.get("labelled", ()))
+    pool = entry.get("labelled", [])
+    if not isinstance(pool, list) or not all(isinstance(text, str) for text in pool):
+        raise HanmoError(f"{path}: 'labelled' of {task.name} is not a list of prompts")
+    return [tuple(names) for names in lists], pool
 
 
 def add_shots(

@@ -34,9 +34,8 @@ class PublishedForm:
     template: Template
     words: dict[str, str] = field(default_factory=dict)  # the candidate for each label, where it is not our word
     drawn: int = 0  # number of wrong labels drawn for each record; 0: all labels are candidates
-    only: int | None = (
-        None  # index of the only option that makes a prompt; neighbouring records are each other's candidates
-    )
+    # The index of the only option that makes a prompt; neighbouring records are each other's candidates.
+    only: int | None = None
     filled_to: int = 0  # lists of candidates are filled up to this length with names of no prompt
 
 
@@ -121,11 +120,17 @@ class _Place:
             raise self.bad(problem)
         return values
 
+    def objects(self, record: Any, name: str) -> list[dict[str, Any]]:
+        values = record.get(name, []) if isinstance(record, dict) else None
+        if not isinstance(values, list) or not all(isinstance(one, dict) for one in values):
+            raise self.bad(f"field {name!r} is not a list of objects")
+        return values
+
     def labelled(self, task: ClueTask, record: dict[str, Any], fields: dict[str, str]) -> Example:
         label = record.get("label")
         if isinstance(label, int) and not isinstance(label, bool):
             label = str(label)  # FewCLUE writes numbers
-        if label not in task.labels:
+        if not isinstance(label, str) or label not in task.labels:
             expected = ", ".join(list(task.labels)[:20])
             raise self.bad(f"label {label!r} is none of {task.title}'s; expected one of {expected}")
         gold = list(task.labels).index(label)
@@ -194,20 +199,21 @@ def _dialogues(_: ClueTask, record: Any, place: _Place) -> Iterator[Example]:
         raise place.bad("expected [lines, questions, id]")
     lines = place.texts(record[0], 0, "expected the lines to be strings")
     for question in record[1]:
-        text = place.text(question, "question")
-        options, answer = question.get("choice"), question.get("answer")
-        if not isinstance(options, list) or len(options) < 2 or answer not in options:
-            raise place.bad(f"the answer {answer!r} is not among the choices {options!r}; expected 2 to 4")
+        text, answer = (place.text(question, name) for name in ("question", "answer"))
+        options = place.texts(question.get("choice"), 2, "'choice' is not a list of two to four strings")
+        if answer not in options:
+            raise place.bad(f"the answer {answer!r} is not among the choices {options!r}")
         fields = {"lines": "\n".join(lines), "joined": "".join(lines), "question": text}
         yield Example(fields, tuple(options), options.index(answer), str(place), answer)
 
 
 def _passages(_: ClueTask, record: Any, place: _Place) -> Iterator[Example]:
-    for paragraph in record.get("paragraphs", ()):
+    for paragraph in place.objects(record, "paragraphs"):
         context = place.text(paragraph, "context")
-        for question in paragraph.get("qas", ()):
-            found = [(one.get("text"), one.get("answer_start")) for one in question.get("answers", ())]
-            if not found or not all(isinstance(text, str) for text, _ in found):
+        for question in place.objects(paragraph, "qas"):
+            answered = place.objects(question, "answers")
+            found = [(place.text(one, "text"), repr(one.get("answer_start"))) for one in answered]
+            if not found:
                 raise place.bad("a question without answers; expected [{'text': …}]")
             answers = tuple(text for text, _ in dict.fromkeys(found))
             fields = {"context": context, "question": place.text(question, "question")}
