@@ -210,5 +210,5 @@ def describe_type(hint: Any) -> str:
 
 def _found(value: Any) -> str:
     if isinstance(value, float) and math.isnan(value):
-        return "a number that is none"
+        return "NaN"
     return "true/false" if isinstance(value, bool) else NAMES.get(type(value), type(value).__name__)

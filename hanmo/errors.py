@@ -29,9 +29,9 @@ class RecordError(HanmoError):
 
     @classmethod
     def at(cls, where: str, problem: str) -> RecordError:
-        """Of the record at ``where`` ("file:line")."""
+        """Of the record at ``where``: "file:line", or any other place that its maker gave it."""
         file, _, line = where.rpartition(":")
-        return cls(file, int(line or 0), problem)
+        return cls(file, int(line), problem) if line.isdecimal() else cls(where, 0, problem)
 
 
 class CheckpointError(HanmoError):

@@ -39,7 +39,7 @@ def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
 
     Args:
         lock: the file to lock, which is removed at the end: ``.NAME.lock`` beside the target if it is replaced (the
-            default), or ``.lock`` inside if it is written file by file. Neither is held while another run holds the other.
+            default), or ``.lock`` inside if it is written file by file. A run that holds one keeps out those that want the other.
 
     Raises:
         InUseError: another run holds it; the message names its process, machine, start and command.
@@ -78,7 +78,7 @@ def holding_inside(folder: str | Path) -> Iterator[None]:
 def _locked(path: Path, target: str | Path) -> int | None:
     """Lock the file and return its descriptor; None on a file system without locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = _about_this_process()  # before there is a file, which Ctrl-C from here to the end would leave behind
+    about = _about_this_process()  # first, as Ctrl-C between making the file and holding it would leave the file behind
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:

@@ -128,5 +128,5 @@ def stack(examples: Sequence[dict[str, Tensor]], padding: dict[str, int], left: 
 
 
 def chunked(places: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Runs of ``size``, the last of what is left."""
+    """Consecutive slices of ``size`` places; the last may be shorter."""
     return [places[first : first + size] for first in range(0, len(places), size)]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Opening, Published, RulesFolder, grouped, note, piped_line, split_settings
-from hanmo.cli.ranks import TensorParallel, agreed, follow, ranks_of_this_run
+from hanmo.cli.common import Decoding, grouped, note, piped_line, split_settings
+from hanmo.cli.ranks import agreed
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, unknown
 from hanmo.processes import main_process
 
@@ -31,31 +31,6 @@ seed             ask for a random seed, and start a new conversation
 /help            this
 /quit            leave (as do Ctrl-D, and Ctrl-C at your turn); Ctrl-C stops a reply
 anything else    is your next turn"""
-
-
-@dataclass(frozen=True)
-class Decoding(Opening):
-    """How a model is opened and decodes, by commands that write; see ``grouped``."""
-
-    rules: RulesFolder = None
-    threads: Annotated[int | None, typer.Option(help="Processor threads to compute with.", min=1)] = None
-    tensor_parallel: TensorParallel = None
-    preset: Annotated[str | None, typer.Option(help="Published settings of the family, by name.")] = None
-    seed: Annotated[int | None, typer.Option(help="Random seed; default: a new one every time.")] = None
-    published: Published = False
-
-    def start(self, model: str, sets: list[str]) -> tuple[OpenedModel, Settings]:
-        """The opened model, in the processes that its parts need, and the decoding settings."""
-        ranks = ranks_of_this_run(self.tensor_parallel)
-        from hanmo.generation.defaults import decoding_settings
-
-        if self.threads is not None:
-            import torch
-
-            torch.set_num_threads(self.threads)
-        opened = self.open(model, self.rules, ranks)
-        follow()
-        return opened, agreed(decoding_settings(opened, self.preset, sets, self.seed, self.published))
 
 
 @grouped

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from hanmo.cli.ranks import TensorParallel, agreed, follow, ranks_of_this_run
 from hanmo.errors import ConfigError
 from hanmo.files import json_text
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
+    from hanmo.generation.settings import Settings
 
 Model = Annotated[str, typer.Argument(help="A model: folder, original checkpoint, or hub id.", show_default=False)]
 Size = Annotated[
@@ -55,6 +57,31 @@ class Opening:
             model, size=self.size, config=self.config, vocab=self.vocab, rules=rules, dtype=self.dtype, device=device,
             tensor_parallel=ranks,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Decoding(Opening):
+    """How a model is opened and how it decodes, for commands that generate; see ``grouped``."""
+
+    rules: RulesFolder = None
+    threads: Annotated[int | None, typer.Option(help="Processor threads to compute with.", min=1)] = None
+    tensor_parallel: TensorParallel = None
+    preset: Annotated[str | None, typer.Option(help="Published settings of the family, by name.")] = None
+    seed: Annotated[int | None, typer.Option(help="Random seed; default: a new one every time.")] = None
+    published: Published = False
+
+    def start(self, model: str, sets: list[str]) -> tuple[OpenedModel, Settings]:
+        """The opened model and its decoding settings; starts the processes among which the model is cut."""
+        ranks = ranks_of_this_run(self.tensor_parallel)
+        from hanmo.generation.defaults import decoding_settings
+
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        opened = self.open(model, self.rules, ranks)
+        follow()
+        return opened, agreed(decoding_settings(opened, self.preset, sets, self.seed, self.published))
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.chat import Decoding
-from hanmo.cli.common import Json, Model, grouped, piped_line, split_settings
+from hanmo.cli.common import Decoding, Json, Model, grouped, piped_line, split_settings
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError
 from hanmo.files import json_text, replacing
 from hanmo.processes import main_process

@@ -73,7 +73,7 @@ def test_later_layers_win_and_mappings_merge(tmp_path: Path) -> None:
         ("files=x", "files='x': expected a list of text, found text"),
         ("limit='3'", "limit='3': expected a whole number, found text"),
         ("rate=true", "rate=True: expected a number, found true/false"),
-        ("rate=.nan", "rate=nan: expected a number, found a number that is none"),
+        ("rate=.nan", "rate=nan: expected a number, found NaN"),
         ("colour=green", "colour='green': expected red or blue, found text"),
         ("pairs={1: x}", "pairs.1='x': expected a number, found text"),
         ("files=[1]", "files[0]=1: expected text, found a whole number"),

@@ -17,6 +17,7 @@ from hanmo.data.rows.pairs import preferences
 from hanmo.errors import ConfigError, RecordError
 from hanmo.generation.prompts import read_prompts
 from hanmo.records import Dialogue, PromptResponse, Rejects, ScoredAnswers, iter_records, read_records
+from hanmo.records.reading import Reply
 from hanmo.training.data_files import DataFiles
 from hanmo.training.rl.rewards import with_answers
 from hanmo.training.rl.rollout import question
@@ -45,16 +46,6 @@ def written(folder: Path, *lines: Any) -> Path:
     texts = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines]
     path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     return path
-
-
-@pytest.mark.parametrize(("value", "problem"), UNANSWERED)
-def test_a_record_without_a_reply_is_a_bad_record(value: Any, problem: str, tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD, value, GOOD)
-    with pytest.raises(RecordError, match=rf"data\.jsonl:2: .*{problem}"):
-        list(iter_records(path, reply="needed"))
-    rejects = Rejects()
-    assert len(list(iter_records(path, rejects, reply="needed"))) == 2
-    assert [error.line for error in rejects.errors] == [2]
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -147,13 +138,21 @@ UNASKED = [
 ]
 
 
-@pytest.mark.parametrize(("value", "problem"), UNASKED)
-def test_what_is_no_prompt_is_a_bad_record_of_a_policy(value: Any, problem: str, tmp_path: Path) -> None:
+NEEDED: list[tuple[Reply, Any, str]] = [
+    *(("needed", value, f".*{problem}") for value, problem in UNANSWERED),
+    *(("waiting", value, problem) for value, problem in UNASKED),
+]
+
+
+@pytest.mark.parametrize(("reply", "value", "problem"), NEEDED)
+def test_a_record_without_a_reply_or_a_prompt_is_a_bad_record(
+    reply: Reply, value: Any, problem: str, tmp_path: Path
+) -> None:
     path = written(tmp_path, GOOD, value, GOOD)
     with pytest.raises(RecordError, match=rf"data\.jsonl:2: {problem}"):
-        list(iter_records(path, reply="waiting"))
+        list(iter_records(path, reply=reply))
     rejects = Rejects()
-    assert len(list(iter_records(path, rejects, reply="waiting"))) == 2
+    assert len(list(iter_records(path, rejects, reply=reply))) == 2
     assert [error.line for error in rejects.errors] == [2]
 
 
