@@ -106,7 +106,8 @@ def score(sheets: Sequence[str | Path], key: str | Path) -> HumanResult:
     """
     expected = "the key.json that `hanmo eval human-prepare` wrote"
     known: dict[str, dict[str, str]] = content_of(key, expected)
-    if not all(isinstance(entry, dict) and {"system", "question"} <= entry.keys() for entry in known.values()):
+    named = [entry.get(name) for entry in known.values() if isinstance(entry, dict) for name in ("system", "question")]
+    if len(named) < 2 * len(known) or not all(isinstance(name, str) for name in named):
         raise HanmoError(f"{key}: no items with their systems; expected {expected}")
     rated: dict[str, dict[str, list[float]]] = {name: {} for name in RATINGS}
     for sheet in map(Path, sheets):

@@ -92,7 +92,7 @@ def _turn(turn: Any, number: int) -> tuple[str, str]:
     if not isinstance(text, str):
         raise ValueError(f"turn {number} has no text under 'content' or 'value'")
     name = next((turn[key] for key in ("role", "from") if key in turn), "")
-    if name and name not in ROLES:
+    if name and (not isinstance(name, str) or name not in ROLES):
         raise ValueError(f"turn {number} has the role {name!r}; known: {', '.join(ROLES)}")
     return ROLES[name] if name else "", text
 
@@ -102,7 +102,8 @@ def _instruction(value: dict[str, Any], where: str) -> Record:
     response, system = _text(value, "output"), _text(value, "system", "")
     history = value.get("history") or []
     if history:
-        if not all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in history):
+        pairs = history if isinstance(history, list) else [history]
+        if not all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs):
             raise ValueError("'history' must be a list of [question, answer]")
         earlier = [turn for pair in history for turn in pair]
         return Dialogue((*earlier, prompt, response), system, where=where)

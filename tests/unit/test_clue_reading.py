@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +14,7 @@ from hanmo.evaluation.suites.clue.suite import read_candidates
 from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
 from hanmo.evaluation.suites.task import OPTION, Example, Reading, choose_tasks, data_hash
 from tests.unit.clue_files import clue_folder, write_lines
+from tests.unit.strange import variants
 
 TASKS = all_tasks()
 
@@ -134,18 +134,6 @@ def test_bad_documents(tmp_path: Path, name: str, content: str, message: str) ->
     with pytest.raises(RecordError) as caught:
         read_split(TASKS[name], tmp_path, "dev")
     assert message in str(caught.value)
-
-
-STRANGE = (None, True, 3, "x", [], {}, [[]], [{"a": []}], {"a": [1]})
-
-
-def variants(value: Any) -> Iterator[Any]:
-    """The value with each thing in it replaced by each of ``STRANGE``."""
-    yield from STRANGE
-    items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
-    for key, item in items:
-        for other in variants(item):
-            yield value | {key: other} if isinstance(value, dict) else [*value[:key], other, *value[key + 1 :]]
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -56,7 +56,10 @@ def zhidao(entry: Any) -> list[Sample]:
         return []
     prompt = f"问题：{title}问题描述：{_cut(text_of(entry, 'content'))}回答："
     best = text_of(entry.get("best_answer") or {}, "content")
-    others = [text_of(answer, "content") for answer in entry.get("other_answers") or []]
+    answers = entry.get("other_answers") or []
+    if not isinstance(answers, list):
+        raise ValueError(f"'other_answers' is {type(answers).__name__}; expected a list of objects")
+    others = [text_of(answer, "content") for answer in answers]
     worthy = [best] * (len(best) > SHORT) + [answer for answer in others if len(answer) > LONG]
     return [(prompt, answer) for answer in worthy]
 

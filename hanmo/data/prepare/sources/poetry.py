@@ -12,7 +12,7 @@ from typing import Any
 
 from hanmo.data.prepare.sources.reader import Pools, SourceReader, SourceRecord, matching_files
 from hanmo.errors import HanmoError, RecordError
-from hanmo.files import package_yaml
+from hanmo.files import data_of, package_yaml
 from hanmo.records import ScoredAnswers, opened_text
 
 
@@ -114,16 +114,17 @@ def _name(path: Path) -> str:
 def _entries(path: Path) -> list[Any]:
     with opened_text(path) as file:
         try:
-            found = json.load(file)
+            found = data_of(file.read())
         except json.JSONDecodeError as error:
             raise RecordError(path, error.lineno, f"not JSON: {error.msg}") from None
     return found if isinstance(found, list) else [found]
 
 
 def _work(entry: dict[str, Any], kind: Kind, where: str, convert: Callable[[str], str]) -> Work:
-    lines = entry[kind.text]
-    author, title = kind.author or entry["author"], "-".join(entry[key] for key in kind.title)
-    text, genre = "".join(lines), kind.genre
+    lines, author, titles = entry[kind.text], kind.author or entry["author"], [entry[key] for key in kind.title]
+    if not all(isinstance(text, str) for text in (*lines, author, *titles)):
+        raise TypeError("expected the author, the title and a list of lines as text")
+    title, text, genre = "-".join(titles), "".join(lines), kind.genre
     if kind.traditional:
         author, title, text = convert(author), convert(title), convert(text)
     if kind.books:
