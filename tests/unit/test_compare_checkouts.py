@@ -77,6 +77,11 @@ def test_facts_of_a_run_name_tensors_and_fields_and_leave_out_times(tmp_path: Pa
     }
 
 
+def test_a_page_of_results_is_compared_line_by_line_without_the_commit(tmp_path: Path) -> None:
+    (tmp_path / "results.md").write_text("# 结果\n\n- hanmo: 0.1\n- commit: 1a2b3c\n", encoding="utf-8")
+    assert facts(tmp_path) == {"results.md: 1": "# 结果", "results.md: 2": "", "results.md: 3": "- hanmo: 0.1"}
+
+
 def test_what_is_on_one_side_alone_differs_and_so_does_a_failure_on_both() -> None:
     before = {"outcome of a": "failed: no", "outcome of b": "skipped", "x": "1", "y": "2"}
     item = compare("parity/a", before, {"outcome of a": "failed: no", "outcome of b": "skipped", "x": "1", "z": "3"})

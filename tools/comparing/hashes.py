@@ -93,6 +93,10 @@ def _parts(path: Path) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             for part, value in leaves(json.loads(line)):
                 yield f"{number} {part}".strip(), value
+    elif path.suffix == ".md":
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.startswith(tuple(f"- {name}: " for name in FIELDS)):
+                yield str(number), line
     else:
         yield "", hashlib.sha256(path.read_bytes()).hexdigest()[:24]
 
