@@ -8,8 +8,6 @@ the class is imported only when such a key is given:
     trainer: dict[str, Any] = field(default_factory=dict, metadata=settings_of("transformers.TrainingArguments"))
 """
 
-from __future__ import annotations
-
 import math
 import types
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Atomic writing of files, strictly valid JSON, data files of packages, and checks of file names from untrusted files."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -10,8 +10,6 @@ Files that the new folder keeps from the old one are hard-linked into it before 
 ``recover`` completes a replacement that was interrupted.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

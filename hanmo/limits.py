@@ -4,8 +4,6 @@ Such a file is first read in a forked process, which starts within milliseconds 
 have a long-lived process instead, see families/huggingface/templates.py.)
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

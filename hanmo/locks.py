@@ -5,8 +5,6 @@ file systems with lock support (NFS with its lock service, Lustre with ``flock``
 file system without locks a warning is printed and the run goes on unprotected.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

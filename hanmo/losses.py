@@ -9,8 +9,6 @@ Sources: Christiano et al. 2017 and Stiennon et al. 2020 (pairwise reward loss),
 named "published" are those of the recorded specification (CLUE, section 4).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 

@@ -9,8 +9,6 @@ one or more references. All values lie between 0 and 1. Two readings exist where
   (it is empty, or shorter than n) the sample scores 1 if the hypothesis equals it and 0 otherwise.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Which of the processes that torchrun started this one is. Reads the environment and imports nothing."""
 
-from __future__ import annotations
-
 import os
 
 

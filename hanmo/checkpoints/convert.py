@@ -1,7 +1,5 @@
 """Converts any form of a model to any other, as a stream of tensors."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Downloads models by hub id once, resumably, with the hub's own library, and never the code in a repository."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Without ``deep`` only indexes are read, whatever the size of the model. Faults are reported, not raised.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """Locates a model once; the value goes through opening, inspecting and converting."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path

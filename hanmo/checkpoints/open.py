@@ -1,7 +1,5 @@
 """Opens a model in any form, as a network and its family object."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path

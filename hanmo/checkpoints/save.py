@@ -1,7 +1,5 @@
 """Writes model folders, complete or not at all."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import tempfile

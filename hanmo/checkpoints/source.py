@@ -1,7 +1,5 @@
 """The source of a conversion: our tensors by name, in whatever form they are stored, as a stream of blocks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain

@@ -1,7 +1,5 @@
 """The command line. Importing it loads neither torch nor transformers, so ``hanmo --help`` is instant."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """hanmo convert: from any form of a model to any other."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated, Any

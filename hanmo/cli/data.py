@@ -1,7 +1,5 @@
 """``hanmo data``: make, clean and inspect data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial

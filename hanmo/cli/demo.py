@@ -1,7 +1,5 @@
 """``hanmo demo``: train a small dialogue model on this machine and see what it can do."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated, Any

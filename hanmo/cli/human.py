@@ -1,7 +1,5 @@
 """``hanmo eval human-prepare`` and ``human-score``: blind rating sheets and what came back."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any

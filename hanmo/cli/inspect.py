@@ -1,7 +1,5 @@
 """hanmo inspect: describe a model and check its health."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

@@ -1,7 +1,5 @@
 """hanmo reward: use a reward model."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

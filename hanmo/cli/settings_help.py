@@ -4,8 +4,6 @@ A setting is described in the ``Attributes:`` section of its class or of a base,
 line. A unit or the paper's symbol may end the description in brackets, e.g. "limit: the longest row. [tokens]".
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import typing

@@ -4,8 +4,6 @@ DPO learns from the pairs of ``manners`` and never sees the reward model, so tha
 The model that chats stays the fine-tuned one; the aligned one is saved beside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial

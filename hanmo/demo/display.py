@@ -1,7 +1,5 @@
 """The progress of the demo on standard error: its stages with their state and the time left."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The demo's measurements before and after training: held-out dialogues by topic, and the replies to ten openings."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The corpus only answers, so fine-tuning has not taught this. A pair is the same 
 that a person sees which one is preferred.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

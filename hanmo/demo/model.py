@@ -1,7 +1,5 @@
 """The demo's model: a vocabulary from the corpus and a small EVA with fresh weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

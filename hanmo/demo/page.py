@@ -1,7 +1,5 @@
 """The demo's report: one HTML page that tells what was trained, how well it answers, and what it cannot do."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

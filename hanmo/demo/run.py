@@ -11,8 +11,6 @@ OUT/metrics.jsonl    what was logged in training
 OUT/aligned/         the model after the second part, which learned from preferences; its pairs are in OUT/pairs
 """
 
-from __future__ import annotations
-
 import shutil
 import time
 from pathlib import Path

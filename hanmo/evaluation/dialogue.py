@@ -9,8 +9,6 @@ Both readings are always computed, side by side (values x 100, except losses and
 and the family's published conventions of the search.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace

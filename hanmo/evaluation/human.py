@@ -4,8 +4,6 @@ Raters see questions and answers without their source, in an order of their own.
 page that keeps the ratings in the browser and saves them as the same CSV. docs/published.md has the authors' figures.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import re

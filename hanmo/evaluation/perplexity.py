@@ -5,8 +5,6 @@ The first token of a text without anything before it (no prompt, no start token)
 count. Sums are kept in fp64.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace

@@ -1,7 +1,5 @@
 """Generated texts against references, line by line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from hashlib import sha256

@@ -3,8 +3,6 @@
 Shape suffixes: R rows of the batch, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain

@@ -1,7 +1,5 @@
 """The published settings of each family, by stage: ``families/NAME/presets.yaml``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

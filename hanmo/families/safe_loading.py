@@ -6,8 +6,6 @@ input counts as the answer. Here questions are off, only local files are read, a
 code or other places. tests/unit/test_nothing_runs.py checks that no other module calls ``from_pretrained``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

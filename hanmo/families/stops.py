@@ -1,7 +1,5 @@
 """Stop tokens, and the special ids of a model's files checked against its vocabulary."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

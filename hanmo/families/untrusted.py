@@ -5,8 +5,6 @@ are compared with the tensors in the files. A tokenizer whose rules are not know
 a child process with limits.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator

@@ -16,8 +16,6 @@ Its ``original_format.yaml``, which ``read_format`` reads, holds
 ``{i}`` runs over the configuration's ``num_layers`` unless ``over`` names another count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -3,8 +3,6 @@
 Pure Python on the few candidates of a step; decode.py runs the network and computes the scores.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 

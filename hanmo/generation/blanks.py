@@ -1,7 +1,5 @@
 """Fills several blanks of one text, for families that fill blanks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

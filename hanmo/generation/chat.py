@@ -1,7 +1,5 @@
 """A conversation with a model: its turns, the context that the model sees, and its replies."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random

@@ -5,8 +5,6 @@ A step: logits / temperature -> (log-softmax for beams) -> logits processor -> t
 Shape suffixes: R rows of the batch, S samples, P position dimensions, V vocabulary, c candidates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The decoding settings of a model: a preset of its family or its own, changed by the user."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import Any

@@ -6,8 +6,6 @@ et al. 2014, "Fast splittable pseudorandom number generators").
 Shape suffixes: R rows, S samples, N things to draw from.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Sequence
 from hashlib import blake2b

@@ -1,7 +1,5 @@
 """Top-k and top-p as pure functions of scores."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 OFF = float("-inf")

@@ -1,7 +1,5 @@
 """The logits processor of families without one of their own: token ids, as transformers' processors define it."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Prompts to generate from: those of a file, and the context of one for a model."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Text of a reply, piece by piece, while its tokens arrive."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 OnText = Callable[[str], None]

@@ -1,7 +1,5 @@
 """Groups texts into batches that change no text's result."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Rows, prompts and attention masks of decoder-only networks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

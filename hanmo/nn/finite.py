@@ -1,7 +1,5 @@
 """Checks that a network's results are finite, on values that are on the host already: no device is synchronised."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any

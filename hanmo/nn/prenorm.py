@@ -1,7 +1,5 @@
 """The pre-norm transformer block with biases (GPT-2 form), and the networks that are built of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

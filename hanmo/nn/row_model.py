@@ -5,8 +5,6 @@ fails and LoRA on the head is ignored. The head is called as a module, on chunks
 logits for [all tokens, vocabulary] never exist.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A network's ``_tp_plan`` maps modules to the way they are cut; transformers load
 modules, and gathers them on saving. Attention derives its number of heads from the width of its projections.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

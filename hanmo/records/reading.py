@@ -4,8 +4,6 @@ Plain text is one dialogue a line, turns separated by tabs (or one text a line, 
 line, or one array of records. Any file may be gzip-compressed.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -1,7 +1,5 @@
 """JSON values as records, recognised by their keys; see ``FORMS``."""
 
-from __future__ import annotations
-
 import sys
 from itertools import pairwise
 from typing import Any

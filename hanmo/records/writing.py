@@ -1,7 +1,5 @@
 """Writing records: as JSON lines, or tab-separated."""
 
-from __future__ import annotations
-
 import gzip
 import io
 from collections.abc import Callable, Iterable, Iterator

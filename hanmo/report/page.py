@@ -9,8 +9,6 @@ A page carries a content security policy that forbids it to load anything. All t
     page.write("report.html")
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path

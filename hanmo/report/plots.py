@@ -1,7 +1,5 @@
 """The geometry of plots, in per cent of their frame, and how numbers are written on pages."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

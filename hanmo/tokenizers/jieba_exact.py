@@ -1,7 +1,5 @@
 """Cuts text into jieba's words (accurate mode, default dictionary), exactly, with its compiled sibling rjieba."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The base of the tokenizers around a sentencepiece model."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import Any
 

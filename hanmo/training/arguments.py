@@ -1,7 +1,5 @@
 """Settings of transformers' Trainer: our defaults, and DeepSpeed configurations of any age brought up to date."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """What happens around a run's steps: metrics on disk, a progress bar, and stopping on a signal."""
 
-from __future__ import annotations
-
 import json
 import math
 import signal

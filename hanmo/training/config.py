@@ -1,7 +1,5 @@
 """The settings that stages of training have in common."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The data files of a run: found by their names, and read to data sets."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Detection of training that diverges while its loss is still finite."""
 
-from __future__ import annotations
-
 from collections import deque
 
 STEPS = 20  # in a row; the spikes from which large pretraining runs recover are shorter

@@ -1,7 +1,5 @@
 """Several processes and machines: how they are started, and how one process of each machine reads for the others."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import pickle

@@ -3,8 +3,6 @@
 A stage is data: its settings, how it makes data sets and a Trainer from them, what it reports; ``run_stage`` runs it.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass, field, replace

@@ -1,7 +1,5 @@
 """The model that a run starts from: opened in fp32, or new with random weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

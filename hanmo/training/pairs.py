@@ -1,7 +1,5 @@
 """What the stages that learn from pairs of answers share: the pairs, batches of them, and their report."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

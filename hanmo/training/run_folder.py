@@ -9,8 +9,6 @@ RUN/model/           the model, opened by open_model
 RUN/report.html
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ transformers' own schedules stay available as ``trainer.lr_scheduler_type``.
 Source: the recorded specifications (EVA section 12, Transformer-XL section 8).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Literal

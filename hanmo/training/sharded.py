@@ -1,7 +1,5 @@
 """transformers' Trainer for networks that lie over several processes: cut by tensor parallelism or sharded by FSDP2."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Training on streams: the memory of one batch is given to the next."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What pretraining and fine-tuning share: the losses that they end with, and their report."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The trained part of a network (all, LoRA adapters, the last layers), and what is kept for the backward pass."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable, Sequence

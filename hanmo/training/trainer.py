@@ -5,8 +5,6 @@ batch size; weights decay as published; the order of the data depends on seed an
 resumes to the same weights; checkpoints appear whole or not at all; a loss that diverges stops the run.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections import deque
 from collections.abc import Iterable

@@ -5,8 +5,6 @@
     tensors.json    per file: its size and, per tensor, shape, dtype and hash; stays in the finished folder
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

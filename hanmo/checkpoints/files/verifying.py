@@ -4,8 +4,6 @@ Tensors are read through torch and safetensors, which memory-map files; for the 
 the standard library. An error in one implementation, or a file that the two read differently, shows as a difference.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -7,8 +7,6 @@ for different readers. Here both must agree, and the bytes they describe must ex
 Format: PKWARE's APPNOTE.TXT, sections 4.3.7 (local file header) and 4.3.16 (end of central directory).
 """
 
-from __future__ import annotations
-
 import struct
 import zipfile
 from dataclasses import dataclass

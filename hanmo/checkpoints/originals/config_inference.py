@@ -1,7 +1,5 @@
 """The configuration of an original checkpoint: from a file, from a released size's name, or from the shapes."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ file has bytes. ``scan_pickle`` follows the opcodes with stand-ins for the objec
 meet. It stops at an opcode that torch does not know, because torch then refuses the file itself.
 """
 
-from __future__ import annotations
-
 import pickle
 import struct
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Tensors are handled one at a time and read only when used. A tensor of the origi
 several of ours (families/weight_map.py).
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import re

@@ -5,8 +5,6 @@ them, which knows tensors and plain containers, with the additions in ``_allowed
 refused by name. Tensors are memory-mapped: opening a file of any size reads its index only.
 """
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import pickle

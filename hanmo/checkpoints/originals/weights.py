@@ -8,8 +8,6 @@
 Only indexes are read here: tensors are memory-mapped.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ The result of a block is one file, written whole or not at all and never compute
 of the blocks: neither the number of processes nor an interruption changes a byte of the output.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import shutil

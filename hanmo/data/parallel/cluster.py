@@ -4,8 +4,6 @@ The tasks of a first pipeline share the blocks of the input, a second pipeline w
 common disk; a task that was killed continues when it is started again. The result is byte for byte that of one process.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Finds texts of held-out files in training files, in any form of record."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

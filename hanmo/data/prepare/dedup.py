@@ -5,8 +5,6 @@ in common (Broder 1997). Texts that agree in a whole band of six minima are comp
 probability 0.998; those of 0.5 with probability 0.27, and rejected.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """From the files of a published source to records, split into train, dev and test."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack

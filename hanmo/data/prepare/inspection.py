@@ -1,7 +1,5 @@
 """The content of a file of records: form, counts, lengths, language, duplicates, problems, samples."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

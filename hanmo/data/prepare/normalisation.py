@@ -15,8 +15,6 @@ kept in these places:
 White space, brackets and quotation marks are removed first: (-3) * 2 becomes -3*2.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from hashlib import blake2b

@@ -4,8 +4,6 @@ A passage is known by the one of its n-grams that the fewest passages have. Wher
 are compared character by character. Memory: about 30 bytes for each character of the passages.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Adding data never moves a record, the same text never lies in two splits, and several machines agree without talking.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from hanmo.data.prepare.normalisation import text_hash

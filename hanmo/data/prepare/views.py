@@ -1,7 +1,5 @@
 """A record as the lists of turns that cleaning judges, and the record that is left when some were changed or removed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ The format is specified with the recorded cases of EVA (its section on the token
 is the id. Words are what jieba cuts; a word that is not listed falls apart into shorter ones and characters.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable
 

@@ -1,7 +1,5 @@
 """Datasets of rows: ids in flat arrays, made into rows when a batch needs them; their order and their batches."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace

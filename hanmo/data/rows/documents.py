@@ -1,7 +1,5 @@
 """Documents for pretraining: cut into pieces, or concatenated to streams. Rows are made when a batch needs them."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from random import Random

@@ -1,7 +1,5 @@
 """Several short examples in one row, so that little of a batch is padding."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

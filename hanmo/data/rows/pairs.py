@@ -1,7 +1,5 @@
 """Pairs of a better and a worse answer: from records to rows, and batches of them."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Exchanges are composed by templates; a part of the combinations is held out, so 
 not remembered. The Chinese dialogues of the package chatterbot-corpus (BSD licence), written by people, are added.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Such a function takes the chosen value of each slot by name and returns further 
 choice makes no sense. templates.yaml names the functions under ``derive``.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from hanmo.files import package_yaml

@@ -1,7 +1,5 @@
 """Results on disk, kept as they come: an interrupted run goes on, a finished one is not run again."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -3,8 +3,6 @@
 torchrun (or ``--nproc``) starts them; they exchange Python objects over gloo, whatever device they compute on.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Log-probabilities of rows, in batches that never change a score."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ probe compares with one by one first.
 Shape suffixes: B rows, T tokens of a row, D width, N predicting places, V vocabulary, M labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random

@@ -1,7 +1,5 @@
 """Pages of results: one run, and several side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

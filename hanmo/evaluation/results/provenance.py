@@ -1,7 +1,5 @@
 """Everything a result depends on: data, weights, configuration, software."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess

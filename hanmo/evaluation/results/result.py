@@ -1,7 +1,5 @@
 """Results of an evaluation on tasks, as JSON and Markdown."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Intervals of means and paired comparisons of two models on the same items."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

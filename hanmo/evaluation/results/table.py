@@ -1,7 +1,5 @@
 """Results of several runs side by side, in the layout of CLUE's published table: tasks by zero-shot | few-shot x models."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Texts are lower-cased, stripped and freed of the official list of punctuation, c
 characters and so takes nothing away. A Chinese character is a token; other text is cut into words.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher

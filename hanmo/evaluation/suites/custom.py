@@ -1,7 +1,5 @@
 """Tasks of the user's own: a YAML file each (``TaskFile``), and a file of records."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The one evaluation of suites: read the examples, ask, keep every answer at once, and put the result together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

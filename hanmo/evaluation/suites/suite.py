@@ -1,7 +1,5 @@
 """A suite: tasks that are evaluated together, the reader of their files, and the protocols to evaluate them by."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path

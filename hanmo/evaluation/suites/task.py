@@ -1,7 +1,5 @@
 """A task: a template around its candidates, and the examples that its records make."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping

@@ -3,8 +3,6 @@
 Shape suffixes: B batch, H heads, q query positions, k key positions.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

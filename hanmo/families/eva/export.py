@@ -4,8 +4,6 @@ EVA has the form of T5 v1.1. T5 never scales its attention scores, so EVA 2.0's 
 Source: the recorded specification of thu-coai/EVA, section 13.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ Every turn of a context ends with ``<sep>`` and the encoder's input with ``<s_0>
 Context ids may hold a ``<s_0>``: the ids after it are the given beginning of the reply. No text encodes to ``<s_0>``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial

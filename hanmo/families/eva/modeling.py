@@ -7,8 +7,6 @@ Shape suffixes: B batch, T encoder tokens, A decoder tokens, D d_model, H heads,
 q query positions, k key positions; while decoding R rows, S sources (rows that share an encoder input), C columns.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

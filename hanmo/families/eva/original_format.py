@@ -1,7 +1,5 @@
 """EVA's original files: released sizes, tensor names of both on-disk forms, configuration keys."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How text becomes rows of GLM: ``[CLS] … [MASK] … <eos>``, then ``<sop> answer <eop>`` for every mask token."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

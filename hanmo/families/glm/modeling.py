@@ -5,8 +5,6 @@ place inside the answer (0 in the context). Tokens of the context see the whole 
 context and the earlier tokens of the answers.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

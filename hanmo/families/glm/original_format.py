@@ -1,7 +1,5 @@
 """GLM-chinese as it was released: sizes, the names of its tensors, and its configuration keys."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Three objectives: hidden "spans" of about three tokens, hidden "sentences", and 
 Each hidden span is replaced by one mask token and predicted after the text and the spans before it, in random order.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from random import Random

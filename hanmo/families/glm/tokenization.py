@@ -7,8 +7,6 @@ Exported models get this file with the text of the modules of hanmo that it impo
 Source: the recorded specification of GLM, section "Tokenizer (port)".
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby

@@ -1,7 +1,5 @@
 """How text becomes rows of any transformers model: with its chat template, or as plain text if it has none."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

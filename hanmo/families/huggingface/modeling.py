@@ -5,8 +5,6 @@ chunks of the scored positions alone. Some models change their logits after the 
 loading finds them, and they are scored from whole logits, which takes more memory.
 """
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from pathlib import Path

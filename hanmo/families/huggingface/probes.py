@@ -3,8 +3,6 @@
 Shape suffixes: R rows, T tokens, q new tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ A template is an untrusted program. jinja's sandbox keeps it from files and attr
 billion characters. ``templates.py`` runs this file as a script, so that neither torch nor hanmo's families are loaded.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Any

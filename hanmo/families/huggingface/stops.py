@@ -1,7 +1,5 @@
 """The tokens that end a turn and a text, by a model's chat template and tokenizer."""
 
-from __future__ import annotations
-
 import re
 
 from transformers import PreTrainedTokenizerBase

@@ -1,7 +1,5 @@
 """Tensor-parallel plans of transformers models: transformers' own, and ours for T5."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -5,8 +5,6 @@ write white space before a reply. A prompt has the ids that it has alone, which 
 that are learned or scored are those that it would have to generate next.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """How text becomes rows of PanGu-α: ``<s> prompt <sep> prefix response <eot>``."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import Any, ClassVar
 

@@ -4,8 +4,6 @@ The blocks are pre-norm. After all but one of them comes the final norm; the las
 its queries from an embedding of the position and nothing else, and no norm follows it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ only the one that the backward pass needs is made: the probabilities, negative w
 Shape suffixes: B batch, H heads, K head width, q queries, S keys; of a piece 1 row of the batch, h heads and some queries.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

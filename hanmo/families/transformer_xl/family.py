@@ -3,8 +3,6 @@
 The stop token is predicted and never an input, except at the end of a row with ``feed_stop``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

@@ -6,8 +6,6 @@ detached inputs of every layer, projected anew by the current weights; in decodi
 Shape suffixes: B batch, R decoding rows, H heads, K head width, D width, T and q new tokens, m memory, S = m + q keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """文汇's original files, which hold no configuration: sizes, names of the tensors, and what these say about the sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Concatenated documents cut into segments, so that the memory of one segment serves the next."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

@@ -4,8 +4,6 @@ Exported models get this file with the text of the modules of hanmo that it impo
 Source: the recorded specification of Chinese Transformer-XL, section 6.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any

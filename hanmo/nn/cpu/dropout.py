@@ -1,7 +1,5 @@
 """Dropout that a CPU draws quickly."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -5,8 +5,6 @@ a reply depends a little on the rest of its batch. torch calls the operators dep
 and rounding of our own) takes twice as long for few rows.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

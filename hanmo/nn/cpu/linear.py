@@ -1,7 +1,5 @@
 """Linear layers that are fast for a few rows in fp32 on a CPU, where decoding spends its time."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

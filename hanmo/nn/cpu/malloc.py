@@ -1,7 +1,5 @@
 """Keeps memory that a training step frees for the next one, instead of returning it to the system."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

@@ -1,7 +1,5 @@
 """Runs a kernel over many texts: as arrays of code points, in threads."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

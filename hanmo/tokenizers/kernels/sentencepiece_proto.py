@@ -3,8 +3,6 @@
 The library gives out neither settings nor rules. The map is a double-array trie over UTF-8 (darts-clone) to strings.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 from typing import Any

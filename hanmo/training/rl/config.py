@@ -1,7 +1,5 @@
 """Settings of learning from rewards."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal

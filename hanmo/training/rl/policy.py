@@ -5,8 +5,6 @@ over them in minibatches. transformers' Trainer runs the optimizer steps; its da
 written between rounds only, so that one holds all there is to know.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from abc import abstractmethod

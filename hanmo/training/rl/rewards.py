@@ -1,7 +1,5 @@
 """Rewards of answers by a reward model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

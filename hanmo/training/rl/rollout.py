@@ -4,8 +4,6 @@ An engine turns contexts into replies: ours is the decode loop on the network be
 replace it by the same small interface.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence

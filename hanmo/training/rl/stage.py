@@ -1,7 +1,5 @@
 """What GRPO and PPO share as stages: prompts, rewards and critic of a run, its result and its report."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

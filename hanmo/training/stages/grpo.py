@@ -5,8 +5,6 @@ Data holds the prompts; responses in it are not used. Rewards are reward models 
 Example: hanmo train grpo runs/sft/model data/prompts.jsonl runs/grpo rewards=[my_rewards:ends_well] group=8
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -5,8 +5,6 @@ Data holds the prompts; responses in it are not used. Rewards are reward models 
 Example: hanmo train ppo runs/sft/model data/prompts.jsonl runs/ppo rewards=[runs/reward/model] beta=0.1
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

@@ -7,8 +7,6 @@ of a dialogue (EVA).
 Example: hanmo train pretrain init:glm-335m-chinese data/corpus.jsonl runs/glm vocab=cog-pretrain.model
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

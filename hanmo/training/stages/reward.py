@@ -6,8 +6,6 @@ its usual variants. Start from the model that sft has made.
 Example: hanmo train reward runs/sft/model data/pairs.jsonl runs/reward trained_layers=0.3
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal

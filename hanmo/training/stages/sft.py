@@ -7,8 +7,6 @@ saves and stops.
 Example: hanmo train sft models/eva2.0-base data/kdconv runs/kdconv limit=256 trainer.num_train_epochs=5
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

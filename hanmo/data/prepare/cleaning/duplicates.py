@@ -3,8 +3,6 @@
 ``faults`` gives, for each record in order, the reason to remove it, or None.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Digits may be full-width, in Chinese or apart, as people write them who want to 
 check digit are checked, so that an order number is not taken for an identity card.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """Recipes: which steps, in which order, with which thresholds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache

@@ -1,7 +1,5 @@
 """Cleaning steps that learn from the data first: relevance between turns, and fluency by an n-gram model."""
 
-from __future__ import annotations
-
 import importlib
 import math
 from collections import Counter

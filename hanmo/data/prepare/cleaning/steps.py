@@ -5,8 +5,6 @@ A step takes a record as its turns: a dialogue's turns, a prompt and an answer, 
 EVA 2.0 (arXiv 2203.09313); their code and word lists were never released, so the thresholds are ours.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The published data sources: an entry in a table, and a function that reads it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from hanmo.data.prepare.sources import answers, classical, corpora, dialogues, instructions, poetry

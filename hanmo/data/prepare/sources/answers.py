@@ -1,7 +1,5 @@
 """Questions with scored answers: Weibo news comments, encyclopaedia questions, Zhidao threads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Couplets and classical-to-modern Chinese: a right answer, and wrong ones from other records."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random

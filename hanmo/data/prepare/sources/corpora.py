@@ -1,7 +1,5 @@
 """The prompt formats of the corpus that 文汇 was pretrained on: Zhihu, Zhidao, encyclopaedias and news."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Callable, Iterator

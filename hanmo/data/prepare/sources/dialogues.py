@@ -1,7 +1,5 @@
 """Dialogues: KdConv, LCCC, CrossWOZ, and chats in the form of ShareGPT."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

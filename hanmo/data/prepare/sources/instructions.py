@@ -1,7 +1,5 @@
 """Instructions and preferences: Alpaca, and pairs of a chosen and a rejected answer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Classical poetry from the files of chinese-poetry: write a work of an author, a kind and a title."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Tools of every source: its options, its files with their lines, rows and JSON values, wrong answers to draw."""
 
-from __future__ import annotations
-
 import csv
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator

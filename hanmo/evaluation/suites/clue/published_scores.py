@@ -4,8 +4,6 @@ Softmax is applied twice, and the probabilities at a token are compared with tha
 gives the right score: the mean of -log p of each token but the first, given those before it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ and a prompt that is too long is cut, which may cut off the text that is scored.
 that tasks with an uneven number of candidates fall out of step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path

@@ -4,8 +4,6 @@ One function reads each layout and checks all records: a bad one is an error wit
 record, where a file is one JSON document) and the expected form.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -3,8 +3,6 @@
 Each subject is a task like any other. Every cell is text: a choice may be "None", "N/A" or "nan".
 """
 
-from __future__ import annotations
-
 import csv
 import functools
 from collections.abc import Iterator

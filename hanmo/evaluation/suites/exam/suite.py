@@ -6,8 +6,6 @@ numbered rounds, of which one is skipped. The answer is the letter whose first t
 likeliest.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
