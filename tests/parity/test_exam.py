@@ -17,8 +17,7 @@ from hanmo.evaluation.suites.exam import suite as published
 from hanmo.evaluation.suites.exam.exams import LETTERS, Exam, all_exams, read_rows, read_subject, subject_file
 from hanmo.evaluation.suites.exam.suite import DEV, exam_suite
 from hanmo.evaluation.suites.runner import evaluate
-from hanmo.evaluation.suites.suite import Options
-from hanmo.evaluation.suites.task import choose_tasks
+from hanmo.evaluation.suites.suite import Options, choose_tasks
 from hanmo.families.base import OpenedModel
 from tests.places import PARITY, load, needs_parity
 from tests.unit.exam_files import one_token_a_character

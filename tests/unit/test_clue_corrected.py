@@ -23,8 +23,7 @@ from hanmo.evaluation.suites.clue.suite import clue_suite
 from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
 from hanmo.evaluation.suites.prompting import FewShotPrefix
 from hanmo.evaluation.suites.runner import evaluate
-from hanmo.evaluation.suites.suite import Options
-from hanmo.evaluation.suites.task import data_hash
+from hanmo.evaluation.suites.suite import Options, data_hash
 from hanmo.families.base import OpenedModel
 from tests.unit.clue_files import clue_folder
 from tests.unit.tiny import tiny_eva

@@ -12,7 +12,7 @@ import pytest
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.suites.clue.suite import read_candidates
 from hanmo.evaluation.suites.clue.tasks import all_tasks, read_split
-from hanmo.evaluation.suites.task import OPTION, Example, Reading, choose_tasks, data_hash
+from hanmo.evaluation.suites.suite import OPTION, Example, Reading, choose_tasks, data_hash
 from tests.unit.clue_files import clue_folder, write_lines
 from tests.unit.strange import variants
 

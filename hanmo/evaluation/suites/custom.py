@@ -9,8 +9,7 @@ from typing import Any, Literal
 from hanmo.config import load
 from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.errors import ConfigError, HanmoError, RecordError
-from hanmo.evaluation.suites.suite import Protocol, Suite
-from hanmo.evaluation.suites.task import OPTION, Example, Task, Template
+from hanmo.evaluation.suites.suite import OPTION, Example, Protocol, Suite, Task, Template
 
 PLACE = OPTION.strip("{}")
 
@@ -48,19 +47,15 @@ class TaskFile:
 
 @dataclass(frozen=True, kw_only=True)
 class CustomTask(Task):
-    """A task, its YAML file as path and content, and the fields that its template names."""
+    """A task of a YAML file."""
 
     path: Path
     file: TaskFile
-    fields: tuple[str, ...]
+    fields: tuple[str, ...]  # that the template names
 
 
 def custom_suite(tasks: Sequence[CustomTask]) -> Suite:
-    """A suite of the user's own tasks.
-
-    Raises:
-        ConfigError: two tasks have the same name.
-    """
+    """A suite of the user's own tasks; ConfigError if two of them have the same name."""
     names = [task.name for task in tasks]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{', '.join(sorted(twice))}: given twice; results go by the name of the file")
@@ -69,11 +64,7 @@ def custom_suite(tasks: Sequence[CustomTask]) -> Suite:
 
 
 def read_task(path: str | Path, place: int = 0) -> CustomTask:
-    """A task from its YAML file.
-
-    Raises:
-        ConfigError: the file is missing, or its settings are wrong.
-    """
+    """A task from its YAML file; ConfigError if the file is missing or its settings are wrong."""
     path = Path(path)
     file = load(TaskFile, file=path)
     labels = {str(label): word for label, word in file.labels.items()}
@@ -126,7 +117,6 @@ def read_split(task: CustomTask, split: str, first: int | None = None) -> list[E
 
 
 def _fields(path: Path, template: str) -> tuple[str, ...]:
-    """The fields in a template, in order."""
     try:
         pieces = list(Formatter().parse(template))
     except ValueError as error:
@@ -163,7 +153,6 @@ def _options(task: CustomTask, record: dict[str, Any], path: Path, line: int) ->
 
 
 def _gold(task: CustomTask, record: dict[str, Any], options: tuple[str, ...], path: Path, line: int) -> int:
-    """Index of the right option."""
     field, named = task.file.answer, task.file.options
     answer = record.get(field)
     if isinstance(answer, int) and not isinstance(answer, bool) and isinstance(named, str):

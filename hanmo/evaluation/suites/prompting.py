@@ -1,9 +1,8 @@
 """The corrected protocol: how a task's questions become prompts, and how scores are read.
 
-A candidate's score is log p of its tokens (and of the text after the gap), given everything before. Three readings stand
-side by side: "sum" over the tokens, "mean", and "prior", the sum less that of the same prompt without the record's text,
-so that a word that is likely anywhere does not win by that. The prefix is the same for all candidates of a question,
-and only the text that a question is about is ever cut.
+A candidate's score is log p of its tokens (and of the text after the gap), given everything before. Its readings are
+"sum" over the tokens, "mean", and "prior": the sum less that of the same prompt without the record's text, so that a word
+that is likely anywhere gains nothing. All candidates of a question have one prefix; only the record's text is ever cut.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from random import Random
 
 from hanmo.data.prepare.normalisation import normalised
 from hanmo.errors import HanmoError
-from hanmo.evaluation.suites.task import Example, Task
+from hanmo.evaluation.suites.suite import Example, Task
 from hanmo.families.base import Family
 from hanmo.records import Dialogue
 from hanmo.rows import Context, Part
@@ -36,12 +35,12 @@ class FewShotPrefix:
     chat: bool = False  # question and answer are turns in the model's own chat template, instead of running text
 
     def text(self) -> str:
-        """Instruction and shots as running text; "" if there is neither."""
+        """Instruction and shots as running text."""
         solved = [question + answer for question, answer in self.shots]
         return "".join(piece + SEPARATOR for piece in [self.instruction, *solved] if piece)
 
     def candidates(self, family: Family, before: str, options: Sequence[str], after: str = "") -> Candidates:
-        """The parts of each option after this prefix and ``before``, as ``Family.cloze`` makes them."""
+        """The parts of each option between ``before`` and ``after``, as ``Family.cloze`` makes them."""
         if not self.chat:
             return family.cloze(self.text() + before, options, after)
         turns = [turn.rstrip() for shot in self.shots for turn in shot] + [before.rstrip()]
@@ -68,10 +67,7 @@ class PreparedQuestions:
 def prepare_questions(
     family: Family, task: Task, examples: Sequence[Example], prefixes: Sequence[Sequence[FewShotPrefix]], limit: int
 ) -> PreparedQuestions:
-    """Make prompts of at most ``limit`` tokens.
-
-    Args:
-        prefixes: alternatives for each question; the first one that leaves room for the whole question is used.
+    """Prompts of at most ``limit`` tokens, each after the first of its ``prefixes`` that leaves room for the whole question.
 
     Raises:
         HanmoError: a question does not fit even after the last prefix and without the text it is about.
@@ -91,16 +87,16 @@ def prepare_questions(
         before, after = task.template.around(fields)
         prepared.questions.append(prefix.candidates(family, before, example.options, after))
         prepared.shots.append(len(prefix.shots))
-        bare = task.template.without_text(fields)
-        number = known.setdefault((example.options, prefix, *bare), len(prepared.priors))
+        bare, _ = task.template.around(dict.fromkeys(fields, ""))
+        number = known.setdefault((example.options, prefix, bare, after), len(prepared.priors))
         if number == len(prepared.priors):
-            prepared.priors.append(prefix.candidates(family, bare[0], example.options, bare[1]))
+            prepared.priors.append(prefix.candidates(family, bare, example.options, after))
         prepared.prior_of.append(number)
     return prepared
 
 
 def shortened(family: Family, task: Task, example: Example, prefix: FewShotPrefix, limit: int) -> dict[str, str]:
-    """The record's fields, cut where the task allows so that the longest candidate's text fits into ``limit`` tokens."""
+    """The record's fields, cut where the task allows until the longest candidate's text fits into ``limit`` tokens."""
     fields = dict(example.fields)
     places = list(task.shorten.items())
     while (length := _length(family, task, example, fields, prefix)) > limit:
@@ -160,7 +156,6 @@ def draw_shots(
 
 
 def prefix_of(task: Task, shots: Sequence[Example], chat: bool = False) -> FewShotPrefix:
-    """The task's instruction and the examples, solved."""
     around = [(*task.template.around(shot.fields), shot.right) for shot in shots]
     return FewShotPrefix(task.instruction, tuple((before, right + after) for before, after, right in around), chat)
 
@@ -174,8 +169,7 @@ def prefixes_of(
 ) -> tuple[list[FewShotPrefix], int]:
     """The prefix of each question, with few-shot examples that ``draw`` takes from the pool; and the number of exceptions.
 
-    An exception keeps the answer out of the prefix: where the usual examples contain the question, or another record
-    that asks the same, its examples are drawn from the pool without such records.
+    Where the usual examples ask the same question, others are drawn for it, so that its prefix does not hold the answer.
     """
     usual = draw(pool)
     drawn = {shot.where for shot in usual}
@@ -190,7 +184,7 @@ def prefixes_of(
 
 
 def _question(task: Task, example: Example) -> str:
-    """The question without its candidates; width, case and punctuation make no difference."""
+    """The question without its candidates, as questions are compared."""
     return normalised(task.template.fill(example.fields, ""))
 
 
@@ -207,7 +201,7 @@ def fewer_options(examples: Sequence[Example], count: int, seed: int) -> Iterato
 
 
 def read_scores(sums: Sequence[float], tokens: Sequence[int], priors: Sequence[float]) -> dict[str, list[float]]:
-    """The candidates' scores by reading; the highest wins, the first of equal ones."""
+    """The candidates' scores by reading."""
     return {
         "sum": list(sums),
         "mean": [total / count for total, count in zip(sums, tokens, strict=True)],

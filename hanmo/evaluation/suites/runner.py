@@ -1,4 +1,4 @@
-"""The one evaluation of suites: read the examples, ask, keep every answer at once, and put the result together."""
+"""The one evaluation of suites: read the examples, ask, keep every answer at once, and compute the results."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -14,8 +14,7 @@ from hanmo.evaluation.results.provenance import computed_by, software
 from hanmo.evaluation.results.result import GAP, QuestionResult, Result, TaskResult
 from hanmo.evaluation.suites import cmrc, prompting
 from hanmo.evaluation.suites.prompting import Candidates, FewShotPrefix
-from hanmo.evaluation.suites.suite import Options, Suite
-from hanmo.evaluation.suites.task import OPTION, UNKNOWN, Example, Task, data_hash
+from hanmo.evaluation.suites.suite import OPTION, UNKNOWN, Example, Options, Suite, Task, data_hash
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
@@ -29,8 +28,7 @@ Score = tuple[float, int]  # log p of a candidate and its tokens
 def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | Path, watch: Watch) -> Result:
     """Evaluate the tasks of a suite one after the other. All files are read before the first question is asked.
 
-    Args:
-        cache: folder in which answers are kept; a question whose answer is there is not asked again.
+    Answers are kept in the folder ``cache``; a question whose answer is there is not asked again.
 
     Raises:
         ConfigError: an option has no effect, or the model does not allow it.
@@ -143,7 +141,7 @@ class TaskRun:
         return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", content)
 
     def score(self, questions: Sequence[Candidates], store: Store) -> list[list[Score]]:
-        """The score of each candidate, by question; asked are those that the store has no answer to."""
+        """The score of each candidate, by question, computed where the store has none."""
 
         def find(missing: list[int], keep: Keep) -> None:
             score_candidates(
@@ -167,13 +165,13 @@ class TaskRun:
         return store.fill(len(contexts), find, self.progress)
 
     def item(self, example: Example, scores: dict[str, list[float]], generated: str | None = None) -> QuestionResult:
-        """The result of a question, with the scores of its candidates or of the answer that the model generated."""
+        """The result of a question; ``scores`` are of its candidates or of the answer that the model generated."""
         text, options = self.task.template.fill(example.fields, GAP), example.options or example.answers
         return QuestionResult(example.where, text, options, example.gold, scores, generated)
 
 
 def corrected(run: TaskRun, examples: list[Example], pool: list[Example]) -> TaskResult:
-    """Evaluate a task by the corrected protocol, with few-shot examples from ``pool``; see prompting.py."""
+    """Evaluate a task by the corrected protocol; see prompting.py."""
     task, family, options, suite = run.task, run.opened.family, run.options, run.suite
     data = data_hash(examples)
     if options.choices is not None:
@@ -198,12 +196,10 @@ def corrected(run: TaskRun, examples: list[Example], pool: list[Example]) -> Tas
 
 
 def no_room(questions: int) -> list[str]:
-    """The note on questions that were asked with fewer few-shot examples than wanted."""
     return [f"{questions} questions left no room for all examples"] if questions else []
 
 
 def _answered(examples: dict[str, list[Example]]) -> bool:
-    """Whether the right answers of all tasks are known."""
     known = {name: found[0].gold != UNKNOWN for name, found in examples.items()}
     if any(known.values()) and not all(known.values()):
         without = next(name for name, answered in known.items() if not answered)

@@ -1,16 +1,123 @@
-"""A suite: tasks that are evaluated together, the reader of their files, and the protocols to evaluate them by."""
+"""Tasks, the examples that their records make, and suites: tasks that are evaluated together."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from hanmo.errors import ConfigError
+import yaml
+
+from hanmo.errors import ConfigError, unknown
 from hanmo.evaluation.results.result import TaskResult
-from hanmo.evaluation.suites.task import Example, Task
 
+Reading = Literal["sum", "mean", "prior", "f1"]
+OPTION = "{option}"
+UNKNOWN = -1  # the right candidate of an example whose answer is not published
 LIMIT = 1024
 ALWAYS = ("shots", "published", "first", "limit")  # options that every protocol has
+AnyTask = TypeVar("AnyTask", bound="Task")
+
+
+@dataclass(frozen=True)
+class Template:
+    """Text around a candidate."""
+
+    text: str
+
+    def around(self, fields: Mapping[str, str]) -> tuple[str, str]:
+        """The text before and after the candidate.
+
+        >>> Template("{a}?{option}!").around({"a": "x"})
+        ('x?', '!')
+        """
+        before, _, after = self.text.partition(OPTION)
+        return before.format_map(fields), after.format_map(fields)
+
+    def fill(self, fields: Mapping[str, str], option: str) -> str:
+        before, after = self.around(fields)
+        return before + option + after
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A template, and how its candidates are read."""
+
+    name: str
+    title: str  # name in results
+    template: Template  # text of a question; a candidate replaces {option}
+    # Fields that may be cut where the whole does not fit, and from which side: "start" or "end".
+    shorten: dict[str, str] = field(default_factory=dict)
+    reading: Reading  # the reading that is the result, see prompting.py; "f1": the model generates the answer
+    # Label in the files: its word, in the order of the candidates; empty if every record has its own candidates.
+    labels: dict[str, str] = field(default_factory=dict)
+    instruction: str = ""  # stands once before few-shot examples and question
+    groups: tuple[str, ...] = ()  # groups whose averages the task counts in, such as the domain of a subject
+    place: int = 0  # among the tasks
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model generates the answer."""
+        return self.reading == "f1"
+
+    def hash(self) -> str:
+        """16 hex digits over everything that makes a question out of a record."""
+        content = [self.name, self.instruction, self.template.text, self.labels, self.shorten]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question of a task."""
+
+    fields: dict[str, str]  # texts that templates may name
+    options: tuple[str, ...]  # candidates in order; none where the answer is generated
+    gold: int  # index of the right candidate, or ``UNKNOWN``
+    where: str  # "file:line", or "file:record" where a file is one JSON document
+    label: str  # the right answer as it stands in the file
+    answers: tuple[str, ...] = ()  # all accepted ones, where the answer is generated
+
+    @property
+    def right(self) -> str:
+        """The right candidate, or an accepted answer."""
+        return self.options[self.gold] if self.options else self.answers[0]
+
+    def wrong(self) -> list[str]:
+        return [option for option in self.options if option != self.right]
+
+
+def data_hash(examples: Iterable[Example]) -> str:
+    """16 hex digits of sha256 over the examples, whatever file they came from."""
+    digest = hashlib.sha256()
+    for example in examples:
+        content = [example.fields, example.options, example.gold, example.label, example.answers]
+        digest.update(json.dumps(content, ensure_ascii=False, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def read_tasks(path: str | Path, make: Callable[..., AnyTask] = Task) -> dict[str, AnyTask]:  # type: ignore[assignment]
+    """Tasks by name, in the order of a YAML file that maps names to the arguments of ``make``.
+
+    Raises:
+        ConfigError: a task lacks an attribute or has an unknown one.
+    """
+    content: dict[str, dict[str, Any]] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    tasks = {}
+    for place, (name, value) in enumerate(content.items()):
+        try:
+            tasks[name] = make(name=name, place=place, **{**value, "template": Template(value["template"])})
+        except (TypeError, KeyError) as error:
+            raise ConfigError(f"{path}: {name}: {error}") from None
+    return tasks
+
+
+def choose_tasks(what: str, tasks: Mapping[str, AnyTask], names: Iterable[str]) -> list[AnyTask]:
+    """The named tasks, or all if there are no names; ConfigError for an unknown name of a ``what``."""
+    wanted = {name.lower() for name in names}
+    for name in wanted - tasks.keys():
+        raise ConfigError(unknown(what, name, tasks))
+    return [task for name, task in tasks.items() if not wanted or name in wanted]
 
 
 @dataclass(frozen=True)
@@ -32,12 +139,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to evaluate the tasks of a suite.
+    """A way to evaluate the tasks of a suite."""
 
-    ``evaluate`` evaluates one task, given a ``runner.TaskRun``, the examples, and those that few-shot examples are
-    taken from; None is ``runner.corrected``.
-    """
-
+    # Evaluates a task, given a ``runner.TaskRun``, the examples, and the pool of few-shot examples; None: as corrected.
     evaluate: Callable[[Any, list[Example], list[Example]], TaskResult] | None = None
     limit: int = LIMIT  # most tokens of a question, unless options say otherwise
     # The split that few-shot examples are taken from; None: ``evaluate`` takes them from elsewhere.
@@ -50,22 +154,17 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Tasks that are evaluated together.
-
-    Attributes:
-        read: ``read(task, split, first)`` returns the examples of a split, only so many if ``first`` is a number; it
-            raises ``RecordError`` for a bad record.
-        first_shots: few-shot examples are the first of the pool, the last left out where a question has no room for
-            them; without it they are a balanced random draw.
-    """
+    """Tasks that are evaluated together."""
 
     name: str  # of its folder in the cache
     title: str  # of its results
     tasks: Sequence[Task]
+    # The examples of a task and a split, or only the first ones; raises ``RecordError`` for a bad record.
     read: Callable[[Any, str, int | None], list[Example]]
     splits: Sequence[str] = ("dev",)  # those that may be evaluated, the default first
     corrected: Protocol = Protocol()
     published: Protocol | None = None
+    # Few-shot examples are the first of the pool, as many as a question has room for; else a balanced random draw.
     first_shots: bool = False
     id_field: str = ""  # field of an example that identifies it in submission.json; "" writes no such file
 

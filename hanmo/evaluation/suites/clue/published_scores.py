@@ -1,11 +1,10 @@
 """The scores of the published CLUE protocol: a "perplexity" of whole prompts, generated answers, and their F1.
 
-Softmax is applied twice, and the probabilities at a token are compared with that token instead of the next. The same pass
-gives the right score: the mean of -log p of each token but the first, given those before it.
+Softmax is applied twice, and the probabilities at a token are compared with that token instead of the next.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,12 +24,10 @@ BUDGET = 2048  # tokens of a batch
 CHUNK = 64  # positions whose probabilities exist at the same time
 
 
-@dataclass(frozen=True)
-class PublishedScore:
-    """The scores of one prompt."""
+class PublishedScore(NamedTuple):
+    """The scores of one prompt: as published, and right."""
 
-    ppl: float  # as published, in fp32, whose rounding decides between candidates that hardly differ
-    exact: float  # the same without rounding
+    ppl: float  # in fp32, whose rounding decides between candidates that hardly differ
     nll: float  # the mean of -log p in nats of all tokens but the first
 
 
@@ -40,11 +37,7 @@ def encode(opened: OpenedModel, text: str, max_length: int = MAX_LENGTH) -> list
 
 
 def score_prompts(opened: OpenedModel, prompts: Sequence[str], max_length: int) -> Iterator[tuple[int, PublishedScore]]:
-    """The score of each prompt with its index, as soon as it is known: prompts of similar length share a batch.
-
-    Raises:
-        UnsupportedError: the network is an encoder-decoder, for which the protocol is not defined.
-    """
+    """The score of each prompt with its index, in batches of similar length; UnsupportedError for an encoder-decoder."""
     pad_id = opened.tokenizer.pad_token_id
     encoded = [encode(opened, prompt, max_length) for prompt in prompts]
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
@@ -76,22 +69,16 @@ def published_score(logits_TV: Tensor, ids_T: Tensor, pad_id: int | None) -> Pub
         logits_TV, ids_T = logits_TV.cpu(), ids_T.cpu()
     length = len(ids_T)
     kept_T = torch.ones_like(ids_T, dtype=torch.bool) if pad_id is None else ids_T != pad_id
-    rounded, twice, nll = [], [], []
+    twice, nll = [], []
     for start in range(0, length, CHUNK):
         logits_cV = logits_TV[start : min(start + CHUNK, length)].float()
         labels_c1 = ids_T[start : start + CHUNK, None]
-        rounded.append(logits_cV.softmax(-1).softmax(-1).gather(-1, labels_c1)[:, 0].log())
+        twice.append(logits_cV.softmax(-1).softmax(-1).gather(-1, labels_c1)[:, 0].log())
         total_c1 = logits_cV.double().logsumexp(-1, keepdim=True)
-        places_c = torch.arange(start, start + len(logits_cV), device=ids_T.device)
-        prob_c = (logits_cV.gather(-1, labels_c1) - total_c1).exp()[:, 0]
-        # log of the sum of exp(p): what exceeds 1 in each term is small and summed by itself, so that fp32 is enough.
-        surplus_c = (logits_cV - total_c1.float()).exp().expm1().sum(-1, dtype=torch.float64)
-        twice.append((logits_cV.shape[-1] + surplus_c).log() - prob_c)
-        ahead_n = places_c[places_c + 1 < length]
-        nll.append((total_c1[: len(ahead_n)] - logits_cV[: len(ahead_n)].gather(-1, ids_T[ahead_n + 1][:, None]))[:, 0])
-    ppl = torch.exp(-torch.cat(rounded)[kept_T].sum() / kept_T.sum()).item()
-    exact = torch.cat(twice)[kept_T].mean().exp().item()
-    return PublishedScore(ppl, exact, torch.cat(nll).mean().item())
+        next_n1 = ids_T[start + 1 : start + 1 + len(logits_cV), None]
+        nll.append((total_c1[: len(next_n1)] - logits_cV[: len(next_n1)].gather(-1, next_n1))[:, 0])
+    ppl = torch.exp(-torch.cat(twice)[kept_T].sum() / kept_T.sum()).item()
+    return PublishedScore(ppl, torch.cat(nll).mean().item())
 
 
 def generate_answer(opened: OpenedModel, prompt: str) -> str:
@@ -121,7 +108,7 @@ def generate_answer(opened: OpenedModel, prompt: str) -> str:
 
 
 def after_answer(text: str) -> str:
-    """The published reading of an output: the text after the first "答:", unstripped; "" if there is none."""
+    """The published reading of an output: the text after the first "答:", unstripped."""
     return text.partition(ANSWER)[2]
 
 

@@ -18,8 +18,7 @@ from hanmo.evaluation.results.result import GAP, QuestionResult, TaskResult, con
 from hanmo.evaluation.suites.clue.published_scores import MAX_LENGTH, generate_answer, score_prompts, token_f1
 from hanmo.evaluation.suites.clue.tasks import ClueTask, all_tasks, read_split
 from hanmo.evaluation.suites.runner import TaskRun
-from hanmo.evaluation.suites.suite import Protocol, Suite
-from hanmo.evaluation.suites.task import Example, choose_tasks, data_hash
+from hanmo.evaluation.suites.suite import Example, Protocol, Suite, choose_tasks, data_hash
 from hanmo.families.base import Family
 
 SEED = 42
@@ -35,20 +34,8 @@ class CandidatePrompt(NamedTuple):
     example: int
 
 
-class FewShotPrompt(NamedTuple):
-    """A prompt after few-shot examples: ``drawn`` are indices into the pool, the first ``kept`` of them are used."""
-
-    text: str
-    drawn: tuple[int, ...]
-    kept: int
-
-
 def clue_suite(data: str | Path, names: Iterable[str] = ()) -> Suite:
-    """CLUE's tasks by name, or all ten, of a folder of CLUE's files; see ``tasks.read_split``.
-
-    Raises:
-        ConfigError: no task has such a name.
-    """
+    """CLUE's tasks by name, or all ten, of a folder as ``tasks.read_split`` reads it; ConfigError for an unknown name."""
     tasks = choose_tasks("CLUE task", all_tasks(), names)
     titles = ", ".join(task.title for task in tasks)
     corrected = Protocol(
@@ -79,7 +66,6 @@ def clue_suite(data: str | Path, names: Iterable[str] = ()) -> Suite:
 
 
 def evaluate_published(run: TaskRun, examples: list[Example], _: list[Example]) -> TaskResult:
-    """Evaluate a task as published; few-shot examples come from the evaluated prompts."""
     assert isinstance(run.task, ClueTask)
     return (_generated if run.task.generates else _scored)(run, run.task, examples)
 
@@ -95,8 +81,7 @@ def _scored(run: TaskRun, task: ClueTask, examples: list[Example]) -> TaskResult
     prompts = build_prompts(task, examples, drawn)
     texts = [prompt.text for prompt in prompts]
     if options.shots:
-        made = add_shots(run.opened.family, prompts, pool or texts, options.shots, rng, run.limit)
-        texts = [prompt.text for prompt in made]
+        texts = add_shots(run.opened.family, texts, pool or texts, options.shots, rng, run.limit)
         notes.append("the examples are drawn from the evaluated questions, wrong candidates included")
     values = _perplexities(run, task, examples, texts)
     right, dropped = accuracy([ppl for ppl, _ in values], prompts)
@@ -114,11 +99,11 @@ def _scored(run: TaskRun, task: ClueTask, examples: list[Example]) -> TaskResult
 def _perplexities(
     run: TaskRun, task: ClueTask, examples: list[Example], texts: Sequence[str]
 ) -> list[tuple[float, float]]:
-    """The published perplexity and the mean -log p of each prompt."""
+    """The values of ``PublishedScore`` of each prompt."""
 
     def find(missing: list[int], keep: Keep) -> None:
         for place, score in score_prompts(run.opened, [texts[number] for number in missing], run.limit):
-            keep(place, (score.ppl, score.nll))
+            keep(place, score)
 
     with run.store(examples, task.published.template.text, texts) as store:
         return store.fill(len(texts), find, run.progress)
@@ -198,13 +183,10 @@ def draw_candidates(task: ClueTask, examples: Sequence[Example], rng: Random) ->
 
 
 def read_candidates(path: str | Path, task: ClueTask, examples: Sequence[Example]) -> Draws:
-    """The original's draws from a JSON file.
+    """The original's draws from a JSON file; HanmoError if it does not fit the task or the records.
 
     ``{"tnews": {"candidates": [["right", "wrong", …], …], "labelled": ["prompt", …]}}``: a list of names for each record in
     order, and the prompts that few-shot examples are drawn from (needed with shots only).
-
-    Raises:
-        HanmoError: the file does not fit the task or the records.
     """
     entry = content_of(path, "a JSON file of candidates").get(task.name)
     entry = entry if isinstance(entry, dict) else {}
@@ -228,33 +210,27 @@ def read_candidates(path: str | Path, task: ClueTask, examples: Sequence[Example
 
 
 def add_shots(
-    family: Family,
-    prompts: Sequence[CandidatePrompt],
-    pool: Sequence[str],
-    shots: int,
-    rng: Random,
-    max_length: int = MAX_LENGTH,
-) -> list[FewShotPrompt]:
+    family: Family, prompts: Sequence[str], pool: Sequence[str], shots: int, rng: Random, max_length: int
+) -> list[str]:
     """Few-shot examples before each prompt: drawn from the pool, taken in that order up to the first that is too long."""
     lengths = [family.published_length(text + "\n") for text in pool]
     made = []
     for prompt in prompts:
-        drawn = tuple(rng.sample(range(len(pool)), min(len(pool), shots)))
-        used, kept = family.published_length(prompt.text), 0
-        for index in drawn:
+        used, kept = family.published_length(prompt), list[str]()
+        for index in rng.sample(range(len(pool)), min(len(pool), shots)):
             if lengths[index] + used + 2 > max_length:
                 break
             used += lengths[index]
-            kept += 1
-        made.append(FewShotPrompt("\n".join([*(pool[index] for index in drawn[:kept]), prompt.text]), drawn, kept))
+            kept.append(pool[index])
+        made.append("\n".join([*kept, prompt]))
     return made
 
 
 def accuracy(ppls: Sequence[float], prompts: Sequence[CandidatePrompt]) -> tuple[list[bool], int]:
     """Whether each group is right, and the number of prompts of an incomplete last group, which is dropped.
 
-    A group ends where the number of a prompt is a multiple of the length of its own list; the lowest of the scores since
-    the last end wins, the first of equal ones.
+    A group ends where the number of a prompt is a multiple of the length of its own list; the lowest score since the last
+    end wins.
 
     Raises:
         HanmoError: the label of a group's last prompt is not in its list, where the original stopped, too.

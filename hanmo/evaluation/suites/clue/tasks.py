@@ -15,7 +15,7 @@ from typing import Any
 
 from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.errors import HanmoError, RecordError
-from hanmo.evaluation.suites.task import Example, Task, Template, read_tasks
+from hanmo.evaluation.suites.suite import Example, Task, Template, read_tasks
 from hanmo.files import data_of
 from hanmo.records import opened_text
 

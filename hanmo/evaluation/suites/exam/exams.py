@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError, unknown
-from hanmo.evaluation.suites.task import UNKNOWN, Example, Task, Template
+from hanmo.evaluation.suites.suite import UNKNOWN, Example, Task, Template
 from hanmo.files import package_yaml
 from hanmo.records import opened_text
 

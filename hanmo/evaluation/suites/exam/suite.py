@@ -16,8 +16,7 @@ from hanmo.evaluation.results.result import TaskResult
 from hanmo.evaluation.suites.exam.exams import ANSWER, LETTERS, Exam, find_exam, read_rows, read_subject, subject_file
 from hanmo.evaluation.suites.prompting import Candidates
 from hanmo.evaluation.suites.runner import TaskRun, no_room
-from hanmo.evaluation.suites.suite import Protocol, Suite
-from hanmo.evaluation.suites.task import Example, Task, choose_tasks, data_hash
+from hanmo.evaluation.suites.suite import Example, Protocol, Suite, Task, choose_tasks, data_hash
 from hanmo.families.base import OpenedModel
 from hanmo.records import Text
 from hanmo.rows import Part
