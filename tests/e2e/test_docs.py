@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from hanmo.checkpoints import save_model
 from hanmo.checkpoints.convert import convert
 from hanmo.cli import app
-from hanmo.evaluation.suites.exam.exams import all_exams
+from hanmo.evaluation.suites.exam.suite import all_exams
 from tests import processes
 from tests.unit.exam_files import exam_folder
 from tests.unit.tiny import tiny

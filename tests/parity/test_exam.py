@@ -14,8 +14,16 @@ import pytest
 
 from hanmo.evaluation.suites import prompting
 from hanmo.evaluation.suites.exam import suite as published
-from hanmo.evaluation.suites.exam.exams import LETTERS, Exam, all_exams, read_rows, read_subject, subject_file
-from hanmo.evaluation.suites.exam.suite import DEV, exam_suite
+from hanmo.evaluation.suites.exam.suite import (
+    DEV,
+    LETTERS,
+    Exam,
+    all_exams,
+    exam_suite,
+    read_rows,
+    read_subject,
+    subject_file,
+)
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options, choose_tasks
 from hanmo.families.base import OpenedModel

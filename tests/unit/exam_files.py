@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from hanmo.evaluation.suites.exam.exams import Exam
+from hanmo.evaluation.suites.exam.suite import Exam
 from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.families.huggingface.modeling import adopt

@@ -11,8 +11,7 @@ from hanmo.evaluation.results.result import TaskResult
 from hanmo.evaluation.suites import prompting
 from hanmo.evaluation.suites.clue.suite import clue_suite
 from hanmo.evaluation.suites.custom import custom_suite, read_task
-from hanmo.evaluation.suites.exam.exams import find_exam
-from hanmo.evaluation.suites.exam.suite import exam_suite
+from hanmo.evaluation.suites.exam.suite import all_exams, exam_suite
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options
 from tests.unit.clue_files import write_lines
@@ -112,10 +111,10 @@ def test_clue_with_its_development_split_as_training_split(name: str, tmp_path: 
 
 
 def test_an_exam_whose_examples_are_asked(tmp_path: Path, seen: dict[str, str]) -> None:
-    subject = next(iter(find_exam("ceval").subjects))
+    subject = next(iter(all_exams()["ceval"].subjects))
     header = "id,question,A,B,C,D,answer,explanation"
     for split in ("val", "dev"):
-        path = tmp_path / find_exam("ceval").files.format(split=split, subject=subject)
+        path = tmp_path / all_exams()["ceval"].files.format(split=split, subject=subject)
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [f"{n},{text},1,2,3,4,{'ABCD'[n % 4]},x" for n, text in enumerate(TEXTS)]
         path.write_text("\n".join([header, *lines]), encoding="utf-8")

@@ -18,8 +18,7 @@ from hanmo.evaluation.results.result import Result, compare_results
 from hanmo.evaluation.results.statistics import interval_of_means
 from hanmo.evaluation.suites import prompting
 from hanmo.evaluation.suites.exam import suite as published
-from hanmo.evaluation.suites.exam.exams import LETTERS, all_exams, find_exam, read_rows, read_subject
-from hanmo.evaluation.suites.exam.suite import exam_suite
+from hanmo.evaluation.suites.exam.suite import LETTERS, all_exams, exam_suite, read_rows, read_subject
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options
 from tests.unit.exam_files import exam_folder, one_token_a_character
@@ -56,7 +55,7 @@ def test_as_many_subjects_as_published() -> None:
     assert sum("Hard" in task.groups for task in CEVAL.subjects.values()) == 8
     assert {task.groups[0] for task in CMMLU.subjects.values()} == {"STEM", "Humanities", "Social Science", "Other"}
     with pytest.raises(ConfigError, match="did you mean mmlu"):
-        find_exam("mmlu-x")
+        exam_suite("mmlu-x", ".")
     with pytest.raises(ConfigError, match="unknown subject of C-Eval 'laws': did you mean law"):
         exam_suite("ceval", "", ["laws"])
 

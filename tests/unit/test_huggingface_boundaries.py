@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MT5Co
 from hanmo.checkpoints import open_model
 from hanmo.data.rows.dataset import make_rows
 from hanmo.errors import UnsupportedError
-from hanmo.evaluation.suites.exam.exams import LETTERS, all_exams
-from hanmo.evaluation.suites.exam.suite import exam_suite
+from hanmo.evaluation.suites.exam.suite import LETTERS, all_exams, exam_suite
 from hanmo.evaluation.suites.runner import evaluate
 from hanmo.evaluation.suites.suite import Options
 from hanmo.families.base import OpenedModel

@@ -17,7 +17,7 @@ import hanmo
 from hanmo.checkpoints import open_model
 from hanmo.cli import COMMANDS, main
 from hanmo.errors import CheckpointError, HanmoError, UnsupportedError, VocabularyError
-from hanmo.evaluation.suites.exam.exams import find_exam
+from hanmo.evaluation.suites.exam.suite import all_exams
 from hanmo.families import safe_loading
 from hanmo.families.safe_loading import safe_config
 from hanmo.training import stages
@@ -66,7 +66,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "task.yaml").write_text(task, encoding="utf-8")
     (folder / "answers.jsonl").write_text('{"text": "你好吗", "label": "good"}\n', encoding="utf-8")
     clue_folder(folder / "clue")
-    exam_folder(find_exam("ceval"), folder / "exam", "id,question,A,B,C,D,answer", ["law"])
+    exam_folder(all_exams()["ceval"], folder / "exam", "id,question,A,B,C,D,answer", ["law"])
     return folder
 
 

@@ -1,26 +1,30 @@
 """The examinations as suites, and the published protocol of C-Eval and MMLU, flaws included, as recorded.
 
-Every subject is a task; few-shot examples are the first of the dev split. As published, a prompt has no instruction
-without examples, and where they do not fit the last ones are dropped, then the instruction. ChatGLM is asked in
-numbered rounds, of which one is skipped. The answer is the letter whose first token, of the letter by itself, is
-likeliest.
+Few-shot examples are the first of the dev split. As published, a prompt has no instruction without examples, and where
+they do not fit the last ones are dropped, then the instruction. ChatGLM is asked in numbered rounds, of which one is
+skipped. The answer is the letter whose first token, of the letter by itself, is likeliest.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from hanmo.errors import RecordError, UnsupportedError
+from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError, unknown
 from hanmo.evaluation.results.result import TaskResult
-from hanmo.evaluation.suites.exam.exams import ANSWER, LETTERS, Exam, find_exam, read_rows, read_subject, subject_file
 from hanmo.evaluation.suites.prompting import Candidates
 from hanmo.evaluation.suites.runner import TaskRun, no_room
-from hanmo.evaluation.suites.suite import Example, Protocol, Suite, Task, choose_tasks, data_hash
+from hanmo.evaluation.suites.suite import UNKNOWN, Example, Protocol, Suite, Task, Template, choose_tasks, data_hash
 from hanmo.families.base import OpenedModel
-from hanmo.records import Text
+from hanmo.files import package_yaml
+from hanmo.records import Text, opened_text
 from hanmo.rows import Part
 
+LETTERS = ("A", "B", "C", "D")
+COLUMNS = ("question", *LETTERS)
+ANSWER = "answer"
 LIMIT = 4096
 DEV = "dev"  # the split whose questions are the few-shot examples
 MAX_LENGTH = 1280
@@ -29,6 +33,108 @@ THINKING = "让我们一步一步思考，\n"
 EXPLANATION = "explanation"
 Row = dict[str, str]
 UNRECORDED = ("chatglm3", "qwen")  # models whose form in the original is not recorded
+
+
+@dataclass(frozen=True)
+class Exam:
+    """One examination; exams.yaml explains the attributes."""
+
+    title: str
+    files: str
+    splits: tuple[str, ...]
+    published: str
+    subjects: dict[str, Task]
+
+
+@cache
+def all_exams() -> dict[str, Exam]:
+    """The examinations by name, their subjects in the order in which they are evaluated."""
+    return {name: _exam(value) for name, value in package_yaml("hanmo.evaluation.suites.exam", "exams.yaml").items()}
+
+
+def _exam(value: dict[str, Any]) -> Exam:
+    subjects = {}
+    for place, (name, (title, *groups)) in enumerate(value["subjects"].items()):
+        subjects[name] = Task(
+            name=name,
+            title=title,
+            template=Template(value["template"]),
+            shorten={"question": "start"},
+            reading="sum",
+            labels=dict(zip(LETTERS, LETTERS, strict=True)),
+            instruction=value["instruction"].format(subject=title),
+            groups=tuple(groups),
+            place=place,
+        )
+    return Exam(value["title"], value["files"], tuple(value["splits"]), value.get("published", ""), subjects)
+
+
+def read_subject(exam: Exam, task: Task, data: str | Path, split: str, first: int | None = None) -> list[Example]:
+    """The questions of a subject, all with answers or all without. Every cell is text: a choice may be "None" or "nan".
+
+    HanmoError if there are none; RecordError for a row without a question, four choices or, as others, an answer.
+    """
+    path = subject_file(exam, task, data, split)
+    examples: list[Example] = []
+    for line, row in _rows(path):
+        answer = row.get(ANSWER, "").strip()
+        if answer not in ("", *LETTERS):
+            raise RecordError(path, line, f"the answer is {answer!r}; expected one of {', '.join(LETTERS)}")
+        if examples and bool(answer) != bool(examples[0].label):
+            raise RecordError(path, line, "some questions have answers and some have none; expected all or none")
+        fields = {name: row[name] for name in COLUMNS} | {"id": row.get("id", str(len(examples)))}
+        gold = LETTERS.index(answer) if answer else UNKNOWN
+        examples.append(Example(fields, LETTERS, gold, f"{path}:{line}", answer))
+    if not examples:
+        raise HanmoError(f"{path}: no question in it")
+    return examples[:first]
+
+
+def subject_file(exam: Exam, task: Task, data: str | Path, split: str) -> Path:
+    path = Path(data) / exam.files.format(split=split, subject=task.name)
+    found = next((one for one in (path, path.with_name(path.name + ".gz")) if one.is_file()), None)
+    if found is None:
+        raise HanmoError(f"{path}: no such file; expected {exam.title} as its authors publish it, or name --subjects")
+    return found
+
+
+def _header(row: list[str]) -> list[str] | None:
+    """The columns of a header, else None: letters in capitals, all else in small letters, the unnamed one "id"."""
+    names = [name.strip().lower() for name in row]
+    names = [name.upper() if name.upper() in LETTERS else name or "id" for name in names]
+    return names if set(COLUMNS) <= set(names) else None
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The line each row begins on, and its cells by column."""
+    with opened_text(path, newline="") as file:
+        table, line = csv.reader(file), 1
+        names = [*COLUMNS, ANSWER]
+        for row in table:
+            start, line = line, table.line_num + 1
+            header = _header(row) if start == 1 else None
+            if header is not None:
+                names = header
+            elif row and len(row) != len(names):
+                raise RecordError(path, start, f"{len(row)} values; expected {len(names)}: {', '.join(names)}")
+            elif row:
+                yield start, dict(zip(names, row, strict=True))
+
+
+def read_rows(path: Path, count: int | None = None) -> list[dict[str, str]]:
+    """The first rows as published: pandas takes "None", "N/A" or "nan" for a missing value."""
+    try:
+        import pandas
+    except ImportError:
+        raise UnsupportedError(
+            "--published reads files by pandas, which is not installed: pip install pandas"
+        ) from None
+    with opened_text(path, newline="") as file:
+        names = _header(next(csv.reader(file), []))
+    frame = pandas.read_csv(path, header=None if names is None else 0)
+    frame.columns = names or [*COLUMNS, ANSWER]
+    columns = {name: list(map(str, frame[name])) for name in frame.columns}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)][:count]
 
 
 class Form(NamedTuple):
@@ -48,12 +154,10 @@ FORMS = {  # by what is in the model's name
 
 
 def exam_suite(kind: str, data: str | Path, subjects: Iterable[str] = ()) -> Suite:
-    """An examination by name, its files in the folder ``data``, with all subjects or those that are named.
-
-    Raises:
-        ConfigError: there is no such examination or subject.
-    """
-    exam = find_exam(kind)
+    """An examination by name, with all subjects or those that are named; ConfigError for an unknown name."""
+    if kind.lower() not in all_exams():
+        raise ConfigError(unknown("examination", kind, all_exams()))
+    exam = all_exams()[kind.lower()]
     corrected = Protocol(
         limit=LIMIT,
         pool=DEV,
@@ -115,11 +219,7 @@ def evaluate_published(
 
 
 def form_of(model: str) -> Form:
-    """The form for a model, by its name as in the original.
-
-    Raises:
-        UnsupportedError: the original's form is not recorded.
-    """
+    """The form for a model, by its name as in the original; UnsupportedError if it is not recorded."""
     name = Path(model).name.lower()
     if any(kind in name for kind in UNRECORDED):
         raise UnsupportedError(
@@ -131,12 +231,7 @@ def form_of(model: str) -> Form:
 def build_prompt(
     exam: Exam, task: Task, form: Form, shots: Sequence[Row], question: Row, explain: bool, fits: Callable[[str], bool]
 ) -> tuple[str, int]:
-    """A prompt, and the number of examples in it.
-
-    Args:
-        explain: the examples' answers explain themselves.
-        fits: whether a text leaves room for the answer.
-    """
+    """A prompt that ``fits``, and the number of examples in it; ``explain``: their answers explain themselves."""
     history = [task.instruction] if shots else []
     for number, shot in enumerate(shots, form.first):
         answer = shot[ANSWER]
