@@ -8,35 +8,13 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
+from hanmo.files import package_yaml
+
 PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 CHINESE = re.compile(r"([一-龥])")
-# The rules of the Penn Treebank as nltk 3.10 applies them to small letters without the punctuation above: (pattern,
-# replacement), one after the other; then white space separates the words.
-_WORDS = [
-    (r"([«‘„])", r" \1 "),
-    (r"^\"", " `` "),
-    (r"([ (\[{<])(?:\"|'')", r"\1 `` "),  # quotes that open
-    (r"(?<!\w)'(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)", "' "),
-    (r"([^.])\.([])}>\"' »]*)\s*$", r"\1 . \2 "),  # the full stop at the end
-    (r",(\D|$)", r" , \1"),
-    (r"\.{2,}", r" \g<0> "),
-    (r"[;@#$%&\u2012-\u2015?!]", r" \g<0> "),
-    (r"([^'])'(?= )", r"\1 '"),
-    (r"[][(){}<>]", r" \g<0> "),
-    (r"^|$", " "),
-    (r"»", " » "),
-    (r"''|\"", " '' "),
-    (r"\s+", " "),
-    (r"([^' ])('[smd]?) ", r"\1 \2 "),
-    (r"([^' ])('(?:ll|re|ve)|n't) ", r"\1 \2 "),
-    (r"\b(?:(can)(not)|(d)('ye)|(gim)(me)|(gon)(na)|(got)(ta)|(lem)(me)|(more)('n)|(wan)(na)(?=\s))\b", r" \1\3\5\7\9\11\13\15 \2\4\6\8\10\12\14\16 "),
-    (r" ('t)(is)\b", r" \1 \2 "),
-    (r" ('t)(was)\b", r" \1 \2 "),
-]  # fmt: skip
-WORDS = [(re.compile(found), put) for found, put in _WORDS]
-# nltk cuts into sentences first, by a trained model, since only the last full stop of a sentence is a word. Here a sentence
-# ends at a full stop and white space, except after an initial, a number, a dotted or one of these abbreviations.
-_SHORT = "mr|mrs|ms|dr|prof|st|jr|sr|inc|co|corp|ltd|vs|gen|col|lt|sgt|capt|sen|rep|gov|jan|feb|aug|sept|oct|nov|dec"
+_RULES = package_yaml("hanmo.evaluation.suites", "cmrc.yaml")
+WORDS = [(re.compile(found), put) for found, put in _RULES["words"]]
+_SHORT = "|".join(_RULES["abbreviations"])
 _SENTENCE_END = re.compile(rf"(?:^|(?<=\s))(?!(?:{_SHORT}|\w|\d+|\S*\.\S+)\.\s)\S*\.(?=\s)")
 
 
@@ -50,7 +28,7 @@ def tokens(text: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """The words of a run of other characters than Chinese ones.
+    """The words of a text without Chinese characters, by the rules of cmrc.yaml.
 
     >>> words("that isn't (all).")
     ['that', 'is', "n't", '(', 'all', ')', '.']
