@@ -1,7 +1,6 @@
 """The second part of the demo: a reward model learns which of two replies has the better manners, and DPO teaches them.
 
-DPO learns from the pairs of ``manners`` and never sees the reward model, so that the reward model can score the result.
-The model that chats stays the fine-tuned one; the aligned one is saved beside it.
+DPO never sees the reward model, so that the reward model can score the result.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,8 +42,6 @@ LONGEST = 1024  # an untrained model's 40 tokens may take many more when their t
 
 @dataclass(frozen=True)
 class ScoredReply:
-    """A reply to a prompt, and its reward."""
-
     prompt: str
     reply: str
     reward: float
@@ -62,12 +59,10 @@ def score_replies(judge: OpenedModel, held_out: Sequence[Pair], opened: OpenedMo
 
 
 def reward(replies: Sequence[ScoredReply]) -> float:
-    """The mean."""
     return fmean(one.reward for one in replies)
 
 
 def share_asking(replies: Sequence[ScoredReply]) -> float:
-    """The share that ends by asking."""
     return fmean(asks(one.reply) for one in replies)
 
 
@@ -82,10 +77,6 @@ class Alignment:
     curve: list[Point]  # (step, mean reward of all held-out replies) of DPO
     learned: list[Point]  # (step, share of training pairs decided correctly) of the reward model
 
-    @property
-    def fitting(self) -> list[bool]:
-        return fitting(self.openings)
-
     def as_dict(self) -> dict[str, Any]:
         return {
             "accuracy": self.accuracy,
@@ -93,7 +84,7 @@ class Alignment:
             "reward_after": reward((*self.talk[1], *self.facts[1])),
             "asking_before": share_asking(self.talk[0]),
             "asking_after": share_asking(self.talk[1]),
-            "openings_fitting": sum(self.fitting),
+            "openings_fitting": sum(fitting(self.openings)),
             **asdict(self),
         }
 
@@ -118,11 +109,7 @@ class _Curve(ShowTraining):
 
 
 def align(draft: Path, tuned: OpenedModel, found: Corpus, seed: int, steps: int, show: Display) -> Alignment:
-    """Reward model and DPO from the fine-tuned model, which is in ``draft``/sft/model; the result is in ``draft``/dpo/model.
-
-    Raises:
-        KeyboardInterrupt: stopped by the user.
-    """
+    """Reward model and DPO from the fine-tuned model in ``draft``/sft/model; the result is in ``draft``/dpo/model."""
     model, draw = str(draft / "sft" / "model"), Random(f"align {seed}")
     trainer = {**SETTINGS["alignment"], "seed": seed, "logging_steps": max(1, steps // 20)}
     most = steps * trainer["per_device_train_batch_size"] // 2
@@ -161,7 +148,7 @@ def align(draft: Path, tuned: OpenedModel, found: Corpus, seed: int, steps: int,
 
 
 def _balanced(found: Sequence[Pair], draw: Random, most: int) -> list[Pair]:
-    """As many pairs of either kind, and no more than ``most`` of each."""
+    """As many pairs of either kind, at most ``most``."""
     asking, plain = ([pair for pair in found if pair.asks is kind][:most] for kind in (True, False))
     count = min(len(asking), len(plain))
     kept = asking[:count] + plain[:count]

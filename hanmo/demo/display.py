@@ -70,11 +70,7 @@ class ShowTraining(TrainerCallback):
 
 
 def require_finished(outcome: Outcome) -> None:
-    """Stop here as well if a signal stopped the stage.
-
-    Raises:
-        KeyboardInterrupt, SystemExit: Ctrl-C stopped it; another signal did.
-    """
+    """KeyboardInterrupt if Ctrl-C stopped the stage, SystemExit if another signal did."""
     if outcome.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if outcome.signal is not None:

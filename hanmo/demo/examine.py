@@ -21,10 +21,7 @@ CONVERSATIONS, BEYOND = SAID["conversations"], SAID["beyond"]
 
 @dataclass(frozen=True)
 class Opening:
-    """The user's first message, and which replies fit; examine.yaml explains the attributes.
-
-    Wording is free: a model may answer in other words than its training data, but to sound good is not enough.
-    """
+    """The user's first message, and which replies fit; examine.yaml explains the attributes."""
 
     prompt: str
     means: str
@@ -32,7 +29,6 @@ class Opening:
     forbids: Sequence[str] = ()
 
     def fits(self, reply: str) -> bool:
-        """Whether the reply is short, expected and not forbidden."""
         expected, forbidden = (any(re.search(one, reply) for one in rules) for rules in (self.expects, self.forbids))
         return len(reply) <= 40 and expected and not forbidden
 
@@ -47,28 +43,18 @@ def fitting(replies: Sequence[str]) -> list[bool]:
 
 @dataclass(frozen=True)
 class Examination:
-    """The results of a model."""
-
     result: DialogueResult  # over all held-out dialogues
     topics: dict[str, list[Sample]]  # by topic
     openings: list[str]  # the replies to the ten openings, in order
 
-    @property
-    def exact(self) -> float:
-        """Share of the held-out dialogues answered word for word, in percent."""
-        return exact([sample for samples in self.topics.values() for sample in samples])
-
-    @property
-    def fitting(self) -> list[bool]:
-        return fitting(self.openings)
-
     def as_dict(self) -> dict[str, Any]:
+        samples = self.result.samples
         return {
-            "held_out": {"exact": self.exact, "f1": f1(self.result.samples), "dialogues": len(self.result.samples)},
+            "held_out": {"exact": exact(samples), "f1": f1(samples), "dialogues": len(samples)},
             "topics": {topic: {"exact": exact(found), "f1": f1(found)} for topic, found in self.topics.items()},
             "openings": [
                 {"prompt": opening.prompt, "reply": reply, "fits": fits}
-                for opening, reply, fits in zip(OPENINGS, self.openings, self.fitting, strict=True)
+                for opening, reply, fits in zip(OPENINGS, self.openings, fitting(self.openings), strict=True)
             ],
             "published": self.result.published,
             "corrected": self.result.corrected,
@@ -78,7 +64,6 @@ class Examination:
 def examine(
     opened: OpenedModel, held_out: Mapping[str, Sequence[Dialogue]], settings: Settings, progress: Progress
 ) -> Examination:
-    """Let a model answer the held-out dialogues and the openings."""
     records = [(topic, dialogue) for topic, dialogues in held_out.items() for dialogue in dialogues]
     result = evaluate(opened, [dialogue for _, dialogue in records], settings, LIMIT, LIMIT, 64, progress=progress)
     assert len(result.samples) == len(records), "a dialogue of the corpus is longer than the model reads"

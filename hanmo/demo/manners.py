@@ -1,7 +1,6 @@
 """Preference pairs: replies that ask back where people do, and answers of fact to which nothing is added.
 
-The corpus only answers, so fine-tuning has not taught this. A pair is the same reply with and without a question, so
-that a person sees which one is preferred.
+The corpus only answers, so fine-tuning has not taught this. A pair is the same reply with and without a question.
 """
 
 import re
@@ -27,7 +26,6 @@ class Pair:
     asks: bool
 
     def as_dict(self) -> dict[str, object]:
-        """For a file of preferences."""
         return {"prompt": list(self.context), "chosen": self.chosen, "rejected": self.rejected}
 
 
@@ -39,7 +37,7 @@ def question_after(topic: str, reply: str) -> str | None:
 def pairs(exchanges: Iterable[Exchange], draw: Random) -> list[Pair]:
     """A pair for each exchange with a reply that a rule knows; the others are left out.
 
-    A question that would be too much is drawn from those that are right elsewhere.
+    A question that is not wanted is drawn from those that are right elsewhere.
     """
     found = []
     for exchange in exchanges:

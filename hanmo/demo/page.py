@@ -1,4 +1,4 @@
-"""The demo's report: one HTML page that tells what was trained, how well it answers, and what it cannot do."""
+"""The demo's report: one HTML page about what was trained, how well it answers, and what it cannot do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,25 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.demo.align import Alignment, reward, share_asking
-from hanmo.demo.examine import OPENINGS, Examination, exact, f1
+from hanmo.demo.examine import OPENINGS, Examination, exact, f1, fitting
 from hanmo.evaluation.dialogue import PUBLISHED_TABLE, title
+from hanmo.files import package_yaml
 from hanmo.report.page import Page
 from hanmo.report.plots import Point
 
-LIMITS = (
-    "The released EVA models have between two hundred and two thousand times as many parameters as this one, and it has "
-    "read nothing but invented dialogue for a few minutes. It knows the patterns of its corpus and nothing of the world: it cannot look anything up, "
-    "reason beyond those patterns, translate, write at length or hold an opinion. What it says outside of its topics "
-    "is a mixture of phrases that it knows, stated with full confidence. It answers in one way where people have many, "
-    "and a question in unfamiliar words is often taken for another one. Its facts are those of the corpus and may come "
-    "out wrong. It is a check that the whole path works, from text to a model that talks; it is not for use."
-)
+TEXTS: dict[str, str] = package_yaml("hanmo.demo", "page.yaml")
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The results of a run."""
-
     folder: str
     before: Examination
     after: Examination
@@ -39,8 +31,8 @@ class DemoResult:
         return {
             "model": self.folder,
             "report": str(Path(self.folder) / "report.html"),
-            "openings_fitting": sum(self.after.fitting),
-            "openings": len(self.after.fitting),
+            "openings_fitting": sum(fitting(self.after.openings)),
+            "openings": len(OPENINGS),
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
             "conversations": self.conversations,
@@ -51,26 +43,22 @@ class DemoResult:
 
 
 def build_page(result: DemoResult) -> Page:
-    """The report of one run."""
     before, after = result.before, result.after
     page = Page("hanmo demo", subtitle="A small EVA, trained from nothing on this machine", language="zh-CN")
-    fitting, held_out = sum(after.fitting), len(after.result.samples)
+    fits, samples = fitting(after.openings), after.result.samples
     page.paragraph(
-        f"{fitting} of {len(OPENINGS)} openings get a fitting reply (before training: {sum(before.fitting)}). "
-        f"Of {held_out} held-out dialogues, {after.exact:.1f} % are answered word for word "
-        f"(before: {before.exact:.1f} %)."
+        f"{sum(fits)} of {len(OPENINGS)} openings get a fitting reply "
+        f"(before training: {sum(fitting(before.openings))}). Of {len(samples)} held-out dialogues, "
+        f"{exact(samples):.1f} % are answered word for word (before: {exact(before.result.samples):.1f} %)."
     )
     page.heading("Ten openings")
     page.table(
         ["opening", "reply before", "reply after", "fits", "what would fit"],
         [
-            [opening.prompt, _short(reply_before), reply_after, "✓" if fits else "✗", opening.means]
-            for opening, reply_before, reply_after, fits in zip(
-                OPENINGS, before.openings, after.openings, after.fitting, strict=True
-            )
+            [opening.prompt, _short(earlier), reply, "✓" if good else "✗", opening.means]
+            for opening, earlier, reply, good in zip(OPENINGS, before.openings, after.openings, fits, strict=True)
         ],
-        note="A reply fits if a hand-written rule finds the expected word in it and nothing that contradicts it. "
-        "All ten are in the training data; what was never trained on is measured below.",
+        note=TEXTS["openings"],
     )
     page.heading("Conversations")
     _conversations(page, result.conversations)
@@ -80,7 +68,7 @@ def build_page(result: DemoResult) -> Page:
     page.facts(result.facts)
     _alignment(page, result.alignment)
     page.heading("What it cannot do")
-    page.paragraph(LIMITS)
+    page.paragraph(TEXTS["limits"])
     page.paragraph("Questions that its corpus does not prepare it for, and what it says:")
     _conversations(page, result.beyond)
     _mistakes(page, after)
@@ -90,17 +78,14 @@ def build_page(result: DemoResult) -> Page:
 
 def _results(page: Page, before: Examination, after: Examination) -> None:
     page.heading("Results on held-out dialogues")
-    page.paragraph(
-        "Every dialogue below is a combination (of words, numbers, names, a way to ask …) that never occurs in "
-        "training, whatever the seed. A right answer is composed, not remembered."
-    )
+    page.paragraph(TEXTS["held out"])
     for reading in ("corrected", "published"):
         first, second = (getattr(examination.result, reading) for examination in (before, after))
         page.table(
             ["", *map(title, PUBLISHED_TABLE)],
             [["before", *map(first.get, PUBLISHED_TABLE)], ["after", *map(second.get, PUBLISHED_TABLE)]],
             caption=f"In the form of EVA's published table, {reading} reading",
-            note="These numbers are of the demo's own dialogues and cannot be compared with published ones.",
+            note=TEXTS["published table"],
         )
     page.table(
         ["topic", "dialogues", "exact before", "exact after", "F1 before", "F1 after"],
@@ -114,20 +99,15 @@ def _results(page: Page, before: Examination, after: Examination) -> None:
 
 def _alignment(page: Page, found: Alignment) -> None:
     page.heading("Learning from preferences")
-    page.paragraph(
-        "The second part teaches manners that the dialogues above do not have: to ask back where people do, and to add "
-        "nothing to the answer of a question of fact. A reward model learned from pairs of replies which one is better: "
-        f"it is right about {100 * found.accuracy:.1f} % of held-out pairs (guessing: 50 %). DPO then taught the pairs to "
-        "the trained model. It never sees the reward model, which judges what came of it. The model that hanmo chat opens "
-        "is the one from before; this one is in the folder aligned."
-    )
+    fits = fitting(found.openings)
+    page.paragraph(TEXTS["alignment"].format(accuracy=100 * found.accuracy))
     page.table(
         ["held-out dialogues", "number", "reward before", "reward after", "ask back before, %", "after, %"],
         [
             [name, len(before), reward(before), reward(after), *(100 * share_asking(one) for one in (before, after))]
             for name, (before, after) in (("talk: better to ask back", found.talk), ("facts: better not", found.facts))
         ],
-        caption=f"{sum(found.fitting)} of {len(OPENINGS)} openings get a fitting reply from the aligned model",
+        caption=f"{sum(fits)} of {len(OPENINGS)} openings get a fitting reply from the aligned model",
     )
     page.line_plot({"reward": found.curve}, x="step of DPO", y="mean reward, held-out")
     page.line_plot({"accuracy": found.learned}, x="step of the reward model", y="training pairs right", from_zero=True)
@@ -143,8 +123,8 @@ def _alignment(page: Page, found: Alignment) -> None:
     page.table(
         ["opening", "reply of the aligned model", "fits"],
         [
-            [opening.prompt, reply, "✓" if fits else "✗"]
-            for opening, reply, fits in zip(OPENINGS, found.openings, found.fitting, strict=True)
+            [opening.prompt, reply, "✓" if good else "✗"]
+            for opening, reply, good in zip(OPENINGS, found.openings, fits, strict=True)
         ],
     )
 

@@ -14,7 +14,6 @@ OUT/aligned/         the model after the second part, which learned from prefere
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -24,7 +23,7 @@ from hanmo.demo.align import STEPS as ALIGN_STEPS
 from hanmo.demo.align import align
 from hanmo.demo.corpus import build
 from hanmo.demo.display import Display, ShowTraining, require_finished
-from hanmo.demo.examine import BEYOND, CONVERSATIONS, OPENINGS, examine, talk
+from hanmo.demo.examine import BEYOND, CONVERSATIONS, OPENINGS, exact, examine, fitting, talk
 from hanmo.demo.model import DECODING, LIMIT, SETTINGS, new_model
 from hanmo.demo.page import DemoResult, build_page
 from hanmo.errors import ConfigError
@@ -47,16 +46,7 @@ def demo(
 ) -> DemoResult:
     """Make the corpus, train, measure before and after, align, and write models and report to ``output``.
 
-    Args:
-        align_steps: steps of learning from preferences.
-        per_topic: held-out dialogues of each topic.
-
-    Raises:
-        UnsupportedError: the collected dialogues are not installed.
-        ConfigError: ``output`` holds anything but an earlier demo.
-        CheckpointError: ``output`` cannot be written.
-        InUseError: another demo writes there.
-        KeyboardInterrupt: stopped by the user; ``output`` is as it was.
+    ``per_topic`` dialogues of each topic are held out. ConfigError if ``output`` holds anything but an earlier demo.
     """
     recover_missing(output)
     _require_free(output)
@@ -84,7 +74,8 @@ def demo(
             conversations, beyond = (
                 [talk(trained, messages, settings) for messages in talks] for talks in (CONVERSATIONS, BEYOND)
             )
-            update(1, 1, f"{sum(after.fitting)} of {len(OPENINGS)} openings, {after.exact:.0f} % of held-out exact")
+            fits, right = sum(fitting(after.openings)), exact(after.result.samples)
+            update(1, 1, f"{fits} of {len(OPENINGS)} openings, {right:.0f} % of held-out exact")
         alignment = align(draft, trained, found, seed, align_steps, show)
         facts = {
             "parameters": parameters,
@@ -95,7 +86,9 @@ def demo(
             "dialogues per step": BATCH,
             "peak learning rate": SETTINGS["sft"]["learning_rate"],
             "seed": seed,
-            **_environment(),
+            "processor threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
             **{f"seconds, {name}": round(seconds, 1) for name, seconds in show.seconds.items()},
             "seconds, all": round(time.monotonic() - start, 1),
         }
@@ -105,16 +98,10 @@ def demo(
 
 
 def _require_free(output: Path) -> None:
-    """The output is replaced as a whole, so it must not hold anything but an earlier demo."""
     if output.exists() and not (output / "results.json").is_file() and (output.is_file() or any(output.iterdir())):
         raise ConfigError(
             f"{output}: is there already and was not made by hanmo demo; give another folder with --output"
         )
-
-
-def _environment() -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    return {"processor threads": threads, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def _train(draft: Path, seed: int, steps: int, show: ShowTraining) -> list[Point]:

@@ -3,9 +3,7 @@
 A page carries a content security policy that forbids it to load anything. All text given is escaped.
 
     page = Page("Fine-tuning on KdConv", subtitle="EVA 2.0 base")
-    page.heading("Loss")
     page.line_plot({"train": [(0, 3.1), (100, 2.4)], "valid": [(100, 2.6)]}, x="step", y="loss")
-    page.table(["", "loss", "BLEU-4"], [["before", 3.14, 1.02], ["after", 2.09, 4.69]])
     page.write("report.html")
 """
 
@@ -22,11 +20,7 @@ COLOURS = 6  # --c0 … --c5 of the style sheet
 
 
 class Page:
-    """A page that grows from top to bottom.
-
-    Args:
-        language: of the text, as in HTML's ``lang`` ("en", "zh-CN"); it decides which glyphs a browser picks.
-    """
+    """A page that grows from top to bottom; ``language``, HTML's ``lang``, decides which glyphs a browser picks."""
 
     def __init__(self, title: str, subtitle: str = "", language: str = "en"):
         self.title = title
@@ -69,10 +63,9 @@ class Page:
     def dialogue(
         self, turns: Sequence[str], reply: str, expected: str | None = None, labels: tuple[str, str] = ("", "")
     ) -> None:
-        """The turns so far, the model's reply, and, if known, the reply of a person.
+        """The turns so far, the model's reply, and, if known, that of a person; ``labels``: small print over the two.
 
         The model's side is the right one; ``turns`` alternate and the last of them is the other side's.
-        ``labels``: small print over the reply and over the expected one.
         """
         sides = ["own" if place % 2 else "" for place in range(len(turns))][::-1]
         bubbles = [(side, "", turn) for side, turn in zip(sides, turns, strict=True)] + [("reply", labels[0], reply)]

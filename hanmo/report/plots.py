@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 Point = tuple[float, float]
-DOTS = 40  # lines with at most so many points show them
 
 
 class Dot(NamedTuple):
@@ -17,18 +16,8 @@ class Dot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Line:
-    name: str
-    points: list[Dot]
-
-    @property
-    def dotted(self) -> bool:
-        return len(self.points) <= DOTS
-
-
-@dataclass(frozen=True)
 class Plot:
-    lines: list[Line]
+    lines: dict[str, list[Dot]]
     x_ticks: list[Point]  # place in per cent, value
     y_ticks: list[Point]
 
@@ -50,7 +39,7 @@ def plot(lines: Mapping[str, Sequence[Point]], from_zero: bool) -> Plot | None:
         return 100 * (high - y) / (high - low)
 
     return Plot(
-        [Line(name, [Dot(x, y, across(x), down(y)) for x, y in line]) for name, line in finite.items()],
+        {name: [Dot(x, y, across(x), down(y)) for x, y in line] for name, line in finite.items()},
         [(across(x), x) for x in ticks(left, right, 6)],
         [(down(y), y) for y in ticks(low, high, 5)],
     )

@@ -88,11 +88,7 @@ def _distinct(templates: Sequence[Template], rng: Random, count: int) -> list[Di
 
 
 def collected_dialogues(longest: int = 40) -> list[Dialogue]:
-    """The dialogues of chatterbot-corpus, one record per reply, replies and questions of at most ``longest`` characters.
-
-    Raises:
-        UnsupportedError: chatterbot-corpus is not installed.
-    """
+    """The dialogues of chatterbot-corpus, one record per reply, their turns of at most ``longest`` characters."""
     records = []
     for where, turns in _collected_conversations():
         for end in range(2, len(turns) + 1):

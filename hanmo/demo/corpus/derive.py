@@ -1,7 +1,7 @@
 """The words of the built-in corpus (words.yaml), and values that templates compute from them: sums, dates, couplets.
 
-Such a function takes the chosen value of each slot by name and returns further values for the answer, or None if the
-choice makes no sense. templates.yaml names the functions under ``derive``.
+templates.yaml names such a function under ``derive``. It takes the chosen value of each slot by name and returns
+further values for the answer, or None if the choice makes no sense.
 """
 
 from typing import Any, NamedTuple
