@@ -34,6 +34,7 @@ from hanmo.checkpoints.inspect import Report, inspect_model
 from hanmo.cli import app
 from hanmo.errors import UnsupportedError
 from hanmo.evaluation.engine.candidates import score_candidates
+from hanmo.evaluation.engine.row_scores import score_rows
 from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.family import HuggingfaceFamily
 from hanmo.generation.decode import generate
@@ -317,7 +318,7 @@ def test_a_model_that_names_no_stop_says_so(tmp_path: Path) -> None:
         model.family.row(model.family.parts(PromptResponse("你好", "我很好"), 64)[0])
     candidates = [[Part((9, 10), False), Part((11,), True)], [Part((9, 10), False), Part((12, 13), True)]]
     with pytest.raises(UnsupportedError, match="no token ends a text"):
-        score_candidates(model, [candidates], stop=True)
+        score_rows(model, [model.family.row(parts) for parts in candidates])
     [without] = score_candidates(model, [candidates])
     assert [len(score.logprobs) for score in without] == [1, 2]
     [reply] = generate(model, [model.family.context(Dialogue(("你好",)), 64)], Settings(max_new_tokens=3, seed=1))

@@ -23,7 +23,6 @@ Keep = Callable[[int, Any], None]  # place among the missing results, the result
 
 
 def cache_folder(stage: str) -> Path:
-    """The default folder of results: in XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hanmo" / stage
 
 
@@ -37,8 +36,7 @@ def store_file(folder: str | Path, name: str, inputs: Sequence[Any]) -> Path:
 class Store:
     """Results by number in a file of JSON lines that is only ever appended to; its name hashes what they depend on.
 
-    A last line that was cut off by a crash is dropped. Each of several processes has a file of its own; ``complete`` joins
-    them, or the next run does.
+    A last line that a crash cut off is dropped. Each process has its own file; ``complete`` or the next run joins them.
     """
 
     def __init__(self, folder: str | Path, name: str, inputs: Sequence[Any]):
@@ -50,7 +48,6 @@ class Store:
         self._file = own.open("a", encoding="utf-8")
 
     def add(self, number: int, value: Any) -> None:
-        """Write one result to disk."""
         self.values[number] = value
         self._file.write(json_text([number, value]) + "\n")
         self._file.flush()
@@ -58,11 +55,7 @@ class Store:
     def fill(
         self, count: int, find: Callable[[list[int], Keep], object], progress: Progress | None = None
     ) -> list[Any]:
-        """All results below ``count``; ``find`` gets this process's share of the missing numbers and keeps each result.
-
-        Args:
-            progress: called after each with the number of results that are there and of all.
-        """
+        """All results below ``count``; ``find`` gets this process's share of the missing numbers, and keeps results."""
         missing = shard([number for number in range(count) if number not in self.values])
         there = count - len(missing)
 
@@ -95,7 +88,7 @@ class Store:
         return sorted(self.path.parent.glob(f"{self.path.stem}.*.jsonl"))
 
     def _merge_files(self) -> dict[int, Any]:
-        """The contents of all files, which are then merged into the main one."""
+        """Merge all files into the main one, and return their contents."""
         parts = self._parts()
         files = [path for path in (self.path, *parts) if path.is_file()]
         lines = [line for path in files for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
@@ -107,11 +100,7 @@ class Store:
 
 @contextmanager
 def opened_store(folder: str | Path | None, name: str, inputs: Sequence[Any]) -> Iterator[Store]:
-    """A store that is closed at the end; without a folder its results are deleted then.
-
-    Raises:
-        InUseError: another run has the same inputs and folder.
-    """
+    """A store, deleted at the end if it has no folder; InUseError if another run has the same inputs and folder."""
     with (
         TemporaryDirectory() if folder is None else nullcontext(folder) as place,
         holding(store_file(place, name, inputs)),

@@ -1,10 +1,9 @@
 """Scores of candidates that share a context: the context is read once, and every candidate continues from there.
 
-A question is a list of candidates, each a list of parts as ``Family.cloze`` makes them; the parts before the first
-scored one are its context. A context that all candidates of a question share is prefilled once and gives the first
-token of each; longer candidates continue in one step from the expanded state, where a common beginning is fed once.
-Networks that a probe shows to honour a mask of trees read a question in one pass instead (trees.py). Any other question
-is scored row by row.
+A question is a list of candidates from ``Family.cloze``; the parts before the first scored one are its context.
+A context that all candidates share is prefilled once and gives the first token of each. Longer candidates continue in
+one step from the expanded state, where a common beginning is fed once. Networks that a probe shows to honour a mask of
+trees read a question in one pass instead (trees.py). Other questions are scored row by row.
 
 Shape suffixes: S questions, R branches that are continued, q fed tokens, P position dimensions, V vocabulary, N labels.
 """
@@ -41,7 +40,7 @@ SUMMED = 256  # places whose logits are summed up in fp32 at the same time
 class _Question:
     index: int
     prompt: Prompt
-    answers: list[tuple[int, ...]]  # the scored ids of each candidate, the stop token included
+    answers: list[tuple[int, ...]]  # the scored ids of each candidate
 
     @property
     def width(self) -> int:
@@ -66,23 +65,18 @@ class _Branch:
 def score_candidates(
     opened: OpenedModel,
     questions: Sequence[Sequence[Candidate]],
-    stop: bool = False,
     budget: int | None = None,
     on_scored: OnScored | None = None,
 ) -> list[list[RowScore]]:
-    """log p of every scored token of every candidate, by question.
-
-    The result is that of scoring each candidate alone; in fp32 a token moves by less than 1e-5, whatever the batch.
+    """log p of every scored token of every candidate, by question: in fp32 that of ``score_alone`` to 1e-5 per token.
 
     Args:
-        stop: the stop token after a candidate is scored as well.
         budget: tokens in memory at the same time; it is halved whenever memory runs out. The default suits the device.
         on_scored: called with each question as soon as it is done, the longest first: similar lengths share a batch.
 
     Raises:
         HanmoError: memory runs out even for one candidate at a time.
         NotANumberError: the network computes NaN or infinity.
-        UnsupportedError: a stop token is to be scored and the model has none.
     """
     found: dict[int, list[RowScore]] = {}
 
@@ -94,7 +88,7 @@ def score_candidates(
 
     # Networks that cannot continue by several tokens, or from contexts of different length, read every row whole.
     continues = batching_of(opened.network).continues
-    shared = [_shared(opened, index, candidates, stop) for index, candidates in enumerate(questions) if continues]
+    shared = [_shared(opened, index, candidates) for index, candidates in enumerate(questions) if continues]
     together = [question for question in shared if question is not None]
     budget = budget or (BUDGET_CPU if opened.network.device.type == "cpu" else BUDGET)
     with evaluating(opened.network):
@@ -112,16 +106,16 @@ def score_candidates(
             del left[: len(batch)]
     for index in range(len(questions)):
         if index not in found:
-            finish(index, score_alone(opened, questions[index], stop))
+            finish(index, score_alone(opened, questions[index]))
     return [found[index] for index in range(len(questions))]
 
 
-def score_alone(opened: OpenedModel, candidates: Sequence[Candidate], stop: bool = False) -> list[RowScore]:
-    """One candidate after the other through the whole network: the definition that ``score_candidates`` meets."""
-    return score_rows(opened, [opened.family.row(parts, stop=stop) for parts in candidates], batch_size=1)
+def score_alone(opened: OpenedModel, candidates: Sequence[Candidate]) -> list[RowScore]:
+    """One candidate after the other through the whole network."""
+    return score_rows(opened, [opened.family.row(parts, stop=False) for parts in candidates], batch_size=1)
 
 
-def _shared(opened: OpenedModel, index: int, candidates: Sequence[Candidate], stop: bool) -> _Question | None:
+def _shared(opened: OpenedModel, index: int, candidates: Sequence[Candidate]) -> _Question | None:
     """The question as one prompt and its answers; None if its candidates do not continue one context."""
     contexts, answers = set(), []
     for *before, last in candidates:
@@ -131,12 +125,11 @@ def _shared(opened: OpenedModel, index: int, candidates: Sequence[Candidate], st
         answers.append(last.ids)
     if len(contexts) != 1 or not all(answers):
         return None
-    prompt = opened.family.prompt(contexts.pop())
-    return _Question(index, prompt, [(*ids, opened.family.stop_id) if stop else ids for ids in answers])
+    return _Question(index, opened.family.prompt(contexts.pop()), answers)
 
 
 def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int, finish: OnScored) -> None:
-    """Score the questions that the network reads as trees, see trees.py; the others are left."""
+    """Score the questions that the network reads as trees; the others are left."""
     if not trees.exact(opened, sum(one.width + one.longest for one in questions)):
         return
     planted = [trees.plant(one.index, one.prompt, one.answers) for one in questions]
@@ -156,10 +149,7 @@ def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int
 
 
 def _batch(opened: OpenedModel, questions: Sequence[_Question], budget: int) -> Sequence[_Question]:
-    """The first questions, as many as fit: their contexts are read as one batch, the first being the widest.
-
-    On a CPU, padding costs as much as other tokens, so the next batch starts where widths have fallen.
-    """
+    """As many questions as fit; on a CPU, where padding costs as much as other tokens, of similar width."""
     batch = questions[: max(_fed(opened, budget) // questions[0].width, 1)]
     if opened.network.device.type != "cpu":
         return batch
@@ -213,7 +203,7 @@ def _score(opened: OpenedModel, batch: Sequence[_Question], budget: int) -> list
 def _branches(answers: Sequence[tuple[int, tuple[int, ...]]]) -> list[_Branch]:
     """The branches that score all but the first token of each answer (question, ids), the longest first.
 
-    The last token of an answer is never fed, and no branch is the beginning of another one.
+    No branch is the beginning of another one.
     """
     fed = {(source, answer[:-1]) for source, answer in answers if len(answer) > 1}
     branches: list[_Branch] = []

@@ -1,7 +1,4 @@
-"""Several processes that share an evaluation: each answers its part of the questions, and all know every answer.
-
-torchrun (or ``--nproc``) starts them; they exchange Python objects over gloo, whatever device they compute on.
-"""
+"""Processes that share an evaluation exchange Python objects over gloo, whatever device they compute on."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -37,7 +34,7 @@ def rank_and_count() -> tuple[int, int]:
 
 
 def own_device(wanted: str | None) -> str | None:
-    """The device of this process: each has its own GPU where GPUs are wanted."""
+    """The device of this process: a GPU of its own where GPUs are wanted."""
     count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if count == 1 or wanted not in (None, "cuda") or not torch.cuda.is_available():
         return wanted

@@ -33,15 +33,10 @@ def score_rows(
     batch_size: int = 16,
     on_scored: Callable[[int, RowScore], None] | None = None,
 ) -> list[RowScore]:
-    """log p of every scored token of every row, in the order of the rows.
+    """log p of every scored token of every row; in fp32 the batch changes it by less than 1e-5.
 
-    Rows of similar length share a batch. A score does not depend on the batch: in fp32 it moves by less than 1e-5.
-
-    Args:
-        on_scored: called with the index and the score of each row as soon as it is known, the longest rows first.
-
-    Raises:
-        NotANumberError: the network computes NaN or infinity.
+    ``on_scored`` is called with the index and the score of each row as soon as it is known, the longest rows first.
+    NotANumberError if the network computes NaN or infinity.
     """
     found: dict[int, RowScore] = {}
     with evaluating(opened.network) as network:

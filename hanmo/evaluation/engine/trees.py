@@ -1,9 +1,8 @@
 """Questions whose candidates are read in one pass: a row holds whole trees, in which a token sees only its own past.
 
 The tree of a question is its context and the branches of its candidates, which share a common beginning. A mask hides
-branches, and trees of a row, from each other, and positions count along each branch. So no token is read twice, and
-there is hardly any padding. Sliding windows, recurrence and positions that count columns make it silently wrong: a
-probe compares with one by one first.
+branches and trees from each other, and positions count along each branch. So no token is read twice, and little is
+padding. Sliding windows, recurrence and positions that count columns would make scores wrong: a probe finds them.
 
 Shape suffixes: B rows, T tokens of a row, D width, N predicting places, V vocabulary, M labels.
 """
@@ -67,7 +66,7 @@ def plant(number: int, prompt: Prompt, answers: Sequence[Sequence[int]]) -> Tree
 
 
 def exact(opened: OpenedModel, tokens: int) -> bool:
-    """Whether this network may read trees of up to ``WIDEST`` tokens. It is probed once, if ``tokens`` are worth a probe."""
+    """Whether this network may read trees of up to ``WIDEST`` tokens; probed once, if ``tokens`` are worth a probe."""
     network = opened.network
     if network.trees_are_exact is None:
         if tokens < WORTH * WIDEST:
@@ -77,7 +76,7 @@ def exact(opened: OpenedModel, tokens: int) -> bool:
 
 
 def probe(opened: OpenedModel) -> bool:
-    """Compare with one by one on drawn ids: a path as long as a tree may have, and a branch as far from its context.
+    """Compare with ``score_rows`` on drawn ids: a path as long as a tree allows, and a branch as far from its context.
 
     Only in fp32: with fewer bits rounding would hide what a window leaves out.
     """
