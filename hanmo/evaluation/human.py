@@ -1,7 +1,7 @@
 """Human evaluation as 文汇's authors did it: blind sheets of answers, four ratings each, means and agreement.
 
-Raters see questions and answers without their source, in an order of their own. They rate in a CSV file, or in an HTML
-page that keeps the ratings in the browser and saves them as the same CSV. docs/published.md has the authors' figures.
+Raters have an order of their own. An HTML page keeps ratings in the browser and saves them as the CSV sheet.
+docs/published.md has the authors' figures.
 """
 
 import csv
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import Any
 
+from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.results.result import content_of
 from hanmo.evaluation.results.statistics import interval
 from hanmo.files import json_text, write_text
-from hanmo.records import PromptResponse, iter_records, opened_text
+from hanmo.records import PromptResponse, iter_records
 from hanmo.report.page import render
 
 RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}
@@ -39,8 +39,6 @@ class Rating:
 
 @dataclass(frozen=True)
 class HumanResult:
-    """The ratings of several people."""
-
     systems: dict[str, dict[str, Rating]]  # by system and rating
     agreement: dict[str, float | None]  # Krippendorff's alpha (1: all alike, 0: as by chance); None with a single rater
     raters: list[str]  # names of the sheets
@@ -65,11 +63,7 @@ def read_answers(given: Sequence[str]) -> dict[str, dict[str, str]]:
 def prepare(answers: Mapping[str, Mapping[str, str]], folder: str | Path, raters: int = 3, seed: int = 0) -> list[Path]:
     """Write blind sheets (rater1.csv, rater1.html, …) and key.json, which raters must not see.
 
-    Args:
-        answers: by system, the answer to each question; all systems answer the same questions.
-
-    Raises:
-        HanmoError: systems have different questions, or the folder already holds sheets.
+    HanmoError if systems have different questions, or the folder already holds sheets.
     """
     folder = Path(folder)
     if (folder / KEY).exists():
@@ -96,11 +90,9 @@ def prepare(answers: Mapping[str, Mapping[str, str]], folder: str | Path, raters
 
 
 def score(sheets: Sequence[str | Path], key: str | Path) -> HumanResult:
-    """Read rated sheets.
+    """Means and agreement of rated sheets.
 
-    Raises:
-        HanmoError: the key is missing, or nothing is rated.
-        RecordError: a rating is out of its range, or of an item that the key does not know.
+    HanmoError if nothing is rated; RecordError for a rating out of its range, or of an item that the key does not know.
     """
     expected = "the key.json that `hanmo eval human-prepare` wrote"
     known: dict[str, dict[str, str]] = content_of(key, expected)
@@ -109,12 +101,12 @@ def score(sheets: Sequence[str | Path], key: str | Path) -> HumanResult:
         raise HanmoError(f"{key}: no items with their systems; expected {expected}")
     rated: dict[str, dict[str, list[float]]] = {name: {} for name in RATINGS}
     for sheet in map(Path, sheets):
-        for line, row in _rows(sheet):
+        for line, row in SourceReader().csv_rows(sheet, "item", *RATINGS):
             if row["item"] not in known:
                 raise RecordError(sheet, line, f"item {row['item']!r} is not in {key}; are these its sheets?")
             for name, top in RATINGS.items():
-                if row[name].strip():
-                    rated[name].setdefault(row["item"], []).append(_rating(row[name], name, top, sheet, line))
+                if text := text_of(row[name]).strip():
+                    rated[name].setdefault(row["item"], []).append(_rating(text, name, top, sheet, line))
     if not any(rated.values()):
         raise HanmoError(f"no rating in {', '.join(map(str, sheets))}; expected numbers in {', '.join(RATINGS)}")
     systems: dict[str, dict[str, Rating]] = {}
@@ -163,7 +155,6 @@ def as_cell(text: str) -> str:
 
 
 def text_of(cell: str) -> str:
-    """The text that ``as_cell`` was given."""
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
@@ -172,23 +163,6 @@ def _page(rows: Sequence[tuple[str, str, str]], name: str) -> str:
     answers = {"name": name, "study": study, "rows": rows}
     form = {"ratings": RATINGS, "columns": COLUMNS, "formula": f"^{FORMULA.pattern}"}
     return render("hanmo.evaluation", "human.html", content={**answers, **form})
-
-
-def _rows(sheet: Path) -> list[tuple[int, dict[str, str]]]:
-    rows: list[tuple[int, dict[str, Any]]] = []
-    with opened_text(sheet, newline="") as file:
-        reader = csv.DictReader(file)
-        try:
-            missing = [name for name in ("item", *RATINGS) if name not in (reader.fieldnames or ())]
-            if missing:
-                raise RecordError(sheet, 1, f"no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-            for row in reader:
-                if any(row[name] is None for name in ("item", *RATINGS)):
-                    raise RecordError(sheet, reader.line_num, f"fewer than {len(COLUMNS)} columns")
-                rows.append((reader.line_num, {name: text_of(row[name]) for name in ("item", *RATINGS)}))
-        except csv.Error as error:
-            raise RecordError(sheet, reader.line_num, f"not CSV: {error}") from None
-    return rows
 
 
 def _rating(text: str, name: str, top: int, sheet: Path, line: int) -> float:
