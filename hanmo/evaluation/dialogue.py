@@ -1,12 +1,9 @@
 """The published evaluation of dialogue models: loss and the overlap of one reply per dialogue with a person's.
 
-Both readings are always computed, side by side (values x 100, except losses and perplexity; texts by characters):
+Values are x 100, except losses and perplexity; texts are compared by characters. Two readings are always computed:
 
 - published: without the last incomplete batch, and with the metrics' published flaws (metrics.py).
 - corrected: every sample counts, and the metrics are right.
-
-``published=True`` also decodes as published: batches in the order of the file, score rules that see the padded row,
-and the family's published conventions of the search.
 """
 
 import math
@@ -30,7 +27,7 @@ from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.nn.row_model import evaluating
-from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text
+from hanmo.records import Dialogue, Record, Text
 from hanmo.report.page import Page
 from hanmo.rows import Context, Part
 
@@ -43,8 +40,6 @@ NAMES = {"loss": "loss", "perplexity": "perplexity", "f1": "F1", "bleu": "BLEU",
 
 @dataclass(frozen=True)
 class Sample:
-    """One evaluated dialogue."""
-
     turns: tuple[str, ...]  # before the reply, as the record has them
     context: str  # the part that the model saw, special tokens spelled out
     response: str  # a person's reply, decoded from the model's tokens
@@ -66,12 +61,8 @@ class DialogueResult:
 
     def as_dict(self) -> dict[str, Any]:
         """All but the samples, for JSON."""
-        return {
-            "about": self.about,
-            "published": self.published,
-            "corrected": or_null(self.corrected),
-            "notes": self.notes,
-        }
+        readings = {"published": self.published, "corrected": or_null(self.corrected)}
+        return {"about": self.about, **readings, "notes": self.notes}
 
     def write(self, folder: str | Path) -> list[str]:
         """Write results.json, generations.jsonl and report.html; returns their names."""
@@ -83,7 +74,6 @@ class DialogueResult:
         return ["results.json", "generations.jsonl", "report.html"]
 
     def page(self) -> Page:
-        """A page with the tables, the settings behind them, and the first samples."""
         page = Page("Dialogue evaluation", subtitle=str(self.about["model"]), language="zh-CN")
         rows = [["published", *map(self.published.get, TABLE)], ["corrected", *map(self.corrected.get, TABLE)]]
         page.table(["reading", *map(title, TABLE)], rows, caption="Results", note=" ".join(self.notes))
@@ -118,13 +108,13 @@ def evaluate(
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> DialogueResult:
-    """Score the last turn of every record and generate the model's own. Several processes share the work.
+    """Score the last turn of every record and generate the model's own.
 
     Args:
-        settings: of decoding; ``published`` overrides its field of the same name.
-        limit, response_limit: as in ``Family.parts``; records that do not fit are left out and counted.
-        batch_size: matters only to the published reading, without the last incomplete batch, and to published decoding.
-        progress: called with the number of replies made so far and of all.
+        limit, response_limit: as in ``Family.parts``; records that do not fit are left out.
+        batch_size: changes only the published reading and published decoding.
+        published: overrides the field of ``settings``; batches are in the order of the file, score rules see the padded
+            row, and the search follows the family's published conventions.
         cache: folder in which scores and replies are kept as they come, and not computed again.
 
     Raises:
@@ -176,7 +166,7 @@ def title(metric: str) -> str:
 def _examples(
     opened: OpenedModel, records: Sequence[Record], limit: int, response_limit: int, published: bool
 ) -> list[_Example]:
-    examples = []
+    family, pad_id, examples = opened.family, opened.tokenizer.pad_token_id, []
     for number, record in enumerate(records):
         if isinstance(record, Text):
             raise UnsupportedError(
@@ -184,33 +174,22 @@ def _examples(
             )
         line = record.where.rpartition(":")[2]
         number = int(line) - 1 if line.isdecimal() else number  # in its file, bad records included
-        for choice, parts in enumerate(opened.family.parts(record, limit, response_limit)):
-            examples.append(_example(opened, record, parts, limit if published else 0, Place(number, choice)))
+        # The only turn of a dialogue is what came before.
+        turns = (record.turns[:-1] or record.turns) if isinstance(record, Dialogue) else (record.prompt,)
+        for choice, parts in enumerate(family.parts(record, limit, response_limit)):
+            ids = tuple(id_ for part in parts if not part.scored for id_ in part.ids)
+            target = [id_ for part in parts if part.scored for id_ in part.ids]
+            row = family.prompt(ids).inputs["input_ids"].tolist()
+            # As published, score rules see the model's input row, filled up to the limit.
+            seen = (*row, *[pad_id] * (limit - len(row))) if published else ids
+            sample = Sample(turns, family.decode(row), family.decode(target), "", record.where, nll=0.0, tokens=0)
+            examples.append(_Example(sample, Context(ids, seen), parts, Place(number, choice)))
     if not examples:
         raise HanmoError(
             f"none of the {len(records)} records makes an example of at most {limit} context and {response_limit} "
             "response tokens; give records of at least two turns, or raise limit and response_limit"
         )
     return examples
-
-
-def _example(
-    opened: OpenedModel,
-    record: Dialogue | PromptResponse | ScoredAnswers,
-    parts: list[Part],
-    padded_to: int,
-    place: Place,
-) -> _Example:
-    """``padded_to``: score rules see the model's input row as published, filled up to this width."""
-    ids = tuple(id_ for part in parts if not part.scored for id_ in part.ids)
-    target = [id_ for part in parts if part.scored for id_ in part.ids]
-    row = opened.family.prompt(ids).inputs["input_ids"].tolist()
-    seen = (*row, *[opened.tokenizer.pad_token_id] * (padded_to - len(row))) if padded_to else ids
-    # The only turn of a dialogue is what came before.
-    turns = (record.turns[:-1] or record.turns) if isinstance(record, Dialogue) else (record.prompt,)
-    decode = opened.family.decode
-    sample = Sample(turns, decode(row), decode(target), generation="", where=record.where, nll=0.0, tokens=0)
-    return _Example(sample, Context(ids, seen), parts, place)
 
 
 def _generate(
@@ -221,7 +200,7 @@ def _generate(
     store: Store,
     progress: Progress | None,
 ) -> None:
-    """Put one reply per example into the store. Published decoding depends on its batch, so its batches are in order."""
+    """Put a reply to each example into the store. Published decoding depends on its batches: they are in order."""
     lengths = [len(example.context.ids) for example in examples]
     groups = batches(lengths, batch_size, in_order=settings.published)
     missing = [chosen for chosen in groups if not store.values.keys() >= set(chosen)]
@@ -238,11 +217,7 @@ def _generate(
 
 
 def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading, list[str]]:
-    """Of the samples of full batches; and notes on undefined metrics.
-
-    Raises:
-        UnsupportedError: ``strict``, and a reference is empty, which stops the original; otherwise its metrics are missing.
-    """
+    """The reading of full batches, and notes. An empty reference stops the original: UnsupportedError if ``strict``."""
     if not samples:
         return {}, ["Published reading: undefined, there is no full batch; make batch_size smaller."]
     replies, references = _texts(samples)

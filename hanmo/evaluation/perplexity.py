@@ -1,8 +1,7 @@
 """Perplexity of texts and responses under any family.
 
-The scored tokens are those that the family would learn: all of a text, or a response after its prompt, and the stop token.
-The first token of a text without anything before it (no prompt, no start token) is not scored, and its characters do not
-count. Sums are kept in fp64.
+The scored tokens are those that the family would learn: all of a text, or a response after its prompt, and the stop
+token. A first token with nothing before it (no prompt, no start token) is not scored, and its characters do not count.
 """
 
 import math
@@ -39,8 +38,7 @@ class RecordScore:
 
 @dataclass(frozen=True)
 class PerplexityResult:
-    """Perplexity per token with its interval, and bits per character and per UTF-8 byte, which do not depend on the
-    tokenizer and so compare across models."""
+    """Perplexity per token, and bits per character and byte, which compare across tokenizers. Sums are fp64."""
 
     nll: float  # sum in nats over ``tokens``
     tokens: int  # the stop token of each row included
@@ -93,13 +91,9 @@ def evaluate(
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> PerplexityResult:
-    """Score all records; see ``Family.parts`` for the limits.
+    """Score all records; HanmoError if none can be scored. ``Family.parts`` explains the limits.
 
-    Args:
-        cache: folder in which scores are kept as they come, and not computed again.
-
-    Raises:
-        HanmoError: there is nothing to score.
+    ``cache``: folder in which scores are kept as they come, and not computed again.
     """
     made = [(record, _rows(opened, record, limit, response_limit)) for record in records]
     kept = [(record, rows) for record, rows in made if _predicted(rows)]

@@ -16,9 +16,7 @@ from hanmo.metrics import Tokens
 def read_pairs(hypotheses: str | Path, references: str | Path) -> tuple[list[str], list[list[str]]]:
     """The lines of two files; a line of references may hold several, separated by tabs.
 
-    Raises:
-        HanmoError: a file is missing or empty, or they differ in length.
-        RecordError: a line has no reference.
+    HanmoError if the files are empty or differ in length; RecordError for a line without a reference.
     """
     texts = [line for _, line in text_lines(Path(hypotheses))]
     expected = [[text for text in line.split("\t") if text] for _, line in text_lines(Path(references))]
@@ -32,7 +30,7 @@ def read_pairs(hypotheses: str | Path, references: str | Path) -> tuple[list[str
 
 
 def measure(hypotheses: Sequence[str], references: Sequence[Sequence[str]], words: bool = False) -> dict[str, Any]:
-    """The metrics of ``overlap`` by characters or jieba's ``words``, and the number of texts."""
+    """The metrics of ``overlap`` by characters or jieba's words, and the number of texts."""
     split = _words if words else list
     values = overlap(list(map(split, hypotheses)), [list(map(split, options)) for options in references])
     return {"tokens": "words" if words else "characters", "texts": len(hypotheses), **values}

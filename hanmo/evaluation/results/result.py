@@ -51,8 +51,6 @@ class QuestionResult:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task."""
-
     name: str
     title: str
     metric: str  # "accuracy" or "F1"
@@ -71,11 +69,9 @@ class TaskResult:
         return fmean(self.right[self.reading])
 
     def readings(self) -> dict[str, dict[str, float]]:
-        """By reading, its value with the 95 % bootstrap interval: value, low, high."""
         return {name: _measured(values) for name, values in self.right.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the questions, for JSON."""
         readings = self.readings()
         return {
             "title": self.title,
@@ -93,7 +89,6 @@ class TaskResult:
         }
 
     def row(self) -> Row:
-        """The result as one row of a table, see ``Result.rows``."""
         values = self.right[self.reading]
         row = {"title": self.title, "metric": f"{self.metric} ({self.reading})", **_measured(values)}
         return row | {"chance": self.chance, "questions": len(values), "data": self.about["data"]}
@@ -109,8 +104,6 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Result:
-    """All tasks of a run."""
-
     title: str
     about: dict[str, Any]  # model, weights, protocol, shots, limit, version
     tasks: list[TaskResult]  # none where the right answers are not published
@@ -118,7 +111,7 @@ class Result:
     submission: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def averages(self) -> list[Row]:
-        """Of each group of tasks and of all, over tasks (as leaderboards have it) and over questions; none without groups.
+        """Of each group of tasks and of all, over tasks (as leaderboards have it) and over questions.
 
         The 95 % bootstrap interval is over questions in both.
         """
@@ -129,7 +122,6 @@ class Result:
         return [row for title, tasks in named.items() for row in _means(title, tasks)]
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the questions, for JSON; without right answers the submission."""
         if not self.tasks:
             return {"title": self.title, "about": self.about, "submission": self.submission}
         return {
@@ -141,10 +133,7 @@ class Result:
         }
 
     def write(self, folder: Path) -> list[str]:
-        """Write results.json, results.md and items.jsonl if right answers are known, submission.json if there is one.
-
-        Returns the names of the files.
-        """
+        """Write results.json, results.md and items.jsonl, or submission.json; returns the names."""
         files = {}
         if self.tasks:
             files["results.json"] = json_text(self.as_dict(), indent=1) + "\n"
@@ -163,7 +152,7 @@ class Result:
         return [*(task.row() for task in self.tasks), *averages]
 
     def summary(self) -> list[list[str]]:
-        """``rows`` as text: title, metric, value, interval, chance, questions, data."""
+        """``rows`` as text, low and high as one interval."""
         summary = []
         for row in self.rows():
             chance = "–" if row["chance"] is None else f"{row['chance']:.4f}"
@@ -203,7 +192,6 @@ def _means(title: str, tasks: Sequence[TaskResult]) -> list[Row]:
 
 
 def content_of(path: str | Path, expected: str) -> dict[str, Any]:
-    """The object in a JSON file; HanmoError if there is none."""
     try:
         return read_json(Path(path))
     except (OSError, ValueError) as error:
@@ -212,11 +200,7 @@ def content_of(path: str | Path, expected: str) -> dict[str, Any]:
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """The contents of a results.json, given by its path or its folder.
-
-    Raises:
-        HanmoError: there is none, or it is another file.
-    """
+    """The contents of a results.json, given by its path or its folder; HanmoError if it is not one of a suite."""
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
     content = content_of(path, "the results.json of `hanmo eval clue|exam|task --output`")
@@ -228,8 +212,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
 def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Comparison]:
     """The tasks that two runs have in common, question by question, and where they have averages, all questions of each.
 
-    Raises:
-        HanmoError: nothing in common, or a task's questions are not the same.
+    HanmoError if they have no task in common, or different questions.
     """
     shared = [name for name in first["tasks"] if name in second["tasks"]]
     if not shared or first["title"] != second["title"]:

@@ -9,15 +9,12 @@ Result = dict[str, Any]  # as ``result.read_result`` returns it
 
 
 class Table:
-    """Runs as columns, zero-shot ones first, tasks as rows in the order they have there.
+    """Runs as columns, zero-shot ones first, tasks as rows; then the averages of runs that have the same tasks.
 
-    Attributes:
-        rows: of each task the value with its 95 % interval by run, None where the run lacks it; then the averages of
-            runs that have the same tasks.
-        facts: everything each run's values depend on: protocol, limit, weights, software.
+    A value has its 95 % interval; it is None where the run lacks the task. ``facts``: what each run's values depend on.
 
     Raises:
-        HanmoError: they are of different evaluations, two runs have other questions of the same task, or are the same run.
+        HanmoError: runs are of different evaluations or questions, or one is given twice.
     """
 
     def __init__(self, results: Sequence[Result]):

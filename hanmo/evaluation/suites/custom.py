@@ -93,10 +93,7 @@ def read_task(path: str | Path, place: int = 0) -> CustomTask:
 def read_split(task: CustomTask, split: str, first: int | None = None) -> list[Example]:
     """The examples of a task's data ("dev") or few-shot records ("train"). All are checked, the first returned.
 
-    Raises:
-        ConfigError: the task has no few-shot records.
-        RecordError: a record lacks a field, or its answer is none of the candidates.
-        HanmoError: there are no records.
+    ConfigError if the task has no few-shot records; RecordError for a missing field or an answer that is no candidate.
     """
     name = task.file.train if split == "train" else task.file.data
     if name is None:

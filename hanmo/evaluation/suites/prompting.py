@@ -1,8 +1,8 @@
 """The corrected protocol: how a task's questions become prompts, and how scores are read.
 
 A candidate's score is log p of its tokens (and of the text after the gap), given everything before. Its readings are
-"sum" over the tokens, "mean", and "prior": the sum less that of the same prompt without the record's text, so that a word
-that is likely anywhere gains nothing. All candidates of a question have one prefix; only the record's text is ever cut.
+"sum" over the tokens, "mean", and "prior": the sum less that of the same prompt without the record's text, so that a
+word that is likely anywhere gains nothing. Only the text that a question is about is ever cut.
 """
 
 from __future__ import annotations
@@ -67,10 +67,9 @@ class PreparedQuestions:
 def prepare_questions(
     family: Family, task: Task, examples: Sequence[Example], prefixes: Sequence[Sequence[FewShotPrefix]], limit: int
 ) -> PreparedQuestions:
-    """Prompts of at most ``limit`` tokens, each after the first of its ``prefixes`` that leaves room for the whole question.
+    """Prompts of at most ``limit`` tokens, each after the first of its ``prefixes`` that leaves room for all of it.
 
-    Raises:
-        HanmoError: a question does not fit even after the last prefix and without the text it is about.
+    HanmoError if a question does not fit even after the last prefix and without the text it is about.
     """
     prepared = PreparedQuestions()
     known: dict[tuple[tuple[str, ...], FewShotPrefix, str, str], int] = {}
@@ -169,7 +168,7 @@ def prefixes_of(
 ) -> tuple[list[FewShotPrefix], int]:
     """The prefix of each question, with few-shot examples that ``draw`` takes from the pool; and the number of exceptions.
 
-    Where the usual examples ask the same question, others are drawn for it, so that its prefix does not hold the answer.
+    Where the usual examples ask the same question, others are drawn, so that the prefix does not hold the answer.
     """
     usual = draw(pool)
     drawn = {shot.where for shot in usual}
@@ -201,7 +200,6 @@ def fewer_options(examples: Sequence[Example], count: int, seed: int) -> Iterato
 
 
 def read_scores(sums: Sequence[float], tokens: Sequence[int], priors: Sequence[float]) -> dict[str, list[float]]:
-    """The candidates' scores by reading."""
     return {
         "sum": list(sums),
         "mean": [total / count for total, count in zip(sums, tokens, strict=True)],

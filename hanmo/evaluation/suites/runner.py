@@ -28,10 +28,8 @@ Score = tuple[float, int]  # log p of a candidate and its tokens
 def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | Path, watch: Watch) -> Result:
     """Evaluate the tasks of a suite one after the other. All files are read before the first question is asked.
 
-    Answers are kept in the folder ``cache``; a question whose answer is there is not asked again.
-
-    Raises:
-        ConfigError: an option has no effect, or the model does not allow it.
+    Answers are kept in the folder ``cache``, and not asked for again. ConfigError if an option has no effect, or the
+    model does not allow it.
     """
     protocol = suite.protocol(options)
     if options.chat:

@@ -58,7 +58,6 @@ class Task:
 
     @property
     def generates(self) -> bool:
-        """Whether the model generates the answer."""
         return self.reading == "f1"
 
     def hash(self) -> str:
@@ -97,11 +96,7 @@ def data_hash(examples: Iterable[Example]) -> str:
 
 
 def read_tasks(path: str | Path, make: Callable[..., AnyTask] = Task) -> dict[str, AnyTask]:  # type: ignore[assignment]
-    """Tasks by name, in the order of a YAML file that maps names to the arguments of ``make``.
-
-    Raises:
-        ConfigError: a task lacks an attribute or has an unknown one.
-    """
+    """Tasks by name, from a YAML file that maps names to arguments of ``make``; ConfigError for unknown arguments."""
     content: dict[str, dict[str, Any]] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     tasks = {}
     for place, (name, value) in enumerate(content.items()):
@@ -169,11 +164,7 @@ class Suite:
     id_field: str = ""  # field of an example that identifies it in submission.json; "" writes no such file
 
     def protocol(self, options: Options) -> Protocol:
-        """The protocol that the options choose.
-
-        Raises:
-            ConfigError: there is no published protocol, or an option has no effect.
-        """
+        """The protocol that the options choose; ConfigError if there is none, or an option has no effect."""
         protocol = self.published if options.published else self.corrected
         if protocol is None:
             raise ConfigError(f"--published: the original has no {self.title}; evaluate it without")

@@ -37,7 +37,7 @@ def encode(opened: OpenedModel, text: str, max_length: int = MAX_LENGTH) -> list
 
 
 def score_prompts(opened: OpenedModel, prompts: Sequence[str], max_length: int) -> Iterator[tuple[int, PublishedScore]]:
-    """The score of each prompt with its index, in batches of similar length; UnsupportedError for an encoder-decoder."""
+    """The index and score of each prompt, in batches of similar length; UnsupportedError for an encoder-decoder."""
     pad_id = opened.tokenizer.pad_token_id
     encoded = [encode(opened, prompt, max_length) for prompt in prompts]
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))

@@ -35,7 +35,7 @@ class CandidatePrompt(NamedTuple):
 
 
 def clue_suite(data: str | Path, names: Iterable[str] = ()) -> Suite:
-    """CLUE's tasks by name, or all ten, of a folder as ``tasks.read_split`` reads it; ConfigError for an unknown name."""
+    """CLUE's tasks by name, or all ten, of a folder for ``tasks.read_split``; ConfigError for an unknown name."""
     tasks = choose_tasks("CLUE task", all_tasks(), names)
     titles = ", ".join(task.title for task in tasks)
     corrected = Protocol(
@@ -229,11 +229,8 @@ def add_shots(
 def accuracy(ppls: Sequence[float], prompts: Sequence[CandidatePrompt]) -> tuple[list[bool], int]:
     """Whether each group is right, and the number of prompts of an incomplete last group, which is dropped.
 
-    A group ends where the number of a prompt is a multiple of the length of its own list; the lowest score since the last
-    end wins.
-
-    Raises:
-        HanmoError: the label of a group's last prompt is not in its list, where the original stopped, too.
+    A group ends where the number of a prompt is a multiple of the length of its list; the lowest score since then wins.
+    HanmoError if the label of the last prompt is not in its list, where the original stopped, too.
     """
     right, collected = [], []
     for number, (ppl, prompt) in enumerate(zip(ppls, prompts, strict=True)):

@@ -1,7 +1,6 @@
 """The ten CLUE tasks: data, read from tasks.yaml, and their files as CLUE publishes them, perhaps gzip-compressed.
 
-One function reads each layout and checks all records: a bad one is an error with file, line (or the number of the
-record, where a file is one JSON document) and the expected form.
+One function reads each layout and checks all records.
 """
 
 import functools
@@ -39,7 +38,7 @@ class PublishedForm:
 
 @dataclass(frozen=True, kw_only=True)
 class ClueTask(Task):
-    """One task; tasks.yaml explains the attributes."""
+    """A task; tasks.yaml explains the attributes."""
 
     layout: str
     published: PublishedForm
@@ -60,12 +59,8 @@ def _task(published: dict[str, Any], **values: Any) -> ClueTask:
 def read_split(task: ClueTask, data: str | Path, split: str, first: int | None = None) -> list[Example]:
     """The examples of a split ("dev" or "train") in the order of the files, or only the ``first``.
 
-    Args:
-        data: the folder that holds one folder per task, named as the task or as CLUE's archives (``tnews_public``).
-
-    Raises:
-        HanmoError: folder or files are missing, or hold no example.
-        RecordError: a record does not have the form of its layout.
+    ``data`` holds a folder per task, named as the task or as CLUE's archives (``tnews_public``). HanmoError if there is
+    no example; RecordError for a record that does not have the form of its layout.
     """
     paths = _split_files(task, data, split)
     records, layout = LAYOUTS[task.layout]
@@ -77,7 +72,7 @@ def read_split(task: ClueTask, data: str | Path, split: str, first: int | None =
 
 
 def _split_files(task: ClueTask, data: str | Path, split: str) -> list[Path]:
-    """The files of a split: ``dev.json``, or all whose names end so, without CHID's files of answers."""
+    """The files of a split, without CHID's files of answers."""
     names = [variant for base in (task.name, task.title) for variant in (base, f"{base}_public")]
     folder = next((path for path in map(Path(data).joinpath, names) if path.is_dir()), None)
     if folder is None:
