@@ -1,8 +1,7 @@
 """Lock files that keep two runs from writing to the same place; each names its holder.
 
-The operating system releases a lock when its process ends in any way, so a killed run never blocks the next one. On network
-file systems with lock support (NFS with its lock service, Lustre with ``flock``) a lock also holds across machines. On a
-file system without locks a warning is printed and the run goes on unprotected.
+The operating system releases a lock when its process ends in any way, so a killed run never blocks the next one. Locks
+hold across machines where a network file system supports them. Where there are none, a warning is printed instead.
 """
 
 import errno
@@ -35,12 +34,9 @@ _held: set[int] = set()  # file descriptors of the locks that this process holds
 def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
     """Lock ``target`` against other runs until the block ends. Under torchrun only the main process locks.
 
-    Args:
-        lock: the file to lock, which is removed at the end: ``.NAME.lock`` beside the target if it is replaced (the
-            default), or ``.lock`` inside if it is written file by file. A run that holds one keeps out those that want the other.
-
-    Raises:
-        InUseError: another run holds it; the message names its process, machine, start and command.
+    ``lock``: the file to lock, which is removed at the end: ``.NAME.lock`` beside the target (the default), which is
+    replaced as a whole, or ``.lock`` inside; whoever holds one keeps out runs that want the other. InUseError, which
+    names the holder, if another run has it.
     """
     if not main_process():
         yield
@@ -61,7 +57,7 @@ def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def holding_inside(folder: str | Path) -> Iterator[None]:
-    """``holding`` with the lock inside the folder, which is written file by file; a new folder that stays empty is removed."""
+    """``holding`` with the lock inside the folder, for writing file by file; a new folder that stays empty is removed."""
     folder = Path(folder)
     fresh = not folder.exists()
     try:

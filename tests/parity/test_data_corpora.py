@@ -10,7 +10,7 @@ import pytest
 
 from hanmo.data.prepare.from_source import read_source
 from hanmo.data.prepare.sources.reader import SourceReader
-from hanmo.records import Text, read_records
+from hanmo.records import Text, iter_records
 from tests.places import PARITY, VOCAB, load, needs_parity
 
 pytestmark = needs_parity("transformer_xl")
@@ -62,7 +62,7 @@ def test_sections_and_their_summary(case: dict[str, Any], tmp_path: Path) -> Non
 def test_finetuning_records_are_read_as_they_are(case: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "raw.jsonl"
     path.write_text(json.dumps(case["input"], ensure_ascii=False) + "\n", encoding="utf-8")
-    (record,) = read_records(path)
+    (record,) = iter_records(path)
     assert ([record.prompt], [record.response]) == (case["prompts"], case["texts"])
 
 

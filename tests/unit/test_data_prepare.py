@@ -22,9 +22,9 @@ from hanmo.records import (
     PromptResponse,
     Rejects,
     ScoredAnswers,
+    iter_records,
     json_members,
     opened_text,
-    read_records,
     reading,
 )
 
@@ -243,7 +243,7 @@ def test_splits_are_whole_and_stable_when_data_grows(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.json"
         path.write_text("\n".join(json.dumps(e, ensure_ascii=False) for e in entries), encoding="utf-8")
         done = prepare("baike", path, tmp_path / name, SourceReader(shares=Shares(0.1, 0.1)))
-        return {split: {r.prompt for r in read_records(file)} for split, file in done.files.items()}
+        return {split: {r.prompt for r in iter_records(file)} for split, file in done.files.items()}
 
     small, large = run(300, "small"), run(600, "large")
     assert sum(map(len, large.values())) == 600
@@ -307,7 +307,7 @@ def test_damage_in_an_array_names_line_and_column(chunk: int, tmp_path: Path, mo
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"},\n {"text": "b"}, {"text": x}]', encoding="utf-8")
     with pytest.raises(RecordError, match=r"a\.json:2: not JSON: Expecting value at column 26"):
-        read_records(path)
+        list(iter_records(path))
 
 
 @pytest.mark.parametrize("published", [False, True])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from hanmo.data.prepare.splits import Shares
 from hanmo.errors import HanmoError, RecordError
-from hanmo.records import Record, Rejects, json_array, json_lines, opened_text
+from hanmo.records import Record, Rejects, json_array, json_lines, opened_text, text_at
 
 TRIED = 64  # groups looked at when one with a fitting text is wanted
 
@@ -146,13 +146,8 @@ def object_of(value: Any) -> dict[str, Any]:
 
 
 def text_of(value: Any, key: str) -> str:
-    """The text under a key of an object, "" where there is none; a ValueError where it is anything else."""
-    found = object_of(value).get(key)
-    if found is None:
-        return ""
-    if not isinstance(found, str):
-        raise ValueError(f"{key!r} must be text, found {type(found).__name__}")
-    return found
+    """The text under a key of a JSON object, "" where there is none; a ValueError where it is anything else."""
+    return text_at(object_of(value), key, "")
 
 
 class Pools:
