@@ -14,8 +14,9 @@ from typing import IO, Any, Literal, TextIO
 from hanmo.errors import RecordError
 from hanmo.files import check_characters, data_at, data_of
 from hanmo.records.schemas import json_record
-from hanmo.records.types import Dialogue, Plain, Record, Rejects, Text, unanswered, unasked
+from hanmo.records.types import Dialogue, Record, Rejects, Text, unanswered, unasked
 
+Plain = Literal["dialogue", "text"]
 Reply = Literal["any", "needed", "waiting"]
 _CHECKS: dict[Reply, Callable[[Record], str | None]] = {"needed": unanswered, "waiting": unasked, "any": lambda _: None}
 Values = Iterator[tuple[int, Any]]  # line number from 1, and the value or, where it is unreadable, a RecordError
@@ -25,12 +26,10 @@ CHUNK = 1 << 20  # characters read at once from an array
 def iter_records(
     path: str | Path, rejects: Rejects | None = None, plain: Plain = "dialogue", reply: Reply = "any"
 ) -> Iterator[Record]:
-    """The records of a file, one after the other.
+    """The records of a file, one after the other; ``plain``: what a line of plain text is, tab-separated turns or text.
 
-    Args:
-        rejects: takes bad records; without it the first one stops the reading with a RecordError.
-        plain: a line of plain text holds the tab-separated turns of a dialogue, or running text.
-        reply: "needed": a record without a reply is bad. "waiting": the reply may be missing, but the prompt may not.
+    ``rejects`` takes bad records; without it the first one stops the reading with a RecordError. ``reply``: with "needed"
+    a record without a reply is bad; with "waiting" the reply may be missing, but the prompt may not.
     """
     path = Path(path)
     with opened_text(path) as file:
@@ -57,7 +56,7 @@ def iter_records(
 
 @contextmanager
 def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """A file of UTF-8 (with or without a byte order mark), plain, .gz or the only one of a .zip; RecordError if it is none."""
+    """A file of UTF-8, with or without a byte order mark: plain, .gz or the only one of a .zip; else a RecordError."""
     try:
         with _opened_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as file:
             yield file

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from hanmo.errors import RecordError
 from hanmo.files import json_text, write_text
@@ -50,7 +49,7 @@ class PromptResponse:
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """One prompt and several (answer, score) pairs, a higher score being better; ``history``: the turns before the prompt."""
+    """One prompt and (answer, score) pairs, a higher score being better; ``history``: the turns before the prompt."""
 
     prompt: str
     answers: tuple[tuple[str, float], ...]
@@ -73,7 +72,6 @@ class ScoredAnswers:
 
 
 Record = Text | Dialogue | PromptResponse | ScoredAnswers
-Plain = Literal["dialogue", "text"]
 
 
 def unanswered(record: Record) -> str | None:
@@ -99,7 +97,7 @@ def unasked(record: Record) -> str | None:
 
 @dataclass
 class Rejects:
-    """Bad records that were passed over; ``skip_bad``: those that a family refuses are too, and do not stop the reading."""
+    """Bad records that were passed over; without ``skip_bad`` one that a family refuses stops the reading instead."""
 
     errors: list[RecordError] = field(default_factory=list)
     skip_bad: bool = True
