@@ -133,10 +133,7 @@ def _not_finite(value: Any, path: str) -> Iterator[str]:
 
 
 def plain_name(name: object, source: str | Path) -> str:
-    """Check a name of a file or folder that the file ``source`` contains, so that it cannot lead out of its folder.
-
-    CheckpointError if it is no text, empty, a path, ``..``, or has characters that are special on some system.
-    """
+    """The name of a file or folder in the file ``source``; CheckpointError unless it is a plain name on every system."""
     if not isinstance(name, str) or not name:
         problem = "is no name of a file"
     elif name.rstrip(" .") != name:  # Windows drops them; . and .. are no names anywhere

@@ -67,10 +67,7 @@ def finish_folder(folder: Path, draft: Path, keep: Keep) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Complete a replacement that was interrupted. The caller holds the folder's lock.
-
-    CheckpointError if another folder has been put in its place since.
-    """
+    """Complete a replacement that was interrupted, under the folder's lock; CheckpointError if the folder came again."""
     new, old = _places(folder)
     if not os.path.lexists(folder) and old.exists():
         (new if new.exists() else old).rename(folder)
@@ -84,10 +81,7 @@ def recover(folder: Path) -> None:
 
 
 def recover_missing(folder: Path) -> None:
-    """``recover`` a missing folder before it is read, if its replacement was interrupted.
-
-    CheckpointError if nothing can be renamed here; InUseError if it is being replaced right now.
-    """
+    """``recover`` a missing folder before it is read; CheckpointError if that fails, InUseError during a replacement."""
     if not folder.name or os.path.lexists(folder):
         return
     new, old = _places(folder)

@@ -1,7 +1,7 @@
 """Limits of memory and time for reading untrusted files that are small programs, such as a tokenizer's rewriting rules.
 
-Such a file is first read in a forked process, which starts within milliseconds; see families/huggingface/templates.py
-for chat templates, which have a long-lived process.
+Such a file is first read in a forked process, which starts within milliseconds; families/huggingface/templates.py has a
+long-lived process instead.
 """
 
 import contextlib

@@ -34,9 +34,8 @@ _held: set[int] = set()  # file descriptors of the locks that this process holds
 def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
     """Lock ``target`` against other runs until the block ends. Under torchrun only the main process locks.
 
-    ``lock``: the file to lock, which is removed at the end: ``.NAME.lock`` beside the target (the default), which is
-    replaced as a whole, or ``.lock`` inside; whoever holds one keeps out runs that want the other. InUseError, which
-    names the holder, if another run has it.
+    ``lock``: the file to lock, which is removed at the end: ``.NAME.lock`` beside the target (the default) or ``.lock``
+    inside; either keeps out runs that want the other. InUseError, which names the holder, if another run holds one.
     """
     if not main_process():
         yield
@@ -116,7 +115,11 @@ def _check_free(path: Path, target: str | Path) -> None:
 
 
 def _in_use(descriptor: int, target: str | Path) -> InUseError:
-    holder = _holder(os.read(descriptor, 4096))
+    holder = "another process"
+    with suppress(ValueError, KeyError, TypeError):  # the holder has not written it yet
+        about = json.loads(os.read(descriptor, 4096))
+        holder = f"process {about['process']} on {about['machine']} since {about['since']} ({about['command']})"
+    holder = "".join(filter(str.isprintable, holder))
     return InUseError(f"{target}: in use by {holder}; wait until it ends, or give another place")
 
 
@@ -135,15 +138,6 @@ def _about_this_process() -> bytes:
         "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
     }
     return json.dumps(about, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-
-
-def _holder(content: bytes) -> str:
-    try:
-        about = json.loads(content)
-        text = f"process {about['process']} on {about['machine']} since {about['since']} ({about['command']})"
-    except (ValueError, KeyError, TypeError):  # the holder has not written it yet
-        return "another process"
-    return "".join(character for character in text if character.isprintable())
 
 
 def _let_go() -> None:

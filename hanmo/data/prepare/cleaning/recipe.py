@@ -96,18 +96,10 @@ def build(entries: Any, source: str) -> Recipe:
         raise ConfigError(f"{source}: expected a list of steps, e.g. '- length: {{longest: 128}}'")
     recipe = Recipe([], [])
     for entry in entries:
-        name, given = _entry(entry, source)
+        name, given = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, None)
+        if not isinstance(name, str) or not isinstance(given, dict | None):
+            raise ConfigError(f"{source}: expected a step's name or {{name: settings}}, found {entry!r}")
         if name in STEPS and recipe.duplicates:
             raise ConfigError(f"{source}: {name} comes after {recipe.duplicates[-1][0]}; duplicates come last")
-        recipe.add(name, given, source)
+        recipe.add(name, given or {}, source)
     return recipe
-
-
-def _entry(entry: Any, source: str) -> tuple[str, Mapping[str, Any]]:
-    if isinstance(entry, str):
-        return entry, {}
-    if isinstance(entry, dict) and len(entry) == 1:
-        ((name, given),) = entry.items()
-        if given is None or isinstance(given, dict):
-            return str(name), given or {}
-    raise ConfigError(f"{source}: expected a step's name or {{name: settings}}, found {entry!r}")
