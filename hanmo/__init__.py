@@ -4,10 +4,7 @@ __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Register hanmo's models with transformers: its auto classes then load the folders that hanmo writes.
-
-    Imports torch and transformers. Calling it again changes nothing. hanmo's own commands do not need it.
-    """
+    """Register hanmo's models with transformers, whose auto classes then load hanmo's folders; may be called again."""
     from hanmo import families
 
     families.register()

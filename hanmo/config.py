@@ -1,12 +1,4 @@
-"""Settings of a stage: one dataclass, filled from its defaults, a preset, a YAML file and ``key=value`` overrides.
-
-Later layers win. An unknown key is answered with the nearest known one, a wrong value with what was expected.
-
-A field of type ``dict`` may hold the settings of a class that is expensive to import; its metadata says which, and
-the class is imported only when such a key is given:
-
-    trainer: dict[str, Any] = field(default_factory=dict, metadata=settings_of("transformers.TrainingArguments"))
-"""
+"""Settings of a stage: a dataclass, filled from its defaults, a preset, a YAML file and ``key=value`` overrides."""
 
 import math
 import types
@@ -38,7 +30,10 @@ NAMES: dict[Any, str] = {  # of types, in messages
 
 
 def settings_of(path: str, **reserved: str) -> dict[str, Any]:
-    """Field metadata: the mapping holds settings of the dataclass at ``path``; of ``reserved`` what to use instead."""
+    """Metadata of a ``dict`` field for settings of the dataclass at ``path``, imported only if such a key is given.
+
+    ``reserved``: the settings that cannot be given there, each with what to use instead.
+    """
     return {"settings_of": path, "reserved": reserved}
 
 
@@ -48,19 +43,17 @@ def load(
     file: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> T:
-    """An instance of the dataclass ``kind``.
+    """An instance of the dataclass ``kind``. Overrides win over the file (a mapping in YAML), the file over the preset.
 
-    Args:
-        preset: a family's preset of this stage.
-        file: YAML with a mapping of the same keys.
-        overrides: ``key=value``; ``outer.inner=value`` reaches into a mapping. Values are read as YAML.
-
-    Raises:
-        ConfigError: an unknown key, a value of the wrong type, a required setting that is missing, a bad file.
+    ``overrides``: ``key=value`` or, for a key in a mapping, ``outer.inner=value``; values are read as YAML. ConfigError
+    for an unknown key, a value of the wrong type, a required setting that is missing, and a bad file.
     """
     layers: list[tuple[Mapping[str, Any], str]] = [(preset or {}, "preset")]
     if file is not None:
-        layers.append((_read(Path(file)), str(file)))
+        content = read_yaml(Path(file))
+        if not isinstance(content, dict | None):
+            raise ConfigError(f"{file}: expected a mapping of settings, found {type(content).__name__}")
+        layers.append((content or {}, str(file)))
     layers += [(_parse(override), f"override {override!r}") for override in overrides]
     values: dict[str, Any] = {}
     for layer, source in layers:
@@ -84,18 +77,14 @@ def save(config: Any, path: str | Path) -> None:
     write_text(path, dump(config))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file of a user; ConfigError if there is no such file, or it is not YAML."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
-    return content
 
 
 def _parse(override: str) -> dict[str, Any]:
@@ -120,10 +109,7 @@ def _parse(override: str) -> dict[str, Any]:
 def _checked(
     kind: type[Any], layer: Mapping[str, Any], source: str, outer: str = "", reserved: Any = ()
 ) -> dict[str, Any]:
-    """The settings of a layer, each with the type that the dataclass ``kind`` declares for it.
-
-    Args: ``outer``, the setting whose value this mapping is, if any; ``reserved``, see ``settings_of``.
-    """
+    """The settings of a layer, each with the type that ``kind`` declares; ``outer``: the setting whose value they are."""
     hints, known = get_type_hints(kind), {field.name: field for field in fields(kind) if field.init}
     checked = {}
     for key, value in layer.items():
@@ -159,10 +145,9 @@ def _converted(value: Any, hint: Any, key: str, source: str) -> Any:
 
 
 def _yaml_type(hint: Any) -> Any:
-    """The type for pydantic that accepts what YAML writes differently, and no more.
+    """The type for pydantic, which reads a path, an enum or 1e-4 (a string in YAML) from text, and a tuple from a list.
 
-    pydantic reads a path and an enum from text, a tuple from a list, a whole float as an int, and text such as 1e-4,
-    which YAML takes for a string, as a float. It must not read a number from true, nor an int from text, and no NaN.
+    It must not read a number from true, an int from text, or NaN.
     """
     from pydantic import AfterValidator, BeforeValidator, Strict
 
@@ -189,7 +174,7 @@ def _not_nan(value: float) -> float:
 
 
 def _options(hint: Any) -> list[Any]:
-    """The types of a union, empty if it is none. Of "Enum | str" only the enum: its values are all that is known."""
+    """The types of a union, empty if it is none; of "Enum | str" only the enum, whose values can be listed."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
     return [option for option in options if option is not str or not any(isinstance(one, EnumMeta) for one in options)]
 

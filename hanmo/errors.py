@@ -1,8 +1,4 @@
-"""Everything hanmo raises for a user's mistake, and how such a message is written.
-
-A message says what is wrong, where, what was expected and what to do next. Broken invariants of our own code
-are ``assert``s, never these.
-"""
+"""The exceptions for users' mistakes, and the form of their messages; see "Style" in CONTRIBUTING.md."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ class RecordError(HanmoError):
 
     @classmethod
     def at(cls, where: str, problem: str) -> RecordError:
-        """Of the record at ``where``: "file:line", or any other place that its maker gave it."""
+        """The error of the record at ``where``: "file:line", or any other place that its maker gave it."""
         file, _, line = where.rpartition(":")
         return cls(file, int(line), problem) if line.isdecimal() else cls(where, 0, problem)
 
@@ -43,7 +39,7 @@ class VocabularyError(HanmoError):
 
 
 class DivergedError(HanmoError):
-    """Training has produced a loss or a gradient that is not a finite number, or a loss that has exploded."""
+    """A loss or a gradient of a training is not finite, or the loss has exploded."""
 
 
 class NotANumberError(HanmoError):
@@ -79,7 +75,7 @@ def quoted(error: BaseException) -> str:
 
 
 def without_advice(message: str) -> str:
-    """A library's message in one line, without the sentences that tell how to switch a protection off.
+    """A library's message in one line, without sentences that tell how to switch a protection off.
 
     >>> without_advice("Cannot load a.bin. Set `weights_only` to `False` if you trust it.")
     'Cannot load a.bin.'

@@ -1,4 +1,4 @@
-"""Atomic writing of files, strictly valid JSON, data files of packages, and checks of file names from untrusted files."""
+"""Atomic writing of files, strictly valid JSON, data files of packages, checks of file names in untrusted files."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def system_errors() -> Iterator[None]:
-    """Raise as OSError what the system makes native code of safetensors and tokenizers fail with, such as a full disk."""
+    """Raise an OSError for an error of the system, such as a full disk, that native code raises as something else."""
     try:
         yield
     except Exception as error:
@@ -68,9 +68,8 @@ def json_text(value: Any, indent: int | None = None) -> str:
         path = next(_not_finite(value, "the result"), None)
         if path is None:
             raise
-        raise NotANumberError(
-            f"{path}, which JSON cannot express and no result should be; please report how it came"
-        ) from None
+        problem = "which JSON cannot express and no result should be; please report how it came"
+        raise NotANumberError(f"{path}, {problem}") from None
 
 
 _DECODER = json.JSONDecoder()
@@ -134,10 +133,7 @@ def _not_finite(value: Any, path: str) -> Iterator[str]:
 
 
 def plain_name(name: object, source: str | Path) -> str:
-    """Check a name of a file or folder that the file ``source`` contains, so that it cannot lead out of its folder.
-
-    CheckpointError if it is no text, empty, a path, ``..``, or has characters that are special on some system.
-    """
+    """The name of a file or folder in the file ``source``; CheckpointError unless it is a plain name on every system."""
     if not isinstance(name, str) or not name:
         problem = "is no name of a file"
     elif name.rstrip(" .") != name:  # Windows drops them; . and .. are no names anywhere
@@ -156,11 +152,7 @@ def plain_name(name: object, source: str | Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, which may hold NaN and infinity, as transformers writes some.
-
-    Raises:
-        CheckpointError: it is not valid JSON, holds half of a character, or is no object.
-    """
+    """The object in a JSON file, which may hold NaN and infinity, as transformers writes some; or a CheckpointError."""
     try:
         content = json.loads(text := path.read_text(encoding="utf-8"))
         check_characters(content, text)

@@ -6,8 +6,6 @@ Files that the new folder keeps from the old one are hard-linked into it before 
     .NAME.tmp       the new one while it is written
     .NAME.new       the new one when all of it is on the disk
     .NAME.old       the former one, while the new one is renamed to NAME
-
-``recover`` completes a replacement that was interrupted.
 """
 
 import contextlib
@@ -27,8 +25,8 @@ Keep = Callable[[str], bool]  # whether an entry of this name is kept from the f
 def new_folder(folder: str | Path, keep: Keep = lambda name: False) -> Iterator[Path]:
     """A draft folder that takes its real name when the block ends without an error and is removed otherwise.
 
-    ``keep``: which entries of an existing folder stay unless the draft has an entry of that name. CheckpointError if it
-    cannot be written, and then nothing has changed; InUseError if another run writes it.
+    ``keep``: which entries of an existing folder stay unless the draft has one of that name. CheckpointError if it cannot
+    be written, and then nothing has changed; InUseError if another run writes it.
     """
     place = Path(os.path.realpath(folder))  # resolves links in a circle too
     draft = place.with_name(f".{place.name}.tmp")
@@ -44,9 +42,8 @@ def new_folder(folder: str | Path, keep: Keep = lambda name: False) -> Iterator[
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
-        raise CheckpointError(
-            f"{folder}: cannot be written: {error.strerror or error}; nothing has been changed"
-        ) from error
+        problem = f"cannot be written: {error.strerror or error}; nothing has been changed"
+        raise CheckpointError(f"{folder}: {problem}") from error
 
 
 def finish_folder(folder: Path, draft: Path, keep: Keep) -> None:
@@ -70,10 +67,7 @@ def finish_folder(folder: Path, draft: Path, keep: Keep) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Complete a replacement that was interrupted. The caller holds the folder's lock.
-
-    CheckpointError if another folder has been put in its place since; the message says what to do.
-    """
+    """Complete a replacement that was interrupted, under the folder's lock; CheckpointError if the folder came again."""
     new, old = _places(folder)
     if not os.path.lexists(folder) and old.exists():
         (new if new.exists() else old).rename(folder)
@@ -87,10 +81,7 @@ def recover(folder: Path) -> None:
 
 
 def recover_missing(folder: Path) -> None:
-    """``recover`` a missing folder before it is read, if its replacement was interrupted.
-
-    CheckpointError, with what to do, if nothing can be renamed here; InUseError if it is being replaced right now.
-    """
+    """``recover`` a missing folder before it is read; CheckpointError if that fails, InUseError during a replacement."""
     if not folder.name or os.path.lexists(folder):
         return
     new, old = _places(folder)

@@ -1,7 +1,7 @@
 """Limits of memory and time for reading untrusted files that are small programs, such as a tokenizer's rewriting rules.
 
-Such a file is first read in a forked process, which starts within milliseconds with everything imported. (Chat templates
-have a long-lived process instead, see families/huggingface/templates.py.)
+Such a file is first read in a forked process, which starts within milliseconds; families/huggingface/templates.py has a
+long-lived process instead.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ _MEMORY_ENDED = 3  # exit status
 
 
 def run_within_limits(task: Callable[[], object], what: str, size: int = 0) -> None:
-    """Check in a forked process that ``task`` ends within the limits; its result and its own errors are discarded.
+    """Check in a forked process (not on Windows) that ``task`` ends within the limits; discard its result and errors.
 
-    Where the system cannot fork (Windows), nothing is checked. The limits grow with ``size``, the bytes that are read.
-    CheckpointError, beginning with ``what``, if it exceeded the memory or the time, or crashed.
+    The limits grow with ``size``, the bytes that are read. CheckpointError, beginning with ``what``, if ``task`` exceeds
+    the memory or the time, or crashes.
     """
     if not hasattr(os, "fork"):
         return

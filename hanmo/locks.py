@@ -1,8 +1,7 @@
 """Lock files that keep two runs from writing to the same place; each names its holder.
 
-The operating system releases a lock when its process ends in any way, so a killed run never blocks the next one. On network
-file systems with lock support (NFS with its lock service, Lustre with ``flock``) a lock also holds across machines. On a
-file system without locks a warning is printed and the run goes on unprotected.
+The operating system releases a lock when its process ends in any way, so a killed run never blocks the next one. Locks
+hold across machines where a network file system supports them. Where there are none, a warning is printed instead.
 """
 
 import errno
@@ -35,12 +34,8 @@ _held: set[int] = set()  # file descriptors of the locks that this process holds
 def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
     """Lock ``target`` against other runs until the block ends. Under torchrun only the main process locks.
 
-    Args:
-        lock: the file to lock, which is removed at the end: ``.NAME.lock`` beside the target if it is replaced (the
-            default), or ``.lock`` inside if it is written file by file. A run that holds one keeps out those that want the other.
-
-    Raises:
-        InUseError: another run holds it; the message names its process, machine, start and command.
+    ``lock``: the file to lock, which is removed at the end: ``.NAME.lock`` beside the target (the default) or ``.lock``
+    inside; either keeps out runs that want the other. InUseError, which names the holder, if another run holds one.
     """
     if not main_process():
         yield
@@ -61,7 +56,7 @@ def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def holding_inside(folder: str | Path) -> Iterator[None]:
-    """``holding`` with the lock inside the folder, which is written file by file; a new folder that stays empty is removed."""
+    """``holding`` with the lock inside the folder, for writing file by file; a new folder that stays empty is removed."""
     folder = Path(folder)
     fresh = not folder.exists()
     try:
@@ -120,7 +115,11 @@ def _check_free(path: Path, target: str | Path) -> None:
 
 
 def _in_use(descriptor: int, target: str | Path) -> InUseError:
-    holder = _holder(os.read(descriptor, 4096))
+    holder = "another process"
+    with suppress(ValueError, KeyError, TypeError):  # the holder has not written it yet
+        about = json.loads(os.read(descriptor, 4096))
+        holder = f"process {about['process']} on {about['machine']} since {about['since']} ({about['command']})"
+    holder = "".join(filter(str.isprintable, holder))
     return InUseError(f"{target}: in use by {holder}; wait until it ends, or give another place")
 
 
@@ -139,15 +138,6 @@ def _about_this_process() -> bytes:
         "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
     }
     return json.dumps(about, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-
-
-def _holder(content: bytes) -> str:
-    try:
-        about = json.loads(content)
-        text = f"process {about['process']} on {about['machine']} since {about['since']} ({about['command']})"
-    except (ValueError, KeyError, TypeError):  # the holder has not written it yet
-        return "another process"
-    return "".join(character for character in text if character.isprintable())
 
 
 def _let_go() -> None:

@@ -2,11 +2,7 @@
 
 Shape suffixes: N scored tokens, V vocabulary, B batch (rows or pairs), A predicting axis, G groups, K replies of a group.
 Masks are fp32 or bool, 1 on the tokens that count. A loss is one number per token or per pair: the caller divides the sum
-by the count of the whole optimizer step.
-
-Sources: Christiano et al. 2017 and Stiennon et al. 2020 (pairwise reward loss), Rafailov et al. 2023 (DPO), Azar et al. 2023
-(IPO), Schulman et al. 2016 and 2017 (GAE, PPO), Ziegler et al. 2019 (adaptive KL), Shao et al. 2024 (GRPO); the forms
-named "published" are those of the recorded specification (CLUE, section 4).
+by the count of the whole optimizer step. The "published" forms are those of the recorded specification (CLUE, section 4).
 """
 
 from dataclasses import dataclass
@@ -58,8 +54,7 @@ def token_entropies(logits_NV: Tensor) -> Tensor:
 def weighted_nll(logprob_BA: Tensor, weights_BA: Tensor, total: Tensor | float | None = None) -> Tensor:
     """Weighted negative log-likelihood, a scalar: sum(weights x -logprob) / total; both fp32, 0 where nothing is scored.
 
-    ``total``: the weights of the whole optimizer step, over all its batches and processes, so that 1 x 4 accumulation
-    equals 4 x 1; this batch's if None.
+    ``total``: the weights of the whole optimizer step, over all its batches and processes; this batch's if None.
     """
     if total is None:
         total = weights_BA.sum().clamp_min(torch.finfo(torch.float32).tiny)
@@ -70,19 +65,16 @@ def weighted_nll(logprob_BA: Tensor, weights_BA: Tensor, total: Tensor | float |
 
 
 def pairwise_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
-    """Bradley-Terry loss of each pair, -log sigmoid(chosen - rejected - margin), any one shape.
-
-    log sigmoid as one function: the published -log(sigmoid(x)) is infinite below -104.
-    """
+    """Bradley-Terry loss of each pair (Stiennon et al. 2020), -log sigmoid(chosen - rejected - margin), any one shape."""
+    # The published -log(sigmoid(x)) is infinite below -104.
     return -logsigmoid(chosen - rejected - margin)
 
 
 def tokenwise_loss(chosen_BA: Tensor, rejected_BA: Tensor, start_B: Tensor, end_B: Tensor) -> Tensor:
     """The published reward loss from 2023-05: the mean of the pairwise loss over places [start, end) of each pair, (B,).
 
-    ``start_B`` (int64) is the first place where the ids of the two texts differ. The published ``end_B`` (int64) is one past
-    the end of the longer text, which includes values on the padding of the shorter one (corrected: that of the shorter
-    one). The mean of an empty range is NaN as published and 0 here.
+    ``start_B`` (int64): the first place where the ids of the two texts differ. ``end_B`` (int64): one past the end of the
+    shorter text; of the longer as published, values on padding included. An empty range: 0, as published NaN.
     """
     place_A = torch.arange(chosen_BA.shape[1], device=chosen_BA.device)
     counts_BA = (place_A >= start_B[:, None]) & (place_A < end_B[:, None])
@@ -110,7 +102,7 @@ def preference_loss(
     kind: Literal["dpo", "ipo"] = "dpo",
     label_smoothing: float = 0.0,
 ) -> Preference:
-    """DPO or IPO from log-probabilities of whole responses, (B,) each.
+    """DPO (Rafailov et al. 2023) or IPO (Azar et al. 2023) from log-probabilities of whole responses, (B,) each.
 
     dpo: -log sigmoid(beta x margin), margin = (policy - reference) of the chosen minus that of the rejected one; label
     smoothing is the share of labels that count as reversed. ipo: (margin - 1 / (2 beta))^2, on log-probabilities that are
@@ -131,9 +123,8 @@ def preference_loss(
 def kl_estimates(logprob: Tensor, reference: Tensor, kind: Literal["k1", "k2", "k3", "published"]) -> Tensor:
     """Per token, an estimate of KL(policy || reference) from tokens drawn by the policy; any one shape.
 
-    With x = log policy - log reference: k1 is x, unbiased, of either sign; k2 is x^2 / 2, never negative, biased; k3 is
-    exp(-x) - 1 + x, never negative and unbiased; "published" is exp(x) - 1 - x, which on the policy's own tokens estimates
-    neither direction.
+    With x = log policy - log reference: k1, x, is unbiased; k2, x^2 / 2, is biased and never negative; k3,
+    exp(-x) - 1 + x, is both unbiased and never negative; "published", exp(x) - 1 - x, estimates neither direction.
     """
     x = logprob - reference
     if kind == "k1":
@@ -144,7 +135,7 @@ def kl_estimates(logprob: Tensor, reference: Tensor, kind: Literal["k1", "k2", "
 
 
 def adapted_beta(beta: float, kl: float, target: float, horizon: float, count: int) -> float:
-    """The KL coefficient after ``count`` samples whose mean KL was ``kl``: beta (1 + clip(kl/target - 1, ±0.2) count/horizon)."""
+    """KL coefficient (Ziegler et al. 2019) after ``count`` samples: beta (1 + clip(kl/target - 1, ±0.2) count/horizon)."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return beta * (1 + error * count / horizon)
 
@@ -154,7 +145,7 @@ def token_rewards(
 ) -> Tensor:
     """Rewards of tokens, (B, A): -beta (log policy - log reference) on the mask, and the reply's score on its last token.
 
-    ``published``: the KL term at every place, padding included (the second published system).
+    ``published``: the KL term at every place, padding included.
     """
     penalty_BA = -beta * (logprob_BA - reference_BA)
     rewards_BA = penalty_BA if published else penalty_BA * mask_BA
@@ -166,9 +157,9 @@ def token_rewards(
 def gae(
     rewards_BA: Tensor, values_BA: Tensor, mask_BA: Tensor, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation: advantages and returns (advantages + values), (B, A) each, 0 off the mask.
+    """GAE (Schulman et al. 2016): advantages and returns (advantages + values), (B, A) each, 0 off the mask.
 
-    The value after the last token of a row is 0. The published forms run over padding too: their mask is all ones.
+    The value after the last token of a row is 0. As published, the mask is all ones.
     """
     mask_BA = mask_BA.bool()
     advantage_B = next_value_B = torch.zeros_like(values_BA[:, 0])
@@ -184,7 +175,7 @@ def gae(
 
 
 def whiten(x: Tensor, mask: Tensor | None = None, keep_mean: bool = False) -> Tensor:
-    """Values with mean 0 and (unbiased) variance 1 over the mask, and 0 elsewhere; None: over all, padding too, as published."""
+    """Values with mean 0 and (unbiased) variance 1 over the mask, 0 elsewhere; as published there is no mask."""
     mask = torch.ones_like(x) if mask is None else mask.to(x.dtype)
     mean, variance = masked_moments(x, mask)
     white = (x - mean) * torch.rsqrt(variance + 1e-8)
@@ -199,7 +190,7 @@ def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def group_advantages(rewards_GK: Tensor, scale: bool = True) -> Tensor:
-    """GRPO: each reply's reward less the mean of its group, over the group's standard deviation if ``scale``, (G, K)."""
+    """GRPO (Shao et al. 2024), (G, K): rewards less the mean of their group, over its standard deviation if ``scale``."""
     centred_GK = rewards_GK - rewards_GK.mean(1, keepdim=True)
     return centred_GK / (rewards_GK.std(1, keepdim=True) + 1e-4) if scale else centred_GK
 
@@ -232,7 +223,7 @@ class RunningMoments:
 def clipped_policy_loss(
     logprob_BA: Tensor, old_BA: Tensor, advantages_BA: Tensor, mask_BA: Tensor, clip: float
 ) -> Tensor:
-    """PPO's policy loss of each token, (B, A): max(-A ratio, -A clip(ratio, 1 ± clip)), 0 off the mask."""
+    """PPO's loss (Schulman et al. 2017) of each token, (B, A): max(-A ratio, -A clip(ratio, 1 ± clip)), 0 off the mask."""
     ratio_BA = ((logprob_BA - old_BA) * mask_BA).exp()
     losses_BA = torch.maximum(-advantages_BA * ratio_BA, -advantages_BA * ratio_BA.clamp(1 - clip, 1 + clip))
     return losses_BA * mask_BA

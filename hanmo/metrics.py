@@ -1,10 +1,9 @@
-"""Metrics of generated text, as pure functions of token sequences. For Chinese the tokens are characters.
+"""Metrics of generated text, between 0 and 1, as pure functions of token sequences (for Chinese: of characters).
 
-A text is any sequence of strings; a ``str`` is the sequence of its characters. Every sample has one hypothesis and
-one or more references. All values lie between 0 and 1. Two readings exist where EVA's published evaluation is off:
+Every sample has one hypothesis and one or more references. EVA's published evaluation has flaws:
 
 - published: Dist-k misses the last k-gram of every hypothesis, ROUGE-n compares two sets of n-grams over everything
-  joined, and an empty reference has no F1 and no ROUGE-L (here: an error). BLEU is as in the corrected reading.
+  joined, and an empty reference has no F1 and no ROUGE-L (here: an UnsupportedError).
 - corrected: every k-gram counts, ROUGE-n is a mean over samples, and where a reference has nothing to compare
   (it is empty, or shorter than n) the sample scores 1 if the hypothesis equals it and 0 otherwise.
 """
@@ -36,9 +35,8 @@ def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -
     """Corpus BLEU-1 to BLEU-4: of orders 1..k with equal weights (Papineni et al. 2002).
 
     Counts are clipped against all references of a sample; the brevity penalty uses the closest reference length, the
-    shorter of two equally close ones. A hypothesis shorter than n still adds 1 to the denominator of order n. The
-    j-th order without any match has precision 1 / (2^j x denominator) (Chen & Cherry 2014, method 3, base 2);
-    no matching token at all gives 0.
+    shorter of two equally close ones. A hypothesis shorter than n still adds 1 to the denominator of order n. The j-th
+    order without a match has precision 1 / (2^j x denominator) (Chen & Cherry 2014, method 3); no match at all gives 0.
     """
     _check(hypotheses, references)
     logs, unmatched = [], 0
@@ -65,43 +63,31 @@ def distinct(hypotheses: Sequence[Tokens], k: int, published: bool = False) -> f
 
 
 def unigram_f1(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], published: bool = False) -> float:
-    """Mean over samples of the best F1 between the bags of tokens of the hypothesis and of a reference.
-
-    Raises:
-        UnsupportedError: published, and a reference is empty.
-    """
-    if published:
-        _refuse_empty(references, "F1")
-    return _mean_score(_bag_f1, hypotheses, references)
+    """Mean over samples of the best F1 between the bags of tokens of the hypothesis and of a reference."""
+    return _mean_score(_bag_f1, hypotheses, references, "F1" if published else None)
 
 
 def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], published: bool = False) -> float:
     """ROUGE-L (Lin 2004): mean over samples of F from the longest common subsequence.
 
     F = (1 + beta^2) P R / (R + beta^2 P), beta = 1.2, with P and R each the best over the references.
-
-    Raises:
-        UnsupportedError: published, and a reference is empty.
     """
-    if published:
-        _refuse_empty(references, "ROUGE-L")
-    return _mean_score(_lcs_f, hypotheses, references)
+    return _mean_score(_lcs_f, hypotheses, references, "ROUGE-L" if published else None)
 
 
 def rouge_n(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int) -> Overlap:
-    """ROUGE-n (Lin 2004): means over samples of recall and F1 of clipped n-gram counts, each the best of the references."""
+    """ROUGE-n (Lin 2004): mean recall and F1 of clipped n-gram counts, each the best over a sample's references."""
     _check(hypotheses, references)
-    recalls, fs = [], []
-    for hypothesis, options in zip(hypotheses, references, strict=True):
-        overlaps = [_overlap(hypothesis, reference, n) for reference in options]
-        recalls.append(max(overlap.recall for overlap in overlaps))
-        fs.append(max(overlap.f for overlap in overlaps))
-    return Overlap(_mean(recalls), _mean(fs))
+    overlaps = [
+        [_overlap(hypothesis, reference, n) for reference in options]
+        for hypothesis, options in zip(hypotheses, references, strict=True)
+    ]
+    recalls = [max(overlap.recall for overlap in of_sample) for of_sample in overlaps]
+    return Overlap(_mean(recalls), _mean([max(overlap.f for overlap in of_sample) for of_sample in overlaps]))
 
 
 def rouge_n_published(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int) -> float:
-    """The published ROUGE-n: recall of the set of n-grams of all hypotheses joined against that of all first references
-    joined, so that n-grams run across samples. 0 if the references have no n-gram."""
+    """The published ROUGE-n, of all hypotheses and all first references joined: n-grams run across samples."""
     _check(hypotheses, references)
     found = set(ngrams(list(chain.from_iterable(hypotheses)), n))
     expected = set(ngrams(list(chain.from_iterable(options[0] for options in references)), n))
@@ -165,20 +151,19 @@ def _check(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]])
     assert all(references), "a sample without a reference"
 
 
-def _refuse_empty(references: Sequence[Sequence[Tokens]], metric: str) -> None:
-    for sample, options in enumerate(references):
-        if not all(options):
-            raise UnsupportedError(
-                f"sample {sample} (from 0): the published {metric} divides by zero for an empty reference; "
-                "leave that record out, or use the corrected reading, where it is defined"
-            )
-
-
 def _mean_score(
     score: Callable[[Tokens, Sequence[Tokens]], float],
     hypotheses: Sequence[Tokens],
     references: Sequence[Sequence[Tokens]],
+    published: str | None,
 ) -> float:
+    """The mean of a score over samples; ``published``: the name of a metric that refuses empty references."""
+    for sample, options in enumerate(references if published else ()):
+        if not all(options):
+            raise UnsupportedError(
+                f"sample {sample} (from 0): the published {published} divides by zero for an empty reference; "
+                "leave that record out, or use the corrected reading, where it is defined"
+            )
     _check(hypotheses, references)
     return _mean([score(hypothesis, options) for hypothesis, options in zip(hypotheses, references, strict=True)])
 

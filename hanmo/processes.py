@@ -1,4 +1,4 @@
-"""Which of the processes that torchrun started this one is. Reads the environment and imports nothing."""
+"""Which of the processes that torchrun started this one is, by its environment."""
 
 import os
 

@@ -1,8 +1,4 @@
-"""Rows: the form that examples of every family take, and how rows become batches.
-
-An example of any architecture is a Row: the model's inputs and, on the axis where the model predicts, ``labels[t]``, the
-token that the logits at ``t`` must predict, and ``weights[t]``, how much it counts. Shifting, decoder starts, mask tokens
-and two-dimensional positions are settled where rows are made; every later stage is the same code for all families.
+"""Rows: the form of the examples of every family (docs/architecture.md), and batches of them.
 
 Shape suffixes: B batch, R decoding rows, T input tokens, A predicting axis, P position dimensions.
 """
@@ -33,12 +29,12 @@ class Row:
     """One example, ready for the model.
 
     Attributes:
-        inputs: keyword arguments of the model's forward for one example, without the batch axis: (T,), (A,), (P, A)
-            or scalars; always with an ``attention_mask`` of ones over the input tokens.
-        labels: (A,) int64, ``IGNORE`` where nothing is scored.
-        weights: (A,) fp32, zero where nothing is scored. 1 everywhere makes the loss a mean over tokens.
+        inputs: keyword arguments of the model's forward without the batch axis, (T,), (A,), (P, A) or scalars; always
+            with an ``attention_mask`` of ones over the input tokens.
+        labels: (A,) int64, the token that the logits at each place must predict, or ``IGNORE``.
+        weights: (A,) fp32, how much each place counts; zero where nothing is scored.
         end: index on A of the last real input, where a reward model reads its value.
-        stream: rows of the same stream are consecutive segments of one text (families with memory), else None.
+        stream: rows of the same stream are consecutive segments of one text (families with memory).
     """
 
     inputs: dict[str, Tensor]
@@ -49,7 +45,7 @@ class Row:
 
     @classmethod
     def of(cls, inputs: dict[str, Tensor], labels: Sequence[int]) -> Row:
-        """A row in which every scored token counts 1 and A ends with the last real input."""
+        """A row of scored tokens that count 1 each, with A up to the last real input."""
         labels_A = torch.tensor(labels, dtype=torch.long)
         return cls(inputs, labels_A, (labels_A != IGNORE).float(), end=len(labels_A) - 1)
 
@@ -61,10 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The start of generation: the inputs of ``prefill`` for one example, and how positions go on.
-
-    The k-th new token (k = 0, 1, …) is fed at position ``start + k * step``, both (P,) int64.
-    """
+    """A prompt's inputs of ``prefill``; token k after it (from 0) is fed at ``start + k * step``, both (P,) int64."""
 
     inputs: dict[str, Tensor]
     start: Tensor
@@ -92,7 +85,7 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def split_at_difference(rows: Sequence[Sequence[int]]) -> list[list[Part]]:
-    """Rows that begin alike as their shared context and the scored rest of each; UnsupportedError if they share nothing."""
+    """Rows as the context that they share and the scored rest of each; UnsupportedError if they share nothing."""
     shared = min(min(common_length(rows[0], row), len(row) - 1) for row in rows)
     if not shared:
         raise UnsupportedError(

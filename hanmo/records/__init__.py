@@ -1,22 +1,12 @@
-"""The records hanmo reads and writes: what one line of data means, whatever file it came from."""
+"""The records that hanmo reads and writes: the content of a line of data, whatever file it came from."""
 
-from hanmo.records.reading import iter_records, json_array, json_lines, json_members, opened_text, read_records
-from hanmo.records.schemas import FORMS, ROLES, TURNS, json_record
-from hanmo.records.types import (
-    Dialogue,
-    Plain,
-    PromptResponse,
-    Record,
-    Rejects,
-    ScoredAnswers,
-    Text,
-    unanswered,
-    unasked,
-)
+from hanmo.records.reading import Plain, iter_records, json_array, json_lines, json_members, opened_text
+from hanmo.records.schemas import ROLES, TURNS, json_record, text_at
+from hanmo.records.types import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text, unanswered, unasked
 from hanmo.records.writing import record_writer, write_records
 
 __all__ = [
-    "FORMS", "ROLES", "TURNS", "Dialogue", "Plain", "PromptResponse", "Record", "Rejects", "ScoredAnswers", "Text",
-    "iter_records", "json_array", "json_lines", "json_members", "json_record", "opened_text", "read_records",
-    "record_writer", "unanswered", "unasked", "write_records",
+    "ROLES", "TURNS", "Dialogue", "Plain", "PromptResponse", "Record", "Rejects", "ScoredAnswers", "Text",
+    "iter_records", "json_array", "json_lines", "json_members", "json_record", "opened_text", "record_writer",
+    "text_at", "unanswered", "unasked", "write_records",
 ]  # fmt: skip

@@ -1,8 +1,4 @@
-"""Reads records from a file, whose form is recognised by its content.
-
-Plain text is one dialogue a line, turns separated by tabs (or one text a line, when asked for); JSON is one record a
-line, or one array of records. Any file may be gzip-compressed.
-"""
+"""Reads records from a file, whose form is recognised by its content: lines of text or of JSON, or a JSON array."""
 
 import gzip
 import io
@@ -18,41 +14,49 @@ from typing import IO, Any, Literal, TextIO
 from hanmo.errors import RecordError
 from hanmo.files import check_characters, data_at, data_of
 from hanmo.records.schemas import json_record
-from hanmo.records.types import Dialogue, Plain, Record, Rejects, Text, unanswered, unasked
+from hanmo.records.types import Dialogue, Record, Rejects, Text, unanswered, unasked
 
+Plain = Literal["dialogue", "text"]
 Reply = Literal["any", "needed", "waiting"]
 _CHECKS: dict[Reply, Callable[[Record], str | None]] = {"needed": unanswered, "waiting": unasked, "any": lambda _: None}
-Values = Iterator[tuple[int, Any]]  # line number from 1, and what stands there; a RecordError where it is unreadable
+Values = Iterator[tuple[int, Any]]  # line number from 1, and the value or, where it is unreadable, a RecordError
 CHUNK = 1 << 20  # characters read at once from an array
-
-
-def read_records(path: str | Path, rejects: Rejects | None = None, plain: Plain = "dialogue") -> list[Record]:
-    """All records of a file; see ``iter_records``."""
-    return list(iter_records(path, rejects, plain))
 
 
 def iter_records(
     path: str | Path, rejects: Rejects | None = None, plain: Plain = "dialogue", reply: Reply = "any"
 ) -> Iterator[Record]:
-    """The records of a file, one after the other.
+    """The records of a file, one after the other; ``plain``: what a line of plain text is, tab-separated turns or text.
 
-    Args:
-        rejects: takes bad records; without it the first one stops the reading with a RecordError.
-        plain: what a line of plain text is: the tab-separated turns of a dialogue, or running text.
-        reply: "needed": a record without a reply (one turn, or an empty one) is a bad record. "waiting": the reply may be
-            missing, but the prompt may not. "any": no check.
+    ``rejects`` takes bad records; without it the first one stops the reading with a RecordError. ``reply``: with "needed"
+    a record without a reply is bad; with "waiting" the reply may be missing, but the prompt may not.
     """
     path = Path(path)
     with opened_text(path) as file:
-        yield from _records(path, file, rejects, plain, reply)
+        read = _reader(path, file)
+        if read is _plain_values:
+            as_record: Callable[[Any, str], Record] = _dialogue_line if plain == "dialogue" else _text_line
+        else:
+            as_record = partial(json_record, waiting=reply == "waiting")
+        for line, value in read(path, file):
+            try:
+                if isinstance(value, RecordError):
+                    raise value
+                record = as_record(value, f"{path}:{line}")
+                if problem := _CHECKS[reply](record):
+                    raise ValueError(problem)
+            except ValueError as error:
+                bad = error if isinstance(error, RecordError) else RecordError(path, line, str(error))
+                if rejects is None:
+                    raise bad from None
+                rejects.errors.append(bad)
+            else:
+                yield record
 
 
 @contextmanager
 def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """A file of UTF-8, with or without a byte order mark: plain, gzip (.gz) or the only file of a .zip.
-
-    ``newline``: as for ``open``. Raises RecordError if there is no such file, it is damaged, or no UTF-8.
-    """
+    """A file of UTF-8, with or without a byte order mark: plain, .gz or the only one of a .zip; else a RecordError."""
     try:
         with _opened_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as file:
             yield file
@@ -76,28 +80,6 @@ def _opened_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
         if len(names) != 1:
             raise RecordError(path, 0, f"expected one file in the archive, found {len(names)}; unpack it")
         return archive.open(names[0])
-
-
-def _records(path: Path, file: TextIO, rejects: Rejects | None, plain: Plain, reply: Reply) -> Iterator[Record]:
-    read = _reader(path, file)
-    if read is _plain_values:
-        as_record: Callable[[Any, str], Record] = _dialogue_line if plain == "dialogue" else _text_line
-    else:
-        as_record = partial(json_record, waiting=reply == "waiting")
-    for line, value in read(path, file):
-        try:
-            if isinstance(value, RecordError):
-                raise value
-            record = as_record(value, f"{path}:{line}")
-            if problem := _CHECKS[reply](record):
-                raise ValueError(problem)
-        except (RecordError, ValueError) as error:
-            bad = error if isinstance(error, RecordError) else RecordError(path, line, str(error))
-            if rejects is None:
-                raise bad from None
-            rejects.errors.append(bad)
-        else:
-            yield record
 
 
 def _reader(path: Path, file: TextIO) -> Callable[[Path, TextIO], Values]:
@@ -135,7 +117,7 @@ def _text_line(line: str, where: str) -> Text:
 
 
 def json_lines(path: Path, file: TextIO) -> Values:
-    """Line number and value of every line that is not blank; a RecordError in place of a value that is not JSON."""
+    """Line number and value of every line that is not blank, or a RecordError where the line is not JSON."""
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
@@ -147,7 +129,7 @@ def json_lines(path: Path, file: TextIO) -> Values:
 def json_members(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
     """Line, key ("" in an array) and value of every member of the one array or object that a file holds.
 
-    Only the current member is in memory. A RecordError stands in place of a value that holds half a character, and is
+    Only the current member is in memory. A RecordError stands in place of a value that holds half a character. It is
     raised for damage, after which nothing can be trusted, and for text after the end.
     """
     scanner = _Scanner(path, file)
@@ -178,7 +160,7 @@ def json_members(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
 
 
 def json_array(path: Path, file: TextIO) -> Values:
-    """Line number and value of every member of an array, as from ``json_members``."""
+    """``json_members`` of an array, without keys."""
     return ((line, value) for line, _, value in json_members(path, file))
 
 

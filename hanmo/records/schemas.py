@@ -25,7 +25,7 @@ ROLES = {
 def json_record(value: Any, where: str, waiting: bool = False) -> Record:
     """The record that a JSON value stands for, see ``FORMS``; a ValueError says why it stands for none.
 
-    ``waiting``: the reply may be missing, as after messages that end with the user's; it is "" then.
+    ``waiting``: a reply that is missing, as after messages that end with the user's, is "".
     """
     if isinstance(value, list):
         return _dialogue(value, "", where, waiting)
@@ -35,18 +35,19 @@ def json_record(value: Any, where: str, waiting: bool = False) -> Record:
         return _preference(value, where)
     for key in TURNS:
         if isinstance(value.get(key), list):
-            return _dialogue(value[key], _text(value, "system", ""), where, waiting)
+            return _dialogue(value[key], text_at(value, "system", ""), where, waiting)
     if "instruction" in value:
         return _instruction({"output": "", **value} if waiting else value, where)
     if "prompt" in value:
         answered = {"answers", "response", "text", "completion"} & value.keys()
         return _prompt(value if answered or not waiting else {**value, "response": ""}, where)
     if "text" in value:
-        return Text(_text(value, "text"), where)
+        return Text(text_at(value, "text"), where)
     raise ValueError(f"keys {', '.join(map(repr, value)) or 'none'}; expected {FORMS}")
 
 
-def _text(value: dict[str, Any], key: str, default: str | None = None) -> str:
+def text_at(value: dict[str, Any], key: str, default: str | None = None) -> str:
+    """The text under a key, or ``default`` where it is missing or null; a ValueError if it is anything else."""
     found = value.get(key, default)
     if found is None and default is not None:
         return default
@@ -96,8 +97,8 @@ def _turn(turn: Any, number: int) -> tuple[str, str]:
 
 
 def _instruction(value: dict[str, Any], where: str) -> Record:
-    prompt = "\n".join(filter(None, (_text(value, "instruction"), _text(value, "input", ""))))
-    response, system = _text(value, "output"), _text(value, "system", "")
+    prompt = "\n".join(filter(None, (text_at(value, "instruction"), text_at(value, "input", ""))))
+    response, system = text_at(value, "output"), text_at(value, "system", "")
     history = value.get("history") or []
     if history:
         pairs = history if isinstance(history, list) else [history]
@@ -109,7 +110,7 @@ def _instruction(value: dict[str, Any], where: str) -> Record:
 
 
 def _prompt(value: dict[str, Any], where: str) -> Record:
-    prompt, prefix, system = _text(value, "prompt"), _text(value, "prefix", ""), _text(value, "system", "")
+    prompt, prefix, system = text_at(value, "prompt"), text_at(value, "prefix", ""), text_at(value, "system", "")
     if "answers" in value:
         history = value.get("history") or []
         if not isinstance(history, list) or not all(isinstance(turn, str) for turn in history):
@@ -117,7 +118,7 @@ def _prompt(value: dict[str, Any], where: str) -> Record:
         return ScoredAnswers(prompt, _answers(value["answers"]), prefix, system, where, tuple(history))
     for key in ("response", "text", "completion"):
         if key in value:
-            return PromptResponse(prompt, _text(value, key), prefix, system, where)
+            return PromptResponse(prompt, text_at(value, key), prefix, system, where)
     raise ValueError("'prompt' without 'response', 'text' or 'answers'")
 
 
@@ -126,24 +127,23 @@ def _preference(value: dict[str, Any], where: str) -> ScoredAnswers:
     if isinstance(prompt, list):
         asked: list[Any] | None = prompt
     elif prompt is not None:
-        asked = [_text({"prompt": prompt}, "prompt")]
+        asked = [text_at({"prompt": prompt}, "prompt")]
     elif "instruction" in value:
-        asked = ["\n".join(filter(None, (_text(value, "instruction"), _text(value, "input", ""))))]
+        asked = ["\n".join(filter(None, (text_at(value, "instruction"), text_at(value, "input", ""))))]
     else:
         asked = next((value[key] for key in TURNS if isinstance(value.get(key), list)), None)
-    chosen, rejected = (_answered(value[side], asked, _text(value, "system", ""), where) for side in SIDES)
+    chosen, rejected = (_answered(value[side], asked, text_at(value, "system", ""), where) for side in SIDES)
     if (chosen.turns[:-1], chosen.system) != (rejected.turns[:-1], rejected.system):
         raise ValueError("'chosen' and 'rejected' do not answer the same turns")
     *history, prompt = chosen.turns[:-1]
     answers = ((chosen.turns[-1], 1.0), (rejected.turns[-1], 0.0))
-    return ScoredAnswers(prompt, answers, _text(value, "prefix", ""), chosen.system, where, tuple(history))
+    return ScoredAnswers(prompt, answers, text_at(value, "prefix", ""), chosen.system, where, tuple(history))
 
 
 def _answered(answer: Any, asked: list[Any] | None, system: str, where: str) -> Dialogue:
     """The dialogue that ends in a chosen or rejected answer: a text, a message, or a conversation whose last turn it is.
 
-    Args:
-        asked: the turns before the answer; None: those of the conversation.
+    ``asked``: the turns before the answer; None: those of the conversation.
     """
     *before, answer = answer or [""] if isinstance(answer, list) else [answer]
     turns = [*(before if asked is None else asked)]
@@ -165,5 +165,5 @@ def _answers(answers: Any) -> tuple[tuple[str, float], ...]:
             raise ValueError(f'answer {number}: expected {{"answer": text, "score": number}}')
         if not abs(score) <= sys.float_info.max:  # true of NaN as well
             raise ValueError(f"answer {number} has the score {str(score)[:20]}; expected a finite number")
-        pairs.append((_text(answer, "answer"), float(score)))
+        pairs.append((text_at(answer, "answer"), float(score)))
     return tuple(pairs)

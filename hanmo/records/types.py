@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from hanmo.errors import RecordError
 from hanmo.files import json_text, write_text
@@ -23,7 +22,7 @@ class Text:
 class Dialogue:
     """Turns of the user and the assistant, alternating. The last turn is the reply to learn or to generate.
 
-    ``ids``: in a chat, the token ids of each generated turn, whose text is never tokenised again; None for other turns.
+    ``ids``: in a chat, the token ids of each generated turn, whose text is never tokenised again.
     """
 
     turns: tuple[str, ...]
@@ -32,14 +31,14 @@ class Dialogue:
     ids: tuple[tuple[int, ...] | None, ...] = field(default=(), compare=False)
 
     def replies(self) -> Iterator[Dialogue]:
-        """One dialogue for every reply: the turns up to it."""
+        """For every reply a dialogue that ends in it."""
         for end in range(2, len(self.turns) + 1):
             yield Dialogue(self.turns[:end], self.system, self.where)
 
 
 @dataclass(frozen=True)
 class PromptResponse:
-    """One prompt and the response to learn. ``prefix`` opens the response and is given, not learned ("答：")."""
+    """One prompt and the response to learn; ``prefix`` ("答：") opens the response and is given, not learned."""
 
     prompt: str
     response: str
@@ -50,10 +49,7 @@ class PromptResponse:
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """One prompt and several (answer, score) pairs, a higher score being the better answer: 1 chosen and 0 rejected.
-
-    ``history``: the turns before the prompt, where the answers end a dialogue.
-    """
+    """One prompt and (answer, score) pairs, a higher score being better; ``history``: the turns before the prompt."""
 
     prompt: str
     answers: tuple[tuple[str, float], ...]
@@ -63,7 +59,7 @@ class ScoredAnswers:
     history: tuple[str, ...] = ()
 
     def best(self) -> PromptResponse:
-        """The best answer (the first of equals) as the response to learn; the history stands before it, a line a turn."""
+        """The best answer (the first of equals) as the response to a prompt of all turns, a line each."""
         answer = max(self.answers, key=lambda pair: pair[1])[0]
         prompt = "\n".join((*self.history, self.prompt))
         return PromptResponse(prompt, answer, self.prefix, self.system, self.where)
@@ -76,11 +72,10 @@ class ScoredAnswers:
 
 
 Record = Text | Dialogue | PromptResponse | ScoredAnswers
-Plain = Literal["dialogue", "text"]
 
 
 def unanswered(record: Record) -> str | None:
-    """Why a record has no reply to learn from or compare with; None if it has one or is running text."""
+    """Why a record has no reply; None if it has one or is running text."""
     if isinstance(record, Text):
         return None
     if isinstance(record, Dialogue):
@@ -102,11 +97,7 @@ def unasked(record: Record) -> str | None:
 
 @dataclass
 class Rejects:
-    """Bad records that were passed over instead of stopping the reading.
-
-    Attributes:
-        skip_bad: pass over records that a family refuses; otherwise the first one stops the reading.
-    """
+    """Bad records that were passed over; without ``skip_bad`` one that a family refuses stops the reading instead."""
 
     errors: list[RecordError] = field(default_factory=list)
     skip_bad: bool = True
@@ -119,7 +110,7 @@ class Rejects:
         self.errors.append(RecordError.at(where, problem))
 
     def add_bad(self, error: RecordError) -> None:
-        """Add a bad record, or raise the error if bad records are not skipped."""
+        """Add a record that a family refuses, or raise the error if bad records are not skipped."""
         if not self.skip_bad:
             raise error
         self.errors.append(error)

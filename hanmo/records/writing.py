@@ -15,7 +15,7 @@ from hanmo.records.types import Dialogue, Record, ScoredAnswers
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Write records one a line, as JSON, or tab-separated if the name ends in .txt or .txt.gz; returns how many.
 
-    Raises RecordError for a record that tab-separated lines cannot hold without a change.
+    RecordError for a record that tab-separated lines cannot hold without a change.
     """
     count = 0
     with record_writer(path) as write:
@@ -26,7 +26,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
 @contextmanager
 def record_writer(path: str | Path) -> Iterator[Callable[[Record], None]]:
-    """``write_records`` for records that come one by one, e.g. to several files in turns."""
+    """``write_records`` for records that come one by one."""
     path, count = Path(path), 0
     as_line = _as_tabs if ".txt" in path.suffixes else _as_json
     with replacing(path) as temporary, _created(temporary, path.suffix == ".gz") as file:

@@ -14,7 +14,7 @@ from hanmo.checkpoints import save_model
 from hanmo.data.prepare import vocabulary
 from hanmo.demo.model import start_aligned
 from hanmo.families.base import OpenedModel
-from hanmo.records import read_records
+from hanmo.records import iter_records
 from tests import processes
 from tests.places import DATA, needs_data
 
@@ -41,7 +41,7 @@ def fresh(folder: Path) -> Path:
     import torch
 
     family: Any = families.load("eva")
-    texts = [turn for dialogue in read_records(FOLDER / "train.txt.gz") for turn in dialogue.turns]  # type: ignore[union-attr]
+    texts = [turn for dialogue in iter_records(FOLDER / "train.txt.gz") for turn in dialogue.turns]  # type: ignore[union-attr]
     folder.mkdir()
     tokens = vocabulary.build(texts, words=3000, min_count=20)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hanmo.data.prepare.from_source import read_source
+from hanmo.data.prepare.sources import SOURCES
 from hanmo.data.prepare.sources.reader import SourceReader
-from hanmo.records import Text, read_records
+from hanmo.records import Text, iter_records
 from tests.places import PARITY, VOCAB, load, needs_parity
 
 pytestmark = needs_parity("transformer_xl")
@@ -35,7 +35,7 @@ def test_prompts_and_texts(source: str, case: dict[str, Any], tmp_path: Path) ->
     path = tmp_path / "raw.jsonl"
     path.write_text(json.dumps(case["input"], ensure_ascii=False) + "\n", encoding="utf-8")
     reader = SourceReader()
-    records = [item.record for item in read_source(source, path, reader)]
+    records = [item.record for item in SOURCES[source](path, reader)]
     found = [("", r.text) if isinstance(r, Text) else (r.prompt, r.response) for r in records]
     assert found == list(zip(case["prompts"], case["texts"], strict=True))
     assert reader.dropped.total() == (not found)
@@ -47,7 +47,7 @@ def test_sections_and_their_summary(case: dict[str, Any], tmp_path: Path) -> Non
     tokenizer = _tokenizer()
     path = tmp_path / "raw.jsonl"
     path.write_text(json.dumps(case["input"], ensure_ascii=False) + "\n", encoding="utf-8")
-    items = list(read_source("wikipedia-sections", path, SourceReader()))
+    items = list(SOURCES["wikipedia-sections"](path, SourceReader()))
     assert len({item.key for item in items}) == 1  # one split
     *sections, summary = (tokenizer.encode_batch([item.record.prompt, item.record.response]) for item in items)
     end_of_piece = len(tokenizer)
@@ -62,7 +62,7 @@ def test_sections_and_their_summary(case: dict[str, Any], tmp_path: Path) -> Non
 def test_finetuning_records_are_read_as_they_are(case: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "raw.jsonl"
     path.write_text(json.dumps(case["input"], ensure_ascii=False) + "\n", encoding="utf-8")
-    (record,) = read_records(path)
+    (record,) = iter_records(path)
     assert ([record.prompt], [record.response]) == (case["prompts"], case["texts"])
 
 

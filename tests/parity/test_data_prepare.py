@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hanmo.data.prepare.from_source import read_source
+from hanmo.data.prepare.sources import SOURCES
 from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.data.rows.pairs import preferences
 from hanmo.records import ScoredAnswers
@@ -50,7 +50,7 @@ def _expected(case: dict[str, Any], era: str) -> list[dict[str, Any]]:
 def _read(path: Path, folder: Path, **switches: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     case = load(path)
     reader = SourceReader(seed=case["seed"], **switches)
-    records = [item.record for item in read_source(case["source"], _write(case, folder), reader)]
+    records = [item.record for item in SOURCES[case["source"]](_write(case, folder), reader)]
     return case, [
         {
             "prompt": record.prompt,

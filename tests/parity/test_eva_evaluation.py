@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hanmo.evaluation.dialogue import DialogueResult, evaluate
-from hanmo.records import read_records
+from hanmo.records import iter_records
 from tests.parity.eva_models import EVA, opened, settings
 from tests.places import load, needs_parity
 
@@ -23,7 +23,7 @@ def result(number: int) -> DialogueResult:
     case = CASES[number]
     return evaluate(
         opened(case["model"], case["args"]["rule_path"]),
-        read_records(EVA / case["file"]),
+        list(iter_records(EVA / case["file"])),
         settings(case["args"]),
         limit=case["enc_len"],
         response_limit=case["dec_len"],

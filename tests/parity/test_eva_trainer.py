@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainingArguments
 
 from hanmo.data.rows.dataset import make_rows
-from hanmo.records import Rejects, read_records
+from hanmo.records import Rejects, iter_records
 from hanmo.training.trainer import RowTrainer
 from tests.parity.eva_models import EVA, opened
 from tests.places import load, needs_parity
@@ -21,7 +21,7 @@ FORWARD = load(EVA / "forward.json", {})
 @pytest.mark.parametrize("batch, accumulation", [(None, 1), (1, None)])
 def test_first_steps(tmp_path: Path, batch: int | None, accumulation: int | None) -> None:
     padded = FORWARD[STEPS["model"]]["padded"]
-    records = read_records(EVA / "data" / "dialogues.txt")
+    records = list(iter_records(EVA / "data" / "dialogues.txt"))
     model = opened(STEPS["model"], None)
     lengths = (padded["dataset"]["enc_len"], padded["dataset"]["dec_len"])
     dropped = Rejects()

@@ -14,7 +14,7 @@ from torch import Tensor
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig
 from hanmo.families.transformer_xl.relative import visible
 from hanmo.families.transformer_xl.streams import stream_rows
-from hanmo.records import PromptResponse, read_records
+from hanmo.records import PromptResponse, iter_records
 from hanmo.rows import IGNORE, Part, Row, collate
 from tests.original_streams import crop_row, split_documents, stream_batches
 from tests.parity.transformer_xl_models import FOLDER, family, network
@@ -42,7 +42,7 @@ def rows(order: list[int], length: int) -> list[Row]:
 def test_documents() -> None:
     """The family makes the recorded ids of the data file's records."""
     speaker = family(TransformerXLConfig())
-    records = read_records(FOLDER / "loss" / "finetune.jsonl")
+    records = list(iter_records(FOLDER / "loss" / "finetune.jsonl"))
     assert len(records) == len(DOCUMENTS)
     for record, recorded in zip(records, DOCUMENTS, strict=True):
         assert record == PromptResponse(

@@ -12,7 +12,7 @@ from hanmo.demo.corpus import build
 from hanmo.demo.corpus.derive import numeral
 from hanmo.demo.corpus.template import HELD_OUT, TEMPLATES, Template
 from hanmo.errors import UnsupportedError
-from hanmo.records import read_records
+from hanmo.records import iter_records
 
 END_MARKS = str.maketrans("", "", "。？！")
 
@@ -144,7 +144,7 @@ def test_the_command_writes_what_the_report_of_it_says(tmp_path):
     run = CliRunner().invoke(app, ["data", "corpus", str(tmp_path), "--size", "50", "--per-topic", "2", "--json"])
     assert run.exit_code == 0, run.output
     said = json.loads(run.stdout)
-    train, valid = read_records(tmp_path / "train.jsonl"), read_records(tmp_path / "valid.jsonl")
+    train, valid = list(iter_records(tmp_path / "train.jsonl")), list(iter_records(tmp_path / "valid.jsonl"))
     assert (len(train), len(valid)) == (said["train_dialogues"], said["valid_dialogues"])
     assert sum(said["topics"].values()) == len(valid) and set(said["topics"].values()) == {2}
     assert train == build.build(50, 0, 2).train

@@ -19,7 +19,7 @@ from hanmo.data.prepare.cleaning.personal import found, masked
 from hanmo.data.prepare.cleaning.recipe import Recipe, build, load, named
 from hanmo.data.prepare.cleaning.statistics import Fluency, Relevance
 from hanmo.errors import ConfigError, HanmoError, RecordError
-from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text, read_records, write_records
+from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text, iter_records, write_records
 
 SUBJECTS = ["我妈", "同事小李", "隔壁老王", "我弟弟", "数学老师", "楼下的阿姨", "我的室友", "老板", "表姐", "班长"]
 ACTS = [
@@ -156,7 +156,7 @@ def test_planted_duplicates_recall_and_precision(tmp_path: Path) -> None:
     near = [text[:50] + "了" + text[51:] for text in base[100:200]]
     write_records(tmp_path / "in.jsonl", [Text(text) for text in base + same + near])
     done = _run(build(["same_sessions", {"near_duplicates": {"threshold": 0.7}}], "test"), tmp_path)
-    kept = {record.text for record in read_records(tmp_path / "out.jsonl")}
+    kept = {record.text for record in iter_records(tmp_path / "out.jsonl")}
     assert done.steps["same_sessions"].removed == 100
     assert done.steps["near_duplicates"].removed >= 97
     assert len(kept & set(base)) == 400
@@ -312,7 +312,7 @@ def test_scored_answers_lose_only_the_bad_ones(tmp_path: Path) -> None:
         [ScoredAnswers("新闻", (bad, good)), ScoredAnswers("新闻二", (bad,)), PromptResponse("问", "答")],
     )
     done = _run(build(["personal"], "test"), tmp_path)
-    assert read_records(tmp_path / "out.jsonl") == [ScoredAnswers("新闻", (good,)), PromptResponse("问", "答")]
+    assert list(iter_records(tmp_path / "out.jsonl")) == [ScoredAnswers("新闻", (good,)), PromptResponse("问", "答")]
     assert done.steps["personal"].removed == 2
 
 

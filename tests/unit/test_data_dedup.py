@@ -9,7 +9,7 @@ import pytest
 
 from hanmo.data.prepare import dedup
 from hanmo.data.prepare.cleaning.duplicates import SameSessions
-from hanmo.data.prepare.dedup import LshIndex, near_pairs, shingles, signature, similarity
+from hanmo.data.prepare.dedup import LshIndex, NearTexts, shingles, signature, similarity
 from hanmo.records import Text
 
 
@@ -80,7 +80,9 @@ def test_a_text_that_differs_in_punctuation_and_space_has_come_before() -> None:
     assert [fault is not None for fault in faults] == [False, True, False, True]
 
 
-def test_near_pairs_name_the_most_alike() -> None:
+def test_the_nearest_text_is_the_most_alike() -> None:
     known = _texts(50, 2)
-    found = list(near_pairs(known, [known[9] + "也", "别的"], 0.8))
-    assert [(number, place) for number, place, _ in found] == [(0, 9)]
+    texts = NearTexts(known)
+    number, share = texts.nearest(known[9] + "也")
+    assert number == 9 and share >= 0.8
+    assert texts.nearest("别的")[1] < 0.8

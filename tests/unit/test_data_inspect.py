@@ -13,7 +13,7 @@ from hanmo import cli
 from hanmo.data.prepare.inspection import inspect_file, page
 from hanmo.data.prepare.vocabulary import build
 from hanmo.errors import RecordError
-from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, read_records, write_records
+from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, iter_records, write_records
 
 RECORDS: list[Record] = [
     Dialogue(("你好吗", "我很好")),
@@ -126,7 +126,7 @@ def test_from_raw_files_to_a_store(run: Run, tmp_path: Path) -> None:
     files = prepared["files"]
     assert run("contamination", files["train"], files["dev"], files["test"])["code"] == 0
     contaminated = tmp_path / "contaminated.jsonl"
-    write_records(contaminated, [*read_records(files["dev"]), read_records(files["train"])[5]])
+    write_records(contaminated, [*iter_records(files["dev"]), list(iter_records(files["train"]))[5]])
     found = run("contamination", files["train"], contaminated)
     assert (found["code"], found["contaminated_records"]) == (1, 1)
     cleaned = run(

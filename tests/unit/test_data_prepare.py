@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.data.prepare.from_source import prepare, read_source
+from hanmo.data.prepare.from_source import prepare
+from hanmo.data.prepare.sources import SOURCES
 from hanmo.data.prepare.sources.dialogues import unspaced
 from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.data.prepare.splits import Shares
@@ -22,15 +23,15 @@ from hanmo.records import (
     PromptResponse,
     Rejects,
     ScoredAnswers,
+    iter_records,
     json_members,
     opened_text,
-    read_records,
     reading,
 )
 
 
 def _records(source: str, place: Path, **switches: Any) -> list[Any]:
-    return [item.record for item in read_source(source, place, SourceReader(**switches))]
+    return [item.record for item in SOURCES[source](place, SourceReader(**switches))]
 
 
 def _json(path: Path, value: Any) -> Path:
@@ -80,7 +81,7 @@ def test_negatives_never_leave_their_split(tmp_path: Path) -> None:
     path.write_text("\n".join(f"{a} {a[::-1]}" for a in halves), encoding="utf-8")
     shares = Shares(0.2, 0.2)
     owner = {half: shares.split(half) for half in halves}
-    for item in read_source("couplets", path, SourceReader(shares=shares)):
+    for item in SOURCES["couplets"](path, SourceReader(shares=shares)):
         assert {owner[text] for text, _ in item.record.answers} == {shares.split(item.key)}
     assert set(owner.values()) == {"train", "dev", "test"}
 
@@ -119,7 +120,7 @@ def test_poetry_does_not_look_at_the_folders_above(folder: str, tmp_path: Path) 
         path.parent.mkdir(parents=True, exist_ok=True)
         _json(path, [entry])
     reader = SourceReader()
-    prompts = [item.record.prompt for item in read_source("poetry", tmp_path / folder, reader)]
+    prompts = [item.record.prompt for item in SOURCES["poetry"](tmp_path / folder, reader)]
     assert prompts == [
         "以曹操的风格，写一首古体诗，题为观沧海",
         "以李白的风格，写一首五言诗，题为静夜思",
@@ -172,7 +173,7 @@ def test_chats_are_cut_to_whole_exchanges(tmp_path: Path) -> None:
     ]
     path = _json(tmp_path / "chat.json", [{"conversations": case} for case in cases])
     reader = SourceReader()
-    found = [item.record for item in read_source("sharegpt", path, reader)]
+    found = [item.record for item in SOURCES["sharegpt"](path, reader)]
     assert found == [
         Dialogue(("human0", "gpt1")),
         Dialogue(("human1", "gpt2")),
@@ -205,7 +206,7 @@ def test_preferences_in_every_form(tmp_path: Path) -> None:
         {"prompt": "问", "chosen": "好", "rejected": "好"},
     ]
     reader = SourceReader()
-    found = [item.record for item in read_source("dpo", _json(tmp_path / "p.json", entries), reader)]
+    found = [item.record for item in SOURCES["dpo"](_json(tmp_path / "p.json", entries), reader)]
     two = (("好", 1.0), ("坏", 0.0))
     assert found == [
         ScoredAnswers("问", two),
@@ -232,7 +233,7 @@ def test_zhidao_wants_its_columns(tmp_path: Path) -> None:
 
 def test_unknown_source_and_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean couplets"):
-        _records("couplet", tmp_path)
+        prepare("couplet", tmp_path, tmp_path / "out", SourceReader())
     with pytest.raises(HanmoError, match="no files named"):
         _records("kdconv", tmp_path)
 
@@ -243,7 +244,7 @@ def test_splits_are_whole_and_stable_when_data_grows(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.json"
         path.write_text("\n".join(json.dumps(e, ensure_ascii=False) for e in entries), encoding="utf-8")
         done = prepare("baike", path, tmp_path / name, SourceReader(shares=Shares(0.1, 0.1)))
-        return {split: {r.prompt for r in read_records(file)} for split, file in done.files.items()}
+        return {split: {r.prompt for r in iter_records(file)} for split, file in done.files.items()}
 
     small, large = run(300, "small"), run(600, "large")
     assert sum(map(len, large.values())) == 600
@@ -307,7 +308,7 @@ def test_damage_in_an_array_names_line_and_column(chunk: int, tmp_path: Path, mo
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"},\n {"text": "b"}, {"text": x}]', encoding="utf-8")
     with pytest.raises(RecordError, match=r"a\.json:2: not JSON: Expecting value at column 26"):
-        read_records(path)
+        list(iter_records(path))
 
 
 @pytest.mark.parametrize("published", [False, True])

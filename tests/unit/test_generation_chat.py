@@ -18,7 +18,7 @@ from hanmo.generation.defaults import decoding_settings
 from hanmo.generation.prompts import read_prompts
 from hanmo.generation.settings import Settings
 from hanmo.generation.text import GrowingText
-from hanmo.records import Dialogue, PromptResponse, Text, read_records
+from hanmo.records import Dialogue, PromptResponse, Text, iter_records
 from tests.unit.decoding_peers import eva
 from tests.unit.tiny import tiny
 
@@ -62,7 +62,7 @@ def test_clear_and_save(opened, tmp_path):
     reply = chat.reply("好", sampler=scripted(ids_of(opened, "不")))
     assert reply.context.full_ids == (*ids_of(opened, "你好"), *ids_of(opened, "好"))
     assert chat.save(tmp_path / "talk.jsonl") == 2
-    assert read_records(tmp_path / "talk.jsonl") == [
+    assert list(iter_records(tmp_path / "talk.jsonl")) == [
         Dialogue(("今天", "很好", "明天", "很好"), "你好"),
         Dialogue(("好", "不"), "你好"),
     ]
@@ -163,7 +163,7 @@ def test_console_commands(opened, monkeypatch, capsys, tmp_path):
     assert "'x' is not a whole number" in output.err
     assert "did you mean /save" in output.err and "/save needs a file name" in output.err
     assert "temperature = 0.5" in output.out and "seed = 3" in output.out and "/set KEY VALUE" in output.out
-    assert [record.turns[0] for record in read_records(file)] == ["今天", "明天"]
+    assert [record.turns[0] for record in iter_records(file)] == ["今天", "明天"]
     assert "Usr >>> 好" not in output.out
 
 

@@ -20,7 +20,6 @@ from hanmo.records import (
     ScoredAnswers,
     Text,
     iter_records,
-    read_records,
     write_records,
 )
 from tests.places import DATA, needs_data
@@ -74,7 +73,7 @@ LINE_CASES = [
 def test_a_record_a_line(tmp_path: Path, suffix: str, value: Any, record: Record) -> None:
     line = json.dumps(value, ensure_ascii=False)
     path = _write(tmp_path / f"data{suffix}", f"\n{line}\n{line}\n")
-    records = read_records(path)
+    records = list(iter_records(path))
     assert records == [record, record]
     assert [r.where for r in records] == [f"{path}:2", f"{path}:3"]
 
@@ -84,7 +83,7 @@ def test_a_record_a_line(tmp_path: Path, suffix: str, value: Any, record: Record
 def test_an_array_of_records(tmp_path: Path, suffix: str, indent: int | None) -> None:
     text = json.dumps([value for value, _ in FORMS], ensure_ascii=False, indent=indent)
     path = _write(tmp_path / f"data{suffix}", text)
-    records = read_records(path)
+    records = list(iter_records(path))
     assert records == [record for _, record in FORMS]
     if indent:  # every record's line is where its object begins
         starts = [n for n, line in enumerate(text.split("\n"), 1) if line in (" " * indent + "{", " " * indent + "[")]
@@ -94,7 +93,7 @@ def test_an_array_of_records(tmp_path: Path, suffix: str, indent: int | None) ->
 def test_an_array_of_texts_is_an_array_of_bad_records(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.json", '["a", "b"]')
     with pytest.raises(RecordError, match=r"a\.json:1: found str, expected one of"):
-        read_records(path)
+        list(iter_records(path))
 
 
 def test_tab_separated_dialogues(tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_tab_separated_dialogues(tmp_path: Path) -> None:
         "\u3000",
     ]
     path = _write(tmp_path / "train.txt", "".join(lines))
-    assert read_records(path) == [
+    assert list(iter_records(path)) == [
         Dialogue(("你好", " 嗨 ", "再见")),
         Dialogue(("[笑]一句", "好")),
         Dialogue(("空", "", "中")),
@@ -121,27 +120,27 @@ def test_tab_separated_dialogues(tmp_path: Path) -> None:
 def test_a_text_dialogue_may_begin_with_a_bracket(tmp_path: Path) -> None:
     for first in ("[笑]你好\t嗨", "{心}\t嗨", "[", "[1]\t二"):
         path = _write(tmp_path / "a.txt", f"{first}x\n二\t三\n")
-        assert read_records(path) == [Dialogue(tuple(f"{first}x".split("\t"))), Dialogue(("二", "三"))]
+        assert list(iter_records(path)) == [Dialogue(tuple(f"{first}x".split("\t"))), Dialogue(("二", "三"))]
 
 
 def test_plain_text_one_a_line_on_request(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.txt", " 首行\t有制表符\n\n次行\u2028仍是次行\n")
-    assert read_records(path, plain="text") == [Text(" 首行\t有制表符"), Text("次行\u2028仍是次行")]
+    assert list(iter_records(path, plain="text")) == [Text(" 首行\t有制表符"), Text("次行\u2028仍是次行")]
 
 
 def test_u2028_does_not_split_a_json_line(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.jsonl", '{"text": "a\u2028b\x85c"}\n{"text": "d"}\n')
-    assert read_records(path) == [Text("a\u2028b\x85c"), Text("d")]
+    assert list(iter_records(path)) == [Text("a\u2028b\x85c"), Text("d")]
 
 
 def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
-    assert read_records(_write(tmp_path / "a.txt", "\ufeff你好\t嗨\n")) == [Dialogue(("你好", "嗨"))]
+    assert list(iter_records(_write(tmp_path / "a.txt", "\ufeff你好\t嗨\n"))) == [Dialogue(("你好", "嗨"))]
 
 
 def test_an_empty_file_has_no_records(tmp_path: Path) -> None:
     for name in ("a.txt", "a.jsonl", "a.json", "a.jsonl.gz"):
-        assert read_records(_write(tmp_path / name, "")) == []
-    assert read_records(_write(tmp_path / "b.json", "[ ]")) == []
+        assert list(iter_records(_write(tmp_path / name, ""))) == []
+    assert list(iter_records(_write(tmp_path / "b.json", "[ ]"))) == []
 
 
 BAD = [
@@ -172,12 +171,12 @@ BAD = [
 def test_a_bad_record_says_where_and_why(tmp_path: Path, line: str, message: str) -> None:
     path = _write(tmp_path / "a.jsonl", f'{{"text": "x"}}\n{line}\n{{"text": "y"}}\n')
     with pytest.raises(RecordError) as error:
-        read_records(path)
+        list(iter_records(path))
     assert str(error.value).startswith(f"{path}:2: ")
     assert message in str(error.value)
 
     rejects = Rejects()
-    assert read_records(path, rejects) == [Text("x"), Text("y")]
+    assert list(iter_records(path, rejects)) == [Text("x"), Text("y")]
     assert [(e.line, e.path) for e in rejects.errors] == [(2, str(path))]
     rejects.write(tmp_path / "out" / "rejects.jsonl")
     written = json.loads((tmp_path / "out" / "rejects.jsonl").read_text(encoding="utf-8"))
@@ -196,23 +195,23 @@ def test_a_bad_record_says_where_and_why(tmp_path: Path, line: str, message: str
 def test_a_broken_array(tmp_path: Path, text: str, line: int, message: str) -> None:
     path = _write(tmp_path / "a.json", text)
     with pytest.raises(RecordError) as error:
-        read_records(path)
+        list(iter_records(path))
     assert str(error.value).startswith(f"{path}:{line}: ")
     assert message in str(error.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no such file"):
-        read_records(tmp_path / "none.txt")
+        list(iter_records(tmp_path / "none.txt"))
     (tmp_path / "a.txt").write_bytes("你好\t嗨".encode("gb18030"))
     with pytest.raises(RecordError, match="not UTF-8"):
-        read_records(tmp_path / "a.txt")
+        list(iter_records(tmp_path / "a.txt"))
     (tmp_path / "a.txt.gz").write_bytes(b"no gzip")
     with pytest.raises(RecordError, match="damaged gzip file"):
-        read_records(tmp_path / "a.txt.gz")
+        list(iter_records(tmp_path / "a.txt.gz"))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"abc\tdef\n" * 1000)[:-9])
     with pytest.raises(RecordError, match="damaged gzip file"):
-        read_records(tmp_path / "b.txt.gz")
+        list(iter_records(tmp_path / "b.txt.gz"))
 
 
 def test_the_best_answer_is_the_first_of_the_highest() -> None:
@@ -240,7 +239,7 @@ records = st.one_of(
 def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, some: list[Record], name: str) -> None:
     path = tmp_path_factory.mktemp("records") / name
     assert write_records(path, some) == len(some)
-    assert read_records(path) == some
+    assert list(iter_records(path)) == some
 
 
 turns = st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n{[")).map(str.strip)
@@ -250,7 +249,7 @@ turns = st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n{[")).map
 def test_tabs_are_written_and_read_back(tmp_path_factory: pytest.TempPathFactory, some: list[Record]) -> None:
     path = tmp_path_factory.mktemp("records") / "a.txt"
     assert write_records(path, some) == len(some)
-    assert read_records(path) == some
+    assert list(iter_records(path)) == some
 
 
 @pytest.mark.parametrize(

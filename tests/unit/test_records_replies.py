@@ -16,7 +16,7 @@ from hanmo.data.rows.dataset import make_rows
 from hanmo.data.rows.pairs import preferences
 from hanmo.errors import ConfigError, RecordError
 from hanmo.generation.prompts import read_prompts
-from hanmo.records import Dialogue, PromptResponse, Rejects, ScoredAnswers, iter_records, read_records
+from hanmo.records import Dialogue, PromptResponse, Rejects, ScoredAnswers, iter_records
 from hanmo.records.reading import Reply
 from hanmo.training.data_files import DataFiles
 from hanmo.training.rl.rewards import with_answers
@@ -54,9 +54,9 @@ def test_a_score_that_is_no_number_is_a_bad_record(score: str, tmp_path: Path) -
     line = line.replace("SCORE", score)
     path = written(tmp_path, GOOD, line)
     with pytest.raises(RecordError, match=r"data\.jsonl:2: answer 2"):
-        read_records(path)
+        list(iter_records(path))
     rejects = Rejects()
-    assert len(read_records(path, rejects)) == len(rejects) == 1
+    assert len(list(iter_records(path, rejects))) == len(rejects) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -220,7 +220,7 @@ NOT_PAIRS = [
 def test_answers_by_another_or_to_something_else_are_no_pair(value: Any, problem: str, tmp_path: Path) -> None:
     """They were taken as if the assistant had said them, and to the chosen answer's turns."""
     with pytest.raises(RecordError, match=rf"data\.jsonl:2: .*{problem}"):
-        read_records(written(tmp_path, GOOD, value))
+        list(iter_records(written(tmp_path, GOOD, value)))
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t"])
@@ -243,7 +243,7 @@ def test_json_that_holds_no_text_is_a_bad_record_everywhere(value: str, tmp_path
     line, good = f'{{"prompt": {value}, "response": "好"}}', '{"prompt": "\\ud83d\\ude00\\\\ud83d", "response": "好"}'
     path = written(tmp_path, good, "", line, good)
     with pytest.raises(RecordError, match=rf"data\.jsonl:3: {NO_TEXT[value]}"):
-        read_records(path)
+        list(iter_records(path))
     with pytest.raises(RecordError, match=rf"data\.jsonl:3: {NO_TEXT[value]}"):
         list(read_prompts(path))
     rejects = Rejects()
@@ -252,7 +252,7 @@ def test_json_that_holds_no_text_is_a_bad_record_everywhere(value: str, tmp_path
     with pytest.raises(RecordError, match=rf"data\.jsonl:3: {NO_TEXT[value]}"):
         list(SourceReader().json_objects(path))
     (tmp_path / "array.json").write_text(f"[\n{good},\n{line}\n]")
-    for read in (read_records, lambda path: list(SourceReader().json_values(path))):
+    for read in (lambda path: list(iter_records(path)), lambda path: list(SourceReader().json_values(path))):
         with pytest.raises(RecordError, match=rf"array\.json:3: {NO_TEXT[value]}"):
             read(tmp_path / "array.json")  # type: ignore[no-untyped-call]
 

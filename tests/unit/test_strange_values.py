@@ -76,7 +76,7 @@ def test_sources(name: str, tmp_path: Path) -> None:
     for value in variants(ENTRIES[name]):
         path.write_text(json.dumps(value) + "\n", encoding="utf-8")
         try:
-            list(SOURCES[name].read(path, SourceReader()))
+            list(SOURCES[name](path, SourceReader()))
         except HanmoError as error:
             refused += str(error).startswith(str(path))
     assert refused

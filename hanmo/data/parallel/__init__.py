@@ -1,1 +1,0 @@
-"""Work on large inputs in several processes or on several machines."""

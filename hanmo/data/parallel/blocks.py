@@ -1,7 +1,7 @@
 """Processes a large input block by block in several processes, and keeps finished blocks over interruptions.
 
-The result of a block is one file, written whole or not at all and never computed again. Results are read in the order
-of the blocks: neither the number of processes nor an interruption changes a byte of the output.
+The result of a block is a file. Files are read in the order of the blocks, so that neither the number of processes nor
+an interruption changes a byte of the output.
 """
 
 import json
@@ -43,7 +43,7 @@ def record_blocks(
 
 
 def job_folder(place: Path, job: dict[str, Any], inputs: Iterable[Path]) -> Path:
-    """The folder beside ``place`` for the results of a job; other settings or inputs have another one."""
+    """The folder beside ``place`` for the results of a job with these settings and inputs."""
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in inputs if path.is_file()]
     text = json.dumps([job, states], sort_keys=True, default=str)
     return place.with_name(f".{place.name}.{blake2b(text.encode(), digest_size=6).hexdigest()}.blocks")
@@ -51,9 +51,9 @@ def job_folder(place: Path, job: dict[str, Any], inputs: Iterable[Path]) -> Path
 
 @contextmanager
 def block_job(out: Path, job: dict[str, Any], inputs: Iterable[Path], share: tuple[int, int] | None) -> Iterator[Path]:
-    """The folder of results of a run that writes ``out``, or with ``share``, (rank, world), only results for it.
+    """The folder of results of a run that writes ``out``, removed at its end, or of a ``share``, (rank, world), of it.
 
-    The folder is removed when the run without ``share`` has finished. Raises InUseError if another run writes the same.
+    InUseError if another run writes the same.
     """
     with holding(out if share is None else out.with_name(f"{out.name}.{share[0]}-of-{share[1]}")):
         folder = job_folder(out, job, inputs)
@@ -68,18 +68,21 @@ def run_blocks(
     folder: Path,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
-    share: tuple[int, int] = (0, 1),
+    share: tuple[int, int] | None = None,
+    size: int = 1,
 ) -> list[Path]:
-    """Process every block; the result files in this folder, in order.
+    """Process all blocks, or of a ``share`` (rank, world) every ``world``-th from ``rank`` on; the result files in order.
 
-    Args:
-        work: can be pickled, if there are several workers.
-        progress: takes the number of blocks done.
-        share: (rank, world): only every ``world``-th block from ``rank`` on, where several machines share a disk.
+    ``work`` must be picklable for several workers. ``progress`` takes the number of blocks done, times ``size``.
     """
+
+    def report(done: int) -> None:
+        if progress:
+            progress(done * size)
+
     folder.mkdir(parents=True, exist_ok=True)
     results: list[Path] = []
-    rank, world = share
+    rank, world = share or (0, 1)
     shared = islice(enumerate(blocks), rank, None, world)
     first = list(islice(shared, max(workers, 1)))
     numbered = chain(first, shared)
@@ -89,8 +92,7 @@ def run_blocks(
             results.append(folder / f"{number:08d}")
             if not results[-1].exists():
                 _do(work, block, results[-1])
-            if progress:
-                progress(len(results))
+            report(len(results))
         return results
     # spawn: a fork of a process that runs threads (torch, tokenizers) may hang
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (work,)) as pool:
@@ -104,17 +106,14 @@ def run_blocks(
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
-                if progress:
-                    progress(len(results) - len(waiting))
+                report(len(results) - len(waiting))
         for future in waiting:
             future.result()
-    if progress:
-        progress(len(results))
+    report(len(results))
     return results
 
 
 def forget(folder: Path) -> None:
-    """Remove the results of a finished job."""
     shutil.rmtree(folder, ignore_errors=True)
 
 

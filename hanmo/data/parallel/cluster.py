@@ -1,7 +1,7 @@
 """Cleaning and tokenising in many processes or on many machines with the executors of datatrove.
 
 The tasks of a first pipeline share the blocks of the input, a second pipeline writes the result. Tasks need only a
-common disk; a task that was killed continues when it is started again. The result is byte for byte that of one process.
+common disk, for logs and marks of completed tasks too; a task that was killed continues when it is started again.
 """
 
 import sys
@@ -16,7 +16,7 @@ Job = Callable[..., Any]  # clean or tokenize with all its arguments but ``share
 
 
 class _Task(PipelineStep):
-    """A task's share of the blocks, or with ``finish`` what follows all shares: remaining blocks, duplicates, files."""
+    """A share of the blocks, or with ``finish`` the rest of the work."""
 
     type, name = "hanmo", "blocks"
 
@@ -30,19 +30,13 @@ class _Task(PipelineStep):
 
 
 def run_local(job: Job, tasks: int, workers: int, logs: Path) -> None:
-    """Run the shares, ``workers`` at a time, with datatrove's local executor; the caller finishes with ``job()``.
-
-    ``logs``: folder of datatrove's logs and of its marks of completed tasks.
-    """
+    """Run the shares, ``workers`` at a time, on this machine; the caller finishes with ``job()``."""
     steps, folder = [_Task(job)], str(logs)
     LocalPipelineExecutor(steps, tasks=tasks, workers=workers, logging_dir=folder, start_method="spawn").run()
 
 
 def run_slurm(job: Job, tasks: int, logs: Path, partition: str) -> str:
-    """Submit the shares as a job array and a finishing job that depends on it; returns the id of the latter.
-
-    The submitted scripts are in ``logs``: shares/launch_script.slurm and finish/launch_script.slurm.
-    """
+    """Submit the shares as a job array and a finishing job that depends on it; returns the id of the latter."""
 
     def jobs(name: str, step: _Task, tasks: int, **options: Any) -> SlurmPipelineExecutor:
         return SlurmPipelineExecutor(

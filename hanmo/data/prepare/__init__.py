@@ -1,1 +1,0 @@
-"""From published sources and raw text to clean records."""

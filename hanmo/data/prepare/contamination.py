@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
 
-from hanmo.data.prepare.dedup import near_pairs
+from hanmo.data.prepare.dedup import NearTexts
 from hanmo.data.prepare.normalisation import normalised
 from hanmo.data.prepare.passages import GRAM, Passages
 from hanmo.data.prepare.views import whole
@@ -24,9 +24,9 @@ _ROLES = {"text": "text", "prompt": "prompt", "context": "prompt", "question": "
 class Overlap:
     """A text of a held-out file that a training file has too.
 
-    ``kind``: what the text is in the held-out record: text, prompt, context, question (the last turn of a context),
-    answer; or "nearly the same", a whole record. ``form``: where it stands in training: "the same"; as "another turn"
-    (of a dialogue, or a prompt for an answer); "inside" of something longer; "" of whole records.
+    ``kind``: its role in the held-out record: text, prompt, context, question (the last turn of a context), answer; or
+    "nearly the same", a whole record. ``form``: its place in training: "the same"; as "another turn" (of a dialogue, or
+    a prompt for an answer); "inside" of something longer; "" of whole records.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Overlap:
 
 @dataclass
 class Contamination:
-    """The overlaps of held-out and training files; ``held_out`` and ``train`` count the records compared."""
+    """The overlaps, and the numbers of records compared."""
 
     held_out: int = 0
     train: int = 0
@@ -54,18 +54,16 @@ class Contamination:
 def find_contamination(
     train: Sequence[Path], held_out: Sequence[Path], near: float | None = 0.8, long: int = LONG
 ) -> Contamination:
-    """Compare held-out files with training files. Only the held-out files are held in memory.
+    """Compare held-out files, which are held in memory, with training files.
 
-    An overlap is a text, prompt or context that a training record has in the same role (compared as ``normalised``; a
-    dialogue of two turns is a prompt and its response), or an answer of ``long`` characters or more. It is also any of
-    these, or the last question of a context, of ``long`` characters or more anywhere in a training record, in any role.
-    What is a whole turn there, and no answer, counts from two thirds of ``long`` on. Wrong answers count, because a
-    reward model is trained on them. Last, a whole record that is nearly the same as another is an overlap. Each text is
-    reported once, in the closest form.
+    Overlaps, each reported once, in the closest form:
 
-    Args:
-        near: similarity from which whole records are nearly the same; None looks for equal texts only.
-        long: characters, after normalisation, from which a text counts wherever it stands; from 8 on inside.
+    - a text, prompt or context that a training record has in the same role (compared as ``normalised``; a dialogue of
+      two turns is a prompt and its response), or an answer of ``long`` characters or more. Wrong answers count, because
+      a reward model is trained on them;
+    - any of these, or the last question of a context, of ``long`` characters or more (and 8 or more) anywhere in a
+      training record; as a whole turn that is no answer, from two thirds of ``long`` on;
+    - a whole record whose similarity to another one is ``near`` or more, unless that is None.
     """
     result = Contamination()
     texts: list[tuple[str, str, str]] = []
@@ -75,25 +73,17 @@ def find_contamination(
         records.append((record.where, whole(record)))
     result.held_out = len(records)
     search = _Search(texts, long)
+    known = NearTexts(text for _, text in records if near is not None)
     similar: dict[str, Overlap] = {}
-    current = ""
-
-    def searched() -> Iterator[str]:
-        nonlocal current
-        for record in chain.from_iterable(map(iter_records, train)):
-            result.train += 1
-            search.add(record)
-            current = record.where
-            yield whole(record)
-        search.finish()
-
-    if near is None:
-        for _ in searched():
-            pass
-    else:
-        for _, known, similarity in near_pairs([text for _, text in records], searched(), near):
-            where, text = records[known]
-            similar.setdefault(where, Overlap("nearly the same", where, current, similarity, text, ""))
+    for record in chain.from_iterable(map(iter_records, train)):
+        result.train += 1
+        search.add(record)
+        if near is not None:
+            number, similarity = known.nearest(whole(record))
+            if similarity >= near:
+                where, text = records[number]
+                similar.setdefault(where, Overlap("nearly the same", where, record.where, similarity, text, ""))
+    search.finish()
     equal = {overlap.where for overlap in search.found}
     result.found = [*search.found, *(overlap for where, overlap in similar.items() if where not in equal)]
     return result
@@ -173,7 +163,7 @@ def _cuts(text: str, first: int, end: int) -> bool:
 
 
 def _held_out_texts(record: Record) -> Iterator[tuple[str, str]]:
-    """The texts of a held-out record that must not be trained on, each with its kind."""
+    """Kind and text of everything in a held-out record that must not be trained on."""
     prompt, answers = _prompt_and_answers(record)
     if isinstance(record, Text):
         yield "text", record.text

@@ -1,11 +1,11 @@
-"""Texts that are nearly the same: MinHash signatures over character n-grams, and an index of them (LSH).
+"""Texts that are nearly the same: MinHash signatures over character n-grams (Broder 1997), and an index of them (LSH).
 
 A signature is 120 minima of hashed n-grams; two texts agree in as large a share of them as their sets of n-grams have
-in common (Broder 1997). Texts that agree in a whole band of six minima are compared: those of similarity 0.8 with
-probability 0.998; those of 0.5 with probability 0.27, and rejected.
+in common. Texts that agree in a whole band of six minima are compared: those of similarity 0.8 with probability 0.998;
+those of 0.5 with probability 0.27, and rejected.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def shingles(text: str) -> np.ndarray:
 
 
 def signature(text: str) -> np.ndarray:
-    """(BANDS * ROWS,) uint32: the MinHash signature of a text."""
+    """(BANDS * ROWS,) uint32."""
     hashes = shingles(text)
     least = np.full(BANDS * ROWS, np.iinfo(np.uint32).max, dtype=np.uint32)
     for start in range(0, len(hashes), _BLOCK):
@@ -64,7 +64,7 @@ class LshIndex:
         self._new: list[np.ndarray] = []
 
     def add(self, signature: np.ndarray) -> None:
-        """Add a text, which is numbered in the order in which they come."""
+        """Add a text; its number is the count of texts before it."""
         self._new.append(signature)
         if len(self._new) == _GROWTH:
             self._join()
@@ -129,16 +129,20 @@ def _root(parent: np.ndarray, number: int) -> int:
     return number
 
 
-def near_pairs(known: Sequence[str], texts: Iterable[str], threshold: float) -> Iterator[tuple[int, int, float]]:
-    """(number of a text, number of the known text most like it, similarity), where that reaches ``threshold``."""
-    signatures = [signature(text) for text in known]
-    by_band: dict[int, list[int]] = {}
-    for number, found in enumerate(signatures):
-        for value in _band_hashes(found[None])[0].tolist():
-            by_band.setdefault(value, []).append(number)
-    for number, text in enumerate(texts):
+class NearTexts:
+    """Known texts, among which the one most like another text is found."""
+
+    def __init__(self, known: Iterable[str]):
+        self._signatures = [signature(text) for text in known]
+        self._by_band: dict[int, list[int]] = {}
+        for number, found in enumerate(self._signatures):
+            for value in _band_hashes(found[None])[0].tolist():
+                self._by_band.setdefault(value, []).append(number)
+
+    def nearest(self, text: str) -> tuple[int, float]:
+        """The number of the known text most like this one, and their similarity; 0.0 if they share no band."""
         own = signature(text)
-        candidates = {place for value in _band_hashes(own[None])[0].tolist() for place in by_band.get(value, ())}
-        best = max(((similarity(own, signatures[place]), -place) for place in candidates), default=(0.0, 0))
-        if best[0] >= threshold:
-            yield number, -best[1], best[0]
+        bands = _band_hashes(own[None])[0].tolist()
+        candidates = {number for value in bands for number in self._by_band.get(value, ())}
+        best = max(((similarity(own, self._signatures[number]), -number) for number in candidates), default=(0.0, 0))
+        return -best[1], best[0]

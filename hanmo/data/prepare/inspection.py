@@ -24,7 +24,7 @@ Lengths = Callable[[Sequence[str]], list[int]]
 
 @dataclass
 class Inspection:
-    """The findings; ``lengths`` of the records in this ``unit``."""
+    """The findings; ``lengths``: of the records, in this ``unit``."""
 
     path: str
     megabytes: float
@@ -72,12 +72,7 @@ def _share(part: int, of: int) -> str:
 
 
 def inspect_file(path: Path, plain: Plain = "dialogue", lengths: Lengths | None = None, seed: int = 0) -> Inspection:
-    """Read a whole file once; raises RecordError if it cannot be read at all.
-
-    Args:
-        lengths: counts the tokens of texts; characters are counted without it.
-        seed: of the samples.
-    """
+    """Read a whole file once; RecordError if it cannot be read. ``lengths``: counts tokens, instead of characters."""
     if not path.is_file():
         raise RecordError(path, 0, "no such file")
     unit = "tokens" if lengths else "characters"

@@ -1,8 +1,7 @@
-"""Normalises texts for comparison: width, case, white space and punctuation are ignored, symbols are kept.
+"""Normalises texts for comparison: width, case, white space and punctuation are ignored.
 
-Unicode's general categories decide. Letters, marks, numbers and symbols (S*: + × ÷ < = ° $, emoji) are kept; separators,
-control and format characters and punctuation (P*) are removed. Signs and operators that Unicode counts as punctuation are
-kept in these places:
+By Unicode's categories, letters, marks, numbers and symbols (S*: + × ÷ < = ° $, emoji) are kept; separators, control and
+format characters and punctuation (P*) are removed. Signs and operators that count as punctuation are kept at these places:
 
 - a hyphen before a digit or a Latin letter that begins a number or a word (-5℃, -.5, -x); a hyphen between letters of
   which one is Latin (x-y), two between Latin letters or digits (5-(-3)); one or two dashes between digits (3–5);
@@ -64,7 +63,7 @@ _removed = _Removed()
 
 
 def normalised(text: str) -> str:
-    """The text as it is compared. A text of punctuation alone loses only its white space.
+    """The text as it is compared; a text of punctuation alone loses only its white space.
 
     >>> normalised("你好，ＡＢＣ！ 再见"), normalised("(−3) × 2 = －6。"), normalised("C#"), normalised("3.50 元")
     ('你好abc再见', '-3×2=-6', 'c#', '3.50元')

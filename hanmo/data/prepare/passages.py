@@ -1,7 +1,6 @@
-"""Exact search for many known passages at once in a text.
+"""Exact search for many known passages at once in a text, with about 30 bytes of memory for each of their characters.
 
-A passage is known by the one of its n-grams that the fewest passages have. Where a text has such an n-gram, its passages
-are compared character by character. Memory: about 30 bytes for each character of the passages.
+Where a text has the n-gram of a passage that the fewest other passages have, the two are compared.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ class Passages:
         self._anchors = np.sort(np.fromiter(self._anchored, dtype=np.uint64, count=len(self._anchored)))
 
     def inside(self, text: str) -> Iterator[tuple[int, int]]:
-        """(number of a passage, where it begins in the text), for every place where one stands."""
+        """The number of each passage that is found, and its place in the text."""
         if not len(self._anchors):
             return
         for start in range(0, max(len(text) - GRAM + 1, 0), _BLOCK):

@@ -1,4 +1,4 @@
-"""A record as the lists of turns that cleaning judges, and the record that is left when some were changed or removed."""
+"""A record as the lists of turns that cleaning judges, and the record with some of them changed or removed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ def views(record: Record) -> list[list[str]]:
 
 
 def rebuilt(record: Record, kept: Sequence[list[str] | None]) -> Record | None:
-    """The record with its views as they are now, None for one that was removed; None where nothing is left."""
+    """The record with its views as they are now (None: removed); None if none is left."""
     left = [turns for turns in kept if turns is not None]
     if not left:
         return None
@@ -35,5 +35,5 @@ def rebuilt(record: Record, kept: Sequence[list[str] | None]) -> Record | None:
 
 
 def whole(record: Record) -> str:
-    """What two records must share to be the same: of scored answers the prompt and the best answer."""
+    """The text by which records are compared: of scored answers the prompt and the best answer."""
     return "\n".join(views(record.best() if isinstance(record, ScoredAnswers) else record)[0])

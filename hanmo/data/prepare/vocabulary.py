@@ -1,8 +1,4 @@
-"""A vocabulary in EVA's format from text: special tokens at their fixed ids, characters, the most frequent words, sentinels.
-
-The format is specified with the recorded cases of EVA (its section on the tokenizer): one token a line, the line number
-is the id. Words are what jieba cuts; a word that is not listed falls apart into shorter ones and characters.
-"""
+"""A vocabulary in EVA's format from text: special tokens at fixed ids, characters, words that jieba cuts, sentinels."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -16,14 +12,10 @@ ASCII = tuple(chr(code) for code in range(33, 127))
 def build(
     texts: Iterable[str], words: int, min_count: int = 1, fold: Callable[[str], str] = str, apart: str = ""
 ) -> list[str]:
-    """The tokens by id.
+    """The tokens by id: all characters of the texts and of ASCII, and up to ``words`` frequent words.
 
-    Args:
-        texts: to be spelt: each of their characters becomes a token, ASCII always does.
-        words: at most so many words of two and more characters, by frequency (then by code points).
-        min_count: of a word.
-        fold: the tokenizer's own mapping of characters, applied before cutting.
-        apart: characters of which no word is made, so that a model sees them one by one.
+    ``fold``: the tokenizer's own mapping of characters, applied before cutting. ``apart``: characters that no word may
+    contain, so that a model sees them one by one.
     """
     import jieba
 

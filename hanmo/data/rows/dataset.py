@@ -1,4 +1,4 @@
-"""Datasets of rows: ids in flat arrays, made into rows when a batch needs them; their order and their batches."""
+"""Datasets of rows, which are made from flat arrays of ids when a batch needs them; their order and their batches."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,14 +13,14 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from hanmo.errors import RecordError
 from hanmo.families.base import Family
 from hanmo.records import Record, Rejects, unanswered
-from hanmo.rows import Part, Row, collate
+from hanmo.rows import Part, Row, chunked, collate
 
-ROW_IDS = "row_ids"  # a batch's places in its dataset, for messages; no input of any model
-DUMMY_ROW = -1  # the place of a row of weight 0, which evens out the batches of several processes
+ROW_IDS = "row_ids"  # the places of a batch's rows in its dataset, for messages; no input of any model
+DUMMY_ROW = -1  # the place of a row of weight 0, with which several processes get batches of the same size
 
 
 class Rows(Dataset[tuple[int, Row]]):
-    """Rows of one family, by place. Item i is (i, row); item ``DUMMY_ROW`` is a row of weight 0.
+    """Rows of one family, by place: item i is (i, row).
 
     ``drawn``: targets are drawn anew in every epoch, whose number is part of an item: epoch x number of rows + place.
     """
@@ -42,12 +42,12 @@ class Rows(Dataset[tuple[int, Row]]):
         raise NotImplementedError
 
     def where(self, item: int) -> str:
-        """Where a row comes from, for messages."""
+        """The origin of a row, for messages."""
         raise NotImplementedError
 
     @property
     def lengths(self) -> Sequence[int]:
-        """The ids of every row, all parts together."""
+        """The number of ids of every row."""
         return self._lengths
 
 
@@ -63,7 +63,6 @@ class RowDataset(Rows):
         self._where: list[str] = []
 
     def append(self, parts: Iterable[Part], where: str = "") -> None:
-        """Add a row; ``where`` it comes from ("file:line")."""
         for part in parts:
             self._ids.extend(part.ids)
             self._part_ends.append(len(self._ids))
@@ -97,11 +96,7 @@ class RowDataset(Rows):
 def make_rows(
     records: Iterable[Record], family: Family, limit: int, response_limit: int | None, dropped: Rejects
 ) -> RowDataset:
-    """Records as rows of a family; a record that does not fit is added to ``dropped``.
-
-    Raises:
-        RecordError: the family refuses a record, and bad ones are not skipped.
-    """
+    """Records as rows of a family; those that do not fit are added to ``dropped``, as are bad ones if it skips them."""
     rows = RowDataset(family)
     for record in records:
         try:
@@ -119,7 +114,7 @@ def make_rows(
 
 @dataclass(frozen=True)
 class Collator:
-    """Items of a RowDataset as one batch: ``collate`` of their rows, and their places under ``ROW_IDS``."""
+    """Items of ``Rows`` as one batch, with their places under ``ROW_IDS``."""
 
     padding: dict[str, int] = field(default_factory=dict)
 
@@ -131,9 +126,7 @@ class Collator:
 class EpochSampler(Sampler[int]):
     """The order of an epoch as a function of seed and epoch alone, so that a resumed run continues in the same order.
 
-    Args:
-        group: rows of similar length that come together; 1 does not group.
-        multiple: ``DUMMY_ROW`` is appended until the number of rows is a multiple of this.
+    ``group``: the number of rows of similar length that come together. ``DUMMY_ROW`` is appended up to a ``multiple``.
     """
 
     def __init__(self, lengths: Sequence[int], seed: int, group: int = 1, multiple: int = 1, drawn: bool = False):
@@ -156,13 +149,10 @@ class EpochSampler(Sampler[int]):
         return chain((first + place for place in order), repeat(DUMMY_ROW, self.fillers))
 
     def _grouped(self, generator: torch.Generator) -> list[int]:
-        """Groups of rows of similar length: the one with the longest row first, the rest in random order.
-
-        transformers sorts every fifty groups from long to short, so that the loss follows the length and a falling
-        learning rate ends on the shortest rows.
-        """
+        """Groups of rows of similar length: the one with the longest row first, the rest in random order."""
+        # transformers sorts every fifty groups from long to short, so that the loss follows the length.
         order = get_length_grouped_indices(self.lengths, self.group, generator=generator)
-        groups = [order[start : start + self.group] for start in range(0, len(order), self.group)]
+        groups = chunked(order, self.group)
         first, rest = groups[:1], groups[1:]
         last = [rest.pop()] if rest and len(rest[-1]) < self.group else []
         shuffled = [rest[place] for place in torch.randperm(len(rest), generator=generator).tolist()]

@@ -1,4 +1,4 @@
-"""Documents for pretraining: cut into pieces, or concatenated to streams. Rows are made when a batch needs them."""
+"""Documents for pretraining: cut into pieces, or concatenated to streams."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,17 +18,16 @@ from hanmo.rows import Part, Row
 
 
 class StoreDocuments:
-    """The documents of a token store, none of which is held in memory.
+    """The documents of a token store, none of which is held in memory; of a pair, the last part is scored.
 
-    Text gets the family's ids before running text. Of a pair, prompt and text are concatenated and the text is scored.
-
-    Raises:
-        ConfigError: the store holds dialogues, or pairs and the family makes no streams.
+    ConfigError if the store holds dialogues, or pairs and the family makes no streams.
     """
 
     def __init__(self, store: Store, family: Family):
         self.store = store
-        self._head = _head(family)
+        # the family's ids before running text, but for a family that draws its targets and adds its own
+        before = [] if family.objectives else family.parts(Text("一"), sys.maxsize)[0]
+        self._head = tuple(id_ for part in before if not part.scored for id_ in part.ids)
         allowed = ("text", "pair") if family.streams else ("text",)
         if len(store) and (other := store.kind(0)) not in allowed:
             wanted = f"{family.name} is pretrained on a store of {' or '.join(allowed)} documents"
@@ -48,20 +47,13 @@ class StoreDocuments:
 Documents = RowDataset | StoreDocuments
 
 
-def _head(family: Family) -> tuple[int, ...]:
-    """The ids that the family puts before running text; a family that draws its targets adds its own."""
-    if family.objectives:
-        return ()
-    return tuple(id_ for part in family.parts(Text("一"), sys.maxsize)[0] if not part.scored for id_ in part.ids)
-
-
 def read_documents(
     records: Iterable[Record], family: Family, limit: int, response_limit: int | None, dropped: Rejects
 ) -> tuple[RowDataset, bool]:
-    """Records as documents, and whether they are running text; raises RecordError if they are both.
+    """Records as documents, and whether they are running text; RecordError if they are both.
 
     Running text (and, for families with streams, pairs) is read whole. Every reply of a dialogue becomes a row with the
-    turns before it as context; pairs are rows as well.
+    turns before it as context.
     """
     rows, running = RowDataset(family), None
     for record in records:
@@ -91,8 +83,7 @@ def read_documents(
 class Pieces(Rows):
     """Documents cut into pieces of at most ``limit`` tokens, for the family's pretraining objective.
 
-    A piece begins with the last token of the one before it, whose successor is still to be predicted; the stop token
-    is predicted only where a document ends.
+    A piece begins with the last token of the one before it, whose successor is still to be predicted.
     """
 
     def __init__(
@@ -114,7 +105,7 @@ class Pieces(Rows):
         return self.family.pretrain(self.parts(place), Random(f"{self.seed}/{epoch}/{place}"), self.objectives or None)
 
     def parts(self, place: int) -> list[Part]:
-        """The parts of a piece; an empty unscored one at the end where the document goes on."""
+        """The parts of a piece; where the document goes on, an empty unscored one follows, so that no stop is predicted."""
         document, first = self._start(place)
         parts, last = self.documents.parts(document), first + self.limit
         found = [part for part in _between(parts, first, last) if part.ids]
@@ -130,10 +121,9 @@ class Pieces(Rows):
 
 
 class StreamRows(Rows):
-    """Documents concatenated, in an order drawn from the seed, as rows of ``length`` tokens that carry memory.
+    """Documents concatenated, in an order drawn from the seed (None: in their own), as rows of ``length`` tokens.
 
-    The same rows as those of ``Family.segments`` for all documents, each made from the few documents it covers.
-    ``seed``: of the order; None keeps the documents' own.
+    The rows of ``Family.segments`` for all documents, each made from the few documents it covers.
     """
 
     def __init__(self, documents: Documents, family: Family, length: int, seed: int | None = 0):
@@ -150,8 +140,7 @@ class StreamRows(Rows):
         first = int(np.searchsorted(self._ends, start, side="right"))
         last = int(np.searchsorted(self._ends, start + self.length, side="left"))
         documents = [self.documents.parts(int(number)) for number in self._order[first : last + 1]]
-        # A row's length of tokens is put before the row, which becomes the second one. Of its first document only the
-        # last ``length`` tokens before the row matter.
+        # The row is made as the second of two; the first holds the ``length`` tokens before it, or padding.
         before = start - (int(self._ends[first - 1]) if first else 0) if documents else 0
         if documents:
             documents[0] = _between(documents[0], max(before - self.length, 0), sys.maxsize)
@@ -165,7 +154,6 @@ class StreamRows(Rows):
 
 
 def _between(parts: Sequence[Part], first: int, last: int) -> list[Part]:
-    """A document's tokens from one place up to another."""
     kept, passed = [], 0
     for part in parts:
         kept.append(Part(part.ids[max(first - passed, 0) : max(last - passed, 0)], part.scored))
@@ -176,7 +164,7 @@ def _between(parts: Sequence[Part], first: int, last: int) -> list[Part]:
 class StreamSampler(Sampler[int]):
     """Rows time-major over ``batch`` streams: an epoch has rows // batch steps.
 
-    ``once``: every row once instead: streams are longer by one where the rows do not divide, and end in ``DUMMY_ROW``.
+    ``once``: every row once instead; where the rows do not divide, the last streams end in ``DUMMY_ROW``.
     """
 
     def __init__(self, rows: int, batch: int, once: bool = False):

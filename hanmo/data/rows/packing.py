@@ -14,14 +14,9 @@ Size = tuple[int, int]  # input tokens, and places of the predicting axis
 
 
 class PackedRows(Rows):
-    """Rows of a family with ``packs``, several to one. Which rows share one is decided once, from the seed.
+    """Rows of a family, several in one of ``limit`` input tokens and ``response_limit`` (or ``limit``) predicting places.
 
-    Args:
-        limit: input tokens of a packed row.
-        response_limit: places of its predicting axis, where that is another one; ``limit`` if None.
-
-    Raises:
-        UnsupportedError: the family packs no rows, or draws them anew in every epoch.
+    The seed decides once which rows share one. UnsupportedError if the family cannot pack its rows, or draws them anew.
     """
 
     def __init__(self, rows: Rows, limit: int, response_limit: int | None = None, seed: int = 0):
@@ -44,10 +39,7 @@ class PackedRows(Rows):
 
 
 def fill_bins(sizes: Sequence[Size], order: Sequence[int], capacity: Size) -> list[list[int]]:
-    """Places into bins that hold ``capacity`` in both measures: each into the fullest open bin with room for it.
-
-    What is larger than a bin gets one of its own.
-    """
+    """Places into bins of a ``capacity``: each into the fullest open bin with room for it, a larger one into its own."""
     bins: list[list[int]] = []
     opened: list[tuple[int, int, int]] = []  # room left in both measures, and which bin
     for place in order:

@@ -19,7 +19,7 @@ NO_PAIR = "holds no two answers of which one is better (empty ones do not count)
 
 @dataclass(frozen=True)
 class Preference:
-    """The better and the worse one of two answers, each as a record; ``margin`` is the difference of their scores."""
+    """The better and the worse of two answers, each as a record; ``margin``: the difference of their scores."""
 
     chosen: Dialogue | PromptResponse
     rejected: Dialogue | PromptResponse
@@ -27,11 +27,10 @@ class Preference:
 
 
 def preferences(record: Record, published: bool = False) -> list[Preference]:
-    """The pairs in a record with scored answers; none of other records.
+    """The pairs of different, non-empty answers in a record; none of records without scored answers.
 
-    The best answer (the first of equals) makes a pair with each strictly worse one. Published: each answer makes a pair
-    with the last one before it that has a lower score right after it, which is wrong where answers are not sorted.
-    Pairs of equal or empty texts are left out.
+    The best answer (the first of equals) makes a pair with each worse one. Published: each answer makes a pair with the
+    last one before it that has a lower score right after it, which is wrong where answers are not sorted.
     """
     if not isinstance(record, ScoredAnswers) or not record.prompt.strip():
         return []
@@ -59,7 +58,7 @@ def _published(record: ScoredAnswers) -> Iterable[tuple[str, str, float]]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows with the same prompt; see ``Preference`` for the margin."""
+    """Two rows with the same prompt; see ``Preference``."""
 
     chosen: Row
     rejected: Row
@@ -93,7 +92,6 @@ class PairDataset(RowDataset):
 
     @property
     def lengths(self) -> list[int]:
-        """The ids of both rows of every pair together."""
         lengths = super().lengths
         return [chosen + rejected for chosen, rejected in zip(lengths[::2], lengths[1::2], strict=True)]
 
@@ -126,7 +124,7 @@ class PairCollator:
     """Items of a PairDataset as one batch of 2B rows, the B chosen ones first.
 
     Beside the rows: ``pair_weights`` and ``margins`` (B,) fp32; ``ends`` (2B,) int64, where a reward is read;
-    ``parts_at`` (B,) int64, the first place whose input is not the same in both rows; places under ``ROW_IDS``.
+    ``parts_at`` (B,) int64, the first place whose inputs differ; places under ``ROW_IDS``.
     """
 
     padding: dict[str, int] = field(default_factory=dict)

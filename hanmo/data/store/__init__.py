@@ -1,1 +1,0 @@
-"""Token ids in memory-mapped files."""

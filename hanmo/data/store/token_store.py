@@ -32,8 +32,7 @@ FORMAT = 1
 KINDS = ("text", "dialogue", "pair")
 DTYPES = ("uint16", "uint32")  # of ids
 ABOUT = "store.json"
-IDS, PARTS, DOCUMENTS, KIND = "ids.bin", "parts.bin", "documents.bin", "kinds.bin"
-FILES = (IDS, PARTS, DOCUMENTS, KIND)
+FILES = IDS, PARTS, DOCUMENTS, KIND = "ids.bin", "parts.bin", "documents.bin", "kinds.bin"
 _PROBE = "你好，世界！Hello, World 2024\n　全角ＡＢＣ１２３ “引号” ①②③ 繁體字 😀 #标签# @某人"
 
 
@@ -52,15 +51,9 @@ class About:
 
 
 class Store:
-    """A store, opened for reading. Arrays are memory-mapped: opening costs nothing, whatever the size.
+    """A store, opened for reading; its arrays are memory-mapped.
 
-    Raises:
-        RecordError: no store, an unfinished or a damaged one.
-        VocabularyError: the ids are not of the ``tokenizer``, if one is given.
-
-    >>> store = Store("runs/corpus-store", tokenizer)
-    >>> store.parts(0)
-    [array([ 412,   27, 9051], dtype=uint16)]
+    RecordError if there is none, or it is unfinished or damaged; VocabularyError if the ids are not of the ``tokenizer``.
     """
 
     def __init__(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None):
@@ -88,7 +81,6 @@ class Store:
         return self.about.documents
 
     def kind(self, number: int) -> str:
-        """The kind of a document, one of ``KINDS``."""
         return KINDS[self._kinds[number]]
 
     def parts(self, number: int) -> list[np.ndarray]:
@@ -126,7 +118,6 @@ def _read_about(folder: Path) -> About:
 
 
 def write_about(folder: Path, about: About) -> None:
-    """Write store.json, which makes the store a finished one."""
     write_text(folder / ABOUT, json_text(asdict(about), indent=2) + "\n")
 
 
@@ -137,7 +128,7 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
-    """The ids of texts without special tokens, by the tokenizer's own batch encoding if it has one."""
+    """The ids of texts without special tokens, by the tokenizer's own ``encode_batch`` if it has one."""
     fast: Any = getattr(tokenizer, "encode_batch", None)
     if fast is not None:
         return [list(ids) for ids in fast(list(texts), workers=workers)]
@@ -148,7 +139,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], workers: in
 
 
 def encode_flat(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """``encode`` in this process, as arrays: the ids of all texts end to end, and how many each has."""
+    """``encode`` in this process, as arrays: the ids of all texts end to end, and the length of each."""
     fast: Any = getattr(tokenizer, "encode_flat", None)
     if fast is not None:
         return fast(texts, workers=1)

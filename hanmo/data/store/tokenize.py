@@ -1,4 +1,4 @@
-"""Tokenises records into a store of token ids, in blocks and several processes; ``token_store`` describes the store."""
+"""Tokenises records into a store of token ids, in blocks and several processes."""
 
 from __future__ import annotations
 
@@ -31,32 +31,28 @@ class TokenizerPlace:
     path: str
     family: str = ""
 
+    @cache  # noqa: B019 (a process opens few tokenizers, and keeps them)
     def open(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, opened once in each process; raises VocabularyError if there is none."""
-        return _open(self)
+        """The tokenizer, opened once in each process; VocabularyError if there is none."""
+        from hanmo.checkpoints.hub import local_folder
+        from hanmo.checkpoints.locate import tokenizer_family  # it takes torch, which worker processes do without
+        from hanmo.families.safe_loading import safe_tokenizer
 
-
-@cache
-def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
-    from hanmo.checkpoints.hub import local_folder
-    from hanmo.checkpoints.locate import tokenizer_family  # it takes torch, which worker processes do without
-    from hanmo.families.safe_loading import safe_tokenizer
-
-    path = local_folder(place.path)
-    family = families.load(place.family) if place.family else tokenizer_family(path)
-    if family is None:
-        advice = "for a vocabulary file say whose it is with --family"
-        raise VocabularyError(f"{path}: no model or tokenizer in it; {advice}")
-    if path.is_dir():
-        return safe_tokenizer(path, family.tokenizer_class)
-    try:
-        return family.tokenizer_class(vocab_file=str(path))
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise VocabularyError(f"{path}: no tokenizer of {family.name}: {quoted(error)}") from error
+        path = local_folder(self.path)
+        family = families.load(self.family) if self.family else tokenizer_family(path)
+        if family is None:
+            advice = "for a vocabulary file say whose it is with --family"
+            raise VocabularyError(f"{path}: no model or tokenizer in it; {advice}")
+        if path.is_dir():
+            return safe_tokenizer(path, family.tokenizer_class)
+        try:
+            return family.tokenizer_class(vocab_file=str(path))
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            raise VocabularyError(f"{path}: no tokenizer of {family.name}: {quoted(error)}") from error
 
 
 class _Block(NamedTuple):
-    """The texts of some records as plain lists, which go to another process many times as fast as records."""
+    """Texts of records as plain lists, which go to another process many times as fast as records."""
 
     texts: list[str]
     documents: list[int]  # how many texts each record has
@@ -96,27 +92,19 @@ def tokenize(
     progress: Callable[[int], None] | None = None,
     share: tuple[int, int] | None = None,
 ) -> About | None:
-    """Write the store of some files.
+    """Write the store of some files, or compute a ``share``, (rank, world), for a later call without it, and return None.
 
-    Args:
-        bad: takes lines that are no records; without it the first one stops the work.
-        progress: takes the number of documents done.
-        share: (rank, world): tokenise this share alone, which a later call without it finishes; returns None.
-
-    Raises:
-        ConfigError: ``out`` holds something else.
-        InUseError: another run writes ``out``, or the same share of it.
-        VocabularyError: no such tokenizer.
+    ``bad`` takes lines that are no records; without it the first one stops the work. ConfigError if ``out`` holds
+    something else, InUseError if another run writes it, VocabularyError if there is no tokenizer.
     """
     opened = tokenizer.open()
     vocabulary = vocabulary_hash(opened)
     with block_job(out, {"vocabulary": vocabulary, "plain": plain, "block": BLOCK}, paths, share) as folder:
         if share is None:
             _clear(out)
-        report_documents = (lambda done: progress(done * BLOCK)) if progress else None
         blocks = map(_block, record_blocks(paths, BLOCK, plain, bad))
         work = partial(_tokenize_block, opened)  # pickled whole: to open it there would import its family, and torch
-        results = run_blocks(blocks, work, folder, workers, report_documents, share or (0, 1))
+        results = run_blocks(blocks, work, folder, workers, progress, share, BLOCK)
         if share is not None:
             return None
         dtype = "uint16" if len(opened) <= 1 << 16 else "uint32"
@@ -128,11 +116,7 @@ def tokenize(
 
 
 def _clear(out: Path) -> None:
-    """Remove what a killed run left in the store's folder.
-
-    Raises:
-        ConfigError: it holds something else.
-    """
+    """Remove the files that a killed run left in the store's folder; ConfigError if it holds others."""
     names = (*FILES, ABOUT)
     others = [path for path in out.iterdir() if path.name not in names] if out.is_dir() else []
     drafts = tuple(f".{name}." for name in names)
@@ -144,7 +128,7 @@ def _clear(out: Path) -> None:
 
 
 def _merge(results: Sequence[Path], out: Path, dtype: str) -> tuple[int, int, int]:
-    """Concatenate the blocks; returns the number of documents, parts and tokens."""
+    """Concatenate the blocks; returns the numbers of documents, parts and tokens."""
     documents = parts = tokens = 0
     with ExitStack() as stack:
         places = [stack.enter_context(replacing(out / name)) for name in FILES]
@@ -155,9 +139,8 @@ def _merge(results: Sequence[Path], out: Path, dtype: str) -> tuple[int, int, in
                 if len(ids) and int(ids.max()) > np.iinfo(dtype).max:
                     raise VocabularyError(f"token id {int(ids.max())} does not fit into {dtype}")
                 part_ends, document_ends = tokens + np.cumsum(block["parts"]), parts + np.cumsum(block["documents"])
-                for file, array in zip(
-                    files, (ids.astype(dtype), part_ends, document_ends, block["kinds"]), strict=True
-                ):
+                arrays = ids.astype(dtype), part_ends, document_ends, block["kinds"]
+                for file, array in zip(files, arrays, strict=True):
                     file.write(array.tobytes())
             documents, parts, tokens = documents + len(document_ends), parts + len(part_ends), tokens + len(ids)
         (out / ABOUT).unlink(missing_ok=True)  # until all files have taken their names the store is unfinished

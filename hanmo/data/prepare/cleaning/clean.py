@@ -1,8 +1,4 @@
-"""Runs a recipe over files: clean records, rejects with their reasons, and a report of every step.
-
-The result of a block of records is a file of JSON, data that executes nothing when it is read: the reports of all steps
-and, for each record, what is left of it, or null, and its rejects.
-"""
+"""Runs a recipe over files: clean records, rejects with their reasons, and a report of every step."""
 
 from __future__ import annotations
 
@@ -10,11 +6,13 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from hanmo.data.parallel.blocks import block_job, record_blocks, run_blocks
 from hanmo.data.prepare.cleaning.recipe import Recipe
@@ -23,22 +21,21 @@ from hanmo.data.prepare.normalisation import text_hash
 from hanmo.data.prepare.views import rebuilt, views, whole
 from hanmo.errors import ConfigError, HanmoError
 from hanmo.files import json_text, replacing
-from hanmo.records import Dialogue, Plain, PromptResponse, Record, Rejects, ScoredAnswers, Text, record_writer
+from hanmo.records import Plain, Record, Rejects, record_writer
 from hanmo.report.page import Page
 
 BLOCK = 2000  # records of one unit of work
 FIT = 200_000  # records that statistics are learnt from
 EXAMPLES = 3
-KINDS = {kind.__name__: kind for kind in (Text, Dialogue, PromptResponse, ScoredAnswers)}
 
 REJECT = ("step", "reason", "text", "where")
 Reject = tuple[str, str, str, str]
-CleanedRecord = tuple[Record | None, list[Reject]]
+CleanedRecord = tuple[Record | None, list[Reject]]  # what is left of it
 
 
 @dataclass
 class StepReport:
-    """How many views of records a step changed and removed, and a few examples, chosen by hash."""
+    """How many views of records a step changed and removed, and a few examples, chosen by their hashes."""
 
     changed: int = 0
     removed: int = 0
@@ -48,7 +45,6 @@ class StepReport:
         self.examples = sorted({*self.examples, (text_hash(text), text, reason)})[:EXAMPLES]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report for people, with short examples."""
         examples = [f"{_short(text)} ({_short(reason)})" for _, text, reason in self.examples]
         return {"changed": self.changed, "removed": self.removed, "examples": examples}
 
@@ -65,7 +61,7 @@ def _short(text: str) -> str:
 
 @dataclass
 class Cleaned:
-    """Records read and kept, lines that were no records (``bad``), and the report of each step."""
+    """Counts of records and of ``bad`` lines, and the report of each step."""
 
     read: int
     kept: int
@@ -88,27 +84,20 @@ def clean(
     progress: Callable[[int], None] | None = None,
     share: tuple[int, int] | None = None,
 ) -> Cleaned | None:
-    """Clean files into one.
+    """Clean files into one, or compute a ``share``, (rank, world), for a later call without it, and return None.
 
-    Args:
-        rejects: file for what was removed, one JSON object a line: step, reason, text, where.
-        bad: takes lines that are no records; without it the first one stops the work.
-        progress: takes the number of records read so far.
-        share: (rank, world): process only this share, which a later call without it finishes; returns None.
-
-    Raises:
-        ConfigError: ``out`` is one of the inputs.
-        InUseError: another run writes ``out``, or the same share of it.
+    ``rejects``: file for what was removed, one JSON object a line: step, reason, text, where. ``bad`` takes lines that
+    are no records; without it the first one stops the work. ConfigError if ``out`` is one of the files, InUseError if
+    another run writes it.
     """
     targets = {os.path.realpath(path) for path in (out, rejects) if path}
     if targets & {os.path.realpath(path) for path in paths}:
         raise ConfigError(f"{out}: would be written over its own input")
-    job = {"recipe": recipe.settings(), "plain": plain, "block": BLOCK, "form": "JSON"}
+    job = {"recipe": recipe.settings(), "plain": plain, "block": BLOCK, "form": "JSON 2"}
     with block_job(out, job, [*paths, *recipe.files()], share) as folder:
         _fit(recipe, paths, plain)
         blocks = record_blocks(paths, BLOCK, plain, bad)
-        report_records = (lambda done: progress(done * BLOCK)) if progress else None
-        results = run_blocks(blocks, partial(_clean_block, recipe), folder, workers, report_records, share or (0, 1))
+        results = run_blocks(blocks, partial(_clean_block, recipe), folder, workers, progress, share, BLOCK)
         if share is not None:
             return None
         cleaned = _write(recipe, results, out, rejects)
@@ -127,11 +116,11 @@ def _fit(recipe: Recipe, paths: Sequence[Path], plain: Plain) -> None:
 
 
 def _clean_block(recipe: Recipe, records: list[Record], path: Path) -> None:
-    """Run each step that needs no other record over all that earlier ones have left: a model scores many at once."""
+    """Run each step that needs no other record over the whole block: a model scores many at once."""
     reports = {name: StepReport() for name, _ in recipe.steps}
-    all_views = [RecordView(number, turns) for number, record in enumerate(records) for turns in views(record)]
+    by_record = [[RecordView(turns, record.where) for turns in views(record)] for record in records]
     for name, step in recipe.steps:
-        left = [view for view in all_views if view.reject is None]
+        left = [view for view in chain.from_iterable(by_record) if view.reject is None]
         for view in left:
             view.turns = _edited(step, view.turns, reports[name])
         for view, reason in zip(left, step.faults([view.turns for view in left]), strict=True):
@@ -139,21 +128,20 @@ def _clean_block(recipe: Recipe, records: list[Record], path: Path) -> None:
                 text = "\t".join(view.turns)
                 reports[name].removed += 1
                 reports[name].example(text, reason)
-                view.reject = name, reason, text, records[view.number].where
+                view.reject = name, reason, text, view.where
     cleaned = []
-    for number, of_record in groupby(all_views, key=lambda view: view.number):
-        parts = list(of_record)
+    for record, parts in zip(records, by_record, strict=True):
         kept = [None if view.reject else view.turns for view in parts]
-        cleaned.append((rebuilt(records[number], kept), [view.reject for view in parts if view.reject]))
+        cleaned.append((rebuilt(record, kept), [view.reject for view in parts if view.reject]))
     write_block(path, cleaned, reports)
 
 
 @dataclass
 class RecordView:
-    """A view of record ``number`` of a block: its turns after the steps so far, and why it was removed."""
+    """A view of a record: its turns after the steps so far, and the reason if it was removed."""
 
-    number: int
     turns: list[str]
+    where: str
     reject: Reject | None = None
 
 
@@ -208,36 +196,23 @@ def _write(recipe: Recipe, results: Sequence[Path], out: Path, rejects: Path | N
     return cleaned
 
 
-def write_block(path: Path, cleaned: Sequence[CleanedRecord], reports: dict[str, StepReport]) -> None:
-    records = [[record and [type(record).__name__, asdict(record)], rejected] for record, rejected in cleaned]
-    found = {"reports": {name: asdict(report) for name, report in reports.items()}, "records": records}
-    path.write_text(json.dumps(found, allow_nan=False), encoding="ascii")
+# JSON, because no file of a folder may execute anything when it is read
+_BLOCK_FILE = TypeAdapter(tuple[list[CleanedRecord], dict[str, StepReport]])
+
+
+def write_block(path: Path, cleaned: list[CleanedRecord], reports: dict[str, StepReport]) -> None:
+    # pydantic's own JSON has no place for half of a character
+    path.write_text(json.dumps(_BLOCK_FILE.dump_python((cleaned, reports)), allow_nan=False), encoding="ascii")
 
 
 def read_block(path: Path) -> tuple[list[CleanedRecord], dict[str, StepReport]]:
-    """The records of a block and the reports of all steps; raises HanmoError for a file of another form."""
+    """The records of a block and the reports of all steps; HanmoError for a file of another form."""
     try:
-        found = json.loads(path.read_bytes())
-        cleaned = [
-            (record and _record(*record), [(step, reason, text, where) for step, reason, text, where in rejected])
-            for record, rejected in found["records"]
-        ]
-        reports = {name: StepReport(**report) for name, report in found["reports"].items()}
-        for report in reports.values():
-            report.examples = [(rank, text, reason) for rank, text, reason in report.examples]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        problem = f"not the result of a block ({error!r})"
+        return _BLOCK_FILE.validate_python(json.loads(path.read_bytes()))
+    except ValueError as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        problem = f"not the result of a block ({reason})"
         raise HanmoError(f"{path}: {problem}; remove {path.parent} and begin again") from None
-    return cleaned, reports
-
-
-def _record(kind: str, fields: dict[str, Any]) -> Record:
-    return KINDS[kind](**{key: _tuples(value) for key, value in fields.items()})
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists where records have tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def report(cleaned: Cleaned, recipe: str, inputs: Sequence[str]) -> Page:

@@ -1,7 +1,4 @@
-"""Cleaning steps that compare records and keep the first of several duplicates.
-
-``faults`` gives, for each record in order, the reason to remove it, or None.
-"""
+"""Cleaning steps that compare records: ``faults`` gives the reason to remove each, or None for the first of its kind."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -27,7 +24,7 @@ class SameSessions:
 
 @dataclass
 class SameUtterances:
-    """Dialogues whose last turn has come ``most`` times already (adverts, chain letters, automatic replies)."""
+    """Dialogues whose last turn has come ``most`` times already (chain letters, automatic replies)."""
 
     most: int = 100
     from_length: int = 4

@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic_core import to_jsonable_python
 
 from hanmo import config
@@ -42,17 +41,17 @@ DUPLICATES: dict[str, type[Any]] = {
 
 @dataclass
 class Recipe:
-    """Steps that look at a record alone, then those that look for duplicates among what is left."""
+    """Steps that look at a record alone, then those that look for duplicates among what is left; each with its name."""
 
-    steps: list[tuple[str, Any]]  # each a Step
-    duplicates: list[tuple[str, Any]]  # as in ``duplicates``
+    steps: list[tuple[str, Any]]
+    duplicates: list[tuple[str, Any]]
 
     @property
     def names(self) -> list[str]:
         return [name for name, _ in (*self.steps, *self.duplicates)]
 
     def add(self, name: str, given: Mapping[str, Any], source: str) -> None:
-        """Add a step with the settings ``given`` after those of its kind; ``source``: who asks for it, for messages."""
+        """Add a step with the settings ``given``; ``source``: who asks for it, for messages."""
         if name in self.names:
             raise ConfigError(f"{source}: step {name} comes twice")
         kind: type[Any] | None = STEPS.get(name) or DUPLICATES.get(name)
@@ -73,7 +72,7 @@ class Recipe:
         return found
 
     def files(self) -> list[Path]:
-        """What steps read besides the records: lists, a corpus, a model's files."""
+        """The files that steps read besides the records."""
         return [file for _, step in self.steps for file in step.files()]
 
 
@@ -83,41 +82,24 @@ def named() -> dict[str, list[Any]]:
 
 
 def load(recipe: str) -> Recipe:
-    """A recipe by name, or from a YAML file with a list of steps.
-
-    Raises:
-        ConfigError: an unknown recipe, step or setting; duplicates before a step that changes or removes records.
-    """
+    """A recipe by name, or from a YAML file with a list of steps; ConfigError for a bad one."""
     if recipe in named():
         return build(named()[recipe], recipe)
-    path = Path(recipe)
-    if not path.is_file():
+    if not (path := Path(recipe)).is_file():
         raise ConfigError(f"{unknown('recipe', recipe, named())}, and no such file")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    return build(found, str(path))
+    return build(config.read_yaml(path), str(path))
 
 
 def build(entries: Any, source: str) -> Recipe:
-    """A recipe from a list of step names and ``{name: settings}``."""
+    """A recipe from a list of step names and ``{name: settings}``; ConfigError unless duplicates come last."""
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{source}: expected a list of steps, e.g. '- length: {{longest: 128}}'")
     recipe = Recipe([], [])
     for entry in entries:
-        name, given = _entry(entry, source)
+        name, given = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, None)
+        if not isinstance(name, str) or not isinstance(given, dict | None):
+            raise ConfigError(f"{source}: expected a step's name or {{name: settings}}, found {entry!r}")
         if name in STEPS and recipe.duplicates:
             raise ConfigError(f"{source}: {name} comes after {recipe.duplicates[-1][0]}; duplicates come last")
-        recipe.add(name, given, source)
+        recipe.add(name, given or {}, source)
     return recipe
-
-
-def _entry(entry: Any, source: str) -> tuple[str, Mapping[str, Any]]:
-    if isinstance(entry, str):
-        return entry, {}
-    if isinstance(entry, dict) and len(entry) == 1:
-        ((name, given),) = entry.items()
-        if given is None or isinstance(given, dict):
-            return str(name), given or {}
-    raise ConfigError(f"{source}: expected a step's name or {{name: settings}}, found {entry!r}")

@@ -1,4 +1,4 @@
-"""Relevance by a model: how much the turn before helps to predict a reply, or the value of a reward model."""
+"""A cleaning step that judges the relevance of replies by a model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ModelRelevance(Step):
     """Removes records whose replies score less than ``least`` on average over the pairs of turns.
 
     The score of a language model: log p of the reply after the turn before minus log p after an empty one, per token
-    (nats; 0: the turn before does not help). Of a model with a value head: the value of the reply. Pairs of more than
-    ``limit`` tokens are shortened as in training; a pair without a reply after that has no score.
+    (nats; 0: the turn before does not help); of a model with a value head: the value of the reply. Pairs of more than
+    ``limit`` tokens are shortened as in training.
     """
 
     model: str

@@ -18,13 +18,11 @@ Scorer = Callable[[Sequence[str], str], float]  # turns before, reply
 
 @dataclass
 class Relevance(Step):
-    """Relevance of replies to earlier turns; removes dialogues below ``least`` on average.
+    """Removes dialogues whose replies have less than ``least`` in common with earlier turns on average.
 
     The words that a reply shares with earlier turns, each weighted by its rarity (idf) and by distance (how many turns
     back, to the power of ``-decay``), over the weight of all its words. Replies of fewer than ``from_words`` words are
-    not scored: "好啊" answers anything.
-
-    ``scorer``: "module:function" that is called instead, with (turns before, reply), e.g. a trained classifier.
+    not scored: "好啊" answers anything. ``scorer``: "module:function" to call instead with (turns before, reply).
     """
 
     least: float = 0.005
@@ -64,7 +62,6 @@ class Relevance(Step):
 
 
 def _words(text: str) -> list[str]:
-    """The words of Chinese text, without punctuation."""
     import jieba
 
     jieba.setLogLevel(60)
@@ -81,10 +78,10 @@ def _function(name: str) -> Scorer:
 
 @dataclass
 class Fluency(Step):
-    """Fluency: the mean log-probability of a character under a trigram model of characters.
+    """Removes records with a turn below ``least``: the mean log-probability of a character under a trigram model.
 
     The model is counted from ``corpus`` (records of any form) or from the data itself; then every text is scored by
-    the counts of the others (its own n-grams are taken out once). Removes records with a turn below ``least``.
+    the counts of the others (its own n-grams are taken out once).
     """
 
     least: float = -7.0  # natural logarithm, per character

@@ -1,8 +1,7 @@
 """Cleaning steps that look at one record at a time. Each is a dataclass whose fields are its thresholds.
 
-A step takes a record as its turns: a dialogue's turns, a prompt and an answer, or one text. ``edit`` changes turns;
-``fault`` returns the reason to remove a record. The filters are those of the papers of EVA (arXiv 2108.01547) and
-EVA 2.0 (arXiv 2203.09313); their code and word lists were never released, so the thresholds are ours.
+The filters are those of the papers of EVA (arXiv 2108.01547) and EVA 2.0 (arXiv 2203.09313); their code and word lists
+were never released, so the thresholds are ours.
 """
 
 import re
@@ -17,7 +16,7 @@ from hanmo.data.prepare.normalisation import normalised
 from hanmo.files import package_yaml
 from hanmo.records import opened_text
 
-Turns = Sequence[str]
+Turns = Sequence[str]  # of a dialogue; or a prompt and an answer, or one text
 
 
 class Step:
@@ -30,11 +29,10 @@ class Step:
         return list(turns)
 
     def fault(self, turns: Turns) -> str | None:
-        """Why the record is to be removed, or None."""
+        """The reason to remove the record, or None."""
         return None
 
     def faults(self, many: Sequence[Turns]) -> list[str | None]:
-        """``fault`` of every record of a block."""
         return [self.fault(turns) for turns in many]
 
     def files(self) -> list[Path]:
@@ -51,7 +49,7 @@ def built_in() -> dict[str, list[str]]:
 
 
 def word_list(path: Path | None) -> list[str]:
-    """A user's list, if any: a word or phrase a line; empty lines and lines that begin with # do not count."""
+    """A user's list, if any: a word or phrase a line; lines that begin with # do not count."""
     if path is None:
         return []
     with opened_text(path) as file:
@@ -66,7 +64,7 @@ def _matcher(words: Sequence[str]) -> re.Pattern[str]:
 
 @dataclass
 class PlatformMarkup(Step):
-    """Removes markup of platforms: 回复@name:, //@name:, @name, 转发微博, and white space at the ends and in a row."""
+    """Removes markup of platforms (回复@name:, //@name:, @name, 转发微博), and white space at the ends and in a row."""
 
     _marks = re.compile("|".join(built_in()["platform_markup"]))
 
@@ -164,7 +162,7 @@ class Language(Step):
 
 @dataclass
 class Symbols(Step):
-    """Turns of little but marks, emoticons and digits: the largest share of what is no letter."""
+    """The largest share of characters of a turn that are no letters."""
 
     most: float = 0.6
     from_length: int = 4  # shorter turns ("？？", "!!!") may be nothing else

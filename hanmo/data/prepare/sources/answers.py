@@ -11,10 +11,7 @@ from hanmo.records import ScoredAnswers
 
 @json_source
 def weibo(value: Any, where: str, reader: SourceReader) -> Iterator[SourceRecord]:
-    """``{"article", "abstract", "comments": [[text, likes], …]}``, words separated by spaces.
-
-    The score of a comment is its likes; as published, of equal ones the longest comes first.
-    """
+    """``{"article", "abstract", "comments": [[text, likes], …]}``, words separated by spaces; likes are the scores."""
     article, abstract = (text_of(value, key).replace(" ", "") for key in ("article", "abstract"))
     comments = sorted(_comments(value.get("comments")), key=lambda c: (c[1], len(c[0])), reverse=True)
     if not comments and not reader.published:
@@ -53,11 +50,10 @@ def baike(value: Any, where: str, reader: SourceReader) -> Iterator[SourceRecord
 
 
 def zhidao(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
-    """CSV of title, question, reply, is_best: one record a title, its best reply first.
+    """CSV of title, question, reply, is_best: one record a title, its best reply first; each file is held in memory.
 
-    A file's threads are sorted by title, so a file is held in memory. Where the replies of a title come with different
-    questions, that of the last one counts, as in the original. As published, only the last thread of each file has what
-    opens the answer.
+    Where the replies of a title come with different questions, that of the last one counts, as in the original. As
+    published, only the last thread of each file has a prefix.
     """
     for path in matching_files(place, "*.csv*"):
         replies = []

@@ -13,11 +13,9 @@ CLASSICAL, MODERN = "古文：", "现代文："
 
 
 def couplets(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
-    """Pairs of lines, each character of the first answered by one of the second.
+    """Couplets, one a line (first half, one separator, second half), or line i of in.txt answered by line i of out.txt.
 
-    Either a couplet a line (first half, one separator, second half), or the files in and out of a folder, line i of
-    one answering line i of the other, characters separated by spaces. Wrong answers: two second lines of the same
-    length (0) and one of each of two other lengths (-1). All second lines are held in memory.
+    Wrong answers: two second lines of the same length (0) and one of each of two other lengths (-1).
     """
     found = list(_couplets(place, reader))
     pools = Pools()  # second lines by split and length
@@ -75,7 +73,6 @@ def classical(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
     """Files of ``古文：…`` and ``现代文：…`` lines with an empty line after each pair; translation either way.
 
     Wrong answers: two sentences of the wanted side from the same file (0) and one from each of two other files (-1).
-    All sentences are held in memory.
     """
     found = []
     for path in matching_files(place, "*.txt*"):
@@ -95,7 +92,7 @@ def classical(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
 
 
 def _directed(old: str, new: str, seed: int) -> tuple[tuple[str, str], tuple[str, str]]:
-    """What is given and what is wanted, each with its side; the classical sentence decides, so that it always is one."""
+    """The given and the wanted sentence, each after its side; the classical one alone decides which is which."""
     sides = (CLASSICAL, old), (MODERN, new)
     return sides if Random(f"{seed}:{old}").random() < 0.5 else (sides[1], sides[0])
 

@@ -9,7 +9,7 @@ from hanmo.data.prepare.sources.reader import Reader, SourceReader, SourceRecord
 from hanmo.records import PromptResponse, Text
 
 Sample = tuple[str, str]  # prompt and text
-LONG = 100  # characters: a description is cut there, and what is longer than that is worth learning
+LONG = 100  # characters: a description is cut there, and a longer text is worth learning
 SHORT = 10  # the best answer of a thread need only be longer than this
 LIKED = 1000  # up-votes that make up for a short answer
 
@@ -17,8 +17,7 @@ LIKED = 1000  # up-votes that make up for a short answer
 def corpus(samples: Callable[[Any], list[Sample]], titled: bool = True) -> Reader:
     """A source whose entries give prompts and texts.
 
-    An entry's samples share a split, by what tells it from others: its first prompt, or the text after it where there
-    is none or prompts are no titles.
+    The samples of an entry share a split: by the first prompt, or by the first text where prompts are no titles.
     """
 
     @json_source
@@ -63,8 +62,6 @@ def zhidao(entry: Any) -> list[Sample]:
 
 
 def running(*keys: str) -> Callable[[Any], list[Sample]]:
-    """The texts under these keys, one after the other, as running text."""
-
     def samples(entry: Any) -> list[Sample]:
         text = "".join(text_of(entry, key) for key in keys)
         return [("", text)] if text else []
@@ -76,10 +73,8 @@ encyclopedia, wikipedia = running("title", "abstract", "content"), running("text
 
 
 def sections(entry: Any) -> list[Sample]:
-    """``{"key": [heading, …], "content": [text, …]}``: the text after each heading, and the headings as a summary.
-
-    The original joins the sections to one document, with a token of its own after each; the released model has none.
-    """
+    """``{"key": [heading, …], "content": [text, …]}``: the text after each heading, and the headings as a summary."""
+    # The original joins the sections by a token that the released model does not have.
     headings, texts = (_texts(object_of(entry), key) for key in ("key", "content"))
     if len(headings) != len(texts):
         raise ValueError(f"{len(headings)} headings in 'key', but {len(texts)} texts in 'content'")
@@ -87,7 +82,7 @@ def sections(entry: Any) -> list[Sample]:
 
 
 def news(entry: Any) -> list[Sample]:
-    """``[title, content]`` with HTML tags: the content after its title, and once more alone if the title is longer than a character."""
+    """``[title, content]`` with HTML tags: the content after its title, and alone if the title has several characters."""
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
         raise ValueError("expected a list of a title and a content")
     title, content = map(_untagged, entry)

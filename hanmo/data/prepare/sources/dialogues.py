@@ -10,7 +10,7 @@ from hanmo.records import ROLES, TURNS, Dialogue, json_members, json_record, ope
 
 
 def kdconv(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
-    """An array of ``{"name", "messages": [{"message"}, …]}``; the knowledge of a turn is left out."""
+    """An array of ``{"name", "messages": [{"message"}, …]}``."""
     for path in matching_files(place, "*.json", "*.json.gz"):
         if path.name.startswith("kb_"):
             reader.drop("a file of a knowledge base")
@@ -19,13 +19,12 @@ def kdconv(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
 
 
 def crosswoz(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
-    """An object, or an array, of ``{"messages": [{"content"}, …]}``; plain, .gz or the published .zip."""
+    """An object, or an array, of ``{"messages": [{"content"}, …]}``."""
     for path in matching_files(place, "*.json", "*.json.gz", "*.json.zip"):
         yield from _message_files(path, "content", reader)
 
 
 def _message_files(path: Path, key: str, reader: SourceReader) -> Iterator[SourceRecord]:
-    """The dialogues of a file whose messages hold their text under ``key``."""
     with opened_text(path) as file:
         for line, _, dialogue in json_members(path, file):
             messages = dialogue.get("messages") if isinstance(dialogue, dict) else None
@@ -38,7 +37,7 @@ def _message_files(path: Path, key: str, reader: SourceReader) -> Iterator[Sourc
 
 
 def _dialogue(turns: Sequence[str], path: Path, line: int, reader: SourceReader) -> Iterator[SourceRecord]:
-    """A dialogue, with tabs and line breaks as spaces, so that it fits on a line; the first turn decides the split."""
+    # Tabs and line breaks become spaces, so that a dialogue fits on a line.
     texts = [" ".join(turn.split()) for turn in turns]
     if len(texts) < 2:
         reader.drop("a dialogue without a reply")
@@ -84,11 +83,7 @@ def unspaced(text: str) -> str:
 
 @json_source
 def chat(value: Any, where: str, reader: SourceReader) -> Iterator[SourceRecord]:
-    """``{"conversations": [{"from", "value"}, …]}`` or ``{"messages": [{"role", "content"}, …]}`` and their like.
-
-    A last turn of the user without a reply is cut off, as are turns of the assistant before the user's first. Adjacent
-    turns of the same speaker are bad.
-    """
+    """``{"conversations": [{"from", "value"}, …]}`` or ``{"messages": [{"role", "content"}, …]}`` and their like."""
     key = next((key for key in TURNS if isinstance(value, dict) and isinstance(value.get(key), list)), None)
     if key is None:
         raise ValueError(f"expected an object with one of {', '.join(TURNS)}")
@@ -102,7 +97,7 @@ def chat(value: Any, where: str, reader: SourceReader) -> Iterator[SourceRecord]
 
 
 def _between(turns: list[Any]) -> list[Any]:
-    """The system text, and the turns from the user's first to the assistant's last; [] where there is no reply."""
+    """The system text, and the turns from the user's first to the assistant's last; [] if there is no reply."""
 
     def role(turn: Any) -> str:
         name = str(turn.get("role", turn.get("from", ""))) if isinstance(turn, dict) else ""

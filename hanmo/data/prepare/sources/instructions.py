@@ -1,11 +1,11 @@
 """Instructions and preferences: Alpaca, and pairs of a chosen and a rejected answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, json_source, object_of, text_of
-from hanmo.data.prepare.splits import split_key
-from hanmo.records import TURNS, Dialogue, ScoredAnswers, json_record
+from hanmo.data.prepare.views import views
+from hanmo.records import TURNS, Dialogue, PromptResponse, ScoredAnswers, json_record
 
 
 @json_source
@@ -17,16 +17,12 @@ def alpaca(value: Any, where: str, reader: SourceReader) -> Iterator[SourceRecor
         reader.drop("no output")
         return
     record = json_record(value, where)
-    yield SourceRecord(record, split_key(record))
+    yield SourceRecord(record, views(record)[0][0])
 
 
 @json_source
 def preferences(value: Any, where: str, reader: SourceReader) -> Iterator[SourceRecord]:
-    """Answers from the best to the worst: "chosen" and "rejected", or a list under "output".
-
-    The prompt stands under "prompt", "instruction" (and "input", "history") or as a conversation, whose earlier turns
-    become the history.
-    """
+    """Answers from the best to the worst: "chosen" and "rejected", or a list under "output"."""
     (*history, prompt), system = _prompt(object_of(value))
     answers = _ranked(value)
     if not prompt.strip() or not all(answer.strip() for answer in answers):
@@ -40,22 +36,20 @@ def preferences(value: Any, where: str, reader: SourceReader) -> Iterator[Source
     yield SourceRecord(record, (*history, prompt)[0])
 
 
-def _prompt(value: dict[str, Any]) -> tuple[Sequence[str], str]:
+def _prompt(value: dict[str, Any]) -> tuple[list[str], str]:
     """The turns up to the prompt, and the system text."""
-    for key in TURNS:
-        if isinstance(value.get(key), list):
-            # An empty turn is added because a dialogue ends with the assistant.
-            record = json_record({key: [*value[key], {"role": "assistant", "content": ""}]}, "")
-            assert isinstance(record, Dialogue)
-            return record.turns[:-1], record.system or text_of(value, "system")
-    if "instruction" in value:
+    if turns := next((key for key in TURNS if isinstance(value.get(key), list)), None):
+        # An empty turn is added because a dialogue ends with the assistant.
+        record = json_record({turns: [*value[turns], {"role": "assistant", "content": ""}]}, "")
+    elif "instruction" in value:
         fields = {key: value[key] for key in ("instruction", "input", "history") if key in value}
         record = json_record({**fields, "output": ""}, "")
-        turns = record.turns[:-1] if isinstance(record, Dialogue) else (split_key(record),)
-        return turns, text_of(value, "system")
-    if "prompt" in value or "question" in value:
-        return (text_of(value, "prompt") or text_of(value, "question"),), text_of(value, "system")
-    raise ValueError(f"no prompt; expected 'prompt', 'instruction' or 'conversations', found {', '.join(value)}")
+    elif "prompt" in value or "question" in value:
+        record = PromptResponse(text_of(value, "prompt") or text_of(value, "question"), "")
+    else:
+        raise ValueError(f"no prompt; expected 'prompt', 'instruction' or 'conversations', found {', '.join(value)}")
+    assert isinstance(record, Dialogue | PromptResponse)
+    return views(record)[0][:-1], record.system or text_of(value, "system")
 
 
 def _ranked(value: dict[str, Any]) -> list[str]:

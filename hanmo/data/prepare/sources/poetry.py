@@ -16,8 +16,6 @@ from hanmo.records import ScoredAnswers, opened_text
 
 @dataclass(frozen=True)
 class Kind:
-    """The works of one kind of file."""
-
     path: str  # pattern of the last folder and the file's name; a folder above may be named "ci"
     genre: str  # "诗": poems of lines of five or of seven characters
     author: str | None = None  # of all works; None where each names its own
@@ -47,10 +45,7 @@ class Work:
 
 
 def poetry(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
-    """Works with wrong answers: another title of the author (0), another author of the genre (-1), another genre (-2).
-
-    All works are held in memory. A work that comes again, under whatever title, is left out.
-    """
+    """Works, held in memory, with wrong answers: another title (0), another author (-1), another genre (-2)."""
     works = list(_works(place, reader))
     by_author, by_genre = Pools(), Pools()
     titled: dict[tuple[str, str], set[str]] = {}  # texts by author and title

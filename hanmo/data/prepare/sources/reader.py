@@ -1,8 +1,8 @@
-"""Tools of every source: its options, its files with their lines, rows and JSON values, wrong answers to draw."""
+"""Tools of all sources: options, files with their lines, rows and JSON values, wrong answers to draw."""
 
 import csv
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
@@ -11,16 +11,14 @@ from typing import Any, NamedTuple
 
 from hanmo.data.prepare.splits import Shares
 from hanmo.errors import HanmoError, RecordError
-from hanmo.records import Record, Rejects, json_array, json_lines, opened_text
+from hanmo.records import Record, Rejects, json_array, json_lines, opened_text, text_at
 
-TRIED = 64  # groups looked at when one with a fitting text is wanted
+TRIED = 64  # groups among which one with a fitting text is looked for
 
 
 class SourceRecord(NamedTuple):
-    """A record of a source. Records of the same ``key`` always come into the same split."""
-
     record: Record
-    key: str
+    key: str  # decides the split
 
 
 @dataclass
@@ -28,27 +26,25 @@ class SourceReader:
     """The options for reading a source, and counts of what was left out."""
 
     published: bool = False  # reproduce the published data set, flaws included
-    sep: bool = False  # prompts as before 2023-03-20: pieces and what opens the answer joined by the text <sep>
+    sep: bool = False  # prompts as before 2023-03-20: pieces and the opening of the answer joined by the text <sep>
     seed: int = 42  # of negatives and directions; each draw depends on the record too, never on its neighbours
     shares: Shares = field(default_factory=Shares)  # the negatives of a record come from its own split
     rejects: Rejects | None = None  # takes bad records; without it the first one stops the reading
     dropped: Counter[str] = field(default_factory=Counter)  # records that were left out, by reason
 
     def bad(self, path: Path, line: int, problem: str) -> None:
-        """Stop at a bad record, or set it aside."""
-        self._reject(RecordError(path, line, problem))
-
-    def _reject(self, error: RecordError) -> None:
+        """Set a bad record aside, or raise it."""
+        error = RecordError(path, line, problem)
         if self.rejects is None:
             raise error
         self.rejects.errors.append(error)
 
     def drop(self, reason: str) -> None:
-        """Leave out a record that is not bad, only of no use."""
+        """Count a record that is left out because it is of no use."""
         self.dropped[reason] += 1
 
     def prompt(self, *pieces: str, opening: str = "") -> str:
-        """The pieces of a prompt as one text. ``opening``: what opens the answer; it belongs to the prompt with sep."""
+        """The pieces of a prompt as one text; with ``sep`` also the ``opening`` of the answer."""
         pieces = tuple(filter(None, pieces))
         return "<sep>".join((*pieces, opening)) if self.sep else " ".join(pieces)
 
@@ -60,12 +56,12 @@ class SourceReader:
             read = json_array if start == "[" and ".jsonl" not in path.suffixes else json_lines
             for line, value in read(path, file):
                 if isinstance(value, RecordError):
-                    self._reject(value)
+                    self.bad(path, value.line, value.problem)
                 else:
                     yield line, value
 
     def json_objects(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The JSON objects among ``json_values``; any other value is a bad record."""
+        """``json_values``; a value that is no object is a bad record."""
         for line, value in self.json_values(path):
             try:
                 found = object_of(value)
@@ -75,7 +71,7 @@ class SourceReader:
                 yield line, found
 
     def csv_rows(self, path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
-        """The rows of a CSV file with a header: the line each begins on, and its values by column."""
+        """The first line and the values by column of each row of a CSV file with a header."""
         with opened_text(path, newline="") as file:
             table = csv.reader(file, strict=True)
             header = next(table, [])
@@ -102,7 +98,7 @@ Reader = Callable[[Path, SourceReader], Iterator[SourceRecord]]
 
 
 def json_source(parse: Callable[[Any, str, SourceReader], Iterator[SourceRecord]]) -> Reader:
-    """A source of JSON files: ``parse`` gets each value and its place ("file:line"); it raises ValueError for a bad one."""
+    """A source of JSON files: ``parse`` gets each value and its "file:line"; it raises ValueError for a bad one."""
 
     @wraps(parse)
     def read(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
@@ -117,11 +113,7 @@ def json_source(parse: Callable[[Any, str, SourceReader], Iterator[SourceRecord]
 
 
 def matching_files(place: Path, *patterns: str) -> list[Path]:
-    """A file, or the files of a folder and its folders that match a pattern, in order of their names.
-
-    Raises:
-        HanmoError: there are none.
-    """
+    """A file, or the files at any depth of a folder that match a pattern, by name; HanmoError if there are none."""
     if place.is_file():
         return [place]
     found = sorted({path for pattern in patterns for path in place.rglob(pattern) if path.is_file()})
@@ -146,25 +138,19 @@ def object_of(value: Any) -> dict[str, Any]:
 
 
 def text_of(value: Any, key: str) -> str:
-    """The text under a key of an object, "" where there is none; a ValueError where it is anything else."""
-    found = object_of(value).get(key)
-    if found is None:
-        return ""
-    if not isinstance(found, str):
-        raise ValueError(f"{key!r} must be text, found {type(found).__name__}")
-    return found
+    """The text under a key of a JSON object, "" where there is none; a ValueError where it is anything else."""
+    return text_at(object_of(value), key, "")
 
 
 class Pools:
-    """Texts to draw wrong answers from, in groups (a length, a book) within realms, which no draw leaves (a split).
+    """Texts to draw wrong answers from, in groups (a length, a book) within realms (a split), which no draw leaves.
 
-    Each draw depends on the seed and the record's own key alone. The published data drew from Python sets, whose order
-    changes from run to run; ours can be repeated.
+    Draws can be repeated; those of the published data were from Python sets, whose order changes from run to run.
     """
 
     def __init__(self) -> None:
-        self._texts: dict[Hashable, dict[Hashable, list[str]]] = {}
-        self._groups: dict[Hashable, list[Hashable]] = {}  # of each realm
+        self._texts: defaultdict[tuple[Hashable, Hashable], list[str]] = defaultdict(list)  # by realm and group
+        self._groups: defaultdict[Hashable, list[Hashable]] = defaultdict(list)  # by realm
         self._known: set[tuple[Hashable, Hashable, str]] = set()
 
     def add(self, realm: Hashable, group: Hashable, text: str) -> None:
@@ -172,23 +158,20 @@ class Pools:
         if (realm, group, text) in self._known:
             return
         self._known.add((realm, group, text))
-        texts = self._texts.setdefault(realm, {})
-        if group not in texts:
-            texts[group] = []
-            self._groups.setdefault(realm, []).append(group)
-        texts[group].append(text)
+        texts = self._texts[realm, group]
+        if not texts:
+            self._groups[realm].append(group)
+        texts.append(text)
 
-    def draw(self, rng: Random, realm: Hashable, group: Hashable, count: int, never: Collection[str]) -> list[str]:
+    def draw(self, rng: Random, realm: Hashable, group: Hashable, count: int, never: set[str]) -> list[str]:
         """Up to ``count`` different texts of one group, none of them in ``never``; fewer where there are no more."""
-        texts = self._texts.get(realm, {}).get(group, [])
+        texts = self._texts[realm, group]
         drawn = rng.sample(texts, min(len(texts), count + len(never)))
         return [text for text in drawn if text not in never][:count]
 
-    def draw_others(
-        self, rng: Random, realm: Hashable, group: Hashable, count: int, never: Collection[str]
-    ) -> list[str]:
+    def draw_others(self, rng: Random, realm: Hashable, group: Hashable, count: int, never: set[str]) -> list[str]:
         """One text of each of up to ``count`` groups of the realm other than ``group``."""
-        groups, found = self._groups.get(realm, []), list[str]()
+        groups, found = self._groups[realm], list[str]()
         for other in rng.sample(groups, min(len(groups), TRIED)):
             if len(found) == count:
                 break
