@@ -1,4 +1,4 @@
-"""Stop tokens, and the special ids of a model's files checked against its vocabulary."""
+"""Stop tokens, and the check of a model's special ids against its vocabulary."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
 """Bounds what an untrusted tokenizer or configuration can cost.
 
-Forty rewriting rules in a row can double a text forty times; a configuration may claim a billion layers or labels. Counts
-are compared with the tensors in the files. A tokenizer whose rules are not known to be harmless is first run on a text in
-a child process with limits.
+Forty rewriting rules can double a text forty times; a configuration may claim a billion layers or labels. Counts are
+compared with the tensors in the files. A tokenizer not known to be harmless first runs in a child process with limits.
 """
 
 import json
@@ -34,9 +33,9 @@ _MOST = 1_000_000  # labels, experts, heads and the like
 
 
 def check_tokenizer(folder: Path, settings: dict[str, Any], opened: Callable[[], Any]) -> None:
-    """Check that the tokenizer of a folder, which ``opened`` opens, encodes a text within limits.
+    """Raise CheckpointError unless a folder's tokenizer, which ``opened`` opens, encodes a text within limits.
 
-    ``settings`` is the content of its tokenizer_config.json. CheckpointError, with the folder, if it exceeds the limits.
+    ``settings`` is the content of its tokenizer_config.json.
     """
     patterns: list[str] = []
     all_settings = [settings, *(read_json(folder / name) for name in _FILES if (folder / name).is_file())]
@@ -138,7 +137,7 @@ def _growth(step: dict[str, Any]) -> float:
 def check_counts(config: dict[str, Any], tensors: int, where: object) -> None:
     """Raise CheckpointError if a configuration claims more layers than there are tensors, or millions of something else.
 
-    Building a network takes time and memory for each, even without memory for its weights.
+    Building a network takes time and memory for each of them, even without memory for weights.
     """
     for key, value in _numbers(config):
         if not isinstance(value, int | float) or not _COUNTED.search(key) or _MEASURED.search(key):

@@ -14,24 +14,20 @@ class DecodeState:
     """Keys and values of all layers for R rows. Column c of every layer belongs to the same token.
 
     A step calls ``grow`` once with the new tokens, then ``extend`` in every layer.
-
-    Attributes:
-        length: columns in use.
-        valid_RC: (R, length) bool, False on the padding of prompts.
-        has_padding: some column of some row is padding.
     """
 
     def __init__(self, layers: int):
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
-        self.length = 0
-        self.has_padding = False
+        self.length = 0  # columns in use
+        self.has_padding = False  # in some column of some row
         self._valid_RC: Tensor | None = None
 
     @property
     def valid_RC(self) -> Tensor:
+        """(R, length) bool, False on the padding of prompts."""
         assert self._valid_RC is not None, "grow() comes before the first use"
-        return self._valid_RC[:, : self.length]
+        return self._valid_RC
 
     def grow(self, valid_Rq: Tensor) -> None:
         """Make room for q new columns; ``valid_Rq`` (R, q) bool or 0/1: True on real tokens."""

@@ -1,7 +1,4 @@
-"""The relative position buckets and masks of EVA's attention.
-
-Shape suffixes: B batch, H heads, q query positions, k key positions.
-"""
+"""The relative position buckets and masks of EVA's attention."""
 
 import math
 from functools import lru_cache
@@ -36,7 +33,7 @@ def _buckets_by_distance(num_buckets: int, bidirectional: bool) -> tuple[int, ..
 
 
 def masked_bias(bias_BHqk: Tensor, allowed_BHqk: Tensor) -> Tensor:
-    """The position bias with -inf at masked keys, to be added to the attention scores.
+    """The position bias with -inf at masked keys.
 
     A query that sees no key keeps its whole bias, lowered by 10000 as in the original: attention stays finite.
     """

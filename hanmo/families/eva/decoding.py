@@ -1,7 +1,4 @@
-"""EVA's score rules: penalties and suppressed ids that depend on the whole conversation.
-
-Source: the recorded specification of thu-coai/EVA, section 7.1.
-"""
+"""EVA's score rules, which depend on the whole conversation: the recorded specification of thu-coai/EVA, section 7.1."""
 
 from __future__ import annotations
 
@@ -30,11 +27,8 @@ AFTER_PAUSE = ("但", "不过")  # suppressed after a pause
 class Vocabulary:
     """The text and the antonyms of each token of a vocabulary.
 
-    Args:
-        tokens: text of each id, spaces and newlines spelled out.
-        ids: id by vocabulary entry, as the vocabulary file has it.
-        antonyms: pairs of words, which exclude each other both ways. A word that is no token is left out with a
-            warning; the original stops there.
+    ``tokens`` have spaces and newlines spelled out, ``ids`` are by vocabulary entry as in the file. Antonyms exclude each
+    other both ways; a word that is no token is left out with a warning (the original stops there).
     """
 
     def __init__(
@@ -76,7 +70,7 @@ class Vocabulary:
 
 
 def read_antonyms(path: str | Path) -> list[tuple[str, str]]:
-    """Pairs of antonyms from a file with one Python tuple of two strings a line; RecordError for another line."""
+    """Pairs of antonyms from a file with a Python tuple of two strings on each line; RecordError for any other line."""
     path = Path(path)
     pairs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -93,15 +87,13 @@ def read_antonyms(path: str | Path) -> list[tuple[str, str]]:
 
 
 class EvaLogitsProcessor:
-    """The five rules, applied in this order to each row's scores (R, V):
+    """The five rules, applied in this order to each row's scores (R, V); ``contexts`` are the conversations' full_ids.
 
     1. repetition penalty on every id of the conversation so far (except the separator);
     2. no separator before ``min_new_tokens``;
     3. no n-gram of characters twice; no 但 or 不过 after a pause;
     4. no antonym of a token since the last separator; ``published``: of any row, as the original does by mistake;
     5. never ``<unk>`` nor ``settings.suppressed_ids``.
-
-    Args: ``contexts``, the full_ids of each conversation.
     """
 
     def __init__(self, vocabulary: Vocabulary, settings: Any, contexts: Sequence[Sequence[int]]):
@@ -130,7 +122,7 @@ class EvaLogitsProcessor:
 
 
 class ConversationState:
-    """The rules' view of a context, computed once; every call is given the ids generated so far."""
+    """The rules' view of a context, computed once; its methods take the ids generated so far."""
 
     def __init__(self, vocabulary: Vocabulary, size: int, ids: Sequence[int]):
         self.ids = frozenset(ids)

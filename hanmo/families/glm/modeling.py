@@ -23,14 +23,8 @@ ACTIVATIONS = ("gelu_new", "gelu")
 class GlmConfig(PretrainedConfig):
     """Configuration of a GLM model.
 
-    Args:
-        max_sequence_length: highest position, and highest place inside an answer.
-        block_position_encoding: positions have a second dimension, the place inside the answer.
-        activation_function: "gelu_new" is the tanh form the released weights were trained with, "gelu" the exact (erf)
-            form that a later port used.
-        mask_token_ids: [MASK], [sMASK], [gMASK], the tokens an answer may belong to. The original 10B model's [gMASK]
-            is ``eop_token_id``; its ports copied that row of the embedding to 50009.
-        sop_token_id, eop_token_id: start and end an answer.
+    ``mask_token_ids`` are [MASK], [sMASK], [gMASK]; <sop> and <eop> start and end an answer. The original 10B model's
+    [gMASK] is ``eop_token_id``; its ports copied that row of the embedding to 50009.
     """
 
     model_type = "hanmo-glm"
@@ -40,8 +34,9 @@ class GlmConfig(PretrainedConfig):
     hidden_size: int = 1024
     num_layers: int = 24
     num_attention_heads: int = 16
-    max_sequence_length: int = 1024
-    block_position_encoding: bool = True
+    max_sequence_length: int = 1024  # highest position, and highest place inside an answer
+    block_position_encoding: bool = True  # positions have a second dimension, the place inside the answer
+    #: "gelu_new" is the tanh form the released weights were trained with, "gelu" the exact (erf) form of a later port
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
     embedding_dropout_prob: float = 0.1
@@ -78,7 +73,6 @@ class GlmModel(PreNormModel):
         self.add_blocks(PreNormBlock, heads, 4 * width, config.activation_function, *dropouts)
 
     def backbone(self, *args: Any, **inputs: Any) -> Tensor:
-        """Output of the last block after the final norm, (B, T, D); see ``trunk`` for the arguments."""
         return self.final_norm(self.trunk(*args, **inputs))
 
     def features(self, **inputs: Any) -> tuple[Tensor, Tensor, None]:
@@ -101,8 +95,8 @@ class GlmModel(PreNormModel):
             attention_mask: (B, T), 1 on real tokens, in packed rows the number of the example from 1 on; or (B, 1, T, S),
                 used as it is.
             position_ids: (B, 2, T) int64 (position, place in the answer); (B, T) without places. 0 … T-1 and 0 if None.
-            prefix: (B,) or (1,) int64, the number of context tokens, which all tokens see, without padding on the left; 0
-                if None. In packed rows (B, T): the column where the context of a token's example ends.
+            prefix: (B,) or (1,) int64, the number of context tokens, which all tokens see, without padding on the left;
+                in packed rows (B, T): the column where the context of a token's example ends.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]

@@ -16,7 +16,6 @@ Span = tuple[int, int]  # first and one past the last token
 
 
 def draw_objective(objectives: Mapping[str, float], rng: Random) -> str:
-    """One of the objectives, drawn by their shares."""
     names = list(objectives)
     return rng.choices(names, [objectives[name] for name in names])[0]
 

@@ -64,7 +64,7 @@ class HuggingfaceFamily(Family):
         return Row.of(token_inputs(context) | token_inputs(decoder, "decoder_"), labels)
 
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
-        """Next-token prediction; for encoder-decoders prefix language modeling (Raffel et al. 2020)."""
+        """For encoder-decoders prefix language modeling (Raffel et al. 2020)."""
         if not self.config.is_encoder_decoder:
             return self.row(parts)
         ids = [token for part in parts for token in part.ids]
@@ -145,10 +145,9 @@ class HuggingfaceFamily(Family):
         return without_blanks(text) if inner is not None and isinstance(inner.decoder, WordPiece) else text
 
     def _prompt_and_answer(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
-        """The ids of everything before the response, without the oldest turns if ``limit`` is short, and of the response.
+        """The ids before the response, without the oldest turns if ``limit`` is short, and those of the response.
 
-        The first is empty if the last prompt alone does not fit, or if there is none; RecordError if the chat template
-        refuses the conversation.
+        The first are empty if the last prompt does not fit, or if there is none. RecordError if the template refuses it.
         """
         if not self.tokenizer.chat_template:
             return self._plain_pair(record, limit)
@@ -160,7 +159,6 @@ class HuggingfaceFamily(Family):
             raise RecordError.at(record.where, str(error)) from None
 
     def _template_pair(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
-        """The same with the chat template."""
         system, turns = _conversation(record)
         first = (len(turns) - 1) % 2 == 0  # who speaks first, so that the response is the assistant's
         roles = ("assistant", "user") if first else ("user", "assistant")
@@ -181,7 +179,6 @@ class HuggingfaceFamily(Family):
         return (prompt if limit is None or len(prompt) <= limit else []), self._answer(given, answer)
 
     def _plain_pair(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
-        """The same without a chat template: turns with a separator between them."""
         mark, pair = self._separator, as_pair(record, separator=self._separator)
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return [], []

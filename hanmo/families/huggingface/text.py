@@ -1,8 +1,7 @@
 """Texts and their ids: a reply is tokenised as it follows its prompt, not as a text of its own.
 
 SentencePiece puts ``▁`` before a text, byte-level tokenizers join a space to the word behind it, and a chat template may
-write white space before a reply. A prompt has the ids that it has alone, which the model is given in generation; the ids
-that are learned or scored are those that it would have to generate next.
+write white space before a reply. A prompt keeps its own ids; a reply's are those that the model has to generate next.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The PanGu-α network (Zeng et al. 2021, arXiv:2104.12369): a GPT-2-like decoder under a query layer.
 
-The blocks are pre-norm. After all but one of them comes the final norm; the last block, the query layer, takes
-its queries from an embedding of the position and nothing else, and no norm follows it.
+The final norm comes before the last block, the query layer, which takes its queries from an embedding of the position
+alone; no norm follows it.
 """
 
 from typing import Any
@@ -18,24 +18,18 @@ from hanmo.nn.prenorm import ACTIVATIONS, PreNormBlock, PreNormModel, check_posi
 
 
 class PanguConfig(PretrainedConfig):
-    """Configuration of a PanGu-α model.
-
-    Args:
-        num_layers: blocks, the query layer included.
-        activation_function: "gelu" is the exact (erf) GELU of the port, "gelu_new" the tanh form of the original; or another
-            of ``prenorm.ACTIVATIONS``.
-        intermediate_size: width of the MLP; 4 x hidden_size if None.
-    """
+    """Configuration of a PanGu-α model."""
 
     model_type = "hanmo-pangu"
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
     vocab_size: int = 40000
     hidden_size: int = 1024
-    num_layers: int = 24
+    num_layers: int = 24  # with the query layer
     num_heads: int = 16
     max_position_embeddings: int = 1024
-    intermediate_size: int | None = None
+    intermediate_size: int | None = None  # width of the MLP; 4 x hidden_size if None
+    #: "gelu" is the exact (erf) GELU of the port, "gelu_new" the tanh form of the original; others: prenorm.ACTIVATIONS
     activation_function: str = "gelu"
     layer_norm_epsilon: float = 1e-5
     embd_pdrop: float = 0.1

@@ -1,7 +1,4 @@
-"""How text becomes rows of Transformer-XL: prompt and response, tokenised apart and joined with nothing between them.
-
-The stop token is predicted and never an input, except at the end of a row with ``feed_stop``.
-"""
+"""How text becomes rows of Transformer-XL: prompt and response, tokenised apart and joined with nothing between them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -64,7 +61,6 @@ class TransformerXLFamily(Family):
         return stream_rows(documents, length, self.tokenizer.eos_token_id)
 
     def context(self, record: Record, limit: int) -> Context:
-        """The last ``limit`` ids of a text or prompt."""
         if isinstance(record, Text):
             ids = self.encode(record.text)
         else:

@@ -14,10 +14,9 @@ RELATIVE, ABSOLUTE = LAYOUTS = tuple(_LAYOUTS.values())
 
 
 def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """What the shapes of an original checkpoint's whole (merged) tensors say about the configuration.
+    """The settings that follow from the shapes of whole (merged) tensors: not ``num_heads`` of the absolute variant.
 
-    The absolute variant does not say ``num_heads``. Memory goes with relative positions. CheckpointError if a tensor that
-    every checkpoint of this family has is missing or no matrix.
+    CheckpointError if a tensor that every checkpoint of this family has is missing or no matrix.
     """
 
     def shape(name: str) -> Sequence[int]:
@@ -40,7 +39,7 @@ def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def read_config(original: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments from a configuration of ours, or keys that the tensors leave open; ConfigError: an unknown key."""
+    """Keyword arguments of our configuration, most of which the tensors decide; ConfigError for an unknown key."""
     known = {item.name for item in fields(TransformerXLConfig)}
     for key in original.keys() - known - {"model_type", "transformers_version"}:
         raise ConfigError(unknown("configuration key", key, known))

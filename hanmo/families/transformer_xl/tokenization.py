@@ -34,7 +34,6 @@ class TransformerXLTokenizer(SentencePieceTokenizer):
         return {token: self.vocab_size + offset for offset, token in enumerate(specials)}
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
-        """As in transformers; there are no special tokens to add."""
         return super().encode(text, text_pair, add_special_tokens=False, **kwargs)
 
     def _encode_part(self, texts: Sequence[str]) -> list[list[int]]:

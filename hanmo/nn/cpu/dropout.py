@@ -34,7 +34,5 @@ def _dropped(p: float) -> int:
 
 
 class Dropout(nn.Dropout):
-    """``nn.Dropout`` by ``dropout``."""
-
     def forward(self, input: Tensor) -> Tensor:  # the name that nn.Dropout gives it
         return dropout(input, self.p, self.training)

@@ -8,12 +8,12 @@ NARROW = 3072  # inputs up to which it is for the halves of a single row
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with the same parameters and names, and the same results up to rounding.
+    """``nn.Linear`` with the same results up to rounding.
 
     For a few rows the time is that of reading the weight once. BLAS reads it two to six times as fast for W x^T as for
     x W^T, except where x is a single row. A single row is therefore split into halves and W is seen as twice as many rows
-    of half the width: two of the four products are needed. Measured with MKL on an AMD EPYC, two threads, for widths of
-    768 to 10240; benchmarks/decode.py measures whole models.
+    of half the width: two of the four products are needed. Measured with MKL on an AMD EPYC, two threads, widths of 768
+    to 10240; benchmarks/decode.py measures whole models.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # the name that nn.Linear gives it
