@@ -108,8 +108,7 @@ class Family(ABC):
     def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
         """A row from ids alone, as for rollouts and candidate scoring; next-token prediction by default.
 
-        ``stop``: predict the stop token after a scored last part. ``feed_stop``: it is an input too, at ``Row.end``, where
-        reward models read.
+        ``stop``: predict the stop token after a scored last part. ``feed_stop``: it is an input too (for reward models).
         """
         return causal_row(parts, self.stop_id, stop, feed_stop)
 
@@ -140,8 +139,7 @@ class Family(ABC):
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
         """A piece of a document as a row of a pretraining objective; next-token prediction by default.
 
-        ``parts`` are those of running text, with an empty unscored one at the end if the document goes on. ``objectives``
-        are the shares of the family's ``objectives``, its own if None.
+        ``parts``: of running text, with an empty unscored one at the end if it goes on. ``objectives``: with their shares.
         """
         return self.row(parts)
 
@@ -169,7 +167,6 @@ class Family(ABC):
         return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Generated ids as text."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def as_transformers(self) -> Export:

@@ -55,11 +55,8 @@ def safe_config(
 ) -> PretrainedConfig:
     """The configuration of a folder without keys that would run or fetch something; each removed key is reported once.
 
-    Args:
-        config_class: PretrainedConfig means the class of the folder's model_type.
-        content: of config.json, if it has been read already.
-
-    CheckpointError if its class does not take it, UnsupportedError if the model needs code of its own.
+    PretrainedConfig stands for the class of the folder's model_type; ``content`` is that of config.json if it is known.
+    CheckpointError if the class does not take it, UnsupportedError if the model needs code of its own.
     """
     file = Path(folder) / CONFIG_NAME
     content = read_json(file) if content is None else content

@@ -43,7 +43,6 @@ def is_token(id_: Any, config: PretrainedConfig, tokenizer: PreTrainedTokenizerB
 
 
 def has_row(id_: Any, config: PretrainedConfig) -> bool:
-    """Whether an id has a row of the embedding."""
     return isinstance(id_, int) and not isinstance(id_, bool) and 0 <= id_ < config.get_text_config().vocab_size
 
 

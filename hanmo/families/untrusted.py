@@ -33,10 +33,7 @@ _MOST = 1_000_000  # labels, experts, heads and the like
 
 
 def check_tokenizer(folder: Path, settings: dict[str, Any], opened: Callable[[], Any]) -> None:
-    """Raise CheckpointError unless a folder's tokenizer, which ``opened`` opens, encodes a text within limits.
-
-    ``settings`` is the content of its tokenizer_config.json.
-    """
+    """Raise CheckpointError unless a folder's tokenizer, which ``opened`` opens, encodes a text within limits."""
     patterns: list[str] = []
     all_settings = [settings, *(read_json(folder / name) for name in _FILES if (folder / name).is_file())]
     size = sum(
@@ -68,10 +65,9 @@ def check_pieces(path: Path) -> None:
     """Raise CheckpointError unless a sentencepiece model, which may hold rewriting rules, encodes a text within limits."""
     from sentencepiece import SentencePieceProcessor
 
-    def attempt() -> None:
-        SentencePieceProcessor(model_file=str(path)).encode(_TEXT)
-
-    run_within_limits(attempt, str(path), path.stat().st_size)
+    run_within_limits(
+        lambda: SentencePieceProcessor(model_file=str(path)).encode(_TEXT), str(path), path.stat().st_size
+    )
 
 
 def _has_large(settings: Any, most: int) -> bool:
@@ -135,9 +131,9 @@ def _growth(step: dict[str, Any]) -> float:
 
 
 def check_counts(config: dict[str, Any], tensors: int, where: object) -> None:
-    """Raise CheckpointError if a configuration claims more layers than there are tensors, or millions of something else.
+    """Raise CheckpointError if a configuration claims more layers than there are tensors, or millions of other things.
 
-    Building a network takes time and memory for each of them, even without memory for weights.
+    Building a network takes time and memory for each of them, even without weights.
     """
     for key, value in _numbers(config):
         if not isinstance(value, int | float) or not _COUNTED.search(key) or _MEASURED.search(key):

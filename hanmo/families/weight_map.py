@@ -12,8 +12,7 @@ Its ``original_format.yaml``, which ``read_format`` reads, holds
     layouts      name -> the fields of a ``Layout``, with ``tensors`` in place of ``entries``: a list of tables
                  ``theirs: {fields of a TensorMapping}``; ``cut`` is rows or columns
     settings     the keys of the original's configuration that are ours too, with the defaults if it has any
-``NAME.*`` stands for the weight and the bias of a module; a bias is cut with the rows. ``over`` is ``num_layers`` by
-default where a name has ``{i}``.
+``NAME.*`` is the weight and the bias of a module; a bias is cut with the rows. ``{i}`` runs over ``num_layers`` by default.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,8 +58,8 @@ class Layout:
     prefixes: tuple[str, ...] = ("",)  # the names may all start with one of these
     ignored: tuple[str, ...] = ()  # patterns of names that carry no weights (masks stored as buffers)
     needs: tuple[str, ...] = ()  # keys of config.json without which these names belong to another model
-    implies: dict[str, Any] = field(default_factory=dict)  # by these tensors (a reward model's head)
-    in_half: dict[str, Any] = field(default_factory=dict)  # by storage in fp16
+    implies: dict[str, Any] = field(default_factory=dict)  # follow from these tensors (a reward model's head)
+    in_half: dict[str, Any] = field(default_factory=dict)  # follow from storage in fp16
     nests: tuple[
         str, ...
     ] = ()  # of "megatron-lm": modules that are dictionaries of their own inside ``language_model``

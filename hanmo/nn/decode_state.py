@@ -39,14 +39,12 @@ class DecodeState:
     def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new columns of one layer; returns all its keys and values, (R, H, length, K) each."""
         new = slice(self.length - key_RHqK.shape[2], self.length)
-        self.keys[layer] = _with_room(self.keys[layer], key_RHqK, self.length)
-        self.values[layer] = _with_room(self.values[layer], value_RHqK, self.length)
-        self.keys[layer][:, :, new] = key_RHqK  # type: ignore[index]
-        self.values[layer][:, :, new] = value_RHqK  # type: ignore[index]
-        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]  # type: ignore[index]
+        self.keys[layer] = keys = _with_room(self.keys[layer], key_RHqK, self.length)
+        self.values[layer] = values = _with_room(self.values[layer], value_RHqK, self.length)
+        keys[:, :, new], values[:, :, new] = key_RHqK, value_RHqK
+        return keys[:, :, : self.length], values[:, :, : self.length]
 
     def keep_last(self, columns: int) -> None:
-        """Forget all but the last ``columns`` columns."""
         dropped = self.length - columns
         if dropped <= 0:
             return

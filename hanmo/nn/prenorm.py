@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import UnsupportedError
-from hanmo.nn.cpu import Dropout, Linear
+from hanmo.nn.cpu.layers import Dropout, Linear
 from hanmo.nn.decode_state import DecodeState
 from hanmo.nn.row_model import RowModel
 from hanmo.nn.tensor_parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
@@ -112,7 +112,6 @@ def check_positions(positions: Tensor, table: nn.Embedding, columns: int) -> Non
 
 
 def _residual(linear: nn.Linear) -> nn.Linear:
-    """Mark a projection that writes into the residual stream."""
     linear.writes_residual = True  # type: ignore[assignment]
     return linear
 

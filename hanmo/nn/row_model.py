@@ -51,10 +51,7 @@ class RowOutput(ModelOutput):
 
 
 class ValueHead(nn.Module):
-    """A reward or value for every place.
-
-    "linear" is one layer without bias (published reward models), "mlp" Linear(D, 2D), ReLU, Linear(2D, 1) (critics).
-    """
+    """A reward or value for every place: "linear" as in published reward models, "mlp" for critics."""
 
     def __init__(self, width: int, kind: str):
         super().__init__()
@@ -79,9 +76,7 @@ def configured_value_head(config: Any) -> ValueHead | None:
 def attach_value_head(network: Any, kind: ValueKind) -> None:
     """Add a fresh value head, which is saved and opened with the network."""
     network.config.value_head = kind
-    head = configured_value_head(network.config)
-    assert head is not None
-    network.value_head = head.to(network.device, network.dtype)
+    network.value_head = ValueHead(network.config.get_text_config().hidden_size, kind).to(network.device, network.dtype)
 
 
 def values_of(network: Any, hidden_BAD: Tensor, labels: Tensor | None, inputs: dict[str, Any]) -> Tensor | None:
@@ -162,10 +157,7 @@ class RowModel(PreTrainedModel):
 
 
 def kept_places(network: Any) -> int:
-    """The number of scored positions whose logits are kept: 0 under full activation checkpointing.
-
-    Selective checkpointing has a ``context_fn`` and keeps the results of matrix products.
-    """
+    """The number of scored positions whose logits are kept: 0 under full, not selective, activation checkpointing."""
     checkpointed = (module for module in network.modules() if getattr(module, "gradient_checkpointing", False))
     full = any("context_fn" not in module._gradient_checkpointing_func.keywords for module in checkpointed)
     return 0 if full else KEPT

@@ -31,7 +31,7 @@ def local(tensor: Tensor) -> Tensor:
 def distributed(config: Any, ranks: int, device: torch.device) -> dict[str, Any]:
     """Keyword arguments with which ``from_pretrained`` gives this rank its slices; none for one rank.
 
-    ConfigError if there are not as many processes or transformers would compute elsewhere, and as ``check_divides``.
+    ConfigError if there are not as many processes or transformers would compute elsewhere; also see ``check_divides``.
     """
     if ranks == 1:
         return {}

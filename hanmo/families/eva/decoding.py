@@ -25,34 +25,19 @@ AFTER_PAUSE = ("但", "不过")  # suppressed after a pause
 
 
 class Vocabulary:
-    """The text and the antonyms of each token of a vocabulary.
+    """The text and the antonyms of each token of a tokenizer.
 
-    ``tokens`` have spaces and newlines spelled out, ``ids`` are by vocabulary entry as in the file. Antonyms exclude each
-    other both ways; a word that is no token is left out with a warning (the original stops there).
+    Antonyms exclude each other both ways; a word that is no token is left out with a warning (the original stops there).
     """
 
-    def __init__(
-        self,
-        tokens: Sequence[str],
-        ids: Mapping[str, int],
-        separator: str = "<sep>",
-        unknown: str = "<unk>",
-        antonyms: Iterable[tuple[str, str]] = (),
-    ):
-        self.stop_id, self.unknown_id = ids[separator], ids[unknown]
-        self.texts = list(tokens)
+    def __init__(self, tokenizer: Any, antonyms: Iterable[tuple[str, str]] = ()):
+        ids = {token: index for token, index in tokenizer.get_vocab().items() if index < tokenizer.vocab_size}
+        self.stop_id, self.unknown_id = ids[tokenizer.sep_token], ids[tokenizer.unk_token]
+        self.texts = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
         self.texts[self.stop_id] = SEPARATOR
         self.ids = {**ids, SEPARATOR: self.stop_id}
         self.after_pause = frozenset(ids[word] for word in AFTER_PAUSE if word in ids)
         self.antonyms = self._antonyms(antonyms, ids)
-
-    @classmethod
-    def of(cls, tokenizer: Any, antonyms: str | Path | None = None) -> Vocabulary:
-        """The vocabulary of a tokenizer, with the antonyms of a file if there is one."""
-        ids = {token: index for token, index in tokenizer.get_vocab().items() if index < tokenizer.vocab_size}
-        tokens = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
-        pairs = [] if antonyms is None else read_antonyms(antonyms)
-        return cls(tokens, ids, tokenizer.sep_token, tokenizer.unk_token, pairs)
 
     def _antonyms(self, pairs: Iterable[tuple[str, str]], ids: Mapping[str, int]) -> dict[int, frozenset[int]]:
         found: dict[int, set[int]] = defaultdict(set)

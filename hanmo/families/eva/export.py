@@ -55,10 +55,7 @@ def standalone(path: Path) -> str:
 
 
 def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:
-    """Write everything that T5ForConditionalGeneration needs beside EVA's weights, and the tokenizer with its code.
-
-    Returns remarks about losses.
-    """
+    """Write everything that T5 needs beside weights, and the tokenizer with its code; returns remarks on what is lost."""
     _write_config(config, folder, dtype)
     tokenizer.save_pretrained(folder)
     (folder / "tokenization.py").write_text(standalone(Path(tokenization.__file__)), encoding="utf-8")

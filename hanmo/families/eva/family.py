@@ -16,7 +16,7 @@ from hanmo.errors import UnsupportedError
 from hanmo.families.base import Export, Family
 from hanmo.families.decoding import LogitsProcessor, SearchConventions
 from hanmo.families.eva import original_format
-from hanmo.families.eva.decoding import EvaLogitsProcessor, Vocabulary
+from hanmo.families.eva.decoding import EvaLogitsProcessor, Vocabulary, read_antonyms
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.stops import Stop
@@ -68,8 +68,7 @@ class EvaFamily(Family):
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         """One row: the last turn as target; as context the turns before it, from the newest backwards as long as they fit.
 
-        There is no row if no turn fits, or not the whole target. A single turn is a context with the target of two
-        ``<unk>``, as published.
+        No row if no turn fits, or not the whole target. A single turn is context, and two ``<unk>`` the target, as published.
         """
         record = _with_turns(record)
         turns, opening = self._turns(record), self._opening(record)
@@ -159,10 +158,11 @@ class EvaFamily(Family):
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        return Vocabulary.of(self.tokenizer, self.assets.get("antonyms"))
+        path = self.assets.get("antonyms")
+        return Vocabulary(self.tokenizer, read_antonyms(path) if path else ())
 
     def _turns(self, record: Dialogue | PromptResponse) -> list[list[int]]:
-        """The ids of every turn without ``<sep>``, a response apart."""
+        """The ids of every turn without ``<sep>``; of a prompt with its response those of the prompt."""
         if isinstance(record, PromptResponse):
             turns = [self.encode(record.prompt)]
         else:

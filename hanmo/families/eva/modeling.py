@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from hanmo.families.eva.biases import masked_bias, relative_buckets
 from hanmo.families.eva.state import EvaState
 from hanmo.nn.causal import same_example
-from hanmo.nn.cpu import Dropout, Linear, dropout, lowered
+from hanmo.nn.cpu.layers import Dropout, Linear, dropout, lowered
 from hanmo.nn.decode_state import DecodeState
 from hanmo.nn.row_model import RowModel
 from hanmo.nn.tensor_parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
@@ -127,8 +127,6 @@ class EvaAttention(nn.Module):
 
 
 class EvaFeedForward(nn.Module):
-    """Gated feed-forward: wo(gelu(wi_0 x) * wi_1 x), with the tanh form of GELU."""
-
     def __init__(self, config: EvaConfig):
         super().__init__()
         self.wi_0 = Linear(config.d_model, config.d_ff, bias=False)

@@ -12,10 +12,7 @@ from hanmo.nn.decode_state import DecodeState
 
 
 class EvaState(DecodeState):
-    """A state with the cross-attention's keys and values, once per source.
-
-    The R rows are S groups of R / S consecutive rows; the rows of a group share their source.
-    """
+    """A state with cross-attention's keys and values, once for each of S sources, which R / S consecutive rows share."""
 
     def __init__(self, layers: int):
         super().__init__(layers)

@@ -22,13 +22,6 @@ _ROLES = {"unk_token": "<unk>", "sep_token": "<sep>", "pad_token": "<pad>", "bos
 _LONGEST_WORD = 200  # characters; longer words become one <unk>
 
 
-def _folded(text: str) -> str:
-    for wide, narrow in _FOLD_IN_WORDS:
-        if wide in text:
-            text = text.replace(wide, narrow)
-    return text
-
-
 class EvaTokenizer(PlainTokenizer):
     """A single text is followed by ``<sep>``; a pair is A ``<sep>`` B ``<s_0>``.
 
@@ -61,7 +54,9 @@ class EvaTokenizer(PlainTokenizer):
         return {**self._ids, **self._added_tokens_encoder}
 
     def encode_plain(self, text: str) -> list[int]:
-        return list(chain.from_iterable(map(self._words.__getitem__, self._cut(_folded(text)))))
+        for wide, narrow in _FOLD_IN_WORDS:
+            text = text.replace(wide, narrow)
+        return list(chain.from_iterable(map(self._words.__getitem__, self._cut(text))))
 
     def _kernel(self) -> Any:
         folds = (*_FOLD_IN_WORDS, *((chr(wide), chr(narrow)) for wide, narrow in _FOLD.items()))

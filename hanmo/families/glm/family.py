@@ -134,10 +134,7 @@ class GlmFamily(Family):
         stop: bool = True,
         feed_stop: bool = False,
     ) -> Row:
-        """A row of a context and answers, in the order in which they are predicted.
-
-        ``places``: of the answers' mask tokens; None: the ones of the context that have no answer yet, in order.
-        """
+        """A row of a context and the answers to its mask tokens at ``places``; None: to those without one, in order."""
         sop, eop = self.config.sop_token_id, self.config.eop_token_id
         ids, labels = list(context), [IGNORE] * len(context)
         outline = list(context)  # without the answers' own ids, since a policy may generate <sop> inside an answer
@@ -189,7 +186,7 @@ class GlmFamily(Family):
     def _positions(self, ids: Sequence[int], start: int | None = None, places: Sequence[int] | None = None) -> Tensor:
         """Positions (2, T): 0, 1, … in the context; in the k-th answer the place of its mask token and 1, 2, …
 
-        The answers begin at ``start``, or the first ``<sop>``; ``places`` are those of all mask tokens of the context if None.
+        Answers begin at ``start``, by default the first ``<sop>``. ``places``: of mask tokens, by default all of the context.
         """
         sop = self.config.sop_token_id
         if start is None:

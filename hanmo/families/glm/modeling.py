@@ -1,8 +1,7 @@
 """The GLM network (Du et al. 2022, arXiv:2103.10360): one stack, two position tables, prefix attention.
 
-A token has two positions: its place in the context (for a token of an answer: the place of its mask token), and its
-place inside the answer (0 in the context). Tokens of the context see the whole context; tokens of an answer see the
-context and the earlier tokens of the answers.
+A token has two positions: its place in the context (in an answer that of the mask token), and its place inside the
+answer (0 in the context). All tokens see the context; tokens of an answer also see the earlier tokens of the answers.
 """
 
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import PretrainedConfig
 
 from hanmo.errors import ConfigError, unknown
 from hanmo.nn.causal import same_example
-from hanmo.nn.cpu import Dropout
+from hanmo.nn.cpu.layers import Dropout
 from hanmo.nn.decode_state import DecodeState
 from hanmo.nn.prenorm import PreNormBlock, PreNormModel, check_positions
 
@@ -117,17 +116,16 @@ class GlmModel(PreNormModel):
 def prefix_mask(
     attention_mask: Tensor | None, prefix: Tensor | None, hidden_BTD: Tensor, state: DecodeState | None
 ) -> Tensor | None:
-    """The bool mask (B, 1, T, S) of prefix attention, True on the keys that a query sees; None: plain causal.
-
-    A query without keys sees itself, so that padding never gives NaN.
-    """
+    """The bool mask (B, 1, T, S) of prefix attention; None: plain causal. A query without keys sees itself: no NaN."""
     queries, device = hidden_BTD.shape[1], hidden_BTD.device
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask.bool()
     valid_BS = state.valid_RC if state is not None else attention_mask
     if prefix is not None and prefix.dim() == 2:
         assert attention_mask is not None and state is None, "packed rows are trained on, with their examples' numbers"
-        return _packed_mask(attention_mask, prefix)
+        column_T = torch.arange(queries, device=device)
+        seen_BTT = (column_T <= column_T[:, None]) | (column_T < prefix[:, :, None])
+        return (seen_BTT & same_example(attention_mask, attention_mask))[:, None]
     if valid_BS is None and prefix is None:
         return None
     keys = queries if valid_BS is None else valid_BS.shape[1]
@@ -141,10 +139,3 @@ def prefix_mask(
         allowed = allowed & valid_BS[:, None, :].bool()
         allowed = allowed | ((column_S == row_T1) & ~allowed.any(-1, keepdim=True))
     return allowed[:, None]
-
-
-def _packed_mask(numbers_BT: Tensor, ends_BT: Tensor) -> Tensor:
-    """Prefix attention inside every example of packed rows, bool (B, 1, T, T)."""
-    column_T = torch.arange(numbers_BT.shape[1], device=numbers_BT.device)
-    seen_BTT = (column_T <= column_T[:, None]) | (column_T < ends_BT[:, :, None])
-    return (seen_BTT & same_example(numbers_BT, numbers_BT))[:, None]

@@ -31,13 +31,9 @@ _TIDY: tuple[tuple[str, str], ...] = (
 class GlmTokenizer(SentencePieceTokenizer):
     """A single text becomes ``[CLS]`` A ``<|endoftext|>``, a pair ``[CLS]`` A ``[SEP]`` B ``<|endoftext|>``.
 
-    Command tokens follow the pieces of the sentencepiece model. ValueError for a flavour or variant that does not exist.
-
-    Args:
-        flavour: "port", as in transformers; or "original", as trained: ``[UNK]`` has an id of its own and decoding
-            puts no spaces around command tokens.
-        fix_command_token: False is the original's variant for the 10B model, where ``[gMASK]`` shares the id of
-            ``<|endofpiece|>``.
+    ``flavour`` is "port", as in transformers, or "original", as trained: ``[UNK]`` has an id of its own and decoding puts
+    no spaces around command tokens. The original's variant for the 10B model (``fix_command_token`` False) has one id for
+    ``[gMASK]`` and ``<|endofpiece|>``. ValueError for other flavours and variants.
     """
 
     vocab_files_names = {"vocab_file": "cog-pretrain.model"}
@@ -102,7 +98,6 @@ class GlmTokenizer(SentencePieceTokenizer):
         return tokens
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Tokens of ids, or of one: the command token of this flavour, or the piece."""
         if isinstance(ids, int):
             return self._convert_id_to_token(ids)
         return list(map(self._convert_id_to_token, self._kept(ids, skip_special_tokens)))

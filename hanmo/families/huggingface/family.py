@@ -15,9 +15,8 @@ from transformers import AutoTokenizer, PretrainedConfig
 from hanmo.errors import RecordError, UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
 from hanmo.families.huggingface.modeling import TransformersModel
-from hanmo.families.huggingface.stops import end_of_text, end_of_turn
 from hanmo.families.huggingface.templates import TemplateForm, TemplateRefusalError, render_template
-from hanmo.families.huggingface.text import behind, separator, without_blanks
+from hanmo.families.huggingface.text import behind, end_of_text, end_of_turn, separator, without_blanks
 from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value, has_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 from hanmo.rows import IGNORE, Context, Part, Prompt, Row, split_at_difference, stack, token_inputs
@@ -159,7 +158,10 @@ class HuggingfaceFamily(Family):
             raise RecordError.at(record.where, str(error)) from None
 
     def _template_pair(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
-        system, turns = _conversation(record)
+        assert not isinstance(record, Text), "running text has no turns"
+        if isinstance(record, ScoredAnswers):
+            record = record.ending(record.best().response)
+        turns = record.turns if isinstance(record, Dialogue) else (record.prompt, record.response)
         first = (len(turns) - 1) % 2 == 0  # who speaks first, so that the response is the assistant's
         roles = ("assistant", "user") if first else ("user", "assistant")
         messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
@@ -167,10 +169,10 @@ class HuggingfaceFamily(Family):
             messages = messages[1:]  # templates want the user to begin
         if not messages:
             return [], []
-        prefix = record.prefix if not isinstance(record, Text | Dialogue) else ""
+        prefix = "" if isinstance(record, Dialogue) else record.prefix
         form = self._template_form
         while True:
-            opened = render_template(self.tokenizer, form.messages(system, messages[:-1]), True)
+            opened = render_template(self.tokenizer, form.messages(record.system, messages[:-1]), True)
             given, answer = form.reply(opened, prefix, messages[-1]["content"])
             prompt = self.encode(given)
             if limit is None or len(prompt) <= limit or len(messages) <= 2:
@@ -217,16 +219,6 @@ def _fitting(given: Sequence[int], ids: list[int], room: int) -> list[list[Part]
     kept = ids[: max(room, 0)]
     parts = [Part(tuple(given), False), Part(tuple(kept), True)]
     return [parts if kept == ids else [*parts, Part((), False)]] if kept else []
-
-
-def _conversation(record: Record) -> tuple[str, list[str]]:
-    """System message and turns; the last turn is the response."""
-    assert not isinstance(record, Text), "running text has no turns"
-    if isinstance(record, ScoredAnswers):
-        record = record.ending(record.best().response)
-    if isinstance(record, Dialogue):
-        return record.system, list(record.turns)
-    return record.system, [record.prompt, record.response]
 
 
 FAMILY = HuggingfaceFamily

@@ -207,7 +207,6 @@ class TransformersModel:
 
     @staticmethod
     def from_pretrained(path: Path, config: PretrainedConfig, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """The model of a folder and the loading info, by way of ``safe_network``, which runs no code of the folder."""
         auto = _auto_class(path, config)
         if cut := kwargs.get("distributed_config"):
             kwargs["distributed_config"] = with_plan(cut, config)

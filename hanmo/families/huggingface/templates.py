@@ -49,10 +49,7 @@ class TemplateRefusalError(UnsupportedError):
 
 
 def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> str:
-    """The text of a conversation by the tokenizer's chat template, as ``apply_chat_template`` gives it.
-
-    TemplateRefusalError if it refuses these messages or has a mistake; CheckpointError beyond the limits.
-    """
+    """A conversation as text; TemplateRefusalError if the template does not take it, CheckpointError beyond the limits."""
     template = tokenizer.get_chat_template()
     where = f"the chat template of {tokenizer.name_or_path or 'this tokenizer'}"
     short = len(str(tokenizer.special_tokens_map)) <= _LONG  # a template may repeat these

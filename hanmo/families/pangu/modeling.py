@@ -1,7 +1,6 @@
 """The PanGu-α network (Zeng et al. 2021, arXiv:2104.12369): a GPT-2-like decoder under a query layer.
 
-The final norm comes before the last block, the query layer, which takes its queries from an embedding of the position
-alone; no norm follows it.
+The query layer is the last block. It follows the final norm and takes its queries from an embedding of positions alone.
 """
 
 from typing import Any
@@ -12,14 +11,12 @@ from transformers import PretrainedConfig
 
 from hanmo.errors import ConfigError, unknown
 from hanmo.nn.causal import causal_mask
-from hanmo.nn.cpu import Dropout
+from hanmo.nn.cpu.layers import Dropout
 from hanmo.nn.decode_state import DecodeState
 from hanmo.nn.prenorm import ACTIVATIONS, PreNormBlock, PreNormModel, check_positions
 
 
 class PanguConfig(PretrainedConfig):
-    """Configuration of a PanGu-α model."""
-
     model_type = "hanmo-pangu"
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
@@ -76,9 +73,9 @@ class PanguModel(PreNormModel):
 
         Args:
             input_ids: (B, T) int64; or ``inputs_embeds`` (B, T, D).
-            attention_mask: see ``causal_mask``. Bool and integer masks keep padding out; the published port added
-                every mask but bool and int32 to the scores as it was, which a floating mask reproduces.
-            position_ids: (B, T) int64; 0 … T-1 if None. They choose the rows of both position tables.
+            attention_mask: see ``causal_mask``. The published port added every mask but bool and int32 to the scores as
+                it was, which a floating mask reproduces.
+            position_ids: (B, T) int64, of both position tables; 0 … T-1 if None.
             token_type_ids: (B, T) int64, looked up in the token table (as in GPT-2).
         """
         if inputs_embeds is None:

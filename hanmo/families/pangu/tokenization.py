@@ -58,17 +58,13 @@ class PanguTokenizer(SentencePieceTokenizer):
         sentencepiece (0.2.3) may merge the pieces of a word otherwise in other surroundings, so there is no table of words.
         """
         joined = [" ".join(words) for words in texts]
-        special = [
-            "<" in text and not self._specials.keys().isdisjoint(words)
-            for text, words in zip(joined, texts, strict=True)
-        ]
-        encoded = self._pieces.encode([text if not found else "" for text, found in zip(joined, special, strict=True)])
-        for index in (index for index, found in enumerate(special) if found):
-            ids: list[int] = []
-            for token, run in groupby(texts[index], key=self._specials.get):
-                words = list(run)
-                ids += self._pieces.encode(" ".join(words)) if token is None else [token] * len(words)
-            encoded[index] = ids
+        encoded = self._pieces.encode(joined)
+        for index, words in enumerate(texts):
+            if "<" in joined[index] and not self._specials.keys().isdisjoint(words):
+                encoded[index] = []
+                for token, run in groupby(words, key=self._specials.get):
+                    part = list(run)
+                    encoded[index] += self._pieces.encode(" ".join(part)) if token is None else [token] * len(part)
         return encoded
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:

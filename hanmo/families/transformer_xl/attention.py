@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hanmo.families.transformer_xl.relative import MASKED, hide_, moved_left, relative_scores, with_surplus
-from hanmo.nn.cpu import draw_kept, kept_scale
+from hanmo.nn.cpu.layers import draw_kept, kept_scale
 
 Slices = tuple[slice, slice, slice]  # of the batch, the heads, and the queries or keys
 
@@ -124,10 +124,7 @@ def _blocks(mask: Tensor | None, queries: int, columns: int) -> list[tuple[int, 
 def _pieces(
     blocks: list[tuple[int, int, int]], scores: list[Tensor], mask: Tensor | None
 ) -> Iterator[tuple[Slices, Slices, Tensor | None, Tensor]]:
-    """Pieces of the blocks, one row of the batch and some heads each: the places of the queries and of the keys.
-
-    Each with its part of the mask (B or 1, 1, q, S) and of the scores (B, H, q, S).
-    """
+    """One row of the batch and some heads at a time: places of queries and keys, mask (1, 1, q, S), scores (1, h, q, S)."""
     for (first, after, seen), scores_BHqS in zip(blocks, scores, strict=True):
         batch, heads, queries, columns = scores_BHqS.shape
         some = max(PIECE // max(queries * columns, 1), 1)

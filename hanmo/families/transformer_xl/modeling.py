@@ -19,7 +19,7 @@ from transformers import initialization as init
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.transformer_xl.attention import PiecewiseAttention
 from hanmo.families.transformer_xl.relative import MASKED, SinusoidTable, hide_, relative_scores, visible
-from hanmo.nn.cpu import Dropout, Linear, dropout
+from hanmo.nn.cpu.layers import Dropout, Linear, dropout
 from hanmo.nn.decode_state import BLOCK, DecodeState
 from hanmo.nn.prenorm import TP_PLAN, Attention, PreNormBlock, PreNormModel
 from hanmo.nn.tensor_parallel import OUT_HEADS, local
@@ -30,8 +30,6 @@ Memory = Sequence[Tensor]  # L + 1 tensors (B, m, D): the embeddings and every l
 
 
 class TransformerXLConfig(PretrainedConfig):
-    """Configuration of a Transformer-XL model."""
-
     model_type = "hanmo-transformer-xl"
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
@@ -219,9 +217,8 @@ class TransformerXLModel(PreNormModel):
 
         Args:
             input_ids: (B, T) int64; or ``inputs_embeds`` (B, T, D).
-            attention_mask: (B, T) or (B, m + T), 1 on real tokens: a token sees itself and the ``config.span`` tokens
-                before it; or (1 or B, 1, T, >= S) or (B, T, >= S), whose last S columns are used as they are. All real
-                if None.
+            attention_mask: (B, T) or (B, m + T), 1 on real tokens (all if None), each of which sees ``config.span`` tokens
+                before it; or (1 or B, 1, T, >= S) or (B, T, >= S), whose last S columns are used as they are.
             position_ids: (B, T) int64, for absolute positions; counted from the end of the memory if None.
             memory: see ``Memory``; () at the start of a text. The new one, ``config.memory_length`` at most, is detached.
             reach: (B, T) int64, the largest number of earlier tokens that a token sees (documents in one stream).

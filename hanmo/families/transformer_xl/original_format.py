@@ -14,10 +14,7 @@ RELATIVE, ABSOLUTE = LAYOUTS = tuple(_LAYOUTS.values())
 
 
 def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """The settings that follow from the shapes of whole (merged) tensors: not ``num_heads`` of the absolute variant.
-
-    CheckpointError if a tensor that every checkpoint of this family has is missing or no matrix.
-    """
+    """The settings that the shapes of whole (merged) tensors decide; CheckpointError if one is missing or no matrix."""
 
     def shape(name: str) -> Sequence[int]:
         if len(shapes.get(name, ())) != 2:
@@ -39,7 +36,7 @@ def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def read_config(original: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of our configuration, most of which the tensors decide; ConfigError for an unknown key."""
+    """Keyword arguments from a configuration of ours, or the keys that tensors leave open; ConfigError: an unknown key."""
     known = {item.name for item in fields(TransformerXLConfig)}
     for key in original.keys() - known - {"model_type", "transformers_version"}:
         raise ConfigError(unknown("configuration key", key, known))

@@ -1,7 +1,4 @@
-"""Relative positions: the sinusoid table, scores by content and distance, and the mask.
-
-Shape suffixes: K head width, T and q queries, S keys (the last q are the queries' own).
-"""
+"""Relative positions: the sinusoid table, scores of q queries with S keys (the last q are the queries' own), the mask."""
 
 from __future__ import annotations
 

@@ -14,10 +14,7 @@ _EOS, _EOP = "<|endoftext|>", "<|endofpiece|>"
 
 
 class TransformerXLTokenizer(SentencePieceTokenizer):
-    """Texts get no tokens at either end. ``<|endoftext|>`` in a text is ordinary characters.
-
-    ``add_eop``: there is an ``<|endofpiece|>`` too (data with keys; hierarchical models).
-    """
+    """No special tokens around a text, nor found in it. ``add_eop`` adds ``<|endofpiece|>`` (hierarchical models)."""
 
     vocab_files_names = {"vocab_file": "cog-pretrain.model"}
 
