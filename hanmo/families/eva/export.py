@@ -46,12 +46,13 @@ def standalone(path: Path) -> str:
         if name in inlined:
             return ""
         inlined.add(name)
-        return read(Path(tokenizers.__file__).with_name(f"{name}.py")).replace(_FUTURE, "")
+        return read(Path(tokenizers.__file__).with_name(f"{name}.py"))
 
     def read(file: Path) -> str:
-        return re.sub(r"from hanmo\.tokenizers\.(\w+) import .*\n", inline, file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8").replace(_FUTURE, "")
+        return re.sub(r"from hanmo\.tokenizers\.(\w+) import .*\n", inline, text)
 
-    return read(path)
+    return _FUTURE + read(path)  # for all: it may only stand at the beginning
 
 
 def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:

@@ -58,13 +58,14 @@ class PanguTokenizer(SentencePieceTokenizer):
         sentencepiece (0.2.3) may merge the pieces of a word otherwise in other surroundings, so there is no table of words.
         """
         joined = [" ".join(words) for words in texts]
+        special = [index for index, text in enumerate(joined) if "<" in text and self._specials.keys() & texts[index]]
+        for index in special:
+            joined[index] = ""
         encoded = self._pieces.encode(joined)
-        for index, words in enumerate(texts):
-            if "<" in joined[index] and not self._specials.keys().isdisjoint(words):
-                encoded[index] = []
-                for token, run in groupby(words, key=self._specials.get):
-                    part = list(run)
-                    encoded[index] += self._pieces.encode(" ".join(part)) if token is None else [token] * len(part)
+        for index in special:
+            for token, run in groupby(texts[index], key=self._specials.get):
+                words = list(run)
+                encoded[index] += self._pieces.encode(" ".join(words)) if token is None else [token] * len(words)
         return encoded
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
