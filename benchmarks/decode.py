@@ -28,9 +28,8 @@ from benchmarks.common import Figure
 from hanmo.checkpoints import save_model
 from hanmo.checkpoints.convert import convert
 from hanmo.data.prepare.vocabulary import build
-from hanmo.families import load
+from hanmo.families import load, presets
 from hanmo.families.base import OpenedModel
-from hanmo.families.presets import presets
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.nn.cpu.int8 import to_int8

@@ -125,7 +125,7 @@ def read_settings(stage: Stage, model: str, data: str, rest: list[str], file: Pa
 def _preset(model: str, stage: str, name: str | None) -> dict[str, Any]:
     """The settings of a preset of the model's family; of "published" if none is named and the family has it."""
     from hanmo.errors import ConfigError, unknown
-    from hanmo.families.presets import presets
+    from hanmo.families import presets
     from hanmo.training.opening import family_name
 
     if name == "none":

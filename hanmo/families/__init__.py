@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from hanmo.errors import UnsupportedError, unknown
 
@@ -17,14 +20,25 @@ NAMES = (*OURS, TRANSFORMERS)
 
 def load(name: str) -> type[Family]:
     """The Family class of a name; imports its folder (and torch) only now. UnsupportedError for an unknown name."""
-    if name not in NAMES:
-        raise UnsupportedError(unknown("family", name, NAMES))
+    _check_name(name)
     return import_module(f"hanmo.families.{name}.family").FAMILY
 
 
 def ours() -> list[type[Family]]:
     """The families with networks of ours; imports torch."""
     return [load(name) for name in OURS]
+
+
+def presets(name: str) -> dict[str, dict[str, Any]]:
+    """A family's published settings, without importing it: stage ("generation", …) -> name of the preset -> settings."""
+    _check_name(name)
+    path = Path(__file__).with_name(name) / "presets.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _check_name(name: str) -> None:
+    if name not in NAMES:
+        raise UnsupportedError(unknown("family", name, NAMES))
 
 
 def register() -> None:

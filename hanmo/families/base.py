@@ -1,7 +1,4 @@
-"""The Family interface: everything that differs between architectures, and nothing else.
-
-Shape suffixes: B batch, R decoding rows, T input tokens, A predicting axis, P position dimensions, q new tokens.
-"""
+"""The Family interface: everything that differs between architectures, and nothing else."""
 
 from __future__ import annotations
 
@@ -100,12 +97,8 @@ class Family(ABC):
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         """A record as token ids: one list of parts for each row; no rows if it does not fit.
 
-        Args:
-            limit: tokens of a row; for encoder-decoders, of the encoder's input.
-            response_limit: tokens of the decoder's input where it has an axis of its own; ``limit`` if not given.
-
-        Raises:
-            UnsupportedError: the family cannot learn from records of this type.
+        ``limit``: tokens of a row or of the encoder's input; ``response_limit``: of the decoder's input, ``limit`` if None.
+        UnsupportedError if the family cannot learn from records of this type.
         """
 
     @abstractmethod
@@ -115,9 +108,7 @@ class Family(ABC):
     def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
         """A row from ids alone, as for rollouts and candidate scoring; next-token prediction by default.
 
-        Args:
-            stop: the stop token is to be predicted after the last part (if that is scored).
-            feed_stop: the stop token is an input as well, so that ``end`` is its place (reward models).
+        ``stop``: predict the stop token after a scored last part. ``feed_stop``: it is an input too (for reward models).
         """
         return causal_row(parts, self.stop_id, stop, feed_stop)
 
@@ -132,7 +123,7 @@ class Family(ABC):
     def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
         """Parts for each option in the gap of a text, all with the same unscored context.
 
-        A boundary of texts need not be one of ids: whole texts are encoded, and the ids that all begin with are context.
+        A boundary of texts need not be one of ids: whole texts are encoded, and their common first ids are the context.
         """
         rows = [self.parts(Text(before + option + after), sys.maxsize)[0] for option in options]
         return split_at_difference([[id_ for part in parts for id_ in part.ids] for parts in rows])
@@ -146,11 +137,9 @@ class Family(ABC):
         return None
 
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
-        """A piece of a document as a row of the family's pretraining objective; next-token prediction by default.
+        """A piece of a document as a row of a pretraining objective; next-token prediction by default.
 
-        Args:
-            parts: as ``parts`` makes them of running text; an empty unscored one at the end: the document goes on.
-            objectives: shares of the family's ``objectives``; its own if None.
+        ``parts``: of running text, with an empty unscored one at the end if it goes on. ``objectives``: with their shares.
         """
         return self.row(parts)
 
@@ -164,12 +153,11 @@ class Family(ABC):
         """Concatenated documents as rows of ``length`` tokens, in order; UnsupportedError without ``streams``.
 
         Row i + 1 continues row i: the caller gives each one the ``RowOutput.memory`` of the row before, () to the first.
-        The rows' inputs keep documents apart.
         """
         raise UnsupportedError(f"{self.name} carries no memory from row to row; train on rows without streams")
 
     def prompt_and_answer(self, record: Record) -> tuple[list[int], list[int], int]:
-        """The ids of ``as_pair``: the prompt; the answer with its prefix; how many ids of the answer the prefix gives."""
+        """The ids of ``as_pair``: the prompt, the answer with its prefix, and how many ids of the answer the prefix has."""
         pair = as_pair(record)
         answer = self.encode(pair.prefix + pair.response)
         return self.encode(pair.prompt), answer, common_length(self.encode(pair.prefix), answer)
@@ -179,7 +167,6 @@ class Family(ABC):
         return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Generated ids as text."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def as_transformers(self) -> Export:
@@ -196,15 +183,10 @@ class Family(ABC):
 
 @dataclass(frozen=True)
 class Export:
-    """A model as one of transformers' own.
+    """A model as one of transformers' own; ``write`` writes everything but the weights and returns remarks for the user."""
 
-    Attributes:
-        tensors: by the names of that architecture: the name of ours, and the factor that it is multiplied by.
-        write: writes everything but the weights into a folder, for weights of a dtype; returns remarks for the user.
-    """
-
-    tensors: dict[str, tuple[str, float]]
-    write: Callable[[Path, torch.dtype], list[str]]
+    tensors: dict[str, tuple[str, float]]  # by transformers' name: the name of ours, and the factor to multiply it by
+    write: Callable[[Path, torch.dtype], list[str]]  # of the folder and the dtype of its weights
 
 
 @dataclass(frozen=True)

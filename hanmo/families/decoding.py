@@ -1,7 +1,4 @@
-"""The interface between families and the decode loop: conventions of search, processing of scores.
-
-Shape suffixes: R rows of the batch, V vocabulary.
-"""
+"""The interface between families and the decode loop: conventions of search, processing of scores."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,26 +14,19 @@ from torch import Tensor
 class SearchConventions:
     """The conventions by which implementations of sampling and beam search differ. The defaults are ours.
 
-    Attributes:
-        first_beam_only: only the first beam is alive before the first step; otherwise all beams start equal.
-        length: the length of a beam. "with_stop": generated ids with the stop token; "without_stop": without it;
-            "with_prompt": the prompt's width and the generated ids without the stop token.
-        lookahead: tokens added to the length in the test whether open beams can still win.
-        stop_is_open: in that test, a beam that has just stopped counts as open.
-        tie: relative difference up to which two scores are equal in that test.
-        temperature_again: sampled beams divide their running scores by the temperature at every step.
-        keeps_finished: finished beam searches stay in the batch, filled with padding.
-        cut: the score of tokens that top-k or top-p leaves out.
+    ``lookahead``, ``stop_is_open`` and ``tie`` belong to the test whether open beams can still win.
     """
 
+    #: only the first beam is alive before the first step; otherwise all beams start equal
     first_beam_only: bool = True
+    #: of a beam: generated ids with or without the stop token; "with_prompt": without it, plus the prompt's width
     length: Literal["with_stop", "without_stop", "with_prompt"] = "with_stop"
-    lookahead: int = 1
-    stop_is_open: bool = False
-    tie: float = 0.0
-    temperature_again: bool = False
-    keeps_finished: bool = False
-    cut: float = float("-inf")
+    lookahead: int = 1  # tokens added to the length
+    stop_is_open: bool = False  # a beam that has just stopped counts as open
+    tie: float = 0.0  # relative difference up to which two scores are equal
+    temperature_again: bool = False  # sampled beams divide their running scores by the temperature at every step
+    keeps_finished: bool = False  # finished searches stay in the batch, filled with padding
+    cut: float = float("-inf")  # the score of tokens that top-k or top-p leaves out
 
 
 # Beam search up to transformers 4.38, by which the PanGu and GLM ports of 2023 decode.
@@ -44,12 +34,9 @@ TRANSFORMERS_4_31 = SearchConventions(length="with_prompt", stop_is_open=True)
 
 
 class LogitsProcessor(Protocol):
-    """Penalties and suppressed ids that depend on what has been generated. Called once per decoding step.
+    """Applies penalties and suppressed ids that depend on the ids generated so far, once per decoding step.
 
-    Args:
-        generated: the ids generated so far, for each of R rows, which are independent except by a published flaw.
-        sources: for each row the index of the context it continues.
-        scores_RV: fp32; changed in place and returned.
+    ``sources``: for each row the index of its context. ``scores_RV``: fp32, changed in place and returned.
     """
 
     def __call__(self, generated: Sequence[Sequence[int]], sources: Sequence[int], scores_RV: Tensor) -> Tensor: ...

@@ -1,9 +1,8 @@
 """The only module that lets transformers read a folder. Nothing in the folder is ever run.
 
-A model folder may hold Python code (``auto_map``), name kernels that transformers downloads and runs, or hold an adapter
-whose base comes from a hub. transformers follows some of this and asks about the rest on the console, where any line of
-input counts as the answer. Here questions are off, only local files are read, and configurations lose the keys that name
-code or other places. tests/unit/test_nothing_runs.py checks that no other module calls ``from_pretrained``.
+A folder may hold Python code (``auto_map``), name kernels that transformers downloads and runs, or hold an adapter whose
+base comes from a hub. transformers follows some of this and asks about the rest on the console. Here questions are off,
+only local files are read, and configurations lose the keys that name code or other places.
 """
 
 import contextlib
@@ -56,13 +55,8 @@ def safe_config(
 ) -> PretrainedConfig:
     """The configuration of a folder without keys that would run or fetch something; each removed key is reported once.
 
-    Args:
-        config_class: the default, PretrainedConfig, means the class of the folder's model_type.
-        content: of the folder's config.json, if it has been read already.
-
-    Raises:
-        CheckpointError: no configuration, or one that its class does not take.
-        UnsupportedError: the model needs code of its own.
+    PretrainedConfig stands for the class of the folder's model_type; ``content`` is that of config.json if it is known.
+    CheckpointError if the class does not take it, UnsupportedError if the model needs code of its own.
     """
     file = Path(folder) / CONFIG_NAME
     content = read_json(file) if content is None else content
@@ -85,15 +79,9 @@ def safe_config(
 def safe_network(
     network_class: Any, folder: str | Path | None, config: PretrainedConfig, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """A network, and the missing and unexpected tensors.
+    """A network and the loading info of ``from_pretrained``, whose ``options`` hold a ``state_dict`` if ``folder`` is None.
 
-    Args:
-        network_class: a class of ours, or an auto class of transformers.
-        folder: of the weights; None if ``options``, those of ``from_pretrained``, have them as ``state_dict``.
-
-    Raises:
-        CheckpointError: transformers cannot open it; a tensor has another shape than configured; an adapter lies beside
-            the model.
+    CheckpointError if transformers cannot open it, a tensor's shape is not the configured one, or an adapter lies there.
     """
     if folder is not None:
         check_adapter(folder)
@@ -129,11 +117,7 @@ def safe_blank(auto_class: Any, folder: str | Path, config: PretrainedConfig) ->
 def safe_tokenizer(
     folder: str | Path, tokenizer_class: Any, config: PretrainedConfig | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder.
-
-    Args:
-        tokenizer_class: a class of ours, or AutoTokenizer for the one that the folder names, or its configuration.
-        config: the folder's configuration, if it has been read already.
+    """The tokenizer in a folder; AutoTokenizer stands for the class that the folder or its ``config`` names.
 
     Raises:
         VocabularyError: none there, or one that does not open.

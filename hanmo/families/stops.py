@@ -1,4 +1,4 @@
-"""Stop tokens, and the special ids of a model's files checked against its vocabulary."""
+"""Stop tokens, and the check of a model's special ids against its vocabulary."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +43,6 @@ def is_token(id_: Any, config: PretrainedConfig, tokenizer: PreTrainedTokenizerB
 
 
 def has_row(id_: Any, config: PretrainedConfig) -> bool:
-    """Whether an id has a row of the embedding."""
     return isinstance(id_, int) and not isinstance(id_, bool) and 0 <= id_ < config.get_text_config().vocab_size
 
 

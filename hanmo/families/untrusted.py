@@ -1,8 +1,7 @@
 """Bounds what an untrusted tokenizer or configuration can cost.
 
-Forty rewriting rules in a row can double a text forty times; a configuration may claim a billion layers or labels. Counts
-are compared with the tensors in the files. A tokenizer whose rules are not known to be harmless is first run on a text in
-a child process with limits.
+Forty rewriting rules can double a text forty times; a configuration may claim a billion layers or labels. Counts are
+compared with the tensors in the files. A tokenizer not known to be harmless first runs in a child process with limits.
 """
 
 import json
@@ -34,10 +33,7 @@ _MOST = 1_000_000  # labels, experts, heads and the like
 
 
 def check_tokenizer(folder: Path, settings: dict[str, Any], opened: Callable[[], Any]) -> None:
-    """Check that the tokenizer of a folder, which ``opened`` opens, encodes a text within limits.
-
-    ``settings`` is the content of its tokenizer_config.json. CheckpointError, with the folder, if it exceeds the limits.
-    """
+    """Raise CheckpointError unless a folder's tokenizer, which ``opened`` opens, encodes a text within limits."""
     patterns: list[str] = []
     all_settings = [settings, *(read_json(folder / name) for name in _FILES if (folder / name).is_file())]
     size = sum(
@@ -69,10 +65,9 @@ def check_pieces(path: Path) -> None:
     """Raise CheckpointError unless a sentencepiece model, which may hold rewriting rules, encodes a text within limits."""
     from sentencepiece import SentencePieceProcessor
 
-    def attempt() -> None:
-        SentencePieceProcessor(model_file=str(path)).encode(_TEXT)
-
-    run_within_limits(attempt, str(path), path.stat().st_size)
+    run_within_limits(
+        lambda: SentencePieceProcessor(model_file=str(path)).encode(_TEXT), str(path), path.stat().st_size
+    )
 
 
 def _has_large(settings: Any, most: int) -> bool:
@@ -136,9 +131,9 @@ def _growth(step: dict[str, Any]) -> float:
 
 
 def check_counts(config: dict[str, Any], tensors: int, where: object) -> None:
-    """Raise CheckpointError if a configuration claims more layers than there are tensors, or millions of something else.
+    """Raise CheckpointError if a configuration claims more layers than there are tensors, or millions of other things.
 
-    Building a network takes time and memory for each, even without memory for its weights.
+    Building a network takes time and memory for each of them, even without weights.
     """
     for key, value in _numbers(config):
         if not isinstance(value, int | float) or not _COUNTED.search(key) or _MEASURED.search(key):

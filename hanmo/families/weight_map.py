@@ -8,12 +8,11 @@ A family's ``original_format.py`` holds
                  decide the configuration alone if the released sizes differ in nothing else
 
 Its ``original_format.yaml``, which ``read_format`` reads, holds
-    sizes        name -> config, parameters, aliases of a ``Size``
+    sizes        name -> the fields of a ``Size``
     layouts      name -> the fields of a ``Layout``, with ``tensors`` in place of ``entries``: a list of tables
-                 ``theirs: {ours, cut, vocabulary, copies, optional, over, only}``
+                 ``theirs: {fields of a TensorMapping}``; ``cut`` is rows or columns
     settings     the keys of the original's configuration that are ours too, with the defaults if it has any
-``cut`` is rows or columns. ``NAME.*`` stands for the weight and the bias of a module; a bias is cut with the rows.
-``{i}`` runs over the configuration's ``num_layers`` unless ``over`` names another count.
+``NAME.*`` is the weight and the bias of a module; a bias is cut with the rows. ``{i}`` runs over ``num_layers`` by default.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,27 +26,19 @@ import yaml
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """One tensor of the original, named with ``{i}`` for the layer, and the tensors of ours that it consists of.
-
-    Attributes:
-        theirs: its name in the original file.
-        ours: our tensors, one after the other on dimension 0 (queries, keys and values are fused there).
-        cut: the dimension that tensor parallelism cuts, each of our parts by itself; None: every rank holds it whole.
-        vocabulary: nonzero if the rows are the vocabulary's: where the ranks do not divide them, zeros are added until
-            each rank has a multiple of this, as in the original's programs.
-        copies: further names under which the original stores the very same tensor.
-        optional: the file may lack it; ours is then zero.
-        over: attribute of our configuration that counts the layers ``{i}``; empty for a single tensor.
-        only: "last": the last of these layers, whose own name has no ``{i}``; "others": all but the last.
-    """
+    """One tensor of the original, named with ``{i}`` for the layer, and the tensors of ours that it consists of."""
 
     theirs: str
-    ours: tuple[str, ...]
+    ours: tuple[str, ...]  # one after the other on dimension 0 (queries, keys and values are fused there)
+    #: the dimension that tensor parallelism cuts, each of our parts by itself; None: every rank holds it whole
     cut: int | None = None
+    #: nonzero if the rows are the vocabulary's: where the ranks do not divide them, zeros are added until each rank has
+    #: a multiple of this, as in the original's programs
     vocabulary: int = 0
-    copies: tuple[str, ...] = ()
-    optional: bool = False
-    over: str = ""
+    copies: tuple[str, ...] = ()  # further names under which the original stores the very same tensor
+    optional: bool = False  # the file may lack it; ours is then zero
+    over: str = ""  # attribute of our configuration that counts the layers ``{i}``; empty for a single tensor
+    #: "last": the last of these layers, whose own name has no ``{i}``; "others": all but the last
     only: Literal["", "last", "others"] = ""
 
 
@@ -55,29 +46,23 @@ class TensorMapping:
 class Layout:
     """One on-disk form of a family's weights.
 
-    Attributes:
-        container: "megatron" is a folder with a tracker file and mp_rank_XX files whose dict has ``module``;
-            "megatron-lm" one with mp_rank_XX folders whose file has ``model`` and in it ``language_model``;
-            "bin" is a folder with config.json and pytorch_model.bin.
-        nests: of "megatron-lm": the modules that are dictionaries of their own inside ``language_model``.
-        prefixes: the names may all start with one of these.
-        ignored: patterns of names that carry no weights (masks stored as buffers).
-        implies: keyword arguments of our configuration that these tensors imply (a reward model's head).
-        in_half: keyword arguments of our configuration that a checkpoint stored in fp16 implies.
-        needs: keys of config.json without which these names belong to another model.
-        signature: names whose presence tells this layout from all others.
+    Containers: "megatron" is a folder with a tracker file and mp_rank_XX files whose dict has ``module``; "megatron-lm" one
+    with mp_rank_XX folders whose file has ``model`` and in it ``language_model``; "bin" one with config.json and
+    pytorch_model.bin. ``implies`` and ``in_half`` are keyword arguments of our configuration.
     """
 
     name: str
     container: Literal["megatron", "megatron-lm", "bin"]
     entries: tuple[TensorMapping, ...]
-    signature: tuple[str, ...]
-    prefixes: tuple[str, ...] = ("",)
-    ignored: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    implies: dict[str, Any] = field(default_factory=dict)
-    in_half: dict[str, Any] = field(default_factory=dict)
-    nests: tuple[str, ...] = ()
+    signature: tuple[str, ...]  # names whose presence tells this layout from all others
+    prefixes: tuple[str, ...] = ("",)  # the names may all start with one of these
+    ignored: tuple[str, ...] = ()  # patterns of names that carry no weights (masks stored as buffers)
+    needs: tuple[str, ...] = ()  # keys of config.json without which these names belong to another model
+    implies: dict[str, Any] = field(default_factory=dict)  # follow from these tensors (a reward model's head)
+    in_half: dict[str, Any] = field(default_factory=dict)  # follow from storage in fp16
+    nests: tuple[
+        str, ...
+    ] = ()  # of "megatron-lm": modules that are dictionaries of their own inside ``language_model``
 
     @property
     def splits(self) -> bool:

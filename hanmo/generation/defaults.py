@@ -6,8 +6,8 @@ from typing import Any
 
 from hanmo.config import load
 from hanmo.errors import ConfigError, unknown
+from hanmo.families import presets
 from hanmo.families.base import OpenedModel
-from hanmo.families.presets import presets
 from hanmo.generation.settings import Settings, sampling_of
 from hanmo.processes import main_process
 

@@ -7,17 +7,11 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Batching:
-    """The texts that may share a batch. The defaults hold for our own networks; models of transformers are probed.
+    """The texts that may share a batch. The defaults hold for our own networks; models of transformers are probed."""
 
-    Attributes:
-        batch: prompts that may be decoded together: "any", those of "even" length, or "one" at a time.
-        continues: one step may take several tokens.
-        rows: rows that may be scored together: "any", or "one" at a time.
-    """
-
-    batch: Literal["any", "even", "one"] = "any"
-    continues: bool = True
-    rows: Literal["any", "one"] = "any"
+    batch: Literal["any", "even", "one"] = "any"  # prompts decoded together: any, those of equal length, or one
+    continues: bool = True  # one step may take several tokens
+    rows: Literal["any", "one"] = "any"  # rows scored together
 
 
 def batching_of(network: Any) -> Batching:

@@ -14,24 +14,20 @@ class DecodeState:
     """Keys and values of all layers for R rows. Column c of every layer belongs to the same token.
 
     A step calls ``grow`` once with the new tokens, then ``extend`` in every layer.
-
-    Attributes:
-        length: columns in use.
-        valid_RC: (R, length) bool, False on the padding of prompts.
-        has_padding: some column of some row is padding.
     """
 
     def __init__(self, layers: int):
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
-        self.length = 0
-        self.has_padding = False
+        self.length = 0  # columns in use
+        self.has_padding = False  # in some column of some row
         self._valid_RC: Tensor | None = None
 
     @property
     def valid_RC(self) -> Tensor:
+        """(R, length) bool, False on the padding of prompts."""
         assert self._valid_RC is not None, "grow() comes before the first use"
-        return self._valid_RC[:, : self.length]
+        return self._valid_RC
 
     def grow(self, valid_Rq: Tensor) -> None:
         """Make room for q new columns; ``valid_Rq`` (R, q) bool or 0/1: True on real tokens."""
@@ -43,14 +39,12 @@ class DecodeState:
     def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new columns of one layer; returns all its keys and values, (R, H, length, K) each."""
         new = slice(self.length - key_RHqK.shape[2], self.length)
-        self.keys[layer] = _with_room(self.keys[layer], key_RHqK, self.length)
-        self.values[layer] = _with_room(self.values[layer], value_RHqK, self.length)
-        self.keys[layer][:, :, new] = key_RHqK  # type: ignore[index]
-        self.values[layer][:, :, new] = value_RHqK  # type: ignore[index]
-        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]  # type: ignore[index]
+        self.keys[layer] = keys = _with_room(self.keys[layer], key_RHqK, self.length)
+        self.values[layer] = values = _with_room(self.values[layer], value_RHqK, self.length)
+        keys[:, :, new], values[:, :, new] = key_RHqK, value_RHqK
+        return keys[:, :, : self.length], values[:, :, : self.length]
 
     def keep_last(self, columns: int) -> None:
-        """Forget all but the last ``columns`` columns."""
         dropped = self.length - columns
         if dropped <= 0:
             return

@@ -1,4 +1,4 @@
-"""Checks that a network's results are finite, on values that are on the host already: no device is synchronised."""
+"""Checks that a network's results, already on the host, are finite."""
 
 import math
 from collections.abc import Iterable

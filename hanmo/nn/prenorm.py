@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import UnsupportedError
-from hanmo.nn.cpu import Dropout, Linear
+from hanmo.nn.cpu.layers import Dropout, Linear
 from hanmo.nn.decode_state import DecodeState
 from hanmo.nn.row_model import RowModel
 from hanmo.nn.tensor_parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
@@ -50,7 +50,6 @@ class Attention(nn.Module):
     def forward(
         self, queries_BTD: Tensor, hidden_BTD: Tensor, mask: Tensor | None, state: DecodeState | None, layer: int
     ) -> Tensor:
-        """Args: ``mask`` of scaled_dot_product_attention, None for plain causal attention."""
         q_BHTK = self._split(self.q_proj(queries_BTD))
         k_BHSK, v_BHSK = self._split(self.k_proj(hidden_BTD)), self._split(self.v_proj(hidden_BTD))
         if state is not None:
@@ -66,10 +65,7 @@ class Attention(nn.Module):
 
 
 class PreNormBlock(GradientCheckpointingLayer):
-    """x += attention(norm(x)); x += mlp(norm(x)). Queries may come from elsewhere (PanGu's query layer).
-
-    ``activation`` is a name of ``ACTIVATIONS``.
-    """
+    """x += attention(norm(x)); x += mlp(norm(x)). Queries may come from elsewhere (PanGu's query layer)."""
 
     attention_class = Attention
 
@@ -106,7 +102,7 @@ class PreNormBlock(GradientCheckpointingLayer):
 def check_positions(positions: Tensor, table: nn.Embedding, columns: int) -> None:
     """Raise UnsupportedError if a position has no row in the table.
 
-    Reading positions synchronises a GPU: they are read only if ``columns``, the tokens of a row, are more than the rows.
+    Reading positions synchronises a GPU: they are read only if a row's tokens, ``columns``, are more than the table has.
     """
     if columns > table.num_embeddings and (last := int(positions.max())) >= table.num_embeddings:
         raise UnsupportedError(
@@ -116,16 +112,12 @@ def check_positions(positions: Tensor, table: nn.Embedding, columns: int) -> Non
 
 
 def _residual(linear: nn.Linear) -> nn.Linear:
-    """Mark a projection that writes into the residual stream."""
     linear.writes_residual = True  # type: ignore[assignment]
     return linear
 
 
 class PreNormModel(RowModel):
-    """A network of ``PreNormBlock`` with a tied output head, whose ``backbone`` takes the ``state`` of decoding.
-
-    Configurations have ``hidden_size``, ``num_layers`` and ``layer_norm_epsilon``.
-    """
+    """A network of ``PreNormBlock`` with a tied output head, whose ``backbone`` takes the ``state`` of decoding."""
 
     base_model_prefix = ""
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
@@ -133,7 +125,7 @@ class PreNormModel(RowModel):
     _tp_plan = TP_PLAN
 
     def add_blocks(self, block: type[PreNormBlock], *args: Any) -> None:
-        """Make the blocks, each with ``args``, the final norm and the output head, after the embeddings."""
+        """Make the blocks, each with ``args``, the final norm and the output head; call it after the embeddings."""
         config = self.config
         self.layers = nn.ModuleList(block(config, *args) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)

@@ -1,8 +1,7 @@
-"""The base of our networks: output and value head, the loss inside the forward, the decoding protocol.
+"""The base of our networks: output head, value head, loss, and the decoding protocol.
 
-The loss is computed in the forward of the module that Trainer wraps. Outside it, gradients are wrong under DDP, FSDP2
-fails and LoRA on the head is ignored. The head is called as a module, on chunks of the scored positions only, so that
-logits for [all tokens, vocabulary] never exist.
+The loss is computed in the forward of the module that Trainer wraps: outside it, gradients are wrong under DDP, FSDP2
+fails and LoRA on the head is ignored. The head is called on chunks of the scored positions only, to save memory.
 """
 
 from collections.abc import Iterator
@@ -41,30 +40,18 @@ def evaluating(network: Any) -> Iterator[Any]:
 
 @dataclass
 class RowOutput(ModelOutput):
-    """The result of a network for a batch of rows.
+    """The result of a network for a batch of rows; ``logits`` without labels, ``loss`` and ``logprob`` with labels."""
 
-    Attributes:
-        loss: scalar fp32, when labels were given.
-        logits: (B, A, V), only when no labels were given.
-        logprob: (B, A) fp32, log p(label) where scored and 0 elsewhere, when labels were given.
-        entropy: (B, A) fp32 in nats where scored, when asked for.
-        value: (B, A) fp32 at every place, from networks with a value head.
-        memory: the ``memory`` of each row's next segment, from networks that were given one.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    logprob: Tensor | None = None
-    entropy: Tensor | None = None
-    value: Tensor | None = None
-    memory: tuple[Tensor, ...] | None = None
+    loss: Tensor | None = None  # scalar fp32
+    logits: Tensor | None = None  # (B, A, V)
+    logprob: Tensor | None = None  # (B, A) fp32, log p(label) where scored and 0 elsewhere
+    entropy: Tensor | None = None  # (B, A) fp32 in nats where scored, when asked for
+    value: Tensor | None = None  # (B, A) fp32 at every place, from networks with a value head
+    memory: tuple[Tensor, ...] | None = None  # for each row's next segment, from networks that were given a memory
 
 
 class ValueHead(nn.Module):
-    """A number for every place: rewards of a reward model, values of a critic.
-
-    "linear" is one layer without bias (published reward models), "mlp" Linear(D, 2D), ReLU, Linear(2D, 1) (critics).
-    """
+    """A reward or value for every place: "linear" as in published reward models, "mlp" for critics."""
 
     def __init__(self, width: int, kind: str):
         super().__init__()
@@ -89,9 +76,7 @@ def configured_value_head(config: Any) -> ValueHead | None:
 def attach_value_head(network: Any, kind: ValueKind) -> None:
     """Add a fresh value head, which is saved and opened with the network."""
     network.config.value_head = kind
-    head = configured_value_head(network.config)
-    assert head is not None
-    network.value_head = head.to(network.device, network.dtype)
+    network.value_head = ValueHead(network.config.get_text_config().hidden_size, kind).to(network.device, network.dtype)
 
 
 def values_of(network: Any, hidden_BAD: Tensor, labels: Tensor | None, inputs: dict[str, Any]) -> Tensor | None:
@@ -139,7 +124,7 @@ class RowModel(PreTrainedModel):
         suppressed_ids: Tensor | None = None,
         **inputs: Any,
     ) -> RowOutput:
-        """Score rows: see ``RowOutput``. Without labels, all logits.
+        """Score rows, or compute all logits if there are no labels.
 
         Args:
             labels: (B, A) int64 aligned with the logits (not shifted here), -100 where nothing is scored.
@@ -167,18 +152,12 @@ class RowModel(PreTrainedModel):
         raise NotImplementedError
 
     def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
-        """Read rows in which texts branch: the output head's input (B, T, D). Not every network can.
-
-        ``sees_BTT``: bool, the tokens (last axis) that each token sees.
-        """
+        """The output head's input (B, T, D) for rows in which texts branch; ``sees_BTT``: bool, the keys of each token."""
         raise NotImplementedError
 
 
 def kept_places(network: Any) -> int:
-    """The number of scored positions whose logits are kept: 0 under full activation checkpointing.
-
-    Selective checkpointing has a ``context_fn`` and keeps the results of matrix products.
-    """
+    """The number of scored positions whose logits are kept: 0 under full, not selective, activation checkpointing."""
     checkpointed = (module for module in network.modules() if getattr(module, "gradient_checkpointing", False))
     full = any("context_fn" not in module._gradient_checkpointing_func.keywords for module in checkpointed)
     return 0 if full else KEPT
@@ -193,7 +172,7 @@ def score_tokens(
     kept: int = KEPT,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor | None]:
-    """log p(label) at the scored positions, (B, A) fp32 with zeros elsewhere; the entropies alike if asked for.
+    """log p(label) at the scored positions, (B, A) fp32 with zeros elsewhere; the same of entropies if asked for.
 
     The logits of the first ``kept`` scored positions, in whole chunks, are kept for the backward pass; the others are
     computed again there, so that memory does not grow with the batch. ``suppressed_ids`` are never labels.

@@ -1,7 +1,7 @@
 """Tensor parallelism: the terms of our plans, and what transformers' plans cannot express.
 
-A network's ``_tp_plan`` maps modules to the way they are cut; transformers loads only a rank's slices, runs the cut
-modules, and gathers them on saving. Attention derives its number of heads from the width of its projections.
+A network's ``_tp_plan`` maps modules to the way they are cut; transformers loads a rank's slices, runs the cut modules,
+and gathers them on saving. Attention derives its number of heads from the width of its projections.
 """
 
 import re
@@ -31,9 +31,7 @@ def local(tensor: Tensor) -> Tensor:
 def distributed(config: Any, ranks: int, device: torch.device) -> dict[str, Any]:
     """Keyword arguments with which ``from_pretrained`` gives this rank its slices; none for one rank.
 
-    Raises:
-        ConfigError: there are not as many processes, or transformers would compute elsewhere.
-        UnsupportedError: see ``check_divides``.
+    ConfigError if there are not as many processes or transformers would compute elsewhere; also see ``check_divides``.
     """
     if ranks == 1:
         return {}
@@ -61,10 +59,10 @@ def tell_widths(network: nn.Module) -> None:
 
 @contextmanager
 def each_pass_alone(network: Any) -> Iterator[None]:
-    """A forward and backward pass of a cut network whose gradients may be accumulated over several passes.
+    """Run a forward and backward pass of a cut network whose gradients may be accumulated over several passes.
 
     For weights that see only a part of the heads (Qwen3's norms of queries and keys), transformers (5.23) sums the gradient
-    over the ranks after every pass, and would count earlier passes again: their gradients are put aside until this one ends.
+    over the ranks after every pass and would count earlier passes again, so their gradients are put aside until the end.
     """
     plan = network.config.get_text_config().base_model_tp_plan or {}
     summed = [name for name, style in plan.items() if style == "replicated_with_grad_allreduce"]

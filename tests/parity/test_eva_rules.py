@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hanmo.families.decoding import SearchConventions
-from hanmo.families.eva.decoding import EvaLogitsProcessor, Vocabulary
+from hanmo.families.eva.decoding import EvaLogitsProcessor, Vocabulary, read_antonyms
 from hanmo.families.eva.family import EvaFamily
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.generation.beam import Hypotheses
@@ -24,7 +24,7 @@ UNITS = load(EVA / "rules_units.json", {"postprocess": [], "filters": [], "beam_
 
 @functools.cache
 def book(vocab: str, rules: str | None) -> Vocabulary:
-    return Vocabulary.of(EvaTokenizer(str(EVA / vocab)), EVA / rules / ANTONYMS if rules else None)
+    return Vocabulary(EvaTokenizer(str(EVA / vocab)), read_antonyms(EVA / rules / ANTONYMS) if rules else ())
 
 
 def base_scores(rows: int, vocabulary: int) -> torch.Tensor:

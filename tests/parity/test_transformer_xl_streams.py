@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hanmo.families.transformer_xl.family import stream_rows
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig
 from hanmo.families.transformer_xl.relative import visible
-from hanmo.families.transformer_xl.streams import stream_rows
 from hanmo.records import PromptResponse, iter_records
 from hanmo.rows import IGNORE, Part, Row, collate
 from tests.original_streams import crop_row, split_documents, stream_batches

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from hanmo.config import load
-from hanmo.families import NAMES
-from hanmo.families.presets import presets
+from hanmo.families import NAMES, presets
 from hanmo.training.stages.dpo import DpoConfig
 from hanmo.training.stages.grpo import GrpoConfig
 from hanmo.training.stages.ppo import PpoConfig

@@ -17,7 +17,7 @@ from hanmo.data.store.token_store import Store
 from hanmo.data.store.tokenize import TokenizerPlace, tokenize
 from hanmo.errors import ConfigError, RecordError
 from hanmo.families.base import Family
-from hanmo.families.transformer_xl.streams import stream_rows
+from hanmo.families.transformer_xl.family import stream_rows
 from hanmo.records import Dialogue, PromptResponse, Rejects, Text
 from hanmo.rows import IGNORE, Part
 from tests.original_streams import crop_row, stream_batches

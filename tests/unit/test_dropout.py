@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hanmo.nn.cpu.dropout import LEVELS, Dropout, dropout
+from hanmo.nn.cpu.layers import LEVELS, Dropout, dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -29,9 +29,27 @@ SPELLED = [{"\u2582": " ", "\u2583": "\n"}.get(token, token) for token in TOKENS
 PAIRS = [("好", "坏"), ("今天", "明天"), ("来", "了")]
 
 
+class TokensOnly:
+    """As much of a tokenizer as the rules read."""
+
+    sep_token, unk_token = "<sep>", "<unk>"
+
+    def __init__(self, tokens, spelled):
+        self._tokens, self._spelled, self.vocab_size = tokens, spelled, len(tokens)
+
+    def get_vocab(self):
+        return {token: index for index, token in enumerate(self._tokens)}
+
+    def convert_ids_to_tokens(self, ids):
+        return [self._spelled[index] for index in ids]
+
+
+SMALL = TokensOnly(TOKENS, SPELLED)
+
+
 @pytest.fixture(scope="module")
 def book():
-    return Vocabulary(SPELLED, ID, antonyms=PAIRS)
+    return Vocabulary(SMALL, PAIRS)
 
 
 def ids(text: str) -> list[int]:
@@ -50,7 +68,7 @@ def banned(book, settings, contexts, generated, sources=None):
 
 def test_everything_off_leaves_only_unk(book):
     scores = torch.randn(2, len(TOKENS))
-    after = EvaLogitsProcessor(Vocabulary(SPELLED, ID), OFF, [ids("好 |")])([[], ids("好")], [0, 0], scores.clone())
+    after = EvaLogitsProcessor(Vocabulary(SMALL), OFF, [ids("好 |")])([[], ids("好")], [0, 0], scores.clone())
     assert torch.equal(after[:, 1:], scores[:, 1:])
 
 
@@ -171,7 +189,7 @@ conversation = st.lists(st.sampled_from([i for i in range(len(TOKENS)) if i not 
 
 @given(context=conversation, said=conversation, size=st.integers(1, 5))
 def test_bans_as_specified(context, said, size):
-    rule_book = Vocabulary(SPELLED, ID)
+    rule_book = Vocabulary(SMALL)
     rules = EvaLogitsProcessor(rule_book, OFF.change(no_repeat_ngram_size=size), [context])
     scores = rules([said], [0], torch.zeros(1, len(TOKENS)))
     expected = naive_bans(rule_book, size, context + said) - {rule_book.unknown_id}
@@ -180,7 +198,7 @@ def test_bans_as_specified(context, said, size):
 
 def test_words_outside_the_vocabulary_are_left_out_with_a_note(caplog):
     with caplog.at_level(logging.WARNING):
-        found = Vocabulary(SPELLED, ID, antonyms=[("好", "坏"), ("好", "糟"), ("热", "冷")]).antonyms
+        found = Vocabulary(SMALL, [("好", "坏"), ("好", "糟"), ("热", "冷")]).antonyms
     assert found == {ID["好"]: {ID["坏"]}, ID["坏"]: {ID["好"]}}
     assert "3 words" in caplog.text and "糟" in caplog.text
 
@@ -198,7 +216,7 @@ def test_reading_antonyms(tmp_path):
 def test_the_book_of_a_tokenizer(tmp_path):
     rules = tmp_path / "antonym.txt"
     rules.write_text("('好', '坏')\n", encoding="utf-8")
-    found = Vocabulary.of(eva_tokenizer(tmp_path), rules)
+    found = Vocabulary(eva_tokenizer(tmp_path), read_antonyms(rules))
     assert found.texts == [SEPARATOR if text == "<sep>" else text for text in SPELLED]
     assert found.antonyms == {ID["好"]: {ID["坏"]}, ID["坏"]: {ID["好"]}}
     family = eva(0, tmp_path, {"antonyms": str(rules)}).family
@@ -209,7 +227,7 @@ def test_the_book_of_a_tokenizer(tmp_path):
 def calls_of_a_step(vocabulary: int, context: int, length: int) -> int:
     """How many functions one step of the rules calls: four rows, every rule on."""
     tokens = [*TOKENS, *(chr(0x4E00 + index) for index in range(vocabulary - len(TOKENS)))]
-    big = Vocabulary(tokens, {token: index for index, token in enumerate(tokens)}, antonyms=PAIRS)
+    big = Vocabulary(TokensOnly(tokens, tokens), PAIRS)
     settings = OFF.change(repetition_penalty=1.6, no_repeat_ngram_size=4, min_new_tokens=2)
     said = torch.arange(context + length).add(30).tolist()  # nothing is said twice, so that as little is found again
     rules = EvaLogitsProcessor(big, settings, [said[:context]])

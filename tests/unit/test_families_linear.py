@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hanmo.nn.cpu.linear import FEW, NARROW, Linear
+from hanmo.nn.cpu.layers import FEW, NARROW, Linear
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -6,8 +6,7 @@ import pytest
 
 from hanmo.config import load
 from hanmo.errors import UnsupportedError
-from hanmo.families import NAMES
-from hanmo.families.presets import presets
+from hanmo.families import NAMES, presets
 from hanmo.generation.settings import Settings
 from hanmo.training.stages.sft import SftConfig
 

@@ -17,8 +17,7 @@ from transformers import TrainingArguments
 from hanmo.checkpoints import save_model
 from hanmo.cli.train import read_settings, stage_command
 from hanmo.errors import ConfigError
-from hanmo.families import NAMES
-from hanmo.families.presets import presets
+from hanmo.families import NAMES, presets
 from hanmo.training.arguments import arguments, default_settings
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.config import TRAINER

@@ -6,7 +6,7 @@ import torch
 from hanmo.families.transformer_xl import attention
 from hanmo.families.transformer_xl.attention import PiecewiseAttention
 from hanmo.families.transformer_xl.relative import MASKED, hide_, relative_scores
-from hanmo.nn.cpu.dropout import draw_kept, kept_scale
+from hanmo.nn.cpu.layers import draw_kept, kept_scale
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 2, 3, 5, 9, 4
 SEEN = torch.ones(1, 1, QUERIES, KEYS, dtype=torch.bool).tril(KEYS - QUERIES)

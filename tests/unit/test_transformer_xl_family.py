@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanmo.families.transformer_xl import original_format
-from hanmo.families.transformer_xl.family import TransformerXLFamily
+from hanmo.families.transformer_xl.family import TransformerXLFamily, stream_rows
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
-from hanmo.families.transformer_xl.streams import stream_rows
 from hanmo.families.weight_map import Size
 from hanmo.records import Dialogue, PromptResponse, Text
 from hanmo.rows import IGNORE, Part

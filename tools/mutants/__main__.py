@@ -28,7 +28,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "losses": ("hanmo/losses.py", "hanmo/training/schedules.py", "hanmo/training/divergence.py"),
     "rows": (
         "hanmo/rows.py", "hanmo/families/base.py", "hanmo/nn/causal.py", "hanmo/families/*/family.py",
-        "hanmo/families/glm/pretraining.py", "hanmo/families/transformer_xl/streams.py",
+        "hanmo/families/glm/pretraining.py",
     ),
     "collation": ("hanmo/data/rows/*.py",),
     "sampling": ("hanmo/generation/*.py", "hanmo/families/eva/decoding.py"),

@@ -1,7 +1,4 @@
-"""The relative position buckets and masks of EVA's attention.
-
-Shape suffixes: B batch, H heads, q query positions, k key positions.
-"""
+"""The relative position buckets and masks of EVA's attention."""
 
 import math
 from functools import lru_cache
@@ -21,10 +18,7 @@ def relative_buckets(relative: Tensor, num_buckets: int, bidirectional: bool) ->
 
 @lru_cache
 def _buckets_by_distance(num_buckets: int, bidirectional: bool) -> tuple[int, ...]:
-    """Buckets of the relative positions -128 … 128.
-
-    Always computed on the CPU in fp32, because a logarithm that differs in its last bit moves a bucket's edge.
-    """
+    """Buckets of the positions -128 … 128, computed on the CPU: a logarithm's last bit can move a bucket's edge."""
     relative = torch.arange(-MAX_DISTANCE, MAX_DISTANCE + 1, device="cpu")
     num_buckets //= 1 + bidirectional  # half of them for the keys after the query
     offset = num_buckets * (relative > 0) if bidirectional else torch.zeros_like(relative)
@@ -36,10 +30,7 @@ def _buckets_by_distance(num_buckets: int, bidirectional: bool) -> tuple[int, ..
 
 
 def masked_bias(bias_BHqk: Tensor, allowed_BHqk: Tensor) -> Tensor:
-    """The position bias with -inf at masked keys, to be added to the attention scores.
-
-    A query that sees no key keeps its whole bias, lowered by 10000 as in the original: attention stays finite.
-    """
+    """The position bias with -inf at masked keys; a query without keys keeps its bias, lowered by 10000 as published."""
     none_allowed = ~allowed_BHqk.any(-1, keepdim=True)
     masked = bias_BHqk.masked_fill(~allowed_BHqk, -torch.inf)
     return torch.where(none_allowed, bias_BHqk + MASKED, masked).contiguous()

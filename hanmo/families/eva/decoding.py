@@ -1,7 +1,4 @@
-"""EVA's score rules: penalties and suppressed ids that depend on the whole conversation.
-
-Source: the recorded specification of thu-coai/EVA, section 7.1.
-"""
+"""EVA's score rules, which depend on the whole conversation: the recorded specification of thu-coai/EVA, section 7.1."""
 
 from __future__ import annotations
 
@@ -28,37 +25,19 @@ AFTER_PAUSE = ("但", "不过")  # suppressed after a pause
 
 
 class Vocabulary:
-    """The text and the antonyms of each token of a vocabulary.
+    """The text and the antonyms of each token of a tokenizer.
 
-    Args:
-        tokens: text of each id, spaces and newlines spelled out.
-        ids: id by vocabulary entry, as the vocabulary file has it.
-        antonyms: pairs of words, which exclude each other both ways. A word that is no token is left out with a
-            warning; the original stops there.
+    Antonyms exclude each other both ways; a word that is no token is left out with a warning (the original stops there).
     """
 
-    def __init__(
-        self,
-        tokens: Sequence[str],
-        ids: Mapping[str, int],
-        separator: str = "<sep>",
-        unknown: str = "<unk>",
-        antonyms: Iterable[tuple[str, str]] = (),
-    ):
-        self.stop_id, self.unknown_id = ids[separator], ids[unknown]
-        self.texts = list(tokens)
+    def __init__(self, tokenizer: Any, antonyms: Iterable[tuple[str, str]] = ()):
+        ids = {token: index for token, index in tokenizer.get_vocab().items() if index < tokenizer.vocab_size}
+        self.stop_id, self.unknown_id = ids[tokenizer.sep_token], ids[tokenizer.unk_token]
+        self.texts = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
         self.texts[self.stop_id] = SEPARATOR
         self.ids = {**ids, SEPARATOR: self.stop_id}
         self.after_pause = frozenset(ids[word] for word in AFTER_PAUSE if word in ids)
         self.antonyms = self._antonyms(antonyms, ids)
-
-    @classmethod
-    def of(cls, tokenizer: Any, antonyms: str | Path | None = None) -> Vocabulary:
-        """The vocabulary of a tokenizer, with the antonyms of a file if there is one."""
-        ids = {token: index for token, index in tokenizer.get_vocab().items() if index < tokenizer.vocab_size}
-        tokens = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
-        pairs = [] if antonyms is None else read_antonyms(antonyms)
-        return cls(tokens, ids, tokenizer.sep_token, tokenizer.unk_token, pairs)
 
     def _antonyms(self, pairs: Iterable[tuple[str, str]], ids: Mapping[str, int]) -> dict[int, frozenset[int]]:
         found: dict[int, set[int]] = defaultdict(set)
@@ -76,7 +55,7 @@ class Vocabulary:
 
 
 def read_antonyms(path: str | Path) -> list[tuple[str, str]]:
-    """Pairs of antonyms from a file with one Python tuple of two strings a line; RecordError for another line."""
+    """Pairs of antonyms from a file with a Python tuple of two strings on each line; RecordError for any other line."""
     path = Path(path)
     pairs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -93,15 +72,13 @@ def read_antonyms(path: str | Path) -> list[tuple[str, str]]:
 
 
 class EvaLogitsProcessor:
-    """The five rules, applied in this order to each row's scores (R, V):
+    """The five rules, applied in this order to each row's scores (R, V); ``contexts`` are the conversations' full_ids.
 
     1. repetition penalty on every id of the conversation so far (except the separator);
     2. no separator before ``min_new_tokens``;
     3. no n-gram of characters twice; no 但 or 不过 after a pause;
     4. no antonym of a token since the last separator; ``published``: of any row, as the original does by mistake;
     5. never ``<unk>`` nor ``settings.suppressed_ids``.
-
-    Args: ``contexts``, the full_ids of each conversation.
     """
 
     def __init__(self, vocabulary: Vocabulary, settings: Any, contexts: Sequence[Sequence[int]]):
@@ -130,7 +107,7 @@ class EvaLogitsProcessor:
 
 
 class ConversationState:
-    """The rules' view of a context, computed once; every call is given the ids generated so far."""
+    """The rules' view of a context, computed once; its methods take the ids generated so far."""
 
     def __init__(self, vocabulary: Vocabulary, size: int, ids: Sequence[int]):
         self.ids = frozenset(ids)

@@ -20,6 +20,10 @@ from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.weight_map import expand
 from hanmo.files import json_text
 
+_SAME_SETTINGS = (
+    *("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads"),
+    *("relative_attention_num_buckets", "dropout_rate", "layer_norm_epsilon", "tie_word_embeddings"),
+)
 _FUTURE = "from __future__ import annotations\n"
 _README = """# {name}: EVA as T5
 
@@ -42,19 +46,17 @@ def standalone(path: Path) -> str:
         if name in inlined:
             return ""
         inlined.add(name)
-        return read(Path(tokenizers.__file__).with_name(f"{name}.py")).replace(_FUTURE, "")
+        return read(Path(tokenizers.__file__).with_name(f"{name}.py"))
 
     def read(file: Path) -> str:
-        return re.sub(r"from hanmo\.tokenizers\.(\w+) import .*\n", inline, file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8").replace(_FUTURE, "")
+        return re.sub(r"from hanmo\.tokenizers\.(\w+) import .*\n", inline, text)
 
-    return read(path)
+    return _FUTURE + read(path)  # for all: it may only stand at the beginning
 
 
 def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:
-    """Write everything that T5ForConditionalGeneration needs beside EVA's weights, and the tokenizer with its code.
-
-    Returns remarks about what was left out and what rounding loses.
-    """
+    """Write everything that T5 needs beside weights, and the tokenizer with its code; returns remarks on what is lost."""
     _write_config(config, folder, dtype)
     tokenizer.save_pretrained(folder)
     (folder / "tokenization.py").write_text(standalone(Path(tokenization.__file__)), encoding="utf-8")
@@ -82,11 +84,9 @@ def t5_tensors(config: EvaConfig) -> dict[str, tuple[str, float]]:
 
 
 def _write_config(config: EvaConfig, folder: Path, dtype: torch.dtype) -> None:
-    same = ["vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads"]
-    same += ["relative_attention_num_buckets", "dropout_rate", "layer_norm_epsilon"]
     ids = {name: getattr(config, name) for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id")}
-    values: dict[str, Any] = {name: getattr(config, name) for name in (*same, "tie_word_embeddings")} | ids
-    t5 = T5Config(**values, relative_attention_max_distance=MAX_DISTANCE, feed_forward_proj="gated-gelu")
+    sizes: dict[str, Any] = {name: getattr(config, name) for name in _SAME_SETTINGS}
+    t5 = T5Config(**sizes, **ids, relative_attention_max_distance=MAX_DISTANCE, feed_forward_proj="gated-gelu")
     # T5Config sets this to True whatever it is given; with it the head would be tied and the model ruined.
     t5.tie_word_embeddings = False
     t5.architectures = ["T5ForConditionalGeneration"]

@@ -16,7 +16,7 @@ from hanmo.errors import UnsupportedError
 from hanmo.families.base import Export, Family
 from hanmo.families.decoding import LogitsProcessor, SearchConventions
 from hanmo.families.eva import original_format
-from hanmo.families.eva.decoding import EvaLogitsProcessor, Vocabulary
+from hanmo.families.eva.decoding import EvaLogitsProcessor, Vocabulary, read_antonyms
 from hanmo.families.eva.modeling import EvaConfig, EvaModel
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.families.stops import Stop
@@ -66,10 +66,9 @@ class EvaFamily(Family):
         return (Stop(self.tokenizer.sep_token_id, ("vocabulary's <sep>",)),)
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
-        """One row: the turns before the last as context, from the newest backwards as long as they fit; the last as target.
+        """One row: the last turn as target; as context the turns before it, from the newest backwards as long as they fit.
 
-        There is no row if no turn fits, or not the whole target. The only turn of a dialogue is a context whose target is
-        two ``<unk>``, as published.
+        No row if no turn fits, or not the whole target. A single turn is context, and two ``<unk>`` the target, as published.
         """
         record = _with_turns(record)
         turns, opening = self._turns(record), self._opening(record)
@@ -108,17 +107,13 @@ class EvaFamily(Family):
         return replace(row, weights=row.weights / row.weights.sum().clamp_min(1))
 
     def prompt(self, context_ids: Sequence[int]) -> Prompt:
-        """The context for the encoder; ``<s_0>`` and the beginning of the reply for the decoder."""
         context, opening = self._split(context_ids)
         start = self.tokenizer.bos_token_id
         inputs = token_inputs([*context, start]) | token_inputs([start, *opening], "decoder_")
         return Prompt(inputs, torch.tensor([1 + len(opening)]), torch.tensor([1]), self.stop_ids)
 
     def context(self, record: Record, limit: int) -> Context:
-        """Of the last 8 turns, from the newest backwards, every one that still fits.
-
-        As published, a turn that does not fit is left out and older ones may still enter.
-        """
+        """Of the last 8 turns, from the newest backwards, every one that still fits, as published."""
         record = _with_turns(record)
         turns, opening = [[*turn, self.tokenizer.sep_token_id] for turn in self._turns(record)], self._opening(record)
         seen: list[int] = []
@@ -145,18 +140,16 @@ class EvaFamily(Family):
         return joined(rows, encoder | decoder)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Tokens joined, with spaces and newlines spelled out; special tokens appear as their names."""
+        """Tokens joined; special tokens appear as their names."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def as_transformers(self) -> Export:
-        """EVA as T5."""
         from hanmo.families.eva.export import t5_tensors, write_t5
 
         return Export(t5_tensors(self.config), partial(write_t5, self.config, self.tokenizer))
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """``unused_ids`` and ``<unk>``."""
         return (*super().suppressed_ids, self._vocabulary.unknown_id)
 
     def logits_processor(self, settings: Any, contexts: Sequence[Sequence[int]]) -> LogitsProcessor | None:
@@ -165,10 +158,11 @@ class EvaFamily(Family):
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
-        return Vocabulary.of(self.tokenizer, self.assets.get("antonyms"))
+        path = self.assets.get("antonyms")
+        return Vocabulary(self.tokenizer, read_antonyms(path) if path else ())
 
     def _turns(self, record: Dialogue | PromptResponse) -> list[list[int]]:
-        """The ids of every turn, without ``<sep>``; of a prompt and response those of the prompt."""
+        """The ids of every turn without ``<sep>``; of a prompt with its response those of the prompt."""
         if isinstance(record, PromptResponse):
             turns = [self.encode(record.prompt)]
         else:

@@ -3,8 +3,7 @@
 Pre-norm blocks without biases, root-mean-square norms, gated tanh-GELU, a relative position bias per stack, a head
 of its own. EVA 2.0 divides the attention scores by sqrt(d_kv), EVA 1.0 does not; nothing else differs.
 
-Shape suffixes: B batch, T encoder tokens, A decoder tokens, D d_model, H heads, K d_kv, V vocabulary, N buckets,
-q query positions, k key positions; while decoding R rows, S sources (rows that share an encoder input), C columns.
+Shape suffixes: T encoder tokens, A decoder tokens, K d_kv, q queries, k keys; in decoding S sources, C columns.
 """
 
 from typing import Any
@@ -19,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from hanmo.families.eva.biases import masked_bias, relative_buckets
 from hanmo.families.eva.state import EvaState
 from hanmo.nn.causal import same_example
-from hanmo.nn.cpu import Dropout, Linear, dropout, lowered
+from hanmo.nn.cpu.layers import Dropout, Linear, dropout, lowered
 from hanmo.nn.decode_state import DecodeState
 from hanmo.nn.row_model import RowModel
 from hanmo.nn.tensor_parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
@@ -34,13 +33,7 @@ for _stack, _parts in (("encoder", _ENCODER), ("decoder", _DECODER)):
 
 
 class EvaConfig(PretrainedConfig):
-    """Sizes of an EVA network; the defaults are those of EVA 2.0 base.
-
-    Attributes:
-        attn_scale: divide attention scores by sqrt(d_kv): true for EVA 2.0, false for 1.0.
-        num_decoder_layers: None is as many as num_layers.
-        initializer_range: standard deviation of fresh projections and of the head.
-    """
+    """Configuration of an EVA network; the defaults are those of EVA 2.0 base."""
 
     model_type = "hanmo-eva"
     attribute_map = {
@@ -56,12 +49,12 @@ class EvaConfig(PretrainedConfig):
     d_kv: int = 64
     num_heads: int = 12
     num_layers: int = 12
-    num_decoder_layers: int | None = None
+    num_decoder_layers: int | None = None  # as many as num_layers
     dropout_rate: float | int = 0.0
     layer_norm_epsilon: float = 1e-6
-    attn_scale: bool = True
+    attn_scale: bool = True  # divide attention scores by sqrt(d_kv): true for EVA 2.0, false for 1.0
     relative_attention_num_buckets: int = 32
-    initializer_range: float = 0.001
+    initializer_range: float = 0.001  # standard deviation of fresh projections and of the head
     pad_token_id: int | None = 5
     eos_token_id: int | list[int] | None = 4
     decoder_start_token_id: int | None = 29810
@@ -75,7 +68,7 @@ class EvaConfig(PretrainedConfig):
 
 
 class EvaNorm(nn.Module):
-    """Root-mean-square norm: the mean of squares in fp32, weight only."""
+    """Root-mean-square norm without bias; the mean of squares is fp32."""
 
     def __init__(self, width: int, epsilon: float):
         super().__init__()
@@ -87,7 +80,7 @@ class EvaNorm(nn.Module):
 
 
 class _Normalised(torch.autograd.Function):
-    """``EvaNorm``'s formula; keeps only the input for the backward pass, where autograd keeps four tensors of its size."""
+    """Keeps only the input for the backward pass; autograd would keep four tensors of its size."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -106,7 +99,7 @@ class _Normalised(torch.autograd.Function):
 
 
 class EvaAttention(nn.Module):
-    """Multi-head attention to keys and values that the caller projects and may keep."""
+    """Multi-head attention to keys and values that the caller computes and may keep."""
 
     def __init__(self, config: EvaConfig):
         super().__init__()
@@ -118,11 +111,9 @@ class EvaAttention(nn.Module):
         self.dropout_rate = config.dropout_rate
 
     def keys_values(self, source_BkD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a source, (B, H, k, K) each."""
         return self._heads(self.k_proj(source_BkD)), self._heads(self.v_proj(source_BkD))
 
     def forward(self, hidden_BqD: Tensor, key_BHkK: Tensor, value_BHkK: Tensor, bias_BHqk: Tensor) -> Tensor:
-        """Args: ``bias_BHqk`` from ``masked_bias``."""
         query_BHqK = self._heads(self.q_proj(hidden_BqD))
         attention_dropout = self.dropout_rate if self.training else 0.0
         mixed_BHqK = F.scaled_dot_product_attention(
@@ -136,8 +127,6 @@ class EvaAttention(nn.Module):
 
 
 class EvaFeedForward(nn.Module):
-    """Gated feed-forward: wo(gelu(wi_0 x) * wi_1 x), with the tanh form of GELU."""
-
     def __init__(self, config: EvaConfig):
         super().__init__()
         self.wi_0 = Linear(config.d_model, config.d_ff, bias=False)
@@ -222,8 +211,6 @@ class EvaStack(nn.Module):
 
 
 class EvaModel(RowModel):
-    """EVA with its head. ``forward(labels=…)`` is that of ``RowModel``; its other inputs are those of ``backbone``."""
-
     config_class = EvaConfig
     config: EvaConfig
     _no_split_modules = ["EvaBlock"]
@@ -257,11 +244,8 @@ class EvaModel(RowModel):
     ) -> Tensor:
         """The decoder's output after its last norm, (B, A, D).
 
-        Args:
-            input_ids: (B, T) int64.
-            decoder_input_ids: (B, A) int64, beginning with the start token.
-            attention_mask, decoder_attention_mask: (B, T) and (B, A), 1 on real tokens; all are real if None. Where both
-                are given, they hold the number of the example that a token belongs to, from 1 on, as in packed rows.
+        ``input_ids`` (B, T) and ``decoder_input_ids`` (B, A) are int64. Masks are 1 on real tokens; all are real if None.
+        Where both are given, they hold the number of the example that a token belongs to, from 1 on, as in packed rows.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -286,12 +270,7 @@ class EvaModel(RowModel):
         decoder_input_ids: Tensor,
         decoder_attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, EvaState]:
-        """Logits after the last decoder token, (R, 1, V), and the decoding state.
-
-        Args:
-            input_ids, attention_mask: (R, T); padding may be on either side.
-            decoder_input_ids, decoder_attention_mask: (R, A), padded on the left.
-        """
+        """As ``RowModel.prefill``; the encoder's input may have its padding on either side."""
         state = EvaState(len(self.decoder.blocks))
         encoded_RTD = self._encode(self.word_embeds(input_ids), attention_mask.bool()[:, None])
         state.cross = [block.cross.keys_values(encoded_RTD) for block in self.decoder.blocks]  # type: ignore[operator, union-attr]
@@ -304,7 +283,6 @@ class EvaModel(RowModel):
         return self.lm_head(hidden_RAD[:, -1:]), state
 
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: DecodeState) -> Tensor:
-        """Feed q further tokens to every row: logits (R, q, V). P is 1: the decoder position."""
         assert isinstance(state, EvaState), "a state comes from prefill"
         valid_Rq = torch.ones_like(ids_Rq, dtype=torch.bool)
         return self.lm_head(self._advance(ids_Rq, positions_RPq[:, 0], valid_Rq, state))
@@ -319,7 +297,7 @@ class EvaModel(RowModel):
         return self.decoder(self.word_embeds(ids_Rq), bias_RHqC, None, state.cross_bias_S11T, state=state)
 
     def _encode(self, embedded_BTD: Tensor, allowed_BTT: Tensor) -> Tensor:
-        """The encoder's output; ``allowed_BTT`` bool, (B, 1 or T, T): the keys that a query sees."""
+        """The encoder's output; ``allowed_BTT``: bool (B, 1 or T, T), the keys that a query sees."""
         positions_1T = _positions(embedded_BTD)
         bias_BHTT = masked_bias(self.encoder.position_bias(positions_1T, positions_1T), allowed_BTT[:, None])
         return self.encoder(embedded_BTD, bias_BHTT)

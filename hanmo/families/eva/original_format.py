@@ -15,11 +15,7 @@ _KEPT = ("vocab_size", "pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 def read_config(original: Mapping[str, Any]) -> dict[str, Any]:
-    """An original ``model_config.json`` or hub ``config.json`` as keyword arguments of ``EvaConfig``.
-
-    Keys that the original ignores are ignored here too. The vocabulary size is that of the vocabulary file if not named.
-    CheckpointError if a size is not a positive whole number.
-    """
+    """Keyword arguments of ``EvaConfig``, without the keys that the original ignores; CheckpointError for bad values."""
     config = {key: original.get(key, default) for key, default in _DEFAULTS.items()}
     if config["num_decoder_layers"] is None:
         config["num_decoder_layers"] = config["num_layers"]

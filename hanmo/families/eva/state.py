@@ -12,21 +12,13 @@ from hanmo.nn.decode_state import DecodeState
 
 
 class EvaState(DecodeState):
-    """A state with the cross-attention's keys and values, once per source.
-
-    The R rows are S groups of R / S consecutive rows; the rows of a group share their source.
-
-    Attributes:
-        positions_RC: decoder positions of the columns.
-        cross: keys and values of each layer's cross-attention, (S, H, T, K) each.
-        cross_bias_S11T: 0 at the real tokens of the sources and -inf at padding.
-    """
+    """A state with cross-attention's keys and values, once for each of S sources, which R / S consecutive rows share."""
 
     def __init__(self, layers: int):
         super().__init__(layers)
-        self.positions_RC = torch.empty(0)
-        self.cross: list[tuple[Tensor, Tensor]] = []
-        self.cross_bias_S11T = torch.empty(0)
+        self.positions_RC = torch.empty(0)  # decoder positions of the columns
+        self.cross: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer's cross-attention, (S, H, T, K)
+        self.cross_bias_S11T = torch.empty(0)  # 0 at the real tokens of the sources and -inf at padding
 
     def take(self, rows: Tensor) -> EvaState:
         other = super().take(rows)

@@ -22,20 +22,11 @@ _ROLES = {"unk_token": "<unk>", "sep_token": "<sep>", "pad_token": "<pad>", "bos
 _LONGEST_WORD = 200  # characters; longer words become one <unk>
 
 
-def _folded(text: str) -> str:
-    for wide, narrow in _FOLD_IN_WORDS:
-        if wide in text:
-            text = text.replace(wide, narrow)
-    return text
-
-
 class EvaTokenizer(PlainTokenizer):
-    """EVA's tokenizer. A single text is followed by ``<sep>``; a pair is A ``<sep>`` B ``<s_0>``.
+    """A single text is followed by ``<sep>``; a pair is A ``<sep>`` B ``<s_0>``.
 
-    Special tokens typed into a text are cut up like any other text and never become special.
-
-    Args: ``vocab_file``, one token a line, the line number is the id; an empty line is a token too. ValueError if it
-    lacks a token that the model cannot do without.
+    Special tokens typed into a text are cut up like any other text. ``vocab_file`` has a token on each line, its id is the
+    line's number; ValueError if it lacks a token that the model needs.
     """
 
     vocab_files_names = {"vocab_file": "vocab.txt"}
@@ -57,14 +48,15 @@ class EvaTokenizer(PlainTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of lines of the vocabulary file."""
         return len(self._tokens)
 
     def get_vocab(self) -> dict[str, int]:
         return {**self._ids, **self._added_tokens_encoder}
 
     def encode_plain(self, text: str) -> list[int]:
-        return list(chain.from_iterable(map(self._words.__getitem__, self._cut(_folded(text)))))
+        for wide, narrow in _FOLD_IN_WORDS:
+            text = text.replace(wide, narrow)
+        return list(chain.from_iterable(map(self._words.__getitem__, self._cut(text))))
 
     def _kernel(self) -> Any:
         folds = (*_FOLD_IN_WORDS, *((chr(wide), chr(narrow)) for wide, narrow in _FOLD.items()))
@@ -101,7 +93,6 @@ class EvaTokenizer(PlainTokenizer):
         return self._spelled[index]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """Tokens joined, with spaces and newlines spelled out."""
         return "".join(tokens).replace("\u2582", " ").replace("\u2583", "\n")
 
     def build_inputs_with_special_tokens(

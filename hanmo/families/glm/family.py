@@ -89,10 +89,7 @@ class GlmFamily(Family):
         return self._filled(context, answers, None, stop and parts[-1].scored, feed_stop)
 
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
-        """Blank filling on the scored ids: ``[CLS] … <eos>`` with mask tokens, then every span after ``<sop>``.
-
-        [MASK] hides spans, [sMASK] sentences, [gMASK] the rest of the document.
-        """
+        """Blank filling on the scored ids: [MASK] hides spans, [sMASK] sentences, [gMASK] the rest of the document."""
         ids = [id_ for part in parts if part.scored for id_ in part.ids]
         drawn = draw_objective(objectives or self.objectives, rng)
         ends = self._sentence_ends(ids) if drawn == "sentences" else []
@@ -120,7 +117,7 @@ class GlmFamily(Family):
         return self._filled(context, answers, [places[number] for number in order])
 
     def pack(self, rows: Sequence[Row]) -> Row:
-        """Concatenated rows with the positions they have alone; ``prefix`` (T,): the end of the context of a token's row."""
+        """Concatenated rows with the positions they have alone; ``prefix`` (T,): the end of the context of each token."""
         packed = causal_pack(rows)
         ends, before = [], 0
         for row in rows:
@@ -137,12 +134,7 @@ class GlmFamily(Family):
         stop: bool = True,
         feed_stop: bool = False,
     ) -> Row:
-        """A row of a context and answers, in the order in which they are predicted.
-
-        Args:
-            places: of the answers' mask tokens; None: those of the context that have no answer yet, in order.
-            stop, feed_stop: of the last answer, as in ``row``.
-        """
+        """A row of a context and the answers to its mask tokens at ``places``; None: to those without one, in order."""
         sop, eop = self.config.sop_token_id, self.config.eop_token_id
         ids, labels = list(context), [IGNORE] * len(context)
         outline = list(context)  # without the answers' own ids, since a policy may generate <sop> inside an answer
@@ -171,7 +163,6 @@ class GlmFamily(Family):
         return Prompt(inputs, positions_PT[:, -1] + step, step, self.stop_ids)
 
     def context(self, record: Record, limit: int) -> Context:
-        """Text with mask tokens is filled, other text continued after a [gMASK] at its end."""
         if isinstance(record, Text):
             masked = any(token in record.text for token in (MASK, GMASK, "[sMASK]"))
             source = self._source("", record.text if masked else record.text + GMASK)
@@ -184,7 +175,6 @@ class GlmFamily(Family):
         return Context(tuple(kept), tuple(source))
 
     def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
-        """``before [MASK] after`` is the context and the option its answer."""
         context = Part(tuple(self._source("", before + MASK + after)), False)
         return [[context, Part(tuple(self.encode(option)), True)] for option in options]
 
@@ -196,9 +186,7 @@ class GlmFamily(Family):
     def _positions(self, ids: Sequence[int], start: int | None = None, places: Sequence[int] | None = None) -> Tensor:
         """Positions (2, T): 0, 1, … in the context; in the k-th answer the place of its mask token and 1, 2, …
 
-        Args:
-            start: where the answers begin; the first ``<sop>`` if None.
-            places: of the mask tokens; all mask tokens of the context if None.
+        Answers begin at ``start``, by default the first ``<sop>``. ``places``: of mask tokens, by default all of the context.
         """
         sop = self.config.sop_token_id
         if start is None:

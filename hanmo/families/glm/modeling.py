@@ -1,8 +1,7 @@
 """The GLM network (Du et al. 2022, arXiv:2103.10360): one stack, two position tables, prefix attention.
 
-A token has two positions: its place in the context (for a token of an answer: the place of its mask token), and its
-place inside the answer (0 in the context). Tokens of the context see the whole context; tokens of an answer see the
-context and the earlier tokens of the answers.
+A token has two positions: its place in the context (in an answer that of the mask token), and its place inside the
+answer (0 in the context). All tokens see the context; tokens of an answer also see the earlier tokens of the answers.
 """
 
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import PretrainedConfig
 
 from hanmo.errors import ConfigError, unknown
 from hanmo.nn.causal import same_example
-from hanmo.nn.cpu import Dropout
+from hanmo.nn.cpu.layers import Dropout
 from hanmo.nn.decode_state import DecodeState
 from hanmo.nn.prenorm import PreNormBlock, PreNormModel, check_positions
 
@@ -23,14 +22,8 @@ ACTIVATIONS = ("gelu_new", "gelu")
 class GlmConfig(PretrainedConfig):
     """Configuration of a GLM model.
 
-    Args:
-        max_sequence_length: highest position, and highest place inside an answer.
-        block_position_encoding: positions have a second dimension, the place inside the answer.
-        activation_function: "gelu_new" is the tanh form the released weights were trained with, "gelu" the exact (erf)
-            form that a later port used.
-        mask_token_ids: [MASK], [sMASK], [gMASK], the tokens an answer may belong to. The original 10B model's [gMASK]
-            is ``eop_token_id``; its ports copied that row of the embedding to 50009.
-        sop_token_id, eop_token_id: start and end an answer.
+    ``mask_token_ids`` are [MASK], [sMASK], [gMASK]; <sop> and <eop> start and end an answer. The original 10B model's
+    [gMASK] is ``eop_token_id``; its ports copied that row of the embedding to 50009.
     """
 
     model_type = "hanmo-glm"
@@ -40,8 +33,9 @@ class GlmConfig(PretrainedConfig):
     hidden_size: int = 1024
     num_layers: int = 24
     num_attention_heads: int = 16
-    max_sequence_length: int = 1024
-    block_position_encoding: bool = True
+    max_sequence_length: int = 1024  # highest position, and highest place inside an answer
+    block_position_encoding: bool = True  # positions have a second dimension, the place inside the answer
+    #: "gelu_new" is the tanh form the released weights were trained with, "gelu" the exact (erf) form of a later port
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
     embedding_dropout_prob: float = 0.1
@@ -78,7 +72,6 @@ class GlmModel(PreNormModel):
         self.add_blocks(PreNormBlock, heads, 4 * width, config.activation_function, *dropouts)
 
     def backbone(self, *args: Any, **inputs: Any) -> Tensor:
-        """Output of the last block after the final norm, (B, T, D); see ``trunk`` for the arguments."""
         return self.final_norm(self.trunk(*args, **inputs))
 
     def features(self, **inputs: Any) -> tuple[Tensor, Tensor, None]:
@@ -101,8 +94,8 @@ class GlmModel(PreNormModel):
             attention_mask: (B, T), 1 on real tokens, in packed rows the number of the example from 1 on; or (B, 1, T, S),
                 used as it is.
             position_ids: (B, 2, T) int64 (position, place in the answer); (B, T) without places. 0 … T-1 and 0 if None.
-            prefix: (B,) or (1,) int64, the number of context tokens, which all tokens see, without padding on the left; 0
-                if None. In packed rows (B, T): the column where the context of a token's example ends.
+            prefix: (B,) or (1,) int64, the number of context tokens, which all tokens see, without padding on the left;
+                in packed rows (B, T): the column where the context of a token's example ends.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
@@ -123,17 +116,16 @@ class GlmModel(PreNormModel):
 def prefix_mask(
     attention_mask: Tensor | None, prefix: Tensor | None, hidden_BTD: Tensor, state: DecodeState | None
 ) -> Tensor | None:
-    """The bool mask (B, 1, T, S) of prefix attention, True on the keys that a query sees; None: plain causal.
-
-    A query without keys sees itself, so that padding never gives NaN.
-    """
+    """The bool mask (B, 1, T, S) of prefix attention; None: plain causal. A query without keys sees itself: no NaN."""
     queries, device = hidden_BTD.shape[1], hidden_BTD.device
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask.bool()
     valid_BS = state.valid_RC if state is not None else attention_mask
     if prefix is not None and prefix.dim() == 2:
         assert attention_mask is not None and state is None, "packed rows are trained on, with their examples' numbers"
-        return _packed_mask(attention_mask, prefix)
+        column_T = torch.arange(queries, device=device)
+        seen_BTT = (column_T <= column_T[:, None]) | (column_T < prefix[:, :, None])
+        return (seen_BTT & same_example(attention_mask, attention_mask))[:, None]
     if valid_BS is None and prefix is None:
         return None
     keys = queries if valid_BS is None else valid_BS.shape[1]
@@ -147,10 +139,3 @@ def prefix_mask(
         allowed = allowed & valid_BS[:, None, :].bool()
         allowed = allowed | ((column_S == row_T1) & ~allowed.any(-1, keepdim=True))
     return allowed[:, None]
-
-
-def _packed_mask(numbers_BT: Tensor, ends_BT: Tensor) -> Tensor:
-    """Prefix attention inside every example of packed rows, bool (B, 1, T, T)."""
-    column_T = torch.arange(numbers_BT.shape[1], device=numbers_BT.device)
-    seen_BTT = (column_T <= column_T[:, None]) | (column_T < ends_BT[:, :, None])
-    return (seen_BTT & same_example(numbers_BT, numbers_BT))[:, None]

@@ -10,8 +10,5 @@ HF_BIN, MEGATRON, REWARD_BIN = LAYOUTS = tuple(_LAYOUTS.values())
 
 
 def read_config(original: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of GlmConfig from the original's config.json.
-
-    ``attention_scale`` only reorders the arithmetic of half precision and is not needed.
-    """
+    """Keyword arguments of GlmConfig; ``attention_scale`` only reorders the arithmetic of half precision."""
     return {key: original[key] for key in _SETTINGS if key in original}

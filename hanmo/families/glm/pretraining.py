@@ -16,16 +16,12 @@ Span = tuple[int, int]  # first and one past the last token
 
 
 def draw_objective(objectives: Mapping[str, float], rng: Random) -> str:
-    """One of the objectives, drawn by their shares."""
     names = list(objectives)
     return rng.choices(names, [objectives[name] for name in names])[0]
 
 
 def draw_spans(length: int, rng: Random) -> list[Span]:
-    """Spans that together are 15 % of ``length`` tokens (at least one token), in order, at least one token apart.
-
-    Lengths are Poisson (3), never 0; the last one is cut so that the sum is met.
-    """
+    """Spans that hide 15 % of ``length`` tokens, at least one, in order and apart; lengths are Poisson (3), never 0."""
     wanted = max(1, round(SHARE * length))
     lengths: list[int] = []
     while (missing := wanted - sum(lengths)) > 0:

@@ -1,7 +1,4 @@
-"""GLM's tokenizer: sentencepiece between command tokens. Exact to the originals.
-
-There were two, which differ in the treatment of typed command tokens: the port to transformers ("port"), and the tokenizer
-of training ("original"), itself in two variants.
+"""GLM's tokenizer: sentencepiece between command tokens. Exact to both originals, which treat typed ones differently.
 
 Exported models get this file with the text of the modules of hanmo that it imports.
 Source: the recorded specification of GLM, section "Tokenizer (port)".
@@ -34,15 +31,9 @@ _TIDY: tuple[tuple[str, str], ...] = (
 class GlmTokenizer(SentencePieceTokenizer):
     """A single text becomes ``[CLS]`` A ``<|endoftext|>``, a pair ``[CLS]`` A ``[SEP]`` B ``<|endoftext|>``.
 
-    Args:
-        vocab_file: the sentencepiece model; command tokens follow its pieces.
-        flavour: "port", as in transformers; or "original", as trained: ``[UNK]`` has an id of its own and decoding
-            puts no spaces around command tokens.
-        fix_command_token: False is the original's variant for the 10B model, where ``[gMASK]`` shares the id of
-            ``<|endofpiece|>``.
-
-    Raises:
-        ValueError: an unknown flavour, or a variant the port does not have.
+    ``flavour`` is "port", as in transformers, or "original", as trained: ``[UNK]`` has an id of its own and decoding puts
+    no spaces around command tokens. The original's variant for the 10B model (``fix_command_token`` False) has one id for
+    ``[gMASK]`` and ``<|endofpiece|>``. ValueError for other flavours and variants.
     """
 
     vocab_files_names = {"vocab_file": "cog-pretrain.model"}
@@ -74,7 +65,6 @@ class GlmTokenizer(SentencePieceTokenizer):
         self.total_vocab_size = max(self.get_vocab().values()) + 1  # ids, not names: two names may share an id
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens around it; command tokens in it are themselves."""
         if "[" not in text and "<|" not in text:
             return self._pieces.encode(text)
         ids: list[int] = []
@@ -108,7 +98,6 @@ class GlmTokenizer(SentencePieceTokenizer):
         return tokens
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Tokens of ids, or of one: the command token of this flavour, or the piece."""
         if isinstance(ids, int):
             return self._convert_id_to_token(ids)
         return list(map(self._convert_id_to_token, self._kept(ids, skip_special_tokens)))
@@ -118,7 +107,6 @@ class GlmTokenizer(SentencePieceTokenizer):
         return [index for index in map(int, ids) if index not in skipped]
 
     def decode_plain(self, ids: list[int], skip_special_tokens: bool, clean_up: bool | None) -> str:
-        """Ids as text: runs of pieces by sentencepiece, command tokens verbatim."""
         parts = list(self._decoded_parts(self._kept(ids, skip_special_tokens)))
         if self.flavour == "original":
             return "".join(parts)

@@ -15,9 +15,8 @@ from transformers import AutoTokenizer, PretrainedConfig
 from hanmo.errors import RecordError, UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
 from hanmo.families.huggingface.modeling import TransformersModel
-from hanmo.families.huggingface.stops import end_of_text, end_of_turn
 from hanmo.families.huggingface.templates import TemplateForm, TemplateRefusalError, render_template
-from hanmo.families.huggingface.text import behind, separator, without_blanks
+from hanmo.families.huggingface.text import behind, end_of_text, end_of_turn, separator, without_blanks
 from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value, has_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 from hanmo.rows import IGNORE, Context, Part, Prompt, Row, split_at_difference, stack, token_inputs
@@ -64,7 +63,7 @@ class HuggingfaceFamily(Family):
         return Row.of(token_inputs(context) | token_inputs(decoder, "decoder_"), labels)
 
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
-        """Next-token prediction; for encoder-decoders prefix language modeling (Raffel et al. 2020)."""
+        """For encoder-decoders prefix language modeling (Raffel et al. 2020)."""
         if not self.config.is_encoder_decoder:
             return self.row(parts)
         ids = [token for part in parts for token in part.ids]
@@ -145,10 +144,9 @@ class HuggingfaceFamily(Family):
         return without_blanks(text) if inner is not None and isinstance(inner.decoder, WordPiece) else text
 
     def _prompt_and_answer(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
-        """The ids of everything before the response, without the oldest turns if ``limit`` is short, and of the response.
+        """The ids before the response, without the oldest turns if ``limit`` is short, and those of the response.
 
-        The first is empty if the last prompt alone does not fit, or if there is none; RecordError if the chat template
-        refuses the conversation.
+        The first are empty if the last prompt does not fit, or if there is none. RecordError if the template refuses it.
         """
         if not self.tokenizer.chat_template:
             return self._plain_pair(record, limit)
@@ -160,8 +158,10 @@ class HuggingfaceFamily(Family):
             raise RecordError.at(record.where, str(error)) from None
 
     def _template_pair(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
-        """The same with the chat template."""
-        system, turns = _conversation(record)
+        assert not isinstance(record, Text), "running text has no turns"
+        if isinstance(record, ScoredAnswers):
+            record = record.ending(record.best().response)
+        turns = record.turns if isinstance(record, Dialogue) else (record.prompt, record.response)
         first = (len(turns) - 1) % 2 == 0  # who speaks first, so that the response is the assistant's
         roles = ("assistant", "user") if first else ("user", "assistant")
         messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
@@ -169,10 +169,10 @@ class HuggingfaceFamily(Family):
             messages = messages[1:]  # templates want the user to begin
         if not messages:
             return [], []
-        prefix = record.prefix if not isinstance(record, Text | Dialogue) else ""
+        prefix = "" if isinstance(record, Dialogue) else record.prefix
         form = self._template_form
         while True:
-            opened = render_template(self.tokenizer, form.messages(system, messages[:-1]), True)
+            opened = render_template(self.tokenizer, form.messages(record.system, messages[:-1]), True)
             given, answer = form.reply(opened, prefix, messages[-1]["content"])
             prompt = self.encode(given)
             if limit is None or len(prompt) <= limit or len(messages) <= 2:
@@ -181,7 +181,6 @@ class HuggingfaceFamily(Family):
         return (prompt if limit is None or len(prompt) <= limit else []), self._answer(given, answer)
 
     def _plain_pair(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
-        """The same without a chat template: turns with a separator between them."""
         mark, pair = self._separator, as_pair(record, separator=self._separator)
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return [], []
@@ -220,16 +219,6 @@ def _fitting(given: Sequence[int], ids: list[int], room: int) -> list[list[Part]
     kept = ids[: max(room, 0)]
     parts = [Part(tuple(given), False), Part(tuple(kept), True)]
     return [parts if kept == ids else [*parts, Part((), False)]] if kept else []
-
-
-def _conversation(record: Record) -> tuple[str, list[str]]:
-    """System message and turns; the last turn is the response."""
-    assert not isinstance(record, Text), "running text has no turns"
-    if isinstance(record, ScoredAnswers):
-        record = record.ending(record.best().response)
-    if isinstance(record, Dialogue):
-        return record.system, list(record.turns)
-    return record.system, [record.prompt, record.response]
 
 
 FAMILY = HuggingfaceFamily

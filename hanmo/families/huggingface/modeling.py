@@ -1,8 +1,7 @@
 """Gives a transformers model our protocol: rows in, loss out; prefill and step.
 
-The model keeps its class's name, weights, configuration and files. When rows are scored, its output head makes logits for
-chunks of the scored positions alone. Some models change their logits after the head (scale or cap them): a probe on
-loading finds them, and they are scored from whole logits, which takes more memory.
+The model keeps its class's name, weights, configuration and files. Some models change their logits after the output head
+(scale or cap them): a probe on loading finds them, and their rows are scored from whole logits, which takes more memory.
 """
 
 import inspect
@@ -100,7 +99,7 @@ class TransformersRows:
         return self._batching
 
     def prefill(self, **inputs: Tensor) -> tuple[Tensor, Any]:
-        """Read prompts, padded on the left (an encoder's input on the right): logits (R, 1, V) and the decoding state."""
+        """As ``RowModel.prefill``, but an encoder's input is padded on the right."""
         return self.read(self.batching, **inputs)
 
     def read(self, batching: ProbedBatching, **inputs: Tensor) -> tuple[Tensor, Any]:
@@ -125,7 +124,6 @@ class TransformersRows:
         return output.logits[:, -1:], CachedState(output.past_key_values, mask_RT, positions=batching.positions)
 
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
-        """Feed q further tokens to every row: logits (R, q, V); ``state`` is extended in place."""
         if isinstance(state, UncachedState):
             state.extend(ids_Rq)
             return state.logits(self.forward, ids_Rq.shape[1])
@@ -205,12 +203,10 @@ class TransformersModel:
 
     @staticmethod
     def blank(path: Path, config: PretrainedConfig) -> Any:
-        """The network that a folder's configuration describes, without memory for its weights."""
         return safe_blank(_auto_class(path, config), path, config)
 
     @staticmethod
     def from_pretrained(path: Path, config: PretrainedConfig, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """The model of a folder and the loading info, by way of ``safe_network``, which runs no code of the folder."""
         auto = _auto_class(path, config)
         if cut := kwargs.get("distributed_config"):
             kwargs["distributed_config"] = with_plan(cut, config)

@@ -1,7 +1,4 @@
-"""Probes of what a transformers model computes exactly: some architectures ignore padding, positions or the cache.
-
-Shape suffixes: R rows, T tokens, q new tokens, V vocabulary.
-"""
+"""Probes of what a transformers model computes exactly: some architectures ignore padding, positions or the cache."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,15 +29,8 @@ Batch = Literal["any", "even", "one"]
 
 @dataclass(frozen=True)
 class ProbedBatching(Batching):
-    """The ``Batching`` of a transformers model.
-
-    Attributes:
-        cached: the model's own cache is exact; otherwise the whole text is read again for every token.
-        positions: position ids are an input; otherwise the model counts positions by itself.
-    """
-
-    cached: bool = True
-    positions: bool = True
+    cached: bool = True  # the model's own cache is exact; otherwise the whole text is read again for every token
+    positions: bool = True  # position ids are an input; otherwise the model counts positions by itself
 
 
 @contextmanager
@@ -156,7 +146,7 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Probe:
-    """Prompts of different and of equal length, the tokens after each, and the logits that predict them."""
+    """Prompts of different and of equal length, the tokens after each, and the logits that predict these."""
 
     model: Any
     prompts: list[Tensor]

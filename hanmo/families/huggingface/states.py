@@ -21,7 +21,7 @@ class CachedState:
         self.encoder, self.encoder_mask_RT = encoder, encoder_mask_RT
 
     def take(self, rows: Tensor) -> CachedState:
-        """The state of the given rows, with repetitions; shares nothing with this one."""
+        """As ``DecodeState.take``."""
         cache = _own_layers(self.cache)
         cache.reorder_cache(rows)
         return CachedState(cache, self.mask_RC[rows], *_encoder_rows(self, rows), self.positions)
@@ -49,7 +49,6 @@ def _own_layer(layer: Any) -> Any:
 
 
 def _encoder_rows(state: Any, rows: Tensor) -> tuple[Any, Tensor | None]:
-    """The encoder's output and its mask for the given rows."""
     if state.encoder is None:
         return None, None
     output = type(state.encoder)(last_hidden_state=state.encoder.last_hidden_state[rows])
@@ -76,7 +75,6 @@ class UncachedState:
         return (torch.arange(self.ids_RC.shape[1], device=self.ids_RC.device) < self.lengths_R[:, None]).long()
 
     def extend(self, ids_Rq: Tensor) -> None:
-        """Append ids to every row."""
         q = ids_Rq.shape[1]
         places_Rq = self.lengths_R[:, None] + torch.arange(q, device=ids_Rq.device)
         self.ids_RC = torch.nn.functional.pad(self.ids_RC, (0, q)).scatter(1, places_Rq, ids_Rq)
@@ -93,5 +91,4 @@ class UncachedState:
         return output.logits[torch.arange(len(places_Rq), device=places_Rq.device)[:, None], places_Rq]
 
     def take(self, rows: Tensor) -> UncachedState:
-        """The state of the given rows, with repetitions."""
         return UncachedState(self.ids_RC[rows], self.lengths_R[rows], *_encoder_rows(self, rows))

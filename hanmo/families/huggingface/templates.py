@@ -1,7 +1,7 @@
 """Renders untrusted chat templates with transformers, within limits of memory and time.
 
-A template whose output is bounded by its form (``is_plain``), as most are, is rendered in this process; any other one in a
-child process (``rendering.py``), which is started once and killed when a template exceeds the limits.
+Most templates have a form that bounds their output (``is_plain``) and are rendered in this process; the others in a child
+process (``rendering.py``), which is started once and killed when a template exceeds the limits.
 """
 
 from __future__ import annotations
@@ -49,12 +49,7 @@ class TemplateRefusalError(UnsupportedError):
 
 
 def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> str:
-    """The text of a conversation by the tokenizer's chat template, as ``apply_chat_template`` gives it.
-
-    Raises:
-        TemplateRefusalError: the template refuses these messages (a role that it does not know), or has a mistake.
-        CheckpointError: it takes more memory or time than any conversation needs.
-    """
+    """A conversation as text; TemplateRefusalError if the template does not take it, CheckpointError beyond the limits."""
     template = tokenizer.get_chat_template()
     where = f"the chat template of {tokenizer.name_or_path or 'this tokenizer'}"
     short = len(str(tokenizer.special_tokens_map)) <= _LONG  # a template may repeat these
@@ -117,21 +112,16 @@ def _keeps_names(tag: str, following: list[tuple[str, str]]) -> bool:
 
 @dataclass(frozen=True)
 class TemplateForm:
-    """Properties of a chat template, found by rendering a few messages.
+    """Properties of a chat template, found by rendering a few messages."""
 
-    Attributes:
-        system: it takes a system message.
-        lead: white space that it writes between a prompt and the assistant's text; "" if it writes anything else there.
-        strips: it strips the assistant's text.
-    """
-
-    system: bool
-    lead: str
-    strips: bool
+    system: bool  # it takes a system message
+    lead: (
+        str  # white space that it writes between a prompt and the assistant's text; "" if it writes anything else there
+    )
+    strips: bool  # it strips the assistant's text
 
     @classmethod
     def of(cls, render: Callable[[list[Message], bool], str]) -> TemplateForm:
-        """Args: ``render(messages, add_generation_prompt)``, the rendered text."""
         user = {"role": "user", "content": "甲"}
         try:
             system = "丙丁" in render([{"role": "system", "content": "丙丁"}, user], True)
@@ -166,7 +156,7 @@ class TemplateForm:
 
 
 class _Renderer:
-    """The child process that renders; it belongs to one process of hanmo and answers one request at a time."""
+    """The child process that renders, for one process of hanmo and one request at a time."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()

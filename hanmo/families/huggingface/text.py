@@ -1,26 +1,30 @@
-"""Texts and their ids: a reply is tokenised as it follows its prompt, not as a text of its own.
+"""Texts and their ids: a reply is tokenised as it follows its prompt, and a token ends each turn and text.
 
 SentencePiece puts ``▁`` before a text, byte-level tokenizers join a space to the word behind it, and a chat template may
-write white space before a reply. A prompt has the ids that it has alone, which the model is given in generation; the ids
-that are learned or scored are those that it would have to generate next.
+write white space before a reply. A prompt keeps its own ids; a reply's are those that the model has to generate next.
 """
 
 import re
 from collections.abc import Callable
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from hanmo.errors import UnsupportedError
+from hanmo.families.huggingface.templates import render_template
+
 ANCHORS = ("。", "a", "0", "\n", " ")  # at least one of these texts is never joined with what follows it
 # Ideographs and kana, with the punctuation and full-width forms that stand among them.
 _CJK = "\u2e80-\u303f\u3040-\u30ff\u3100-\u31bf\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff"
 _CJK += "\u2014\u2018\u2019\u201c\u201d\u2026"  # dashes, quotation marks and dots of Chinese text
 _BLANK = re.compile(f"(?<=[{_CJK}]) +| +(?=[{_CJK}])")
+# Turns that no template contains by itself or changes.
+_QUESTION, _ANSWER, _NEXT_QUESTION = "Qxqxq", "Rxrxr", "Qzqzq"
+_BRACKETED = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
 def behind(encode: Callable[[str], list[int]], given: str, text: str) -> list[int]:
-    """The ids of ``text`` as it follows ``given``, which keeps its own ids.
-
-    Where one token would span the boundary, ``text`` is tokenised as it follows one of ``ANCHORS`` instead.
-    """
+    """The ids of ``text`` behind ``given``, which keeps its ids; behind an anchor if one token would span the boundary."""
     if not text:
         return []
     for before in (given, *ANCHORS):
@@ -42,3 +46,39 @@ def separator(encode: Callable[[str], list[int]], tokenizer: Any) -> str:
 def without_blanks(text: str) -> str:
     """The text without spaces beside Chinese and Japanese characters and punctuation, as word-piece decoders put them."""
     return _BLANK.sub("", text)
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The separator if the tokenizer ends every text with it, as BERT's does, which has no eos_token."""
+    mark = tokenizer.sep_token_id
+    return mark if mark is not None and tokenizer.encode("一")[-1] == mark else None
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the chat template puts right after the assistant's text; None if there is none.
+
+    A conversation with a further user turn is rendered first: some templates close a conversation with another token
+    (Phi-3's), and in others the next turn's first token ends a turn (GLM-4's).
+    """
+    if not tokenizer.chat_template:
+        return None
+    talk = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    for messages in ([*talk, {"role": "user", "content": _NEXT_QUESTION}], talk):
+        try:
+            text = render_template(tokenizer, messages)
+        except UnsupportedError:
+            continue
+        _, answer, rest = text.rpartition(_ANSWER)
+        if answer and (token := _token_at_start(tokenizer, rest.lstrip())) is not None:
+            return token
+    return None
+
+
+def _token_at_start(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """The special token that a text begins with; a token in brackets counts even if it is not marked as special."""
+    special = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
+    if bracketed := _BRACKETED.match(text):
+        special.add(bracketed[0])
+    vocabulary = tokenizer.get_vocab()
+    here = [token for token in special if token and text.startswith(token) and token in vocabulary]
+    return vocabulary[max(here, key=len)] if here else None

@@ -51,7 +51,7 @@ class PanguFamily(Family):
         return collect([(self.config.eos_token_id, CONFIG)], self.config, self.tokenizer)
 
     def context(self, record: Record, limit: int) -> Context:
-        """Text is continued as it is; a prompt has the form of fine-tuning, and only the prompt is cut: see ``_shown``."""
+        """Text is continued as it is; a prompt has the form of fine-tuning, and only the prompt is cut."""
         if isinstance(record, Text):
             ids = self.encode(record.text)
             return Context(tuple(ids[-limit:]), tuple(ids))

@@ -1,7 +1,6 @@
 """The PanGu-α network (Zeng et al. 2021, arXiv:2104.12369): a GPT-2-like decoder under a query layer.
 
-The blocks are pre-norm. After all but one of them comes the final norm; the last block, the query layer, takes
-its queries from an embedding of the position and nothing else, and no norm follows it.
+The query layer is the last block. It follows the final norm and takes its queries from an embedding of positions alone.
 """
 
 from typing import Any
@@ -12,30 +11,22 @@ from transformers import PretrainedConfig
 
 from hanmo.errors import ConfigError, unknown
 from hanmo.nn.causal import causal_mask
-from hanmo.nn.cpu import Dropout
+from hanmo.nn.cpu.layers import Dropout
 from hanmo.nn.decode_state import DecodeState
 from hanmo.nn.prenorm import ACTIVATIONS, PreNormBlock, PreNormModel, check_positions
 
 
 class PanguConfig(PretrainedConfig):
-    """Configuration of a PanGu-α model.
-
-    Args:
-        num_layers: blocks, the query layer included.
-        activation_function: "gelu" is the exact (erf) GELU of the port, "gelu_new" the tanh form of the original; or another
-            of ``prenorm.ACTIVATIONS``.
-        intermediate_size: width of the MLP; 4 x hidden_size if None.
-    """
-
     model_type = "hanmo-pangu"
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
     vocab_size: int = 40000
     hidden_size: int = 1024
-    num_layers: int = 24
+    num_layers: int = 24  # with the query layer
     num_heads: int = 16
     max_position_embeddings: int = 1024
-    intermediate_size: int | None = None
+    intermediate_size: int | None = None  # width of the MLP; 4 x hidden_size if None
+    #: "gelu" is the exact (erf) GELU of the port, "gelu_new" the tanh form of the original; others: prenorm.ACTIVATIONS
     activation_function: str = "gelu"
     layer_norm_epsilon: float = 1e-5
     embd_pdrop: float = 0.1
@@ -82,9 +73,9 @@ class PanguModel(PreNormModel):
 
         Args:
             input_ids: (B, T) int64; or ``inputs_embeds`` (B, T, D).
-            attention_mask: see ``causal_mask``. Bool and integer masks keep padding out; the published port added
-                every mask but bool and int32 to the scores as it was, which a floating mask reproduces.
-            position_ids: (B, T) int64; 0 … T-1 if None. They choose the rows of both position tables.
+            attention_mask: see ``causal_mask``. The published port added every mask but bool and int32 to the scores as
+                it was, which a floating mask reproduces.
+            position_ids: (B, T) int64, of both position tables; 0 … T-1 if None.
             token_type_ids: (B, T) int64, looked up in the token table (as in GPT-2).
         """
         if inputs_embeds is None:

@@ -10,5 +10,4 @@ HF_BIN, REWARD_BIN, MEGATRON = LAYOUTS = tuple(_LAYOUTS.values())
 
 
 def read_config(original: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of PanguConfig from the original's config.json."""
     return {key: original[key] for key in _SETTINGS if key in original}

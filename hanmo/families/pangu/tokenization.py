@@ -19,15 +19,10 @@ _SPELLED = {" ": "\u2582", "\n": "\u2583", "\r\n": "\r\u2583"}
 
 
 class PanguTokenizer(SentencePieceTokenizer):
-    """PanGu-α's tokenizer. A single text becomes ``<s>`` A ``<eot>``, a pair ``<s>`` A ``<sep>`` B ``<eot>``.
+    """A single text becomes ``<s>`` A ``<eot>``, a pair ``<s>`` A ``<sep>`` B ``<eot>``.
 
-    Args:
-        vocab_file: the sentencepiece model.
-        jieba_mode: "patched", as the RLHF pipeline assumes: a typed ``<sep>`` is the special token; or "stock",
-            where it is cut up like any other text. jieba itself is never changed.
-
-    Raises:
-        ValueError: an unknown mode, or a sentencepiece model without the special tokens.
+    ``jieba_mode``: "patched", as the RLHF pipeline assumes: a typed ``<sep>`` is the special token; or "stock", where it is
+    cut up like any other text. ValueError for another mode, or a sentencepiece model without the special tokens.
     """
 
     vocab_files_names = {"vocab_file": "vocab.model"}
@@ -54,34 +49,29 @@ class PanguTokenizer(SentencePieceTokenizer):
         return self._encode_words(list(map(self.segments, texts)))
 
     def segments(self, text: str) -> list[str]:
-        """The words jieba cuts a text into, with spaces and newlines as sentencepiece gets them."""
+        """jieba's words, with spaces and newlines as sentencepiece gets them."""
         return [_SPELLED.get(word, word) for word in self._cut(text)]
 
     def _encode_words(self, texts: Sequence[list[str]]) -> list[list[int]]:
         """Ids of texts as words: special words by themselves, the runs between them joined by spaces.
 
-        Words have no table of ids: sentencepiece (0.2.3) may merge the pieces of a word otherwise in other surroundings,
-        so it gets the same strings as from the original.
+        sentencepiece (0.2.3) may merge the pieces of a word otherwise in other surroundings, so there is no table of words.
         """
         joined = [" ".join(words) for words in texts]
-        special = [
-            "<" in text and not self._specials.keys().isdisjoint(words)
-            for text, words in zip(joined, texts, strict=True)
-        ]
-        encoded = self._pieces.encode([text if not found else "" for text, found in zip(joined, special, strict=True)])
-        for index in (index for index, found in enumerate(special) if found):
-            ids: list[int] = []
+        special = [index for index, text in enumerate(joined) if "<" in text and self._specials.keys() & texts[index]]
+        for index in special:
+            joined[index] = ""
+        encoded = self._pieces.encode(joined)
+        for index in special:
             for token, run in groupby(texts[index], key=self._specials.get):
                 words = list(run)
-                ids += self._pieces.encode(" ".join(words)) if token is None else [token] * len(words)
-            encoded[index] = ids
+                encoded[index] += self._pieces.encode(" ".join(words)) if token is None else [token] * len(words)
         return encoded
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return [self._pieces.id_to_piece(index) for index in self.encode_plain(text)]
 
     def decode_plain(self, ids: list[int], skip_special_tokens: bool, clean_up: bool | None) -> str:
-        """Ids as text, after sentencepiece's normalisation."""
         if skip_special_tokens:
             ids = [index for index in ids if index not in self._specials.values()]
         text = self._pieces.decode(ids)

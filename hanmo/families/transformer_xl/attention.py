@@ -3,17 +3,20 @@
 A tensor of all scores is far larger than a cache, and autograd passes over such tensors two dozen times in a step. Here
 only the one that the backward pass needs is made: the probabilities, negative where dropout removed them.
 
-Shape suffixes: B batch, H heads, K head width, q queries, S keys; of a piece 1 row of the batch, h heads and some queries.
+Shape suffixes: K head width, q queries, S keys; of a piece 1 row of the batch, h heads and some queries.
 """
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hanmo.families.transformer_xl.relative import MASKED, hide_, moved_left, relative_scores, with_surplus
-from hanmo.nn.cpu import draw_kept, kept_scale
+from hanmo.nn.cpu.layers import draw_kept, kept_scale
+
+Slices = tuple[slice, slice, slice]  # of the batch, the heads, and the queries or keys
 
 PIECE = 2**21  # scores of a piece: 4 MB in bf16
 BLOCK = 128  # queries of a piece, where later columns are hidden from all of them
@@ -38,19 +41,16 @@ class PiecewiseAttention(torch.autograd.Function):
         marked = [value_BHSK.new_empty(batch, heads, after - first, seen) for first, after, seen in blocks]
         mixed_BHqK = torch.empty_like(content_BHqK)
         with torch.autocast("cpu", enabled=False):
-            for (first, after, seen), marked_BHqS in zip(blocks, marked, strict=True):
-                for rows, some in _pieces(marked_BHqS):
-                    at, keys = (rows, some, slice(first, after)), (rows, some, slice(seen))
-                    position_1hqK = None if position_BHqK is None else position_BHqK[at]
-                    table_hSK = None if table_HSK is None else table_HSK[some, -seen:]
-                    scores_1hqS = relative_scores(content_BHqK[at], position_1hqK, key_BHSK[keys], table_hSK)
-                    scores_1hqS = hide_(scores_1hqS, _cut(mask, rows, first, after, seen), MASKED)
-                    marked_1hqS = torch.softmax(scores_1hqS, -1, out=marked_BHqS[rows, some])
-                    kept_1hqS = marked_1hqS
-                    if p:
-                        torch.where(draw_kept(marked_1hqS.shape, p), marked_1hqS, -marked_1hqS, out=marked_1hqS)
-                        kept_1hqS = marked_1hqS.clamp_min(0)
-                    mixed_BHqK[at] = kept_1hqS @ value_BHSK[keys]
+            for at, keys, mask_11qS, marked_1hqS in _pieces(blocks, marked, mask):
+                position_1hqK = None if position_BHqK is None else position_BHqK[at]
+                table_hSK = None if table_HSK is None else table_HSK[keys[1], -keys[2].stop :]
+                scores_1hqS = relative_scores(content_BHqK[at], position_1hqK, key_BHSK[keys], table_hSK)
+                torch.softmax(hide_(scores_1hqS, mask_11qS, MASKED), -1, out=marked_1hqS)
+                kept_1hqS = marked_1hqS
+                if p:
+                    torch.where(draw_kept(marked_1hqS.shape, p), marked_1hqS, -marked_1hqS, out=marked_1hqS)
+                    kept_1hqS = marked_1hqS.clamp_min(0)
+                mixed_BHqK[at] = kept_1hqS @ value_BHSK[keys]
         if p:
             mixed_BHqK *= kept_scale(p)
         ctx.save_for_backward(content_BHqK, position_BHqK, key_BHSK, value_BHSK, table_HSK, mask, mixed_BHqK, *marked)
@@ -74,24 +74,21 @@ class PiecewiseAttention(torch.autograd.Function):
             surplus_HSK = with_surplus(table_HSK)
             for_position = torch.empty_like(position_BHqK)
             for_table = torch.zeros_like(surplus_HSK, dtype=torch.float32)
-        for (first, after, seen), marked_BHqS in zip(ctx.blocks, marked, strict=True):
-            for rows, some in _pieces(marked_BHqS):
-                at, keys = (rows, some, slice(first, after)), (rows, some, slice(seen))
-                marked_1hqS, gradient_1hqK = marked_BHqS[rows, some], gradient_BHqK[at]
-                kept_1hqS = marked_1hqS.clamp_min(0) if ctx.p else marked_1hqS
-                for_value[keys] += kept_1hqS.transpose(2, 3) @ gradient_1hqK
-                wanted_1hqS = (gradient_1hqK @ value_BHSK[keys].transpose(2, 3)).float() - sums_BHq1[at]
-                if ctx.p:  # negative ones were dropped: -P x -sum
-                    wanted_1hqS = torch.where(marked_1hqS > 0, wanted_1hqS, sums_BHq1[at])
-                scores_1hqS = wanted_1hqS.mul_(marked_1hqS).to(marked_1hqS.dtype)
-                scores_1hqS = hide_(scores_1hqS, _cut(mask, rows, first, after, seen), 0.0)
-                for_content[at] = scores_1hqS @ key_BHSK[keys]
-                for_key[keys] += scores_1hqS.transpose(2, 3) @ content_BHqK[at]
-                if relative:
-                    raw_1hqS = _moved_back(scores_1hqS)
-                    distances = some, slice(-seen - 1, None)
-                    for_position[at] = raw_1hqS @ surplus_HSK[distances]
-                    for_table[distances] += (raw_1hqS.transpose(2, 3) @ position_BHqK[at])[0]
+        for at, keys, mask_11qS, marked_1hqS in _pieces(ctx.blocks, marked, mask):
+            gradient_1hqK = gradient_BHqK[at]
+            kept_1hqS = marked_1hqS.clamp_min(0) if ctx.p else marked_1hqS
+            for_value[keys] += kept_1hqS.transpose(2, 3) @ gradient_1hqK
+            wanted_1hqS = (gradient_1hqK @ value_BHSK[keys].transpose(2, 3)).float() - sums_BHq1[at]
+            if ctx.p:  # negative ones were dropped: -P x -sum
+                wanted_1hqS = torch.where(marked_1hqS > 0, wanted_1hqS, sums_BHq1[at])
+            scores_1hqS = hide_(wanted_1hqS.mul_(marked_1hqS).to(marked_1hqS.dtype), mask_11qS, 0.0)
+            for_content[at] = scores_1hqS @ key_BHSK[keys]
+            for_key[keys] += scores_1hqS.transpose(2, 3) @ content_BHqK[at]
+            if relative:
+                raw_1hqS = _moved_back(scores_1hqS)
+                distances = keys[1], slice(-keys[2].stop - 1, None)
+                for_position[at] = raw_1hqS @ surplus_HSK[distances]
+                for_table[distances] += (raw_1hqS.transpose(2, 3) @ position_BHqK[at])[0]
         scale = content_BHqK.shape[3] ** -0.5
         for_content *= scale
         for_key, for_value = (for_key * scale).to(key_BHSK.dtype), for_value.to(value_BHSK.dtype)
@@ -124,17 +121,16 @@ def _blocks(mask: Tensor | None, queries: int, columns: int) -> list[tuple[int, 
     return whole if ahead else blocks
 
 
-def _pieces(scores_BHqS: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Pieces of the scores: one row of the batch and some heads each."""
-    batch, heads, queries, columns = scores_BHqS.shape
-    some = max(PIECE // max(queries * columns, 1), 1)
-    for row in range(batch):
-        for first in range(0, heads, some):
-            yield slice(row, row + 1), slice(first, first + some)
-
-
-def _cut(mask: Tensor | None, rows: slice, first: int, after: int, seen: int) -> Tensor | None:
-    """A piece's part of a mask (B or 1, 1, q, S)."""
-    if mask is None:
-        return None
-    return (mask if len(mask) == 1 else mask[rows])[:, :, first:after, :seen]
+def _pieces(
+    blocks: list[tuple[int, int, int]], scores: list[Tensor], mask: Tensor | None
+) -> Iterator[tuple[Slices, Slices, Tensor | None, Tensor]]:
+    """One row of the batch and some heads at a time: places of queries and keys, mask (1, 1, q, S), scores (1, h, q, S)."""
+    for (first, after, seen), scores_BHqS in zip(blocks, scores, strict=True):
+        batch, heads, queries, columns = scores_BHqS.shape
+        some = max(PIECE // max(queries * columns, 1), 1)
+        for row, head in product(range(batch), range(0, heads, some)):
+            rows, part = slice(row, row + 1), slice(head, head + some)
+            mask_11qS = None
+            if mask is not None:
+                mask_11qS = (mask if len(mask) == 1 else mask[rows])[:, :, first:after, :seen]
+            yield (rows, part, slice(first, after)), (rows, part, slice(seen)), mask_11qS, scores_BHqS[rows, part]

@@ -1,7 +1,4 @@
-"""How text becomes rows of Transformer-XL: prompt and response, tokenised apart and joined with nothing between them.
-
-The stop token is predicted and never an input, except at the end of a row with ``feed_stop``.
-"""
+"""How text becomes rows of Transformer-XL: prompt and response, tokenised apart and joined with nothing between them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +9,10 @@ import torch
 from hanmo.families.base import Family, as_pair
 from hanmo.families.transformer_xl import original_format
 from hanmo.families.transformer_xl.modeling import TransformerXLConfig, TransformerXLModel
-from hanmo.families.transformer_xl.streams import stream_rows
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
 from hanmo.nn.causal import causal_pack
 from hanmo.records import Dialogue, Record, Text
-from hanmo.rows import Context, Part, Row
+from hanmo.rows import IGNORE, Context, Part, Row, token_inputs
 
 
 @dataclass
@@ -64,7 +60,6 @@ class TransformerXLFamily(Family):
         return stream_rows(documents, length, self.tokenizer.eos_token_id)
 
     def context(self, record: Record, limit: int) -> Context:
-        """The last ``limit`` ids of a text or prompt."""
         if isinstance(record, Text):
             ids = self.encode(record.text)
         else:
@@ -84,6 +79,33 @@ def _pieces(ids: list[int], limit: int) -> list[list[Part]]:
         piece = Part(tuple(ids[first : first + limit]), True)
         pieces.append([piece] if first + limit >= len(ids) else [piece, Part((), False)])
     return pieces if ids else []
+
+
+def stream_rows(documents: Iterable[Sequence[Part]], length: int, stop_id: int) -> list[Row]:
+    """One stream of documents as rows of ``length`` tokens; row i + 1 continues row i.
+
+    ``stop_id`` is predicted after the last token of every document and never an input. The input ``reach`` (T,) is how
+    many tokens back each token sees, at most ``length`` - 1: to the beginning of its document, maybe in an earlier row.
+    The last row is padded with unscored ``stop_id``. As published, it may be all padding (the original's loss is then NaN).
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    reach: list[int] = []
+    for parts in documents:
+        document = [token for part in parts for token in part.ids]
+        if not document:
+            continue
+        targets = [token if part.scored else IGNORE for part in parts for token in part.ids]
+        ids += document
+        labels += [*targets[1:], stop_id]
+        reach += [min(age, length - 1) for age in range(len(document))]
+    padding = length - len(ids) % length
+    ids += [stop_id] * padding
+    labels += [IGNORE] * padding
+    before = reach[-1] + 1 if padding < length else 0
+    reach += [min(before + age, length - 1) for age in range(padding)]
+    cuts = [slice(at, at + length) for at in range(0, len(ids), length)]
+    return [Row.of({**token_inputs(ids[cut]), "reach": torch.tensor(reach[cut])}, labels[cut]) for cut in cuts]
 
 
 FAMILY = TransformerXLFamily

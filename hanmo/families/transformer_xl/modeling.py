@@ -3,7 +3,7 @@
 Positions are relative, or learned in the absolute variant. Two forms of memory give identical results: in training the
 detached inputs of every layer, projected anew by the current weights; in decoding keys and values.
 
-Shape suffixes: B batch, R decoding rows, H heads, K head width, D width, T and q new tokens, m memory, S = m + q keys.
+Shape suffixes: K head width, T and q new tokens, m memory, S = m + q keys.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from transformers import initialization as init
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.transformer_xl.attention import PiecewiseAttention
 from hanmo.families.transformer_xl.relative import MASKED, SinusoidTable, hide_, relative_scores, visible
-from hanmo.nn.cpu import Dropout, Linear, dropout
+from hanmo.nn.cpu.layers import Dropout, Linear, dropout
 from hanmo.nn.decode_state import BLOCK, DecodeState
 from hanmo.nn.prenorm import TP_PLAN, Attention, PreNormBlock, PreNormModel
 from hanmo.nn.tensor_parallel import OUT_HEADS, local
@@ -30,17 +30,6 @@ Memory = Sequence[Tensor]  # L + 1 tensors (B, m, D): the embeddings and every l
 
 
 class TransformerXLConfig(PretrainedConfig):
-    """Configuration of a Transformer-XL model.
-
-    Args:
-        relative: relative positions from a sinusoid table; otherwise learned absolute positions.
-        max_position_embeddings: of learned positions.
-        segment_length: tokens of a training segment; longer prompts are read in such pieces.
-        memory_length: tokens of memory in training.
-        half_positions: compute the sinusoid table in half precision, as in the training of the released weights.
-        embedding_dropout: of the embeddings and of the position table (in the original twice of the embeddings).
-    """
-
     model_type = "hanmo-transformer-xl"
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
@@ -48,12 +37,12 @@ class TransformerXLConfig(PretrainedConfig):
     hidden_size: int = 2560
     num_layers: int = 32
     num_heads: int = 32
-    relative: bool = True
-    max_position_embeddings: int = 512
-    segment_length: int = 512
-    memory_length: int = 256
-    half_positions: bool = False
-    embedding_dropout: float = 0.1
+    relative: bool = True  # positions from a sinusoid table; otherwise learned absolute ones
+    max_position_embeddings: int = 512  # of learned positions
+    segment_length: int = 512  # tokens of a training segment; longer prompts are read in such pieces
+    memory_length: int = 256  # tokens of memory in training
+    half_positions: bool = False  # compute the sinusoid table in half precision, as the released weights were trained
+    embedding_dropout: float = 0.1  # of the embeddings and the position table (originally twice of the embeddings)
     attention_dropout: float = 0.1
     hidden_dropout: float = 0.1
     layer_norm_epsilon: float = 1e-5
@@ -228,9 +217,8 @@ class TransformerXLModel(PreNormModel):
 
         Args:
             input_ids: (B, T) int64; or ``inputs_embeds`` (B, T, D).
-            attention_mask: (B, T) or (B, m + T), 1 on real tokens: a token sees itself and the ``config.span`` tokens
-                before it; or (1 or B, 1, T, >= S) or (B, T, >= S), whose last S columns are used as they are. All real
-                if None.
+            attention_mask: (B, T) or (B, m + T), 1 on real tokens (all if None), each of which sees ``config.span`` tokens
+                before it; or (1 or B, 1, T, >= S) or (B, T, >= S), whose last S columns are used as they are.
             position_ids: (B, T) int64, for absolute positions; counted from the end of the memory if None.
             memory: see ``Memory``; () at the start of a text. The new one, ``config.memory_length`` at most, is detached.
             reach: (B, T) int64, the largest number of earlier tokens that a token sees (documents in one stream).
@@ -287,7 +275,7 @@ class TransformerXLModel(PreNormModel):
     def prefill(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
     ) -> tuple[Tensor, MemoryState]:
-        """Long prompts are read segment by segment; every token sees the same ``config.span`` tokens."""
+        """Reads long prompts segment by segment; every token sees the same ``config.span`` tokens."""
         state = MemoryState(self.config.num_layers, self.config.span)
         for first in range(0, input_ids.shape[1], self.config.segment_length):
             piece = slice(first, first + self.config.segment_length)

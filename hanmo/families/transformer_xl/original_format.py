@@ -14,11 +14,7 @@ RELATIVE, ABSOLUTE = LAYOUTS = tuple(_LAYOUTS.values())
 
 
 def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """What the shapes of an original checkpoint's whole (merged) tensors say about the configuration.
-
-    The absolute variant does not say ``num_heads``. Memory goes with relative positions. CheckpointError if a tensor that
-    every checkpoint of this family has is missing or no matrix.
-    """
+    """The settings that the shapes of whole (merged) tensors decide; CheckpointError if one is missing or no matrix."""
 
     def shape(name: str) -> Sequence[int]:
         if len(shapes.get(name, ())) != 2:
@@ -40,7 +36,7 @@ def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def read_config(original: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments from a configuration of ours, or keys that the tensors leave open; ConfigError: an unknown key."""
+    """Keyword arguments from a configuration of ours, or the keys that tensors leave open; ConfigError: an unknown key."""
     known = {item.name for item in fields(TransformerXLConfig)}
     for key in original.keys() - known - {"model_type", "transformers_version"}:
         raise ConfigError(unknown("configuration key", key, known))

@@ -1,7 +1,4 @@
-"""Relative positions: the sinusoid table, scores by content and distance, and the mask.
-
-Shape suffixes: B batch, H heads, K head width, D width, T and q queries, S keys (the last q are the queries' own).
-"""
+"""Relative positions: the sinusoid table, scores of q queries with S keys (the last q are the queries' own), the mask."""
 
 from __future__ import annotations
 
@@ -89,10 +86,7 @@ def visible(
 ) -> Tensor:
     """The mask (B or 1, 1, q, S) bool: True on those of the last S tokens that each of the last q sees.
 
-    Args:
-        span: the largest number of earlier tokens that a query sees.
-        attention_mask: see ``TransformerXLModel.backbone``.
-        reach_BT: (B, q) the same for each query.
+    ``span``: the largest number of earlier tokens that a query sees; ``reach_BT`` the same of each query.
     """
     if attention_mask is not None and attention_mask.dim() > 2:
         mask = attention_mask[..., -columns:].bool()

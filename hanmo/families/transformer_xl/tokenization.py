@@ -14,10 +14,7 @@ _EOS, _EOP = "<|endoftext|>", "<|endofpiece|>"
 
 
 class TransformerXLTokenizer(SentencePieceTokenizer):
-    """Texts get no tokens at either end. ``<|endoftext|>`` in a text is ordinary characters.
-
-    ``add_eop``: there is an ``<|endofpiece|>`` too (data with keys; hierarchical models).
-    """
+    """No special tokens around a text, nor found in it. ``add_eop`` adds ``<|endofpiece|>`` (hierarchical models)."""
 
     vocab_files_names = {"vocab_file": "cog-pretrain.model"}
 
@@ -34,7 +31,6 @@ class TransformerXLTokenizer(SentencePieceTokenizer):
         return {token: self.vocab_size + offset for offset, token in enumerate(specials)}
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
-        """As in transformers; there are no special tokens to add."""
         return super().encode(text, text_pair, add_special_tokens=False, **kwargs)
 
     def _encode_part(self, texts: Sequence[str]) -> list[list[int]]:

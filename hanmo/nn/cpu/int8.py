@@ -1,8 +1,8 @@
 """Linear layers with 8-bit weights, for inference on a CPU: a quarter of the memory of fp32 and twice its speed.
 
-Every output has a scale of its own. The inputs of a layer are rounded to seven bits with one scale for all rows, so that
-a reply depends a little on the rest of its batch. torch calls the operators deprecated; their successor (torch._int_mm
-and rounding of our own) takes twice as long for few rows.
+Every output has a scale of its own. Inputs are rounded to seven bits with one scale for all rows, so that a reply
+depends a little on the rest of its batch. torch calls the operators deprecated, but torch._int_mm with rounding of our
+own takes twice as long for few rows.
 """
 
 import warnings
@@ -52,10 +52,9 @@ def is_int8(network: nn.Module) -> bool:
 
 
 def to_int8(network: nn.Module) -> None:
-    """Round the linear layers of a network, and convert the rest to fp32: embeddings, norms, value head.
+    """Round the linear layers of a network, a tied output head too, and convert the rest to fp32 (an embedding, norms).
 
-    A tied output head is rounded; the embedding that shared its weight is kept. UnsupportedError if most of the weights are
-    in layers of another kind (GPT-2's, mixtures of experts).
+    UnsupportedError if most of the weights are in layers of another kind (GPT-2's, mixtures of experts).
     """
     network.requires_grad_(False)
     holders = [module for module in network.modules() if not isinstance(module, nn.Linear | ValueHead)]
@@ -77,9 +76,7 @@ def to_int8(network: nn.Module) -> None:
 
 def count_parameters(network: Any) -> int:
     """The number of parameters of a network, 8-bit ones included, a tied output head once."""
-    rounded = [module for module in network.modules() if isinstance(module, Int8Linear)]
+    tied = network.get_output_embeddings() if network.config.get_text_config().tie_word_embeddings else None
+    rounded = [module for module in network.modules() if isinstance(module, Int8Linear) and module is not tied]
     count = sum(parameter.numel() for parameter in network.parameters())
-    for module in rounded:
-        if not (module is network.get_output_embeddings() and network.config.get_text_config().tie_word_embeddings):
-            count += module.in_features * module.out_features + module.out_features * module.has_bias
-    return count
+    return count + sum((module.in_features + module.has_bias) * module.out_features for module in rounded)

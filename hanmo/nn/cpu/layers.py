@@ -1,19 +1,52 @@
-"""Linear layers that are fast for a few rows in fp32 on a CPU, where decoding spends its time."""
+"""Dropout and linear layers of torch, made faster where a CPU loses most time."""
 
 import torch
 from torch import Tensor, nn
 
+LEVELS = 2**16  # of the probability: one 64-bit draw decides over four elements
 FEW = 32  # rows up to which W x^T is faster
 NARROW = 3072  # inputs up to which it is for the halves of a single row
 
 
+def dropout(input: Tensor, p: float, training: bool) -> Tensor:
+    """``torch.nn.functional.dropout``; on a CPU with a probability in steps of 1/65536, scaled accordingly.
+
+    On a CPU torch draws each element on one thread, which was a quarter of a Transformer-XL training step.
+    """
+    if not training or input.device.type != "cpu" or not 0 < _dropped(p) < LEVELS:
+        return nn.functional.dropout(input, p, training)
+    # Only the bools are kept for the backward pass.
+    return torch.where(draw_kept(input.shape, p), input * kept_scale(p), input.new_zeros(()))
+
+
+def draw_kept(shape: torch.Size, p: float) -> Tensor:
+    """The elements that a dropout of probability p keeps, bool, on the CPU."""
+    count = shape.numel()
+    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    return (words.view(torch.int16)[:count] >= _dropped(p) - LEVELS // 2).view(shape)
+
+
+def kept_scale(p: float) -> float:
+    """The factor of the elements that are kept."""
+    return LEVELS / (LEVELS - _dropped(p))
+
+
+def _dropped(p: float) -> int:
+    return round(p * LEVELS)
+
+
+class Dropout(nn.Dropout):
+    def forward(self, input: Tensor) -> Tensor:  # the name that nn.Dropout gives it
+        return dropout(input, self.p, self.training)
+
+
 class Linear(nn.Linear):
-    """``nn.Linear`` with the same parameters and names, and the same results up to rounding.
+    """``nn.Linear`` with the same results up to rounding.
 
     For a few rows the time is that of reading the weight once. BLAS reads it two to six times as fast for W x^T as for
     x W^T, except where x is a single row. A single row is therefore split into halves and W is seen as twice as many rows
-    of half the width: two of the four products are needed. Measured with MKL on an AMD EPYC, two threads, for widths of
-    768 to 10240; benchmarks/decode.py measures whole models.
+    of half the width: two of the four products are needed. Measured with MKL on an AMD EPYC, two threads, widths of 768
+    to 10240; benchmarks/decode.py measures whole models.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # the name that nn.Linear gives it
