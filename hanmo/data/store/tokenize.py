@@ -38,8 +38,7 @@ class TokenizerPlace:
 
 @cache
 def _open(place: TokenizerPlace) -> PreTrainedTokenizerBase:
-    from hanmo.checkpoints.hub import local_folder
-    from hanmo.checkpoints.locate import tokenizer_family  # it takes torch, which worker processes do without
+    from hanmo.checkpoints.locate import local_folder, tokenizer_family  # they take torch; worker processes do without
     from hanmo.families.safe_loading import safe_tokenizer
 
     path = local_folder(place.path)
