@@ -1,8 +1,11 @@
-"""All replies of a beam search, and the tokens of a reply as they arrive."""
+"""All replies of a beam search, the tokens of a reply as they arrive, and replies with the draws of a test."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
 
 from hanmo.families.base import OpenedModel
 from hanmo.families.decoding import SearchConventions
@@ -14,6 +17,18 @@ from hanmo.nn.batching import batch_groups
 from hanmo.rows import Context
 
 
+@contextmanager
+def drawing(sampler: Sampler) -> Iterator[None]:
+    """Replace the random draws; the samples that ``sampler`` gets are indices of the contexts of ``generate``."""
+
+    def placed(seed: int | None, places: Sequence[Place], device: object) -> Sampler:
+        return lambda step, samples, probs, count: sampler(step, [places[one].record for one in samples], probs, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hanmo.generation.decode.placed_sampler", placed)
+        yield
+
+
 def search(
     opened: OpenedModel, contexts: Sequence[Context], settings: Settings, conventions: SearchConventions | None = None
 ) -> list[list[Generation]]:
@@ -21,14 +36,17 @@ def search(
     found: dict[int, list[Generation]] = {}
     for chosen in batch_groups(opened.network, [len(context.ids) for context in contexts]):
         places = [Place(number) for number in chosen]
-        batch = _Beams(opened, [contexts[number] for number in chosen], settings, None, conventions, places)
+        with pytest.MonkeyPatch.context() as patch:
+            if conventions is not None:
+                patch.setattr("hanmo.generation.decode.SearchConventions", lambda: conventions)
+            batch = _Beams(opened, [contexts[number] for number in chosen], settings, places)
         assert all(not drawn for drawn in batch.run())
         found |= zip(chosen, batch.search.results(), strict=True)
     return [found[number] for number in range(len(contexts))]
 
 
-def stream(opened: OpenedModel, context: Context, settings: Settings, sampler: Sampler | None = None) -> list[int]:
+def stream(opened: OpenedModel, context: Context, settings: Settings) -> list[int]:
     """The ids of a reply in the order in which they are given out; with beams all at the end."""
     tokens: list[int] = []
-    [reply] = generate(opened, [context], settings, lambda _, token: tokens.append(token), sampler)
+    [reply] = generate(opened, [context], settings, lambda _, token: tokens.append(token))
     return tokens or list(reply.ids)

@@ -1,4 +1,4 @@
-"""Converts any form of a model to any other, as a stream of tensors."""
+"""Converts models between their forms, as a stream of tensors."""
 
 import os
 from collections.abc import Callable
@@ -13,8 +13,7 @@ from hanmo import families
 from hanmo.checkpoints.files.resumable import bytes_of, resumable_folder
 from hanmo.checkpoints.files.tensor_files import Progress, WeightFile, sharded
 from hanmo.checkpoints.files.verifying import verify_reading
-from hanmo.checkpoints.hub import local_folder
-from hanmo.checkpoints.locate import locate
+from hanmo.checkpoints.locate import local_folder, locate
 from hanmo.checkpoints.open import DTYPES, RULES_FOLDER, check_vocabulary, dtype_name, find_rule_files, open_tokenizer
 from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.checkpoints.originals.writer import VALUE_HEAD, Origin, original_form
@@ -31,8 +30,6 @@ FORMS = ("hanmo", "hf", "original")
 
 @dataclass(frozen=True)
 class _Form:
-    """A model in the form to write."""
-
     files: list[WeightFile]
     texts: dict[str, str]  # of text files, by name
     finish: Callable[[Path], list[str]]  # writes the other files into the folder; returns notes
@@ -55,17 +52,16 @@ def convert(
     start: Callable[[int], None] = lambda _: None,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
-    """Convert a model; the source is never touched, the target is written whole or not at all. Returns a report.
+    """Convert a model and return a report; the source is never touched, the target is written whole or not at all.
 
     Args:
-        to: "hanmo": our folder, complete, from which the original can be made again bit for bit; "hf": a folder for
-            plain transformers; "original": the layout of the family's first programs.
+        to: "hanmo": our folder, from which the original can be made again bit for bit; "hf": a folder for plain
+            transformers; "original": the layout of the family's first programs.
         ranks: tensor-parallel ranks of "original"; default 1.
         force: write into a folder that is not empty; files that are not the model's stay.
         resume: continue an interrupted conversion, and keep the finished files if this one is interrupted.
         verify: compare every tensor with a second reading: of the source, and of the written files before they appear.
-        start: called with the number of bytes to write before the work begins.
-        progress: called with the number of bytes written since the last call.
+        start, progress: called with the number of bytes to write, and of bytes written since the last call.
 
     Raises:
         CheckpointError: the source cannot be read, or the target must not or cannot be written.
@@ -126,7 +122,6 @@ def _tokenizer(source: Source, vocab: str | Path | None) -> PreTrainedTokenizerB
 
 
 def _family(source: Source, vocab: str | Path | None, rules: str | Path | None) -> Family:
-    """The family object of the source, with its tokenizer and score rules."""
     located, config = source.located, source.config
     assert config is not None, "only --to original does without a configuration"
     folder = located.path / RULES_FOLDER if rules is None else Path(rules)

@@ -1,7 +1,4 @@
-"""Describes a model and checks its health: the first thing to run when a model prints garbage.
-
-Without ``deep`` only indexes are read, whatever the size of the model. Faults are reported, not raised.
-"""
+"""Describes a model and checks its health. Faults are reported, not raised."""
 
 import copy
 from collections.abc import Callable
@@ -13,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from hanmo.checkpoints.files.verifying import verify_index
-from hanmo.checkpoints.hub import local_folder
-from hanmo.checkpoints.locate import Located, identify
+from hanmo.checkpoints.files.resumable import verify_index
+from hanmo.checkpoints.locate import Located, identify, local_folder
 from hanmo.checkpoints.open import check_vocabulary, dtype_name, open_tokenizer
 from hanmo.checkpoints.originals.config_inference import blank_network, expected_shapes, infer_config, input_embedding
 from hanmo.checkpoints.originals.recognise import Original, some
@@ -90,12 +86,16 @@ def inspect_model(
     vocab: str | Path | None = None,
     deep: bool | None = None,
 ) -> Report:
-    """Inspect a model folder or original checkpoint; ``deep``: read every weight too (default: if they are small)."""
+    """Inspect a model folder or original checkpoint; ``deep``: read all weights too (default: if they are small)."""
     report = Report(str(path))
     weights = report.attempt("files", lambda: find_weights(local_folder(path)))
     if weights is None:
         return report
-    _describe_files(report, weights)
+    report.files = [{"name": str(file), "bytes": file.stat().st_size} for file in weights.files]
+    report.ranks, report.iteration, report.layout = len(weights.ranks), weights.iteration, weights.container
+    report.parameters = weights.numbers.total()
+    report.dtypes = {dtype_name(dtype): count for dtype, count in weights.numbers.items()}
+    report.add("files", "ok", f"{len(weights.files)} of {len(weights.files)} files can be read")
     total = sum(file["bytes"] for file in report.files)
     report.deep = total <= SMALL if deep is None else deep
     located = report.attempt("names", lambda: identify(weights.path, weights))
@@ -124,16 +124,7 @@ def inspect_model(
     return report
 
 
-def _describe_files(report: Report, weights: Weights) -> None:
-    report.files = [{"name": str(file), "bytes": file.stat().st_size} for file in weights.files]
-    report.ranks, report.iteration, report.layout = len(weights.ranks), weights.iteration, weights.container
-    report.parameters = weights.numbers.total()
-    report.dtypes = {dtype_name(dtype): count for dtype, count in weights.numbers.items()}
-    report.add("files", "ok", f"{len(weights.files)} of {len(weights.files)} files can be read")
-
-
 def _inspect_folder(report: Report, located: Located) -> tuple[PretrainedConfig | None, PreTrainedTokenizerBase | None]:
-    """The configuration and the tokenizer of a folder of ours, or of a model of transformers."""
     config = report.attempt("configuration", located.config)
     if not located.is_ours:
         report.config = located.weights.config
@@ -157,7 +148,6 @@ def _inspect_folder(report: Report, located: Located) -> tuple[PretrainedConfig 
 def _inspect_original(
     report: Report, original: Original, size: str | None, config: str | Path | None, vocab: str | Path | None
 ) -> tuple[PretrainedConfig | None, PreTrainedTokenizerBase | None]:
-    """The configuration and the tokenizer of an original checkpoint."""
     _check_names(report, len(original.weights.names), original.missing, original.unexpected, [])
     report.parameters = sum(torch.Size(shape).numel() for shape in original.shapes.values())
     if original.absent:
@@ -175,7 +165,6 @@ def _inspect_original(
 
 
 def _changed_settings(config: PretrainedConfig) -> dict[str, Any]:
-    """The settings that differ from the defaults of the configuration's class."""
     return {key: value for key, value in config.to_diff_dict().items() if key != "transformers_version"}
 
 
@@ -216,7 +205,6 @@ def _check_stops(report: Report, model: Family) -> None:
 
 
 def _check_numbers(report: Report, weights: Weights) -> None:
-    """Check every weight, and compare the tensors with the hashes that a conversion wrote."""
     if not report.deep:
         report.add("numbers", "skipped", "the weights were not read", "say --deep to read them all")
         return

@@ -1,5 +1,6 @@
 """Locates a model once; the value goes through opening, inspecting and converting."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,13 +10,17 @@ from transformers import PretrainedConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from hanmo import families
-from hanmo.checkpoints.hub import local_folder
 from hanmo.checkpoints.originals.recognise import Original, recognise
 from hanmo.checkpoints.originals.weights import Weights, find_weights
-from hanmo.errors import CheckpointError
+from hanmo.errors import CheckpointError, UnsupportedError
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import TOKENIZER_CONFIG, check_adapter, is_known_type, safe_config
 from hanmo.files import read_json
+from hanmo.folders import recover_missing
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MODELSCOPE = "modelscope:"
+DATA_FILES = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.txt", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -93,3 +98,41 @@ def _our_family(folder: Path, model_type: Any) -> type[Family] | None:
         made = f"made by a hanmo that knows the model type {model_type!r}"
         raise CheckpointError(f"{folder / CONFIG_NAME}: {made}; this one does not")
     return None
+
+
+def local_folder(model: str | Path) -> Path:
+    """The folder of a model: a path as it is, or a hub id (``org/name``; ``modelscope:org/name``) after download.
+
+    Completes an interrupted replacement of the folder first. The hubs' own libraries download once, resumably, and never
+    the code in a repository; HF_ENDPOINT names another hub, HF_HOME where downloads go. CheckpointError if there is no
+    such path and no such repository, or no hub; UnsupportedError if ModelScope's client is not installed.
+    """
+    name = str(model)
+    if name.startswith(MODELSCOPE):
+        return _from_modelscope(name.removeprefix(MODELSCOPE))
+    recover_missing(Path(name))
+    if Path(name).exists() or not HUB_ID.fullmatch(name):
+        return Path(model)
+    return _from_hugging_face(name)
+
+
+def _from_hugging_face(name: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=DATA_FILES))
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"{name}: no such folder here, and no such model on {constants.ENDPOINT}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        problem = f"no such folder here, and {constants.ENDPOINT} cannot give it: {error}"
+        advice = "HF_ENDPOINT names another hub, and finished downloads are kept"
+        raise CheckpointError(f"{name}: {problem}; {advice}") from error
+
+
+def _from_modelscope(name: str) -> Path:
+    try:
+        from modelscope import snapshot_download
+    except ImportError as error:
+        raise UnsupportedError(f"{MODELSCOPE}{name}: needs ModelScope's client: pip install modelscope") from error
+    return Path(snapshot_download(name, allow_patterns=DATA_FILES))

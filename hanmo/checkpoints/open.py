@@ -1,7 +1,8 @@
 """Opens a model in any form, as a network and its family object."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INT8 = "int8"
 RULES_FOLDER = "rules"  # inside a folder of ours, with the files of score rules
 
+_File = str | Path | None
+_Cut = Callable[[PretrainedConfig], dict[str, Any]]  # ``distributed`` for the wanted number of ranks
+
 
 def open_model(
     path: str | Path,
@@ -38,8 +42,7 @@ def open_model(
     """Open a folder of ours, an original checkpoint, a model of transformers or a hub id. Weights are never random.
 
     Args:
-        size: released size of an original checkpoint, where the files do not decide it.
-        config: configuration file of an original checkpoint, likewise.
+        size, config: released size or configuration file of an original checkpoint whose files do not decide it.
         vocab: vocabulary file of an original checkpoint; default: the one beside the weights.
         rules: folder of score rules; default: the one inside a folder of ours.
         dtype: fp32, bf16, fp16, or for inference on a CPU int8; default: the files', or fp32 for fp16 on a CPU.
@@ -55,17 +58,23 @@ def open_model(
         raise UnsupportedError("int8 is for one process on a CPU; elsewhere use bf16 or fp16")
     target = _device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
     located = locate(path)
+    stored = located.weights.dtype
+    wanted = choose_dtype(dtype, stored, target)
+    cut = functools.partial(distributed, ranks=tensor_parallel, device=target)
     if located.original is not None:
-        opened = _open_original(located.original, size, config, vocab, dtype, target, tensor_parallel)
+        network, family, title = _open_original(located.original, size, config, vocab, wanted, cut)
     elif given := [name for name, value in (("size", size), ("config", config), ("vocab", vocab)) if value]:
         raise ConfigError(f"{located.path} is a model folder, complete in itself: leave out --{' and --'.join(given)}")
     else:
-        opened = _open_folder(located, dtype, target, tensor_parallel)
+        network, family, title = _open_folder(located, wanted, cut)
+    network = network.to(target).eval()
     if dtype == INT8:
-        to_int8(opened.network)
+        to_int8(network)
     if rules is not None:
-        opened.family.assets.update(find_rule_files(type(opened.family), Path(rules)))
-    return opened
+        family.assets.update(find_rule_files(type(family), Path(rules)))
+    used = dtype or dtype_name(wanted)
+    computed = "" if used == dtype_name(stored) else f" computed in {used}"
+    return OpenedModel(network, family, f"{title}, {dtype_name(stored)}{computed}")
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -85,56 +94,41 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _open_folder(located: Located, dtype: str | None, device: torch.device, ranks: int) -> OpenedModel:
+def _open_folder(located: Located, dtype: torch.dtype, cut: _Cut) -> tuple[Any, Family, str]:
     family, path, weights = located.family, located.path, located.weights
-    wanted = choose_dtype(dtype, weights.dtype, device)
     config = located.config()
     check_size(family, config, weights)
-    cut = distributed(config, ranks, device) if ranks > 1 else {}
+    options = {"dtype": dtype, "use_safetensors": weights.container == "safetensors", **cut(config)}
     with quiet():
-        network, info = safe_network(
-            family.network_class, path, config, dtype=wanted, use_safetensors=weights.container == "safetensors", **cut
-        )
+        network, info = safe_network(family.network_class, path, config, **options)
         tokenizer = safe_tokenizer(path, family.tokenizer_class, config)
     _require_loaded(path, info)
     check_vocabulary(family, network.config.get_text_config().vocab_size, tokenizer, str(path))
     rules = find_rule_files(family, path / RULES_FOLDER, optional=True)
-    opened = family(network.config, tokenizer, rules, located.generation)
-    described = _described(str(path), weights.dtype, dtype or dtype_name(wanted))
-    return OpenedModel(network.to(device).eval(), opened, described)
+    return network, family(network.config, tokenizer, rules, located.generation), str(path)
 
 
 def _open_original(
-    original: Original,
-    size: str | None,
-    config: str | Path | None,
-    vocab: str | Path | None,
-    dtype: str | None,
-    device: torch.device,
-    ranks: int,
-) -> OpenedModel:
+    original: Original, size: str | None, config: _File, vocab: _File, dtype: torch.dtype, cut: _Cut
+) -> tuple[Any, Family, str]:
     weights = original.weights
     original.require_complete()
     inferred, size_name = infer_config(original, size, config)
     tokenizer = open_tokenizer(original, vocab)
     check_vocabulary(original.family, inferred.vocab_size, tokenizer, str(weights.path))
-    wanted = choose_dtype(dtype, weights.dtype, device)
     family = original.family(inferred, tokenizer)  # sets what the vocabulary decides in the configuration
-    network = load_network(original, inferred, wanted, distributed(inferred, ranks, device))
+    network = load_network(original, inferred, dtype, cut(inferred))
     family.config = network.config
-    what = f"{size_name or original.family.name} from {weights.path} ({original.layout.name} layout"
-    what += f", {len(weights.ranks)} ranks" if len(weights.ranks) > 1 else ""
-    what += f", iteration {weights.iteration})" if weights.iteration is not None else ")"
-    return OpenedModel(network.to(device).eval(), family, _described(what, weights.dtype, dtype or dtype_name(wanted)))
+    title = f"{size_name or original.family.name} from {weights.path} ({original.layout.name} layout"
+    title += f", {len(weights.ranks)} ranks" if len(weights.ranks) > 1 else ""
+    return network, family, title + (f", iteration {weights.iteration})" if weights.iteration is not None else ")")
 
 
 def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtype, cut: dict[str, Any]) -> Any:
-    """Our network with an original's weights, in one copy; of fp32 files, the memory-mapped file itself.
-
-    Optional tensors that the files lack are zero, which has no effect. ``cut``: see ``distributed``.
-    """
+    """Our network with an original's weights, in one copy; of fp32 files, the memory-mapped file itself."""
     original.check_copies()
     expected = expected_shapes(original.family, config)
+    # Optional tensors that the files lack are zero, which has no effect.
     state = {name: torch.zeros(expected[name], dtype=dtype) for name in absent_tensors(original, config)}
     for name, tensor in original.tensors():
         rounded = tensor.is_floating_point() and not keeps_precision(original.family, name)
@@ -157,11 +151,7 @@ def _require_loaded(path: Path, info: dict[str, Any]) -> None:
 
 
 def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of an original, from ``vocab`` or the vocabulary file beside the weights.
-
-    Raises:
-        VocabularyError: there is none, or it is not a vocabulary of this family.
-    """
+    """The tokenizer of an original, from ``vocab`` or the vocabulary file beside the weights; else a VocabularyError."""
     tokenizer_class = original.family.tokenizer_class
     name = tokenizer_class.vocab_files_names["vocab_file"]
     if vocab is None:
@@ -216,10 +206,6 @@ def choose_dtype(wanted: str | None, stored: torch.dtype, device: torch.device) 
 def dtype_name(dtype: torch.dtype) -> str:
     """fp32, bf16, fp16, or torch's name."""
     return next((name for name, known in DTYPES.items() if known == dtype), str(dtype).removeprefix("torch."))
-
-
-def _described(what: str, stored: torch.dtype, used: str) -> str:
-    return f"{what}, {dtype_name(stored)}" + ("" if dtype_name(stored) == used else f" computed in {used}")
 
 
 @contextlib.contextmanager

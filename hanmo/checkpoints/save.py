@@ -25,16 +25,11 @@ _WEIGHT_FILE = re.compile(rf"(model|pytorch_model).*\.(safetensors|bin)(\.index\
 
 
 def save_model(opened: OpenedModel, folder: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
-    """Write a model as a folder of ours: weights, configuration, tokenizer and rule files.
+    """Write a model as a folder of ours, whole or not at all; other files of an existing folder stay.
 
-    Other files of an existing folder stay. Until everything is written the old content is untouched. All ranks of a
-    network cut over several call this, and the first one writes it whole. ``weights``: all by name, if the network
-    itself holds a share of them.
-
-    Raises:
-        CheckpointError: the folder cannot be written (a full disk); nothing has changed.
-        InUseError: another run writes it.
-        UnsupportedError: a model in int8.
+    All ranks of a network cut over several call this, and the first one writes it whole. ``weights``: all by name, if
+    the network itself holds a share of them. CheckpointError if the folder cannot be written (a full disk), InUseError
+    if another run writes it, UnsupportedError for a model in int8.
     """
     if is_int8(opened.network):
         raise UnsupportedError("a model in int8 is for inference only: open it in another dtype to train or save it")
@@ -75,5 +70,5 @@ def write_generation(family: Family, folder: Path) -> None:
 
 
 def is_no_weights(name: str) -> bool:
-    """Whether an entry of a model folder is kept when new weights are written."""
+    """Whether an entry of a model folder stays when new weights are written."""
     return not _WEIGHT_FILE.fullmatch(name)

@@ -20,8 +20,6 @@ from hanmo.families.weight_map import TensorMapping, rows_of_a_rank
 
 @dataclass(frozen=True)
 class Source:
-    """The model that is converted, as our tensors."""
-
     located: Located
     config: PretrainedConfig | None  # None for an original whose configuration nothing decides: it is only split again
     shapes: dict[str, tuple[int, ...]]
@@ -75,7 +73,6 @@ class Source:
         return torch.promote_types(stored, dtype) if keeps_precision(self.located.family, name) else dtype
 
     def _views(self, name: str, cut: int | None, start: int, end: int) -> tuple[list[Tensor], int]:
-        """See ``Original.views``."""
         if self.located.original is not None:
             return self.located.original.views(name, cut, start, end)
         tensor = self.located.weights.ranks[0][name]
@@ -91,10 +88,9 @@ def _converted(name: str, stored: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def source_of(located: Located, size: str | None, config: str | Path | None, needs_config: bool) -> Source:
-    """A located model, complete and consistent; ``size`` and ``config`` as for ``open_model``.
+    """A located model; ``size`` and ``config`` as for ``open_model``.
 
-    Raises:
-        CheckpointError: tensors are missing, of other shapes or contradictory, or nothing decides the configuration.
+    CheckpointError if tensors are missing, of other shapes or contradictory, or nothing decides the configuration.
     """
     if located.original is None:
         return _folder_source(located)
@@ -113,7 +109,8 @@ def original_source(located: Located, config: PretrainedConfig | None, size_name
     """An original checkpoint as a source; without a configuration it can only be split again."""
     original = located.original
     assert original is not None
-    shapes, dtypes = dict(original.shapes), original.dtypes()
+    shapes = dict(original.shapes)
+    dtypes = {ours: original.pieces(name)[0].dtype for entry, name in original.present() for ours in entry.ours}
     absent: list[str] = []
     if config is not None:
         absent = absent_tensors(original, config)

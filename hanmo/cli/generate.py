@@ -104,11 +104,10 @@ def use_memory(opened: OpenedModel, wanted: dict[str, int | None]) -> None:
 
 
 def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_json: bool) -> None:
-    from hanmo.generation.blanks import next_context
+    from hanmo.generation.decode import GrowingText, next_context
     from hanmo.generation.decode import generate as decode
     from hanmo.generation.draws import Place
     from hanmo.generation.prompts import as_context
-    from hanmo.generation.text import GrowingText
 
     show = None if as_json else partial(print, end="", flush=True)
     context: Context | None = as_context(opened, Text(prompt), limit)
@@ -146,7 +145,7 @@ def _file(
     opened: OpenedModel, settings: Settings, limit: int, prompts: list[tuple[str, Record]], output: Path | None,
     batch_size: int,
 ) -> None:  # fmt: skip
-    from hanmo.generation.blanks import fill
+    from hanmo.generation.decode import fill
     from hanmo.generation.prompts import as_context
 
     as_text = output is not None and output.suffix == ".txt"

@@ -1,7 +1,4 @@
-"""The bookkeeping of beam search: the open beams, the finished replies, and the end of a search.
-
-Pure Python on the few candidates of a step; decode.py runs the network and computes the scores.
-"""
+"""The bookkeeping of beam search, in plain Python; decode.py runs the network and computes the scores."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -11,28 +8,23 @@ from hanmo.families.decoding import SearchConventions
 from hanmo.generation.settings import Settings
 
 NOTHING_LEFT = (
-    "every token is suppressed, so that nothing can be generated: suppressed_ids, no_repeat_ngram_size and min_new_tokens leave none; "
-    "loosen one of them"
+    "every token is suppressed, so that nothing can be generated: suppressed_ids, no_repeat_ngram_size and "
+    "min_new_tokens leave none; loosen one of them"
 )
+_Row = tuple[int, int, float, list[int]]  # of the next batch: the row it continues, its token, running score and ids
 DEAD = float("-inf")  # running score of a beam that waits for the first step or cannot continue
 
 
 @dataclass(frozen=True)
 class Generation:
-    """The reply to one context.
+    """The reply to one context."""
 
-    Attributes:
-        ids: without the stop token.
-        logprobs: log p of each id under the model as it is (temperature 1, no processor, no filter; but without
-            ``settings.suppressed_ids``), then that of the stop token if ``finished``; empty for beam search.
-        score: sum of ``logprobs``; for beam search the beam's score by length.
-        finished: whether the model has generated the stop token.
-    """
-
-    ids: tuple[int, ...]
+    ids: tuple[int, ...]  # without the stop token
+    # log p of each id, and of the stop token if ``finished``, under the model as it is: temperature 1, no processor, no
+    # filter, but without ``settings.suppressed_ids``; empty for beam search
     logprobs: tuple[float, ...]
-    score: float
-    finished: bool
+    score: float  # sum of ``logprobs``; for beam search the beam's score by length
+    finished: bool  # the model has generated the stop token
 
 
 @dataclass
@@ -64,19 +56,9 @@ class Hypotheses:
 
 
 class BeamSearch:
-    """Beam searches for several samples side by side.
+    """Beam searches for several samples side by side; the batch has ``beams`` consecutive rows for each one in ``live``.
 
-    The batch holds ``beams`` consecutive rows for each sample in ``live``. ConfigError if lengths could be zero.
-
-    Attributes:
-        live: indices of the samples in the batch; finished ones leave it (unless the conventions keep them).
-        generated: ids generated so far, by row of the batch.
-        totals: running scores, by row of the batch.
-        width: candidates that ``advance`` wants for each sample.
-
-    Args:
-        prompt_width: columns of the prompts, for lengths that count the prompt.
-        pad_id: for finished searches that stay in the batch.
+    ConfigError if lengths could be zero.
     """
 
     def __init__(
@@ -85,25 +67,25 @@ class BeamSearch:
         settings: Settings,
         conventions: SearchConventions,
         stop_ids: Collection[int],
-        prompt_width: int = 0,
-        pad_id: int = 0,
+        prompt_width: int = 0,  # columns of the prompts, for lengths that count the prompt
+        pad_id: int = 0,  # for finished searches that stay in the batch
     ):
         if conventions.length == "without_stop" and not settings.min_new_tokens:
             raise ConfigError("min_new_tokens=0: the published beam search divides by the length; set it to 1 or more")
         self.beams = settings.num_beams
-        self.width = max(2, 1 + len(stop_ids)) * self.beams
-        self.live = list(range(samples))
+        self.width = max(2, 1 + len(stop_ids)) * self.beams  # candidates that ``advance`` needs for each sample
+        self.live = list(range(samples))  # in the batch; finished ones leave it, unless the conventions keep them
         self.done = [False] * samples
-        self.generated: list[list[int]] = [[] for _ in range(samples * self.beams)]
+        self.generated: list[list[int]] = [[] for _ in range(samples * self.beams)]  # ids by row of the batch
         waiting = DEAD if conventions.first_beam_only else 0.0
-        self.totals = [0.0 if row % self.beams == 0 else waiting for row in range(samples * self.beams)]
+        self.totals = [0.0, *[waiting] * (self.beams - 1)] * samples  # running scores by row of the batch
         self._conventions = conventions
         self._stop_ids = frozenset(stop_ids)
         self._offset = prompt_width if conventions.length == "with_prompt" else 0
         self._pad_id = pad_id
         self._steps = 0
-        kept = self.beams, settings.length_penalty, settings.early_stopping, conventions.tie
-        self._found = [Hypotheses(*kept) for _ in range(samples)]
+        limits = self.beams, settings.length_penalty, settings.early_stopping, conventions.tie
+        self._found = [Hypotheses(*limits) for _ in range(samples)]
 
     @property
     def finished(self) -> bool:
@@ -114,19 +96,16 @@ class BeamSearch:
     ) -> tuple[list[int], list[int]]:
         """One step: the row that each row of the next batch continues, and the token it is fed.
 
-        Args:
-            beams, tokens, totals: for each live sample its ``width`` candidates, best first: the beam that each one
-                continues (0 … beams − 1), its token, its running score.
+        Given are each live sample's ``width`` candidates, best first: the beam (0 … beams − 1), the token, the score.
         """
-        rows: list[tuple[int, int, float, list[int]]] = []  # parent, token, total, generated
+        rows: list[_Row] = []
         still = []
         for place, sample in enumerate(self.live):
             first = place * self.beams
             if self.done[sample]:
                 # The original writes its first row's ids into them, where the shared suppression finds them.
-                rows += [
-                    (first + beam, self._pad_id, 0.0, [*self.generated[0], self._pad_id]) for beam in range(self.beams)
-                ]
+                ids = [*self.generated[0], self._pad_id]
+                rows += [(first + beam, self._pad_id, 0.0, ids) for beam in range(self.beams)]
                 still.append(sample)
                 continue
             candidates = list(zip(beams[place], tokens[place], totals[place], strict=True))
@@ -140,12 +119,10 @@ class BeamSearch:
         self.generated = [ids for _, _, _, ids in rows]
         return [parent for parent, _, _, _ in rows], [token for _, token, _, _ in rows]
 
-    def _advance_sample(
-        self, sample: int, first: int, candidates: list[tuple[int, int, float]]
-    ) -> list[tuple[int, int, float, list[int]]]:
+    def _advance_sample(self, sample: int, first: int, candidates: list[tuple[int, int, float]]) -> list[_Row]:
         """Store the candidates that stop, return the rows that continue, and note whether the sample is done."""
         conventions, found = self._conventions, self._found[sample]
-        going: list[tuple[int, int, float, list[int]]] = []
+        going: list[_Row] = []
         for rank, (beam, token, total) in enumerate(candidates):
             if total == DEAD:
                 continue

@@ -1,21 +1,19 @@
-"""A conversation with a model: its turns, the context that the model sees, and its replies."""
+"""A conversation with a model."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from hanmo.families.base import OpenedModel
-from hanmo.generation.decode import generate
-from hanmo.generation.draws import Sampler
+from hanmo.generation.decode import GrowingText, OnText, generate
 from hanmo.generation.settings import Settings
-from hanmo.generation.text import GrowingText, OnText
 from hanmo.records import Dialogue, write_records
 from hanmo.rows import Context
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply: its text and ids (without the stop token), the context that the model saw, and whether it has stopped."""
+    """A reply without its stop token, and the context that the model saw."""
 
     text: str
     ids: tuple[int, ...]
@@ -29,7 +27,6 @@ class ChatSession:
     Attributes:
         settings: of the next reply; may be changed at any time. ``seed`` takes effect at the beginning and in ``reseed``.
         limit: tokens of the conversation that the model sees; the family cuts a longer one.
-        system: a system text before the conversation.
         turns: since the last ``clear``, the user's first.
     """
 
@@ -45,16 +42,16 @@ class ChatSession:
         """Whether a reply can be shown while it is generated: with beams nothing is certain before the end."""
         return self.settings.num_beams == 1
 
-    def reply(self, text: str, on_text: OnText | None = None, sampler: Sampler | None = None) -> Reply:
-        """Answer the user. Ctrl-C ends the reply where it is; the tokens so far join the conversation.
+    def reply(self, text: str, on_text: OnText | None = None) -> Reply:
+        """Answer the user, and call ``on_text`` with each piece of the reply as soon as it is certain.
 
-        ``on_text`` is called with each piece of the reply as soon as it is certain; ``sampler`` replaces the random draws.
+        Ctrl-C ends the reply where it is; the tokens so far join the conversation.
         """
         record = Dialogue((*self.turns, text), self.system, ids=(*self._ids, None))
         context = self.opened.family.context(record, self.limit)
         settings = self.settings.change(seed=self._random.getrandbits(63))
         growing = GrowingText(self.opened.family.decode, on_text)
-        [generated] = generate(self.opened, [context], settings, growing.take, sampler, keep_on_interrupt=True)
+        [generated] = generate(self.opened, [context], settings, growing.take, keep_on_interrupt=True)
         reply = Reply(growing.finish(generated.ids), generated.ids, context, generated.finished)
         self.turns += [text, reply.text]
         self._ids += [None, reply.ids]

@@ -1,7 +1,6 @@
 """The one decode loop: sampling, greedy decoding and beam search for every family.
 
 A step: logits / temperature -> (log-softmax for beams) -> logits processor -> top-k, top-p -> draw.
-
 Shape suffixes: R rows of the batch, S samples, P position dimensions, V vocabulary, c candidates.
 """
 
@@ -15,9 +14,8 @@ from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
 from hanmo.families.decoding import LogitsProcessor, SearchConventions
 from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Generation
-from hanmo.generation.draws import Place, Sampler, placed_sampler
-from hanmo.generation.filters import top_k, top_p
-from hanmo.generation.processors import TokenLogitsProcessor
+from hanmo.generation.draws import Place, placed_sampler
+from hanmo.generation.processors import TokenLogitsProcessor, top_k, top_p
 from hanmo.generation.settings import Settings
 from hanmo.nn.batching import batch_groups
 from hanmo.nn.finite import require_finite
@@ -25,6 +23,8 @@ from hanmo.nn.row_model import evaluating, without_suppressed
 from hanmo.rows import Context
 
 OnToken = Callable[[int, int], None]  # index of the context, token
+OnText = Callable[[str], None]
+HALF_A_CHARACTER = "\ufffd"  # the text of an incomplete byte sequence
 
 
 def generate(
@@ -32,8 +32,6 @@ def generate(
     contexts: Sequence[Context],
     settings: Settings,
     on_token: OnToken | None = None,
-    sampler: Sampler | None = None,
-    conventions: SearchConventions | None = None,
     keep_on_interrupt: bool = False,
     places: Sequence[Place] | None = None,
 ) -> list[Generation]:
@@ -41,8 +39,6 @@ def generate(
 
     Args:
         on_token: called with each token as it is drawn (not in beam search, where nothing is certain before the end).
-        sampler: replaces the random draws.
-        conventions: of the search; by default the family's published ones if ``settings.published``, else ours.
         keep_on_interrupt: Ctrl-C ends decoding and returns the tokens so far, instead of being raised.
         places: identity of each reply, on which its random draws depend; default: its index in ``contexts``.
     """
@@ -54,9 +50,9 @@ def generate(
         try:
             for chosen in batch_groups(opened.network, [len(context.ids) for context in contexts]):
                 given = [contexts[number] for number in chosen]
-                kept = [places[number] for number in chosen]
+                own_places = [places[number] for number in chosen]
                 kind = _Rows if settings.num_beams == 1 else _Beams
-                batch = kind(opened, given, settings, _of_rows(sampler, chosen), conventions, kept)
+                batch = kind(opened, given, settings, own_places)
                 try:
                     for drawn in batch.run():
                         if on_token is not None:
@@ -71,34 +67,77 @@ def generate(
     return found
 
 
-def _of_rows(sampler: Sampler | None, chosen: Sequence[int]) -> Sampler | None:
-    """A sampler for some of the contexts; ``sampler`` gets their indices among all."""
-    if sampler is None:
-        return None
-    return lambda step, samples, probs, count: sampler(step, [chosen[sample] for sample in samples], probs, count)
+def fill(
+    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, first: int = 0
+) -> list[list[Generation]]:
+    """One generation for every blank of each context, from left to right; each sees the answers before it.
+
+    A context without blanks has one generation. ``first``: index of the first context among all prompts, for the draws.
+    """
+    answers: list[list[Generation]] = [[] for _ in contexts]
+    waiting = dict(enumerate(contexts))
+    while waiting:
+        places = [Place(first + index, blank=len(answers[index])) for index in waiting]
+        replies = generate(opened, list(waiting.values()), settings, places=places)
+        for index, reply in zip(list(waiting), replies, strict=True):
+            answers[index].append(reply)
+            following = next_context(opened, waiting.pop(index), reply)
+            if following is not None:
+                waiting[index] = following
+    return answers
+
+
+def next_context(opened: OpenedModel, context: Context, reply: Generation) -> Context | None:
+    """The context for the next blank after a reply; None if that was the last."""
+    ids = opened.family.next_blank(context.ids, reply.ids)
+    return None if ids is None else Context(ids, ids)
+
+
+class GrowingText:
+    """The text of a reply, made by ``decode``; ``on_text``, if given, is called with each piece once it is certain."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], on_text: OnText | None):
+        self._decode = decode
+        self._on_text = on_text
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def take(self, index: int, token: int) -> None:
+        """The next token; ``index``, of the reply in its batch, is not used."""
+        self._ids.append(token)
+        if self._on_text is not None:
+            self._show(self._decode(self._ids), certain=False)
+
+    def finish(self, ids: Sequence[int]) -> str:
+        """Pass on the rest of the text of all ids, and return the whole text."""
+        text = self._decode(ids)
+        self._show(text, certain=True)
+        return text
+
+    def _show(self, text: str, certain: bool) -> None:
+        changed = not text.startswith(self._shown)  # earlier text: show it again, once it is certain
+        if self._on_text is None or (not certain and (changed or text.endswith(HALF_A_CHARACTER))):
+            return
+        if changed:
+            self._on_text("\n")
+            self._shown = ""
+        piece, self._shown = text[len(self._shown) :], text
+        if piece:
+            self._on_text(piece)
 
 
 class _Batch:
     """Rows that each continue a context, and the network's state. ``logits_RV``: fp32, of the last column."""
 
     @torch.no_grad()
-    def __init__(
-        self,
-        opened: OpenedModel,
-        contexts: Sequence[Context],
-        settings: Settings,
-        sampler: Sampler | None,
-        conventions: SearchConventions | None,
-        places: Sequence[Place],
-    ):
+    def __init__(self, opened: OpenedModel, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]):
         family, network = opened.family, opened.network
         prompts = [family.prompt(context.ids) for context in contexts]
         self.settings = settings
-        published = family.published_conventions if settings.published else SearchConventions()
-        self.conventions = conventions or published
+        self.conventions = family.published_conventions if settings.published else SearchConventions()
         self.stop_ids = prompts[0].stop_ids
         self.device = network.device
-        self.sampler = sampler or placed_sampler(settings.seed, places, self.device)
+        self.draw = placed_sampler(settings.seed, places, self.device)
         decoder_ids = [prompt.inputs.get("decoder_input_ids", prompt.inputs["input_ids"]) for prompt in prompts]
         full_ids = [context.full_ids for context in contexts]
         self.processor: LogitsProcessor | None = family.logits_processor(settings, full_ids)
@@ -139,7 +178,6 @@ class _Batch:
         self._start_RP, self._step_RP = self._start_RP[index], self._step_RP[index]
 
     def feed(self, ids: Sequence[int]) -> None:
-        """Give every row its next token."""
         ids_R1 = torch.tensor(ids, device=self.device)[:, None]
         positions_RP1 = (self._start_RP + self._fed * self._step_RP)[:, :, None]
         self.logits_RV = self._network.step(ids_R1, positions_RP1, self._state)[:, -1].float()
@@ -158,7 +196,7 @@ class _Rows(_Batch):
         self._suppressed_ids = torch.tensor(suppressed, device=self.device) if suppressed else None
 
     def run(self) -> Iterator[list[tuple[int, int]]]:
-        """Decode; yields the drawn (sample, token) pairs of every step, without stop tokens."""
+        """Yield the drawn (sample, token) pairs of every step, without stop tokens."""
         for step in range(self.settings.max_new_tokens):
             drawn = self._draw(step)
             yield drawn
@@ -172,7 +210,7 @@ class _Rows(_Batch):
         scores_RV = self.scores([self._generated[sample] for sample in self._samples], self._samples)
         if self.settings.do_sample:
             probs_RV = self.filtered(scores_RV).softmax(-1)
-            ids_R1 = self.sampler(step, self._samples, probs_RV, 1)
+            ids_R1 = self.draw(step, self._samples, probs_RV, 1)
         else:
             ids_R1 = scores_RV.argmax(-1, keepdim=True)
         logits_RV = without_suppressed(self.logits_RV, self._suppressed_ids)
@@ -227,7 +265,7 @@ class _Beams(_Batch):
             self.take([sample for sample in range(samples) for _ in range(beams)])
 
     def run(self) -> Iterator[list[tuple[int, int]]]:
-        """Decode; yields an empty list after every step."""
+        """Yield an empty list after every step: no token is certain before the end."""
         for step in range(self.settings.max_new_tokens):
             parents, ids = self._advance(step)
             yield []
@@ -250,7 +288,7 @@ class _Beams(_Batch):
         vocabulary = scores_RV.shape[-1]
         joint_SN = scores_RV.view(len(search.live), -1)
         if sampling:
-            chosen_Sc = self.sampler(step, search.live, joint_SN.softmax(-1), search.width)
+            chosen_Sc = self.draw(step, search.live, joint_SN.softmax(-1), search.width)
             best_Sc, order_Sc = joint_SN.gather(-1, chosen_Sc).sort(dim=-1, descending=True, stable=True)
             chosen_Sc = chosen_Sc.gather(-1, order_Sc)
         else:

@@ -8,24 +8,20 @@ from hanmo.config import load
 from hanmo.errors import ConfigError, unknown
 from hanmo.families import presets
 from hanmo.families.base import OpenedModel
-from hanmo.generation.settings import Settings, sampling_of
+from hanmo.generation.settings import Settings
 from hanmo.processes import main_process
 
 PRESETS = ("no-beam", "published")  # the names families give to the settings of their interactive script
+# The keys of generation_config.json that are used: those of sampling, not of lengths and beam search.
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
 
 def decoding_presets(family: str, wanted: str | None) -> dict[str, Any]:
-    """The decoding presets of a family, by name.
-
-    Raises:
-        ConfigError: ``wanted`` is none of them.
-    """
+    """The decoding presets of a family, by name; raises ConfigError if ``wanted`` is none of them."""
     known = presets(family).get("generation", {})
-    if wanted is not None and wanted not in known:
-        raise ConfigError(
-            unknown(f"decoding preset of {family}", wanted, known) if known else f"{family} has no presets"
-        )
-    return known
+    if wanted is None or wanted in known:
+        return known
+    raise ConfigError(unknown(f"decoding preset of {family}", wanted, known) if known else f"{family} has no presets")
 
 
 def decoding_settings(
@@ -48,7 +44,17 @@ def decoding_settings(
 
 def _of_the_folder(opened: OpenedModel) -> dict[str, Any]:
     """The sampling settings of the model's generation_config.json; printed, as they are no defaults of hanmo."""
-    found, wrong = sampling_of(opened.family.generation)
+    given = {key: opened.family.generation.get(key) for key in SAMPLING}
+    if given["temperature"] == 0:  # greedy decoding
+        given |= {"temperature": None, "do_sample": False}
+    found, wrong = {}, []
+    for key, value in given.items():
+        try:
+            if value is not None:
+                load(Settings, {key: value})
+                found[key] = value
+        except ConfigError:
+            wrong.append(f"{key}={value!r}")
     file = "the model's generation_config.json"
     if wrong and main_process():
         print(f"hanmo: {file}: {', '.join(wrong)} is ignored", file=sys.stderr)

@@ -1,38 +1,26 @@
 """Random draws that depend on the reply alone, not on its batch, its row or its device.
 
 The noise of a token is a function of (seed, the reply's place, step, token): a counter goes through SplitMix64 (Steele
-et al. 2014, "Fast splittable pseudorandom number generators").
-
-Shape suffixes: R rows, S samples, N things to draw from.
+et al. 2014, "Fast splittable pseudorandom number generators"). Suffixes: R rows, S samples, N things to draw from.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+Sampler = Callable[[int, Sequence[int], Tensor, int], Tensor]  # see ``placed_sampler``
+
 
 class Place(NamedTuple):
-    """The identity of a reply: the index of its prompt in the input, of the reply to it, and of the blank that it fills."""
+    """The identity of a reply: the index of its prompt in the input, of the reply to it, and of the blank it fills."""
 
     record: int
     choice: int = 0
     blank: int = 0
-
-
-class Sampler(Protocol):
-    """Draws ``count`` ids a row without replacement, in the order of the draws.
-
-    Args:
-        step: decoding step, from 0.
-        samples: for each row of ``probs`` the index of the context it belongs to.
-        probs: (rows, N) fp32; N is the vocabulary, or beams x vocabulary for sampled beams.
-    """
-
-    def __call__(self, step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor: ...
 
 
 def _signed(number: int) -> int:
@@ -47,7 +35,11 @@ BELOW_ONE = 1 - 2.0**-24  # the largest fp32 under 1
 
 
 def placed_sampler(seed: int | None, places: Sequence[Place], device: torch.device) -> Sampler:
-    """A sampler for a batch with one place per context. Without a seed one is drawn."""
+    """A function that draws ids for a batch with one place per context. Without a seed one is drawn.
+
+    Its arguments: the decoding step, from 0; the context of each row, by index; probabilities (R, N) in fp32, where N is
+    the vocabulary, or beams x vocabulary for sampled beams; the number of draws from a row, without replacement.
+    """
     chosen = secrets.randbits(63) if seed is None else seed
     keys_S = torch.tensor([_key(chosen, place) for place in places]).to(device)
     rows: tuple[list[int], Tensor] = (list(range(len(places))), keys_S)

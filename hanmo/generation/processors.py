@@ -1,4 +1,4 @@
-"""The logits processor of families without one of their own: token ids, as transformers' processors define it."""
+"""What changes scores before a draw: top-k, top-p, and the logits processor of families without one of their own."""
 
 from collections.abc import Collection, Sequence
 
@@ -7,11 +7,12 @@ from torch import Tensor
 from hanmo.families.decoding import penalise, suppress
 from hanmo.generation.settings import Settings
 
-SUPPRESSED = float("-inf")  # the score of suppressed ids
+SUPPRESSED = float("-inf")  # the score of suppressed ids, and of those that a filter leaves out
+CANDIDATES = 512  # tokens that top-p reads before it sorts the whole vocabulary
 
 
 class TokenLogitsProcessor:
-    """Repetition penalty, minimum length, no repeated n-grams, and ``settings.suppressed_ids``.
+    """Repetition penalty, no repeated n-grams, minimum length, ``suppressed_ids``, as in transformers' processors.
 
     The penalty and the n-grams count the ids that the decoder reads of the prompt.
     """
@@ -23,7 +24,6 @@ class TokenLogitsProcessor:
 
     @staticmethod
     def needed(settings: Settings) -> bool:
-        """Whether the settings need any of this."""
         switched_on = settings.min_new_tokens or settings.no_repeat_ngram_size or settings.suppressed_ids
         return bool(switched_on or settings.repetition_penalty != 1)
 
@@ -43,7 +43,34 @@ class TokenLogitsProcessor:
 
 
 def repeated(ids: Sequence[int], size: int) -> set[int]:
-    """The ids that would complete an n-gram of this size that occurs in ``ids`` already: of 1 2 3 1 2 and size 3 the 3."""
+    """The ids that would complete an n-gram that occurs in ``ids`` already: of 1 2 3 1 2 and size 3 the 3."""
     starts = range(len(ids) - size + 1)
     opening = list(ids[len(starts) :])
     return {ids[start + size - 1] for start in starts if list(ids[start : start + size - 1]) == opening}
+
+
+def top_k(scores_RV: Tensor, k: int, cut: float = SUPPRESSED) -> Tensor:
+    """Keep the k best scores of each row; ties with the k-th stay. The others become ``cut``; k = 0 keeps all."""
+    if k <= 0 or k >= scores_RV.shape[-1]:
+        return scores_RV
+    kth_R1 = scores_RV.topk(k, dim=-1).values[..., -1:]
+    return scores_RV.masked_fill(scores_RV < kth_R1, cut)
+
+
+def top_p(scores_RV: Tensor, p: float, cut: float = SUPPRESSED) -> Tensor:
+    """Keep the smallest set of best tokens with a probability above p; the others become ``cut``. 0 and 1 keep all."""
+    if p <= 0 or p >= 1:
+        return scores_RV
+    probs_RV = scores_RV.softmax(-1)
+    width = min(CANDIDATES, scores_RV.shape[-1])
+    best_Rc, order_Rc = scores_RV.topk(width, dim=-1)
+    sums_Rc = probs_RV.gather(-1, order_Rc).cumsum(-1)
+    if width < scores_RV.shape[-1] and not bool((sums_Rc[..., -1] > p).all()):
+        best_Rc, order_Rc = scores_RV.sort(dim=-1, descending=True)
+        sums_Rc = probs_RV.gather(-1, order_Rc).cumsum(-1)
+    count_R1 = 1 + (sums_Rc[..., :-1] <= p).sum(-1, keepdim=True)
+    # Of equal scores the first ones are kept, as a stable sort would have it; topk promises no order among them.
+    last_R1 = best_Rc.gather(-1, count_R1 - 1)
+    above_RV, equal_RV = scores_RV > last_R1, scores_RV == last_R1
+    kept_RV = above_RV | (equal_RV & (equal_RV.cumsum(-1) <= count_R1 - above_RV.sum(-1, keepdim=True)))
+    return scores_RV.masked_fill(~kept_RV, cut)

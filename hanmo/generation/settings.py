@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from hanmo.errors import ConfigError, unknown
+from hanmo.errors import ConfigError
 
 STEEPEST = 50  # exponent up to which a power of any length is a number
 
@@ -67,33 +66,4 @@ class Settings:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")
 
     def change(self, **changes: Any) -> Settings:
-        """A copy with some settings changed; an unknown name is a ConfigError with the nearest known one."""
-        known = {field.name for field in fields(self)}
-        for name in changes:
-            if name not in known:
-                raise ConfigError(unknown("decoding setting", name, known))
         return replace(self, **changes)
-
-
-# The keys of generation_config.json that are used: those of sampling, not of lengths and beam search.
-SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
-
-
-def sampling_of(generation: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The sampling settings of a generation_config.json (temperature 0: greedy decoding), and its invalid ``key=value``."""
-    given = {key: generation[key] for key in SAMPLING if generation.get(key) is not None}
-    if given.get("temperature") == 0:
-        given = {**{key: value for key, value in given.items() if key != "temperature"}, "do_sample": False}
-    found = {key: value for key, value in given.items() if _is_valid(key, value)}
-    return found, [f"{key}={value!r}" for key, value in given.items() if key not in found]
-
-
-def _is_valid(key: str, value: Any) -> bool:
-    kind = bool if key == "do_sample" else int if key == "top_k" else int | float
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-        return False
-    try:
-        Settings().change(**{key: value})
-    except ConfigError:
-        return False
-    return True

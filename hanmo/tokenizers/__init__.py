@@ -1,4 +1,1 @@
-"""What the families' tokenizers share.
-
-All but ``kernels`` import nothing else of hanmo: their text is put into the tokenization.py of exported models.
-"""
+"""What tokenizers share. All but ``kernels`` import nothing else of hanmo: exported models get their text."""

@@ -1,6 +1,4 @@
-"""The base of the families' tokenizers. Many texts are tokenised by compiled kernels (``kernels/``, which need numba) where
-they pay, else in several processes.
-"""
+"""The base of the families' tokenizers. Many texts are encoded by compiled kernels or in several processes."""
 
 from __future__ import annotations
 
@@ -46,7 +44,6 @@ class PlainTokenizer(PreTrainedTokenizer):
         return [int(id_ >= 0) for id_ in self.build_inputs_with_special_tokens(first, second)]
 
     def vocabulary_bytes(self) -> bytes:
-        """The content of the vocabulary file."""
         raise NotImplementedError
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
@@ -58,7 +55,7 @@ class PlainTokenizer(PreTrainedTokenizer):
         return (str(target),)
 
     def encode_batch(self, texts: Sequence[str], workers: int | None = None) -> list[list[int]]:
-        """``encode_plain`` of many texts, with ``workers`` threads or processes; by default one per processor if that pays."""
+        """``encode_plain`` of many texts, with ``workers`` threads or processes; default: one per processor if it pays."""
         kernel = self._kernel_that_pays(texts)
         if kernel is None:
             return encode_in_processes(self._encode_part, texts, workers)
@@ -110,11 +107,7 @@ def compiled(name: str, *about: Any) -> Any:
 def encode_in_processes(
     encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str], workers: int | None = None
 ) -> list[list[int]]:
-    """``encode`` over parts of ``texts``, in several forked processes where that pays and the system allows it.
-
-    The processes share the dictionaries that this one has read, and send back plain arrays of ids.
-    """
-    global _job
+    """``encode`` over parts of ``texts``, in several forked processes where that pays and the system allows it."""
     parts = list(parts_of(texts))
     if workers is None:
         workers = (os.cpu_count() or 1) if sum(map(len, texts)) >= _WORTH_A_PROCESS else 1
@@ -122,20 +115,16 @@ def encode_in_processes(
     if not forks or multiprocessing.current_process().daemon:  # a data loader's worker may not start processes
         workers = 1
     workers = min(workers, len(parts))
-    _job = encode, texts
-    try:
-        with garbage_collector_off():
-            if workers < 2:
-                return [ids for start, end in parts for ids in encode(texts[start:end])]
-            encode([""])  # reads the dictionaries before the fork
-            results: list[list[int]] = []
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-                for lengths, flat in pool.map(_encode_part, parts):
-                    ids = iter(flat.tolist())
-                    results += [list(islice(ids, length)) for length in lengths]
-            return results
-    finally:
-        _job = None
+    with garbage_collector_off():
+        if workers < 2:
+            return [ids for start, end in parts for ids in encode(texts[start:end])]
+        encode([""])  # reads the dictionaries before the fork, so that the processes share them
+        results: list[list[int]] = []
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (encode, texts)) as pool:
+            for lengths, flat in pool.map(_encode_part, parts):
+                ids = iter(flat.tolist())
+                results += [list(islice(ids, length)) for length in lengths]
+        return results
 
 
 def parts_of(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -162,12 +151,16 @@ def garbage_collector_off() -> Iterator[None]:
 
 _PART = 1 << 17  # characters that a process or thread encodes at a time
 _WORTH_A_PROCESS = 1 << 20  # characters in all
-_job: tuple[Callable[[Sequence[str]], list[list[int]]], Sequence[str]] | None = None
+_job: Any = None  # of a forked process: the arguments of ``encode_in_processes``
+
+
+def _begin(*job: Any) -> None:
+    global _job
+    _job = job
 
 
 def _encode_part(part: tuple[int, int]) -> tuple[list[int], array[int]]:
     """In a forked process: the number of ids of each text of a range, and the concatenated ids."""
-    assert _job is not None
     encode, texts = _job
     ids = encode(texts[part[0] : part[1]])
     return list(map(len, ids)), array("i", chain.from_iterable(ids))

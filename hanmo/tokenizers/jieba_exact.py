@@ -20,7 +20,7 @@ _PARTS = re.compile(f"([{_HAN}]+)")
 _ANY_LATIN = re.compile(f"[{_LATIN}]")
 _SLOW = re.compile(r"AT&T|[cC]#|[cC]\+\+")  # words of the dictionary without a Chinese character
 _LONGEST = 16  # characters of the longest word
-_COUNTED_TWICE = 3  # frequency of B超
+_COUNTED_TWICE = 3  # frequency of B超, a line that jieba's dictionary has, and jieba counts, twice
 _IMPOSSIBLE = -3.14e100  # jieba's log 0
 _NOWHERE = (_IMPOSSIBLE,) * 4
 
@@ -28,14 +28,12 @@ _NOWHERE = (_IMPOSSIBLE,) * 4
 class WordCutter:
     """Cuts text into words as jieba does.
 
-    rjieba finds the most probable path through the dictionary, with jieba's sums. Three differences are mended here: its
-    hidden Markov model, which finds words in runs of single characters, is rounded, so ours has jieba's own numbers; it
-    joins Latin letters and digits by another rule; and it takes more characters for Chinese. In the few blocks with one
-    of the dictionary's purely Latin words the path is found here.
+    rjieba finds the most probable path through the dictionary, with jieba's sums. Three differences are corrected here:
+    its hidden Markov model, which finds words in runs of single characters, is rounded, so ours has jieba's own numbers;
+    it joins Latin letters and digits by another rule; and it takes more characters for Chinese. In the few blocks with
+    one of the dictionary's purely Latin words, or of ``added``, the path is found here.
 
-    Args:
-        further: characters that may be parts of words as well.
-        added: further words of the dictionary, with the frequency 1; all contain one of ``further``.
+    ``further`` characters may be parts of words too; ``added`` words, each with one of these, have the frequency 1.
     """
 
     def __init__(self, further: str = "", added: tuple[str, ...] = ()) -> None:
@@ -84,11 +82,8 @@ class WordCutter:
         return words + self._run_words(run)
 
     def _run_words(self, run: str) -> list[str]:
-        """The hidden Markov model's words of a run of single characters; Latin words stay whole.
-
-        A run that is a word of the dictionary was less probable than its characters, and stays apart.
-        """
-        if len(run) < 2 or _rjieba(self._added).has_word(run):
+        """The hidden Markov model's words of a run of single characters; Latin words stay whole."""
+        if len(run) < 2 or _rjieba(self._added).has_word(run):  # a word that was less probable than its characters
             return [*run]
         if run[0] >= _FIRST and run[-1] >= _FIRST and not _ANY_LATIN.search(run):
             return _viterbi(run)
@@ -117,12 +112,9 @@ class BoundedCache(dict[str, list[Any]]):
 
 @lru_cache(maxsize=2)
 def _rjieba(added: tuple[str, ...]) -> rjieba.Jieba:
-    """rjieba with jieba's sum of all frequencies, whose rounding decides between equally probable paths.
-
-    The added words are never found; ``\\0`` stands for a line that jieba's dictionary has, and jieba counts, twice.
-    """
+    """rjieba with jieba's sum of all frequencies, whose rounding decides between equally probable paths."""
     cutter = rjieba.Jieba()
-    cutter.add_word("\0", _COUNTED_TWICE, None)
+    cutter.add_word("\0", _COUNTED_TWICE, None)  # never found, like the added words
     for word in added:
         cutter.add_word(word, 1, None)
     return cutter
@@ -130,12 +122,10 @@ def _rjieba(added: tuple[str, ...]) -> rjieba.Jieba:
 
 @lru_cache(maxsize=1)
 def read_frequencies() -> tuple[dict[str, str], int]:
-    """The words of jieba's dictionary with their frequencies, and the sum of these.
-
-    ``jieba.Tokenizer`` would read a cache in the shared temporary folder, perhaps stale, half written or another user's.
-    """
+    """The words of jieba's dictionary with their frequencies, and the sum of these."""
     import jieba
 
+    # Its own reader uses a cache in the shared temporary folder, perhaps stale, half written or another user's.
     with jieba.Tokenizer().get_dict_file() as file:
         fields = file.read().decode("utf-8").split()  # word, frequency, part of speech; again and again
     return dict(zip(fields[::3], fields[1::3], strict=True)), sum(map(int, fields[1::3]))
@@ -164,9 +154,9 @@ def _route(block: str, added: tuple[str, ...]) -> list[str]:
 
 @lru_cache(maxsize=1)
 def read_markov() -> tuple[dict[str, float], dict[str, dict[str, float]], dict[str, tuple[float, ...]]]:
-    """jieba's hidden Markov model, as log probabilities: P(first state), P(state | state before), P(character | state).
+    """jieba's hidden Markov model: log P(first state), log P(state | state before), by character log P(it | state).
 
-    The last is by character, for the states B(egin), E(nd), M(iddle) and S(ingle).
+    The states are B(egin), E(nd), M(iddle) and S(ingle).
     """
     from jieba.finalseg import emit_P, start_P, trans_P
 
@@ -175,10 +165,7 @@ def read_markov() -> tuple[dict[str, float], dict[str, dict[str, float]], dict[s
 
 
 def _viterbi(run: str) -> list[str]:
-    """Words of a run of Chinese characters: the most probable path through the states B, E, M and S.
-
-    Sums are added in jieba's order; on a tie the state whose letter comes later wins.
-    """
+    """Words of a run of Chinese characters: the most probable path through the states, summed in jieba's order."""
     first, then, emissions = read_markov()
     be, bm, eb, es = then["B"]["E"], then["B"]["M"], then["E"]["B"], then["E"]["S"]
     me, mm, sb, ss = then["M"]["E"], then["M"]["M"], then["S"]["B"], then["S"]["S"]
@@ -189,7 +176,7 @@ def _viterbi(run: str) -> list[str]:
     b, e, m, s = first["B"] + at_b, first["E"] + at_e, first["M"] + at_m, first["S"] + at_s
     # the origin of the best path to a state at each further character: S or E for B and S; M or B for E and M
     from_s_to_b, from_m_to_e, from_m_to_m, from_s_to_s = [False], [False], [False], [False]
-    for character in run[1:]:
+    for character in run[1:]:  # on a tie the state whose letter comes later wins
         at_b, at_e, at_m, at_s = emissions.get(character, _NOWHERE)
         b_e, b_s = e + eb + at_b, s + sb + at_b
         e_b, e_m = b + be + at_e, m + me + at_e

@@ -9,10 +9,7 @@ from hanmo.tokenizers.base import PlainTokenizer, compiled
 
 
 class SentencePieceTokenizer(PlainTokenizer):
-    """A tokenizer whose ordinary tokens are the pieces of the sentencepiece model ``vocab_file``.
-
-    Special tokens in a text are found by ``encode_plain``, never by transformers.
-    """
+    """A tokenizer of sentencepiece's pieces; special tokens in a text are found by ``encode_plain`` alone."""
 
     def __init__(self, vocab_file: str, **kwargs: Any) -> None:
         self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
@@ -27,7 +24,6 @@ class SentencePieceTokenizer(PlainTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of sentencepiece pieces."""
         return int(self._pieces.vocab_size())
 
     def get_vocab(self) -> dict[str, int]:
@@ -57,7 +53,6 @@ class SentencePieceTokenizer(PlainTokenizer):
         return self.decode_plain(ids, skip_special_tokens, clean_up_tokenization_spaces)
 
     def decode_plain(self, ids: list[int], skip_special_tokens: bool, clean_up: bool | None) -> str:
-        """Ids as text."""
         raise NotImplementedError
 
     def vocabulary_bytes(self) -> bytes:

@@ -31,17 +31,19 @@ def test_original(model, case):
 
 
 @pytest.mark.parametrize(("model", "case"), VARIANT, ids=named)
-def test_variant(model, case):
+def test_variant(model, case, monkeypatch):
     eva = opened(model, case["args"]["rule_path"])
-    conventions = replace(EvaFamily.published_conventions, first_beam_only=True)
-    said = generate(eva, contexts(case, eva.tokenizer), settings(case["args"]), conventions=conventions)
+    monkeypatch.setattr(
+        eva.family, "published_conventions", replace(EvaFamily.published_conventions, first_beam_only=True)
+    )
+    said = generate(eva, contexts(case, eva.tokenizer), settings(case["args"]))
     assert [list(one.ids) for one in said] == case["output_ids"]
 
 
 @pytest.mark.parametrize(("model", "case"), [(m, c) for m, c in ORIGINAL if c["is_done_ties"]], ids=named)
-def test_ties_taken_as_not_done(model, case):
+def test_ties_taken_as_not_done(model, case, monkeypatch):
     """The recorded other side of a tie: what comes out where rounding decides against being done."""
     eva = opened(model, case["args"]["rule_path"])
-    conventions = replace(EvaFamily.published_conventions, tie=-1e-5)
-    said = generate(eva, contexts(case, eva.tokenizer), settings(case["args"]), conventions=conventions)
+    monkeypatch.setattr(eva.family, "published_conventions", replace(EvaFamily.published_conventions, tie=-1e-5))
+    said = generate(eva, contexts(case, eva.tokenizer), settings(case["args"]))
     assert [list(one.ids) for one in said] == case["output_ids_if_ties_are_not_done"]

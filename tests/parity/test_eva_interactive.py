@@ -16,6 +16,7 @@ from hanmo.generation.chat import ChatSession, Reply
 from hanmo.generation.settings import Settings
 from tests.parity.eva_models import EVA, opened, settings
 from tests.places import load, needs_parity
+from tests.searching import drawing
 
 pytestmark = needs_parity("eva")
 TRUNCATIONS = load(EVA / "interactive_truncation.json")
@@ -57,7 +58,8 @@ def test_what_the_model_is_shown(case):
 
     def say(user):
         ids = [*tokenizer.encode_plain(next(scripted)), tokenizer.sep_token_id]
-        return chat.reply(user, sampler=lambda step, samples, probs, count: torch.tensor([[ids[step]]]))
+        with drawing(lambda step, samples, probs, count: torch.tensor([[ids[step]]])):
+            return chat.reply(user)
 
     # The recorded replies are the scripts, before their tokens made them text again.
     expected = [

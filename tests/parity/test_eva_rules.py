@@ -12,7 +12,7 @@ from hanmo.families.eva.decoding import EvaLogitsProcessor, Vocabulary, read_ant
 from hanmo.families.eva.family import EvaFamily
 from hanmo.families.eva.tokenization import EvaTokenizer
 from hanmo.generation.beam import Hypotheses
-from hanmo.generation.filters import top_k, top_p
+from hanmo.generation.processors import top_k, top_p
 from hanmo.generation.settings import Settings
 from tests.places import PARITY, load, needs_parity
 

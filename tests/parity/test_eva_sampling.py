@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from hanmo.generation.decode import generate
 from tests.parity.eva_models import EVA, MODELS, contexts, opened, settings
 from tests.places import load, needs_parity
+from tests.searching import drawing
 
 pytestmark = needs_parity("eva")
 CASES = [(model, case) for model in MODELS for case in load(EVA / f"sampling_{model}.json")]
@@ -33,7 +34,8 @@ class Replay:
 def test_replayed_draws(model, case):
     eva = opened(model, case["args"]["rule_path"])
     replay = Replay(case["draws"])
-    said = generate(eva, contexts(case, eva.tokenizer), settings(case["args"]), sampler=replay)
+    with drawing(replay):
+        said = generate(eva, contexts(case, eva.tokenizer), settings(case["args"]))
     assert [list(one.ids) for one in said] == case["output_ids"]
 
     recorded = load_file(EVA / f"sampling_{model}.safetensors")

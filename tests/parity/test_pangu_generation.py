@@ -15,7 +15,7 @@ from hanmo.families.base import OpenedModel
 from hanmo.families.pangu.family import PanguFamily
 from hanmo.families.pangu.modeling import PanguModel
 from hanmo.generation.decode import generate
-from hanmo.generation.filters import top_k, top_p
+from hanmo.generation.processors import top_k, top_p
 from hanmo.generation.settings import Settings
 from hanmo.records import Text
 from hanmo.rows import Context, Prompt

@@ -19,12 +19,13 @@ from hanmo.families.transformer_xl.modeling import TransformerXLModel
 from hanmo.families.transformer_xl.relative import visible
 from hanmo.generation.beam import BeamSearch
 from hanmo.generation.decode import generate
-from hanmo.generation.filters import top_k, top_p
+from hanmo.generation.processors import top_k, top_p
 from hanmo.generation.settings import Settings
 from hanmo.records import PromptResponse, Text
 from hanmo.rows import Context, collate
 from tests.parity.transformer_xl_models import FOLDER, decoder, family, network
 from tests.places import load, needs_parity
+from tests.searching import drawing
 
 pytestmark = needs_parity("transformer_xl")
 DECODE = FOLDER / "decode"
@@ -149,7 +150,8 @@ def test_sampled_paths(case: dict[str, Any]) -> None:
         top_p=case["top_p"],
         published=True,
     )
-    generate(opened(recorded_model(case), stop), [context(case["prompt_ids"])], settings, sampler=replay)
+    with drawing(replay):
+        generate(opened(recorded_model(case), stop), [context(case["prompt_ids"])], settings)
     assert seen == list(range(steps)) and seen
 
 

@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 
-from hanmo.checkpoints.hub import local_folder
+from hanmo.checkpoints.locate import local_folder
 from hanmo.errors import UnsupportedError
 from tests import processes
 from tests.unit.transformers_models import write_model

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 import zipfile
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def test_threads_write_what_a_file_would_hold(writes: list[tuple[int, int]]) -> 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(tensor_files, "_SMALL", 8)
         plain = BytesIO()
-        with tensor_files.BackgroundFile(Path(folder) / "a") as file:
+        with closing(tensor_files.BackgroundFile(Path(folder) / "a")) as file:
             for number, (back, size) in enumerate(writes):
                 place = max(plain.tell() - back, 0)
                 for written in (plain, file):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hanmo.generation.blanks import fill
-from hanmo.generation.decode import generate
+from hanmo.generation.decode import fill, generate
 from hanmo.generation.settings import Settings
 from hanmo.records import Text
 from hanmo.rows import Context

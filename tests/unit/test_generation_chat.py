@@ -14,11 +14,12 @@ from hanmo.cli import chat as chat_cli
 from hanmo.cli import generate as generate_cli
 from hanmo.errors import ConfigError, RecordError, UnsupportedError
 from hanmo.generation.chat import ChatSession
+from hanmo.generation.decode import GrowingText
 from hanmo.generation.defaults import decoding_settings
 from hanmo.generation.prompts import read_prompts
 from hanmo.generation.settings import Settings
-from hanmo.generation.text import GrowingText
 from hanmo.records import Dialogue, PromptResponse, Text, iter_records
+from tests.searching import drawing
 from tests.unit.decoding_peers import eva
 from tests.unit.tiny import tiny
 
@@ -26,8 +27,8 @@ SETTINGS = Settings(max_new_tokens=6, seed=1)
 
 
 def scripted(ids):
-    """A sampler that says these ids."""
-    return lambda step, samples, probs, count: torch.tensor([[ids[step]]])
+    """Draws these ids."""
+    return drawing(lambda step, samples, probs, count: torch.tensor([[ids[step]]]))
 
 
 @pytest.fixture
@@ -44,10 +45,12 @@ def test_history_keeps_the_ids_that_were_said(opened):
     chat = ChatSession(opened, SETTINGS, 64)
     letters = [opened.tokenizer.get_vocab()[letter] for letter in "天气"]
     assert ids_of(opened, "天气")[:-1] != letters
-    reply = chat.reply("今天", sampler=scripted([*letters, opened.tokenizer.sep_token_id]))
+    with scripted([*letters, opened.tokenizer.sep_token_id]):
+        reply = chat.reply("今天")
     assert (reply.text, reply.ids, reply.finished) == ("天气", tuple(letters), True)
     sep = opened.tokenizer.sep_token_id
-    context = chat.reply("好", sampler=scripted([sep])).context
+    with scripted([sep]):
+        context = chat.reply("好").context
     assert context.full_ids == (*ids_of(opened, "今天"), *letters, sep, *ids_of(opened, "好"))
     assert chat.turns == ["今天", "天气", "好", ""]
 
@@ -55,11 +58,13 @@ def test_history_keeps_the_ids_that_were_said(opened):
 def test_clear_and_save(opened, tmp_path):
     chat = ChatSession(opened, SETTINGS, 64, system="你好")
     for text in ("今天", "明天"):
-        chat.reply(text, sampler=scripted(ids_of(opened, "很好")))
+        with scripted(ids_of(opened, "很好")):
+            chat.reply(text)
     chat.clear()
     assert chat.turns == []
     chat.clear()
-    reply = chat.reply("好", sampler=scripted(ids_of(opened, "不")))
+    with scripted(ids_of(opened, "不")):
+        reply = chat.reply("好")
     assert reply.context.full_ids == (*ids_of(opened, "你好"), *ids_of(opened, "好"))
     assert chat.save(tmp_path / "talk.jsonl") == 2
     assert list(iter_records(tmp_path / "talk.jsonl")) == [
@@ -89,7 +94,8 @@ def test_replies_within_a_session_draw_anew(opened):
 def test_streamed_pieces_are_the_reply(opened):
     chat = ChatSession(opened, SETTINGS, 64)
     pieces: list[str] = []
-    reply = chat.reply("今天", pieces.append, scripted(ids_of(opened, "今天天气很好")))
+    with scripted(ids_of(opened, "今天天气很好")):
+        reply = chat.reply("今天", pieces.append)
     assert "".join(pieces) == reply.text == "今天天气很好"
     assert len(pieces) > 2
     assert chat.streams and not ChatSession(opened, SETTINGS.change(num_beams=2), 64).streams
@@ -104,7 +110,8 @@ def test_ctrl_c_keeps_what_was_said(opened):
             raise KeyboardInterrupt
 
     chat = ChatSession(opened, SETTINGS, 64)
-    reply = chat.reply("今天", show, scripted(ids_of(opened, "天气好")))
+    with scripted(ids_of(opened, "天气好")):
+        reply = chat.reply("今天", show)
     assert reply.text == "天气" and shown == ["天气"] and not reply.finished
     assert chat.turns == ["今天", reply.text]
 

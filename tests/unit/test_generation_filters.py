@@ -6,14 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.generation.filters import CANDIDATES, OFF, top_k, top_p
+from hanmo.generation.processors import CANDIDATES, SUPPRESSED, top_k, top_p
 
 # Probabilities 0.5, 0.25, 0.125, 0.125.
 HALVES = torch.tensor([[0.5, 0.125, 0.25, 0.125]]).log()
 
 
 def kept(scores):
-    return [row.nonzero()[:, 0].tolist() for row in scores > OFF]
+    return [row.nonzero()[:, 0].tolist() for row in scores > SUPPRESSED]
 
 
 def test_top_k():
@@ -45,7 +45,7 @@ def test_rows_are_filtered_by_themselves():
 
 def test_a_dead_row_stays_dead():
     """Beams that cannot go on have nothing but -inf."""
-    assert kept(top_p(torch.full((1, 5), OFF), 0.9)) == [[]]
+    assert kept(top_p(torch.full((1, 5), SUPPRESSED), 0.9)) == [[]]
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 0.999), st.sampled_from([0.01, 1.0, 5.0]))

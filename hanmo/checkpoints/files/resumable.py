@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hanmo.checkpoints.files.tensor_files import HASH, LazyTensor, Progress, WeightFile
-from hanmo.checkpoints.files.verifying import read_index, verify_index
-from hanmo.checkpoints.originals.weights import find_weights
+from hanmo.checkpoints.files.tensor_files import HASH, LazyTensor, Progress, WeightFile, content_hash
+from hanmo.checkpoints.originals.weights import Weights, find_weights
 from hanmo.checkpoints.save import INDEX, is_no_weights
 from hanmo.errors import CheckpointError
 from hanmo.files import json_text, read_json, replacing, system_errors, write_text
@@ -53,10 +53,7 @@ class ResumableFolder:
                 file.write(temporary, progress)
         finally:
             torch.set_num_threads(threads)
-        facts = {
-            name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": tensor.shape, "hash": tensor.digest}
-            for name, tensor in file.tensors.items()
-        }
+        facts = {name: {**_form(tensor), "hash": tensor.digest} for name, tensor in file.tensors.items()}
         self.files[file.name] = {"bytes": path.stat().st_size, "tensors": facts}
         write_text(self.path / INDEX, json_text({"hash": HASH, "files": self.files}) + "\n")
 
@@ -70,16 +67,10 @@ def bytes_of(tensors: dict[str, LazyTensor]) -> int:
 def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify: bool) -> Iterator[ResumableFolder]:
     """A folder in the making that becomes ``target`` when the block ends without an error.
 
-    After an error it is removed; with ``resume`` it is kept, and the next call of the same job continues it, as it does
-    the folder of a killed process.
-
-    Args:
-        job: everything that decides the content, as JSON.
-        verify: read the files of weights again and compare the hashes before the target appears.
-
-    Raises:
-        InUseError: another run writes it.
-        CheckpointError: it cannot be written, a file is not as it was written, or the interrupted job was another one.
+    After an error it is removed. With ``resume`` it is kept, and the next call of the same ``job`` (everything that
+    decides the content, as JSON) continues it, as it does the folder of a killed process. ``verify``: read the weights
+    again and compare the hashes before the target appears. InUseError if another run writes it; CheckpointError if it
+    cannot be written, a file is not as it was written, or the interrupted job was another one.
     """
     resolved = Path(os.path.realpath(target))  # resolves links in a circle too
     path = resolved.with_name(f".{resolved.name}.partial")
@@ -101,21 +92,70 @@ def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify:
                 raise
     except OSError as error:
         kept = f"; the finished files lie in {path}: --resume continues" if resume else ""
-        raise CheckpointError(
-            f"{target}: cannot be written: {error.strerror or error}; nothing has been changed{kept}"
-        ) from error
+        problem = f"cannot be written: {error.strerror or error}; nothing has been changed"
+        raise CheckpointError(f"{target}: {problem}{kept}") from error
 
 
 def _clear_earlier(path: Path, job: dict[str, Any], resume: bool) -> None:
     """Remove the folder of an interrupted run, unless this one continues it."""
-    if not (path / _JOB).is_file():
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    if not resume:
-        shutil.rmtree(path)
+    interrupted = (path / _JOB).is_file()
+    if not interrupted or not resume:
+        shutil.rmtree(path, ignore_errors=not interrupted)
         return
     before = read_json(path / _JOB).get("job") or {}
     if before != job:
         changed = ", ".join(f"{key} ({before.get(key)!r} then)" for key in job if before.get(key) != job[key])
         advice = "repeat it as it was, or leave out --resume to begin again"
         raise CheckpointError(f"{path}: the interrupted conversion was another one: different are {changed}; {advice}")
+
+
+def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
+    """Compare all weights with the index beside them: the number of tensors; None without an index.
+
+    ``from_disk``: drop the files from the system's cache first. CheckpointError names a tensor that differs.
+    """
+    index = weights.folder / INDEX
+    files = read_index(index)
+    if files is None:
+        return None
+    names = [str(file.relative_to(weights.folder)) for file in weights.files]
+    for name, facts in files.items():
+        if name not in names:
+            raise CheckpointError(f"{index}: lists {name}, which is not among the files: {', '.join(names)}")
+        number = names.index(name)
+        path, tensors = weights.files[number], weights.ranks[number if len(weights.ranks) > 1 else 0]
+        if from_disk and hasattr(os, "posix_fadvise"):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for tensor_name, fact in facts["tensors"].items():
+            _compare(path, tensor_name, tensors.get(tensor_name), fact)
+    return sum(len(facts["tensors"]) for facts in files.values())
+
+
+def read_index(index: Path) -> dict[str, dict[str, Any]] | None:
+    """The files in an index of hashes, by name; None without an index of our hash; CheckpointError for another form."""
+    content = read_json(index) if index.is_file() else {}
+    if content.get("hash") != HASH:
+        return None
+    files: Any = content.get("files")
+    listed = isinstance(files, dict) and all(isinstance(one, dict) for one in files.values())
+    tensors: list[Any] = [one.get("tensors") for one in files.values()] if listed else [None]
+    if not all(isinstance(one, dict) for one in tensors) or not all(
+        isinstance(fact, dict) and fact.keys() >= {"dtype", "shape", "hash"} for one in tensors for fact in one.values()
+    ):
+        raise CheckpointError(f"{index}: not as a conversion writes it; remove it, or convert again")
+    return files
+
+
+def _form(tensor: Tensor | LazyTensor) -> dict[str, Any]:
+    return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+
+
+def _compare(file: Path, name: str, tensor: Tensor | None, fact: dict[str, Any]) -> None:
+    if tensor is None:
+        raise CheckpointError(f"{file}: {name} is missing; it was written (see {INDEX})")
+    if (found := _form(tensor)) != {key: fact[key] for key in found}:
+        raise CheckpointError(f"{file}: {name} is {found}, not as it was written ({fact})")
+    if (digest := content_hash(tensor)) != fact["hash"]:
+        damage = f"its content hash is {digest}, {INDEX} says {fact['hash']}; the file is damaged"
+        raise CheckpointError(f"{file}: {name} is not as it was written: {damage}: convert or copy it again")

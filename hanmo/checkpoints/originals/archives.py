@@ -1,9 +1,8 @@
 """Checks the zip archives that torch writes before they are read.
 
-A zip file stores every fact twice: in the central directory at its end and in a header before each member. Readers differ
-in which one they use (torch uses both), and none rejects overlapping members, so one archive can hold different models
-for different readers. Here both must agree, and the bytes they describe must exist.
-
+A zip file stores every fact twice: in the central directory at its end and in a header before each member. Readers use
+one or the other (torch uses both), and none rejects overlapping members, so one archive can hold different models for
+different readers. Here both must agree, and the bytes they describe must exist.
 Format: PKWARE's APPNOTE.TXT, sections 4.3.7 (local file header) and 4.3.16 (end of central directory).
 """
 
@@ -27,8 +26,6 @@ class ArchiveError(ValueError):
 
 @dataclass(frozen=True)
 class Archive:
-    """The content of a checked archive."""
-
     path: Path
     members: dict[str, zipfile.ZipInfo]  # by name, without the common folder
     stored: bool  # no member is compressed, so all can be memory-mapped
@@ -42,12 +39,7 @@ class Archive:
 
 
 def read_archive(path: Path) -> Archive:
-    """Check an archive of torch's and return its content.
-
-    Raises:
-        ArchiveError: it contradicts itself or its bytes.
-        zipfile.BadZipFile: its central directory is missing or damaged.
-    """
+    """The content of an archive; ArchiveError if it contradicts itself or its bytes, BadZipFile without a sound list."""
     with path.open("rb") as file:
         _check_list(path, file)
         with zipfile.ZipFile(file) as archive:

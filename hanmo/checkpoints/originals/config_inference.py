@@ -27,10 +27,7 @@ def infer_config(
     """Our configuration for these weights, and the name of the released size if it is one.
 
     In this order: ``config``, an original configuration file; ``size``, a released size by name; config.json beside
-    the weights; the one released size that has these shapes. The number of embedding rows is always the file's.
-
-    Raises:
-        CheckpointError: nothing decides, or the weights have other shapes.
+    the weights; the one released size that has these shapes. CheckpointError if nothing decides, or shapes differ.
     """
     if config is not None and size is not None:
         raise ConfigError("give a size or a configuration file, not both")
@@ -62,20 +59,17 @@ def _by_shapes(original: Original) -> dict[str, Any]:
         return sizes[candidates[0]].config
     where = f"{original.weights.path} ({original.family.name})"
     if candidates:
-        raise CheckpointError(
-            f"{where}: the shapes are those of {' and '.join(candidates)}, which compute differently; "
-            f"say which it is: --size {' or --size '.join(candidates)}"
-        )
+        problem = f"the shapes are those of {' and '.join(candidates)}, which compute differently"
+        raise CheckpointError(f"{where}: {problem}; say which it is: --size {' or --size '.join(candidates)}")
     configs = [size.config for size in sizes.values()]
     deciding = {key for one in configs for key in one if any(other.get(key) != one[key] for other in configs)}
     if deciding <= dimensions.keys():
         return dimensions
     lack = f", and its shapes do not say {', '.join(sorted(deciding - dimensions.keys()))}" if dimensions else ""
-    raise CheckpointError(
-        f"{where}: has no config.json and is of no released size (its embedding is "
-        f"{next(iter(original.shapes.values()))}){lack}; "
-        f"give the original's configuration file: --config FILE (released: {', '.join(sizes)})"
-    )
+    embedding = next(iter(original.shapes.values()))
+    problem = f"has no config.json and is of no released size (its embedding is {embedding}){lack}"
+    advice = f"give the original's configuration file: --config FILE (released: {', '.join(sizes)})"
+    raise CheckpointError(f"{where}: {problem}; {advice}")
 
 
 def _build(original: Original, settings: dict[str, Any]) -> PretrainedConfig:
@@ -96,7 +90,6 @@ def _dimensions(original: Original) -> dict[str, Any]:
 
 
 def _fits(original: Original, settings: dict[str, Any]) -> bool:
-    """Whether the files have the shapes of a released size's settings."""
     config = original.family.config_class(**settings)
     if any(getattr(config, over) != count for over, count in vars(original.counts).items()):
         return False  # another depth: known without building the network

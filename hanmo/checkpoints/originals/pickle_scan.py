@@ -1,9 +1,9 @@
 """Checks the sizes that a pickle of tensors claims, without building its objects.
 
-torch's restricted unpickler runs no code, but it builds every object that a pickle asks for: tuples of two references to
+torch's restricted unpickler runs no code, but builds every object that a pickle asks for: tuples of two references to
 such tuples, sixty deep, take a few hundred bytes to store and years to hash; a tensor may claim more elements than the
-file has bytes. ``scan_pickle`` follows the opcodes with stand-ins for the objects and refuses claims that the file cannot
-meet. It stops at an opcode that torch does not know, because torch then refuses the file itself.
+file has bytes. ``scan_pickle`` follows the opcodes with stand-ins for the objects and refuses such claims. It stops at
+an opcode that torch does not know, because torch then refuses the file itself.
 """
 
 import pickle
@@ -49,8 +49,6 @@ class ClaimError(ValueError):
 
 @dataclass(frozen=True)
 class Storage:
-    """A storage as a pickle declares it."""
-
     key: str
     dtype: torch.dtype
     numel: int
@@ -67,8 +65,6 @@ class _Global:
 
 @dataclass(slots=True)
 class _Made:
-    """Stand-in for an object."""
-
     value: Any = None  # the object itself if it is a plain one
     size: int = 1  # number of objects in it, each counted once per reference
     depth: int = 0
@@ -77,8 +73,6 @@ class _Made:
 
 @dataclass
 class Claims:
-    """The claims of a file's pickles, added up."""
-
     storages: dict[str, Storage] = field(default_factory=dict)  # by key
     texts: set[str] = field(default_factory=set)  # all strings; before torch 1.6 also the keys of storages that follow
     unfolded: int = 0  # number of objects, each counted once per reference
@@ -100,9 +94,7 @@ def full_name(module: str, name: str) -> str:
 def scan_pickle(file: BinaryIO, claims: Claims) -> bool:
     """Follow one pickle of a file to its end and add up its claims; False if torch will refuse it.
 
-    Raises:
-        ClaimError: it claims more than the file can hold.
-        TypeError: a call has arguments of the wrong kind.
+    ClaimError if it claims more than the file can hold; TypeError if a call has arguments of the wrong kind.
     """
     try:
         _Scanner(file, claims).run()
@@ -133,7 +125,9 @@ class _Scanner:
             elif code == b"r":
                 self.memo[struct.unpack("<I", read(4))[0]] = self.stack[-1]
             elif code in (b"h", b"j"):
-                self.refer(self.memo[read(1)[0] if code == b"h" else struct.unpack("<I", read(4))[0]])
+                made = self.memo[read(1)[0] if code == b"h" else struct.unpack("<I", read(4))[0]]
+                self.count(made.size)
+                self.stack.append(made)
             elif code in (b"X", b"U"):
                 self.text(code)
             elif code == b"(":
@@ -188,10 +182,6 @@ class _Scanner:
         value = str(data, "utf-8", "surrogatepass") if code == b"X" else data.decode("latin-1")
         self.stack.append(_Made(value, held=length))
         self.claims.texts.add(value)
-
-    def refer(self, made: _Made) -> None:
-        self.count(made.size)
-        self.stack.append(made)
 
     def count(self, objects: int) -> None:
         self.claims.unfolded += objects
@@ -287,7 +277,7 @@ def _check_inside(arguments: Any) -> None:
 def check_content(content: Any, size: int) -> None:
     """Check that visiting the content takes time and memory in proportion to the file's ``size`` in bytes.
 
-    Raises ClaimError if it contains itself, is too deep or too large, or holds a tensor that is not dense and on the CPU.
+    ClaimError if it contains itself, is too deep or too large, or holds a tensor that is not dense and on the CPU.
     """
     done: dict[int, tuple[int, int, int]] = {}  # of finished objects: number of objects, bytes of tensors, depth
     entered: set[int] = set()

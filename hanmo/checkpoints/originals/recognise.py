@@ -1,8 +1,4 @@
-"""Recognises the family and layout of a set of tensors, and makes our tensors of it, by the families' tables.
-
-Tensors are handled one at a time and read only when used. A tensor of the original may be cut over ranks and may fuse
-several of ours (families/weight_map.py).
-"""
+"""Recognises the family and layout of a set of tensors, and makes our tensors of it, by the families' tables."""
 
 import functools
 import itertools
@@ -25,11 +21,8 @@ from hanmo.families.weight_map import Layout, TensorMapping, expand
 def merge(pieces: Sequence[Tensor], parts: int, part: int, cut: int | None) -> Tensor:
     """One of the ``parts`` tensors of ours that a tensor of the original fuses; a view, if it lies in a single piece.
 
-    Fused tensors lie one after the other on dimension 0 and are cut each by itself.
-
-    Args:
-        pieces: of the original's tensor, in rank order.
-        cut: the dimension that is cut; None if every rank holds the whole.
+    Fused tensors lie one after the other on dimension 0 and are cut each by itself into ``pieces``, in rank order, on
+    the dimension ``cut``; None if every rank holds the whole.
     """
     found = [piece.chunk(parts, dim=0)[part] for piece in (pieces[:1] if cut is None else pieces)]
     return found[0] if cut is None or len(found) == 1 else torch.cat(found, dim=cut)
@@ -96,10 +89,6 @@ class Original:
             result.update(zip(entry.ours, (tuple(part.shape) for part in _merged(entry, name, pieces)), strict=True))
         return result
 
-    def dtypes(self) -> dict[str, torch.dtype]:
-        """The dtypes of our tensors, as the files have them."""
-        return {ours: self.pieces(name)[0].dtype for entry, name in self.present() for ours in entry.ours}
-
     @functools.cached_property
     def _sources(self) -> dict[str, tuple[TensorMapping, int, str]]:
         """For each of our tensors: its entry, its place among the entry's tensors, and the name to read."""
@@ -111,18 +100,13 @@ class Original:
         return merge(self.pieces(name), len(entry.ours), part, entry.cut)
 
     def views(self, ours: str, cut: int | None, start: int, end: int) -> tuple[list[Tensor], int]:
-        """One of our tensors, from ``start`` to ``end`` of dimension ``cut``, or whole.
-
-        As views of those files alone that hold something of it, and the dimension to join them on.
-        """
+        """Views of one of our tensors, whole or ``start`` to ``end`` of ``cut``, and the dimension to join them on."""
         entry, part, name = self._sources[ours]
         held = self.pieces(name)[: 1 if entry.cut is None else None]
         pieces = [piece.chunk(len(entry.ours), dim=0)[part] for piece in held]
         if cut is None:
             return pieces, entry.cut or 0
-        if len(pieces) == 1:
-            return [pieces[0].narrow(cut, start, end - start)], 0
-        assert cut == entry.cut, "ranks to ranks is within one layout"
+        assert len(pieces) == 1 or cut == entry.cut, "ranks to ranks is within one layout"
         return overlapping(pieces, cut, start, end), cut
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -131,10 +115,14 @@ class Original:
 
     def check_copies(self) -> None:
         """Raises CheckpointError if a tensor that is stored under several names is not the same under all of them."""
-        for entry, name in self.present():
-            for copy in entry.copies:
-                if copy != name and self.prefix + copy in self.weights.ranks[0]:
-                    _check_copy(self.weights.path, name, self.pieces(name), copy, self.pieces(copy))
+        names = self.weights.ranks[0]
+        pairs = [(name, copy) for entry, name in self.present() for copy in entry.copies if self.prefix + copy in names]
+        for name, copy in pairs:
+            for rank, (piece, other) in enumerate(zip(self.pieces(name), self.pieces(copy), strict=True)):
+                same_bytes = piece.data_ptr() == other.data_ptr() and piece.shape == other.shape
+                if not same_bytes and not torch.equal(piece, other):
+                    problem = f"{name} and {copy} must be the same tensor, but differ (rank {rank})"
+                    raise CheckpointError(f"{self.weights.path}: {problem}")
 
     def require_complete(self) -> None:
         """Raise CheckpointError if tensors are missing or unexpected."""
@@ -155,47 +143,33 @@ def _merged(entry: TensorMapping, name: str, pieces: list[Tensor]) -> list[Tenso
         raise CheckpointError(f"{name}: the ranks' pieces do not fit together: {shapes}") from error
 
 
-def _check_copy(path: object, name: str, pieces: list[Tensor], copy: str, others: list[Tensor]) -> None:
-    for rank, (piece, other) in enumerate(zip(pieces, others, strict=True)):
-        if piece.data_ptr() == other.data_ptr() and piece.shape == other.shape:
-            continue  # the very same bytes of the file
-        if piece.shape != other.shape or not torch.equal(piece, other):
-            raise CheckpointError(f"{path}: {name} and {copy} must be the same tensor, but differ (rank {rank})")
-
-
 def recognise(weights: Weights) -> Original:
     """The family and layout of these weights, by their names; raises CheckpointError if none or several fit."""
-    tried = [(signed, _fit(family, layout, prefix, weights)) for signed, family, layout, prefix in _layouts(weights)]
+    names, config = set(weights.names), weights.config or {}
+    # A safetensors file may hold the content of a bin file.
+    container = "bin" if weights.container == "safetensors" else weights.container
+    pairs = [(family, layout) for family in families.ours() for layout in family.original_format.LAYOUTS]
+    layouts = [(family, layout) for family, layout in pairs if layout.container == container]
+    tried = [
+        (all(prefix + name in names for name in layout.signature), _fit(family, layout, prefix, weights))
+        for family, layout in layouts
+        if config.keys() >= set(layout.needs)
+        for prefix in layout.prefixes
+    ]
     fits = [fit for signed, fit in tried if signed]
     if not fits:  # names of the signature itself may be missing
-        few = len(weights.names) / 4  # other models share many of these names: GPT-2 about half of PanGu's
+        few = len(names) / 4  # other models share many of these names: GPT-2 about half of PanGu's
         fits = [fit for _, fit in tried if len(fit.missing) + len(fit.unexpected) < few]
     if not fits:
-        known = ", ".join(f"{family.name} ({layout.name})" for family, layout in _layouts_in(weights.container))
+        known = ", ".join(f"{family.name} ({layout.name})" for family, layout in layouts)
         strange = f"its {len(weights.names)} tensors ({some(weights.names)}) fit no layout that hanmo knows"
         problem = f"{weights.path}: {strange} as {weights.container}: {known}"
-        raise CheckpointError(own_code(weights.folder, weights.config or {}) or problem)
+        raise CheckpointError(own_code(weights.folder, config) or problem)
     fits.sort(key=lambda fit: len(fit.missing) + len(fit.unexpected))
     best = [fit for fit in fits if not fit.missing and not fit.unexpected]
     if len(best) > 1:
         raise CheckpointError(f"{weights.path}: fits several layouts: {', '.join(fit.title for fit in best)}")
     return fits[0]
-
-
-def _layouts(weights: Weights) -> Iterator[tuple[bool, type[Family], Layout, str]]:
-    """The layouts that can lie in this container, and whether the names show their signature."""
-    names = set(weights.names)
-    for family, layout in _layouts_in(weights.container):
-        if all(key in (weights.config or {}) for key in layout.needs):
-            for prefix in layout.prefixes:
-                yield all(prefix + name in names for name in layout.signature), family, layout, prefix
-
-
-def _layouts_in(container: str) -> list[tuple[type[Family], Layout]]:
-    """The layouts of all families in this container; a safetensors file may hold the content of a bin file."""
-    wanted = "bin" if container == "safetensors" else container
-    pairs = [(family, layout) for family in families.ours() for layout in family.original_format.LAYOUTS]
-    return [(family, layout) for family, layout in pairs if layout.container == wanted]
 
 
 def _fit(family: type[Family], layout: Layout, prefix: str, weights: Weights) -> Original:

@@ -1,11 +1,11 @@
 """Reads files of weights as data: nothing that a file contains is ever run.
 
-Original ``.pt`` and ``.bin`` files are pickles, that is, programs. torch's restricted unpickler (``weights_only``) reads
-them, which knows tensors and plain containers, with the additions in ``_allowed``. A file that asks for anything else is
-refused by name. Tensors are memory-mapped: opening a file of any size reads its index only.
+``.pt`` and ``.bin`` files are pickles, that is, programs. torch's restricted unpickler (``weights_only``) reads them; it
+knows tensors and plain containers, and what ``_allowed`` adds. A file that asks for anything else is refused by name.
 """
 
 import argparse
+import contextlib
 import pathlib
 import pickle
 import pickletools
@@ -92,7 +92,7 @@ class _LossScaler:
 def _allowed() -> list[Any]:
     """What a file may ask for beyond torch's own list, as (stand-in, name)."""
     allowed: list[Any] = [
-        argparse.Namespace,
+        (argparse.Namespace, "argparse.Namespace"),
         (lambda *_: {}, "collections.defaultdict"),  # whose factory would be code
         (dict, "builtins.dict"),
         (list, "builtins.list"),
@@ -115,8 +115,7 @@ def _allowed() -> list[Any]:
 def read_pickle(path: Path) -> Any:
     """A ``torch.save`` file as data, its tensors on the CPU, memory-mapped if its format permits.
 
-    Raises:
-        CheckpointError: empty, truncated, not a checkpoint, asks for code, or claims more than it holds.
+    CheckpointError if it is empty, truncated, no checkpoint, asks for code, or claims more than it holds.
     """
     is_zip = sniff(path).startswith(b"PK")
     try:
@@ -237,23 +236,20 @@ def _has_zip_index(path: Path) -> bool:
 
 def _first_global(path: Path) -> str:
     """The first name outside the allowlist that a plain pickle asks for, for the message; "" if there is none."""
-    allowed = {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__name__}" for item in _allowed()}
+    allowed = {name for _, name in _allowed()} | _OF_TORCH
     strings: list[str] = []
     memo: list[str] = []
-    try:
-        with path.open("rb") as file:
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name in ("BINGET", "LONG_BINGET") and isinstance(argument, int) and argument < len(memo):
-                    argument = memo[argument]
-                if isinstance(argument, str):
-                    strings = [*strings[-1:], argument]
-                if opcode.name == "MEMOIZE":
-                    memo.append(strings[-1] if strings else "")  # right for strings, which alone are looked up
-                if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
-                    module, name = strings if opcode.name == "STACK_GLOBAL" else str(argument).split(" ", 1)
-                    name = full_name(module, name)
-                    if name not in allowed | _OF_TORCH and not name.startswith("torch."):
-                        return name
-    except ValueError:  # not a pickle to its end
-        pass
+    with contextlib.suppress(ValueError), path.open("rb") as file:  # ValueError: not a pickle to its end
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name in ("BINGET", "LONG_BINGET") and isinstance(argument, int) and argument < len(memo):
+                argument = memo[argument]
+            if isinstance(argument, str):
+                strings = [*strings[-1:], argument]
+            if opcode.name == "MEMOIZE":
+                memo.append(strings[-1] if strings else "")  # right for strings, which alone are looked up
+            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                module, name = strings if opcode.name == "STACK_GLOBAL" else str(argument).split(" ", 1)
+                name = full_name(module, name)
+                if name not in allowed and not name.startswith("torch."):
+                    return name
     return ""

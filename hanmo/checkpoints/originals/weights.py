@@ -1,11 +1,9 @@
-"""Finds the files of a checkpoint and maps their tensors by name, whatever the container.
+"""Finds the files of a checkpoint and maps their tensors by name, whatever the container; only indexes are read.
 
-    megatron      a tracker file and ITERATION/mp_rank_RR_model_states.pt, one file per tensor-parallel rank
-    megatron-lm   a tracker file and iter_ITERATION/mp_rank_RR/model_optim_rng.pt, likewise; tensors in nested dicts
-    bin           pytorch_model.bin, or its shards with an index
-    safetensors   model.safetensors, or its shards with an index
-
-Only indexes are read here: tensors are memory-mapped.
+megatron      a tracker file and ITERATION/mp_rank_RR_model_states.pt, one file per tensor-parallel rank
+megatron-lm   a tracker file and iter_ITERATION/mp_rank_RR/model_optim_rng.pt, likewise; tensors in nested dicts
+bin           pytorch_model.bin, or its shards with an index
+safetensors   model.safetensors, or its shards with an index
 """
 
 import re
@@ -72,11 +70,7 @@ class Weights:
 
 
 def find_weights(path: str | Path) -> Weights:
-    """The weights at a folder or file.
-
-    Raises:
-        CheckpointError: nothing there, an incomplete set of files, or a file that cannot be read.
-    """
+    """The weights at a folder or file; CheckpointError if they are not there, incomplete or cannot be read."""
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")

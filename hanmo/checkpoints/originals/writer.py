@@ -137,9 +137,9 @@ def layout_of(family: type[Family], name: str) -> Layout:
     return layouts[name]
 
 
-def check_all_have_a_place(layout: Layout, counts: Any, shapes: Shapes, where: str) -> None:
+def check_all_have_a_place(entries: Sequence[TensorMapping], shapes: Shapes, where: str) -> None:
     """Raise UnsupportedError for tensors that a layout cannot hold; a value head may be left out."""
-    placed = {ours for entry in expand(layout.entries, counts) for ours in entry.ours}
+    placed = {ours for entry in entries for ours in entry.ours}
     homeless = [name for name in shapes if name not in placed and not name.startswith(f"{VALUE_HEAD}.")]
     if homeless:
         problem = f"{', '.join(homeless)} has no place in the original layout, whose output head is the embedding"
@@ -148,10 +148,7 @@ def check_all_have_a_place(layout: Layout, counts: Any, shapes: Shapes, where: s
 
 
 def check_divides(entries: Sequence[TensorMapping], shapes: Shapes, ranks: int, heads: int | None) -> None:
-    """Raise CheckpointError for the first number that ``ranks`` does not divide; rows of the vocabulary are padded.
-
-    ``heads``: attention heads, which are not cut; None if not known.
-    """
+    """Raise CheckpointError for the first number that ``ranks`` does not divide; rows of the vocabulary are padded."""
     counts = [] if heads is None else [(heads, f"{heads} attention heads")]
     for entry in entries:
         if entry.cut is not None and not entry.vocabulary:
@@ -173,12 +170,8 @@ def original_form(
 ) -> tuple[list[WeightFile], dict[str, str], list[str]]:
     """A model in the layout it came from, or in the family's usual one: its files, texts of others by name, and notes.
 
-    Args:
-        ranks: default: those of the origin of a folder of ours; 1 for an original.
-
-    Raises:
-        UnsupportedError: the family has no original layout, or none that holds these tensors.
-        CheckpointError: ``ranks`` does not divide the model.
+    ``ranks``: default: those of the origin of a folder of ours, 1 for an original. UnsupportedError if the family has
+    no original layout, or none that holds these tensors; CheckpointError if ``ranks`` does not divide the model.
     """
     family, path = source.located.family, source.located.path
     if not family.original_format.LAYOUTS:
@@ -186,8 +179,9 @@ def original_form(
     origin = _origin(source.located, ranks)
     ranks = ranks or (origin.ranks if source.located.original is None else 1)
     layout = layout_of(family, origin.layout)
-    check_all_have_a_place(layout, source.counts, source.shapes, str(path))
-    entries = without_optional(expand(layout.entries, source.counts), origin.absent)
+    table = expand(layout.entries, source.counts)
+    check_all_have_a_place(table, source.shapes, str(path))
+    entries = without_optional(table, origin.absent)
     check_divides(entries, source.shapes, ranks, getattr(source.config, "num_attention_heads", None))
     padded = padded_rows(entries, source.shapes, ranks)
     files, texts = [], dict(origin.trackers)

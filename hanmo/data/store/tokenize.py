@@ -34,8 +34,10 @@ class TokenizerPlace:
     @cache  # noqa: B019 (a process opens few tokenizers, and keeps them)
     def open(self) -> PreTrainedTokenizerBase:
         """The tokenizer, opened once in each process; VocabularyError if there is none."""
-        from hanmo.checkpoints.hub import local_folder
-        from hanmo.checkpoints.locate import tokenizer_family  # it takes torch, which worker processes do without
+        from hanmo.checkpoints.locate import (  # they take torch; worker processes do without
+            local_folder,
+            tokenizer_family,
+        )
         from hanmo.families.safe_loading import safe_tokenizer
 
         path = local_folder(self.path)

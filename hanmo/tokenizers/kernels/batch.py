@@ -16,10 +16,8 @@ Arrays = tuple[np.ndarray, np.ndarray]  # concatenated ids, int32; the number of
 
 
 def machine_code(function: Callable[..., Any]) -> Any:
-    """A function compiled at its first call, without the interpreter's lock; kept on disk if numba finds a folder.
-
-    numba looks for changes in the function's own file only: do not call compiled functions of another module.
-    """
+    """A function compiled at its first call, without the interpreter's lock; kept on disk if numba finds a folder."""
+    # numba looks for changes in the function's own file only: do not call compiled functions of another module.
     try:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError:  # neither folder can be written to
@@ -27,11 +25,10 @@ def machine_code(function: Callable[..., Any]) -> Any:
 
 
 class Kernel:
-    """Encodes many texts; subclasses give ``encode``."""
+    """``encode`` computes ids without the interpreter's lock; the count of a text that it cannot encode is -1."""
 
-    def encode(self, texts: Sequence[str]) -> Arrays:
-        """The ids of texts, computed without the interpreter's lock; -1 as the count of a text that the kernel leaves."""
-        raise NotImplementedError
+    def __init__(self, encode: Callable[[Sequence[str]], Arrays]):
+        self.encode = encode
 
     def flat(
         self,
@@ -40,7 +37,7 @@ class Kernel:
         apart: Callable[[Sequence[str]], list[int]],
         workers: int | None = None,
     ) -> Arrays:
-        """The ids of all texts; those of ``apart`` (indices) and those that the kernel leaves are encoded by ``exact``.
+        """The ids of all texts; ``exact`` encodes those of ``apart`` (indices) and those that the kernel leaves.
 
         ``workers`` are threads, by default one per processor.
         """

@@ -1,11 +1,8 @@
 """jieba's words, each cut up by longest match, as a compiled kernel, with exactly the ids of ``EvaTokenizer``.
 
-Dictionary and vocabulary are tries whose edges lie in a hash table. A text is cut into blocks as in jieba; the most
-probable path through the dictionary is found from a block's end; runs of single characters go through the hidden Markov
-model. All sums are added in jieba's order, since their rounding decides between equal paths.
+Dictionary and vocabulary are tries whose edges lie in a hash table. Blocks, the most probable path through the
+dictionary and the hidden Markov model are jieba's. Sums are added in its order: rounding decides between equal paths.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -32,61 +29,49 @@ _S_TO_B, _M_TO_E, _M_TO_M, _S_TO_S = 1, 2, 4, 8  # set where the best path comes
 
 
 class _Jieba(NamedTuple):
-    """jieba's dictionary and model in arrays.
+    """jieba's dictionary and model in arrays; all probabilities are logarithms in float64."""
 
-    kinds: (CODES,) uint8. edges: int64 hash table: a slot holds a node, the next character and the following node.
-    weights: float64, by node: log probability of the word that ends there, or ``_NO_WORD``; unknown: that of any other
-    character. first: (4,), then: (4, 4), emissions: (Han characters, 4): float64 log probabilities.
-    """
-
-    kinds: np.ndarray
-    edges: np.ndarray
-    weights: np.ndarray
-    unknown: float
-    first: np.ndarray
-    then: np.ndarray
-    emissions: np.ndarray
+    kinds: np.ndarray  # (CODES,) uint8
+    edges: np.ndarray  # int64 hash table: a slot holds a node, the next character and the following node
+    weights: np.ndarray  # by node: probability of the word that ends there, or ``_NO_WORD``
+    unknown: float  # probability of any other character
+    first: np.ndarray  # (4,)
+    then: np.ndarray  # (4, 4)
+    emissions: np.ndarray  # (Han characters, 4)
 
 
 class _Vocabulary(NamedTuple):
-    """edges: as above. ids: int64, by node, of the token that ends there, or ``_NO_TOKEN``."""
-
-    edges: np.ndarray
-    ids: np.ndarray
+    edges: np.ndarray  # as in ``_Jieba``
+    ids: np.ndarray  # int64, by node: of the token that ends there, or ``_NO_TOKEN``
     unknown_id: int
     longest_word: int  # characters; a longer word is unknown as a whole
 
 
 def kernel(
     tokens: tuple[str, ...], unknown_id: int, longest_word: int, folds: tuple[tuple[str, str], ...]
-) -> WordKernel | None:
+) -> Kernel | None:
     """The kernel for a vocabulary; ``folds``: characters, and the text that replaces each before the text is cut."""
     if sum(map(len, tokens)) >= _LOW:
         return None
     edges, nodes, size = _trie(tokens)
-    ids = np.full(size, _NO_TOKEN, np.int64)
-    ids[nodes] = np.arange(len(tokens))  # the last of equal lines, as in a table
-    return WordKernel(_Vocabulary(edges, ids, unknown_id, longest_word), folds)
+    token_ids = np.full(size, _NO_TOKEN, np.int64)
+    token_ids[nodes] = np.arange(len(tokens))  # the last of equal lines, as in a table
+    vocabulary = _Vocabulary(edges, token_ids, unknown_id, longest_word)
+    longer = [(one, others) for one, others in folds if len(others) > 1]
+    folded = np.arange(CODES, dtype=np.uint32)
+    for one, other in folds:
+        if len(other) == 1:
+            folded[ord(one)] = ord(other)
 
-
-class WordKernel(Kernel):
-    """Encodes all texts by jieba's words and the longest match."""
-
-    def __init__(self, vocabulary: _Vocabulary, folds: Sequence[tuple[str, str]]) -> None:
-        self._vocabulary = vocabulary
-        self._longer = [(one, others) for one, others in folds if len(others) > 1]
-        self._folded = np.arange(CODES, dtype=np.uint32)
-        for one, other in folds:
-            if len(other) == 1:
-                self._folded[ord(one)] = ord(other)
-
-    def encode(self, texts: Sequence[str]) -> Arrays:
-        for one, others in self._longer:
+    def encode(texts: Sequence[str]) -> Arrays:
+        for one, others in longer:
             texts = [text.replace(one, others) for text in texts]
         codes, ends = codes_of(texts)
         ids, counts = np.empty(len(codes), np.int32), np.empty(len(texts), np.int64)
-        used = _encode(self._folded[codes], ends, _jieba(), self._vocabulary, ids, counts)
+        used = _encode(folded[codes], ends, _jieba(), vocabulary, ids, counts)
         return ids[:used], counts
+
+    return Kernel(encode)
 
 
 @machine_code
@@ -177,15 +162,12 @@ def _match(codes, starts, vocabulary, ids):
 
 @machine_code
 def _cut(codes, jieba, best, word_ends, starts):
-    """Write the beginnings of jieba's words into ``starts``; each separator is a word.
-
-    jieba keeps "\\r\\n" together; no token begins with white space, so the ids are the same.
-    """
+    """Write the beginnings of jieba's words into ``starts``; each separator is a word."""
     kinds = jieba.kinds
     start = 0
     while start < len(codes):
         starts[start] = True
-        if kinds[codes[start]] == _SEPARATOR:
+        if kinds[codes[start]] == _SEPARATOR:  # jieba keeps "\r\n" together, but no token begins with white space
             start += 1
             continue
         end = start + 1
@@ -234,10 +216,7 @@ def _find_path(codes, jieba, best, word_ends):
 
 @machine_code
 def _cut_run(codes, jieba, starts):
-    """Join single characters to words by the model or jieba's rule for Latin letters.
-
-    A run that is a word of the dictionary was less probable than its characters, and stays apart.
-    """
+    """Join single characters to words by the model or jieba's rule for Latin letters."""
     if len(codes) < 2:
         return
     node = np.int64(_ROOT)
@@ -246,7 +225,7 @@ def _cut_run(codes, jieba, starts):
         if node == _NOWHERE:
             break
     if node != _NOWHERE and jieba.weights[node] != _NO_WORD:
-        return
+        return  # a word of the dictionary that was less probable than its characters
     kinds = jieba.kinds
     start = 0
     while start < len(codes):

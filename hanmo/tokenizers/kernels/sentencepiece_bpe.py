@@ -5,9 +5,8 @@ characters, since nothing can merge there; each short run is merged best score f
 things (rules or user-defined symbols for several characters, very long runs, halves of pairs) are left to sentencepiece.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -35,43 +34,27 @@ _STARTS, _FOLLOWS = 1, 2  # a rule for several characters may begin with this ch
 
 
 class _Tables(NamedTuple):
-    """A model in arrays.
-
-    symbol_of: (CODES,) int32: the symbol that a character is normalised to; ``_FALL_BACK``; or -2 - e, expansion e.
-    flags: (CODES,) uint8: ``_STARTS``, ``_FOLLOWS``.
-    expansions: int32 symbols, end to end; ends: where expansion e ends.
-    pairs: int64 hash table, a slot holds both symbols and what they become, or ``_EMPTY``.
-    ids: int32, the id of each symbol's piece.
-    """
-
-    symbol_of: np.ndarray
-    flags: np.ndarray
-    expansions: np.ndarray
-    ends: np.ndarray
-    pairs: np.ndarray
-    ids: np.ndarray
+    symbol_of: np.ndarray  # (CODES,) int32: the symbol of a normalised character; ``_FALL_BACK``; -2 - e: expansion e
+    flags: np.ndarray  # (CODES,) uint8: ``_STARTS``, ``_FOLLOWS``
+    expansions: np.ndarray  # int32 symbols, end to end
+    ends: np.ndarray  # int64: where expansion e ends
+    pairs: np.ndarray  # int64 hash table, a slot holds both symbols and what they become, or ``_EMPTY``
+    ids: np.ndarray  # int32: of each symbol's piece
     unknown_id: int
 
 
-def kernel(model: bytes) -> PieceKernel | None:
+def kernel(model: bytes) -> Kernel | None:
     """The kernel for a serialised sentencepiece model; None where it is not of the kind known here."""
     tables = _tables(read_model(model))
-    return PieceKernel(tables) if tables else None
+    return None if tables is None else Kernel(partial(_encode_texts, tables))
 
 
-class PieceKernel(Kernel):
-    """Encodes texts as sentencepiece does."""
-
-    def __init__(self, tables: _Tables) -> None:
-        self._tables = tables
-
-    def encode(self, texts: Sequence[str]) -> Arrays:
-        codes, ends = codes_of(texts)
-        tables = self._tables
-        room = len(codes) + len(texts) + int(_grown(codes, tables.symbol_of, tables.ends))
-        ids, counts = np.empty(room, np.int32), np.empty(len(texts), np.int64)
-        used = _encode(codes, ends, tables, ids, counts)
-        return ids[:used], counts
+def _encode_texts(tables: _Tables, texts: Sequence[str]) -> Arrays:
+    codes, ends = codes_of(texts)
+    room = len(codes) + len(texts) + int(_grown(codes, tables.symbol_of, tables.ends))
+    ids, counts = np.empty(room, np.int32), np.empty(len(texts), np.int64)
+    used = _encode(codes, ends, tables, ids, counts)
+    return ids[:used], counts
 
 
 @machine_code

@@ -15,23 +15,13 @@ NORMAL, UNKNOWN_PIECE, CONTROL, USER_DEFINED = 1, 2, 3, 4
 
 @dataclass(frozen=True)
 class Model:
-    """A model as the kernel needs it.
-
-    Attributes:
-        pieces: each with ``piece``, ``score`` and ``type``.
-        rules: the text that the character map makes of a single code point.
-        starts, follows: the first and second code points of rules for several characters.
-        usual_spaces: a space is put before the text, runs of spaces become one, and U+2581 stands for a space.
-        other_pieces: there are bytes or unused pieces.
-    """
-
-    pieces: Any
-    rules: dict[int, str]
-    starts: np.ndarray
-    follows: np.ndarray
+    pieces: Any  # each with ``piece``, ``score`` and ``type``
+    rules: dict[int, str]  # the text that the character map makes of a single code point
+    starts: np.ndarray  # the first code points of rules for several characters
+    follows: np.ndarray  # the second ones
     is_bpe: bool
-    usual_spaces: bool
-    other_pieces: bool
+    usual_spaces: bool  # a space is put before the text, runs of spaces become one, and U+2581 stands for a space
+    other_pieces: bool  # there are bytes or unused pieces
 
 
 def read_model(serialised: bytes) -> Model:
