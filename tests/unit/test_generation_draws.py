@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from hashlib import blake2b
+from math import log1p
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +124,20 @@ def test_draws_without_replacement_have_the_right_order() -> None:
     }
     assert pairs.keys() == expected.keys()
     assert sum((pairs[pair] - want) ** 2 / want for pair, want in expected.items()) < 25.74  # 99.99 %, 5 degrees
+
+
+def test_a_draw_by_hand() -> None:
+    """The key of a reply is the hash of seed and place; its draw is the race of probability by exponential noise."""
+    probs = torch.tensor([[0.4, 0.3, 0.2, 0.1]] * 2)
+    places = [Place(3), Place(0, 2)]
+    for step in range(5):
+        drawn = placed_sampler(7, places, CPU)(step, [0, 1], probs, 2)
+        for place, found in zip(("3 0 0", "0 2 0"), drawn.tolist(), strict=True):
+            numbers = splitmix64(int.from_bytes(blake2b(f"7 {place}".encode(), digest_size=8).digest(), "little"))
+            counted = splitmix64([next(numbers) for _ in range(step + 1)][-1])
+            noise = [-log1p(-((next(counted) >> 11) + 0.5) / 2**53) for _ in range(4)]
+            times = [noise[token] / probs[0, token].item() for token in range(4)]
+            assert found == sorted(range(4), key=times.__getitem__)[:2]
 
 
 def test_a_sure_token_is_drawn_and_an_impossible_one_never() -> None:

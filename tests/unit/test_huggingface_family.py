@@ -11,12 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, GPT2LMHeadModel
 
 from hanmo.checkpoints import open_model, save_model
+from hanmo.data.rows.dataset import make_rows
+from hanmo.data.rows.documents import Pieces
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.base import OpenedModel
 from hanmo.families.huggingface.modeling import adopt
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
-from hanmo.records import Dialogue, PromptResponse, Record, Text
+from hanmo.records import Dialogue, PromptResponse, Record, Rejects, Text
 from hanmo.rows import IGNORE, Part, collate
 from tests.unit.transformers_models import CONFIGS, write_model
 
@@ -206,3 +208,34 @@ def test_an_encoder_decoder_learns_to_go_on_from_any_place(tmp_path: Path) -> No
     single = family.pretrain([Part((9,), True)], Random(0))
     assert single.inputs["input_ids"].tolist() == [family.stop_id]  # an encoder must be given something
     assert single.labels.tolist() == [9, family.stop_id]
+
+
+def test_an_answer_fits_where_it_and_its_stop_do(tmp_path: Path) -> None:
+    family = opened("llama", tmp_path).family
+    ((prompt, answer),) = family.parts(PAIR, 64)
+    whole = len(prompt.ids) + len(answer.ids) + 1  # the stop
+    assert family.parts(PAIR, whole) == [[prompt, answer]]
+    cut = Part(answer.ids[:-1], True)
+    assert family.parts(PAIR, whole - 1) == [[prompt, cut, Part((), False)]]
+
+
+def test_encoder_decoders_read_the_text_before_a_gap_and_score_what_fills_it(tmp_path: Path) -> None:
+    model = opened("mt5", tmp_path)
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    read = tuple(model.tokenizer("今天天气")["input_ids"])
+    filled = model.family.cloze("今天天气", ("真好", "不好"), "。")
+    assert filled == [[Part(read, False), Part(ids("真好。"), True)], [Part(read, False), Part(ids("不好。"), True)]]
+
+
+def test_encoder_decoders_draw_anew_where_a_text_is_cut(tmp_path: Path) -> None:
+    model = opened("mt5", tmp_path)
+    family = model.family
+    pieces = Pieces(
+        make_rows([Text("今天天气怎么样我们去吃火锅吧")], family, 64, None, Rejects()), family, 64, family.objectives
+    )
+    assert pieces.drawn
+    cuts = {len(pieces.row(epoch).labels) for epoch in range(8)}
+    assert len(cuts) > 1

@@ -42,6 +42,23 @@ def test_bins_are_filled() -> None:
     assert sum(drawn) / (100 * len(bins)) > 0.97
 
 
+def test_of_too_many_open_bins_the_fullest_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hanmo.data.rows.packing.OPEN", 2)
+
+    def filled(*sizes: int) -> list[list[int]]:
+        return fill_bins([(size, size) for size in sizes], range(len(sizes)), (10, 10))
+
+    assert filled(4, 7, 3) == [[0], [1, 2]]  # two may be open
+    assert filled(4, 7, 8, 2) == [[0], [1, 3], [2]]  # the third closes the bin of the 8, into which the 2 would go
+
+
+def test_a_packed_rows_length_is_that_of_its_input(tmp_path: Path) -> None:
+    rows = examples(tiny("eva", tmp_path))  # whose answers are shorter than what the encoder reads
+    packed = PackedRows(rows, 40, None)
+    inputs = [len(packed.row(item).inputs["input_ids"]) for item in range(len(packed))]
+    assert list(packed.lengths) == inputs and inputs != [len(packed.row(item).labels) for item in range(len(packed))]
+
+
 def examples(opened: OpenedModel) -> RowDataset:
     records = [PromptResponse(text[:5], text[5 : 7 + 2 * place]) for place, text in enumerate(SENTENCES)]
     return make_rows(records, opened.family, 64, None, Rejects())
