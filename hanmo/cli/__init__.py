@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 import hanmo
-from hanmo.cli.settings_help import StageCommand
-from hanmo.cli.train import stage_command
+from hanmo.cli.train import StageCommand, stage_command
 from hanmo.errors import ConfigError, HanmoError
 from hanmo.processes import main_process
 from hanmo.training import stages

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from hanmo.cli.common import Json, emit, note, results_only, split_settings
 from hanmo.cli.ranks import Processes, TensorParallel, ranks_of_this_run, start_processes, without
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
     from hanmo.training.lifecycle import Stage
 
 QUOTED = '"'  # YAML's style that can hold any text
+
+
+class StageCommand(TyperCommand):
+    """A command whose help ends with the settings of the stage of its name, as ``tools/settings_docs.py`` wrote them."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        import yaml
+
+        super().format_epilog(ctx, formatter)
+        settings = yaml.safe_load(Path(__file__).with_name("settings.yaml").read_text(encoding="utf-8"))
+        with formatter.section("Settings (KEY=VALUE; docs/settings.md has them in tables)"):
+            formatter.write_dl(list(settings[self.name].items()))
 
 
 def stage_command(name: str) -> Callable[..., None]:
