@@ -29,7 +29,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt tools/install.py
 demo: env  ## train a small model and talk to it
 	$(BIN)/hanmo demo
 
-settings: env  ## write docs/settings.md from the docstrings of the settings
+settings: env  ## write docs/settings.md and the settings in --help from the settings' docstrings
 	$(BIN)/python -m tools.settings_docs
 
 # .pre-commit-config.yaml has the same commands.

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 import hanmo
-from hanmo.cli.settings_help import StageCommand
-from hanmo.cli.train import stage_command
+from hanmo.cli.train import StageCommand, stage_command
 from hanmo.errors import ConfigError, HanmoError
 from hanmo.processes import main_process
 from hanmo.training import stages
@@ -24,16 +23,15 @@ app = typer.Typer(
     epilog="Start with: hanmo demo",
 )
 
-PATIENCE = 10  # seconds that other processes than the first wait before they tell a mistake
+PATIENCE = 10  # seconds that other processes than the first wait before they report an error
 
 # group ("": none) -> module -> its commands, "_" for "-"
 COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "": {name: (name,) for name in ("demo", "chat", "generate", "convert", "inspect")},
+    "": {"demo": ("demo",), "chat": ("chat",), "generate": ("generate",), "checkpoints": ("convert", "inspect")},
     "reward": {"reward": ("score",)},
     "eval": {
-        "eval": ("dialogue", "perplexity", "rouge"),
+        "eval": ("dialogue", "perplexity", "rouge", "human_prepare", "human_score"),
         "suites": ("clue", "exam", "task", "compare", "table"),
-        "human": ("human_prepare", "human_score"),
     },
     "data": {"data": ("corpus", "prepare", "contamination", "clean", "recipe", "tokenize", "inspect")},
 }
@@ -86,11 +84,11 @@ def main() -> None:
         app()
     except SystemExit as done:
         if not done.code:
-            _part()
+            _leave_process_group()
         raise
     except HanmoError as error:
         if not main_process():
-            time.sleep(PATIENCE)  # the first process mostly says the same, and the others are stopped when it ends
+            time.sleep(PATIENCE)  # the first process mostly reports the same, and the others are stopped when it ends
         print(f"hanmo: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a full disk, a file where a folder must be, no permission
@@ -117,11 +115,11 @@ def _check_arguments() -> None:
             )
 
 
-def _part() -> None:
+def _leave_process_group() -> None:
     """Leave the group of processes that the command was one of, if any.
 
     A process that ends as a member is aborted now and then: gloo's threads outlive the interpreter they call into. After
-    a failure others may wait for this one, and parting could wait for them; it ends with an error in any case.
+    a failure others may wait for this one, and leaving could wait for them; it ends with an error in any case.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():

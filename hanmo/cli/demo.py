@@ -37,14 +37,11 @@ def demo(
         raise ConfigError("--quick sets the steps itself; give --quick or --steps, not both")
     # Threads that spin while they wait make such small steps ten times slower as soon as anything else is running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from hanmo.demo.align import QUICK_STEPS as QUICK_ALIGN_STEPS
-    from hanmo.demo.align import STEPS as ALIGN_STEPS
-    from hanmo.demo.run import QUICK_STEPS, STEPS
-    from hanmo.demo.run import demo as run
+    from hanmo.demo import align, run
 
-    align_steps = QUICK_ALIGN_STEPS if quick else ALIGN_STEPS
+    first, second = (run.QUICK_STEPS, align.QUICK_STEPS) if quick else (run.STEPS, align.STEPS)
     with results_only():
-        result = run(output, seed, steps or (QUICK_STEPS if quick else STEPS), align_steps=align_steps)
+        result = run.demo(output, seed, steps or first, align_steps=second)
     emit(result.as_dict(), as_json, _show)
 
 

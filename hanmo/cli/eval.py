@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,7 +28,6 @@ PRESET = "static"  # the name families give to the settings of their published e
 Data = Annotated[
     Path, typer.Argument(help="Dialogues: tab-separated turns a line, or JSON; may be .gz.", show_default=False)
 ]
-Output = Annotated[Path | None, typer.Option(help="Folder for results, every single score and the HTML report.")]
 Limit = Annotated[int, typer.Option(help="Most tokens of a row (of the context, for encoder-decoders).", min=2)]
 First = Annotated[int | None, typer.Option(help="Evaluate only the first N records.", min=1)]
 
@@ -201,6 +200,47 @@ def rouge(
     emit({"about": origin(generated, expected), **measure(generated, expected, words)}, as_json, _show_texts)
 
 
+def human_prepare(
+    answers: Annotated[
+        list[str],
+        typer.Argument(
+            help='NAME=FILE of each model or person: JSON lines {"prompt": …, "response": …}.', show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the sheets and the key.")] = Path("human"),
+    raters: Annotated[int, typer.Option(help="How many people rate.", min=1)] = 3,
+    seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
+) -> None:
+    """Write blind, shuffled rating sheets (CSV, and a page that saves its ratings) for several models and references.
+
+    \b
+    Example:
+      hanmo eval human-prepare model=replies.jsonl person=references.jsonl --output human
+    """
+    from hanmo.evaluation.human import prepare, read_answers
+
+    for path in prepare(read_answers(answers), output, raters, seed):
+        print(path)
+    note(f"{output / 'key.json'} says which answer is whose: keep it from the raters")
+
+
+def human_score(
+    sheets: Annotated[list[Path], typer.Argument(help="Rated sheets.", show_default=False)],
+    key: Annotated[Path | None, typer.Option(help="The key; default: key.json beside the first sheet.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Means with intervals, and how far the raters agree.
+
+    \b
+    Example:
+      hanmo eval human-score human/rater1.csv human/rater2.csv
+    """
+    from hanmo.evaluation.human import KEY, score
+
+    result = score(sheets, key or sheets[0].parent / KEY)
+    emit(asdict(result), as_json, _show_ratings)
+
+
 def origin(about: dict[str, Any]) -> str:
     """Everything a value depends on, in one line."""
     known = {"protocol": "{} protocol", "shots": "{} shots", "limit": "at most {} tokens", "weights": "weights {}",
@@ -214,14 +254,9 @@ def progress_bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    with Progress(
-        *Progress.get_default_columns()[:2],
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not (main_process() and sys.stderr.isatty()),
-    ) as bar:
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not (main_process() and sys.stderr.isatty())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
 
         def watch(what: str) -> Callable[[int, int], None]:
             task = bar.add_task(what, total=None)
@@ -263,6 +298,17 @@ def _show_texts(result: dict[str, Any]) -> None:
     print(f"{origin(result['about'])}\n{result['texts']} texts, by {result['tokens']}\n")
     rows = [[title(name), f"{value:.4f}"] for name, value in result.items() if isinstance(value, float)]
     print_table(["", "value"], rows)
+
+
+def _show_ratings(result: dict[str, Any]) -> None:
+    ratings = list(result["agreement"])
+    rows = []
+    for name, found in result["systems"].items():
+        cells = (found.get(rating) for rating in ratings)
+        rows.append([name, *(c and f"{c['mean']:.2f} ({c['low']:.2f} to {c['high']:.2f})" for c in cells)])
+    rows.append(["agreement (alpha)", *result["agreement"].values()])
+    print_table(["", *ratings], rows)
+    print(f"\n{result['answers']} answers, rated by {', '.join(result['raters'])}")
 
 
 def print_table(header: list[str], rows: list[list[Any]]) -> None:

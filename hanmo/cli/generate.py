@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -148,21 +147,22 @@ def _file(
     from hanmo.generation.decode import fill
     from hanmo.generation.prompts import as_context
 
-    as_text = output is not None and output.suffix == ".txt"
-    with nullcontext() if output is None else replacing(output) as temporary:
-        file = sys.stdout if temporary is None else temporary.open("w", encoding="utf-8", newline="\n")
+    def lines() -> Iterator[str]:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             contexts = [as_context(opened, record, limit) for _, record in batch]
             for (prompt, _), answers in zip(batch, fill(opened, contexts, settings, first=start), strict=True):
                 result = _result(opened, prompt, answers)
-                line = prompt + result["generation"] if as_text else json_text(result)
-                file.write(line + "\n")
-            file.flush()
-        if temporary is not None:
-            file.close()
-    if output is not None:
-        print(f"{len(prompts)} results in {output}", file=sys.stderr)
+                yield prompt + result["generation"] if as_text else json_text(result)
+
+    as_text = output is not None and output.suffix == ".txt"
+    if output is None:
+        for line in lines():
+            print(line, flush=True)
+        return
+    with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines())
+    print(f"{len(prompts)} results in {output}", file=sys.stderr)
 
 
 def _result(opened: OpenedModel, prompt: str, answers: Sequence[Generation]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def start_processes(count: int) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say themselves what failed
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks report what failed
     arguments = without(sys.argv[1:], "--nproc")
     parsed = run.parse_args(["--standalone", f"--nproc-per-node={count}", "-m", "hanmo", *arguments])
     try:
@@ -45,15 +45,13 @@ def start_processes(count: int) -> NoReturn:
 
 def without(arguments: list[str], *options: str) -> list[str]:
     """Arguments less some options and their values."""
-    kept, skip = [], False
-    for argument in arguments:
+    kept, rest = [], iter(arguments)
+    for argument in rest:
         name, equals, _ = argument.partition("=")
-        if skip:
-            skip = False
-        elif name in options:
-            skip = not equals
-        else:
+        if name not in options:
             kept.append(argument)
+        elif not equals:
+            next(rest, None)
     return kept
 
 

@@ -11,15 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from hanmo.cli.common import Json, emit, note, results_only, split_settings
 from hanmo.cli.ranks import Processes, TensorParallel, ranks_of_this_run, start_processes, without
+from hanmo.files import package_yaml
 from hanmo.processes import main_process
 
 if TYPE_CHECKING:
     from hanmo.training.lifecycle import Stage
 
+
 QUOTED = '"'  # YAML's style that can hold any text
+
+
+class StageCommand(TyperCommand):
+    """A command whose help ends with the settings of the stage of its name, as ``tools/settings_docs.py`` wrote them."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        super().format_epilog(ctx, formatter)
+        settings = package_yaml("hanmo.cli", "settings.yaml")[self.name]
+        with formatter.section("Settings (KEY=VALUE; docs/settings.md has them in tables)"):
+            formatter.write_dl(list(settings.items()))
 
 
 def stage_command(name: str) -> Callable[..., None]:
@@ -67,7 +80,12 @@ def stage_command(name: str) -> Callable[..., None]:
         stage = load_stage(name)
         settings = read_settings(stage, model, data, given, config, preset)
         if dry_run:
-            _measure(stage, settings, as_json)
+            from hanmo.training.lifecycle import dry_run as measure
+
+            with results_only():
+                needs = measure(stage, settings)
+            if main_process():
+                emit(needs, as_json, _show_dry_run)
         else:
             _run(stage, settings, resume, as_json)
 
@@ -85,15 +103,6 @@ def _print_launch_lines(hostfile: Path) -> None:
         print(f"{host}: {shlex.join(line)}")
 
 
-def _measure(stage: Stage, settings: Any, as_json: bool) -> None:
-    from hanmo.training.lifecycle import dry_run
-
-    with results_only():
-        needs = dry_run(stage, settings)
-    if main_process():
-        emit(needs, as_json, _show_dry_run)
-
-
 def _run(stage: Stage, settings: Any, resume: bool, as_json: bool) -> None:
     with results_only():
         outcome = stage(settings, resume)
@@ -105,11 +114,7 @@ def _run(stage: Stage, settings: Any, resume: bool, as_json: bool) -> None:
 
 
 def read_settings(stage: Stage, model: str, data: str, rest: list[str], file: Path | None, preset: str | None) -> Any:
-    """The settings of a stage: its defaults, changed by the preset, then the file, then the command line.
-
-    Args:
-        rest: at most one folder for the run, and settings as KEY=VALUE.
-    """
+    """The settings of a stage: its defaults, changed by the preset, then the file, then the command's words, ``rest``."""
     import yaml
 
     from hanmo.config import load

@@ -11,15 +11,10 @@ import torch
 from transformers import TrainingArguments
 
 from hanmo.errors import ConfigError, quoted
-from hanmo.files import read_json
+from hanmo.files import package_yaml, read_json
 from hanmo.processes import main_process, process_count
 
-DEFAULTS: dict[str, Any] = {
-    "logging_steps": 10,
-    "save_total_limit": 2,
-    "train_sampling_strategy": "group_by_length",
-    "report_to": "none",
-}
+TRAINER = package_yaml("hanmo.training", "trainer.yaml")
 
 
 def default_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
@@ -27,7 +22,7 @@ def default_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
     evaluates = given.get("eval_strategy", "epoch" if has_valid else "no")
     if evaluates != "no" and not has_valid:
         raise ConfigError("trainer.eval_strategy: there is no validation file; give valid=FILE")
-    merged = {**DEFAULTS, "eval_strategy": evaluates, **read_deepspeed(given)}
+    merged = {**TRAINER["defaults"], "eval_strategy": evaluates, **read_deepspeed(given)}
     merged.setdefault("save_strategy", evaluates if evaluates != "no" else "epoch")
     if "eval_steps" in merged and merged["save_strategy"] == "steps":
         merged.setdefault("save_steps", merged["eval_steps"])
@@ -63,18 +58,6 @@ def _by_new_names(merged: dict[str, Any]) -> dict[str, Any]:
 
 # DeepSpeed
 
-# old key of the zero_optimization section -> its new one
-_RENAMED = {
-    "stage3_gather_fp16_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save",
-    "allgather_size": "allgather_bucket_size",
-}
-_DROPPED = ("disable_allgather", "legacy_stage1", "elastic_checkpoint_legacy")
-_OURS = {  # what transformers' Trainer has a setting for; both must agree, so ours decides
-    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "gradient_clipping": "max_grad_norm",
-}
-
 
 def read_deepspeed(given: dict[str, Any]) -> dict[str, Any]:
     """The settings with a DeepSpeed file read and brought up to date; it decides what no other setting gives."""
@@ -94,7 +77,7 @@ def read_deepspeed(given: dict[str, Any]) -> dict[str, Any]:
 def translate_deepspeed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """A DeepSpeed configuration as today's, the settings of the trainer that it decides, a notice for each change."""
     config: dict[str, Any] = deepcopy(dict(given))
-    notices, settings = [], {}
+    notices, settings, changes = [], {}, TRAINER["deepspeed"]
     zero = config.get("zero_optimization", {})
     if isinstance(zero, bool):
         zero = config["zero_optimization"] = {"stage": int(zero)}
@@ -106,15 +89,15 @@ def translate_deepspeed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
                 zero[device] = {"device": "cpu", "pin_memory": bool(zero.get("cpu_offload_use_pin_memory", False))}
             notices.append(f"zero_optimization.{old} is now {device}" + ("" if wanted else ", which is left out"))
     zero.pop("cpu_offload_use_pin_memory", None)
-    for old, new in _RENAMED.items():
+    for old, new in changes["renamed"].items():
         if old in zero:
             zero.setdefault(new, zero.pop(old))
             notices.append(f"zero_optimization.{old} is now {new}")
-    for old in _DROPPED:
+    for old in changes["dropped"]:
         if old in zero:
             del zero[old]
             notices.append(f"zero_optimization.{old} has no meaning any more and is left out")
-    for theirs, ours in _OURS.items():
+    for theirs, ours in changes["ours"].items():
         config.setdefault(theirs, "auto")  # DeepSpeed's own defaults are none, 1 and no clipping
         if config[theirs] != "auto":
             settings[ours] = config[theirs]

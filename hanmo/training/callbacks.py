@@ -54,7 +54,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second one stops at once.
+    """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second one stops at once; ``restore`` ends this.
 
     A signal that the caller ignores stays ignored: a shell script ignores SIGINT for runs in the background, because a
     Ctrl-C at its terminal is not meant for them.
@@ -92,9 +92,6 @@ class StopOnSignal(TrainerCallback):
         # In the middle of an epoch nothing is due at its end; the checkpoint has been saved after the step.
         if self.signal is not None and not float(state.epoch or 0).is_integer():
             control.should_evaluate = control.should_save = False
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self.restore()
 
 
 class Progress(TrainerCallback):

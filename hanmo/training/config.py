@@ -6,22 +6,13 @@ from typing import Any
 
 from hanmo import config as settings
 from hanmo.errors import ConfigError
-from hanmo.training.arguments import default_settings
+from hanmo.training.arguments import TRAINER, default_settings
 from hanmo.training.data_files import find_files
 from hanmo.training.schedules import Schedule
 from hanmo.training.trainable import LoraSettings
 
-RESERVED = {  # settings of transformers' Trainer that no stage takes, and why
-    "output_dir": "the run's folder is OUT",
-    "resume_from_checkpoint": "use --resume",
-    "remove_unused_columns": "batches are made of rows, not columns",
-    "label_names": "rows have labels",
-    "average_tokens_across_devices": "always so: the loss is divided by the weights of the whole step",
-    "label_smoothing_factor": "the loss is computed inside the network, which has no label smoothing",
-    "logging_nan_inf_filter": "a loss that is not finite stops the run",
-    "push_to_hub": "upload OUT/model when the run is over",
-}
-TRAINER = settings.settings_of("transformers.TrainingArguments", **RESERVED)
+RESERVED = TRAINER["reserved"]
+ARGUMENTS = settings.settings_of("transformers.TrainingArguments", **RESERVED["every stage"])
 LORA = settings.settings_of("hanmo.training.trainable.LoraSettings")
 
 
@@ -65,7 +56,7 @@ class RunConfig:
     skip_bad: bool = False
     selective_checkpointing: bool = False
     tensor_parallel: int = 1
-    trainer: dict[str, Any] = field(default_factory=dict, metadata=TRAINER)
+    trainer: dict[str, Any] = field(default_factory=dict, metadata=ARGUMENTS)
 
     def __post_init__(self) -> None:
         self.require(

@@ -1,7 +1,4 @@
-"""The life cycle of a training run, the same for every stage: from settings to a model and a report, or to a dry run.
-
-A stage is data: its settings, how it makes data sets and a Trainer from them, what it reports; ``run_stage`` runs it.
-"""
+"""The life cycle of a training run, the same for every stage: from settings to a model and a report, or to a dry run."""
 
 import time
 from collections.abc import Callable, Sized
@@ -106,7 +103,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of training. Called with its settings it runs; see ``run_stage``.
+    """A stage of training, which runs when it is called with its settings.
 
     Attributes:
         name: of the command and of the presets.
@@ -122,50 +119,44 @@ class Stage:
     results: Results
     then: tuple[str, ...] = ()
 
-    def __call__(self, config: Any, resume: bool = False, **others: Any) -> Any:
-        return run_stage(self, config, resume, **others)
+    def __call__(self, config: Any, resume: bool = False, show: TrainerCallback | None = None, **parts: Any) -> Any:
+        """Train to the end, or until a signal; returns the outcome. ``run_folder.py`` describes the run's folder.
 
+        Args:
+            show: shows the progress, in place of bars on standard error.
+            parts: passed on to the stage's ``build``, e.g. the engine that makes a policy's replies.
 
-def run_stage(
-    stage: Stage, config: Any, resume: bool = False, show: TrainerCallback | None = None, **parts: Any
-) -> Any:
-    """Train to the end, or until a signal; returns the outcome. ``run_folder.py`` describes the run's folder.
-
-    Args:
-        show: shows the progress, in place of bars on standard error.
-        parts: passed on to the stage's ``build``, e.g. the engine that makes a policy's replies.
-
-    Raises:
-        HanmoError: a setting, a file or a record is wrong, another run uses the folder, or training diverged.
-    """
-    start = time.monotonic()
-    with holding_inside(config.out):
-        config, opened, ready = _prepare(stage, config, bars=show is None, **parts)
-        folder = Path(config.out)
-        checkpoint = begin(folder, config, resume)
-        if ready.rejects:
-            ready.rejects.write(folder / "rejects.jsonl")
-        first = {"eval_on_start": ready.valid is not None and checkpoint is None, "disable_tqdm": True}
-        args = arguments(folder, {**first, **config.trainer, **ready.arguments})
-        extra, stop = callbacks(folder, show or Progress(stage.results.shown))
-        factor = rate_factor(config.schedule, args, ready.published)
-        trainer = ready.trainer(ready.network, args, ready.train, ready.valid, factor, extra)
-        try:
-            trainer.train(resume_from_checkpoint=checkpoint)
-        finally:
-            stop.restore()
-        run = Run(folder, config, trainer, stopped=stop.signal is not None)
-        seconds, figures = round(time.monotonic() - start, 1), stage.results.figures(run)
-        counts = trainer.state.global_step, len(ready.train), len(ready.rejects)
-        outcome = stage.results.outcome(str(folder), *counts, seconds, stop.signal, **figures)
-        if run.stopped:
-            return outcome
-        trained, weights = trainer.final_model(ready.network)
-        if trainer.is_world_process_zero() or is_cut(trained):
-            save_model(replace(opened, network=trained), folder / "model", weights)
-        if trainer.is_world_process_zero():
-            write_report(stage, run, opened.source, outcome)
-        return replace(outcome, model=str(folder / "model"))
+        Raises:
+            HanmoError: a setting, a file or a record is wrong, another run uses the folder, or training diverged.
+        """
+        start = time.monotonic()
+        with holding_inside(config.out):
+            config, opened, ready = _prepare(self, config, bars=show is None, **parts)
+            folder = Path(config.out)
+            checkpoint = begin(folder, config, resume)
+            if ready.rejects:
+                ready.rejects.write(folder / "rejects.jsonl")
+            first = {"eval_on_start": ready.valid is not None and checkpoint is None, "disable_tqdm": True}
+            args = arguments(folder, {**first, **config.trainer, **ready.arguments})
+            extra, stop = callbacks(folder, show or Progress(self.results.shown))
+            factor = rate_factor(config.schedule, args, ready.published)
+            trainer = ready.trainer(ready.network, args, ready.train, ready.valid, factor, extra)
+            try:
+                trainer.train(resume_from_checkpoint=checkpoint)
+            finally:
+                stop.restore()
+            run = Run(folder, config, trainer, stopped=stop.signal is not None)
+            seconds, figures = round(time.monotonic() - start, 1), self.results.figures(run)
+            counts = trainer.state.global_step, len(ready.train), len(ready.rejects)
+            outcome = self.results.outcome(str(folder), *counts, seconds, stop.signal, **figures)
+            if run.stopped:
+                return outcome
+            trained, weights = trainer.final_model(ready.network)
+            if trainer.is_world_process_zero() or is_cut(trained):
+                save_model(replace(opened, network=trained), folder / "model", weights)
+            if trainer.is_world_process_zero():
+                write_report(self, run, opened.source, outcome)
+            return replace(outcome, model=str(folder / "model"))
 
 
 def dry_run(stage: Stage, config: Any) -> dict[str, Any]:
@@ -189,8 +180,7 @@ def _estimate(trainer: RowTrainer) -> dict[str, Any]:
     """Parameters, memory in bytes and seconds of one optimizer step on this machine, without changing a weight.
 
     ``activations`` is what the largest batch keeps for its backward pass; work space of single operations comes on
-    top. ``optimizer`` assumes two fp32 values per trained parameter, as Adam keeps. Of a policy, a round of replies is
-    drawn, whose seconds are spread over its steps.
+    top. ``optimizer`` assumes two fp32 values per trained parameter, as Adam keeps.
     """
     network, args = trainer.model, trainer.args
     assert isinstance(network, nn.Module)

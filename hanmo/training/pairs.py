@@ -65,17 +65,10 @@ def read_pairs(
 
 
 class PairTrainer(RowTrainer):
-    """Trains on pairs: a stage gives the losses and figures of each pair.
-
-    The loss of an optimizer step and the logged figures are means over pairs; ``evaluated`` keeps the figures of the
-    validation pairs, (pairs,) each.
-    """
+    """The loss of an optimizer step and the logged figures are means over pairs; a stage computes those of each pair."""
 
     collator = PairCollator
-
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.evaluated: dict[str, Tensor] = {}
+    evaluated: dict[str, Tensor] = {}  # the figures of the validation pairs, (pairs,) each
 
     def pair_figures(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss`` and the other figures of each pair, (B,) each; only the loss has a graph."""

@@ -9,12 +9,14 @@ RUN/model/           the model, opened by open_model
 RUN/report.html
 """
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hanmo import config as settings
@@ -50,11 +52,9 @@ def callbacks(folder: Path, progress: TrainerCallback) -> tuple[list[TrainerCall
     """The callbacks of every run, and among them the one that knows whether a signal stopped it."""
     stop = StopOnSignal()
     found: list[TrainerCallback] = [MetricsFile(folder / METRICS), progress, stop]
-    if not main_process():
-        return found, stop
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations import TensorBoardCallback
-    except ImportError:
-        return found, stop
-    return [*found, TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))], stop
+    if main_process():
+        with suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            found.append(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
+    return found, stop

@@ -1,6 +1,5 @@
 """Learning rates of the original systems, as a factor of the peak rate.
 
-transformers' own schedules stay available as ``trainer.lr_scheduler_type``.
 Source: the recorded specifications (EVA section 12, Transformer-XL section 8).
 """
 

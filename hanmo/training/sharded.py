@@ -63,8 +63,7 @@ class ShardedTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Without empty groups of parameters (adapters have none without decay), which torch cannot read back.
 
-        Raises:
-            ConfigError: the optimizer does not take one of its settings.
+        ConfigError if the optimizer does not take one of its settings.
         """
         try:
             optimizer = super().create_optimizer(*args, **kwargs)
@@ -151,12 +150,8 @@ _BY_NAME = state_dict.StateDictOptions(flatten_optimizer_state_dict=True)
 
 def _shards(network: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     """This process's part of the trained weights and of the optimizer's states."""
-    network_state = state_dict.get_model_state_dict(
-        network, options=state_dict.StateDictOptions(ignore_frozen_params=True)
-    )
-    if optimizer is None:
-        return {"network": network_state}
-    return {
-        "network": network_state,
-        "optimizer": state_dict.get_optimizer_state_dict(network, optimizer, options=_BY_NAME),
-    }
+    trained = state_dict.StateDictOptions(ignore_frozen_params=True)
+    found: dict[str, Any] = {"network": state_dict.get_model_state_dict(network, options=trained)}
+    if optimizer is not None:
+        found["optimizer"] = state_dict.get_optimizer_state_dict(network, optimizer, options=_BY_NAME)
+    return found

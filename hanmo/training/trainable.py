@@ -88,7 +88,6 @@ def adapted(
     A network that has a value head keeps it.
 
     Args:
-        lora: settings of ``LoraSettings``; {} adds no adapters.
         trained_layers: see ``keep_top_layers``; None trains all layers.
         critic: a network of its own that has the value head; its layers are frozen or adapted alike.
     """
@@ -121,11 +120,7 @@ def _untie(network: Any, targets: Sequence[str]) -> None:
 
 
 def _untie_in_config(config: Any) -> None:
-    """Change a configuration so that the output head has a weight of its own when the model is opened again.
-
-    Raises:
-        UnsupportedError: this architecture's configuration ties them in any case (T5).
-    """
+    """Let the output head have a weight of its own when the model is opened again; T5's configuration always ties it."""
     for one in (changed := copy.deepcopy(config)), changed.get_text_config():
         one.tie_word_embeddings = False
     if type(config).from_dict(changed.to_dict()).to_dict() != changed.to_dict():
@@ -153,7 +148,7 @@ def checkpoint_layers(network: Any, selective: bool) -> None:
     Source: Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models".
     """
     aten = torch.ops.aten
-    dear = [
+    expensive = [
         aten.mm.default,
         aten.addmm.default,
         aten.bmm.default,
@@ -162,7 +157,7 @@ def checkpoint_layers(network: Any, selective: bool) -> None:
         aten._scaled_dot_product_efficient_attention.default,
         aten._scaled_dot_product_cudnn_attention.default,
     ]
-    selected = {"context_fn": partial(create_selective_checkpoint_contexts, dear)} if selective else {}
+    selected = {"context_fn": partial(create_selective_checkpoint_contexts, expensive)} if selective else {}
     # transformers before 5.23 has only the second name, later ones warn of it.
     enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
     enable({"use_reentrant": False, **selected})
@@ -179,8 +174,7 @@ def freeze_layers(network: nn.Module, share: float) -> list[str]:
 def keep_top_layers(network: nn.Module, trained: float) -> list[str]:
     """Freeze all but the last layers of every stack, as published for reward models and PPO; names of the frozen.
 
-    Args:
-        trained: layers to train: below 1 a share of the stack's, rounded down; less than one layer trains all.
+    ``trained`` is their number, or below 1 a share of the stack, rounded down; less than one layer trains all.
     """
 
     def frozen(count: int) -> int:

@@ -88,9 +88,7 @@ class RowTrainer(ShardedTrainer):
             own = {name: sum(float(one[name].sum()) for one in self._figures) for name in self._figures[0]}
             every = self._gathered([own])
             sums = {name: sum(one[name] for one in every) for name in own}
-            logs |= {
-                name: total / sums["count"] for name, total in sums.items() if name != "count"
-            } | self._other_figures
+            logs |= {name: sums[name] / sums["count"] for name in sums if name != "count"} | self._other_figures
             self._figures = []
         super().log(logs, *args, **kwargs)
 

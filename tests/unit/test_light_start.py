@@ -43,4 +43,4 @@ def test_help_loads_the_libraries_of_the_command_line_alone() -> None:
 
 def test_the_help_of_a_stage_loads_no_heavy_library() -> None:
     found = libraries(STAGE_HELP)
-    assert "yaml" in found and not found & HEAVY  # yaml: the types of the settings were read
+    assert "yaml" in found and not found & HEAVY  # yaml: the settings were read from a file

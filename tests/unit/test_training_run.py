@@ -295,7 +295,7 @@ def test_what_libraries_print_does_not_mix_with_the_result(
         print("a warning")
         return Outcome("runs/one", steps=1, rows=1, rejected=0, seconds=0.1)
 
-    monkeypatch.setattr("hanmo.training.lifecycle.run_stage", train)
+    monkeypatch.setattr("hanmo.training.lifecycle.Stage.__call__", train)
     stage_command("sft")("init:eva2.0-base", "data", as_json=True)
     said = capsys.readouterr()
     assert json.loads(said.out)["run"] == "runs/one" and said.err == "a warning\n"

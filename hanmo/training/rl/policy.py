@@ -2,7 +2,7 @@
 
 A round: prompts are answered (rollout), the replies get rewards and advantages, and the policy takes ``epochs`` passes
 over them in minibatches. transformers' Trainer runs the optimizer steps; its data loader is the rounds. Checkpoints are
-written between rounds only, so that one holds all there is to know.
+written between rounds only, so that each holds the whole state of the run.
 """
 
 import json
@@ -129,7 +129,7 @@ class PolicyTrainer(RowTrainer):
         family, model = self.opened.family, self.model
         assert isinstance(model, nn.Module)
         rows = [family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
-        mixed = self.args.bf16 or self.args.fp16  # whoever decodes rounds elsewhere
+        mixed = self.args.bf16 or self.args.fp16  # decoding then rounds differently
         known = self.engine.exact and not mixed and not (self.needs_values and self.critic is None)
         old = [torch.tensor(sample.generation.logprobs) for sample in samples]
         values = nothing = [torch.zeros_like(x) for x in old]
@@ -193,10 +193,6 @@ class PolicyTrainer(RowTrainer):
         """Sums over the ``count`` tokens of a batch."""
         super().add_figures(count, **figures)
         self.moved.append((figures["approx_kl"].detach(), len(count)))
-
-    @property
-    def between_rounds(self) -> bool:
-        return not self.left or self.moved_too_far()
 
     def moved_too_far(self) -> bool:
         if self.config.max_kl is None:
@@ -322,7 +318,7 @@ class BetweenRounds(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         trainer = self.trainer
-        if not trainer.between_rounds:
+        if trainer.left and not trainer.moved_too_far():
             control.should_save = False
             control.should_training_stop = state.global_step >= state.max_steps
             return

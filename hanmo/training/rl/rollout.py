@@ -1,8 +1,4 @@
-"""Rollouts: replies of the policy to prompts, and their rewards.
-
-An engine turns contexts into replies: ours is the decode loop on the network being trained; an inference server can
-replace it by the same small interface.
-"""
+"""Rollouts: replies of the policy to prompts, and their rewards."""
 
 import math
 import re
@@ -24,7 +20,7 @@ from hanmo.generation.decode import Generation, generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, unasked
-from hanmo.rows import Context, Part
+from hanmo.rows import Context, Part, chunked
 from hanmo.training.rl.rewards import score_rows
 
 
@@ -50,10 +46,10 @@ class Sample(Question):
 
 
 class Engine(Protocol):
-    """Answers contexts with the weights that the policy has now.
+    """Answers contexts with the weights that the policy has now: our decode loop, or a client of an inference server.
 
-    An engine that samples by seed and ``places`` (of the replies in their round, over all processes) gives the same
-    replies for any batch size and number of processes.
+    One that samples by seed and ``places`` (of the replies in their round, over all processes) gives the same replies
+    for any batch size and number of processes.
     """
 
     exact: bool  # log-probabilities of replies are those of the network being trained, and not computed again
@@ -73,8 +69,7 @@ class OwnEngine:
     def __call__(self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]) -> list[Generation]:
         order = sorted(range(len(contexts)), key=lambda number: len(contexts[number].ids))
         replies: dict[int, Generation] = {}
-        for first in range(0, len(order), self.batch_size):
-            chosen = order[first : first + self.batch_size]
+        for chosen in chunked(order, self.batch_size):
             batch, drawn = [contexts[number] for number in chosen], [places[number] for number in chosen]
             replies.update(zip(chosen, generate(self.opened, batch, settings, places=drawn), strict=True))
         return [replies[number] for number in range(len(contexts))]
@@ -90,9 +85,7 @@ def load_reward(spec: str, policy: OpenedModel, limit: int, response_limit: int 
     """A reward from its name: ``module:function``, called as function(prompts, replies) -> scores; or a reward model.
 
     A reward model with the policy's vocabulary scores the generated ids themselves; any other reads the text.
-
-    Raises:
-        ConfigError: no such function, or a model without a value head.
+    ConfigError if there is no such function, or the model has no value head.
     """
     if _FUNCTION.fullmatch(spec) and not Path(spec).exists():
         return _function_reward(spec)
@@ -189,9 +182,8 @@ def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Quest
     """
     chosen = Settings(**{"max_new_tokens": 64, **config.generation})
     others = opened.family.prompt(questions[0].context.ids).stop_ids[1:]
-    return replace(
-        chosen, suppressed_ids=tuple(sorted({*chosen.suppressed_ids, *others, *opened.family.suppressed_ids}))
-    )
+    suppressed = {*chosen.suppressed_ids, *others, *opened.family.suppressed_ids}
+    return replace(chosen, suppressed_ids=tuple(sorted(suppressed)))
 
 
 # The reference
@@ -209,19 +201,13 @@ def without_critic(network: Any) -> Iterator[None]:
 
 
 class Reference:
-    """The policy as it was at the start.
-
-    "swap" keeps a copy of the trained tensors alone and puts it in their place while the reference computes; "copy"
-    keeps the whole network.
-    """
+    """The policy as it was at the start: a copy, or the network with its first tensors swapped in while it computes."""
 
     def __init__(self, network: Any, kind: Literal["swap", "copy"]):
         with without_critic(network):
             self._network = network if kind == "swap" else deepcopy(network).requires_grad_(False).eval()
-            trained = {
-                name: p for name, p in network.named_parameters() if p.requires_grad and "value_head" not in name
-            }
-        self._kept = {name: p.detach().clone() for name, p in trained.items()} if kind == "swap" else {}
+            trained = {name: p for name, p in network.named_parameters() if p.requires_grad} if kind == "swap" else {}
+        self._kept = {name: p.detach().clone() for name, p in trained.items() if "value_head" not in name}
 
     @contextmanager
     def active(self) -> Iterator[Any]:

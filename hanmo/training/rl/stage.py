@@ -1,41 +1,112 @@
-"""What GRPO and PPO share as stages: prompts, rewards and critic of a run, its result and its report."""
+"""What GRPO and PPO share as stages: settings, prompts, rewards and critic of a run, its result and its report."""
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
+from hanmo import config as settings
 from hanmo.checkpoints import open_model
 from hanmo.errors import ConfigError, RecordError, UnsupportedError
 from hanmo.families.base import OpenedModel
+from hanmo.files import package_yaml
 from hanmo.nn.row_model import ValueKind
 from hanmo.processes import process_count
 from hanmo.records import Rejects
 from hanmo.report.page import Page
+from hanmo.training.arguments import read_deepspeed
+from hanmo.training.config import RESERVED, AlignmentConfig
 from hanmo.training.data_files import DataFiles, require_some
 from hanmo.training.lifecycle import Outcome, Ready, Results, Run
-from hanmo.training.rl.config import PolicyConfig
 from hanmo.training.rl.policy import PolicyTrainer
 from hanmo.training.rl.rollout import Engine, OwnEngine, Question, load_reward, question
 from hanmo.training.trainable import adapted
 
 THEN = ("hanmo chat {model}", "hanmo eval dialogue {model} FILE")
-PLOTS = (
-    ("Reward", "reward", ("reward",)),
-    ("Distance from the model it started from", "KL, nats a token", ("kl_k1", "kl_k2", "kl_k3")),
-    ("Distance, whole replies", "KL, nats a reply", ("kl_reply",)),
-    ("Entropy", "nats a token", ("entropy",)),
-    ("Clipping", "share of tokens", ("clip_fraction", "value_clip_fraction")),
-    ("Critic", "explained variance", ("explained_variance",)),
-    ("Length", "tokens", ("length",)),
-    ("Ended by itself", "share of replies", ("finished",)),
-    ("KL coefficient", "beta", ("beta",)),
-)
+GENERATION = settings.settings_of("hanmo.generation.settings.Settings", **RESERVED["rollouts"])
+ARGUMENTS = settings.settings_of("transformers.TrainingArguments", **RESERVED["every stage"], **RESERVED["policies"])
+
+
+@dataclass(frozen=True)
+class PolicyConfig(AlignmentConfig):
+    """Settings of learning from rewards; see ``AlignmentConfig`` for the others.
+
+    Attributes:
+        rewards: reward models, or Python functions as module:function, called with the prompts and the replies; their
+            rewards are added.
+        rounds: rounds of the run; in each, replies are drawn and learned from.
+        samples: replies of a round, over all processes.
+        epochs: passes over the replies of a round.
+        generation: decoding settings of rollouts.
+        rollout_batch: replies that are decoded at a time.
+        beta: weight of the KL penalty (the papers' beta) against the model that the run started from.
+        clip: the papers' epsilon: a token counts no more once its probability has changed by this share in a round.
+        reference: how the model of the start is kept: "swap" keeps its trained tensors, "copy" all of it.
+        unfinished_penalty: subtracted from the reward of a reply that reached the length limit.
+        max_kl: a round ends early when the replies of a step show that the policy has moved by more (nats a token);
+            null: never.
+        save_rounds: rounds from one checkpoint to the next; 0: a checkpoint is written only when the run is stopped.
+        show_rounds: rounds from one set of samples (in samples.jsonl and the report) to the next.
+        trainer: settings of transformers.TrainingArguments, except those that rounds decide.
+    """
+
+    rewards: tuple[str, ...] = ()
+    rounds: int = 100
+    samples: int = 64
+    epochs: int = 1
+    generation: dict[str, Any] = field(default_factory=dict, metadata=GENERATION)
+    rollout_batch: int = 64
+    beta: float = 0.05
+    clip: float = 0.2
+    reference: Literal["swap", "copy"] = "swap"
+    unfinished_penalty: float = 0.0
+    max_kl: float | None = None
+    save_rounds: int = 0
+    show_rounds: int = 10
+    trainer: dict[str, Any] = field(default_factory=dict, metadata=ARGUMENTS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.valid is not None:
+            raise ConfigError(
+                "valid: a policy is judged by the rewards of its own replies; it reads no validation file"
+            )
+        if not self.rewards:
+            raise ConfigError(
+                "rewards: name at least one reward model or module:function, e.g. rewards=[runs/reward/model]"
+            )
+        self.require(
+            rounds=(self.rounds >= 1, "at least 1"),
+            samples=(self.samples >= 2, "at least 2"),
+            epochs=(self.epochs >= 1, "at least 1"),
+            rollout_batch=(self.rollout_batch >= 1, "at least 1"),
+            beta=(self.beta >= 0, "0 or more"),
+            clip=(0 < self.clip < 1, "between 0 and 1"),
+            show_rounds=(self.show_rounds >= 1, "at least 1"),
+        )
+
+    def files(self) -> tuple[Path, None]:
+        return super().files()[0], None
+
+    def trainer_settings(self, has_valid: bool) -> dict[str, Any]:
+        return {"logging_strategy": "steps", "report_to": "none", **read_deepspeed(self.trainer)}
+
+    def steps_of_round(self, processes: int) -> int:
+        """Optimizer steps of a round; ConfigError if its replies do not make whole steps."""
+        batch = self.trainer.get("per_device_train_batch_size", TrainingArguments.per_device_train_batch_size)
+        accumulated = self.trainer.get("gradient_accumulation_steps", TrainingArguments.gradient_accumulation_steps)
+        step = batch * accumulated * processes
+        if self.samples % step:
+            raise ConfigError(
+                f"samples={self.samples} must be a multiple of the {step} replies of an optimizer step "
+                "(trainer.per_device_train_batch_size x trainer.gradient_accumulation_steps x processes)"
+            )
+        return self.samples // step * self.epochs
 
 
 @dataclass(frozen=True)
@@ -103,13 +174,13 @@ def policy_figures(run: Run) -> dict[str, Any]:
 
 
 def policy_sections(run: Run, page: Page) -> None:
-    """Rewards, the curves that tell a policy that learns from one that cheats, and samples."""
-    for heading, y, names in PLOTS:
-        sources = [name for name in (run.entries[0] if run.entries else {}) if name.startswith("reward/")]
-        lines = {name: run.curve(name, "round") for name in (*names, *(sources if names == ("reward",) else ()))}
-        if any(lines.values()):
-            page.heading(heading)
-            page.line_plot({name: line for name, line in lines.items() if line}, x="round", y=y)
+    """Rewards, the curves that distinguish learning from gaming the rewards, and samples."""
+    sources = [name for name in (run.entries[0] if run.entries else {}) if name.startswith("reward/")]
+    for plot in package_yaml("hanmo.training.rl", "plots.yaml"):
+        names = plot["names"] + (sources if plot["names"] == ["reward"] else [])
+        if lines := {name: line for name in names if (line := run.curve(name, "round"))}:
+            page.heading(plot["heading"])
+            page.line_plot(lines, x="round", y=plot["y"])
     file = run.folder / "samples.jsonl"
     if file.is_file():
         samples = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]

@@ -1,7 +1,4 @@
-"""The stages of training, one module each. Importing this loads none of them.
-
-The docstring of a stage's module is the help of its command.
-"""
+"""The stages of training, one module each, which this does not import; a module's docstring is its command's help."""
 
 from __future__ import annotations
 

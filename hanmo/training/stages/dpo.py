@@ -17,7 +17,7 @@ from hanmo.data.rows.pairs import PairDataset
 from hanmo.families.base import OpenedModel
 from hanmo.losses import preference_loss
 from hanmo.report.page import Page
-from hanmo.rows import IGNORE
+from hanmo.rows import IGNORE, chunked
 from hanmo.training import pairs
 from hanmo.training.config import AlignmentConfig
 from hanmo.training.data_files import DataFiles
@@ -86,8 +86,7 @@ class DpoTrainer(PairTrainer):
         rank = self.args.process_index if world > 1 else 0  # the parts of a cut model share all pairs
         order = sorted(range(len(data)), key=data.lengths.__getitem__)[rank::world]
         found = torch.zeros(len(data), 2)
-        for first in range(0, len(order), batch_size):
-            places = order[first : first + batch_size]
+        for places in chunked(order, batch_size):
             batch = self._prepare_inputs(self.data_collator([data[place] for place in places]))
             sides = response_logprobs(model, batch, self.config.loss == "ipo").chunk(2)
             found[places] = torch.stack(sides, dim=1).float().cpu()

@@ -16,13 +16,12 @@ from hanmo.losses import clipped_policy_loss, group_advantages, kl_estimates, po
 from hanmo.training.data_files import DataFiles
 from hanmo.training.lifecycle import Ready, Stage
 from hanmo.training.rl import stage
-from hanmo.training.rl.config import PolicyConfig
 from hanmo.training.rl.policy import Experience, PolicyTrainer
 from hanmo.training.rl.rollout import Engine
 
 
 @dataclass(frozen=True)
-class GrpoConfig(PolicyConfig):
+class GrpoConfig(stage.PolicyConfig):
     """Settings of GRPO (Shao et al. 2024, "DeepSeekMath"); see ``PolicyConfig`` for the others.
 
     Attributes:

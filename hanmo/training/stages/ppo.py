@@ -23,13 +23,12 @@ from hanmo.records import Rejects, iter_records
 from hanmo.training.data_files import DataFiles, require_some
 from hanmo.training.lifecycle import Ready, Stage
 from hanmo.training.rl import stage
-from hanmo.training.rl.config import PolicyConfig
 from hanmo.training.rl.policy import Experience, PolicyTrainer
 from hanmo.training.rl.rollout import Engine, prompt_order
 
 
 @dataclass(frozen=True)
-class PpoConfig(PolicyConfig):
+class PpoConfig(stage.PolicyConfig):
     """Settings of PPO; see ``PolicyConfig`` for the others.
 
     Attributes:
@@ -174,8 +173,7 @@ def build(opened: OpenedModel, config: PpoConfig, files: DataFiles, engine: Engi
 
 def _ptx_rows(opened: OpenedModel, config: PpoConfig) -> RowDataset:
     file, rejects = Path(str(config.ptx)), Rejects()
-    records = iter_records(file, reply="needed")
-    rows = make_rows(records, opened.family, config.limit, config.response_limit, rejects)
+    rows = make_rows(iter_records(file, reply="needed"), opened.family, config.limit, config.response_limit, rejects)
     require_some(rows, file, "ptx: nothing to learn from", rejects)
     return rows
 

@@ -15,7 +15,7 @@ from hanmo.data.rows.documents import Documents, Pieces, StoreDocuments, StreamR
 from hanmo.data.rows.packing import PackedRows
 from hanmo.data.store.token_store import ABOUT, Store
 from hanmo.errors import ConfigError, unknown
-from hanmo.families.base import Family, OpenedModel
+from hanmo.families.base import OpenedModel
 from hanmo.records import Plain, Rejects
 from hanmo.training import supervised
 from hanmo.training.config import RunConfig
@@ -54,15 +54,7 @@ class PretrainConfig(RunConfig):
 
 
 def build(opened: OpenedModel, config: PretrainConfig, files: DataFiles) -> Ready:
-    _check_objectives(config, opened.family)
-    train, valid, rejects = files.read(lambda path, rejects: _rows(path, files, opened, config, rejects))
-    if valid is not None and type(valid) is not type(train):
-        raise ConfigError(f"{files.valid}: not the kind of data that {files.train} holds")
-    trainer = StreamTrainer if isinstance(train, StreamRows) else RowTrainer
-    return Ready(opened.network, trainer, train, valid, rejects, published=config.published)
-
-
-def _check_objectives(config: PretrainConfig, family: Family) -> None:
+    family = opened.family
     for name in config.objectives:
         if not family.objectives:
             raise ConfigError(f"objectives: {family.name} has a single one; leave them out")
@@ -70,6 +62,11 @@ def _check_objectives(config: PretrainConfig, family: Family) -> None:
             raise ConfigError(unknown("objective", name, family.objectives))
     if config.objectives and not sum(config.objectives.values()):
         raise ConfigError("objectives: all shares are 0")
+    train, valid, rejects = files.read(lambda path, rejects: _rows(path, files, opened, config, rejects))
+    if valid is not None and type(valid) is not type(train):
+        raise ConfigError(f"{files.valid}: not the kind of data that {files.train} holds")
+    trainer = StreamTrainer if isinstance(train, StreamRows) else RowTrainer
+    return Ready(opened.network, trainer, train, valid, rejects, published=config.published)
 
 
 def _rows(path: Path, files: DataFiles, opened: OpenedModel, config: PretrainConfig, rejects: Rejects) -> Rows:
