@@ -24,7 +24,7 @@ from hanmo.training.stages import ppo as ppo_module
 from hanmo.training.stages.dpo import DpoConfig, DpoTrainer, dpo
 from hanmo.training.stages.grpo import GrpoConfig, grpo
 from hanmo.training.stages.ppo import PpoConfig, PpoTrainer, ppo
-from hanmo.training.stages.reward import RewardConfig, RewardTrainer, train_reward
+from hanmo.training.stages.reward import RewardConfig, RewardTrainer, calibration, histogram, train_reward
 from tests.unit.alignment_cases import PAYS, QUESTIONS, starts, trainer
 from tests.unit.test_training_policy import small
 from tests.unit.tiny import NAMES, tiny
@@ -72,6 +72,18 @@ def test_a_reward_pair_is_to_be_won_by_its_margin() -> None:
     assert pair_losses(config, VALUES, batch) == pytest.approx([softplus(0.5 - 2 + 1), softplus(1 - 5 + 3)])
     with pytest.raises(ConfigError, match="only loss=end"):
         RewardConfig("m", "d", margin=True, loss="tokenwise")
+
+
+def test_calibration_by_hand() -> None:
+    """sigmoid(0.1) = 0.52498 is in the first of five bins from 0.5 to 1, sigmoid(3) = 0.95257 in the last."""
+    first, last = calibration(torch.tensor([0.1, -0.1, 3.0]))
+    assert first == (pytest.approx(0.52498, abs=1e-5), 2, 0.5) and last == (pytest.approx(0.95257, abs=1e-5), 1, 1.0)
+
+
+def test_a_histogram_by_hand() -> None:
+    """Over the range of all scores, whose they may be."""
+    scores = torch.tensor([0.0, 0.1, 1.0])
+    assert histogram(scores, scores, torch.tensor([2.0]), bins=2) == [(0.5, 2.0), (1.5, 1.0)]
 
 
 def test_the_tokenwise_loss_runs_from_the_difference_to_an_end() -> None:

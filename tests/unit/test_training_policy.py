@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import pytest
 import torch
 
-from hanmo.checkpoints import open_model
+from hanmo.checkpoints import open_model, save_model
 from hanmo.config import load
 from hanmo.errors import ConfigError
 from hanmo.generation.decode import Generation
@@ -23,13 +23,14 @@ from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.nn.row_model import attach_value_head, score_tokens
 from hanmo.records import Dialogue, PromptResponse, ScoredAnswers
-from hanmo.rows import IGNORE, Context, collate
+from hanmo.rows import IGNORE, Context, Part, collate
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.rl.policy import Rounds
 from hanmo.training.rl.rewards import score_rows
 from hanmo.training.rl.rollout import (
     OwnEngine,
     Reference,
+    Sample,
     load_reward,
     prompt_order,
     question,
@@ -76,8 +77,6 @@ def test_rollouts_carry_the_policys_own_logprobs(name: str, tmp_path: Path) -> N
     assert {9, *opened.family.suppressed_ids} <= set(settings.suppressed_ids)
     settings = replace(settings, seed=3, top_p=0.9)
     replies = OwnEngine(opened, 2)([one.context for one in asked], settings, [Place(number) for number in range(3)])
-    from hanmo.training.rl.rollout import Sample
-
     samples = [Sample(**vars(one), generation=reply, reply="") for one, reply in zip(asked, replies, strict=True)]
     rows = [opened.family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
     batch = collate(rows, opened.family.padding)
@@ -199,6 +198,37 @@ def test_a_reward_does_not_hang_on_the_batch(name: str, tmp_path: Path) -> None:
     alone = [score_rows(opened, [row], [end], 1)[0] for row, end in zip(rows, finished, strict=True)]
     assert together == pytest.approx(alone, abs=1e-5)
     assert len(set(together)) == 3
+
+
+def test_replies_are_scored_anew_unless_they_were_decoded_in_fp32(tmp_path: Path) -> None:
+    import copy
+
+    opened = tiny("pangu", tmp_path)
+    half = replace(opened, network=copy.deepcopy(opened.network).bfloat16())
+    assert OwnEngine(opened, 2).exact and not OwnEngine(half, 2).exact
+
+
+def test_a_reply_has_64_tokens_unless_told_otherwise(tmp_path: Path) -> None:
+    opened = tiny("pangu", tmp_path)
+    asked = [question(PromptResponse("你好吗", ""), opened, 32)]
+    assert rollout_settings(SimpleNamespace(generation={}), opened, asked).max_new_tokens == 64
+
+
+def test_a_reward_model_of_another_family_reads_the_texts_in_its_own_way(tmp_path: Path) -> None:
+    """An empty reply is judged by the end of its prompt, as the reward model sees it."""
+    judge = tiny("glm", tmp_path / "vocabulary")
+    attach_value_head(judge.network, "linear")
+    save_model(judge, tmp_path / "judge")
+    policy = tiny("pangu", tmp_path / "policy")
+    score = load_reward(str(tmp_path / "judge"), policy, 24, None, 2)
+    asked, generation = PromptResponse("你好吗", ""), Generation((5, 6), (0.0, 0.0), 0.0, True)
+    samples = [
+        Sample(asked, Context((1,), (1,)), asked.prompt, generation=generation, reply=reply) for reply in ("很好", "")
+    ]
+    said = judge.family.parts(PromptResponse("你好吗", "很好"), 24)[0]
+    silent = [Part(judge.family.context(asked, 24).ids, False), Part((), True)]
+    expected = [score_rows(judge, [parts], [True], 1)[0] for parts in (said, silent)]
+    assert score(samples) == pytest.approx(expected, abs=1e-5) and expected[0] != expected[1]
 
 
 def test_a_step_pads_little_and_leaves_no_reply_out() -> None:

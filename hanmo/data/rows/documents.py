@@ -129,8 +129,9 @@ class StreamRows(Rows):
     def __init__(self, documents: Documents, family: Family, length: int, seed: int | None = 0):
         self.documents, self.family, self.length = documents, family, length
         lengths = np.asarray(documents.lengths, dtype=np.int64)
-        shuffled = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed or 0)).numpy()
-        self._order = np.arange(len(lengths)) if seed is None else shuffled
+        self._order = np.arange(len(lengths))
+        if seed is not None:
+            self._order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).numpy()
         self._ends = lengths[self._order].cumsum()
         self.tokens = int(self._ends[-1]) if len(lengths) else 0
         self._lengths = [length] * (self.tokens // length + 1)

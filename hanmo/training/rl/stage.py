@@ -87,6 +87,8 @@ class PolicyConfig(AlignmentConfig):
             rollout_batch=(self.rollout_batch >= 1, "at least 1"),
             beta=(self.beta >= 0, "0 or more"),
             clip=(0 < self.clip < 1, "between 0 and 1"),
+            max_kl=(self.max_kl is None or self.max_kl > 0, "above 0"),
+            save_rounds=(self.save_rounds >= 0, "0 (off) or more"),
             show_rounds=(self.show_rounds >= 1, "at least 1"),
         )
 

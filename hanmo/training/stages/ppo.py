@@ -74,6 +74,8 @@ class PpoConfig(stage.PolicyConfig):
             clip_value=(self.clip_value > 0, "above 0"),
             clip_reward=(self.clip_reward >= 0, "0 (off) or more"),
             kl_target=(self.kl_target is None or self.kl_target > 0, "above 0"),
+            kl_horizon=(self.kl_horizon > 0, "above 0"),
+            value_weight=(self.value_weight >= 0, "0 or more"),
         )
 
 
