@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import time
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -81,6 +82,8 @@ def main() -> None:
     """Entry point of ``hanmo``: a user's mistake is one message and exit code 2, Ctrl-C is exit code 130."""
     # Large tensors on large pages: on a CPU a training step is an eighth quicker. torch asks once, when it starts.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if isinstance(sys.stdout, TextIOWrapper):  # results name files, also those whose names are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _check_arguments()
         app()
