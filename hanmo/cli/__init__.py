@@ -1,5 +1,6 @@
 """The command line. Importing it loads neither torch nor transformers, so ``hanmo --help`` is instant."""
 
+import errno
 import importlib
 import os
 import sys
@@ -25,6 +26,7 @@ app = typer.Typer(
     epilog="Start with: hanmo demo",
 )
 
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 PATIENCE = 10  # seconds that other processes than the first wait before they tell a mistake
 
 # group ("": none) -> module -> its commands, "_" for "-"
@@ -100,7 +102,8 @@ def main() -> None:
         if error.errno is None:
             raise
         place = error.filename2 or error.filename
-        print(f"hanmo: {place}: {error.strerror}" if place else f"hanmo: {error.strerror}", file=sys.stderr)
+        advice = "; change its permissions, or name another place" if error.errno in FORBIDDEN else ""
+        print(f"hanmo: {place}: {error.strerror}{advice}" if place else f"hanmo: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("hanmo: stopped", file=sys.stderr)

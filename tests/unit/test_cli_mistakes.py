@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
+import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -232,3 +236,35 @@ def test_a_file_whose_name_is_not_utf8_is_named_in_results(run, folder: Path) ->
     assert (shown.code, as_json.code) == (1, 1)
     assert "found \\udcff.bin" in shown.out
     assert "found \udcff.bin" in json.loads(as_json.out)["checks"][0]["detail"]
+
+
+def test_where_no_answers_can_be_kept_an_evaluation_goes_on_and_says_so(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = run("eval perplexity model test.txt")
+    monkeypatch.setenv("XDG_CACHE_HOME", "test.txt/cache")
+    ran = run("eval perplexity model test.txt")
+    assert (ran.code, ran.out) == (0, kept.out)
+    assert "answers are not kept" in ran.err and "--output or XDG_CACHE_HOME" in ran.err
+
+
+@pytest.mark.parametrize(
+    "command", ["data clean test.txt --out shut/a.jsonl", "eval human-prepare a=once.jsonl --output shut"]
+)
+def test_what_must_not_be_written_is_named_as_the_user_did(
+    run, folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Under root nothing is forbidden, so the system's refusal is pretended: of drafts and locks in one folder."""
+    shut, opened = (folder / "shut").resolve(), os.open
+    shut.mkdir(exist_ok=True)
+    (folder / "once.jsonl").write_text('{"prompt": "你好", "response": "好"}\n', encoding="utf-8")
+
+    def refused(path: Any, flags: int, *more: Any, **others: Any) -> int:
+        if shut in Path(path).resolve().parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, flags, *more, **others)
+
+    monkeypatch.setattr(os, "open", refused)
+    monkeypatch.setattr(Path, "write_bytes", lambda path, _: os.close(refused(path, os.O_WRONLY | os.O_CREAT)))
+    ran = run(command)
+    assert ran.code == 2 and re.fullmatch(
+        r"hanmo: \S*shut/\w+\.\w+: Permission denied; change its permissions, or name another place\n", ran.err
+    )
