@@ -1,7 +1,7 @@
 """The demo: from the installed packages alone to a small dialogue model and a report of its abilities.
 
 All files are written to a folder beside the output, which replaces the output at the end: a run that is stopped or
-fails leaves the output as it was.
+fails leaves the output as it was. What lies in it and is none of these files stays.
 
 OUT/                 the model, as open_model reads it
 OUT/report.html      the report
@@ -53,7 +53,7 @@ def demo(
 
     Raises:
         UnsupportedError: the collected dialogues are not installed.
-        ConfigError: ``output`` holds anything but an earlier demo.
+        ConfigError: ``output`` holds something, and no earlier demo.
         CheckpointError: ``output`` cannot be written.
         InUseError: another demo writes there.
         KeyboardInterrupt: stopped by the user; ``output`` is as it was.
@@ -61,7 +61,7 @@ def demo(
     recover_missing(output)
     _require_free(output)
     start = time.monotonic()
-    with Display() as show, new_folder(output) as draft:
+    with Display() as show, new_folder(output, keep=lambda name: True) as draft:
         with show.stage("corpus") as update:
             found = build.build(steps * BATCH, seed, per_topic)
             write_records(draft / "corpus" / "train.jsonl", found.train)
@@ -105,7 +105,7 @@ def demo(
 
 
 def _require_free(output: Path) -> None:
-    """The output is replaced as a whole, so it must not hold anything but an earlier demo."""
+    """What is replaced must be an earlier demo."""
     if output.exists() and not (output / "results.json").is_file() and (output.is_file() or any(output.iterdir())):
         raise ConfigError(
             f"{output}: is there already and was not made by hanmo demo; give another folder with --output"
