@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from hanmo.errors import ConfigError, unknown
 
 Reading = Literal["sum", "mean", "prior", "f1"]
 OPTION = "{option}"
+_GAP = re.compile(r"(?<!\{)((?:\{\{)*)\{option\}")  # not {{option}}, which is text
 UNKNOWN = -1  # the right candidate of an example whose answer is not published
 AnyTask = TypeVar("AnyTask", bound="Task")
 
@@ -29,8 +31,9 @@ class Template:
         >>> Template("{a}?{option}!").around({"a": "x"})
         ('x?', '!')
         """
-        before, _, after = self.text.partition(OPTION)
-        return before.format_map(fields), after.format_map(fields)
+        found = _GAP.search(self.text)
+        before, after = (found.end(1), found.end()) if found else (len(self.text), len(self.text))
+        return self.text[:before].format_map(fields), self.text[after:].format_map(fields)
 
     def fill(self, fields: Mapping[str, str], option: str) -> str:
         before, after = self.around(fields)
