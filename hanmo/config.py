@@ -147,7 +147,7 @@ def _converted(value: Any, hint: Any, key: str, source: str) -> Any:
 def _yaml_type(hint: Any) -> Any:
     """The type for pydantic, which reads a path, an enum or 1e-4 (a string in YAML) from text, and a tuple from a list.
 
-    It must not read a number from true, an int from text, or NaN.
+    It must not read a number from true, an int from text, NaN or infinity.
     """
     from pydantic import AfterValidator, BeforeValidator, Strict
 
@@ -156,7 +156,7 @@ def _yaml_type(hint: Any) -> Any:
     if hint in (int, float):
         refused = bool if hint is float else (bool, str)
         kind = Annotated[hint, BeforeValidator(lambda value: None if isinstance(value, refused) else value)]
-        return Annotated[kind, AfterValidator(_not_nan)] if hint is float else kind
+        return Annotated[kind, AfterValidator(_finite)] if hint is float else kind
     if options := _options(hint):
         return Union[tuple(map(_yaml_type, options))]  # noqa: UP007
     if isinstance(hint, EnumMeta):  # one of whose values may be "no", which YAML takes for false
@@ -167,9 +167,9 @@ def _yaml_type(hint: Any) -> Any:
     return origin[tuple(map(_yaml_type, arguments))] if origin in (list, tuple, Sequence) else hint
 
 
-def _not_nan(value: float) -> float:
-    if math.isnan(value):
-        raise ValueError("not a number")
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("no finite number")
     return value
 
 
@@ -192,6 +192,6 @@ def describe_type(hint: Any) -> str:
 
 
 def _found(value: Any) -> str:
-    if isinstance(value, float) and math.isnan(value):
-        return "NaN"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "infinity"
     return "true/false" if isinstance(value, bool) else NAMES.get(type(value), type(value).__name__)

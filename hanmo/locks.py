@@ -73,7 +73,11 @@ def _locked(path: Path, target: str | Path) -> int | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     about = _about_this_process()  # first, as Ctrl-C between making the file and holding it would leave the file behind
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        except OSError as error:
+            error.filename = str(target)  # not the lock, which no user knows
+            raise
         try:
             if fcntl is None:
                 raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -1,9 +1,11 @@
 """The command line. Importing it loads neither torch nor transformers, so ``hanmo --help`` is instant."""
 
+import errno
 import importlib
 import os
 import sys
 import time
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -23,6 +25,7 @@ app = typer.Typer(
     epilog="Start with: hanmo demo",
 )
 
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 PATIENCE = 10  # seconds that other processes than the first wait before they report an error
 
 # group ("": none) -> module -> its commands, "_" for "-"
@@ -79,6 +82,8 @@ def main() -> None:
     """Entry point of ``hanmo``: a user's mistake is one message and exit code 2, Ctrl-C is exit code 130."""
     # Large tensors on large pages: on a CPU a training step is an eighth quicker. torch asks once, when it starts.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if isinstance(sys.stdout, TextIOWrapper):  # results name files, also those whose names are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _check_arguments()
         app()
@@ -95,7 +100,8 @@ def main() -> None:
         if error.errno is None:
             raise
         place = error.filename2 or error.filename
-        print(f"hanmo: {place}: {error.strerror}" if place else f"hanmo: {error.strerror}", file=sys.stderr)
+        advice = "; change its permissions, or name another place" if error.errno in FORBIDDEN else ""
+        print(f"hanmo: {place}: {error.strerror}{advice}" if place else f"hanmo: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("hanmo: stopped", file=sys.stderr)

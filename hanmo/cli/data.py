@@ -141,7 +141,9 @@ def _show_prepared(result: dict[str, Any]) -> None:
 def contamination(
     train: Annotated[Path, typer.Argument(help="Training file.", show_default=False)],
     held_out: Annotated[list[Path], typer.Argument(help="Files for development and test.", show_default=False)],
-    near: Annotated[float, typer.Option(help="Similarity of whole records that counts; 1: only equal texts.")] = 0.8,
+    near: Annotated[
+        float, typer.Option(help="Similarity of whole records that counts; 1: only equal texts.", min=0.5, max=1)
+    ] = 0.8,
     long: Annotated[int, typer.Option(help="Characters from which a text counts wherever it stands.", min=1)] = 12,
     as_json: Json = False,
 ) -> None:

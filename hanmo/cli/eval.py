@@ -52,8 +52,8 @@ class Run:
         with holding_inside(self.output) if self.output else nullcontext(), joined():
             yield
 
-    def answers(self, suite: str) -> Path:
-        """The folder in which answers are kept as they come."""
+    def answers(self, suite: str) -> Path | None:
+        """The folder in which answers are kept as they come, if there is one."""
         from hanmo.evaluation.engine.cache import cache_folder
 
         return self.output / "answers" if self.output else cache_folder(suite)

@@ -1,7 +1,7 @@
 """The demo: from the installed packages alone to a small dialogue model and a report of its abilities.
 
 All files are written to a folder beside the output, which replaces the output at the end: a run that is stopped or
-fails leaves the output as it was.
+fails leaves the output as it was. What lies in it and is none of these files stays.
 
 OUT/                 the model, as open_model reads it
 OUT/report.html      the report
@@ -46,12 +46,12 @@ def demo(
 ) -> DemoResult:
     """Make the corpus, train, measure before and after, align, and write models and report to ``output``.
 
-    ``per_topic`` dialogues of each topic are held out. ConfigError if ``output`` holds anything but an earlier demo.
+    ``per_topic`` dialogues of each topic are held out. ConfigError if ``output`` holds something, and no earlier demo.
     """
     recover_missing(output)
     _require_free(output)
     start = time.monotonic()
-    with Display() as show, new_folder(output) as draft:
+    with Display() as show, new_folder(output, keep=lambda name: True) as draft:
         with show.stage("corpus") as update:
             found = build.build(steps * BATCH, seed, per_topic)
             write_records(draft / "corpus" / "train.jsonl", found.train)

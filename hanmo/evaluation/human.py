@@ -52,11 +52,15 @@ def read_answers(given: Sequence[str]) -> dict[str, dict[str, str]]:
         name, equals, path = entry.partition("=")
         if not equals or name in found:
             raise ConfigError(f"{entry!r}: expected NAME=FILE, every name once")
-        found[name] = {}
+        answers = found[name] = {}
+        places: dict[str, str] = {}
         for record in iter_records(path):
             if not isinstance(record, PromptResponse):
                 raise HanmoError(f'{record.where}: expected {{"prompt": …, "response": …}}')
-            found[name][record.prompt] = record.response
+            if first := places.get(record.prompt):
+                problem = f"the prompt {record.prompt[:40]!r} has an answer at {first}"
+                raise RecordError.at(record.where, f"{problem}; give further answers under a name of their own")
+            places[record.prompt], answers[record.prompt] = record.where, record.response
     return found
 
 

@@ -32,9 +32,9 @@ def iter_records(
     a record without a reply is bad; with "waiting" the reply may be missing, but the prompt may not.
     """
     path = Path(path)
-    with opened_text(path) as file:
+    with opened_text(path, errors="surrogateescape") as file:
         read = _reader(path, file)
-        if read is _plain_values:
+        if read is _lines:
             as_record: Callable[[Any, str], Record] = _dialogue_line if plain == "dialogue" else _text_line
         else:
             as_record = partial(json_record, waiting=reply == "waiting")
@@ -55,10 +55,13 @@ def iter_records(
 
 
 @contextmanager
-def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """A file of UTF-8, with or without a byte order mark: plain, .gz or the only one of a .zip; else a RecordError."""
+def opened_text(path: Path, newline: str | None = None, errors: str = "strict") -> Iterator[TextIO]:
+    """A file of UTF-8, with or without a byte order mark: plain, .gz or the only one of a .zip; else a RecordError.
+
+    ``newline``, ``errors``: as for ``open``.
+    """
     try:
-        with _opened_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as file:
+        with _opened_bytes(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors, newline) as file:
             yield file
     except FileNotFoundError:
         raise RecordError(path, 0, "no such file") from None
@@ -66,8 +69,16 @@ def opened_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
         raise RecordError(path, 0, "is a folder; name the file in it") from None
     except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise RecordError(path, 0, f"damaged {'zip' if path.suffix == '.zip' else 'gzip'} file: {error}") from None
-    except UnicodeDecodeError as error:
-        raise RecordError(path, 0, f"not UTF-8 ({error}); convert it, e.g. iconv -f gb18030 -t utf-8") from None
+    except UnicodeDecodeError:
+        with opened_text(path, errors="surrogateescape") as file:
+            raise next(
+                (bad for _, bad in _lines(path, file) if isinstance(bad, RecordError)), _not_utf8(path)
+            ) from None
+
+
+def _not_utf8(path: Path, line: int = 0, bad: str = "") -> RecordError:
+    found = f" (found the bytes {bad[:4].encode('utf-8', 'surrogateescape').hex(' ')})" if bad else ""
+    return RecordError(path, line, f"not UTF-8{found}; convert it, e.g. iconv -f gb18030 -t utf-8")
 
 
 def _opened_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
@@ -88,7 +99,7 @@ def _reader(path: Path, file: TextIO) -> Callable[[Path, TextIO], Values]:
     file.seek(0)
     names_json = {".json", ".jsonl"} & set(path.suffixes)
     if not first or (not names_json and first[0] not in "[{"):
-        return _plain_values
+        return _lines
     try:
         value, end = data_at(first, 0)
         whole_line = isinstance(value, (dict, list)) and end == len(first)
@@ -98,13 +109,19 @@ def _reader(path: Path, file: TextIO) -> Callable[[Path, TextIO], Values]:
         return json_array
     if whole_line or names_json:
         return json_lines
-    return _plain_values  # a dialogue may begin with a bracket
+    return _lines  # a dialogue may begin with a bracket
 
 
-def _plain_values(path: Path, file: TextIO) -> Values:
+def _lines(path: Path, file: TextIO) -> Values:
+    """Line number and text of every line that is not blank; a RecordError in place of one that is not UTF-8."""
     for number, line in enumerate(file, 1):
-        if line.strip():
-            yield number, line
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            yield number, _not_utf8(path, number, line[error.start : error.end])
+        else:
+            if line.strip():
+                yield number, line
 
 
 def _dialogue_line(line: str, where: str) -> Dialogue:
@@ -117,13 +134,12 @@ def _text_line(line: str, where: str) -> Text:
 
 
 def json_lines(path: Path, file: TextIO) -> Values:
-    """Line number and value of every line that is not blank, or a RecordError where the line is not JSON."""
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                yield number, data_of(line.strip())
-            except json.JSONDecodeError as error:
-                yield number, RecordError(path, number, f"not JSON: {error.msg} at column {error.colno}")
+    """Line number and value of every line that is not blank; a RecordError in place of a value that is not JSON."""
+    for number, line in _lines(path, file):
+        try:
+            yield number, line if isinstance(line, RecordError) else data_of(line.strip())
+        except json.JSONDecodeError as error:
+            yield number, RecordError(path, number, f"not JSON: {error.msg} at column {error.colno}")
 
 
 def json_members(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
@@ -215,6 +231,11 @@ class _Scanner:
         # Twice the text at hand, so that a large value is not decoded anew for every small chunk of it.
         chunk = self.file.read(max(CHUNK, len(self.text) - self.place))
         self.ended = not chunk
+        try:
+            chunk.encode()
+        except UnicodeEncodeError as error:
+            line = self.line + self.text.count("\n", self.place) + chunk.count("\n", 0, error.start)
+            raise _not_utf8(self.path, line, chunk[error.start : error.end]) from None
         line_start = self.text.rfind("\n", 0, self.place) + 1
         self.before = self.place - line_start + (0 if line_start else self.before)
         self.text, self.place = self.text[self.place :] + chunk, 0

@@ -1,7 +1,7 @@
 """Settings of transformers' Trainer: our defaults, and DeepSpeed configurations of any age brought up to date."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +15,26 @@ from hanmo.files import package_yaml, read_json
 from hanmo.processes import main_process, process_count
 
 TRAINER = package_yaml("hanmo.training", "trainer.yaml")
+
+SEEDS = 2**32 - 1
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what transformers and torch take, or fail with, unasked
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        ("1 or more", lambda value: value >= 1),
+    ),
+    **dict.fromkeys(("seed", "data_seed"), (f"from 0 to {SEEDS}", lambda value: 0 <= value <= SEEDS)),
+    "dataloader_num_workers": ("0 or more", lambda value: value >= 0),
+    "num_train_epochs": ("above 0", lambda value: value > 0),
+    "max_steps": ("1 or more, or -1 for whole epochs", lambda value: value >= 1 or value == -1),
+}
+
+
+def check_ranges(trainer: Mapping[str, Any]) -> None:
+    """Raise ConfigError for the first setting of the Trainer that is out of its range."""
+    for name, (expected, good) in RANGES.items():
+        value = trainer.get(name)
+        if value is not None and not good(value):
+            raise ConfigError(f"trainer.{name}={value}: must be {expected}")
 
 
 def default_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hanmo.locks import holding_inside
 from hanmo.nn.tensor_parallel import is_cut
 from hanmo.records import Rejects
 from hanmo.report.page import Page, Point
-from hanmo.training.arguments import arguments
+from hanmo.training.arguments import arguments, check_ranges
 from hanmo.training.callbacks import Progress, read_metrics
 from hanmo.training.data_files import DataFiles
 from hanmo.training.opening import open_for_training
@@ -233,6 +233,7 @@ def _prepare(stage: Stage, config: Any, bars: bool, **parts: Any) -> tuple[Any, 
     """Everything that can be wrong, before anything is written."""
     train, valid = config.files()
     config = replace(config, trainer=config.trainer_settings(valid is not None))
+    check_ranges(config.trainer)
     set_seed(config.trainer.get("seed", 42))
     opened = open_for_training(config)
     if config.selective_checkpointing:

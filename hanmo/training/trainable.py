@@ -37,6 +37,10 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"lora.rank={self.rank}: must be at least 1; without adapters, leave lora out")
+        if self.alpha < 1:
+            raise ConfigError(f"lora.alpha={self.alpha}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout={self.dropout}: must be 0 or more, below 1")
 
 
 def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole: Sequence[str] = ()) -> Any:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
+import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "nothing.jsonl").write_text("", encoding="utf-8")
     (folder / "gbk.csv").write_bytes(
         "item,question,answer,fluency,informativeness,relevance,overall\n1,好,好\n".encode("gbk")
+    )
+    (folder / "twice.jsonl").write_text(
+        "".join(f'{{"prompt": "{prompt}", "response": "好"}}\n' for prompt in ("你好", "再见", "你好")),
+        encoding="utf-8",
     )
     (folder / "circle").symlink_to("circle")
     (folder / "key.json").write_text('{"1": {"system": "a", "question": "好"}}', encoding="utf-8")
@@ -68,7 +76,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("generate model --input gbk.txt", "gbk.txt: not UTF-8"),
+        ("generate model --input gbk.txt", "gbk.txt:1: not UTF-8"),
         ("generate model --input empty.txt", "empty.txt: no prompts"),
         ("generate model --input model", "model: is a folder"),
         ("generate model --input turns.jsonl", "turns.jsonl:1: keys 'turns'; expected one of"),
@@ -90,12 +98,28 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         ),
         ("data prepare lccc none.json out", "none.json"),
         ("data prepare baike nothing.jsonl out", "no records of the source baike"),
-        ("generate model 你好 temperature=.inf", "temperature=inf: must be above 0"),
+        ("generate model 你好 temperature=.inf", "temperature=inf: expected a number, found infinity"),
         ("generate model 你好 repetition_penalty=nan", "repetition_penalty='nan': expected a number"),
         ("generate model 你好 num_beams=2 length_penalty=4000", "length_penalty=4000.0: must be between -50 and 50"),
         ("train sft model test.txt out trainer.learning_rate=nan", "trainer.learning_rate='nan': expected a number"),
         ("train sft model test.txt out trainer.adam_beta1=2", "Invalid beta parameter at index 0"),
-        ("eval human-score gbk.csv --key key.json", "gbk.csv: not UTF-8"),
+        ("train sft model test.txt out trainer.num_train_epochs=.inf", "expected a number, found infinity"),
+        ("train sft model test.txt out trainer.num_train_epochs=0", "trainer.num_train_epochs=0.0: must be above 0"),
+        ("train sft model test.txt out trainer.max_steps=0", "trainer.max_steps=0: must be 1 or more, or -1"),
+        ("train sft model test.txt out trainer.per_device_train_batch_size=0", "_batch_size=0: must be 1 or more"),
+        ("train sft model test.txt out trainer.gradient_accumulation_steps=-1", "_steps=-1: must be 1 or more"),
+        ("train sft model test.txt out trainer.dataloader_num_workers=-1", "_workers=-1: must be 0 or more"),
+        ("train sft model test.txt out trainer.seed=-1", "trainer.seed=-1: must be from 0 to 4294967295"),
+        ("train sft model test.txt out trainer.data_seed=-1", "trainer.data_seed=-1: must be from 0 to 4294967295"),
+        ("train sft model test.txt out lora.rank=2 lora.dropout=-1", "lora.dropout=-1.0: must be 0 or more, below 1"),
+        ("train sft model test.txt out lora.rank=2 lora.alpha=0", "lora.alpha=0: must be at least 1"),
+        ("train reward model test.txt out trained_layers=.inf", "trained_layers=inf: expected a number"),
+        ("data contamination test.txt test.txt --near nan", "Invalid value for '--near'"),
+        ("data contamination test.txt test.txt --near 80", "Invalid value for '--near'"),
+        ("data contamination test.txt test.txt --near 0", "Invalid value for '--near'"),
+        ("data clean test.txt --out out --scorer model --scorer-least inf", "found infinity"),
+        ("eval human-prepare a=twice.jsonl", "twice.jsonl:3: the prompt '你好' has an answer at twice.jsonl:1"),
+        ("eval human-score gbk.csv --key key.json", "gbk.csv:2: not UTF-8"),
         ("eval human-score test.txt --key test.txt", "expected the key.json that"),
         (
             "eval human-score test.txt --key list.json",
@@ -203,3 +227,44 @@ def test_a_full_disk_is_one_message_and_leaves_no_half_file(run, folder: Path, c
     for target in ("clean.jsonl", "page.html", "replies.jsonl", "converted", "trained/model", "other/model"):
         assert not (folder / target).exists()
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_file_whose_name_is_not_utf8_is_named_in_results(run, folder: Path) -> None:
+    (folder / "odd").mkdir()
+    (folder / "odd" / b"\xff.bin".decode("utf-8", "surrogateescape")).touch()
+    shown, as_json = run("inspect odd"), run("inspect odd --json")
+    assert (shown.code, as_json.code) == (1, 1)
+    assert "found \\udcff.bin" in shown.out
+    assert "found \udcff.bin" in json.loads(as_json.out)["checks"][0]["detail"]
+
+
+def test_where_no_answers_can_be_kept_an_evaluation_goes_on_and_says_so(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = run("eval perplexity model test.txt")
+    monkeypatch.setenv("XDG_CACHE_HOME", "test.txt/cache")
+    ran = run("eval perplexity model test.txt")
+    assert (ran.code, ran.out) == (0, kept.out)
+    assert "answers are not kept" in ran.err and "--output or XDG_CACHE_HOME" in ran.err
+
+
+@pytest.mark.parametrize(
+    "command", ["data clean test.txt --out shut/a.jsonl", "eval human-prepare a=once.jsonl --output shut"]
+)
+def test_what_must_not_be_written_is_named_as_the_user_did(
+    run, folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Under root nothing is forbidden, so the system's refusal is pretended: of drafts and locks in one folder."""
+    shut, opened = (folder / "shut").resolve(), os.open
+    shut.mkdir(exist_ok=True)
+    (folder / "once.jsonl").write_text('{"prompt": "你好", "response": "好"}\n', encoding="utf-8")
+
+    def refused(path: Any, flags: int, *more: Any, **others: Any) -> int:
+        if shut in Path(path).resolve().parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, flags, *more, **others)
+
+    monkeypatch.setattr(os, "open", refused)
+    monkeypatch.setattr(Path, "write_bytes", lambda path, _: os.close(refused(path, os.O_WRONLY | os.O_CREAT)))
+    ran = run(command)
+    assert ran.code == 2 and re.fullmatch(
+        r"hanmo: \S*shut/\w+\.\w+: Permission denied; change its permissions, or name another place\n", ran.err
+    )

@@ -25,8 +25,9 @@ from tests import processes
 def made(tmp_path_factory):
     """The whole of the demo, with a handful of steps."""
     folder = tmp_path_factory.mktemp("demo") / "out"
-    folder.mkdir()
-    (folder / "old.txt").write_text("of an earlier run")
+    for name in ("corpus/old.txt", "mine/notes.txt"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("from before")
     (folder / "results.json").write_text("{}")
     return folder, demo(folder, seed=1, steps=3, per_topic=2, align_steps=1)
 
@@ -36,7 +37,8 @@ def test_it_leaves_a_model_and_nothing_of_the_way(made):
     assert {path.name for path in folder.parent.iterdir()} == {"out"}
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "vocab.txt", "report.html", "results.json", "metrics.jsonl"} <= names
-    assert not {"new", "sft", "reward", "dpo", "old.txt"} & names
+    assert not {"new", "sft", "reward", "dpo"} & names and not (folder / "corpus" / "old.txt").exists()
+    assert (folder / "mine" / "notes.txt").read_text() == "from before"  # not the demo's
     assert open_model(folder / "aligned").network.value_head is None
     opened = open_model(folder)
     assert opened.network.config.decoding == DECODING

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import hanmo.checkpoints
 from hanmo.cli import app
 from hanmo.errors import ConfigError, HanmoError, RecordError
+from hanmo.evaluation.results.result import QuestionResult
 from hanmo.evaluation.suites.clue.suite import clue_suite
 from hanmo.evaluation.suites.clue.tasks import all_tasks
 from hanmo.evaluation.suites.custom import custom_suite, read_split, read_task
@@ -42,6 +43,25 @@ def test_labels(tmp_path: Path) -> None:
     assert (first.options, first.gold, second.gold) == (("好", "坏"), 1, 0) and second.fields == {"text": "2.5"}
     assert (first.where, second.where) == (f"{tmp_path / 'x.jsonl'}:1", f"{tmp_path / 'x.jsonl'}:2")
     assert task.template.fill(second.fields, second.options[second.gold]) == "2.5是好"
+
+
+@pytest.mark.parametrize("labels", ['{1: 好, "1": 坏, 0: 中}', "{0: 好, 1: 好}"])
+def test_labels_that_nothing_tells_apart(labels: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"own\.yaml: labels: two are the same"):
+        read_task(written(tmp_path, LABELS.replace("{1: 好, 0: 坏}", labels)))
+
+
+def test_a_place_in_doubled_braces_is_text(tmp_path: Path) -> None:
+    task = read_task(written(tmp_path, LABELS.replace("{text}是", "{{option}}{{{text}}}{{")))
+    assert task.template.around({"text": "甲"}) == ("{option}{甲}{", "")
+
+
+def test_the_right_text_is_right_at_either_of_its_places() -> None:
+    item = QuestionResult(
+        "x:1", "三____", ("三", "二", "三"), 2, {"sum": [-1.0, -2.0, -1.0], "mean": [-3.0, -2.0, -3.0]}
+    )
+    assert (item.choice("sum"), item.value("sum"), item.value("mean")) == (0, 1.0, 0.0)
+    assert (item.margin("sum"), item.margin("mean")) == (-1.0, 1.0)
 
 
 @pytest.mark.parametrize(("answer", "gold"), [("b", 1), ("丙", 2), ("甲", 0)])

@@ -2,11 +2,12 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import hanmo
@@ -22,8 +23,18 @@ Progress = Callable[[int, int], None]  # done, of how many
 Keep = Callable[[int, Any], None]  # place among the missing results, the result
 
 
-def cache_folder(stage: str) -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hanmo" / stage
+def cache_folder(stage: str) -> Path | None:
+    """The default folder of results: in XDG_CACHE_HOME, or ~/.cache; None, which is said, where nothing can be written."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hanmo" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
+        if main_process():
+            advice = "name a folder with --output or XDG_CACHE_HOME, and a stopped run can go on"
+            print(f"hanmo: answers are not kept ({error}); {advice}", file=sys.stderr)
+        return None
 
 
 def store_file(folder: str | Path, name: str, inputs: Sequence[Any]) -> Path:

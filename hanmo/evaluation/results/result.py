@@ -35,12 +35,15 @@ class QuestionResult:
 
     def value(self, reading: str) -> float:
         """The value of the model's answer; without one, whether the right candidate is chosen."""
-        return float(self.choice(reading) == self.gold) if self.generated is None else self.scores[reading][0]
+        if self.generated is not None:
+            return self.scores[reading][0]
+        return float(self.options[self.choice(reading)] == self.options[self.gold])  # candidates may be the same text
 
     def margin(self, reading: str) -> float:
         """Score of the best wrong candidate less that of the right one."""
         scores = self.scores[reading]
-        return max((score for place, score in enumerate(scores) if place != self.gold), default=0.0) - scores[self.gold]
+        wrong = (score for score, option in zip(scores, self.options, strict=True) if option != self.options[self.gold])
+        return max(wrong, default=0.0) - scores[self.gold]
 
     def as_dict(self) -> dict[str, Any]:
         """All but the text, for JSON."""

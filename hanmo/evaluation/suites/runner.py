@@ -25,7 +25,7 @@ Watch = Callable[[str], Progress]  # title of a task -> its progress
 Score = tuple[float, int]  # log p of a candidate and its tokens
 
 
-def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | Path, watch: Watch) -> Result:
+def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | Path | None, watch: Watch) -> Result:
     """Evaluate the tasks of a suite one after the other. All files are read before the first question is asked.
 
     Answers are kept in the folder ``cache``, and not asked for again. ConfigError if an option has no effect, or the
@@ -57,7 +57,7 @@ def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | P
     }
     results, submission = [], {}
     for task in suite.tasks:
-        run = TaskRun(opened, suite, task, options, seed, Path(cache), about, watch(task.title))
+        run = TaskRun(opened, suite, task, options, seed, cache, about, watch(task.title))
         result = (protocol.evaluate or corrected)(run, examples[task.name], pools[task.name])
         results.append(result)
         if suite.id_field:
@@ -77,7 +77,7 @@ class TaskRun:
     task: Task
     options: Options
     seed: int
-    cache: Path
+    cache: str | Path | None
     about: dict[str, Any]  # everything the results of the whole run depend on
     progress: Progress
 

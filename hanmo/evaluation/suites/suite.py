@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from hanmo.evaluation.results.result import TaskResult
 
 Reading = Literal["sum", "mean", "prior", "f1"]
 OPTION = "{option}"
+_GAP = re.compile(r"(?<!\{)((?:\{\{)*)\{option\}")  # not {{option}}, which is text
 UNKNOWN = -1  # the right candidate of an example whose answer is not published
 LIMIT = 1024
 ALWAYS = ("shots", "published", "first", "limit")  # options that every protocol has
@@ -32,8 +34,9 @@ class Template:
         >>> Template("{a}?{option}!").around({"a": "x"})
         ('x?', '!')
         """
-        before, _, after = self.text.partition(OPTION)
-        return before.format_map(fields), after.format_map(fields)
+        found = _GAP.search(self.text)
+        before, after = (found.end(1), found.end()) if found else (len(self.text), len(self.text))
+        return self.text[:before].format_map(fields), self.text[after:].format_map(fields)
 
     def fill(self, fields: Mapping[str, str], option: str) -> str:
         before, after = self.around(fields)

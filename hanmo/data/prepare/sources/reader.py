@@ -50,7 +50,7 @@ class SourceReader:
 
     def json_values(self, path: Path) -> Iterator[tuple[int, Any]]:
         """Line numbers and values of a file of JSON lines, or of one JSON array unless it is named .jsonl."""
-        with opened_text(path) as file:
+        with opened_text(path, errors="surrogateescape") as file:
             start = next((character for character in iter(partial(file.read, 1), "") if not character.isspace()), "")
             file.seek(0)
             read = json_array if start == "[" and ".jsonl" not in path.suffixes else json_lines
