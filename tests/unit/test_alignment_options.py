@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import exp, log, sqrt
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from hanmo.nn.row_model import RowOutput, attach_value_head
 from hanmo.records import PromptResponse
 from hanmo.rows import IGNORE, collate
 from hanmo.training.callbacks import read_metrics
+from hanmo.training.data_files import DataFiles
 from hanmo.training.stages import ppo as ppo_module
 from hanmo.training.stages.dpo import DpoConfig, DpoTrainer, dpo
 from hanmo.training.stages.grpo import GrpoConfig, grpo
@@ -274,6 +276,18 @@ def test_a_critic_of_its_own_learns_the_values(name: str, tmp_path: Path) -> Non
     assert abs(entries[-1]["value"] - 1) < 0.5 * abs(entries[0]["value"] - 1)  # every reply is worth 1
     model: OpenedModel = open_model(outcome.model, device="cpu")
     assert model.network.value_head is None and not any("critic" in one for one, _ in model.network.named_parameters())
+
+
+def test_the_model_that_critic_names_learns_the_values(tmp_path: Path) -> None:
+    start = starts(tmp_path, "pangu")
+    critic, config = write_critic(tmp_path, "pangu"), small(PpoConfig, tmp_path, rewards=(PAYS,))
+    files = DataFiles(tmp_path / "prompts.jsonl", None, bars=False)
+    alone = ppo_module.build(open_model(start, device="cpu"), config, files).network
+    beside = ppo_module.build(open_model(start, device="cpu"), replace(config, critic=str(critic)), files).network
+    assert alone.value_head is not None and alone.critic is None and beside.value_head is None
+    expected = open_model(critic, device="cpu").network.state_dict()
+    assert beside.critic.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in beside.critic.state_dict().items())
 
 
 def test_values_are_the_critics(tmp_path: Path) -> None:

@@ -226,16 +226,16 @@ def test_bytes_that_are_not_utf8_spoil_their_line_alone(tmp_path: Path, name: st
     content = "\n".join(lines).encode().replace("坏".encode(), "坏".encode()[:2])
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     rejects = Rejects()
-    assert read_records(tmp_path / name, rejects, "text") == [Text("你好"), Text("再见")]
+    assert list(iter_records(tmp_path / name, rejects, "text")) == [Text("你好"), Text("再见")]
     assert [str(error).partition(" (")[0] for error in rejects.errors] == [f"{tmp_path / name}:2: not UTF-8"]
     with pytest.raises(RecordError, match=f"{name}:2: not UTF-8"):
-        read_records(tmp_path / name, plain="text")
+        list(iter_records(tmp_path / name, plain="text"))
 
 
 def test_a_character_cut_at_the_end_of_an_array_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes('[{"text": "你好"},\n{"text": "坏'.encode()[:-1])
     with pytest.raises(RecordError, match=r"a\.json:2: not UTF-8"):
-        read_records(tmp_path / "a.json", Rejects())
+        list(iter_records(tmp_path / "a.json", Rejects()))
 
 
 def test_the_best_answer_is_the_first_of_the_highest() -> None:

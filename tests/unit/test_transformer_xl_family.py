@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +18,10 @@ from hanmo.families.transformer_xl.modeling import TransformerXLConfig, Transfor
 from hanmo.families.weight_map import Size
 from hanmo.records import Dialogue, PromptResponse, Text
 from hanmo.rows import IGNORE, Part
+from hanmo.training.data_files import DataFiles
+from hanmo.training.stages import load_stage
+from hanmo.training.stages.sft import SftConfig
+from tests.unit.tiny import SENTENCES, tiny
 
 STOP = 99
 
@@ -119,3 +126,19 @@ def test_unknown_configuration_key() -> None:
 
     with pytest.raises(ConfigError, match="did you mean num_heads"):
         original_format.read_config({"num_head": 4})
+
+
+def test_fine_tuning_on_streams_reads_every_pair_once(tmp_path: Path) -> None:
+    opened = tiny("transformer_xl", tmp_path)
+    pairs = [PromptResponse(text[:3], text[3:]) for text in SENTENCES]
+    data = tmp_path / "pairs.jsonl"
+    lines = [json.dumps({"prompt": one.prompt, "response": one.response}, ensure_ascii=False) for one in pairs]
+    data.write_text("\n".join(lines), encoding="utf-8")
+    config = SftConfig("m", str(data), streams=True, limit=8)
+    rows = load_stage("sft").build(opened, config, DataFiles(data, None, bars=False)).train
+    read = [rows.row(place).inputs["input_ids"].tolist() for place in range(len(rows))]
+    assert all(len(ids) == 8 for ids in read[:-1])
+    stream = " ".join(str(id_) for ids in read for id_ in ids)
+    for pair in pairs:
+        (parts,) = opened.family.parts(pair, sys.maxsize)
+        assert stream.count(" ".join(str(id_) for part in parts for id_ in part.ids)) == 1

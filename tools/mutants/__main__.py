@@ -37,7 +37,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "hanmo/training/stages/*.py", "hanmo/training/rl/*.py",
     ),
 }  # fmt: skip
-TELLS = ("report", "__repr__")  # functions that write pages: what they say is not what is trained
+TELLS = ("sections", "pair_curves", "__repr__")  # functions that write pages: what they say is not what is trained
 
 
 def main() -> None:
