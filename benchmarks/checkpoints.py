@@ -6,8 +6,6 @@ the peak of anonymous pages, sampled; pages of mapped files, which the system ta
 python -m benchmarks.checkpoints [--quick] [--size eva2.0-large] [--folder PLACE]
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -6,8 +6,6 @@ copies; the time a document takes must not grow with their number. Its peer is t
     python benchmarks/data.py --sizes 10000 100000 1000000
 """
 
-from __future__ import annotations
-
 import resource
 import sys
 import tempfile

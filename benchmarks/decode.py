@@ -6,8 +6,6 @@ Random weights in the released sizes; two threads. EVA runs with every rule on, 
 in transformers' own generate. Figures of the originals were recorded once on a machine of this kind and are orientation only.
 """
 
-from __future__ import annotations
-
 import gc
 import resource
 import sys

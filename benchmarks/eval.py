@@ -12,8 +12,6 @@ The second part times ours against one by one for a network of every family.
 Needs the data in HANMO_DATA, the vocabularies of the recorded cases, and for the first part the package lm-eval.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 import time

@@ -16,8 +16,6 @@ PPOTrainer after 1.12, so the peer lives in a folder of its own, on top of this 
 pip install --no-deps --target FOLDER trl==1.12.0
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

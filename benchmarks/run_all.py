@@ -6,8 +6,6 @@ The whole takes hours, so the page is written after each benchmark, and with NAM
 Sections that are no benchmark's (runs by hand) stay as they are.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import subprocess

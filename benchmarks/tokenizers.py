@@ -5,8 +5,6 @@ The straightforward ones: jieba and a Python loop (EVA), jieba and sentencepiece
 installed; a comment says how long that took. Ours starts each run without a table.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -10,8 +10,6 @@ dialogue up to 128/128 tokens; "eva-base-kdconv" is the step of 8 dialogues of K
 tokens, which we do not fill up. In fp32 we are to be no slower than the record; the goals are for bf16.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

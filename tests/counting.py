@@ -1,7 +1,5 @@
 """How much work something is, counted and not timed: the same on every machine, however busy it is."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator

@@ -7,8 +7,6 @@ A copy starts with everything imported. It may be ended by its limits or crash; 
 memory it took beyond what it began with is the outcome.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

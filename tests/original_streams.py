@@ -1,7 +1,5 @@
 """Documents as the originals fed them: shares of a corpus, streams that carry memory, and crops drawn at random."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate

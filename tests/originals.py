@@ -1,7 +1,5 @@
 """Networks of recorded checkpoints whose vocabularies are too small for any tokenizer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Tests are driven by the files they find: names, sizes and counts come from the f
 in the same format runs without a change here.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

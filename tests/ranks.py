@@ -1,7 +1,5 @@
 """Tests that run in one process, and again in several that share the model: see tests/parity/test_two_ranks.py."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """All replies of a beam search, the tokens of a reply as they arrive, and replies with the draws of a test."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """The smallest network and family that a stage can train: letters in, letters out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

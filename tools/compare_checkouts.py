@@ -8,8 +8,6 @@ torch's and numpy's comparisons is compared bit by bit. Of the checkouts it uses
 so that everything inside may be renamed and moved. Exit code 0: all is equal; 1: something differs; 2: it could not compare.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -11,8 +11,6 @@ peft, sentencepiece, safetensors, numpy and PyYAML; of what else hanmo imports (
 taken from the wheels in build/gpu-wheels (make gpu-wheels).
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

@@ -6,8 +6,6 @@ A code line is neither blank nor a comment. More than LINES of them in all is an
 that is printed.
 """
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections import Counter
@@ -17,7 +15,7 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES = 23_600
+LINES = 22_000
 FILE, FUNCTION = 350, 60  # the most lines of each, blank ones, comments and docstrings included
 
 

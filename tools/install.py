@@ -7,8 +7,6 @@ CPU build is taken instead: from a wheel pip already knows (PIP_FIND_LINKS), or 
 If neither has it, this stops and says so rather than download gigabytes; HANMO_TORCH=cuda allows it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -6,8 +6,6 @@ hanmo/cli/settings.yaml   the settings of each stage, as ``hanmo train STAGE --h
 python -m tools.settings_docs [--check]
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import json

@@ -1,7 +1,5 @@
 """Every stage of training on a tiny model of every family: what the tests of devices and the check on a GPU both run."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

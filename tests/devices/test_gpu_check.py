@@ -1,7 +1,5 @@
 """The check that is run first on a GPU: its parts on a pretended one, and what it says where there is none."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

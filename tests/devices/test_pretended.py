@@ -1,7 +1,5 @@
 """The pretended device refuses what a GPU refuses, lets through what one lets through, and computes the CPU's numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import deepcopy
 

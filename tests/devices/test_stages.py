@@ -1,7 +1,5 @@
 """Every stage with every family on a pretended device: nothing mixes devices, and what is learned is what a CPU learns."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Decoding, talking and scoring on a pretended device: nothing mixes devices, and the values are the CPU's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The worked example of docs/adding-a-stage.md is a stage like any other."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The worked example of docs/adding-a-suite.md is a suite like any other."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import re

@@ -4,8 +4,6 @@ The table of stages and families is ``STAGES`` x ``NAMES``: each cell is a test 
 tell, and to prefer, answers that contain a wanted character; GRPO and PPO to say them.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

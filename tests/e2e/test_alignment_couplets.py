@@ -4,8 +4,6 @@ A pair is right with a half that people wrote to go with the first half, and wro
 or of another. Saying always the same of the two is right in 50 % of pairs. About three minutes on two cores.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import random

@@ -1,7 +1,5 @@
 """``hanmo train reward|dpo|grpo|ppo --nproc 2`` learns what one process learns."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """The main job as a user runs it. Its time is printed and not asserted: other work may share the machine."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

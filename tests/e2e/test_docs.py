@@ -1,7 +1,5 @@
 """Every command that the documents show is run, in a folder with small stand-ins under the names they use."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

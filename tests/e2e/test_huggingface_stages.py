@@ -1,7 +1,5 @@
 """Current transformers architectures through every stage, by the command line, checked with transformers alone."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

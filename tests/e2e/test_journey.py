@@ -1,7 +1,5 @@
 """One journey for every family: build, save, open, generate, one step of fine-tuning, save, open, same logits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

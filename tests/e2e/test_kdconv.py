@@ -1,7 +1,5 @@
 """Real dialogues: a small EVA fine-tuned on the whole of KdConv by the commands, measured on test data before and after."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

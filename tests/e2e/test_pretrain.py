@@ -1,7 +1,5 @@
 """Pretraining as a user runs it, for every family: it learns, resumes to the same weights, and runs in two processes."""
 
-from __future__ import annotations
-
 import json
 import random
 import shlex

@@ -3,8 +3,6 @@
 Vocabularies are made of the data, so that the networks stay small. One table is printed (``-s`` shows it).
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -1,7 +1,5 @@
 """The model that a stage saves is the one that it evaluated: its folder, opened anew, gives the loss of the step that was kept."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import partial

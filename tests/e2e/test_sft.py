@@ -1,7 +1,5 @@
 """Supervised fine-tuning as a user runs it: from an original EVA checkpoint and dialogues to a model folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

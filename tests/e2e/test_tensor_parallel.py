@@ -1,7 +1,5 @@
 """A model cut over two processes: the same replies, the same losses, and messages where it cannot be cut."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -6,8 +6,6 @@ The recorded cases of the originals are the referee and do not travel with the c
 hanmo after the recorded cases passed, and guard it where the recordings are absent.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every family still computes what it computed when its recorded cases passed; needs nothing beside the clone."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

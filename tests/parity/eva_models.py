@@ -1,7 +1,5 @@
 """The recorded EVA models, opened with the rules that a recorded run names, and its arguments as our settings."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from typing import Any

@@ -1,7 +1,5 @@
 """The recorded EVA models, opened from their original files, and the network under the original's inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

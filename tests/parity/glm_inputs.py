@@ -1,7 +1,5 @@
 """The tensors that the port of GLM's tokenizer makes for blank filling and multiple choice."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

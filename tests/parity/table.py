@@ -6,8 +6,6 @@ A plugin of pytest's. It notes every difference that the tests compare with a to
 of pytest's approx, and of a tensor that is asked to be less than a small number.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import Any
 

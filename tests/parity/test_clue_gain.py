@@ -3,8 +3,6 @@
 A small network with random weights learns TNEWS from its training split, in our template and in the published one.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from random import Random

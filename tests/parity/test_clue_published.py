@@ -3,8 +3,6 @@
 Records are written to files in CLUE's layout and read back, so that reading is held to the recordings as well.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Candidate scoring through the recorded PanGu and GLM checkpoints: as published, corrected, and as multiple choice."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The readers of the pretraining corpus against the recorded prompts, texts and ids."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

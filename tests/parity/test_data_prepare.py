@@ -1,7 +1,5 @@
 """Sources and pairs against the recordings of the original preparation script."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

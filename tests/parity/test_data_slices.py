@@ -1,7 +1,5 @@
 """Real slices of the published data through prepare and clean: every record arrives, splits share nothing."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """EVA's recorded checkpoints: both layouts open, every tensor goes there and back, and as T5 the logits are the same."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

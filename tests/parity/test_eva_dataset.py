@@ -1,7 +1,5 @@
 """What the data set and the chat make of dialogues: the ids that enter the model, against the original's."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import pytest

@@ -1,7 +1,5 @@
 """Deterministic decoding against the original, ids exact: as published, and the recorded variant of its beam search."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Whole runs of EVA's published evaluation: loss, metrics and every generated reply."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

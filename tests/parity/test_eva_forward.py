@@ -1,7 +1,5 @@
 """EVA's forward pass against the original's: hidden states, traces, position biases, logits, losses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 

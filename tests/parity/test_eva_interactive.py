@@ -1,7 +1,5 @@
 """Chat sessions against the original: what the model is shown after each turn, and whole sessions with its replies."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

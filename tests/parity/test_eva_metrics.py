@@ -1,7 +1,5 @@
 """EVA's recorded metric values, in the published reading."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """EVA's score rules, filters and hypothesis list against the recorded units."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest

@@ -1,7 +1,5 @@
 """Sampled decoding with the recorded draws replayed: ids exact, and the probabilities that were drawn from."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors.torch import load_file

@@ -1,7 +1,5 @@
 """Learning rates step by step against the recorded ones."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """EVA's tokenizer against the recorded cases: ids, tokens, decoded text, special ids."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

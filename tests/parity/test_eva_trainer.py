@@ -1,7 +1,5 @@
 """Our Trainer, given the recorded records and settings, against the original's first optimizer steps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """EVA's gradients and first optimizer steps against the original's."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors.torch import load_file

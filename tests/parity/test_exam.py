@@ -3,8 +3,6 @@
 Files, runs, models, subjects and shots come from the recorded cases; the files are written out and read back.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from pathlib import Path

@@ -1,7 +1,5 @@
 """GLM against its recordings: logits, memory, losses, gradients, training traces, of the port and of the original."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

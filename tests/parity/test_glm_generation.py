@@ -1,7 +1,5 @@
 """GLM decodes as recorded: greedy and beam search of the port, blanks filled by the original, from text to text."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """GLM's reward model: values, scores and loss of the original checkpoint as recorded, and its two faults put right."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

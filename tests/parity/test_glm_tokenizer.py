@@ -1,7 +1,5 @@
 """GLM's tokenizers (the port, and the original in both variants) against the recorded cases."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

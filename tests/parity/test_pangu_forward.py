@@ -1,7 +1,5 @@
 """PanGu-α against its recordings: logits, cache, losses, gradients, training traces."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Which blocks a share of frozen layers means, by the recorded rule."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """PanGu-α's and GLM's recorded folders: every tensor as ours and back under the very same names."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """PanGu-α's reward model: values, scores, loss and gradients of the original checkpoint are the recorded ones."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """PanGu's tokenizer against the recorded cases, in both jieba modes."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

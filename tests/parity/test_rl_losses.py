@@ -1,7 +1,5 @@
 """Recorded numbers of the published PPO, reward and DPO code; where a form is corrected, the corrected numbers too."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

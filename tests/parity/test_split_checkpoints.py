@@ -1,7 +1,5 @@
 """Splits that the originals' own scripts made: reproduced bit for bit in both directions, for every family."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Our Trainer on streams against the original's whole fine-tuning run: batches, memory, losses, norms, final weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

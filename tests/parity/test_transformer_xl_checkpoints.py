@@ -1,7 +1,5 @@
 """Every recorded checkpoint: its tensors as ours, and the configuration that the files show."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Recorded decoding: greedy sequences, replayed draws, filters, the beam scorer, perplexity token by token."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Transformer-XL against its recordings: logits and memories of every kind of mask, and the parts by themselves."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

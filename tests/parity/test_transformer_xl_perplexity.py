@@ -4,8 +4,6 @@ Cases with a temperature or a filter change the distribution itself and are no p
 tests replay them. A text longer than what the original's memory held is another computation there.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

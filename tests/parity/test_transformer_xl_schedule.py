@@ -1,7 +1,5 @@
 """Learning rates at the recorded steps."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The recorded data set: documents, stream items, batches; and the losses on them, memory carried along."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """文汇's tokenizer against the recorded cases."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

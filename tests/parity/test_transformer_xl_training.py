@@ -1,7 +1,5 @@
 """Gradients through a memory, and a whole recorded fine-tuning run, step by step."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The recorded cases again, by processes that share the model: tests of the other files, run under torchrun."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

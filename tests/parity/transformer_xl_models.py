@@ -1,7 +1,5 @@
 """The recorded Transformer-XL checkpoints as networks of ours, whatever their vocabulary."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path

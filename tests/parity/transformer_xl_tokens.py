@@ -1,7 +1,5 @@
 """What the original of 文汇's tokenizer does otherwise than ours."""
 
-from __future__ import annotations
-
 from hanmo.families.transformer_xl.tokenization import TransformerXLTokenizer
 
 EOS = "<|endoftext|>"

@@ -1,7 +1,5 @@
 """What the recordings of transformers 4.31's ``generate`` look like, for the two families recorded with it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Recorded runs of the originals over several ranks against ours: run by test_two_ranks.py, in as many processes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What the tests of the alignment stages share: a tiny model on disk, prompts, and a reward that anyone can check."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

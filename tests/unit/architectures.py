@@ -1,7 +1,5 @@
 """Small models of many transformers architectures, and what plain transformers says of one text at a time."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Sequence

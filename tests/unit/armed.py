@@ -1,7 +1,5 @@
 """Model folders that bring Python of their own. Where any of it runs, or is asked about, a test sees it."""
 
-from __future__ import annotations
-
 import io
 import json
 import warnings

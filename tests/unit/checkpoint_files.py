@@ -1,7 +1,5 @@
 """Small original checkpoints on disk, with random weights, for the tests of checkpoints/."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import json

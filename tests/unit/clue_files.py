@@ -1,7 +1,5 @@
 """Small CLUE folders in the official layouts."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

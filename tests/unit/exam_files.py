@@ -1,7 +1,5 @@
 """A model whose tokens are characters, and small examinations in the published layouts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Checkpoints that lie: each maker changes an honest folder so that one thing in it is not so."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle

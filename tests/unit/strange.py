@@ -1,7 +1,5 @@
 """JSON of another form than expected, for readers of files that others made."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

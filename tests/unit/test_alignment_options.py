@@ -1,7 +1,5 @@
 """Every option of the alignment stages does what it says: by hand where it is a formula, else by what a run leaves."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from math import exp, log, sqrt

@@ -1,7 +1,5 @@
 """The published settings of the alignment stages: every preset loads, and is what was recorded."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

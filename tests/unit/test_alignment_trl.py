@@ -4,8 +4,6 @@ Both start from one small Qwen3 and take the same SGD steps. What our cDPO label
 name aot_unpaired on batches of one pair.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import fields
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Transformers' architectures alone, in batches, with beams, scored and packed are what plain transformers says of each text."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """What each kind of wrong file prints: exactly what docs/checkpoints.md says, for every row of its table."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

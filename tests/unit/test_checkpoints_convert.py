@@ -1,7 +1,5 @@
 """Conversion: the ways there and back are bit-identical, the target is whole or absent, the source is never touched."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

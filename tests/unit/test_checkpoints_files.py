@@ -1,7 +1,5 @@
 """Which files make up a checkpoint: tracker files, ranks, shards, and what is said where one is missing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Hub ids, against a stand-in hub on this machine that speaks as much of the protocol as a download needs."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Inspection: what is there is described, every illness has its verdict, and nothing is read that need not be."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

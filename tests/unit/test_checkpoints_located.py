@@ -1,7 +1,5 @@
 """A path is asked once: whoever opens, inspects or converts a model reads each of its files a single time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 No recorded file exists of it: the names are the specification's, the files are built here by hand.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

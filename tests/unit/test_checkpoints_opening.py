@@ -1,7 +1,5 @@
 """Opening: every form gives the same network, what is undecided is asked, what is wrong is named; saving is whole."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """Files are data: what asks for code is refused by name, and every kind of wrong file has its own message."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import io

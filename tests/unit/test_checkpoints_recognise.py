@@ -1,7 +1,5 @@
 """The way from the original's tensors to ours and back, by hand on small tensors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

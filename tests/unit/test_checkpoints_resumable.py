@@ -1,7 +1,5 @@
 """Conversions that stop in the middle, continue, and are compared with what was written."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Every family's table as a property: whatever the shapes and the numbers of ranks, nothing is lost or mixed up."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Written files: torch, unzip and safetensors read what was meant, hashes are of the content, memory stays small."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

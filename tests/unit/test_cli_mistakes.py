@@ -1,7 +1,5 @@
 """What a user types wrong, or has in other forms than expected: one message and no traceback, or it is understood."""
 
-from __future__ import annotations
-
 import errno
 import gzip
 import io

@@ -1,7 +1,5 @@
 """The corrected protocol: room, examples, readings, runs that go on, results."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """CLUE's layouts read, and every kind of bad record refused with its place."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

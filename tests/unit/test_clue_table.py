@@ -1,7 +1,5 @@
 """Runs side by side: the order of the published table, intervals, and what does not belong together."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

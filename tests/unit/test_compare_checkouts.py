@@ -1,7 +1,5 @@
 """The script that compares two checkouts: what it takes for equal, what it tells, and that no difference is lost."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Layers of settings, and what a mistake in them says."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Cleaning steps on planted and on clean lines, recipes, and runs that are interrupted."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from dataclasses import replace

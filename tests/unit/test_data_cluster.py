@@ -1,7 +1,5 @@
 """Cleaning with datatrove's executors: the local one, and scripts for Slurm, run by a stand-in for its commands."""
 
-from __future__ import annotations
-
 import os
 import stat
 from functools import partial

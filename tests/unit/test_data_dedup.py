@@ -1,7 +1,5 @@
 """MinHash: signatures estimate similarity, planted near-duplicates are found, others are left alone."""
 
-from __future__ import annotations
-
 from random import Random
 
 import numpy as np

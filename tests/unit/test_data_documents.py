@@ -1,7 +1,5 @@
 """Pieces and streams of documents, made one by one, against the same made of everything at once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

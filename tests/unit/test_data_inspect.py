@@ -1,7 +1,5 @@
 """What is found in a file, and the data commands as a user runs them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

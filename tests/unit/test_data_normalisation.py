@@ -1,7 +1,5 @@
 """What counts as the same text: properties of folding, and every place that asks it."""
 
-from __future__ import annotations
-
 import unicodedata
 from pathlib import Path
 

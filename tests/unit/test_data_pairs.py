@@ -1,7 +1,5 @@
 """Pairs from records: as published on the recorded cases, corrected by hand, and as rows."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Readers of published sources: layouts, compression, bad input, splits."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zipfile

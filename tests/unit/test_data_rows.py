@@ -1,7 +1,5 @@
 """Rows in flat arrays come back as they went in; what is dropped is named; orders repeat."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The cleaning step that asks a model: scores by hand, batches, reward models, workers."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

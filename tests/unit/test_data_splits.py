@@ -1,7 +1,5 @@
 """Splits by content, and contamination between them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The store of token ids: what comes out is what went in, whoever wrote it and however often it was interrupted."""
 
-from __future__ import annotations
-
 import errno
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Dropout that a CPU draws quickly: what is dropped, by how much the rest grows, what it costs and repeats."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """EVA's score rules one by one, on a vocabulary small enough to see what is banned and why."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -1,7 +1,5 @@
 """EVA's rows, prompts and chat contexts on a vocabulary of a dozen tokens, by hand."""
 
-from __future__ import annotations
-
 from random import Random
 
 import pytest

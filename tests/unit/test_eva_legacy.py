@@ -1,7 +1,5 @@
 """EVA's tables: sizes count right, names cover the network, configurations read with the original's defaults."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

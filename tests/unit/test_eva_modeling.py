@@ -1,7 +1,5 @@
 """EVA's network: decoding agrees with the full forward, packing with single rows, the head stays untied."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

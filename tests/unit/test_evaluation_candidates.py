@@ -1,7 +1,5 @@
 """Candidates scored from a shared context get the scores they get alone, for every family and every batch."""
 
-from __future__ import annotations
-
 from random import Random
 from types import SimpleNamespace
 from typing import Any

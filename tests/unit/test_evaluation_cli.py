@@ -1,7 +1,5 @@
 """``hanmo eval``: what it prints and writes, and how it answers mistakes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The official metric of CMRC 2018: expected values are worked out by hand from its rules, words as nltk 3.10 cuts them."""
 
-from __future__ import annotations
-
 import pytest
 
 from hanmo.evaluation.suites.cmrc import common_run, exact, f1, tokens, words

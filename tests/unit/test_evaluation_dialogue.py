@@ -1,7 +1,5 @@
 """The dialogue evaluation on a tiny model: its two readings, what it writes, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Blind sheets: nothing in them says whose an answer is, and what comes back is counted by hand."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """No option of ``hanmo eval`` is accepted and ignored: what has no effect is refused by its name, in every mode of every command."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

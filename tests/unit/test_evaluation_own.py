@@ -1,7 +1,5 @@
 """Tasks of the user's own: what a file may say, what records must hold, and that it is CLUE's engine that runs them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Perplexity on a tiny model against sums by hand."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Two processes find what one finds, and what a stopped one has found is not lost."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Scores of rows do not depend on their batch, and hashes name what was evaluated."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """No question is shown its own answer among the solved examples in front of it, whatever the suite."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Intervals and paired comparisons, by hand and by simulation."""
 
-from __future__ import annotations
-
 import pytest
 
 from hanmo.evaluation.results.statistics import compare, interval, mcnemar

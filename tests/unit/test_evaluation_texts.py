@@ -1,7 +1,5 @@
 """Metrics of two files of texts, through the command."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Trees of candidates: what they hold, that they score as one by one does, and which networks may not read them."""
 
-from __future__ import annotations
-
 from random import Random
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Examinations: files, letters, room, conversations, averages, what is handed in, the command line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

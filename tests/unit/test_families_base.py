@@ -1,7 +1,5 @@
 """What all families share, by hand: attention masks of causal networks, and texts cut where they part."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """What the output head keeps for the backward pass, and what it computes again."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """Our linear layer is torch's, whatever the number of rows, the type and the mode."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

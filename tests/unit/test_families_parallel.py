@@ -1,7 +1,5 @@
 """Tensor-parallel plans: the same cuts as the originals' own, and plain words where a model cannot be cut."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

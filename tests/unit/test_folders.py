@@ -1,7 +1,5 @@
 """Folders are written whole or not at all, and a kill at any moment loses nothing of the user's."""
 
-from __future__ import annotations
-
 import os
 import sys
 import textwrap

@@ -1,7 +1,5 @@
 """Beam bookkeeping: hand-computed searches, and the recorded steps of an old beam scorer."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

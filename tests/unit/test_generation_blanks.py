@@ -1,7 +1,5 @@
 """Several blanks of one text are filled from left to right, each seeing the answers before it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from hanmo.generation.decode import fill, generate

@@ -1,7 +1,5 @@
 """Chat sessions and the console: what is remembered, shown, saved, and what the commands do."""
 
-from __future__ import annotations
-
 import io
 import json
 import sys

@@ -1,7 +1,5 @@
 """The decode loop: against transformers' generate where no rule of ours is in play, and on hand-computed cases."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

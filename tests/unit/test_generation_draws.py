@@ -1,7 +1,5 @@
 """Drawn replies belong to (seed, place, step): to no batch, row, company, process or device."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from hashlib import blake2b

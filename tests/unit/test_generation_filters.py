@@ -1,7 +1,5 @@
 """Top-k and top-p on values that can be checked by hand."""
 
-from __future__ import annotations
-
 import torch
 from hypothesis import given
 from hypothesis import strategies as st

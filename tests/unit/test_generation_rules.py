@@ -1,7 +1,5 @@
 """Token rules: hand-computed, and against transformers' processors."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

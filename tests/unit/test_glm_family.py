@@ -1,7 +1,5 @@
 """GLM's text as ids, written out by hand: contexts, options, what is cut, and which ids the mask tokens are."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Blank filling: what is hidden, in which share, and that a row says everything that was hidden."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from pathlib import Path
 from random import Random

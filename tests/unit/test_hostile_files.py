@@ -1,7 +1,5 @@
 """Whatever a file claims, the program says so in one message, within 10 seconds and 1 GB, and nothing in it runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The ids of an answer are those it has behind its prompt, what is trained is what is asked, and turns stay apart."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Any transformers model as a family: rows, losses, decoding, templates, saving."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from random import Random

@@ -1,7 +1,5 @@
 """Linear layers in eight bits: how exact, how small, what is refused."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

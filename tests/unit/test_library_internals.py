@@ -1,7 +1,5 @@
 """What hanmo uses of the inside of its libraries: all of it is listed here, and fails here when a library changes."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """What a command loads before it has work to do: the command line starts at once because it is so little."""
 
-from __future__ import annotations
-
 import ast
 import sys
 

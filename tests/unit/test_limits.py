@@ -1,7 +1,5 @@
 """What trying a stranger's file allows: more for large files, for large vocabularies take long to read."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Losses on numbers worked out by hand, and what must hold for any numbers."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Metrics against values worked out by hand, an oracle, and what must hold for any text."""
 
-from __future__ import annotations
-
 import math
 from functools import cache
 

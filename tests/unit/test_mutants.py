@@ -1,7 +1,5 @@
 """The tool that plants faults: what it plants, and that a sample is chosen by content."""
 
-from __future__ import annotations
-
 import ast
 
 import pytest

@@ -1,7 +1,5 @@
 """Names that come out of files lead nowhere: what is read lies beside the file, what is written lies below the target."""
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile

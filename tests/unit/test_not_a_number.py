@@ -1,7 +1,5 @@
 """A model that computes no numbers is one message, never a reply or a result; all JSON is JSON."""
 
-from __future__ import annotations
-
 import ast
 import json
 import math

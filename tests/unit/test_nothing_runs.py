@@ -1,7 +1,5 @@
 """Nothing that lies in a model folder is run, and nothing is asked: every command, on folders that bring their own code."""
 
-from __future__ import annotations
-
 import ast
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Packed rows: every example is scored as it is alone, and so are the gradients."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What PanGu-α is shown of a prompt that is too long, and what its configuration may say."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

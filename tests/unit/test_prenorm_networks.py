@@ -1,7 +1,5 @@
 """PanGu-α and GLM as networks: sizes, fresh weights, tied heads, decoding equal to the whole forward, LoRA."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

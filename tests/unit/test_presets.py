@@ -1,7 +1,5 @@
 """Presets: every one that ships says only what its stage knows."""
 
-from __future__ import annotations
-
 import pytest
 
 from hanmo.config import load

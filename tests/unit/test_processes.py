@@ -1,7 +1,5 @@
 """The processes that tests start: they end with the test, and a suite with ignored signals hands none of that down."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What libraries say is passed on without their advice to switch a protection off."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Every form of record that is read, what a bad one says, and that what is written is read back."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Records without a reply, and scores that are no numbers: bad where something is learned or compared, each with its reason."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

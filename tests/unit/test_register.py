@@ -1,7 +1,5 @@
 """``hanmo.register()`` teaches transformers' auto classes our folders, and ``import hanmo`` alone loads neither library."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Pages: escaped, self-contained, well-formed, and with the values where they belong."""
 
-from __future__ import annotations
-
 import re
 from html.parser import HTMLParser
 from pathlib import Path

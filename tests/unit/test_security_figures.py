@@ -1,7 +1,5 @@
 """Every figure of SECURITY.md at its boundary: what reaches it is read, and one more is refused."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 from collections.abc import Callable

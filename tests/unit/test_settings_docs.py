@@ -1,7 +1,5 @@
 """docs/settings.md and the help of the stages list every setting, as the dataclasses have it."""
 
-from __future__ import annotations
-
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What ends a reply: found in one place, checked against the vocabulary, shown, and stated in every folder that is saved."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Readers of records, sources and rating keys: a value of any other type is read or refused with one message."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, get_args

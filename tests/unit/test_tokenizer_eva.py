@@ -1,7 +1,5 @@
 """EVA's tokenizer on a vocabulary made up here: longest match, specials, saving."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

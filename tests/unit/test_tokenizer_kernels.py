@@ -1,7 +1,5 @@
 """The compiled kernels: the ids of the exact path, whatever the text. Without numba there are none to test."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from functools import cache

@@ -1,7 +1,5 @@
 """The compiled kernel for jieba's words and longest match: the ids of the exact path, whatever the text."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import jieba

@@ -1,7 +1,5 @@
 """The sentencepiece tokenizers on a model trained here: options, special tokens, decoding, saving."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where numba is not installed, or cannot keep what it compiles, tokenizers give the same ids."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path

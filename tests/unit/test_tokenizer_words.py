@@ -1,7 +1,5 @@
 """The cutting of words: equal to jieba itself, whatever the text."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 import re

@@ -1,7 +1,5 @@
 """Adapters and frozen layers on the smallest network."""
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which losses stop a run and which do not."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

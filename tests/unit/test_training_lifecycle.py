@@ -1,7 +1,5 @@
 """The one life cycle: a dry run of every stage, and the commands that go on from it."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from typing import Any

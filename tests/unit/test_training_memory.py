@@ -1,7 +1,5 @@
 """Memory kept between the steps of a training process."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

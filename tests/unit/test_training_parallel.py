@@ -1,7 +1,5 @@
 """Launch lines, hostfiles, old DeepSpeed files, and one process reading for the others."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import sys

@@ -1,7 +1,5 @@
 """Rollouts, the reference and rounds: what each promises, on small models of every family."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """What surrounds the losses of PPO, GRPO and pairs, by hand: which rewards, seeds, prompts, weights and ids reach them."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Run folders and the settings that transformers' Trainer gets."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Learning-rate factors at places that can be computed by hand."""
 
-from __future__ import annotations
-
 import math
 from typing import get_args
 

@@ -1,7 +1,5 @@
 """Settings of the stages that are numbers keep to their bounds: the last value that is taken, and the first that is not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

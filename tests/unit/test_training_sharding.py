@@ -6,8 +6,6 @@ modules that a network's ``_no_split_modules`` names, as accelerate would; and s
 Then the whole command is run, in which ``ShardedTrainer`` makes accelerate shard on a CPU too.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """What RowTrainer adds to transformers' Trainer, each on the smallest network."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """What the alignment trainers do around their losses: padding, accumulation, and whose reference a pair is given."""
 
-from __future__ import annotations
-
 import json
 from math import log
 from pathlib import Path

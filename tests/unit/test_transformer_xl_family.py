@@ -1,7 +1,5 @@
 """Records as rows of Transformer-XL, by hand."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The network's promises: memory in both forms says the same, batches do not mix, what is saved comes back."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Of two runs into one place the second ends with one message, whatever command it is, and touches nothing."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

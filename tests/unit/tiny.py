@@ -1,7 +1,5 @@
 """Small models with random weights and vocabularies of their own, for tests that need a model of each family."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import io

@@ -1,7 +1,5 @@
 """Tokenizers of the kinds that models of transformers have, made here: what differs is what they do at boundaries."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

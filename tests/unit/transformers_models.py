@@ -1,7 +1,5 @@
 """Small random models of current transformers architectures, with a tokenizer and a chat template made here."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path

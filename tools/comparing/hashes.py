@@ -1,7 +1,5 @@
 """What two checkouts made, as named facts: each a short text that is the same only where every bit is the same."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import zipfile

@@ -1,7 +1,5 @@
 """The journey: what every family goes through by the command line, on data and golden models of a few kilobytes."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -4,8 +4,6 @@ Needs COMPARE_RECORDS, a folder. A test that compares with ``==`` needs no recor
 hypothesis have their outcome alone, because hypothesis also draws from the constants that it finds in the source.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

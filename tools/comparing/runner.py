@@ -7,8 +7,6 @@ refused counts. What a command prints goes into its folder, as printed.json wher
 go to a file beside the folder, and its exit code into a file of all.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

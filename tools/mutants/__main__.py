@@ -8,8 +8,6 @@ run until one fails. Results are kept in build/mutants/, so that a run that was 
 about those that survived. ``equivalent.txt`` names faults that change nothing that can be seen, with the reason.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import sys

@@ -4,8 +4,6 @@ Used by ``python -m tools.mutants``; needs MUTANTS_COVERAGE, a folder for its tw
 files separated by commas.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

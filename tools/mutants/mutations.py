@@ -1,7 +1,5 @@
 """Single faults of a source file, each as a replacement of a piece of its text."""
 
-from __future__ import annotations
-
 import ast
 import copy
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ The fault goes into the functions that are loaded already, wherever they have be
 processes that the tests start. Nothing but the tests' own time is spent on a fault.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json

@@ -1,7 +1,5 @@
 """What is known of planted faults: kept as JSON while the tool runs, and as a table."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Shows faults to their tests, in a copy of the tree."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Which fast tests execute a line: measured once, and again for test files that have changed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
