@@ -40,9 +40,7 @@ def begin(folder: Path, config: Any, resume: bool) -> str | None:
     if resume and (folder / "config.yaml").is_file():
         before = settings.load(type(config), None, folder / "config.yaml")
         now = settings.load(type(config), yaml.safe_load(settings.dump(config)))  # a list may have become a tuple
-        old, new = asdict(before), asdict(now)
-        changed = [f"{key} was {old[key]!r} and is now {new[key]!r}" for key in new if old[key] != new[key]]
-        if changed:
+        if changed := list(settings.differences(asdict(before), asdict(now))):
             raise ConfigError(f"{folder}: cannot resume with other settings: {'; '.join(changed)}")
     settings.save(config, folder / "config.yaml")
     return last

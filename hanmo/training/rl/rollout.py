@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hanmo.checkpoints import open_model
+from hanmo.config import named_function
 from hanmo.errors import ConfigError, RecordError, UnsupportedError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import Generation, generate
@@ -107,11 +107,7 @@ def load_reward(spec: str, policy: OpenedModel, limit: int, response_limit: int 
 
 
 def _function_reward(spec: str) -> Reward:
-    module, _, name = spec.partition(":")
-    try:
-        function = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"rewards: {spec}: {error}; it must name a function that Python can import") from error
+    function = named_function(spec, "rewards")
 
     def score(samples: Sequence[Sample]) -> Sequence[float]:
         scores = function([sample.prompt for sample in samples], [sample.reply for sample in samples])

@@ -37,8 +37,8 @@ class PolicyConfig(AlignmentConfig):
     """Settings of learning from rewards; see ``AlignmentConfig`` for the others.
 
     Attributes:
-        rewards: reward models, or Python functions as module:function, called with the prompts and the replies; their
-            rewards are added.
+        rewards: reward models, or Python functions as module:function (the module installed or in the current folder),
+            called with the prompts and the replies; their rewards are added.
         rounds: rounds of the run; in each, replies are drawn and learned from.
         samples: replies of a round, over all processes.
         epochs: passes over the replies of a round.
