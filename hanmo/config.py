@@ -1,7 +1,6 @@
 """Settings of a stage: a dataclass, filled from its defaults, a preset, a YAML file and ``key=value`` overrides."""
 
 import math
-import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,7 +97,7 @@ def named_function(name: str, setting: str) -> Callable[..., Any]:
     ConfigError if there is no such function, or its module fails.
     """
     module, _, function = name.partition(":")
-    here = os.getcwd()
+    here = str(Path.cwd())
     expected = f"expected module:function, its module installed or in {here}"
     added = [] if here in sys.path else [here]
     sys.path += added

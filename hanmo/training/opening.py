@@ -21,6 +21,7 @@ def open_for_training(config: RunConfig) -> OpenedModel:
         if ranks > 1:
             raise ConfigError(f"tensor_parallel: {model} has no files to cut; train it for a step in one process first")
         originals = {"size": config.size, "config": config.original_config, "rules": config.rules}
+        originals["adapter"] = config.adapter
         if given := [name for name, value in originals.items() if value]:
             raise ConfigError(f"{model}: {' and '.join(given)} cannot be given for a new model")
         return new_model(model.removeprefix(NEW), config.shape, config.vocab)
@@ -28,7 +29,7 @@ def open_for_training(config: RunConfig) -> OpenedModel:
         raise ConfigError(f"shape: only a new model ({NEW}SIZE) can be given one; {model} has its own")
     # The parts of a cut model are loaded onto their devices; the Trainer moves a whole one there itself.
     return open_model(
-        model, size=config.size, config=config.original_config, vocab=config.vocab, rules=config.rules, dtype="fp32",
+        model, size=config.size, config=config.original_config, vocab=config.vocab, rules=config.rules, adapter=config.adapter, dtype="fp32",
         device=None if ranks > 1 else "cpu", tensor_parallel=ranks,
     )  # fmt: skip
 

@@ -1,6 +1,5 @@
 """Layers of settings, and what a mistake in them says."""
 
-import os
 import sys
 from dataclasses import dataclass, field
 from enum import Enum
@@ -164,12 +163,14 @@ def test_trainer_settings_are_those_of_transformers() -> None:
 def test_a_named_function_may_lie_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The installed command has no current folder on its path; a file there must not pass for a library either."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", os.getcwd())])
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(Path.cwd()))])
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     before = list(sys.path)
     Path("my_lengths.py").write_text("def long(prompts, replies):\n    return [len(reply) for reply in replies]\n")
     Path("my_rewards.py").write_text("import my_lengths\nlong = my_lengths.long\nword = 3\n")
-    Path("colorsys.py").write_text("def long(): ...\n")  # of the standard library, too, and not loaded by any other test
+    Path("colorsys.py").write_text(
+        "def long(): ...\n"
+    )  # of the standard library, too, and not loaded by any other test
     Path("my_mistake.py").write_text("1 = 2\n")
     assert named_function("my_rewards:long", "rewards")([""], ["长长"]) == [2]
     assert callable(named_function("json:dumps", "rewards"))
@@ -182,6 +183,8 @@ def test_a_named_function_may_lie_in_the_current_folder(tmp_path: Path, monkeypa
         "my_rewards": "no function ''",
         ":long": "ValueError: Empty module name",
     }.items():
-        with pytest.raises(ConfigError, match=f"^rewards: {name}: {problem}.*; expected module:function, .*{tmp_path.name}"):
+        with pytest.raises(
+            ConfigError, match=f"^rewards: {name}: {problem}.*; expected module:function, .*{tmp_path.name}"
+        ):
             named_function(name, "rewards")
     assert sys.path == before

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hanmo.checkpoints import open_model
 from hanmo.config import named_function
+from hanmo.data.rows.mixture import Mixture
 from hanmo.errors import ConfigError, RecordError, UnsupportedError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import Generation, generate
@@ -159,14 +160,13 @@ def question(record: Record, opened: OpenedModel, limit: int) -> Question:
     return Question(record, context, text)
 
 
-def prompt_order(count: int, wanted: int, start: int, seed: int) -> list[int]:
-    """``wanted`` places of ``count`` prompts from position ``start`` of an endless, ever newly shuffled sequence."""
-    found: list[int] = []
+def prompt_order(count: int, wanted: int, start: int, seed: int, mixture: Mixture | None = None) -> list[int]:
+    """``wanted`` places of ``count`` prompts from position ``start`` of an endless sequence of newly shuffled epochs."""
+    found, mixture = list[int](), mixture or Mixture((count,))
     while len(found) < wanted:
-        epoch, place = divmod(start + len(found), count)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(count, generator=generator).tolist()
-        found += order[place : place + wanted - len(found)]
+        epoch, place = divmod(start + len(found), mixture.rows)
+        order = mixture.order(epoch, seed)
+        found += [item % count for item in order[place : place + wanted - len(found)]]
     return found
 
 

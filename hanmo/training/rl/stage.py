@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -92,8 +92,8 @@ class PolicyConfig(AlignmentConfig):
             show_rounds=(self.show_rounds >= 1, "at least 1"),
         )
 
-    def files(self) -> tuple[Path, None]:
-        return super().files()[0], None
+    def files(self) -> DataFiles:
+        return replace(super().files(), valid=None)
 
     def trainer_settings(self, has_valid: bool) -> dict[str, Any]:
         return {"logging_strategy": "steps", "report_to": "none", **read_deepspeed(self.trainer)}
