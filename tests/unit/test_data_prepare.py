@@ -21,6 +21,7 @@ from hanmo.records import (
     PromptResponse,
     Rejects,
     ScoredAnswers,
+    Text,
     iter_records,
     json_members,
     opened_text,
