@@ -13,7 +13,7 @@ from hanmo import families
 from hanmo.checkpoints.files.resumable import bytes_of, resumable_folder
 from hanmo.checkpoints.files.tensor_files import Progress, WeightFile, sharded
 from hanmo.checkpoints.files.verifying import verify_reading
-from hanmo.checkpoints.locate import local_folder, locate
+from hanmo.checkpoints.locate import Located, local_folder, locate
 from hanmo.checkpoints.open import (
     DTYPES,
     RULES_FOLDER,
@@ -82,16 +82,8 @@ def convert(
     located = locate(path)
     if adapter is not None:
         if to != "hanmo" or resume or verify:
-            raise ConfigError(
-                "--adapter: goes to --to hanmo, in one go without --resume and --verify; convert the result on"
-            )
-        name = dtype or dtype_name(located.weights.dtype)
-        opened = open_model(
-            path, size=size, config=config, vocab=vocab, rules=rules, adapter=adapter, device="cpu",
-            dtype=name if name in DTYPES else None,
-        )  # fmt: skip
-        save_model(opened, target)
-        return _about(target, to, opened.source, opened.family.name, opened.network.num_parameters(), [])
+            raise ConfigError("--adapter: leave out --to, --resume and --verify; the merged folder can be converted on")
+        return _merge(located, target, adapter, dtype, size=size, config=config, vocab=vocab, rules=rules)
     content = source_of(located, size, config, needs_config=to != "original")
     if verify:
         verify_reading(located.weights)
@@ -111,6 +103,15 @@ def convert(
             write_text(folder.path / name, text)
         notes = form.finish(folder.path)
     return _report(content, target, to, _losses(content, to, wanted) + notes)
+
+
+def _merge(located: Located, target: Path, adapter: str | Path, dtype: str | None, **given: Any) -> dict[str, Any]:
+    """Write a model with an adapter in its weights as our folder."""
+    stored = dtype_name(located.weights.dtype)
+    wanted = dtype or (stored if stored in DTYPES else None)
+    opened = open_model(located.path, adapter=adapter, dtype=wanted, device="cpu", **given)
+    save_model(opened, target)
+    return _about(target, "hanmo", opened.source, opened.family.name, opened.network.num_parameters(), [])
 
 
 def _check_options(to: str, dtype: str | None, ranks: int | None) -> None:

@@ -41,11 +41,7 @@ def stage_command(name: str) -> Callable[..., None]:
     def command(
         model: Annotated[str, typer.Argument(help="A model, or init:SIZE for random weights.", show_default=False)],
         data: Annotated[
-            str,
-            typer.Argument(
-                help="Folder with train.* and valid.*, a training file, or a list of them: [a.jsonl:0.7,b.jsonl:0.3].",
-                show_default=False,
-            ),
+            str, typer.Argument(help="Folder, file, or a list of them: [a.jsonl:0.7,b.jsonl:0.3].", show_default=False)
         ],
         rest: Annotated[
             list[str] | None,

@@ -158,9 +158,9 @@ class Stage:
             return replace(outcome, **saved)
 
 
-def _save(config: Any, opened: OpenedModel, network: Any, trainer: Any) -> dict[str, str]:
+def _save(config: Any, opened: OpenedModel, network: Any, trainer: Any) -> dict[str, Any]:
     """Write what a run has learned; the folders by their names. All processes call this."""
-    folder, saved = Path(config.out), {}
+    folder, saved = Path(config.out), dict[str, Any]()
     if (wanted := getattr(config, "save", MERGED)) != MERGED:
         tensors, saved["adapter"] = trainer.final_adapter(network), str(folder / ADAPTER)
         if trainer.is_world_process_zero():

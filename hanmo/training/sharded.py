@@ -97,7 +97,7 @@ class ShardedTrainer(Trainer):
             return adapter_tensors(network)
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(network.parameters())):
+        with deepspeed.zero.GatheredParameters([one for one in network.parameters() if one.requires_grad]):
             return adapter_tensors(network)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
