@@ -175,7 +175,7 @@ def _untie_in_config(config: Any) -> None:
         one.tie_word_embeddings = False
     if type(config).from_dict(changed.to_dict()).to_dict() != changed.to_dict():
         raise UnsupportedError(
-            f"an adapter of {config.model_type}'s output head, which shares its weight with the embedding: its "
-            "configuration cannot express two weights; leave both out (lora.targets)"
+            f"an adapter on a weight that others use: the output head of {config.model_type} shares its weight with the "
+            "embedding, and its configuration cannot express two: leave both out (lora.targets)"
         )
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
