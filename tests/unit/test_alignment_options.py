@@ -75,9 +75,11 @@ def test_a_reward_pair_is_to_be_won_by_its_margin() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    """sigmoid(0.1) = 0.52498 is in the first of five bins from 0.5 to 1, sigmoid(3) = 0.95257 in the last."""
-    first, last = calibration(torch.tensor([0.1, -0.1, 3.0]))
-    assert first == (pytest.approx(0.52498, abs=1e-5), 2, 0.5) and last == (pytest.approx(0.95257, abs=1e-5), 1, 1.0)
+    """sigmoid(0.1) = 0.52498 is in the first of five bins from 0.5 to 1, sigmoid(0.6) = 0.64566 in the second,
+    sigmoid(3) = 0.95257 in the last."""
+    bins = calibration(torch.tensor([0.1, -0.1, 0.6, 3.0]))
+    assert [(pairs, right) for _, pairs, right in bins] == [(2, 0.5), (1, 1.0), (1, 1.0)]
+    assert [confidence for confidence, *_ in bins] == pytest.approx([0.52498, 0.64566, 0.95257], abs=1e-5)
 
 
 def test_a_histogram_by_hand() -> None:
