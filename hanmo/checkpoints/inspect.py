@@ -22,7 +22,7 @@ from hanmo.families.safe_loading import safe_tokenizer
 from hanmo.families.stops import ids_outside_vocabulary
 from hanmo.files import or_null
 
-SMALL = 300_000_000  # bytes of weights up to which they are read in full by default
+SMALL = 300_000_000  # weights of up to this many bytes are read in full by default
 SAMPLE = "你好,今天天气很好。我们一起去公园吧!"
 
 
@@ -63,11 +63,11 @@ class Report:
         self.checks.append(Check(name, verdict, detail, advice))
 
     def check(self, name: str, problem: str, fine: str, advice: str, verdict: str = "fault") -> None:
-        """Add a problem with its advice, or that all is fine."""
+        """Add a problem and the advice for it, or an "ok"."""
         self.add(name, verdict if problem else "ok", problem or fine, advice if problem else "")
 
     def attempt(self, name: str, action: Callable[[], Any], verdict: str = "fault", prefix: str = "") -> Any:
-        """The result of an action; None, and a check of this verdict, if it raises a HanmoError."""
+        """The result of an action; if it raises a HanmoError, None, and a check with this verdict is added."""
         try:
             return action()
         except HanmoError as error:
@@ -231,7 +231,7 @@ def _check_numbers(report: Report, weights: Weights) -> None:
 
 
 def _check_same(report: Report, original: Original) -> None:
-    """What every rank holds whole must be the same on all, and a tensor under several names under all of them."""
+    """Tensors that every rank holds whole must be equal on all ranks; copies under several names must be equal too."""
     if (ranks := len(original.weights.ranks)) > 1:
         held = [(name, original.pieces(name)) for entry, name in original.present() if entry.cut is None]
         differing = [name for name, (first, *others) in held if not all(torch.equal(first, one) for one in others)]
@@ -260,7 +260,7 @@ def _check_head(report: Report, located: Located, config: PretrainedConfig) -> N
 
     try:
         tied = torch.equal(read(input_embedding(located.family)), read(names[id(head.weight)]))
-    except KeyError:  # missing, as the check of the names says
+    except KeyError:  # missing, which the check of the names reports
         return
     problem = "the output head equals the embedding, but this family's is separate" if tied else ""
     advice = "a conversion tied it by mistake (tie_word_embeddings); convert the original again"

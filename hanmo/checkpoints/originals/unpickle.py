@@ -140,7 +140,7 @@ def _check_archive(path: Path) -> bool:
     claims.check_copies(path.stat().st_size)
     for storage in claims.storages.values():
         info = archive.members.get(f"data/{storage.key}")
-        if info is None:  # torch would take one in other letters' case
+        if info is None:  # torch would also accept a name in another case
             raise ClaimError(f"names bytes that it does not hold (storage {storage.key})")
         if info.file_size != storage.nbytes:
             claim = f"{storage.numel:,} numbers of {storage.dtype}, that is {storage.nbytes:,} bytes"
@@ -246,7 +246,7 @@ def _first_global(path: Path) -> str:
             if isinstance(argument, str):
                 strings = [*strings[-1:], argument]
             if opcode.name == "MEMOIZE":
-                memo.append(strings[-1] if strings else "")  # right for strings, which alone are looked up
+                memo.append(strings[-1] if strings else "")  # correct for strings, the only values looked up
             if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
                 module, name = strings if opcode.name == "STACK_GLOBAL" else str(argument).split(" ", 1)
                 name = full_name(module, name)
