@@ -27,7 +27,7 @@ class Work:
     slurm: Annotated[str | None, typer.Option(help="Submit the tasks to this Slurm partition.")] = None
 
     def run(self, job: Callable[..., Any], out: Path) -> Any:
-        """What the job returns at its end; exits if its tasks now wait in Slurm's queue."""
+        """The result of the job; exits if its tasks now wait in Slurm's queue."""
         if self.tasks:
             self._run_tasks(job, out)
         elif self.slurm:
@@ -218,7 +218,7 @@ def clean(
 
 
 def _place(model: str) -> str:
-    """A path as other processes find it; a hub id as it is."""
+    """A path made absolute for other processes; a hub id unchanged."""
     return str(Path(model).absolute()) if Path(model).exists() else model
 
 

@@ -26,7 +26,7 @@ OPTION = "--tensor-parallel"
 
 
 def start_processes(count: int) -> NoReturn:
-    """Run this command once more in ``count`` processes of this machine instead of this one, and end as they end."""
+    """Run this command in ``count`` new processes of this machine instead of this one, and exit as they do."""
     import logging
 
     from torch.distributed import run
@@ -44,7 +44,7 @@ def start_processes(count: int) -> NoReturn:
 
 
 def without(arguments: list[str], *options: str) -> list[str]:
-    """Arguments less some options and their values."""
+    """The arguments without some options and their values."""
     kept, rest = [], iter(arguments)
     for argument in rest:
         name, equals, _ = argument.partition("=")
@@ -56,7 +56,7 @@ def without(arguments: list[str], *options: str) -> list[str]:
 
 
 def ranks_of_this_run(wanted: int | None) -> int:
-    """The number of parts that the model is cut into. Outside torchrun, starts this command once for each and exits.
+    """The number of parts that the model is split into. Outside torchrun, starts this command once for each and exits.
 
     From here on ranks other than 0 print nothing but a failure's traceback.
     """
@@ -77,12 +77,12 @@ def follow() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
-        # A person may think for long: no timeout, and a group of its own, as devices' groups have theirs.
+        # A person may take long to type: no timeout, in a separate group, as devices' groups have timeouts.
         sys.stdin = _SharedInput(sys.stdin, dist.new_group(backend="gloo", timeout=timedelta(days=365)))
 
 
 def agreed(settings: Settings) -> Settings:
-    """The settings with a seed that all ranks have, where there are several."""
+    """The settings with one seed for all ranks, if there are several."""
     if settings.seed is not None or not isinstance(sys.stdin, _SharedInput):
         return settings
     import secrets
