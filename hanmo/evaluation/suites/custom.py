@@ -28,9 +28,9 @@ class TaskFile:
             field that holds a list of them, the answer being one of them or its index from 0.
         train: records for few-shot examples.
         title: name in results; by default the file's name.
-        instruction: stands once in front.
-        shorten: fields that may be cut where the whole does not fit, and from which side.
-        reading: the reading that is the result; by default prior where the candidates are labels, otherwise mean.
+        instruction: text that stands once before everything.
+        shorten: fields that may be truncated if a question does not fit, and at which side.
+        reading: the reading of the scores that counts; by default prior if the candidates are labels, otherwise mean.
     """
 
     data: Path

@@ -55,7 +55,7 @@ class Task:
     reading: Reading  # the reading that is the result, see prompting.py; "f1": the model generates the answer
     # Label in the files: its word, in the order of the candidates; empty if every record has its own candidates.
     labels: dict[str, str] = field(default_factory=dict)
-    instruction: str = ""  # stands once before few-shot examples and question
+    instruction: str = ""  # text that stands once before examples and question
     groups: tuple[str, ...] = ()  # groups whose averages the task counts in, such as the domain of a subject
     place: int = 0  # among the tasks
 
@@ -127,7 +127,7 @@ class Options:
     first: int | None = None  # evaluate only so many examples of every task
     limit: int | None = None  # most tokens of a question; by default the protocol's, within the model's positions
     budget: int | None = None  # tokens in memory at the same time; by default what suits the device
-    split: str | None = None  # by default the suite's first one
+    split: str | None = None  # by default the suite's first split
     seed: int | None = None  # of the draw of few-shot examples and candidates; 0 by default
     choices: int | None = None  # offer so many candidates at most
     chat: bool = False  # ask in the model's chat template
