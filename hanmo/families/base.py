@@ -139,8 +139,7 @@ class Family(ABC):
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
         """A piece of a document as a row for a pretraining objective; next-token prediction by default.
 
-        ``parts``: of running text, with an empty unscored one at the end if it goes on. ``objectives``: the share of
-        each.
+        ``parts``: of running text, with an empty unscored one at the end if it goes on. ``objectives``: their shares.
         """
         return self.row(parts)
 

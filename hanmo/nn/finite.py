@@ -1,4 +1,4 @@
-"""Checks that a network's results, already on the host, are finite."""
+"""Checks that a network's results, which are on the host already, are finite."""
 
 import math
 from collections.abc import Iterable

@@ -17,7 +17,7 @@ from hanmo.processes import main_process, process_count
 TRAINER = package_yaml("hanmo.training", "trainer.yaml")
 
 SEEDS = 2**32 - 1
-RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what transformers and torch take, or fail with, unasked
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # transformers and torch do not check them, or fail late
     **dict.fromkeys(
         ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
         ("1 or more", lambda value: value >= 1),
@@ -54,7 +54,7 @@ def default_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
 
 def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:
     """transformers' settings object of a run in this folder."""
-    # accelerate takes several processes without a device for a single one, unless it is told to use the CPU.
+    # accelerate treats several processes without a device as a single one, unless told to use the CPU.
     only_cpu = process_count() > 1 and not torch.accelerator.is_available()
     try:
         return TrainingArguments(
@@ -80,7 +80,7 @@ def _by_new_names(merged: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_deepspeed(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings with a DeepSpeed file read and brought up to date; it decides what no other setting gives."""
+    """The settings with a DeepSpeed file read and brought up to date; it supplies what no other setting gives."""
     file = given.get("deepspeed")
     if not isinstance(file, str):
         return given

@@ -1,4 +1,4 @@
-"""What GRPO and PPO share as stages: settings, prompts, rewards and critic of a run, its result and its report."""
+"""Shared by the stages GRPO and PPO: settings, prompts, rewards and critic of a run, its result and its report."""
 
 import json
 from collections.abc import Callable
@@ -125,7 +125,7 @@ def prepare_policy(
     opened: OpenedModel, config: PolicyConfig, files: DataFiles, trainer: Callable[..., PolicyTrainer],
     engine: Engine | None, value_head: ValueKind | None = None, critic: str | None = None,
 ) -> Ready:  # fmt: skip
-    """Prompts, rewards and network of a run; a model, ``critic``, learns the values, or else a head on the policy."""
+    """Prompts, rewards and network of a run; the model ``critic`` learns the values, or else a value head."""
 
     def questions(file: Path, rejects: Rejects) -> list[Question]:
         found = []

@@ -63,7 +63,7 @@ def response_logprobs(model: nn.Module, batch: dict[str, Tensor], mean: bool) ->
 
 
 class DpoTrainer(PairTrainer):
-    """The loss of DPO or IPO. Dropout is off: policy and reference must differ by what was learned alone."""
+    """The loss of DPO or IPO. Dropout is off, so that policy and reference differ only by training."""
 
     def __init__(self, config: DpoConfig, model: nn.Module, *args: Any):
         switch_dropout_off(model)
@@ -72,7 +72,7 @@ class DpoTrainer(PairTrainer):
         self._references: list[Tensor] = []  # of training and validation
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the model as it is now is the reference, whose log-probabilities are computed once."""
+        """Train; the reference is the model before training, whose log-probabilities are computed once."""
         data = (self.train_dataset, self.eval_dataset)
         self._references = [self._all_logprobs(pairs) for pairs in data if pairs is not None]
         return super().train(*args, **kwargs)
@@ -83,7 +83,7 @@ class DpoTrainer(PairTrainer):
         model, batch_size = self.model, self.args.per_device_eval_batch_size
         assert isinstance(data, PairDataset) and isinstance(model, nn.Module)
         world = self._replicas
-        rank = self.args.process_index if world > 1 else 0  # the parts of a cut model share all pairs
+        rank = self.args.process_index if world > 1 else 0  # ranks that share a split model all need every pair
         order = sorted(range(len(data)), key=data.lengths.__getitem__)[rank::world]
         found = torch.zeros(len(data), 2)
         for places in chunked(order, batch_size):

@@ -45,7 +45,7 @@ class GrpoConfig(stage.PolicyConfig):
 
 
 class GrpoTrainer(PolicyTrainer):
-    """The KL penalty (k3) stands in the loss."""
+    """The KL penalty (k3) is part of the loss."""
 
     config: GrpoConfig
 
@@ -53,7 +53,7 @@ class GrpoTrainer(PolicyTrainer):
         grouped_GK = scores.view(-1, self.group)
         for one, advantage in zip(batch, group_advantages(grouped_GK, self.config.scale).flatten(), strict=True):
             one.advantages = torch.full_like(one.old, float(advantage))
-        return {"undecided": (grouped_GK.std(1) == 0).float().mean().item()}  # groups that nothing is learned from
+        return {"undecided": (grouped_GK.std(1) == 0).float().mean().item()}  # groups that teach nothing
 
     def token_weights(self, length: int) -> float:
         return 1.0 if self.config.loss == "token" else 1.0 / length

@@ -84,7 +84,7 @@ class PpoTrainer(PolicyTrainer):
 
     config: PpoConfig
     needs_values = True
-    _mixed = (-1, 0)  # the optimizer step, and how many batches of the mix it has had
+    _mixed = (-1, 0)  # the optimizer step, and the number of its batches of the mix so far
 
     def __init__(self, *args: Any, ptx_rows: RowDataset | None = None):
         super().__init__(*args)
@@ -152,7 +152,7 @@ class PpoTrainer(PolicyTrainer):
         return loss
 
     def _learn_text(self, model: nn.Module, rows: RowDataset) -> Tensor:
-        """One batch of the pretraining mix; its gradients are added to those of the rewards."""
+        """Train on one batch of the pretraining mix; its gradients are added to those from rewards."""
         args = self.args
         step, had = self.state.global_step, self._mixed[1] if self._mixed[0] == self.state.global_step else 0
         self._mixed = (step, had + 1)

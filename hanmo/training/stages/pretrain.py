@@ -86,7 +86,7 @@ def _rows(path: Path, files: DataFiles, opened: OpenedModel, config: PretrainCon
             raise ConfigError(f"packing: {family.name} is pretrained on streams, in which nothing is padding")
         return StreamRows(documents, family, config.limit, seed)
     pieces = Pieces(documents, family, config.limit, config.objectives or family.objectives, seed)
-    pieces.row(max(range(len(pieces)), key=pieces.lengths.__getitem__))  # shows at once what a family cannot do
+    pieces.row(max(range(len(pieces)), key=pieces.lengths.__getitem__))  # fails at once if the family cannot do this
     return _packed(pieces, config)
 
 
