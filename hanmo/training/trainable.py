@@ -23,10 +23,10 @@ class LoraSettings:
     """Settings of LoRA adapters.
 
     Attributes:
-        rank: inner dimension r of the two matrices whose product is added to a weight (Hu et al. 2021, "LoRA").
-        alpha: the product is scaled by alpha / rank.
-        dropout: probability with which an adapter's inputs are dropped.
-        targets: names of the linear modules to adapt, e.g. [q_proj, v_proj]; []: the family's own.
+        rank: inner dimension of the two matrices whose product is added to a weight (Hu et al. 2021, "LoRA"). [r]
+        alpha: the product is scaled by alpha / rank. [α]
+        dropout: probability of dropping an input of an adapter. [p, probability]
+        targets: names of the linear modules to adapt, e.g. [q_proj, v_proj]; empty: the family's own.
     """
 
     rank: int = 8

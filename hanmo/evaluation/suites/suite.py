@@ -122,17 +122,17 @@ def choose_tasks(what: str, tasks: Mapping[str, AnyTask], names: Iterable[str]) 
 class Options:
     """How a suite is evaluated."""
 
-    shots: int = 0  # few-shot examples in the prompt
+    shots: int = 0  # few-shot examples in the prompt [examples]
     published: bool = False  # use the published protocol, flaws included
-    first: int | None = None  # evaluate only so many examples of every task
-    limit: int | None = None  # most tokens of a question; by default the protocol's, within the model's positions
-    budget: int | None = None  # tokens in memory at the same time; by default what suits the device
-    split: str | None = None  # by default the suite's first split
-    seed: int | None = None  # of the draw of few-shot examples and candidates; 0 by default
-    choices: int | None = None  # offer so many candidates at most
+    first: int | None = None  # evaluate at most this many examples of every task [examples]
+    limit: int | None = None  # the longest question; by default the protocol's, within the model's positions [tokens]
+    budget: int | None = None  # tokens in memory at the same time; the default suits the device [tokens]
+    split: str | None = None  # the split to evaluate; by default the suite's first one
+    seed: int | None = None  # seed of the draw of few-shot examples and candidates; 0 by default
+    choices: int | None = None  # offer at most this many candidates [candidates]
     chat: bool = False  # ask in the model's chat template
     cot: bool = False  # the few-shot examples explain their answers
-    candidates: Path | None = None  # file of the original's wrong candidates, see clue.suite.read_candidates
+    candidates: Path | None = None  # file of the original's wrong candidates, see docs/clue.md
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ class DpoConfig(AlignmentConfig):
     """Settings of DPO; see ``AlignmentConfig`` for the others.
 
     Attributes:
-        beta: how strongly the policy is held to the model it starts from (beta of Rafailov et al. 2023, "DPO"; tau of Azar
-            et al. 2023, "IPO").
-        loss: "dpo", or "ipo", which pushes a pair no further apart than a target.
-        label_smoothing: the assumed share of pairs whose answers are swapped (DPO only; epsilon of "cDPO").
-        sft_weight: weight of the chosen answer's mean negative log-likelihood, added to the loss; 0: off.
+        beta: how strongly the policy is held to the model it starts from (Rafailov et al. 2023, "DPO"; Azar et al.
+            2023, "IPO"). [β of DPO, τ of IPO]
+        loss: "dpo", or "ipo", which separates a pair only up to a target.
+        label_smoothing: the assumed share of pairs whose answers are swapped (DPO only; "cDPO"). [ε, share of pairs]
+        sft_weight: weight of the chosen answer's mean negative log-likelihood, added to the loss; 0: off. [factor]
         published: make pairs by the published walk through scored answers.
     """
 

@@ -25,7 +25,7 @@ class GrpoConfig(stage.PolicyConfig):
     """Settings of GRPO (Shao et al. 2024, "DeepSeekMath"); see ``PolicyConfig`` for the others.
 
     Attributes:
-        group: replies to each prompt.
+        group: replies to each prompt. [G, replies]
         scale: divide advantages by the standard deviation of their group.
         loss: "token" counts every token alike; "reply", as first published, every reply, so that the tokens of longer
             replies count less.

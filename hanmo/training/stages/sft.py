@@ -35,7 +35,7 @@ class SftConfig(TuningConfig):
         streams: lay the examples end to end as streams that carry memory, as published for Transformer-XL; ``limit`` is
             then a segment's length.
         published: the schedule as published, which with accumulation does not reach its end.
-        freeze: the share of the layers, from the first, that are not trained.
+        freeze: the share of the layers, from the first, that are not trained. [share]
     """
 
     out: str = "runs/sft"
