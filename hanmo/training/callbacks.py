@@ -106,10 +106,8 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **rest: Any) -> None:
         if state.is_world_process_zero:
             self._start, self._first, self._printed = time.monotonic(), state.global_step, -state.max_steps
-            self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="training", unit="step",
-                disable=not sys.stderr.isatty(),
-            )  # fmt: skip
+            steps = {"total": state.max_steps, "initial": state.global_step, "unit": "step"}
+            self._bar = tqdm(desc="training", **steps, disable=not sys.stderr.isatty())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if self._bar is not None:

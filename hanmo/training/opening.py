@@ -17,20 +17,18 @@ NEW = "init:"  # a model of random weights: init:SIZE
 def open_for_training(config: RunConfig) -> OpenedModel:
     """The model that the settings name, with fp32 weights, which the optimizer needs, whatever dtype its files have."""
     model, ranks = config.model, config.tensor_parallel
+    originals = {"size": config.size, "config": config.original_config, "rules": config.rules}
     if model.startswith(NEW):
         if ranks > 1:
             raise ConfigError(f"tensor_parallel: {model} has no files to cut; train it for a step in one process first")
-        originals = {"size": config.size, "config": config.original_config, "rules": config.rules}
         if given := [name for name, value in originals.items() if value]:
             raise ConfigError(f"{model}: {' and '.join(given)} cannot be given for a new model")
         return new_model(model.removeprefix(NEW), config.shape, config.vocab)
     if config.shape:
         raise ConfigError(f"shape: only a new model ({NEW}SIZE) can be given one; {model} has its own")
     # Parts of a split model are loaded onto their devices; the Trainer itself moves a whole model there.
-    return open_model(
-        model, size=config.size, config=config.original_config, vocab=config.vocab, rules=config.rules, dtype="fp32",
-        device=None if ranks > 1 else "cpu", tensor_parallel=ranks,
-    )  # fmt: skip
+    device = None if ranks > 1 else "cpu"
+    return open_model(model, **originals, vocab=config.vocab, dtype="fp32", device=device, tensor_parallel=ranks)
 
 
 def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedModel:

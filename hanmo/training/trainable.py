@@ -66,10 +66,8 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
         names = "all-linear"  # peft's name for all but the head
     else:
         _untie(network, names)
-    config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names,
-        modules_to_save=list(whole) or None,
-    )  # fmt: skip
+    modules = {"target_modules": names, "modules_to_save": list(whole) or None}
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, **modules)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft uses an attribute's old name in transformers

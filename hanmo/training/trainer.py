@@ -40,9 +40,14 @@ class RowTrainer(ShardedTrainer):
     _other_figures: dict[str, float] = {}  # logged besides those of batches
 
     def __init__(
-        self, model: nn.Module, args: TrainingArguments, train: Rows | None = None, valid: Rows | None = None,
-        factor: RateFactor | None = None, callbacks: list[TrainerCallback] | None = None,
-    ):  # fmt: skip
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        train: Rows | None = None,
+        valid: Rows | None = None,
+        factor: RateFactor | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
         assert args.output_dir is not None
         self.folder = Path(args.output_dir)
         self._drafts = self.folder / DRAFTS

@@ -97,9 +97,14 @@ class PairDataset(RowDataset):
 
 
 def make_pairs(
-    records: Iterable[Record], family: Family, limit: int, response_limit: int | None, feed_stop: bool,
-    published: bool, dropped: Rejects,
-) -> PairDataset:  # fmt: skip
+    records: Iterable[Record],
+    family: Family,
+    limit: int,
+    response_limit: int | None,
+    feed_stop: bool,
+    published: bool,
+    dropped: Rejects,
+) -> PairDataset:
     """Records as pairs of rows; a record without a pair, or whose pair does not fit, is added to ``dropped``."""
     pairs = PairDataset(family, feed_stop)
     for record in records:

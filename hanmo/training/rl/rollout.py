@@ -99,8 +99,10 @@ def load_reward(spec: str, policy: OpenedModel, limit: int, response_limit: int 
         if shared:
             return score_rows(opened, [sample.parts for sample in samples], finished, batch_size)
         rows = [opened.family.parts(_with_reply(sample), limit, response_limit) for sample in samples]
-        parts = [found[0] if found else [Part(opened.family.context(sample.record, limit).ids, False), Part((), True)]
-                for found, sample in zip(rows, samples, strict=True)]  # fmt: skip
+        parts = [
+            found[0] if found else [Part(opened.family.context(sample.record, limit).ids, False), Part((), True)]
+            for found, sample in zip(rows, samples, strict=True)
+        ]
         return score_rows(opened, parts, finished, batch_size)
 
     return score

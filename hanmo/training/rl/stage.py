@@ -123,9 +123,14 @@ class PolicyOutcome(Outcome):
 
 
 def prepare_policy(
-    opened: OpenedModel, config: PolicyConfig, files: DataFiles, trainer: Callable[..., PolicyTrainer],
-    engine: Engine | None, value_head: ValueKind | None = None, critic: str | None = None,
-) -> Ready:  # fmt: skip
+    opened: OpenedModel,
+    config: PolicyConfig,
+    files: DataFiles,
+    trainer: Callable[..., PolicyTrainer],
+    engine: Engine | None,
+    value_head: ValueKind | None = None,
+    critic: str | None = None,
+) -> Ready:
     """Prompts, rewards and network of a run; the model ``critic`` learns the values, or else a value head."""
 
     def questions(file: Path, rejects: Rejects) -> list[Question]:

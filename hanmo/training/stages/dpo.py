@@ -110,10 +110,8 @@ class DpoTrainer(PairTrainer):
         config = self.config
         chosen_B, rejected_B = response_logprobs(model, batch, config.loss == "ipo").chunk(2)
         reference_chosen_B, reference_rejected_B = batch["references"].unbind(1)
-        found = preference_loss(
-            chosen_B, rejected_B, reference_chosen_B, reference_rejected_B,
-            config.beta, config.loss, config.label_smoothing,
-        )  # fmt: skip
+        sides = (chosen_B, rejected_B, reference_chosen_B, reference_rejected_B)
+        found = preference_loss(*sides, config.beta, config.loss, config.label_smoothing)
         loss_B = found.losses
         if config.sft_weight:
             tokens_B = (batch["labels"] != IGNORE).sum(1).chunk(2)[0]
