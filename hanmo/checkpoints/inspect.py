@@ -128,7 +128,7 @@ def _inspect_folder(report: Report, located: Located) -> tuple[PretrainedConfig 
     config = report.attempt("configuration", located.config)
     if not located.is_ours:
         report.config = located.weights.config
-        report.add("names", "skipped", "a model of transformers, which knows its own names")
+        report.add("names", "skipped", "a model of transformers, which checks its own names")
     elif config is not None:
         report.config = _changed_settings(config)
         expected = expected_shapes(located.family, config)
@@ -171,7 +171,7 @@ def _changed_settings(config: PretrainedConfig) -> dict[str, Any]:
 def _check_names(report: Report, count: int, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
     kinds = (("missing", missing, 8), ("unexpected", unexpected, 8), ("mis-shaped", wrong, 4))
     problems = "; ".join(f"{len(names)} {kind}: {some(names, limit)}" for kind, names, limit in kinds if names)
-    advice = "the file is incomplete or of another version: get it again"
+    advice = "the file is incomplete or from another version: download it again"
     report.check("names", problems, f"all {count} tensors are there", advice)
 
 
@@ -223,7 +223,7 @@ def _check_numbers(report: Report, weights: Weights) -> None:
         report.add("numbers", "fault", f"not finite: {some(broken)}", advice)
     if empty:
         advice = "normal for tensors that the source of a conversion lacked; else the file was not written to its end"
-        report.add("zeros", "warning", f"nothing but zeros: {some(empty)}", advice)
+        report.add("zeros", "warning", f"only zeros: {some(empty)}", advice)
     if not broken and not empty:
         report.add("numbers", "ok", "all weights are finite, none is blank")
     if count := report.attempt("hashes", lambda: verify_index(weights)):
@@ -264,4 +264,4 @@ def _check_head(report: Report, located: Located, config: PretrainedConfig) -> N
         return
     problem = "the output head equals the embedding, but this family's is separate" if tied else ""
     advice = "a conversion tied it by mistake (tie_word_embeddings); convert the original again"
-    report.check("head", problem, "the output head is its own", advice)
+    report.check("head", problem, "the output head is separate", advice)

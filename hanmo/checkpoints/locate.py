@@ -125,8 +125,8 @@ def _from_hugging_face(name: str) -> Path:
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{name}: no such folder here, and no such model on {constants.ENDPOINT}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        problem = f"no such folder here, and {constants.ENDPOINT} cannot give it: {error}"
-        advice = "HF_ENDPOINT names another hub, and finished downloads are kept"
+        problem = f"no such folder here, and {constants.ENDPOINT} did not provide it: {error}"
+        advice = "HF_ENDPOINT sets another hub; finished downloads are kept"
         raise CheckpointError(f"{name}: {problem}; {advice}") from error
 
 

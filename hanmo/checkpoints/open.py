@@ -79,7 +79,7 @@ def open_model(
 
 def _device(name: str | torch.device) -> torch.device:
     """The device; ConfigError if no tensor can be allocated on it."""
-    expected = "expected cpu, cuda, mps, or one of several like cuda:0"
+    expected = "expected cpu, cuda, mps, or a numbered device like cuda:0"
     try:
         device = torch.device(name)
     except RuntimeError:

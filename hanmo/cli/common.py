@@ -67,7 +67,7 @@ class Decoding(Opening):
     threads: Annotated[int | None, typer.Option(help="Processor threads to compute with.", min=1)] = None
     tensor_parallel: TensorParallel = None
     preset: Annotated[str | None, typer.Option(help="Published settings of the family, by name.")] = None
-    seed: Annotated[int | None, typer.Option(help="Random seed; default: a new one every time.")] = None
+    seed: Annotated[int | None, typer.Option(help="Random seed; default: a new one each time.")] = None
     published: Published = False
 
     def start(self, model: str, sets: list[str]) -> tuple[OpenedModel, Settings]:

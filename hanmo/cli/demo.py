@@ -14,7 +14,7 @@ OUTPUT = Path("runs/demo")
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the model and its report.")] = OUTPUT,
-    seed: Annotated[int, typer.Option(help="Of the corpus, the first weights and the order of the data.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of corpus, initial weights and order of the data.", min=0)] = 0,
     steps: Annotated[
         int | None, typer.Option(help="Training steps of the first part; default: about three minutes.", min=1)
     ] = None,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Processes = Annotated[int, typer.Option("--nproc", help="Processes on this machine, e.g. one for each GPU.", min=1)]
 TensorParallel = Annotated[
     int | None,
-    typer.Option(help="Cut the model into so many parts, each computed by a process on a device of its own.", min=1),
+    typer.Option(help="Split the model into N parts, each computed by a process on its own device.", min=1),
 ]
 OPTION = "--tensor-parallel"
 
@@ -64,7 +64,7 @@ def ranks_of_this_run(wanted: int | None) -> int:
     if wanted is not None and wanted > 1 and not processes:
         start_processes(wanted)
     if wanted is not None and processes and wanted != processes:
-        raise ConfigError(f"{OPTION} {wanted}: torchrun has started {processes} processes; both must be the same")
+        raise ConfigError(f"{OPTION} {wanted}: torchrun has started {processes} processes; both numbers must be equal")
     if not main_process():
         nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, for as long as the process lives
         sys.stdout = sys.stderr = nowhere

@@ -189,7 +189,7 @@ def _as_data(content: dict[str, Any], file: str) -> dict[str, Any]:
         if key in _CODE:
             continue
         if key in _ELSEWHERE and value:
-            _warn(f"{file}: {key} is not followed: it would bring in what is not part of this folder's model")
+            _warn(f"{file}: {key} is not followed: it would load something from outside this folder")
         elif choice in _CHOICES:
             kept[key] = _chosen(value, choice, file)
         elif key in _PARTS and isinstance(value, str) and set(value) & set("/:"):

@@ -116,7 +116,7 @@ def translate_deepspeed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     for old in changes["dropped"]:
         if old in zero:
             del zero[old]
-            notices.append(f"zero_optimization.{old} has no meaning any more and is left out")
+            notices.append(f"zero_optimization.{old} no longer has a meaning and is left out")
     for theirs, ours in changes["ours"].items():
         config.setdefault(theirs, "auto")  # DeepSpeed's own defaults are none, 1 and no clipping
         if config[theirs] != "auto":
@@ -125,7 +125,7 @@ def translate_deepspeed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
             notices.append(f"{theirs} is given by trainer.{ours}={settings[ours]}")
     if config.get("train_batch_size", "auto") != "auto":
         config["train_batch_size"] = "auto"
-        notices.append("train_batch_size follows from the batch of a process, the accumulation and the processes")
+        notices.append("train_batch_size follows from batch per process, accumulation and number of processes")
     for precision in ("fp16", "bf16"):
         if (section := config.get(precision)) and section.get("enabled", "auto") != "auto":
             settings[precision] = bool(section["enabled"])

@@ -129,4 +129,4 @@ class AlignmentConfig(TuningConfig):
             ),
         )
         if layers is not None and self.lora:
-            raise ConfigError("trained_layers and lora: LoRA already leaves all layers as they are; give one of them")
+            raise ConfigError("trained_layers and lora: LoRA already freezes all layers; give one of them")

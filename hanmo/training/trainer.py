@@ -156,7 +156,7 @@ class RowTrainer(ShardedTrainer):
         watch = self._loss_watch
         if watch.diverged(self.state.global_step + 1, loss):
             what = f"the loss has exploded: above {watch.limit:.3g} since step {watch.began}, {loss:.4g} now"
-            what += f", where it had kept below {watch.ceiling:.3g}"
+            what += f", where it had stayed below {watch.ceiling:.3g}"
             fed = self._gathered([places.tolist() for places in self._fed[0]])
             raise DivergedError(self._diverged(what, fed, f"step {watch.began}"))
 

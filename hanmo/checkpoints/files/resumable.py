@@ -121,7 +121,7 @@ def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
     names = [str(file.relative_to(weights.folder)) for file in weights.files]
     for name, facts in files.items():
         if name not in names:
-            raise CheckpointError(f"{index}: lists {name}, which is not among the files: {', '.join(names)}")
+            raise CheckpointError(f"{index}: lists {name}, which is missing; the files are {', '.join(names)}")
         number = names.index(name)
         path, tensors = weights.files[number], weights.ranks[number if len(weights.ranks) > 1 else 0]
         if from_disk and hasattr(os, "posix_fadvise"):

@@ -51,7 +51,7 @@ def read_archive(path: Path) -> Archive:
         for info in sorted(infos, key=lambda info: info.header_offset):
             name = f"{info.filename!r}"
             if info.header_offset < place:
-                raise ArchiveError(f"has members in its zip archive that lie over each other, at {name}")
+                raise ArchiveError(f"has members in its zip archive that overlap, at {name}")
             place = _after(file, info)
             if place > end:
                 raise ArchiveError(f"has a member of its zip archive that reaches into the list of contents, {name}")

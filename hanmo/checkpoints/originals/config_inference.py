@@ -60,7 +60,7 @@ def _by_shapes(original: Original) -> dict[str, Any]:
     where = f"{original.weights.path} ({original.family.name})"
     if candidates:
         problem = f"the shapes are those of {' and '.join(candidates)}, which compute differently"
-        raise CheckpointError(f"{where}: {problem}; say which it is: --size {' or --size '.join(candidates)}")
+        raise CheckpointError(f"{where}: {problem}; name one: --size {' or --size '.join(candidates)}")
     configs = [size.config for size in sizes.values()]
     deciding = {key for one in configs for key in one if any(other.get(key) != one[key] for other in configs)}
     if deciding <= dimensions.keys():

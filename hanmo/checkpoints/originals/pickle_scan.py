@@ -202,7 +202,7 @@ class _Scanner:
         """The state of the object on top of the stack: attributes, or the numbers of an array."""
         assert self.stack
         if isinstance(state.value, tuple) and len(state.value) == 4:  # torch would lay the tensor out anew
-            raise ClaimError("holds a tensor whose place is given twice")
+            raise ClaimError("holds a tensor whose layout is given twice")
         self.claims.copied += state.held
 
     def pop_mark(self) -> list[_Made]:
@@ -242,7 +242,7 @@ class _Scanner:
         name = function.name if isinstance(function, _Global) else ""
         arguments = given.value
         if not isinstance(arguments, tuple):  # torch takes a list too, whose content is not followed here
-            raise ClaimError(f"calls {name or 'something'} with what no checkpoint gives it")
+            raise ClaimError(f"calls {name or 'something'} with arguments that no checkpoint gives it")
         self.claims.copied += given.held
         if name in _KEYED:
             self.odd(given.held // _ITEM)

@@ -179,7 +179,7 @@ def _megatron(path: Path, folder: Path) -> Weights:
     tracked = folder.name.removeprefix("iter_")
     if folder != path and tracked != "release" and iteration is not None and int(tracked) != iteration:
         problem = f"the tracker file says iteration {int(tracked)}, the weights say {iteration}"
-        raise CheckpointError(f"{folder}: {problem}; give {folder} itself to open it all the same")
+        raise CheckpointError(f"{folder}: {problem}; give {folder} itself to open it anyway")
     files, ranks = [found[rank] for rank in range(count)], [tensors[rank] for rank in range(count)]
     config = _config(folder, ranks[0]) or _config(path, ranks[0])
     return Weights(path, container, files, ranks, states[0], iteration, config)

@@ -32,7 +32,7 @@ def cache_folder(stage: str) -> Path | None:
             return folder
     except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home folder
         if main_process():
-            advice = "name a folder with --output or XDG_CACHE_HOME, and a stopped run can go on"
+            advice = "set a folder with --output or XDG_CACHE_HOME, so that a stopped run can resume"
             print(f"hanmo: answers are not kept ({error}); {advice}", file=sys.stderr)
         return None
 

@@ -73,7 +73,7 @@ def read_task(path: str | Path, place: int = 0) -> CustomTask:
     if len(labels or file.options) < 2 and not isinstance(file.options, str):
         raise ConfigError(f"{path}: one candidate alone leaves nothing to choose; give at least two")
     if len(set(labels.values())) < len(file.labels):
-        raise ConfigError(f"{path}: labels: two are the same, or have the same word; nothing could tell them apart")
+        raise ConfigError(f"{path}: labels: two are the same, or have the same word, and cannot be told apart")
     fields = _fields(path, file.template)
     for name in file.shorten.keys() - set(fields):
         raise ConfigError(f"{path}: shorten names {name!r}, which is not in the template; it has {', '.join(fields)}")

@@ -170,7 +170,7 @@ class Suite:
         """The protocol that the options choose; ConfigError if there is none, or an option has no effect."""
         protocol = self.published if options.published else self.corrected
         if protocol is None:
-            raise ConfigError(f"--published: the original has no {self.title}; evaluate it without")
+            raise ConfigError(f"--published: the original has no {self.title}; leave it out")
         for option in fields(options):
             given = getattr(options, option.name) != option.default
             if given and option.name not in (*ALWAYS, *protocol.options):

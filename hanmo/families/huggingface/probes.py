@@ -68,7 +68,7 @@ def find_batching(model: Any) -> ProbedBatching:
             whole = [_own_logits(model, prompt, follow_S) for prompt, follow_S in texts]
             start = [_own_logits(model, prompt, follow_S[:1]) for prompt, follow_S in texts]
         except PROBE_ERRORS as error:
-            raise UnsupportedError(f"{_named(model)} is not read like a language model: {error}") from error
+            raise UnsupportedError(f"{_named(model)} cannot be run as a language model: {error}") from error
         expected_RSV = torch.stack(whole)
         if bool(expected_RSV.isnan().any()) or bool(expected_RSV.isposinf().any()):
             require_finite([float("nan")], model)

@@ -22,7 +22,7 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
     except MemoryError:
         return {"limit": "memory"}
     except RecursionError:
-        return {"error": "it calls itself without an end"}
+        return {"error": "it recurses endlessly"}
     except Exception as error:  # the template's own refusal, or jinja's error
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
     text = rendered[0]

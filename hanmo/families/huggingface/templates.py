@@ -172,7 +172,7 @@ class _Renderer:
         if self._line() != READY:
             self.end()
             raise UnsupportedError(
-                f"chat templates are rendered in a process of their own, which does not start: {sys.executable} {_SCRIPT}"
+                f"chat templates are rendered in a separate process, which failed to start: {sys.executable} {_SCRIPT}"
             )
 
     def answer(self, request: dict[str, Any]) -> dict[str, str] | None:

@@ -137,9 +137,9 @@ def sections(run: Run, page: Page) -> None:
     rewards = {side: run.curve(f"{side}_reward") for side in ("chosen", "rejected")}
     page.line_plot(rewards, x="step", y="implicit reward")
     page.paragraph(
-        "The implicit reward is beta times how much likelier the policy finds an answer than the model it started from. "
-        "If that of the chosen answers falls along with the rejected ones', the policy moves away from both: raise beta, "
-        "or give sft_weight."
+        "The implicit reward is beta times the log of the ratio of an answer's probabilities under the policy and under "
+        "the initial model. If that of the chosen answers falls along with the rejected ones', the policy moves away "
+        "from both: raise beta, or give sft_weight."
     )
 
 

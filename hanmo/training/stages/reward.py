@@ -50,7 +50,7 @@ class RewardConfig(AlignmentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.margin and self.loss != "end":
-            raise ConfigError("margin: only loss=end knows a margin")
+            raise ConfigError("margin: only loss=end has a margin")
 
 
 class RewardTrainer(PairTrainer):

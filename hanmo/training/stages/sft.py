@@ -50,7 +50,7 @@ class SftConfig(TuningConfig):
         if self.packing and self.streams:
             raise ConfigError("packing and streams: in streams nothing is padding; give one of them")
         if self.freeze and self.lora:
-            raise ConfigError("freeze and lora: LoRA already leaves all layers as they are; give one of them")
+            raise ConfigError("freeze and lora: LoRA already freezes all layers; give one of them")
 
 
 def build(opened: OpenedModel, config: SftConfig, files: DataFiles) -> Ready:

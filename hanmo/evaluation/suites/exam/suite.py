@@ -169,7 +169,7 @@ def exam_suite(kind: str, data: str | Path, subjects: Iterable[str] = ()) -> Sui
         limit=MAX_LENGTH,
         pool=DEV,
         options=("budget", "split", "cot"),
-        refused={"chat": "--published asks every model in a form of its own; leave --chat out"},
+        refused={"chat": "--published has its own prompt form for every model; leave --chat out"},
     )
     return Suite(
         name="exam",
