@@ -106,7 +106,7 @@ def _check_target(source: Path, target: Path, force: bool) -> None:
     if there == here or there in here.parents or here in there.parents:
         raise CheckpointError(f"{target}: is the source, holds it or lies in it; write to another folder")
     if target.is_dir() and any(target.iterdir()) and not force:
-        raise CheckpointError(f"{target}: is not empty; choose another folder, or say --force to write into it")
+        raise CheckpointError(f"{target}: is not empty; choose another folder, or give --force to write into it")
     if target.is_file():
         raise CheckpointError(f"{target}: is a file; give a folder")
 

@@ -206,7 +206,7 @@ def _check_stops(report: Report, model: Family) -> None:
 
 def _check_numbers(report: Report, weights: Weights) -> None:
     if not report.deep:
-        report.add("numbers", "skipped", "the weights were not read", "say --deep to read them all")
+        report.add("numbers", "skipped", "the weights were not read", "give --deep to read them all")
         return
     broken, empty = [], []
     for rank, tensors in enumerate(weights.ranks):

@@ -96,7 +96,7 @@ def prepare(answers: Mapping[str, Mapping[str, str]], folder: str | Path, raters
 def score(sheets: Sequence[str | Path], key: str | Path) -> HumanResult:
     """Means and agreement of rated sheets.
 
-    HanmoError if nothing is rated; RecordError for a rating out of its range, or of an item that the key does not know.
+    HanmoError if nothing is rated; RecordError for a rating out of its range, or of an item that is not in the key.
     """
     expected = "the key.json that `hanmo eval human-prepare` wrote"
     known: dict[str, dict[str, str]] = content_of(key, expected)

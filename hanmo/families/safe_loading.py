@@ -1,7 +1,7 @@
 """The only module that lets transformers read a folder. Nothing in the folder is ever run.
 
 A folder may hold Python code (``auto_map``), name kernels that transformers downloads and runs, or hold an adapter whose
-base comes from a hub. transformers follows some of this and asks about the rest on the console. Here questions are off,
+base comes from a hub. transformers follows some of this and prompts the user about the rest. Here prompts are off,
 only local files are read, and configurations lose the keys that name code or other places.
 """
 

@@ -17,7 +17,7 @@ from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.processes import process_count
 
 VOCABULARY_ROWS = "embedding_rowwise"
-OUT_HEADS = "colwise"  # outputs are cut: what follows sees the rank's heads or its part of the inner width
+OUT_HEADS = "colwise"  # outputs are cut: later modules see the rank's heads or its part of the inner width
 IN_HEADS = "rowwise"  # inputs are cut: the ranks' results are summed, and the bias added once
 AS_CUT = "local_params"  # the module computes with the rank's slice of its weight, which has its own entry in the plan
 WHOLE_LOGITS = "colwise_gather_output"  # vocabulary rows are cut, and every rank gets all logits

@@ -143,7 +143,7 @@ def _preference(value: dict[str, Any], where: str) -> ScoredAnswers:
 def _answered(answer: Any, asked: list[Any] | None, system: str, where: str) -> Dialogue:
     """The dialogue that ends in a chosen or rejected answer: a text, a message, or a conversation whose last turn it is.
 
-    ``asked``: the turns before the answer; None: those of the conversation.
+    ``asked``: the turns before the answer; None: those in the conversation.
     """
     *before, answer = answer or [""] if isinstance(answer, list) else [answer]
     turns = [*(before if asked is None else asked)]

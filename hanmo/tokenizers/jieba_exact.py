@@ -10,7 +10,7 @@ import rjieba
 
 CAPACITY = 1 << 18  # entries of a ``BoundedCache``
 
-_FIRST, _LAST = "\u4e00", "\u9fd5"  # the Chinese characters that jieba knows
+_FIRST, _LAST = "\u4e00", "\u9fd5"  # the characters that jieba treats as Chinese
 _HAN = f"{_FIRST}-{_LAST}"
 _LATIN = r"a-zA-Z0-9+#&._%\-"  # may be in one block with Chinese characters; all others are separators
 # Chinese to rjieba, but not to jieba; and lone surrogates (broken JSON), which rjieba cannot read.

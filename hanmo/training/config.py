@@ -75,7 +75,7 @@ class RunConfig:
         return next((name for name in names if self.trainer.get(name)), None)
 
     def require(self, **checks: tuple[bool, str]) -> None:
-        """Raise ConfigError for the first setting whose check, (is it good, what was expected), fails."""
+        """Raise ConfigError for the first setting whose check, (passed, expected value), fails."""
         for name, (good, expected) in checks.items():
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")

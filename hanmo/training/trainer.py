@@ -72,7 +72,7 @@ class RowTrainer(ShardedTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; CheckpointError if a state file of the checkpoint (True: the last one) is damaged or asks for code."""
+        """Train; CheckpointError if a state file of the checkpoint (True: the last one) is damaged or needs code."""
         checkpoint = get_last_checkpoint(str(self.folder)) if resume_from_checkpoint is True else resume_from_checkpoint
         if checkpoint:
             for file in (file for name in STATES for file in sorted(Path(checkpoint).glob(name))):

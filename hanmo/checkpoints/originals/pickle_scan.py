@@ -1,6 +1,6 @@
 """Checks the sizes that a pickle of tensors claims, without building its objects.
 
-torch's restricted unpickler runs no code, but builds every object that a pickle asks for: tuples of two references to
+torch's restricted unpickler runs no code, but builds every object that a pickle describes: tuples of two references to
 such tuples, sixty deep, take a few hundred bytes to store and years to hash; a tensor may claim more elements than the
 file has bytes. ``scan_pickle`` follows the opcodes with stand-ins for the objects and refuses such claims. It stops at
 an opcode that torch does not know, because torch then refuses the file itself.
@@ -86,7 +86,7 @@ class Claims:
 
 
 def full_name(module: str, name: str) -> str:
-    """The name that torch's reader looks up: pickles of protocol 2 say ``__builtin__.set``, as Python 2 called it."""
+    """The name that torch's reader looks up: pickles of protocol 2 have ``__builtin__.set``, its name in Python 2."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f"{module}.{name}"
 

@@ -144,7 +144,7 @@ class PairCollator:
             "pair_weights": torch.tensor([pair.weight for pair in pairs]),
             "margins": torch.tensor([pair.margin for pair in pairs]),
             "ends": torch.tensor([row.end for row in rows]),
-            # What is predicted at a place is fed at the next one.
+            # The token predicted at a place is fed at the next one.
             "parts_at": (chosen != rejected).float().argmax(1) + 1,
             ROW_IDS: torch.tensor(places),
         }

@@ -1,4 +1,4 @@
-"""The one evaluation of suites: read the examples, ask, keep every answer at once, and compute the results."""
+"""The one evaluation of suites: read the examples, score them, save every answer at once, and compute the results."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +26,7 @@ Score = tuple[float, int]  # log p of a candidate and its tokens
 
 
 def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | Path | None, watch: Watch) -> Result:
-    """Evaluate the tasks of a suite one after the other. All files are read before the first question is asked.
+    """Evaluate the tasks of a suite one after the other. All files are read before the first question is scored.
 
     Answers are saved in the folder ``cache`` and not computed again. ConfigError if an option has no effect, or the
     model does not allow it.

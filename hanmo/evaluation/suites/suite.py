@@ -130,7 +130,7 @@ class Options:
     split: str | None = None  # the split to evaluate; by default the suite's first one
     seed: int | None = None  # seed of the draw of few-shot examples and candidates; 0 by default
     choices: int | None = None  # offer at most this many candidates [candidates]
-    chat: bool = False  # ask in the model's chat template
+    chat: bool = False  # use the model's chat template
     cot: bool = False  # the few-shot examples explain their answers
     candidates: Path | None = None  # file of the original's wrong candidates, see docs/clue.md
 
@@ -141,7 +141,7 @@ class Protocol:
 
     # Evaluates a task, given a ``runner.TaskRun``, the examples, and the pool of few-shot examples; None: as corrected.
     evaluate: Callable[[Any, list[Example], list[Example]], TaskResult] | None = None
-    limit: int = LIMIT  # most tokens of a question, unless options say otherwise
+    limit: int = LIMIT  # most tokens of a question, unless the options set it
     # The split that few-shot examples are taken from; None: ``evaluate`` takes them from elsewhere.
     pool: str | None = "train"
     seed: int | None = None  # fixed seed, where the protocol has one

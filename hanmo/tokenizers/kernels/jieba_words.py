@@ -20,7 +20,7 @@ _ROOT, _NOWHERE, _EMPTY = 0, -1, -1  # nodes, and an empty slot of a hash table
 _MIX = 0x9E3779B97F4A7C1
 
 _SEPARATOR, _SIGN, _LETTER, _DIGIT, _HAN = range(5)  # kinds of characters; all but separators stand in blocks
-_FIRST_HAN, _LAST_HAN = 0x4E00, 0x9FD5  # the Chinese characters that jieba knows
+_FIRST_HAN, _LAST_HAN = 0x4E00, 0x9FD5  # the characters that jieba treats as Chinese
 _POINT, _PERCENT = ord("."), ord("%")
 _NO_WORD, _NO_TOKEN = -np.inf, -1
 _IMPOSSIBLE = -3.14e100  # jieba's value for log 0

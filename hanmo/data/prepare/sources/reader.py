@@ -23,7 +23,7 @@ class SourceRecord(NamedTuple):
 
 @dataclass
 class SourceReader:
-    """The options for reading a source, and counts of what was left out."""
+    """The options for reading a source, and counts of the records left out."""
 
     published: bool = False  # reproduce the published data set, flaws included
     sep: bool = False  # prompts as before 2023-03-20: pieces and the opening of the answer joined by the text <sep>

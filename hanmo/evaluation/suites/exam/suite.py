@@ -1,7 +1,7 @@
 """The examinations as suites, and the published protocol of C-Eval and MMLU, flaws included, as recorded.
 
 Few-shot examples are the first of the dev split. As published, a prompt has no instruction without examples, and where
-they do not fit the last ones are dropped, then the instruction. ChatGLM is asked in numbered rounds, of which one is
+they do not fit the last ones are dropped, then the instruction. ChatGLM's prompts are numbered rounds, one of which is
 skipped. The answer is the letter whose first token is likeliest; letters are tokenised by themselves.
 """
 
