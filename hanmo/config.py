@@ -174,7 +174,7 @@ def _finite(value: float) -> float:
 
 
 def _options(hint: Any) -> list[Any]:
-    """The types of a union, empty if it is none; of "Enum | str" only the enum, whose values can be listed."""
+    """The types of a union, empty for other types; for "Enum | str" only the enum, whose values can be listed."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
     return [option for option in options if option is not str or not any(isinstance(one, EnumMeta) for one in options)]
 

@@ -31,7 +31,7 @@ class RecordError(HanmoError):
 
 
 class CheckpointError(HanmoError):
-    """A file of weights that is missing, partial, mis-shaped or asks for code to be run."""
+    """A file of weights that is missing, partial, mis-shaped or needs code to be run."""
 
 
 class VocabularyError(HanmoError):
@@ -75,7 +75,7 @@ def quoted(error: BaseException) -> str:
 
 
 def without_advice(message: str) -> str:
-    """A library's message in one line, without sentences that tell how to switch a protection off.
+    """A library's message in one line, without sentences on how to switch a protection off.
 
     >>> without_advice("Cannot load a.bin. Set `weights_only` to `False` if you trust it.")
     'Cannot load a.bin.'

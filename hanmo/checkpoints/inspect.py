@@ -22,7 +22,7 @@ from hanmo.families.safe_loading import safe_tokenizer
 from hanmo.families.stops import ids_outside_vocabulary
 from hanmo.files import or_null
 
-SMALL = 300_000_000  # bytes of weights up to which they are read in full by default
+SMALL = 300_000_000  # weights of up to this many bytes are read in full by default
 SAMPLE = "你好,今天天气很好。我们一起去公园吧!"
 
 
@@ -63,11 +63,11 @@ class Report:
         self.checks.append(Check(name, verdict, detail, advice))
 
     def check(self, name: str, problem: str, fine: str, advice: str, verdict: str = "fault") -> None:
-        """Add a problem with its advice, or that all is fine."""
+        """Add a problem and the advice for it, or an "ok"."""
         self.add(name, verdict if problem else "ok", problem or fine, advice if problem else "")
 
     def attempt(self, name: str, action: Callable[[], Any], verdict: str = "fault", prefix: str = "") -> Any:
-        """The result of an action; None, and a check of this verdict, if it raises a HanmoError."""
+        """The result of an action; if it raises a HanmoError, None, and a check with this verdict is added."""
         try:
             return action()
         except HanmoError as error:
@@ -128,7 +128,7 @@ def _inspect_folder(report: Report, located: Located) -> tuple[PretrainedConfig 
     config = report.attempt("configuration", located.config)
     if not located.is_ours:
         report.config = located.weights.config
-        report.add("names", "skipped", "a model of transformers, which knows its own names")
+        report.add("names", "skipped", "a model of transformers, which checks its own names")
     elif config is not None:
         report.config = _changed_settings(config)
         expected = expected_shapes(located.family, config)
@@ -171,7 +171,7 @@ def _changed_settings(config: PretrainedConfig) -> dict[str, Any]:
 def _check_names(report: Report, count: int, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
     kinds = (("missing", missing, 8), ("unexpected", unexpected, 8), ("mis-shaped", wrong, 4))
     problems = "; ".join(f"{len(names)} {kind}: {some(names, limit)}" for kind, names, limit in kinds if names)
-    advice = "the file is incomplete or of another version: get it again"
+    advice = "the file is incomplete or from another version: download it again"
     report.check("names", problems, f"all {count} tensors are there", advice)
 
 
@@ -206,7 +206,7 @@ def _check_stops(report: Report, model: Family) -> None:
 
 def _check_numbers(report: Report, weights: Weights) -> None:
     if not report.deep:
-        report.add("numbers", "skipped", "the weights were not read", "say --deep to read them all")
+        report.add("numbers", "skipped", "the weights were not read", "give --deep to read them all")
         return
     broken, empty = [], []
     for rank, tensors in enumerate(weights.ranks):
@@ -223,7 +223,7 @@ def _check_numbers(report: Report, weights: Weights) -> None:
         report.add("numbers", "fault", f"not finite: {some(broken)}", advice)
     if empty:
         advice = "normal for tensors that the source of a conversion lacked; else the file was not written to its end"
-        report.add("zeros", "warning", f"nothing but zeros: {some(empty)}", advice)
+        report.add("zeros", "warning", f"only zeros: {some(empty)}", advice)
     if not broken and not empty:
         report.add("numbers", "ok", "all weights are finite, none is blank")
     if count := report.attempt("hashes", lambda: verify_index(weights)):
@@ -231,7 +231,7 @@ def _check_numbers(report: Report, weights: Weights) -> None:
 
 
 def _check_same(report: Report, original: Original) -> None:
-    """What every rank holds whole must be the same on all, and a tensor under several names under all of them."""
+    """Tensors that every rank holds whole must be equal on all ranks; copies under several names must be equal too."""
     if (ranks := len(original.weights.ranks)) > 1:
         held = [(name, original.pieces(name)) for entry, name in original.present() if entry.cut is None]
         differing = [name for name, (first, *others) in held if not all(torch.equal(first, one) for one in others)]
@@ -260,8 +260,8 @@ def _check_head(report: Report, located: Located, config: PretrainedConfig) -> N
 
     try:
         tied = torch.equal(read(input_embedding(located.family)), read(names[id(head.weight)]))
-    except KeyError:  # missing, as the check of the names says
+    except KeyError:  # missing, which the check of the names reports
         return
     problem = "the output head equals the embedding, but this family's is separate" if tied else ""
     advice = "a conversion tied it by mistake (tie_word_embeddings); convert the original again"
-    report.check("head", problem, "the output head is its own", advice)
+    report.check("head", problem, "the output head is separate", advice)

@@ -1,4 +1,4 @@
-"""Locates a model once; the value goes through opening, inspecting and converting."""
+"""Locates a model once; opening, inspecting and converting all use the result."""
 
 import re
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def locate(path: str | Path) -> Located:
 
 
 def identify(path: Path, weights: Weights) -> Located:
-    """The model of these weights at this path; raises CheckpointError if it is of no family that this hanmo knows."""
+    """The model of these weights at this path; raises CheckpointError if no family of this hanmo fits."""
     is_folder = path.is_dir() and weights.container in ("bin", "safetensors")
     model_type = (weights.config or {}).get("model_type") if is_folder else None
     if family := _our_family(path, model_type):
@@ -103,9 +103,9 @@ def _our_family(folder: Path, model_type: Any) -> type[Family] | None:
 def local_folder(model: str | Path) -> Path:
     """The folder of a model: a path as it is, or a hub id (``org/name``; ``modelscope:org/name``) after download.
 
-    Completes an interrupted replacement of the folder first. The hubs' own libraries download once, resumably, and never
-    the code in a repository; HF_ENDPOINT names another hub, HF_HOME where downloads go. CheckpointError if there is no
-    such path and no such repository, or no hub; UnsupportedError if ModelScope's client is not installed.
+    Completes an interrupted replacement of the folder first. The hubs' own libraries download once, resumably, and
+    never the code in a repository; HF_ENDPOINT sets another hub, HF_HOME the download folder. CheckpointError if there
+    is no such path and repository, or no hub; UnsupportedError if ModelScope's client is not installed.
     """
     name = str(model)
     if name.startswith(MODELSCOPE):
@@ -125,8 +125,8 @@ def _from_hugging_face(name: str) -> Path:
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{name}: no such folder here, and no such model on {constants.ENDPOINT}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        problem = f"no such folder here, and {constants.ENDPOINT} cannot give it: {error}"
-        advice = "HF_ENDPOINT names another hub, and finished downloads are kept"
+        problem = f"no such folder here, and {constants.ENDPOINT} did not provide it: {error}"
+        advice = "HF_ENDPOINT sets another hub; finished downloads are kept"
         raise CheckpointError(f"{name}: {problem}; {advice}") from error
 
 

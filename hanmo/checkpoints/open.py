@@ -45,9 +45,9 @@ def open_model(
         size, config: released size or configuration file of an original checkpoint whose files do not decide it.
         vocab: vocabulary file of an original checkpoint; default: the one beside the weights.
         rules: folder of score rules; default: the one inside a folder of ours.
-        dtype: fp32, bf16, fp16, or for inference on a CPU int8; default: the files', or fp32 for fp16 on a CPU.
+        dtype: fp32, bf16, fp16, or for inference on a CPU int8; default: that of the files, or fp32 for fp16 on a CPU.
         device: default: CUDA if there is one, else the CPU.
-        tensor_parallel: ranks over which the model is cut: processes started by torchrun, which all call this.
+        tensor_parallel: number of ranks to split the model over: processes started by torchrun, all of which call this.
 
     Raises:
         UnsupportedError: the model cannot be cut into this number of parts.
@@ -78,8 +78,8 @@ def open_model(
 
 
 def _device(name: str | torch.device) -> torch.device:
-    """The device, if a tensor can be made on it."""
-    expected = "expected cpu, cuda, mps, or one of several like cuda:0"
+    """The device; ConfigError if no tensor can be allocated on it."""
+    expected = "expected cpu, cuda, mps, or a numbered device like cuda:0"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -116,7 +116,7 @@ def _open_original(
     inferred, size_name = infer_config(original, size, config)
     tokenizer = open_tokenizer(original, vocab)
     check_vocabulary(original.family, inferred.vocab_size, tokenizer, str(weights.path))
-    family = original.family(inferred, tokenizer)  # sets what the vocabulary decides in the configuration
+    family = original.family(inferred, tokenizer)  # fills in the settings that depend on the vocabulary
     network = load_network(original, inferred, dtype, cut(inferred))
     family.config = network.config
     title = f"{size_name or original.family.name} from {weights.path} ({original.layout.name} layout"
@@ -125,7 +125,7 @@ def _open_original(
 
 
 def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtype, cut: dict[str, Any]) -> Any:
-    """Our network with an original's weights, in one copy; of fp32 files, the memory-mapped file itself."""
+    """Our network with an original's weights, without a second copy; fp32 files stay memory-mapped."""
     original.check_copies()
     expected = expected_shapes(original.family, config)
     # Optional tensors that the files lack are zero, which has no effect.

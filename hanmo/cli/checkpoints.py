@@ -38,7 +38,7 @@ def convert(
         ),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted conversion; keep what is finished if it stops.")
+        bool, typer.Option("--resume", help="Continue an interrupted conversion; if it stops, keep the finished files.")
     ] = False,
     as_json: Json = False,
 ) -> None:

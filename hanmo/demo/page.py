@@ -21,7 +21,7 @@ class DemoResult:
     before: Examination
     after: Examination
     conversations: list[list[str]]  # user and trained model in turn
-    beyond: list[list[str]]  # the same, of what the corpus does not prepare for
+    beyond: list[list[str]]  # the same, for questions outside the corpus
     alignment: Alignment
     losses: list[Point]  # by step of training
     facts: dict[str, Any]
@@ -44,7 +44,7 @@ class DemoResult:
 
 def build_page(result: DemoResult) -> Page:
     before, after = result.before, result.after
-    page = Page("hanmo demo", subtitle="A small EVA, trained from nothing on this machine", language="zh-CN")
+    page = Page("hanmo demo", subtitle="A small EVA, trained from scratch on this machine", language="zh-CN")
     fits, samples = fitting(after.openings), after.result.samples
     page.paragraph(
         f"{sum(fits)} of {len(OPENINGS)} openings get a fitting reply "
@@ -135,7 +135,7 @@ def _conversations(page: Page, conversations: Sequence[Sequence[str]]) -> None:
 
 
 def _short(text: str, longest: int = 24) -> str:
-    """An untrained model talks until it is stopped: its beginning is enough."""
+    """The beginning of a reply: an untrained model generates up to the limit."""
     return text if len(text) <= longest else text[:longest] + "…"
 
 

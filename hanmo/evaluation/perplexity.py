@@ -31,7 +31,7 @@ class RecordScore:
     where: str
     nll: float
     tokens: int
-    characters: int  # those that end in a scored token
+    characters: int  # characters that end in a scored token
     bytes: int  # of these characters in UTF-8
     cut: bool  # the record did not fit
 
@@ -45,7 +45,7 @@ class PerplexityResult:
     characters: int
     bytes: int
     interval: tuple[float, float]  # 95 % bootstrap interval of the perplexity over records
-    left_out: int  # records of which nothing can be scored within the limits
+    left_out: int  # records with nothing to score within the limits
     records: list[RecordScore]
     about: dict[str, Any]
 
@@ -93,7 +93,7 @@ def evaluate(
 ) -> PerplexityResult:
     """Score all records; HanmoError if none can be scored. ``Family.parts`` explains the limits.
 
-    ``cache``: folder in which scores are kept as they come, and not computed again.
+    ``cache``: folder in which scores are saved as they come, so that they are not computed again.
     """
     made = [(record, _rows(opened, record, limit, response_limit)) for record in records]
     kept = [(record, rows) for record, rows in made if _predicted(rows)]
@@ -149,7 +149,7 @@ def _scored_text(family: Family, record: Record) -> str:
     text, with_text = _text(record)
     first, *_ = family.parts(record, WHOLE, WHOLE)
     ids = _scored_ids(first)
-    scored = len(_predicted([family.row(first)])) - first[-1].scored  # the stop token is none of the text's
+    scored = len(_predicted([family.row(first)])) - first[-1].scored  # the stop token is not part of the text
     missing = ids[: len(ids) - scored]
     if not missing:
         return text

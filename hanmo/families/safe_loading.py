@@ -1,7 +1,7 @@
 """The only module that lets transformers read a folder. Nothing in the folder is ever run.
 
 A folder may hold Python code (``auto_map``), name kernels that transformers downloads and runs, or hold an adapter whose
-base comes from a hub. transformers follows some of this and asks about the rest on the console. Here questions are off,
+base comes from a hub. transformers follows some of this and prompts the user about the rest. Here prompts are off,
 only local files are read, and configurations lose the keys that name code or other places.
 """
 
@@ -28,10 +28,10 @@ TOKENIZER_CONFIG, ADAPTER_CONFIG = "tokenizer_config.json", "adapter_config.json
 
 # Keys that name code. They are removed silently: transformers' own classes are used instead.
 _CODE = {"auto_map", "_auto_class", "custom_pipelines", "custom_generate", "trust_remote_code"}
-# Keys that make transformers take weights, settings or parts of the network from another place.
+# Keys that make transformers load weights, settings or parts of the network from elsewhere.
 _ELSEWHERE = {"configuration_files", "distributed_config", "gguf_file", "transformers_weights"}
 _ELSEWHERE |= {"allow_all_kernels", "fusion_config", "kernel_config", "use_kernels", "use_pretrained_backbone"}
-# Allowed values; transformers takes any other value as the name of a kernel and downloads it.
+# Allowed values; transformers treats any other value as the name of a kernel and downloads it.
 _CHOICES = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
@@ -44,7 +44,7 @@ _BAD_FOLDER = (
 
 
 def is_known_type(model_type: object) -> bool:
-    """Whether transformers has networks of its own for a model_type."""
+    """Whether transformers itself has networks for a model_type."""
     return isinstance(model_type, str) and model_type in CONFIG_MAPPING
 
 
@@ -56,7 +56,7 @@ def safe_config(
     """The configuration of a folder without keys that would run or fetch something; each removed key is reported once.
 
     PretrainedConfig stands for the class of the folder's model_type; ``content`` is that of config.json if it is known.
-    CheckpointError if the class does not take it, UnsupportedError if the model needs code of its own.
+    CheckpointError if the class refuses it, UnsupportedError if the model needs code of its own.
     """
     file = Path(folder) / CONFIG_NAME
     content = read_json(file) if content is None else content
@@ -81,7 +81,7 @@ def safe_network(
 ) -> tuple[Any, dict[str, Any]]:
     """A network and the loading info of ``from_pretrained``, whose ``options`` hold a ``state_dict`` if ``folder`` is None.
 
-    CheckpointError if transformers cannot open it, a tensor's shape is not the configured one, or an adapter lies there.
+    CheckpointError if transformers cannot open it, a tensor has another shape than configured, or there is an adapter.
     """
     if folder is not None:
         check_adapter(folder)
@@ -120,8 +120,8 @@ def safe_tokenizer(
     """The tokenizer in a folder; AutoTokenizer stands for the class that the folder or its ``config`` names.
 
     Raises:
-        VocabularyError: none there, or one that does not open.
-        CheckpointError: it takes more memory or time than any honest one.
+        VocabularyError: there is none, or it does not open.
+        CheckpointError: it takes more memory or time than any legitimate one.
         UnsupportedError: it needs code of its own.
     """
     folder = Path(folder)
@@ -143,7 +143,7 @@ def safe_tokenizer(
 
     check_tokenizer(folder, content, opened)
     tokenizer = opened()
-    tokenizer.init_kwargs.pop("auto_map", None)  # or it would be written into folders without that code
+    tokenizer.init_kwargs.pop("auto_map", None)  # else it would be written into folders without that code
     tokenizer.init_kwargs.update(
         or_null({key: value for key, value in tokenizer.init_kwargs.items() if key in content})
     )
@@ -175,7 +175,7 @@ def _as_hanmo_error(where: object, problem: str, kind: type[HanmoError] = Checkp
     except (HanmoError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if type(error) is not Exception and not isinstance(error, _BAD_FOLDER):  # tokenizers raises no other kind
+        if type(error) is not Exception and not isinstance(error, _BAD_FOLDER):  # tokenizers raises plain Exceptions
             raise
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise kind(f"{where}: {problem}: {reason}") from error
@@ -189,7 +189,7 @@ def _as_data(content: dict[str, Any], file: str) -> dict[str, Any]:
         if key in _CODE:
             continue
         if key in _ELSEWHERE and value:
-            _warn(f"{file}: {key} is not followed: it would bring in what is not part of this folder's model")
+            _warn(f"{file}: {key} is not followed: it would load something from outside this folder")
         elif choice in _CHOICES:
             kept[key] = _chosen(value, choice, file)
         elif key in _PARTS and isinstance(value, str) and set(value) & set("/:"):
@@ -217,7 +217,7 @@ def _chosen(value: Any, choice: str, file: str) -> Any:
 
 @functools.cache
 def _warn(remark: str) -> None:
-    """Print a remark once, however many configurations a command reads."""
+    """Print a remark only once, even if a command reads several configurations."""
     print(f"hanmo: {remark}", file=sys.stderr)
 
 

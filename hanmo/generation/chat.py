@@ -22,7 +22,7 @@ class Reply:
 
 
 class ChatSession:
-    """A conversation. Replies are kept as the generated ids, which are not always those of their text.
+    """A conversation. Replies are stored as the generated ids, which need not be those of their text tokenised again.
 
     Attributes:
         settings: of the next reply; may be changed at any time. ``seed`` takes effect at the beginning and in ``reseed``.

@@ -29,7 +29,7 @@ class Settings:
         no_repeat_ngram_size: no n-gram of this length occurs twice; 0 is off. [tokens]
         suppressed_ids: ids that are never sampled, beside those of the family. [token ids]
         rule_files: follow the rule files (antonyms) that came with the model, if there are any.
-        seed: of the random draws; null draws one.
+        seed: seed of the random draws; null draws one.
         published: reproduce the original's published decoding, flaws included.
     """
 

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block with biases (GPT-2 form), and the networks that are built of it."""
+"""The pre-norm transformer block with biases (as in GPT-2), and the networks built from it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,9 +28,9 @@ TP_PLAN = {
 }
 
 
-# exact (erf), and the faster way to the tanh form
+# the exact (erf) form, and the faster implementation of the tanh form
 GELUS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "gelu_new": partial(nn.GELU, approximate="tanh")}
-# By transformers' names, those that it had when the ports were written.
+# By the names that transformers had when the ports were written.
 ACTIVATIONS = (
     *GELUS, "gelu_10", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "gelu_accurate", "laplace", "linear", "mish",
     "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "swish", "tanh",
@@ -155,5 +155,5 @@ class PreNormModel(RowModel):
     def _advance(self, state: DecodeState, valid_Rq: Tensor, *args: Any, **inputs: Any) -> Tensor:
         state.grow(valid_Rq)
         hidden_RqD = self.backbone(*args, state=state, **inputs)
-        assert isinstance(hidden_RqD, Tensor)  # a tuple only with ``memory``
+        assert isinstance(hidden_RqD, Tensor)  # a tuple only if ``memory`` is given
         return hidden_RqD

@@ -1,6 +1,6 @@
 """Self-contained HTML pages with tables, plots and dialogues: no scripts, no network, no other files.
 
-A page carries a content security policy that forbids it to load anything. All text given is escaped.
+A page carries a content security policy that forbids it to load anything. All text is escaped.
 
     page = Page("Fine-tuning on KdConv", subtitle="EVA 2.0 base")
     page.line_plot({"train": [(0, 3.1), (100, 2.4)], "valid": [(100, 2.6)]}, x="step", y="loss")
@@ -20,7 +20,7 @@ COLOURS = 6  # --c0 … --c5 of the style sheet
 
 
 class Page:
-    """A page that grows from top to bottom; ``language``, HTML's ``lang``, decides which glyphs a browser picks."""
+    """A page built from top to bottom; ``language``, HTML's ``lang``, determines the glyphs that a browser picks."""
 
     def __init__(self, title: str, subtitle: str = "", language: str = "en"):
         self.title = title
@@ -36,7 +36,7 @@ class Page:
         self._add("paragraph", text=text)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", note: str = "") -> None:
-        """A table; numbers are written with up to 4 digits and stand on the right, None is a dash."""
+        """A table; numbers have up to 4 digits and are right-aligned, None is a dash."""
         assert all(len(row) == len(header) for row in rows), "a row of another length than the header"
         numeric = [
             bool(rows) and all(row[column] is None or plots.is_number(row[column]) for row in rows)
@@ -45,7 +45,7 @@ class Page:
         self._add("table", header=header, rows=rows, numeric=numeric, caption=caption, note=note)
 
     def facts(self, facts: Mapping[str, Any], caption: str = "", note: str = "") -> None:
-        """Names and their values; numbers as they are, in up to 6 digits."""
+        """Names and their values; numbers in up to 6 digits."""
         self._add("facts", facts=facts, caption=caption, note=note)
 
     def line_plot(
@@ -63,7 +63,7 @@ class Page:
     def dialogue(
         self, turns: Sequence[str], reply: str, expected: str | None = None, labels: tuple[str, str] = ("", "")
     ) -> None:
-        """The turns so far, the model's reply, and, if known, that of a person; ``labels``: small print over the two.
+        """The turns so far, the model's reply and, if known, a person's reply; ``labels``: small print over the two.
 
         The model's side is the right one; ``turns`` alternate and the last of them is the other side's.
         """

@@ -1,4 +1,4 @@
-"""The geometry of plots, in per cent of their frame, and how numbers are written on pages."""
+"""The geometry of plots, in per cent of their frame, and the format of numbers on pages."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ Point = tuple[float, float]
 class Dot(NamedTuple):
     x: float
     y: float
-    across: float  # place in the frame from the left
-    down: float  # and from the top
+    across: float  # distance from the frame's left edge
+    down: float  # and from its top
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
 
 
 def number(value: Any) -> str:
-    """A value as text: numbers with 4 digits, whole ones with thousands apart, None as a dash.
+    """A value as text: numbers with 4 digits, whole ones with thousands separators, None as a dash.
 
     >>> number(3.14159), number(12345), number(None)
     ('3.142', '12,345', '–')

@@ -235,7 +235,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     hub, target = write_hub(tmp_path / "hub"), tmp_path / "ours"
     target.mkdir()
     (target / "diary.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="is not empty; choose another folder, or say --force"):
+    with pytest.raises(CheckpointError, match="is not empty; choose another folder, or give --force"):
         convert(hub, target)
     convert(hub, target, force=True)
     assert (target / "diary.txt").read_text() == "mine"

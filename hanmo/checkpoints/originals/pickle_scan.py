@@ -1,6 +1,6 @@
 """Checks the sizes that a pickle of tensors claims, without building its objects.
 
-torch's restricted unpickler runs no code, but builds every object that a pickle asks for: tuples of two references to
+torch's restricted unpickler runs no code, but builds every object that a pickle describes: tuples of two references to
 such tuples, sixty deep, take a few hundred bytes to store and years to hash; a tensor may claim more elements than the
 file has bytes. ``scan_pickle`` follows the opcodes with stand-ins for the objects and refuses such claims. It stops at
 an opcode that torch does not know, because torch then refuses the file itself.
@@ -86,7 +86,7 @@ class Claims:
 
 
 def full_name(module: str, name: str) -> str:
-    """The name that torch's reader looks up: pickles of protocol 2 say ``__builtin__.set``, as Python 2 called it."""
+    """The name that torch's reader looks up: pickles of protocol 2 have ``__builtin__.set``, its name in Python 2."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f"{module}.{name}"
 
@@ -202,7 +202,7 @@ class _Scanner:
         """The state of the object on top of the stack: attributes, or the numbers of an array."""
         assert self.stack
         if isinstance(state.value, tuple) and len(state.value) == 4:  # torch would lay the tensor out anew
-            raise ClaimError("holds a tensor whose place is given twice")
+            raise ClaimError("holds a tensor whose layout is given twice")
         self.claims.copied += state.held
 
     def pop_mark(self) -> list[_Made]:
@@ -242,7 +242,7 @@ class _Scanner:
         name = function.name if isinstance(function, _Global) else ""
         arguments = given.value
         if not isinstance(arguments, tuple):  # torch takes a list too, whose content is not followed here
-            raise ClaimError(f"calls {name or 'something'} with what no checkpoint gives it")
+            raise ClaimError(f"calls {name or 'something'} with arguments that no checkpoint gives it")
         self.claims.copied += given.held
         if name in _KEYED:
             self.odd(given.held // _ITEM)

@@ -1,4 +1,4 @@
-"""Recognises the family and layout of a set of tensors, and makes our tensors of it, by the families' tables."""
+"""Recognises the family and layout of a set of tensors, and maps them to our tensors by the families' tables."""
 
 import functools
 import itertools
@@ -19,17 +19,17 @@ from hanmo.families.weight_map import Layout, TensorMapping, expand
 
 
 def merge(pieces: Sequence[Tensor], parts: int, part: int, cut: int | None) -> Tensor:
-    """One of the ``parts`` tensors of ours that a tensor of the original fuses; a view, if it lies in a single piece.
+    """One of the ``parts`` tensors of ours that a tensor of the original fuses; a view if it lies in one piece.
 
-    Fused tensors lie one after the other on dimension 0 and are cut each by itself into ``pieces``, in rank order, on
-    the dimension ``cut``; None if every rank holds the whole.
+    Fused tensors are concatenated on dimension 0, and each is split separately into ``pieces``, in rank order, on
+    dimension ``cut``; None if every rank holds the whole.
     """
     found = [piece.chunk(parts, dim=0)[part] for piece in (pieces[:1] if cut is None else pieces)]
     return found[0] if cut is None or len(found) == 1 else torch.cat(found, dim=cut)
 
 
 def overlapping(pieces: Sequence[Tensor], cut: int, start: int, end: int) -> list[Tensor]:
-    """The parts of these pieces of a tensor between two places of the whole, as views in their order."""
+    """Views of these pieces that cover ``start`` to ``end`` of the whole tensor, in order."""
     views, offset = [], 0
     for piece in pieces:
         low, high = max(start - offset, 0), min(end - offset, piece.shape[cut])
@@ -114,7 +114,7 @@ class Original:
         return ((ours, self.tensor(ours)) for ours in self._sources)
 
     def check_copies(self) -> None:
-        """Raises CheckpointError if a tensor that is stored under several names is not the same under all of them."""
+        """Raises CheckpointError if a tensor stored under several names differs between them."""
         names = self.weights.ranks[0]
         pairs = [(name, copy) for entry, name in self.present() for copy in entry.copies if self.prefix + copy in names]
         for name, copy in pairs:
@@ -197,7 +197,7 @@ def layer_counts(entries: Sequence[TensorMapping], names: set[str]) -> dict[str,
     for entry in entries:
         if entry.over:
             pattern = re.compile(re.escape(entry.theirs).replace(r"\{i\}", r"(\d{1,4})"))
-            if entry.only == "last":  # has a name of its own: one more than the numbered ones
+            if entry.only == "last":  # it has its own name: one more layer than the numbered ones
                 found = [int(entry.theirs in names)]
             else:
                 more = 2 if entry.only == "others" else 1

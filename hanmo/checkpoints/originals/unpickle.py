@@ -1,7 +1,8 @@
 """Reads files of weights as data: nothing that a file contains is ever run.
 
 ``.pt`` and ``.bin`` files are pickles, that is, programs. torch's restricted unpickler (``weights_only``) reads them; it
-knows tensors and plain containers, and what ``_allowed`` adds. A file that asks for anything else is refused by name.
+accepts tensors, plain containers and the names in ``_allowed``. A file with any other name is refused, and the name
+reported.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from hanmo.checkpoints.originals.archives import ArchiveError, read_archive
 from hanmo.checkpoints.originals.pickle_scan import ClaimError, Claims, check_content, full_name, scan_pickle
 from hanmo.errors import CheckpointError, without_advice
 
-_OF_TORCH = {  # names outside of torch that its restricted reader knows
+_OF_TORCH = {  # names outside torch that its restricted reader accepts
     *("collections.OrderedDict", "collections.Counter", "_codecs.encode"),
     *("builtins.bytearray", "builtins.set", "builtins.complex"),
 }
@@ -90,7 +91,7 @@ class _LossScaler:
 
 
 def _allowed() -> list[Any]:
-    """What a file may ask for beyond torch's own list, as (stand-in, name)."""
+    """The names that a file may use beyond torch's own list, as (stand-in, name)."""
     allowed: list[Any] = [
         (argparse.Namespace, "argparse.Namespace"),
         (lambda *_: {}, "collections.defaultdict"),  # whose factory would be code
@@ -115,7 +116,7 @@ def _allowed() -> list[Any]:
 def read_pickle(path: Path) -> Any:
     """A ``torch.save`` file as data, its tensors on the CPU, memory-mapped if its format permits.
 
-    CheckpointError if it is empty, truncated, no checkpoint, asks for code, or claims more than it holds.
+    CheckpointError if it is empty, truncated, not a checkpoint, needs code, or claims more than it holds.
     """
     is_zip = sniff(path).startswith(b"PK")
     try:
@@ -140,7 +141,7 @@ def _check_archive(path: Path) -> bool:
     claims.check_copies(path.stat().st_size)
     for storage in claims.storages.values():
         info = archive.members.get(f"data/{storage.key}")
-        if info is None:  # torch would take one in other letters' case
+        if info is None:  # torch would also accept a name in another case
             raise ClaimError(f"names bytes that it does not hold (storage {storage.key})")
         if info.file_size != storage.nbytes:
             claim = f"{storage.numel:,} numbers of {storage.dtype}, that is {storage.nbytes:,} bytes"
@@ -235,7 +236,7 @@ def _has_zip_index(path: Path) -> bool:
 
 
 def _first_global(path: Path) -> str:
-    """The first name outside the allowlist that a plain pickle asks for, for the message; "" if there is none."""
+    """The first name in a plain pickle that is not allowed, for the message; "" if there is none."""
     allowed = {name for _, name in _allowed()} | _OF_TORCH
     strings: list[str] = []
     memo: list[str] = []
@@ -246,7 +247,7 @@ def _first_global(path: Path) -> str:
             if isinstance(argument, str):
                 strings = [*strings[-1:], argument]
             if opcode.name == "MEMOIZE":
-                memo.append(strings[-1] if strings else "")  # right for strings, which alone are looked up
+                memo.append(strings[-1] if strings else "")  # correct for strings, the only values looked up
             if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
                 module, name = strings if opcode.name == "STACK_GLOBAL" else str(argument).split(" ", 1)
                 name = full_name(module, name)

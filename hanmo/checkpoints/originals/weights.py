@@ -21,12 +21,12 @@ from hanmo.families.untrusted import check_counts
 from hanmo.files import plain_name, read_json
 
 TRACKER = "latest_checkpointed_iteration.txt"
-TRACKERS = (TRACKER, "latest")  # the second is DeepSpeed's, and counts where the first is missing
+TRACKERS = (TRACKER, "latest")  # the second is DeepSpeed's, used only if the first is missing
 _RANK_FILE = re.compile(r"mp_rank_(\d{2,})_model_states\.pt")
 _RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})")
 _NESTED_FILE = "model_optim_rng.pt"
 NESTED = "megatron-lm"
-ROWS = "vocabulary_rows"  # beside the weights: how many rows of the vocabulary are not there to fill it up
+ROWS = "vocabulary_rows"  # beside the weights: how many vocabulary rows are tokens, not padding
 RANK_ARGUMENTS = ("tensor_model_parallel_size", "model_parallel_size")  # of Megatron-LM's command line
 
 
@@ -43,7 +43,7 @@ class Weights:
     container: str  # "megatron", "megatron-lm", "bin" or "safetensors"
     files: list[Path]  # in rank or shard order
     ranks: list[dict[str, Tensor]]  # by name: one dict per tensor-parallel rank, a single dict for other containers
-    state: dict[str, Any] = field(default_factory=dict)  # what a megatron file of rank 0 holds beside its tensors
+    state: dict[str, Any] = field(default_factory=dict)  # the content of a megatron file of rank 0 besides its tensors
     iteration: int | None = None  # of a megatron checkpoint
     config: dict[str, Any] | None = None  # the content of config.json beside the weights
 
@@ -53,12 +53,12 @@ class Weights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of most numbers."""
+        """The dtype of most elements."""
         return self.numbers.most_common(1)[0][0]
 
     @property
     def numbers(self) -> Counter[torch.dtype]:
-        """How many numbers there are, by dtype."""
+        """The number of elements, by dtype."""
         counts: Counter[torch.dtype] = Counter()
         for tensor in self.ranks[0].values():
             counts[tensor.dtype] += tensor.numel()
@@ -135,7 +135,7 @@ def _iteration_folder(path: Path) -> Path | None:
 
 
 def tracked_folders(text: str) -> tuple[str, ...]:
-    """The names that the folder of a tracker file's text may have; none of other text."""
+    """The folder names that a tracker file's text may stand for; empty for any other text."""
     name = text.strip()
     if name == "release":
         return (name,)
@@ -179,7 +179,7 @@ def _megatron(path: Path, folder: Path) -> Weights:
     tracked = folder.name.removeprefix("iter_")
     if folder != path and tracked != "release" and iteration is not None and int(tracked) != iteration:
         problem = f"the tracker file says iteration {int(tracked)}, the weights say {iteration}"
-        raise CheckpointError(f"{folder}: {problem}; give {folder} itself to open it all the same")
+        raise CheckpointError(f"{folder}: {problem}; give {folder} itself to open it anyway")
     files, ranks = [found[rank] for rank in range(count)], [tensors[rank] for rank in range(count)]
     config = _config(folder, ranks[0]) or _config(path, ranks[0])
     return Weights(path, container, files, ranks, states[0], iteration, config)

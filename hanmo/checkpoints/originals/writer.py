@@ -25,7 +25,7 @@ from hanmo.families.weight_map import Layout, TensorMapping, expand
 from hanmo.files import json_text, plain_name, read_json
 
 ORIGIN, STATE = "origin.json", "original_state.pt"
-VALUE_HEAD = "value_head"  # what the names of its tensors begin with
+VALUE_HEAD = "value_head"  # prefix of its tensors' names
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _shared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def default_origin(family: type[Family], ranks: int) -> Origin:
-    """The form in which a model without an origin goes to the family's original programs."""
+    """The layout in which a model without an origin is written for the family's original code."""
     layouts = [layout for layout in family.original_format.LAYOUTS if ranks == 1 or layout.splits]
     if not layouts:
         raise UnsupportedError(f"{family.name} has no original layout for {ranks} tensor-parallel ranks")
@@ -160,7 +160,7 @@ def check_divides(entries: Sequence[TensorMapping], shapes: Shapes, ranks: int, 
 
 
 def padded_rows(entries: Sequence[TensorMapping], shapes: Shapes, ranks: int) -> int | None:
-    """The rows of the vocabulary, if this number of ranks does not divide them."""
+    """The rows of the vocabulary, if they need padding to divide by this number of ranks."""
     found = (shapes[entry.ours[0]][0] for entry in entries if entry.vocabulary)
     return next((rows for rows in found if rows % ranks), None)
 
@@ -168,7 +168,7 @@ def padded_rows(entries: Sequence[TensorMapping], shapes: Shapes, ranks: int) ->
 def original_form(
     source: Source, ranks: int | None, dtype: torch.dtype | None
 ) -> tuple[list[WeightFile], dict[str, str], list[str]]:
-    """A model in the layout it came from, or in the family's usual one: its files, texts of others by name, and notes.
+    """A model in its original layout, or the family's usual one: weight files, other text files by name, and notes.
 
     ``ranks``: default: those of the origin of a folder of ours, 1 for an original. UnsupportedError if the family has
     no original layout, or none that holds these tensors; CheckpointError if ``ranks`` does not divide the model.
@@ -229,7 +229,7 @@ def _content(layout: Layout, tensors: dict[str, Any], state: dict[str, Any]) -> 
 
 
 def _state_of_ranks(state: dict[str, Any], ranks: int, rows: int | None) -> dict[str, Any]:
-    """The content beside the weights, changed for another number of ranks as by the original's conversion script."""
+    """The content beside the weights, adapted to another number of ranks as the original's conversion script does."""
     changed = {key: value for key, value in state.items() if key != ROWS} | ({} if rows is None else {ROWS: rows})
     if "mp_world_size" in state:
         changed["mp_world_size"] = ranks

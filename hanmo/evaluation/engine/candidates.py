@@ -31,9 +31,9 @@ OnScored = Callable[[int, list[RowScore]], None]  # index of the question, score
 BUDGET_CPU = 8192
 BUDGET = 65536  # tokens that are in memory at the same time
 FED_CPU = 768  # tokens fed at the same time: enough for the matrix products, few enough for the cache
-FILLED_CPU = 0.85  # the narrowest context of a batch, by the widest
+FILLED_CPU = 0.85  # least ratio of the narrowest context of a batch to the widest
 LOGITS = 1 << 26  # logits that are in memory at the same time
-SUMMED = 256  # places whose logits are summed up in fp32 at the same time
+SUMMED = 256  # places whose logits are converted to fp32 at the same time
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int
         batch = rows[: 1 if opened.network.device.type == "cpu" else max(budget // width, 1)]
         scores = _or_none_if_full(trees.read, opened, batch)
         if scores is None and len(batch) == 1:
-            return  # the contexts and their candidates may fit one after the other
+            return  # contexts and candidates may still fit one after the other
         if scores is None:
             budget = _halved(budget)
             continue
@@ -176,7 +176,7 @@ def _or_none_if_full(score: Callable[..., list[list[RowScore]]], *arguments: Any
         return score(*arguments)
     except (torch.OutOfMemoryError, MemoryError):
         return None
-    except RuntimeError as error:  # the CPU allocator has no class of its own
+    except RuntimeError as error:  # the CPU allocator's error has no class of its own
         if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
             raise
         return None

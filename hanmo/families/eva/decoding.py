@@ -27,7 +27,7 @@ AFTER_PAUSE = ("但", "不过")  # suppressed after a pause
 class Vocabulary:
     """The text and the antonyms of each token of a tokenizer.
 
-    Antonyms exclude each other both ways; a word that is no token is left out with a warning (the original stops there).
+    Antonyms exclude each other both ways; a word that is not a token is skipped with a warning (the original fails).
     """
 
     def __init__(self, tokenizer: Any, antonyms: Iterable[tuple[str, str]] = ()):
@@ -107,14 +107,14 @@ class EvaLogitsProcessor:
 
 
 class ConversationState:
-    """The rules' view of a context, computed once; its methods take the ids generated so far."""
+    """The rules' state for one context, computed once; the methods take the ids generated so far."""
 
     def __init__(self, vocabulary: Vocabulary, size: int, ids: Sequence[int]):
         self.ids = frozenset(ids)
         self._vocabulary = vocabulary
         self._size = size
         self._text = "".join(map(vocabulary.texts.__getitem__, ids))
-        # An n-gram that is a token by itself is suppressed for good.
+        # N-grams of the context that are single tokens are always suppressed.
         self._whole = self._tokens_in(self._text)
         self._open_antonyms = self._antonyms_of(self._since_separator(ids))
 

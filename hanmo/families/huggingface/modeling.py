@@ -1,4 +1,4 @@
-"""Gives a transformers model our protocol: rows in, loss out; prefill and step.
+"""Gives a transformers model our interface: rows in, loss out; prefill and step.
 
 The model keeps its class's name, weights, configuration and files. Some models change their logits after the output head
 (scale or cap them): a probe on loading finds them, and their rows are scored from whole logits, which takes more memory.
@@ -27,11 +27,11 @@ from hanmo.nn.prenorm import check_positions
 from hanmo.rows import IGNORE
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
-POSITION_TABLES = ("wpe", "position_embeddings")  # of learned positions, by name in GPT-2 and BERT and their kin
+POSITION_TABLES = ("wpe", "position_embeddings")  # attributes with learned positions in GPT-2, BERT and similar models
 
 
 class TransformersRows:
-    """Mixed into the class of a loaded model by ``adopt``; see ``RowModel`` for the protocol."""
+    """A mixin that ``adopt`` adds to the class of a loaded model; see ``RowModel`` for the interface."""
 
     accepts_loss_kwargs = True
     loss_type = "hanmo_rows"
@@ -69,7 +69,7 @@ class TransformersRows:
                 raise UnsupportedError(
                     f"{type(self).__name__} lets examples that share a row see each other: packing=false"
                 )
-            del inputs["attention_mask"]  # examples are told apart by positions that start again
+            del inputs["attention_mask"]  # restarting positions tell the examples apart
         if self.head_is_exact:
             hidden_BAD = _last_hidden(self, *args, **inputs)
             head, kept = self.get_output_embeddings(), row_model.kept_places(self)  # type: ignore[attr-defined]
@@ -85,7 +85,7 @@ class TransformersRows:
         return row_model.RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA)
 
     def _settle_attention(self) -> None:
-        """Restore BigBird's sparse attention, which switches to full attention at a short text and never back."""
+        """Restore BigBird's sparse attention, which switches to full attention for a short text and never back."""
         if getattr(self.config, "attention_type", "") == SPARSE:  # type: ignore[attr-defined]
             for module in self.modules():  # type: ignore[attr-defined]
                 if module is not self and getattr(module, "attention_type", SPARSE) != SPARSE:
@@ -93,7 +93,7 @@ class TransformersRows:
 
     @property
     def batching(self) -> ProbedBatching:
-        """The texts that can share a batch; probed at the first use."""
+        """The texts that can share a batch; probed at first use."""
         if self._batching is None:
             self._batching = find_batching(self)
         return self._batching
@@ -148,7 +148,7 @@ class TransformersRows:
         return self.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[attr-defined]
 
     def _known(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs without position ids if the architecture counts positions by itself."""
+        """The inputs, without position ids if the architecture counts positions itself."""
         accepts = inspect.signature(super().forward).parameters  # type: ignore[misc]
         return inputs if "position_ids" in accepts else {k: v for k, v in inputs.items() if k != "position_ids"}
 
@@ -164,7 +164,7 @@ def _last_hidden(model: Any, *args: Any, **inputs: Any) -> Any:
     """The input of a model's output head, (B, A, D)."""
     if model.base_model is not model:
         return model.base_model(*args, **inputs).last_hidden_state
-    # T5's form: encoder and decoder stand beside the head, with no model of both below it.
+    # As in T5: encoder and decoder stand beside the head, without a common parent.
     mask_BT = inputs.get("attention_mask")
     encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_BT).last_hidden_state
     seen = {"encoder_hidden_states": encoded, "encoder_attention_mask": mask_BT}
@@ -173,7 +173,7 @@ def _last_hidden(model: Any, *args: Any, **inputs: Any) -> Any:
 
 
 def adopt(model: Any) -> Any:
-    """Give a transformers model our protocol. Its class keeps its name, so that it is saved as before."""
+    """Give a transformers model our interface. Its class keeps its name, so that it is saved as before."""
     cls = type(model)
     model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
     model.value_head = model.critic = None
@@ -188,7 +188,7 @@ def adopt(model: Any) -> Any:
 
 
 def _check_positions(table: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Raise our error; transformers' only mentions an index out of range."""
+    """Raise an error of ours for too many positions; that of transformers only mentions an index out of range."""
     positions = inputs[0]
     assert isinstance(table, nn.Embedding)
     # Reading positions is free on a CPU and synchronises a GPU, which is too slow for the single tokens of decoding.
@@ -199,7 +199,7 @@ def _check_positions(table: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 class TransformersModel:
     """Loads a folder with the right auto class and adopts the model."""
 
-    _keep_in_fp32_modules_strict = ()  # transformers knows its own when it loads a folder
+    _keep_in_fp32_modules_strict = ()  # transformers finds its own plan when it loads a folder
 
     @staticmethod
     def blank(path: Path, config: PretrainedConfig) -> Any:
@@ -221,7 +221,7 @@ class TransformersModel:
 
 
 def _auto_class(path: Path, config: PretrainedConfig) -> Any:
-    """The auto class of transformers; UnsupportedError for no language model, or one that needs code of its own."""
+    """The auto class of transformers; UnsupportedError if it is not a language model, or needs code of its own."""
     seq2seq = config.is_encoder_decoder
     known: Any = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if seq2seq else MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in known:

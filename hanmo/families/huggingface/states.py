@@ -1,4 +1,4 @@
-"""Decoding states of transformers models: a cache, or the ids that are read again at every step."""
+"""Decoding states of transformers models: a cache, or ids that are read again at every step."""
 
 from __future__ import annotations
 
