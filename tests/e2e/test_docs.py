@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ from hanmo.checkpoints import save_model
 from hanmo.checkpoints.convert import convert
 from hanmo.cli import app
 from hanmo.evaluation.suites.exam.suite import all_exams
+from hanmo.families import OURS, load
 from hanmo.training.arguments import translate_deepspeed
 from tests import processes
 from tests.unit.clue_files import clue_folder
@@ -89,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         exam_folder(all_exams()[name], place / name, header, subjects)
     for name, content in re.findall(
-        r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "docs/clue.md").read_text("utf-8"), re.DOTALL
+        r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "docs/evaluation.md").read_text("utf-8"), re.DOTALL
     ):
         (place / name).write_text(content, encoding="utf-8")
     write_sources(place / "raw")
@@ -234,6 +236,26 @@ def test_what_is_said_of_old_deepspeed_files_holds() -> None:
     for old, new in rows:
         config, _, notices = translate_deepspeed({"zero_optimization": {"stage": 2, **json.loads(f"{{{old}}}")}})
         assert config["zero_optimization"] == {"stage": 2, **json.loads(f"{{{new}}}")} and notices
+
+
+def test_the_bytes_that_training_takes_are_those_of_the_released_sizes() -> None:
+    """fp32 weights, gradients and Adam's two averages: 4 x 4 bytes a parameter."""
+    sizes: dict[str, Any] = {}
+    for name in OURS:
+        sizes |= load(name).original_format.SIZES
+    said = (ROOT / "docs/training.md").read_text(encoding="utf-8").partition("## Memory and speed")[2]
+    figures = re.findall(r"(\d+) GB for\s+`([^`]+)`", said.partition("\n\n#")[0])
+    assert len(figures) == 4
+    assert [int(gigabytes) for gigabytes, _ in figures] == [
+        round(sizes[one].parameters * 16 / 1e9) for _, one in figures
+    ]
+
+
+def test_no_document_promises_to_serve_a_model() -> None:
+    """There is no server; `hanmo --help` and the project's description do not speak of one either."""
+    texts = [path.read_text(encoding="utf-8") for path in (README, ROOT / "pyproject.toml", *DOCUMENTS)]
+    texts.append(CliRunner().invoke(app, ["--help"]).output)
+    assert not [text for text in texts if re.search(r"\bserved? (model|a model)|served model|hanmo serve", text)]
 
 
 def test_make_targets_exist() -> None:
