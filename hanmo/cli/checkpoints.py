@@ -115,10 +115,10 @@ def _show_report(report: dict[str, Any]) -> None:
         verdict = Text(check["verdict"], style=_COLOURS[check["verdict"]])
         checks.add_row(check["name"], verdict, Text(check["detail"] + advice))
     console.print(checks)
-    verdict = "healthy" if report["healthy"] else "not healthy"
+    summary = "healthy" if report["healthy"] else "not healthy"
     if report["healthy"] and report["lacks"]:
-        verdict = f"the weights are healthy; the model does not open without its {' and '.join(report['lacks'])}"
-    console.print(Text(verdict, style="bold"))
+        summary = f"the weights are healthy; the model does not open without its {' and '.join(report['lacks'])}"
+    console.print(Text(summary, style="bold"))
 
 
 def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
