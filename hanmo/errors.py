@@ -69,6 +69,18 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 _PROTECTION = re.compile(r"weights_only|safe_globals|trust|arbitrary code", re.I)
 
 
+def reraise_out_of_memory(error: BaseException) -> None:
+    """Raise the error again if memory did not suffice: that says nothing about what was tried."""
+    if out_of_memory(error):
+        raise error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice; torch's allocator of CPU memory has no exception class of its own."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
 def quoted(error: BaseException) -> str:
     """The message of a library's exception in one line, ``without_advice``; the exception's name if nothing is left."""
     return without_advice(str(error)) or type(error).__name__

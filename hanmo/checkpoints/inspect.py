@@ -59,6 +59,12 @@ class Report:
     def healthy(self) -> bool:
         return all(check.verdict != "fault" for check in self.checks)
 
+    @property
+    def lacks(self) -> list[str]:
+        """What the model cannot be opened without, and no file has: "configuration", "vocabulary"."""
+        needed = ("configuration", "vocabulary")
+        return [check.name for check in self.checks if check.name in needed and check.verdict == "warning"]
+
     def add(self, name: str, verdict: str, detail: str, advice: str = "") -> None:
         self.checks.append(Check(name, verdict, detail, advice))
 
@@ -75,7 +81,7 @@ class Report:
             return None
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "config": or_null(self.config), "healthy": self.healthy}
+        return {**asdict(self), "config": or_null(self.config), "healthy": self.healthy, "lacks": self.lacks}
 
 
 def inspect_model(

@@ -12,7 +12,7 @@ import typer
 
 import hanmo
 from hanmo.cli.train import StageCommand, stage_command
-from hanmo.errors import ConfigError, HanmoError
+from hanmo.errors import ConfigError, HanmoError, out_of_memory, quoted
 from hanmo.processes import main_process
 from hanmo.training import stages
 
@@ -102,6 +102,12 @@ def main() -> None:
         place = error.filename2 or error.filename
         advice = "; change its permissions, or name another place" if error.errno in FORBIDDEN else ""
         print(f"hanmo: {place}: {error.strerror}{advice}" if place else f"hanmo: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        advice = "take a smaller batch, limit or model, or a --dtype of fewer bits"
+        print(f"hanmo: out of memory ({quoted(error)}); {advice}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("hanmo: stopped", file=sys.stderr)

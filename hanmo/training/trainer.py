@@ -254,6 +254,12 @@ class RowTrainer(ShardedTrainer):
 
     # Checkpoints
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As transformers, but a tied output head is not missing: it is stored once, under the embedding's name."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._drafts if self._saving else self.folder)
 

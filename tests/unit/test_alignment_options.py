@@ -172,13 +172,17 @@ def test_samples_are_kept_every_so_many_rounds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("max_kl", "early"), [(1e-6, True), (1e6, False)])
-def test_a_round_ends_where_the_policy_has_moved_far(max_kl: float, early: bool, tmp_path: Path) -> None:
+def test_a_round_ends_where_the_policy_has_moved_far(
+    max_kl: float, early: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As many rounds as asked for, each logged; after the step that goes too far the next one is not taken."""
     starts(tmp_path, "pangu")
     settings = trainer(per_device_train_batch_size=8, learning_rate=1e-2)
     outcome = ppo(small(PpoConfig, tmp_path, rounds=3, epochs=4, max_kl=max_kl, trainer=settings))
     entries = [entry for entry in read_metrics(tmp_path / "run" / "metrics.jsonl") if "reward" in entry]
     assert outcome.rounds == 3 and {entry["round"] for entry in entries} == {0, 1, 2}
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line for line in lines if " reward " in line and "kl_reply " in line and line.endswith(" left")]
     # The first step of a round moves from where its replies were drawn, so that it never counts as moved.
     assert outcome.steps == (3 * 2 if early else 3 * 8)
 

@@ -10,13 +10,13 @@ Shape suffixes: S questions, R branches that are continued, q fed tokens, P posi
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import release_memory
 from torch import Tensor
 
-from hanmo.errors import HanmoError
+from hanmo.errors import HanmoError, out_of_memory
 from hanmo.evaluation.engine import trees
 from hanmo.evaluation.engine.row_scores import RowScore, score_rows
 from hanmo.families.base import OpenedModel
@@ -25,6 +25,7 @@ from hanmo.nn.finite import require_finite
 from hanmo.nn.row_model import evaluating
 from hanmo.rows import Part, Prompt
 
+T = TypeVar("T")
 Candidate = Sequence[Part]
 OnScored = Callable[[int, list[RowScore]], None]  # index of the question, scores of its candidates
 
@@ -130,7 +131,7 @@ def _shared(opened: OpenedModel, index: int, candidates: Sequence[Candidate]) ->
 
 def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int, finish: OnScored) -> None:
     """Score the questions that the network reads as trees; the others are left."""
-    if not trees.exact(opened, sum(one.width + one.longest for one in questions)):
+    if not _or_none_if_full(trees.exact, opened, sum(one.width + one.longest for one in questions)):
         return
     planted = [trees.plant(one.index, one.prompt, one.answers) for one in questions]
     rows = list(trees.rows_of([tree for tree in planted if tree.size <= min(trees.WIDEST, budget)]))
@@ -171,13 +172,11 @@ def _halved(budget: int) -> int:
     return budget // 2
 
 
-def _or_none_if_full(score: Callable[..., list[list[RowScore]]], *arguments: Any) -> list[list[RowScore]] | None:
+def _or_none_if_full(action: Callable[..., T], *arguments: Any) -> T | None:
     try:
-        return score(*arguments)
-    except (torch.OutOfMemoryError, MemoryError):
-        return None
-    except RuntimeError as error:  # the CPU allocator's error has no class of its own
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+        return action(*arguments)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
         return None
 

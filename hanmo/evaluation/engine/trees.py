@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hanmo.errors import reraise_out_of_memory
 from hanmo.evaluation.engine.row_scores import RowScore, score_rows
 from hanmo.families.base import OpenedModel
 from hanmo.rows import Part, Prompt
@@ -101,7 +102,8 @@ def probe(opened: OpenedModel) -> bool:
     try:
         together = [score for scores in read(opened, [trees]) for score in scores]
         alone = score_rows(opened, rows, batch_size=1)
-    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError):
+    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        reraise_out_of_memory(error)
         return False  # built differently: takes no mask of this form, or no positions
     found, expected = (torch.tensor([p for one in scores for p in one.logprobs]) for scores in (together, alone))
     return bool((found - expected).abs().max() <= PROBE_TOLERANCE * expected.abs().max().clamp_min(1))

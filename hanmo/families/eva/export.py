@@ -25,7 +25,7 @@ _SAME_SETTINGS = (
     *("relative_attention_num_buckets", "dropout_rate", "layer_norm_epsilon", "tie_word_embeddings"),
 )
 _FUTURE = "from __future__ import annotations\n"
-_README = """# {name}: EVA as T5
+_README = """# EVA as T5
 
     from transformers import AutoTokenizer, T5ForConditionalGeneration
     tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)  # runs tokenization.py of this folder
@@ -64,7 +64,7 @@ def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: to
     content = json.loads(settings.read_text(encoding="utf-8"))
     content["auto_map"] = {"AutoTokenizer": ["tokenization.EvaTokenizer", None]}
     settings.write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_README.format(name=folder.name), encoding="utf-8")
+    (folder / "README.md").write_text(_README, encoding="utf-8")
     notes = ["the role embeddings have no place in T5 and are left out; no published program uses them"]
     if dtype != torch.float32 and config.attn_scale:
         notes.append("the queries, with the scale in them, are rounded; fp32 gives the logits to about 1e-5")

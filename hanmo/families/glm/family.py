@@ -209,7 +209,8 @@ class GlmFamily(Family):
 
     def _source(self, prompt: str, rest: str) -> list[int]:
         """``[CLS] prompt [SEP] rest <eos>``; without a prompt ``[CLS] rest <eos>``."""
-        ids = self.tokenizer.encode(prompt, rest) if prompt else self.tokenizer.encode(rest)
+        texts = (prompt, rest) if prompt else (rest,)
+        ids = self.tokenizer.build_inputs_with_special_tokens(*map(self.encode, texts))
         gmask = self._id(GMASK)
         return [self.config.mask_token_ids[2] if token == gmask else token for token in ids]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hanmo.errors import UnsupportedError
+from hanmo.errors import UnsupportedError, reraise_out_of_memory
 from hanmo.nn.batching import Batching
 from hanmo.nn.cpu.int8 import is_int8
 from hanmo.nn.finite import require_finite
@@ -68,6 +68,7 @@ def find_batching(model: Any) -> ProbedBatching:
             whole = [_own_logits(model, prompt, follow_S) for prompt, follow_S in texts]
             start = [_own_logits(model, prompt, follow_S[:1]) for prompt, follow_S in texts]
         except PROBE_ERRORS as error:
+            reraise_out_of_memory(error)
             raise UnsupportedError(f"{_named(model)} cannot be run as a language model: {error}") from error
         expected_RSV = torch.stack(whole)
         if bool(expected_RSV.isnan().any()) or bool(expected_RSV.isposinf().any()):
@@ -164,7 +165,8 @@ class _Probe:
             inputs["decoder_input_ids"] = torch.cat([start, self.follow], dim=1)
         try:
             logits_RTV = self.model(**inputs, use_cache=False).logits
-        except PROBE_ERRORS:
+        except PROBE_ERRORS as error:
+            reraise_out_of_memory(error)
             return False
         ends = [logits_RTV.shape[1] if encodes else len(row) for row in rows]
         found = [logits_RTV[number, end - FOLLOWING - 1 : end] for number, end in enumerate(ends)]
@@ -175,7 +177,8 @@ class _Probe:
         groups = {"any": [[0, 1]], "even": [[1, 2]], "one": [[0], [1]]}[batching.batch]
         try:
             return all(self._decodes(batching, group, at_once) for group in groups)
-        except PROBE_ERRORS:
+        except PROBE_ERRORS as error:
+            reraise_out_of_memory(error)
             return False
 
     def _decodes(self, batching: ProbedBatching, group: list[int], at_once: int) -> bool:
@@ -222,7 +225,8 @@ def head_is_exact(model: Any, last_hidden: Any) -> bool:
         own = model(**inputs).logits
         try:
             difference = (model.get_output_embeddings()(last_hidden(model, **inputs)) - own).abs().max()
-        except PROBE_ERRORS:
+        except PROBE_ERRORS as error:
+            reraise_out_of_memory(error)
             return False  # built differently: whole logits are always correct
         return bool(difference <= TOLERANCE * own.abs().max())
 
@@ -239,7 +243,8 @@ def packing_is_exact(model: Any) -> bool:
             together = model.base_model(input_ids=ids, position_ids=torch.stack([places, padded]), use_cache=False)
             pieces = [*ids[0].split(lengths), *ids[1].split(lengths)[:2]]
             alone = [model.base_model(input_ids=piece[None], use_cache=False).last_hidden_state[0] for piece in pieces]
-        except PROBE_ERRORS:
+        except PROBE_ERRORS as error:
+            reraise_out_of_memory(error)
             return False  # built differently, e.g. without positions
         expected = torch.cat(alone).float()
         found = together.last_hidden_state.flatten(0, 1)[: len(expected)].float()
