@@ -1,5 +1,6 @@
 """Settings of a stage: a dataclass, filled from its defaults, a preset, a YAML file and ``key=value`` overrides."""
 
+import inspect
 import math
 import types
 from collections.abc import Mapping, Sequence
@@ -131,8 +132,8 @@ def _checked(
 
 def check_fields(kind: type[Any], values: Mapping[str, Any], source: str) -> None:
     """Raise ConfigError for a value that is not of the type that ``kind`` itself, not a base of it, declares."""
-    hints = get_type_hints(kind)
-    for key in kind.__annotations__.keys() & values.keys():
+    hints = inspect.get_annotations(kind, eval_str=True)
+    for key in hints.keys() & values.keys():
         _converted(values[key], hints[key], key, source)
 
 

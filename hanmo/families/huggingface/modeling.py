@@ -6,6 +6,7 @@ The model keeps its class's name, weights, configuration and files. Some models 
 
 import functools
 import inspect
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from hanmo.nn.prenorm import beyond_positions, check_positions
 from hanmo.rows import IGNORE
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
+_AFTER_PADDING = re.compile("roberta|camembert|xmod|data2vec")  # positions begin behind that of padding
 PARTS = ("encoder", "decoder")
 POSITION_TABLES = ("wpe", "position_embeddings")  # of learned positions, by name in GPT-2 and BERT and their kin
 
@@ -38,7 +40,8 @@ def positions_of(config: PretrainedConfig) -> tuple[int | None, int | None]:
     """The tokens that an encoder and a decoder have positions for, as the configuration says; None: it does not say."""
     both = ("max_position_embeddings", "max_seq_len")  # the second is MPT's
     parts = [[config_value(config, key) for key in (f"max_{part}_position_embeddings", *both)] for part in PARTS]
-    encoder, decoder = (next((value for value in found if isinstance(value, int)), None) for found in parts)
+    lost = (config.pad_token_id or 0) + 1 if _AFTER_PADDING.search(config.model_type) else 0
+    encoder, decoder = (next((value - lost for value in found if isinstance(value, int)), None) for found in parts)
     return encoder, decoder
 
 
