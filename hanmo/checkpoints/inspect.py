@@ -109,6 +109,7 @@ def inspect_model(
         _check_numbers(report, weights)
         return report
     report.family, report.layout = located.family.name, located.layout
+    report.attempt("dtypes", lambda: weights.check_dtypes(located.original is None), "warning")
     if located.original is None:
         model_config, tokenizer = _inspect_folder(report, located)
         rows = None if model_config is None else getattr(model_config.get_text_config(), "vocab_size", None)
@@ -218,8 +219,9 @@ def _check_numbers(report: Report, weights: Weights) -> None:
     for rank, tensors in enumerate(weights.ranks):
         for name, tensor in tensors.items():
             where = f"{name} (rank {rank})" if len(weights.ranks) > 1 else name
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() or "float4" in str(tensor.dtype):
                 continue
+            tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # FP8, of which torch computes nothing
             if bad := int((~tensor.isfinite()).sum()):
                 broken.append(f"{where}: {bad} of {tensor.numel()}")
             elif name.endswith("weight") and tensor.numel() > 1 and not tensor.any():  # biases begin as zeros

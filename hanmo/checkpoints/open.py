@@ -13,9 +13,9 @@ from transformers.utils import logging as transformers_logging
 from hanmo.checkpoints.locate import Located, locate
 from hanmo.checkpoints.originals.config_inference import absent_tensors, check_size, expected_shapes, infer_config
 from hanmo.checkpoints.originals.recognise import Original, some
-from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, quoted, unknown
+from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, unknown
 from hanmo.families.base import Family, OpenedModel
-from hanmo.families.safe_loading import safe_network, safe_tokenizer
+from hanmo.families.safe_loading import as_hanmo_error, safe_network, safe_tokenizer
 from hanmo.families.untrusted import check_pieces
 from hanmo.nn.cpu.int8 import to_int8
 from hanmo.nn.tensor_parallel import distributed
@@ -58,6 +58,7 @@ def open_model(
         raise UnsupportedError("int8 is for one process on a CPU; elsewhere use bf16 or fp16")
     target = _device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
     located = locate(path)
+    located.weights.check_dtypes(quantized=located.original is None)
     stored = located.weights.dtype
     wanted = choose_dtype(dtype, stored, target)
     cut = functools.partial(distributed, ranks=tensor_parallel, device=target)
@@ -163,11 +164,8 @@ def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTo
         if place.is_file():
             if place.suffix == ".model":
                 check_pieces(place)
-            try:
+            with as_hanmo_error(place, f"not a vocabulary of {original.family.name}", VocabularyError):
                 return tokenizer_class(vocab_file=str(place))
-            except (ValueError, OSError, RuntimeError) as error:
-                problem = f"not a vocabulary of {original.family.name}: {quoted(error)}"
-                raise VocabularyError(f"{place}: {problem}") from error
     looked = ", ".join(map(str, places))
     raise VocabularyError(f"{original.weights.path}: no vocabulary: looked for {looked}; give it with --vocab FILE")
 

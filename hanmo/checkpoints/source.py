@@ -92,6 +92,7 @@ def source_of(located: Located, size: str | None, config: str | Path | None, nee
 
     CheckpointError if tensors are missing, of other shapes or contradictory, or nothing decides the configuration.
     """
+    located.weights.check_dtypes()
     if located.original is None:
         return _folder_source(located)
     located.original.require_complete()

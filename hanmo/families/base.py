@@ -105,6 +105,18 @@ class Family(ABC):
     def context(self, record: Record, limit: int) -> Context:
         """The conversation so far (a record whose last turn is the user's) as context ids for ``prompt``."""
 
+    @property
+    def positions(self) -> int | None:
+        """The tokens that the model has positions for; None: it counts none, or only distances."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def fitting(self, limit: int, reply: int) -> tuple[int, int]:
+        """Numbers of tokens for a context and its reply, shortened to the positions that both share."""
+        if self.positions is None:
+            return limit, reply
+        limit = min(limit, max(self.positions - reply, self.positions // 2))
+        return limit, min(reply, self.positions - limit)
+
     def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
         """A row from ids alone, as for rollouts and candidate scoring; next-token prediction by default.
 

@@ -8,6 +8,7 @@ only local files are read, and configurations lose the keys that name code or ot
 import contextlib
 import functools
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, tokenizer_class_from_name
@@ -39,6 +41,7 @@ _CHOICES = {
 _PARTS = ("architecture", "backbone")  # names of timm's models, or of repositories
 _BAD_FOLDER = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, ArithmeticError),
+    StrictDataclassError,  # from transformers' configurations
     *(AssertionError, RuntimeError),  # from torch's layers; from sentencepiece, and RecursionError
 )
 
@@ -66,11 +69,11 @@ def safe_config(
             unknown = f"{file}: model type {content.get('model_type')!r} is none that the installed transformers knows"
             raise UnsupportedError(own_code(folder, content) or unknown)
         auto = AutoConfig
-    with _as_hanmo_error(file, "not a configuration"):
+    with as_hanmo_error(file, "not a configuration"):
         content = _as_data(content, str(file))
     with tempfile.TemporaryDirectory() as alone:  # a folder of its own, so that transformers reads no other file
         write_text(Path(alone) / CONFIG_NAME, json.dumps(content))
-        with _without_questions(), _as_hanmo_error(file, "not a configuration"):
+        with _without_questions(), as_hanmo_error(file, "not a configuration"):
             config = auto.from_pretrained(alone, trust_remote_code=False, local_files_only=True)
     config._name_or_path = str(folder)
     return config
@@ -88,7 +91,7 @@ def safe_network(
     # The loading information names mismatched tensors; transformers' own error names none.
     options |= {"trust_remote_code": False, "local_files_only": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _without_questions(), _as_hanmo_error(folder, "transformers cannot open it"):
+    with _without_questions(), as_hanmo_error(folder, "transformers cannot open it"):
         network, info = network_class.from_pretrained(folder, config=config, **options)
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, expected = mismatched[0]
@@ -110,7 +113,7 @@ def check_adapter(folder: str | Path) -> None:
 
 def safe_blank(auto_class: Any, folder: str | Path, config: PretrainedConfig) -> Any:
     """The network that a configuration describes, without memory for its weights; CheckpointError if it cannot be built."""
-    with torch.device("meta"), _without_questions(), _as_hanmo_error(folder, "transformers cannot build it"):
+    with torch.device("meta"), _without_questions(), as_hanmo_error(folder, "transformers cannot build it"):
         return auto_class.from_config(config, trust_remote_code=False)
 
 
@@ -138,7 +141,7 @@ def safe_tokenizer(
         _check_class(about, content, config)
 
     def opened() -> PreTrainedTokenizerBase:
-        with _without_questions(), _as_hanmo_error(folder, "its tokenizer does not open", VocabularyError):
+        with _without_questions(), as_hanmo_error(folder, "its tokenizer does not open", VocabularyError):
             return tokenizer_class.from_pretrained(str(folder), **options)
 
     check_tokenizer(folder, content, opened)
@@ -168,7 +171,7 @@ def _without_questions() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_hanmo_error(where: object, problem: str, kind: type[HanmoError] = CheckpointError) -> Iterator[None]:
+def as_hanmo_error(where: object, problem: str, kind: type[HanmoError] = CheckpointError) -> Iterator[None]:
     """Turn the errors that a bad folder causes in transformers into one HanmoError."""
     try:
         yield
@@ -177,7 +180,7 @@ def _as_hanmo_error(where: object, problem: str, kind: type[HanmoError] = Checkp
     except Exception as error:
         if type(error) is not Exception and not isinstance(error, _BAD_FOLDER):  # tokenizers raises plain Exceptions
             raise
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = re.sub(r":\n\s*", ": ", str(error).strip()).split("\n")[0] or type(error).__name__
         raise kind(f"{where}: {problem}: {reason}") from error
 
 

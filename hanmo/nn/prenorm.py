@@ -105,10 +105,14 @@ def check_positions(positions: Tensor, table: nn.Embedding, columns: int) -> Non
     Reading positions synchronises a GPU: they are read only if a row's tokens, ``columns``, are more than the table has.
     """
     if columns > table.num_embeddings and (last := int(positions.max())) >= table.num_embeddings:
-        raise UnsupportedError(
-            f"{last + 1} tokens in a row, but this model has {table.num_embeddings} positions: give a smaller limit, or "
-            "when generating one that leaves room for max_new_tokens"
-        )
+        raise beyond_positions(last + 1, table.num_embeddings)
+
+
+def beyond_positions(tokens: int, positions: int) -> UnsupportedError:
+    return UnsupportedError(
+        f"{tokens} tokens in a row, but this model has {positions} positions: give a smaller limit, or "
+        "when generating one that leaves room for max_new_tokens"
+    )
 
 
 def _residual(linear: nn.Linear) -> nn.Linear:

@@ -8,15 +8,19 @@ from typing import Any
 
 import torch
 from transformers import PretrainedConfig
+from transformers.utils import CONFIG_NAME
 
 from hanmo import families
 from hanmo.checkpoints.originals.recognise import Original, some
 from hanmo.checkpoints.originals.weights import Weights
+from hanmo.config import check_fields
 from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.base import Family
+from hanmo.families.safe_loading import as_hanmo_error
 from hanmo.families.untrusted import check_counts
 from hanmo.files import read_json
 
+NO_NETWORK = "describes no network that can be built"
 _SLACK = 10_000_000  # parameters that a network may have beyond those in its files
 Shapes = dict[str, tuple[int, ...]]
 
@@ -42,8 +46,12 @@ def infer_config(
         settings = form.read_config(original.weights.config)
     else:
         settings = _by_shapes(original)
-    inferred = _build(original, settings)
-    if differences := _differences(original, inferred):
+    where = config or original.weights.folder / CONFIG_NAME
+    check_fields(original.family.config_class, settings, str(where))
+    with as_hanmo_error(where, NO_NETWORK):
+        inferred = _build(original, settings)
+        differences = _differences(original, inferred)
+    if differences:
         wrong = f"{len(differences)} tensors do not have the shapes of this configuration: {some(differences, 4)}"
         advice = "give the model's own configuration (--config) or size (--size)"
         raise CheckpointError(f"{original.weights.path}: {wrong}; {advice}")

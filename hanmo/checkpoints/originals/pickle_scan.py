@@ -75,6 +75,7 @@ class _Made:
 class Claims:
     storages: dict[str, Storage] = field(default_factory=dict)  # by key
     texts: set[str] = field(default_factory=set)  # all strings; before torch 1.6 also the keys of storages that follow
+    names: set[str] = field(default_factory=set)  # all that it asks for
     unfolded: int = 0  # number of objects, each counted once per reference
     copied: int = 0  # bytes that are passed to classes and functions, which copy them
     odd: int = 0  # number of keys that are neither strings nor 64-bit numbers
@@ -219,6 +220,7 @@ class _Scanner:
     def ask(self) -> None:
         module, name = (self.file.readline()[:-1].decode("utf-8") for _ in range(2))
         full = full_name(module, name)
+        self.claims.names.add(full)
         if full.startswith("torch.") and full not in _CALLED | _NAMED and not name.endswith("Storage"):
             raise ClaimError(f"asks for {full}, which weights do not need; hanmo reads dense tensors and plain data")
         self.stack.append(_Made(_Global(full)))

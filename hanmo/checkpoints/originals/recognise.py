@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hanmo import families
-from hanmo.checkpoints.originals.weights import ROWS, Weights
+from hanmo.checkpoints.originals.weights import ONE_RANK, ROWS, Weights
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import own_code
@@ -147,16 +147,22 @@ def recognise(weights: Weights) -> Original:
     """The family and layout of these weights, by their names; raises CheckpointError if none or several fit."""
     names, config = set(weights.names), weights.config or {}
     # A safetensors file may hold the content of a bin file.
-    container = "bin" if weights.container == "safetensors" else weights.container
+    container = "bin" if weights.container in ONE_RANK else weights.container
     pairs = [(family, layout) for family in families.ours() for layout in family.original_format.LAYOUTS]
     layouts = [(family, layout) for family, layout in pairs if layout.container == container]
-    tried = [
-        (all(prefix + name in names for name in layout.signature), _fit(family, layout, prefix, weights))
-        for family, layout in layouts
-        if config.keys() >= set(layout.needs)
-        for prefix in layout.prefixes
-    ]
+
+    def fitting(layouts: list[tuple[type[Family], Layout]]) -> list[tuple[bool, Original]]:
+        return [
+            (all(prefix + name in names for name in layout.signature), _fit(family, layout, prefix, weights))
+            for family, layout in layouts
+            if config.keys() >= set(layout.needs)
+            for prefix in dict.fromkeys([*layout.prefixes, *_wrappers(layout, weights.names)])
+        ]
+
+    tried = fitting(layouts)
     fits = [fit for signed, fit in tried if signed]
+    if not fits and container == "bin":  # as DeepSpeed's zero_to_fp32.py joins what ranks held
+        fits = [fit for signed, fit in fitting(pairs) if signed]
     if not fits:  # names of the signature itself may be missing
         few = len(names) / 4  # other models share many of these names: GPT-2 about half of PanGu's
         fits = [fit for _, fit in tried if len(fit.missing) + len(fit.unexpected) < few]
@@ -170,6 +176,12 @@ def recognise(weights: Weights) -> Original:
     if len(best) > 1:
         raise CheckpointError(f"{weights.path}: fits several layouts: {', '.join(fit.title for fit in best)}")
     return fits[0]
+
+
+def _wrappers(layout: Layout, names: Sequence[str]) -> list[str]:
+    """What all names begin with, where a trainer wrapped the network ("module."), before those of the layout."""
+    found = (name.removesuffix(layout.signature[0]) for name in names if name.endswith(f".{layout.signature[0]}"))
+    return [wrapper for wrapper in found if all(name.startswith(wrapper) for name in names)]
 
 
 def _fit(family: type[Family], layout: Layout, prefix: str, weights: Weights) -> Original:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ from hanmo.checkpoints.locate import Located
 from hanmo.checkpoints.originals.config_inference import Shapes
 from hanmo.checkpoints.originals.recognise import Original, without_optional
 from hanmo.checkpoints.originals.unpickle import read_pickle
-from hanmo.checkpoints.originals.weights import NESTED, RANK_ARGUMENTS, ROWS, TRACKERS, rank_file, tracked_folders
+from hanmo.checkpoints.originals.weights import (
+    NESTED,
+    ONE_RANK,
+    RANK_ARGUMENTS,
+    ROWS,
+    TRACKERS,
+    rank_file,
+    read_tracker,
+    tracked_folders,
+)
 from hanmo.checkpoints.source import Source
 from hanmo.errors import CheckpointError, UnsupportedError, unknown
 from hanmo.families.base import Family
@@ -44,17 +53,19 @@ class Origin:
 
     @classmethod
     def of(cls, original: Original) -> Origin:
-        weights = original.weights
+        weights, layout = original.weights, original.layout
+        if layout.splits and weights.container in ONE_RANK:  # as DeepSpeed's zero_to_fp32.py joins the ranks
+            return replace(_usual_origin(layout, 1), absent=original.absent)
         known = {original.prefix + name for entry in original.entries for name in (entry.theirs, *entry.copies)}
         folder = weights.files[0].parents[1 if weights.container == NESTED else 0]  # of the iteration
-        tracked = original.layout.splits and folder != weights.path
+        tracked = layout.splits and folder != weights.path
         files = [weights.path / name for name in TRACKERS] if tracked else []
         return cls(
-            layout=original.layout.name,
+            layout=layout.name,
             ranks=len(weights.ranks),
             prefix=original.prefix,
             absent=original.absent,
-            trackers={file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()},
+            trackers={file.name: read_tracker(file) for file in files if file.is_file()},
             folder=folder.name if tracked else "",
             config=weights.config,
             state={**weights.state, "optimizer": None} if "optimizer" in weights.state else weights.state,
@@ -121,7 +132,10 @@ def default_origin(family: type[Family], ranks: int) -> Origin:
     layouts = [layout for layout in family.original_format.LAYOUTS if ranks == 1 or layout.splits]
     if not layouts:
         raise UnsupportedError(f"{family.name} has no original layout for {ranks} tensor-parallel ranks")
-    layout = layouts[0]
+    return _usual_origin(layouts[0], ranks)
+
+
+def _usual_origin(layout: Layout, ranks: int) -> Origin:
     prefix = layout.prefixes[0]
     if not layout.splits:
         return Origin(layout.name, prefix=prefix)

@@ -58,15 +58,16 @@ def read_antonyms(path: str | Path) -> list[tuple[str, str]]:
     """Pairs of antonyms from a file with a Python tuple of two strings on each line; RecordError for any other line."""
     path = Path(path)
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
-            one, other = ast.literal_eval(line.strip())
-        except (ValueError, SyntaxError, TypeError):
+            one, other = ast.literal_eval(line.decode("utf-8-sig").strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # of bytes, of nesting
             one = other = None
         if not isinstance(one, str) or not isinstance(other, str):
-            raise RecordError(path, number, f"expected two quoted words, like ('好', '坏'), found {line.strip()!r}")
+            found = line.decode("utf-8", "replace").strip()[:80]
+            raise RecordError(path, number, f"expected two quoted words, like ('好', '坏'), found {found!r}")
         pairs.append((one, other))
     return pairs
 

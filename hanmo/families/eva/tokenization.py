@@ -33,7 +33,7 @@ class EvaTokenizer(PlainTokenizer):
 
     def __init__(self, vocab_file: str, **kwargs: Any) -> None:
         kwargs = _ROLES | kwargs
-        with Path(vocab_file).open(encoding="utf-8") as lines:
+        with Path(vocab_file).open(encoding="utf-8-sig") as lines:
             self._tokens = [line.strip() for line in lines]
         self._ids = {token: index for index, token in enumerate(self._tokens)}
         needed = {"<eod>", *(str(kwargs[role]) for role in _ROLES)}

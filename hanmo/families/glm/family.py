@@ -58,6 +58,14 @@ class GlmFamily(Family):
         found = [(self.config.eop_token_id, f"{CONFIG}'s eop_token_id"), (self.config.eos_token_id, CONFIG)]
         return collect(found, self.config, self.tokenizer)
 
+    @property
+    def positions(self) -> int:
+        return self.config.max_sequence_length
+
+    def fitting(self, limit: int, reply: int) -> tuple[int, int]:
+        """An answer has positions of its own."""
+        return min(limit, self.positions), min(reply, self.positions)
+
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return []

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import RecordError, UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
-from hanmo.families.huggingface.modeling import TransformersModel
+from hanmo.families.huggingface.modeling import TransformersModel, positions_of
 from hanmo.families.huggingface.templates import TemplateForm, TemplateRefusalError, render_template
 from hanmo.families.huggingface.text import behind, end_of_text, end_of_turn, separator, without_blanks
 from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value, has_row
@@ -39,6 +39,17 @@ class HuggingfaceFamily(Family):
     def objectives(self) -> dict[str, float]:  # type: ignore[override]
         """Encoder-decoders draw the place at which a text is split; decoders draw nothing."""
         return {"prefix": 1.0} if self.config.is_encoder_decoder else {}
+
+    @property
+    def positions(self) -> int | None:
+        return positions_of(self.config)[1]
+
+    def fitting(self, limit: int, reply: int) -> tuple[int, int]:
+        """An encoder's positions are not those of the reply."""
+        if not self.config.is_encoder_decoder:
+            return super().fitting(limit, reply)
+        encoder, decoder = positions_of(self.config)
+        return min(limit, encoder or limit), min(reply, decoder or reply)
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         if isinstance(record, Text):

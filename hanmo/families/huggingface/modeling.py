@@ -4,8 +4,11 @@ The model keeps its class's name, weights, configuration and files. Some models 
 (scale or cap them): a probe on loading finds them, and their rows are scored from whole logits, which takes more memory.
 """
 
+import functools
 import inspect
+import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +18,53 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 from transformers.models.auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
-from hanmo.errors import UnsupportedError
+from hanmo.errors import HanmoError, UnsupportedError
 from hanmo.families.huggingface.probes import SPARSE, ProbedBatching, find_batching, head_is_exact, packing_is_exact
 from hanmo.families.huggingface.states import CachedState, UncachedState
 from hanmo.families.huggingface.tensor_parallel import settle_heads, with_plan
 from hanmo.families.safe_loading import own_code, safe_blank, safe_network
+from hanmo.families.stops import config_value
 from hanmo.files import read_json
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 from hanmo.nn import row_model
-from hanmo.nn.prenorm import check_positions
+from hanmo.nn.prenorm import beyond_positions, check_positions
 from hanmo.rows import IGNORE
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
+_AFTER_PADDING = re.compile("roberta|camembert|xmod|data2vec")  # positions begin behind that of padding
+PARTS = ("encoder", "decoder")
 POSITION_TABLES = ("wpe", "position_embeddings")  # attributes with learned positions in GPT-2, BERT and similar models
+
+
+def positions_of(config: PretrainedConfig) -> tuple[int | None, int | None]:
+    """The tokens that an encoder and a decoder have positions for, as the configuration says; None: it does not say."""
+    both = ("max_position_embeddings", "max_seq_len")  # the second is MPT's
+    parts = [[config_value(config, key) for key in (f"max_{part}_position_embeddings", *both)] for part in PARTS]
+    lost = (config.pad_token_id or 0) + 1 if _AFTER_PADDING.search(config.model_type) else 0
+    encoder, decoder = (next((value - lost for value in found if isinstance(value, int)), None) for found in parts)
+    return encoder, decoder
+
+
+def _within_positions(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method say so where transformers fails because a row has more tokens than the model has positions."""
+
+    @functools.wraps(method)
+    def explained(model: Any, *args: Any, **inputs: Any) -> Any:
+        try:
+            return method(model, *args, **inputs)
+        except (IndexError, RuntimeError, ValueError) as error:
+            if isinstance(error, HanmoError | torch.OutOfMemoryError):
+                raise
+            state = args[-1].columns if method.__name__ == "step" else None
+            given, answered = inputs.get("input_ids"), inputs.get("decoder_input_ids", state)
+            if not model.config.is_encoder_decoder:
+                given, answered = None, given if state is None else state
+            for ids, positions in zip((given, answered), positions_of(model.config), strict=True):
+                if ids is not None and positions and ids.shape[1] > positions:
+                    raise beyond_positions(ids.shape[1], positions) from error
+            raise
+
+    return explained
 
 
 class TransformersRows:
@@ -45,6 +82,7 @@ class TransformersRows:
     value_head: row_model.ValueHead | None
     critic: Any
 
+    @_within_positions
     def forward(
         self,
         *args: Any,
@@ -102,6 +140,7 @@ class TransformersRows:
         """As ``RowModel.prefill``, but an encoder's input is padded on the right."""
         return self.read(self.batching, **inputs)
 
+    @_within_positions
     def read(self, batching: ProbedBatching, **inputs: Tensor) -> tuple[Tensor, Any]:
         """``prefill`` with a given ``batching``; ``find_batching`` tries several."""
         self._settle_attention()
@@ -123,6 +162,7 @@ class TransformersRows:
         output = self.forward(**self._known(inputs), use_cache=True, logits_to_keep=1)
         return output.logits[:, -1:], CachedState(output.past_key_values, mask_RT, positions=batching.positions)
 
+    @_within_positions
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
         if isinstance(state, UncachedState):
             state.extend(ids_Rq)

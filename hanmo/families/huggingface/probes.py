@@ -222,7 +222,10 @@ def head_is_exact(model: Any, last_hidden: Any) -> bool:
         inputs = {"input_ids": ids, "use_cache": False}
         if model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids
-        own = model(**inputs).logits
+        try:
+            own = model(**inputs).logits
+        except PROBE_ERRORS as error:
+            raise UnsupportedError(f"{_named(model)} is not read like a language model: {error}") from error
         try:
             difference = (model.get_output_embeddings()(last_hidden(model, **inputs)) - own).abs().max()
         except PROBE_ERRORS as error:

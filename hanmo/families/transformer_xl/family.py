@@ -31,6 +31,10 @@ class TransformerXLFamily(Family):
         # The original's configuration has no ids: they come from the vocabulary.
         self.config.pad_token_id = self.config.eos_token_id = self.tokenizer.eos_token_id
 
+    @property
+    def positions(self) -> int | None:
+        return None if self.config.relative else self.config.max_position_embeddings
+
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         """Running text is cut into rows. A prompt loses its beginning, a response that is still too long its end.
 
