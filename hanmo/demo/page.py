@@ -61,6 +61,7 @@ def build_page(result: DemoResult) -> Page:
         note=TEXTS["openings"],
     )
     page.heading("Conversations")
+    page.paragraph("The model's turns are the coloured ones.")
     _conversations(page, result.conversations)
     _results(page, before, after)
     page.heading("Training")
@@ -110,7 +111,9 @@ def _alignment(page: Page, found: Alignment) -> None:
         caption=f"{sum(fits)} of {len(OPENINGS)} openings get a fitting reply from the aligned model",
     )
     page.line_plot({"reward": found.curve}, x="step of DPO", y="mean reward, held-out")
-    page.line_plot({"accuracy": found.learned}, x="step of the reward model", y="training pairs right", from_zero=True)
+    page.line_plot(
+        {"accuracy": found.learned}, x="step of the reward model", y="share of training pairs right", share=True
+    )
     page.table(
         ["prompt", "reply before", "reward", "reply after", "reward"],
         [
@@ -131,7 +134,7 @@ def _alignment(page: Page, found: Alignment) -> None:
 
 def _conversations(page: Page, conversations: Sequence[Sequence[str]]) -> None:
     for turns in conversations:
-        page.dialogue(turns[:-1], turns[-1])
+        page.conversation(turns)
 
 
 def _short(text: str, longest: int = 24) -> str:
