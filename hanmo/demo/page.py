@@ -103,7 +103,7 @@ def _alignment(page: Page, found: Alignment) -> None:
     fits = fitting(found.openings)
     page.paragraph(TEXTS["alignment"].format(accuracy=100 * found.accuracy))
     page.table(
-        ["held-out dialogues", "number", "reward before", "reward after", "ask back before, %", "after, %"],
+        ["held-out dialogues", "number", "reward before", "reward after", "ask back before, %", "ask back after, %"],
         [
             [name, len(before), reward(before), reward(after), *(100 * share_asking(one) for one in (before, after))]
             for name, (before, after) in (("talk: better to ask back", found.talk), ("facts: better not", found.facts))
@@ -115,7 +115,7 @@ def _alignment(page: Page, found: Alignment) -> None:
         {"accuracy": found.learned}, x="step of the reward model", y="share of training pairs right", share=True
     )
     page.table(
-        ["prompt", "reply before", "reward", "reply after", "reward"],
+        ["prompt", "reply before", "reward before", "reply after", "reward after"],
         [
             [one.prompt, one.reply, one.reward, other.reply, other.reward]
             for before, after, shown in ((*found.talk, 16), (*found.facts, 6))
