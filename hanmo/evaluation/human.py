@@ -17,11 +17,12 @@ from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.results.result import content_of
 from hanmo.evaluation.results.statistics import interval
-from hanmo.files import json_text, write_text
+from hanmo.files import json_text, package_yaml, write_text
 from hanmo.records import PromptResponse, iter_records
 from hanmo.report.page import render
 
-RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}
+SCALES = package_yaml("hanmo.evaluation", "human.yaml")
+RATINGS: dict[str, int] = {name: scale["top"] for name, scale in SCALES.items()}
 COLUMNS = ("item", "question", "answer", *RATINGS)
 KEY = "key.json"
 # Spreadsheets evaluate cells that begin like this. They get an apostrophe in front, even if they have one already.
@@ -165,7 +166,7 @@ def text_of(cell: str) -> str:
 def _page(rows: Sequence[tuple[str, str, str]], name: str) -> str:
     study = sha256(json_text(rows).encode()).hexdigest()[:16]  # browsers keep ratings by it
     answers = {"name": name, "study": study, "rows": rows}
-    form = {"ratings": RATINGS, "columns": COLUMNS, "formula": f"^{FORMULA.pattern}"}
+    form = {"scales": SCALES, "columns": COLUMNS, "formula": f"^{FORMULA.pattern}"}
     return render("hanmo.evaluation", "human.html", content={**answers, **form})
 
 

@@ -245,11 +245,11 @@ def write_report(stage: Stage, run: Run, model: str, outcome: Outcome) -> None:
     """RUN/report.html: facts, the stage's own sections, and the settings."""
     settings = {name: getattr(run.config, name) for name in stage.results.facts}
     shown = {name: ", ".join(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    reached = {name: value for name, value in asdict(outcome).items() if value is not None}
+    reached = {name.replace("_", " "): value for name, value in asdict(outcome).items() if value is not None}
     page = Page(stage.title, model)
     page.facts({"model": model, "data": run.config.data, **shown, **reached})
     stage.results.sections(run, page)
     page.heading("Settings")
     with page.details("config.yaml"):
-        page.paragraph((run.folder / "config.yaml").read_text(encoding="utf-8"))
+        page.code((run.folder / "config.yaml").read_text(encoding="utf-8"))
     page.write(run.folder / "report.html")

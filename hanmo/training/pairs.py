@@ -36,8 +36,9 @@ def pair_figures(run: Run) -> dict[str, Any]:
 def pair_curves(run: Run, page: Page) -> None:
     """Curves of loss and accuracy."""
     page.heading("Training")
-    for name in ("loss", "accuracy"):
-        page.line_plot({"training": run.curve(name), "validation": run.curve(f"eval_{name}")}, x="step", y=name)
+    for name, y in (("loss", "loss"), ("accuracy", "share of pairs right")):
+        lines = {"training": run.curve(name), "validation": run.curve(f"eval_{name}")}
+        page.line_plot(lines, x="step", y=y, share=name == "accuracy")
 
 
 RESULTS = Results(

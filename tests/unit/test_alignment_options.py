@@ -1,6 +1,7 @@
 """Every option of the alignment stages does what it says: by hand where it is a formula, else by what a run leaves."""
 
 import json
+import re
 from dataclasses import replace
 from math import exp, log, sqrt
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_calibration_by_hand() -> None:
 def test_a_histogram_by_hand() -> None:
     """Over the range of all scores, whose they may be."""
     scores = torch.tensor([0.0, 0.1, 1.0])
-    assert histogram(scores, scores, torch.tensor([2.0]), bins=2) == [(0.5, 2.0), (1.5, 1.0)]
+    assert histogram(scores, scores, torch.tensor([2.0]), bins=2) == [(0, 0), (0, 2), (1, 2), (1, 1), (2, 1), (2, 0)]
 
 
 def test_the_tokenwise_loss_runs_from_the_difference_to_an_end() -> None:
@@ -166,6 +167,10 @@ def test_samples_are_kept_every_so_many_rounds(tmp_path: Path) -> None:
     assert {one["round"] for one in shown(tmp_path)} == {0, 2, 4}
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert all(one["prompt"] in QUESTIONS and one["prompt"] in page and one["reply"] in page for one in shown(tmp_path))
+    finished = page[page.index("<h2>Ended by itself</h2>") :].partition("</figure>")[0]
+    assert ">1</span>" in finished and ">0</span>" in finished and ">-0" not in finished  # shares, from 0 to 1
+    rounds = re.findall(r"<span class='x(?: minor)?' style='[^']*'>([^<]*)<", page)
+    assert set(rounds) == {"0", "1", "2", "3", "4"} and "reward/" not in page[: page.index("<h2>Entropy")]
 
 
 # Rounds

@@ -186,9 +186,9 @@ def policy_sections(run: Run, page: Page) -> None:
     sources = [name for name in (run.entries[0] if run.entries else {}) if name.startswith("reward/")]
     for plot in package_yaml("hanmo.training.rl", "plots.yaml"):
         names = plot["names"] + (sources if plot["names"] == ["reward"] else [])
-        if lines := {name: line for name in names if (line := run.curve(name, "round"))}:
+        if lines := {name.removeprefix("reward/"): line for name in names if (line := run.curve(name, "round"))}:
             page.heading(plot["heading"])
-            page.line_plot(lines, x="round", y=plot["y"])
+            page.line_plot(lines, x="round", y=plot["y"], share=plot.get("share", False))
     file = run.folder / "samples.jsonl"
     if file.is_file():
         samples = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]

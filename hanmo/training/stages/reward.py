@@ -108,11 +108,11 @@ def sections(run: Run, page: Page) -> None:
     page.table(["confidence", "pairs", "right"], [list(row) for row in calibration(chosen - rejected)])
 
 
-def histogram(scores: Tensor, *everything: Tensor, bins: int = 20) -> list[tuple[float, float]]:
-    """(middle, count) of equal bins over the range of ``everything``."""
+def histogram(scores: Tensor, *everything: Tensor, bins: int = 20) -> list[tuple[float, int]]:
+    """The outline (score, count) of the bars of equal bins over the range of ``everything``, from 0 to 0."""
     together = torch.cat(everything)
     counts, edges = np.histogram(scores, bins, (together.min().item(), together.max().item()))
-    return list(zip(((edges[:-1] + edges[1:]) / 2).tolist(), counts.astype(float).tolist(), strict=True))
+    return list(zip(edges.repeat(2).tolist(), [0, *counts.repeat(2).tolist(), 0], strict=True))
 
 
 def calibration(margins: Tensor, bins: int = 5) -> list[tuple[float, int, float]]:

@@ -223,5 +223,5 @@ def report(cleaned: Cleaned, recipe: str, inputs: Sequence[str]) -> Page:
     rows = [[*step.values()] for step in cleaned.as_dict()["steps"]]
     page.table(header, [[*row, *examples, *[""] * (EXAMPLES - len(examples))] for *row, examples in rows])
     page.heading("Removed")
-    page.bar_plot({name: {"removed": float(step.removed)} for name, step in cleaned.steps.items()})
+    page.bar_plot({name: {"removed": step.removed} for name, step in cleaned.steps.items()})
     return page
