@@ -47,9 +47,9 @@ test: check  ## run check and the fast tests (seven minutes on two cores); ORDER
 test-slow: env  ## run the tests of minutes
 	$(TESTS) -m "slow and not gpu"
 
-# Mutation testing: plants single faults in losses, rows, sampling and trainers and runs the fast tests of each line (takes
-# hours; continues where it was stopped). make mutants MUTANTS="--count 300 --seed 2"
-mutants: env  ## plant faults and see which ones no test finds (hours; continues where it was stopped)
+# Mutation testing: faults in losses, rows, sampling and trainers, each shown to the fast tests that run its line.
+# make mutants MUTANTS="--count 300 --seed 2"
+mutants: env  ## plant faults and see which ones no test finds (half an hour; continues where it was stopped)
 	$(TESTENV) $(BIN)/python -m tools.mutants $(MUTANTS)
 
 bench: env  ## run the benchmarks and write benchmarks/RESULTS.md

@@ -1,5 +1,6 @@
 """Settings of a stage: a dataclass, filled from its defaults, a preset, a YAML file and ``key=value`` overrides."""
 
+import inspect
 import math
 import sys
 import types
@@ -146,6 +147,8 @@ def _checked(
     kind: type[Any], layer: Mapping[str, Any], source: str, outer: str = "", reserved: Any = ()
 ) -> dict[str, Any]:
     """The settings of a layer, each with the type that ``kind`` declares; ``outer``: the setting whose value they are."""
+    if not isinstance(layer, Mapping):
+        raise ConfigError(f"{source}: expected settings by name, found {layer!r:.80}")
     hints, known = get_type_hints(kind), {field.name: field for field in fields(kind) if field.init}
     checked = {}
     for key, value in layer.items():
@@ -161,6 +164,13 @@ def _checked(
         else:
             checked[key] = _converted(value, hints[key], name, source)
     return checked
+
+
+def check_fields(kind: type[Any], values: Mapping[str, Any], source: str) -> None:
+    """Raise ConfigError for a value that is not of the type that ``kind`` itself, not a base of it, declares."""
+    hints = inspect.get_annotations(kind, eval_str=True)
+    for key in hints.keys() & values.keys():
+        _converted(values[key], hints[key], key, source)
 
 
 def _converted(value: Any, hint: Any, key: str, source: str) -> Any:
@@ -210,7 +220,7 @@ def _finite(value: float) -> float:
 
 
 def _options(hint: Any) -> list[Any]:
-    """The types of a union, empty if it is none; of "Enum | str" only the enum, whose values can be listed."""
+    """The types of a union, empty for other types; for "Enum | str" only the enum, whose values can be listed."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
     return [option for option in options if option is not str or not any(isinstance(one, EnumMeta) for one in options)]
 

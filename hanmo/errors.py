@@ -31,7 +31,7 @@ class RecordError(HanmoError):
 
 
 class CheckpointError(HanmoError):
-    """A file of weights that is missing, partial, mis-shaped or asks for code to be run."""
+    """A file of weights that is missing, partial, mis-shaped or needs code to be run."""
 
 
 class VocabularyError(HanmoError):
@@ -69,13 +69,25 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 _PROTECTION = re.compile(r"weights_only|safe_globals|trust|arbitrary code", re.I)
 
 
+def reraise_out_of_memory(error: BaseException) -> None:
+    """Raise the error again if memory did not suffice: that says nothing about what was tried."""
+    if out_of_memory(error):
+        raise error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice; torch's allocator of CPU memory has no exception class of its own."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
 def quoted(error: BaseException) -> str:
     """The message of a library's exception in one line, ``without_advice``; the exception's name if nothing is left."""
     return without_advice(str(error)) or type(error).__name__
 
 
 def without_advice(message: str) -> str:
-    """A library's message in one line, without sentences that tell how to switch a protection off.
+    """A library's message in one line, without sentences on how to switch a protection off.
 
     >>> without_advice("Cannot load a.bin. Set `weights_only` to `False` if you trust it.")
     'Cannot load a.bin.'

@@ -69,7 +69,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
         path = next(_not_finite(value, "the result"), None)
         if path is None:
             raise
-        problem = "which JSON cannot express and no result should be; please report how it came"
+        problem = "which JSON cannot express and no result should be; please report how it arose"
         raise NotANumberError(f"{path}, {problem}") from None
 
 

@@ -23,12 +23,12 @@ Keep = Callable[[str], bool]  # whether an entry of this name is kept from the f
 
 @contextlib.contextmanager
 def new_folder(folder: str | Path, keep: Keep = lambda name: False) -> Iterator[Path]:
-    """A draft folder that takes its real name when the block ends without an error and is removed otherwise.
+    """A draft folder that is renamed to ``folder`` if the block ends without an error, and removed otherwise.
 
     ``keep``: which entries of an existing folder stay unless the draft has one of that name. CheckpointError if it cannot
     be written, and then nothing has changed; InUseError if another run writes it.
     """
-    place = Path(os.path.realpath(folder))  # resolves links in a circle too
+    place = Path(os.path.realpath(folder))  # also resolves circular links
     draft = place.with_name(f".{place.name}.tmp")
     try:
         with holding(folder):
@@ -67,7 +67,7 @@ def finish_folder(folder: Path, draft: Path, keep: Keep) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Complete a replacement that was interrupted, under the folder's lock; CheckpointError if the folder came again."""
+    """Complete an interrupted replacement, under the folder's lock; CheckpointError if the folder has reappeared."""
     new, old = _places(folder)
     if not os.path.lexists(folder) and old.exists():
         (new if new.exists() else old).rename(folder)
@@ -92,7 +92,7 @@ def recover_missing(folder: Path) -> None:
             recover(folder)
     except OSError as error:
         if os.path.lexists(folder):
-            return  # another process of this run was quicker
+            return  # another process of this run was faster
         there = new if new.exists() else old
         raise CheckpointError(
             f"{folder}: its replacement was interrupted, and it cannot be completed here ({error.strerror}): "

@@ -1,4 +1,4 @@
-"""Limits of memory and time for reading untrusted files that are small programs, such as a tokenizer's rewriting rules.
+"""Limits on memory and time for reading untrusted files that are small programs, such as a tokenizer's rewriting rules.
 
 Such a file is first read in a forked process, which starts within milliseconds; families/huggingface/templates.py has a
 long-lived process instead.
@@ -18,7 +18,7 @@ from hanmo.errors import CheckpointError
 MEMORY = 800 << 20  # bytes beyond what the process already uses
 SECONDS = 5  # of processor time, not wall-clock time: a busy machine must not fail a harmless file
 SECONDS_PER_MB = 3  # added: a vocabulary of 250,000 words takes a second for each MB of its file
-MEMORY_PER_BYTE = 50  # added: such a vocabulary takes as much
+MEMORY_PER_BYTE = 50  # added: such a vocabulary takes this much
 WAIT = 60  # seconds of wall-clock time; ten more for each second of processor time that a large file adds
 _MEMORY_ENDED = 3  # exit status
 
@@ -34,7 +34,7 @@ def run_within_limits(task: Callable[[], object], what: str, size: int = 0) -> N
     seconds = SECONDS + SECONDS_PER_MB * (size >> 20)
     memory = MEMORY + MEMORY_PER_BYTE * size
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about threads: the child has none and needs none
+        warnings.simplefilter("ignore")  # a warning about threads, which the child neither has nor needs
         process = os.fork()
     if process == 0:
         _try(task, seconds, memory)
@@ -95,7 +95,7 @@ def limit_memory(more: int) -> None:
 
 
 def _of_memory(error: BaseException | None) -> bool:
-    """Whether an error or one of its causes is a lack of memory."""
+    """Whether an error or one of its causes is that memory ran out."""
     while error is not None:
         if isinstance(error, MemoryError) or "alloc" in str(error).lower():
             return True

@@ -1,7 +1,7 @@
 """Lock files that keep two runs from writing to the same place; each names its holder.
 
 The operating system releases a lock when its process ends in any way, so a killed run never blocks the next one. Locks
-hold across machines where a network file system supports them. Where there are none, a warning is printed instead.
+hold across machines where a network file system supports them. Where there are no locks, a warning is printed instead.
 """
 
 import errno
@@ -35,12 +35,12 @@ def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
     """Lock ``target`` against other runs until the block ends. Under torchrun only the main process locks.
 
     ``lock``: the file to lock, which is removed at the end: ``.NAME.lock`` beside the target (the default) or ``.lock``
-    inside; either keeps out runs that want the other. InUseError, which names the holder, if another run holds one.
+    inside; each also keeps out runs that want the other. InUseError, which names the holder, if another run holds one.
     """
     if not main_process():
         yield
         return
-    place = Path(os.path.realpath(target))  # resolves links in a circle too, which then cannot be locked
+    place = Path(os.path.realpath(target))  # also resolves circular links, which then cannot be locked
     beside, inside = place.with_name(f".{place.name}.lock"), place / INSIDE
     path = lock or beside
     descriptor = _locked(path, target)
@@ -49,7 +49,7 @@ def holding(target: str | Path, lock: Path | None = None) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            path.unlink(missing_ok=True)  # before it is released, so that no other run's new lock is removed
+            path.unlink(missing_ok=True)  # before its release, so that no other run's new lock is removed
             _held.discard(descriptor)
             os.close(descriptor)
 
@@ -76,7 +76,7 @@ def _locked(path: Path, target: str | Path) -> int | None:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         except OSError as error:
-            error.filename = str(target)  # not the lock, which no user knows
+            error.filename = str(target)  # name the target: users do not know the lock file
             raise
         try:
             if fcntl is None:
@@ -98,7 +98,7 @@ def _locked(path: Path, target: str | Path) -> int | None:
             os.write(descriptor, about)
             _held.add(descriptor)
             return descriptor
-        os.close(descriptor)  # the file of a run that has just ended and removed it: try again
+        os.close(descriptor)  # the file belonged to a run that has just ended and removed it: try again
 
 
 def _check_free(path: Path, target: str | Path) -> None:

@@ -1,8 +1,8 @@
 """Losses as pure functions of tensors.
 
 Shape suffixes: N scored tokens, V vocabulary, B batch (rows or pairs), A predicting axis, G groups, K replies of a group.
-Masks are fp32 or bool, 1 on the tokens that count. A loss is one number per token or per pair: the caller divides the sum
-by the count of the whole optimizer step. The "published" forms are those of the recorded specification (CLUE, section 4).
+Masks are fp32 or bool, 1 on the tokens that count. Losses are per token or per pair: the caller divides their sum by
+the count of the whole optimizer step. The "published" forms are those of the recorded specification (CLUE, section 4).
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def token_logprobs(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Logits minus their logsumexp, in fp32 for ``PIECE`` logits at a time; autograd makes four tensors of all of them."""
+    """Logits minus their logsumexp, in fp32 for ``PIECE`` logits at a time; autograd would keep four such tensors."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -190,14 +190,14 @@ def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def group_advantages(rewards_GK: Tensor, scale: bool = True) -> Tensor:
-    """GRPO (Shao et al. 2024), (G, K): rewards less the mean of their group, over its standard deviation if ``scale``."""
+    """GRPO (Shao et al. 2024), (G, K): rewards minus their group's mean, over its standard deviation if ``scale``."""
     centred_GK = rewards_GK - rewards_GK.mean(1, keepdim=True)
     return centred_GK / (rewards_GK.std(1, keepdim=True) + 1e-4) if scale else centred_GK
 
 
 @dataclass
 class RunningMoments:
-    """Mean, biased variance and unbiased standard deviation (1 before the first update) of all rewards so far."""
+    """Running mean, biased variance and unbiased standard deviation (1 before the first update) of all rewards."""
 
     mean: float = 0.0
     var: float = 1.0

@@ -32,7 +32,7 @@ def ngrams(tokens: Tokens, n: int) -> list[tuple[str, ...]]:
 
 
 def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """Corpus BLEU-1 to BLEU-4: of orders 1..k with equal weights (Papineni et al. 2002).
+    """Corpus BLEU-1 to BLEU-4, each over orders 1..k with equal weights (Papineni et al. 2002).
 
     Counts are clipped against all references of a sample; the brevity penalty uses the closest reference length, the
     shorter of two equally close ones. A hypothesis shorter than n still adds 1 to the denominator of order n. The j-th

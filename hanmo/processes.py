@@ -1,4 +1,4 @@
-"""Which of the processes that torchrun started this one is, by its environment."""
+"""The rank of this process among those that torchrun started, from its environment."""
 
 import os
 

@@ -18,7 +18,7 @@ IGNORE = -100  # a label that is not scored
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an example as token ids; ``scored``: the model learns it, or is judged on it."""
+    """A piece of an example as token ids; ``scored``: the model is trained or evaluated on it."""
 
     ids: tuple[int, ...]
     scored: bool
@@ -51,7 +51,7 @@ class Row:
 
     @property
     def size(self) -> int:
-        """Places on all axes: rows of similar size need little padding when they share a batch."""
+        """The number of places on all axes: rows of similar size need little padding in one batch."""
         return len(self.inputs["attention_mask"]) + len(self.labels)
 
 
@@ -85,7 +85,7 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def split_at_difference(rows: Sequence[Sequence[int]]) -> list[list[Part]]:
-    """Rows as the context that they share and the scored rest of each; UnsupportedError if they share nothing."""
+    """Rows as their common context and the scored rest of each; UnsupportedError if they have nothing in common."""
     shared = min(min(common_length(rows[0], row), len(row) - 1) for row in rows)
     if not shared:
         raise UnsupportedError(

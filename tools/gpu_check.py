@@ -200,7 +200,11 @@ def golden(device: Any, dry: bool) -> Iterator[Line]:
                 for name in ("logprob", "entropy")
             }
             loss = abs(found["loss"] / recorded["loss"] - 1)
-            same = sum(a == b for name in recorded["replies"] for a, b in zip(found["replies"][name], recorded["replies"][name], strict=True))  # fmt: skip
+            same = sum(
+                a == b
+                for name in recorded["replies"]
+                for a, b in zip(found["replies"][name], recorded["replies"][name], strict=True)
+            )
             asked = sum(map(len, recorded["replies"].values()))
             ok = all(found[name] == recorded[name] for name in ("rows", "labels", "contexts"))
             ok = ok and max(apart.values()) <= TOLERANCES[dtype] and loss <= LOSS_TOLERANCES[dtype]

@@ -153,7 +153,7 @@ def _require_fit(folder: Path, name: str, tensor: Tensor, weight: Tensor | None)
 
 
 def untie(network: Any, targets: Sequence[str]) -> None:
-    """If a target shares its weight with another module, give all modules with shared weights weights of their own."""
+    """If a target shares its weight with another module, give all modules with shared weights separate copies."""
     tied = network.all_tied_weights_keys
     holders = {name.rpartition(".")[0] for name in (*tied.keys(), *tied.values())}
     adapted = [name for name in holders if any(f".{name}".endswith(f".{target}") for target in targets)]

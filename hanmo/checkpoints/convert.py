@@ -64,14 +64,14 @@ def convert(
     """Convert a model and return a report; the source is never touched, the target is written whole or not at all.
 
     Args:
-        to: "hanmo": our folder, from which the original can be made again bit for bit; "hf": a folder for plain
-            transformers; "original": the layout of the family's first programs.
+        to: "hanmo": our folder, which converts back to the original bit for bit; "hf": a folder for plain
+            transformers; "original": the layout of the family's original code.
         adapter: folder of a LoRA adapter to merge into the weights, which are then in memory as a whole.
         ranks: tensor-parallel ranks of "original"; default 1.
-        force: write into a folder that is not empty; files that are not the model's stay.
+        force: write into a folder that is not empty; files that do not belong to the model stay.
         resume: continue an interrupted conversion, and keep the finished files if this one is interrupted.
-        verify: compare every tensor with a second reading: of the source, and of the written files before they appear.
-        start, progress: called with the number of bytes to write, and of bytes written since the last call.
+        verify: read every tensor of the source and of the written files a second time and compare.
+        start, progress: called with the bytes to write in all, and the bytes written since the last call.
 
     Raises:
         CheckpointError: the source cannot be read, or the target must not or cannot be written.
@@ -129,7 +129,7 @@ def _check_target(source: Path, target: Path, force: bool) -> None:
     if there == here or there in here.parents or here in there.parents:
         raise CheckpointError(f"{target}: is the source, holds it or lies in it; write to another folder")
     if target.is_dir() and any(target.iterdir()) and not force:
-        raise CheckpointError(f"{target}: is not empty; choose another folder, or say --force to write into it")
+        raise CheckpointError(f"{target}: is not empty; choose another folder, or give --force to write into it")
     if target.is_file():
         raise CheckpointError(f"{target}: is a file; give a folder")
 
@@ -154,7 +154,7 @@ def _family(source: Source, vocab: str | Path | None, rules: str | Path | None) 
 
 def _ours(source: Source, family: Family, dtype: torch.dtype | None) -> _Form:
     original, config = source.located.original, family.config
-    if family.name != families.TRANSFORMERS:  # whose folders name the class that is to be loaded
+    if family.name != families.TRANSFORMERS:  # these folders name the class to load
         config.architectures = [family.network_class.__name__]
     config.dtype = dtype or (original.weights.dtype if original else config.dtype)
 
@@ -190,7 +190,7 @@ def _original(source: Source, vocab: str | Path | None, ranks: int | None, dtype
 
 
 def _losses(source: Source, to: str, dtype: torch.dtype | None) -> list[str]:
-    """Notes on the parts that the target has no place for, and on the precision that a narrower dtype loses."""
+    """Notes on the parts that the target cannot hold, and on precision lost to a narrower dtype."""
     notes = []
     if to != "hanmo" and any(name.startswith(f"{VALUE_HEAD}.") for name in source.shapes):
         notes.append(f"the value head has no place in the form {to} and is left out: the target only generates")

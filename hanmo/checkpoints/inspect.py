@@ -22,7 +22,7 @@ from hanmo.families.safe_loading import safe_tokenizer
 from hanmo.families.stops import ids_outside_vocabulary
 from hanmo.files import or_null
 
-SMALL = 300_000_000  # bytes of weights up to which they are read in full by default
+SMALL = 300_000_000  # weights of up to this many bytes are read in full by default
 SAMPLE = "你好,今天天气很好。我们一起去公园吧!"
 
 
@@ -59,15 +59,21 @@ class Report:
     def healthy(self) -> bool:
         return all(check.verdict != "fault" for check in self.checks)
 
+    @property
+    def lacks(self) -> list[str]:
+        """What the model cannot be opened without, and no file has: "configuration", "vocabulary"."""
+        needed = ("configuration", "vocabulary")
+        return [check.name for check in self.checks if check.name in needed and check.verdict == "warning"]
+
     def add(self, name: str, verdict: str, detail: str, advice: str = "") -> None:
         self.checks.append(Check(name, verdict, detail, advice))
 
     def check(self, name: str, problem: str, fine: str, advice: str, verdict: str = "fault") -> None:
-        """Add a problem with its advice, or that all is fine."""
+        """Add a problem and the advice for it, or an "ok"."""
         self.add(name, verdict if problem else "ok", problem or fine, advice if problem else "")
 
     def attempt(self, name: str, action: Callable[[], Any], verdict: str = "fault", prefix: str = "") -> Any:
-        """The result of an action; None, and a check of this verdict, if it raises a HanmoError."""
+        """The result of an action; if it raises a HanmoError, None, and a check with this verdict is added."""
         try:
             return action()
         except HanmoError as error:
@@ -75,7 +81,7 @@ class Report:
             return None
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "config": or_null(self.config), "healthy": self.healthy}
+        return {**asdict(self), "config": or_null(self.config), "healthy": self.healthy, "lacks": self.lacks}
 
 
 def inspect_model(
@@ -103,6 +109,7 @@ def inspect_model(
         _check_numbers(report, weights)
         return report
     report.family, report.layout = located.family.name, located.layout
+    report.attempt("dtypes", lambda: weights.check_dtypes(located.original is None), "warning")
     if located.original is None:
         model_config, tokenizer = _inspect_folder(report, located)
         rows = None if model_config is None else getattr(model_config.get_text_config(), "vocab_size", None)
@@ -128,7 +135,7 @@ def _inspect_folder(report: Report, located: Located) -> tuple[PretrainedConfig 
     config = report.attempt("configuration", located.config)
     if not located.is_ours:
         report.config = located.weights.config
-        report.add("names", "skipped", "a model of transformers, which knows its own names")
+        report.add("names", "skipped", "a model of transformers, which checks its own names")
     elif config is not None:
         report.config = _changed_settings(config)
         expected = expected_shapes(located.family, config)
@@ -171,7 +178,7 @@ def _changed_settings(config: PretrainedConfig) -> dict[str, Any]:
 def _check_names(report: Report, count: int, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
     kinds = (("missing", missing, 8), ("unexpected", unexpected, 8), ("mis-shaped", wrong, 4))
     problems = "; ".join(f"{len(names)} {kind}: {some(names, limit)}" for kind, names, limit in kinds if names)
-    advice = "the file is incomplete or of another version: get it again"
+    advice = "the file is incomplete or from another version: download it again"
     report.check("names", problems, f"all {count} tensors are there", advice)
 
 
@@ -206,14 +213,15 @@ def _check_stops(report: Report, model: Family) -> None:
 
 def _check_numbers(report: Report, weights: Weights) -> None:
     if not report.deep:
-        report.add("numbers", "skipped", "the weights were not read", "say --deep to read them all")
+        report.add("numbers", "skipped", "the weights were not read", "give --deep to read them all")
         return
     broken, empty = [], []
     for rank, tensors in enumerate(weights.ranks):
         for name, tensor in tensors.items():
             where = f"{name} (rank {rank})" if len(weights.ranks) > 1 else name
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() or "float4" in str(tensor.dtype):
                 continue
+            tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # FP8, of which torch computes nothing
             if bad := int((~tensor.isfinite()).sum()):
                 broken.append(f"{where}: {bad} of {tensor.numel()}")
             elif name.endswith("weight") and tensor.numel() > 1 and not tensor.any():  # biases begin as zeros
@@ -223,7 +231,7 @@ def _check_numbers(report: Report, weights: Weights) -> None:
         report.add("numbers", "fault", f"not finite: {some(broken)}", advice)
     if empty:
         advice = "normal for tensors that the source of a conversion lacked; else the file was not written to its end"
-        report.add("zeros", "warning", f"nothing but zeros: {some(empty)}", advice)
+        report.add("zeros", "warning", f"only zeros: {some(empty)}", advice)
     if not broken and not empty:
         report.add("numbers", "ok", "all weights are finite, none is blank")
     if count := report.attempt("hashes", lambda: verify_index(weights)):
@@ -231,7 +239,7 @@ def _check_numbers(report: Report, weights: Weights) -> None:
 
 
 def _check_same(report: Report, original: Original) -> None:
-    """What every rank holds whole must be the same on all, and a tensor under several names under all of them."""
+    """Tensors that every rank holds whole must be equal on all ranks; copies under several names must be equal too."""
     if (ranks := len(original.weights.ranks)) > 1:
         held = [(name, original.pieces(name)) for entry, name in original.present() if entry.cut is None]
         differing = [name for name, (first, *others) in held if not all(torch.equal(first, one) for one in others)]
@@ -260,8 +268,8 @@ def _check_head(report: Report, located: Located, config: PretrainedConfig) -> N
 
     try:
         tied = torch.equal(read(input_embedding(located.family)), read(names[id(head.weight)]))
-    except KeyError:  # missing, as the check of the names says
+    except KeyError:  # missing, which the check of the names reports
         return
     problem = "the output head equals the embedding, but this family's is separate" if tied else ""
     advice = "a conversion tied it by mistake (tie_word_embeddings); convert the original again"
-    report.check("head", problem, "the output head is its own", advice)
+    report.check("head", problem, "the output head is separate", advice)

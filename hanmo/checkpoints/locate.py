@@ -1,4 +1,4 @@
-"""Locates a model once; the value goes through opening, inspecting and converting."""
+"""Locates a model once; opening, inspecting and converting all use the result."""
 
 import re
 from dataclasses import dataclass
@@ -10,15 +10,18 @@ from transformers import PretrainedConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from hanmo import families
+from hanmo.checkpoints.originals.config_inference import NO_NETWORK, expected_shapes
 from hanmo.checkpoints.originals.recognise import Original, recognise
 from hanmo.checkpoints.originals.weights import Weights, find_weights
+from hanmo.config import check_fields
 from hanmo.errors import CheckpointError, UnsupportedError
 from hanmo.families.base import Family
-from hanmo.families.safe_loading import TOKENIZER_CONFIG, check_adapter, is_known_type, safe_config
+from hanmo.families.safe_loading import TOKENIZER_CONFIG, as_hanmo_error, check_adapter, is_known_type, safe_config
 from hanmo.files import read_json
 from hanmo.folders import recover_missing
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_OF_A_FOLDER = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|config\.json")
 MODELSCOPE = "modelscope:"
 DATA_FILES = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.txt", "*.model", "*.jinja"]
 
@@ -53,7 +56,12 @@ class Located:
     def config(self) -> PretrainedConfig:
         """The configuration of a folder; raises CheckpointError if it does not open, or an adapter lies beside it."""
         if self.is_ours:
-            return safe_config(self.path, self.family.config_class, self.weights.config)
+            file = self.path / CONFIG_NAME
+            check_fields(self.family.config_class, self.weights.config or {}, str(file))
+            config = safe_config(self.path, self.family.config_class, self.weights.config)
+            with as_hanmo_error(file, NO_NETWORK):
+                expected_shapes(self.family, config)
+            return config
         check_adapter(self.path)
         return safe_config(self.path, content=self.weights.config)
 
@@ -65,7 +73,7 @@ def locate(path: str | Path) -> Located:
 
 
 def identify(path: Path, weights: Weights) -> Located:
-    """The model of these weights at this path; raises CheckpointError if it is of no family that this hanmo knows."""
+    """The model of these weights at this path; raises CheckpointError if no family of this hanmo fits."""
     is_folder = path.is_dir() and weights.container in ("bin", "safetensors")
     model_type = (weights.config or {}).get("model_type") if is_folder else None
     if family := _our_family(path, model_type):
@@ -103,14 +111,17 @@ def _our_family(folder: Path, model_type: Any) -> type[Family] | None:
 def local_folder(model: str | Path) -> Path:
     """The folder of a model: a path as it is, or a hub id (``org/name``; ``modelscope:org/name``) after download.
 
+    A file of a folder that is a model only as a whole, such as model.safetensors, stands for the folder.
     Completes an interrupted replacement of the folder first. The hubs' own libraries download once, resumably, and never
-    the code in a repository; HF_ENDPOINT names another hub, HF_HOME where downloads go. CheckpointError if there is no
-    such path and no such repository, or no hub; UnsupportedError if ModelScope's client is not installed.
+    the code in a repository; HF_ENDPOINT sets another hub, HF_HOME the download folder. CheckpointError if there is no
+    such path and repository, or no hub; UnsupportedError if ModelScope's client is not installed.
     """
     name = str(model)
     if name.startswith(MODELSCOPE):
         return _from_modelscope(name.removeprefix(MODELSCOPE))
     recover_missing(Path(name))
+    if _OF_A_FOLDER.fullmatch(Path(name).name) and (Path(name).parent / CONFIG_NAME).is_file():
+        return Path(name).parent
     if Path(name).exists() or not HUB_ID.fullmatch(name):
         return Path(model)
     return _from_hugging_face(name)
@@ -125,8 +136,8 @@ def _from_hugging_face(name: str) -> Path:
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{name}: no such folder here, and no such model on {constants.ENDPOINT}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        problem = f"no such folder here, and {constants.ENDPOINT} cannot give it: {error}"
-        advice = "HF_ENDPOINT names another hub, and finished downloads are kept"
+        problem = f"no such folder here, and {constants.ENDPOINT} did not provide it: {error}"
+        advice = "HF_ENDPOINT sets another hub; finished downloads are kept"
         raise CheckpointError(f"{name}: {problem}; {advice}") from error
 
 

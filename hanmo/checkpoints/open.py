@@ -14,9 +14,9 @@ from hanmo.checkpoints.adapter import apply_adapter
 from hanmo.checkpoints.locate import Located, locate
 from hanmo.checkpoints.originals.config_inference import absent_tensors, check_size, expected_shapes, infer_config
 from hanmo.checkpoints.originals.recognise import Original, some
-from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, quoted, unknown
+from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, unknown
 from hanmo.families.base import Family, OpenedModel
-from hanmo.families.safe_loading import safe_network, safe_tokenizer
+from hanmo.families.safe_loading import as_hanmo_error, safe_network, safe_tokenizer
 from hanmo.families.untrusted import check_pieces
 from hanmo.nn.cpu.int8 import to_int8
 from hanmo.nn.tensor_parallel import distributed
@@ -48,9 +48,9 @@ def open_model(
         vocab: vocabulary file of an original checkpoint; default: the one beside the weights.
         rules: folder of score rules; default: the one inside a folder of ours.
         adapter: folder of a LoRA adapter in peft's form, which is merged into the weights; see ``apply_adapter``.
-        dtype: fp32, bf16, fp16, or for inference on a CPU int8; default: the files', or fp32 for fp16 on a CPU.
+        dtype: fp32, bf16, fp16, or for inference on a CPU int8; default: that of the files, or fp32 for fp16 on a CPU.
         device: default: CUDA if there is one, else the CPU.
-        tensor_parallel: ranks over which the model is cut: processes started by torchrun, which all call this.
+        tensor_parallel: number of ranks to split the model over: processes started by torchrun, all of which call this.
 
     Raises:
         UnsupportedError: the model cannot be cut into this number of parts.
@@ -65,6 +65,7 @@ def open_model(
         )
     target = _device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
     located = locate(path)
+    located.weights.check_dtypes(quantized=located.original is None)
     stored = located.weights.dtype
     wanted = choose_dtype(dtype, stored, target)
     cut = functools.partial(distributed, ranks=tensor_parallel, device=target)
@@ -88,8 +89,8 @@ def open_model(
 
 
 def _device(name: str | torch.device) -> torch.device:
-    """The device, if a tensor can be made on it."""
-    expected = "expected cpu, cuda, mps, or one of several like cuda:0"
+    """The device; ConfigError if no tensor can be allocated on it."""
+    expected = "expected cpu, cuda, mps, or a numbered device like cuda:0"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -126,7 +127,7 @@ def _open_original(
     inferred, size_name = infer_config(original, size, config)
     tokenizer = open_tokenizer(original, vocab)
     check_vocabulary(original.family, inferred.vocab_size, tokenizer, str(weights.path))
-    family = original.family(inferred, tokenizer)  # sets what the vocabulary decides in the configuration
+    family = original.family(inferred, tokenizer)  # fills in the settings that depend on the vocabulary
     network = load_network(original, inferred, dtype, cut(inferred))
     family.config = network.config
     title = f"{size_name or original.family.name} from {weights.path} ({original.layout.name} layout"
@@ -135,7 +136,7 @@ def _open_original(
 
 
 def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtype, cut: dict[str, Any]) -> Any:
-    """Our network with an original's weights, in one copy; of fp32 files, the memory-mapped file itself."""
+    """Our network with an original's weights, without a second copy; fp32 files stay memory-mapped."""
     original.check_copies()
     expected = expected_shapes(original.family, config)
     # Optional tensors that the files lack are zero, which has no effect.
@@ -173,11 +174,8 @@ def open_tokenizer(original: Original, vocab: str | Path | None) -> PreTrainedTo
         if place.is_file():
             if place.suffix == ".model":
                 check_pieces(place)
-            try:
+            with as_hanmo_error(place, f"not a vocabulary of {original.family.name}", VocabularyError):
                 return tokenizer_class(vocab_file=str(place))
-            except (ValueError, OSError, RuntimeError) as error:
-                problem = f"not a vocabulary of {original.family.name}: {quoted(error)}"
-                raise VocabularyError(f"{place}: {problem}") from error
     looked = ", ".join(map(str, places))
     raise VocabularyError(f"{original.weights.path}: no vocabulary: looked for {looked}; give it with --vocab FILE")
 

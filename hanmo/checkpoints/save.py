@@ -27,9 +27,9 @@ _WEIGHT_FILE = re.compile(rf"(model|pytorch_model).*\.(safetensors|bin)(\.index\
 def save_model(opened: OpenedModel, folder: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
     """Write a model as a folder of ours, whole or not at all; other files of an existing folder stay.
 
-    All ranks of a network cut over several call this, and the first one writes it whole. ``weights``: all by name, if
-    the network itself holds a share of them. CheckpointError if the folder cannot be written (a full disk), InUseError
-    if another run writes it, UnsupportedError for a model in int8.
+    All ranks of a network split over several call this, and the first one writes it whole. ``weights``: all by name, if
+    the network holds only a shard of them. CheckpointError if the folder cannot be written (a full disk), InUseError if
+    another run writes it, UnsupportedError for a model in int8.
     """
     if is_int8(opened.network):
         raise UnsupportedError("a model in int8 is for inference only: open it in another dtype to train or save it")

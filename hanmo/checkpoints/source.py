@@ -21,7 +21,7 @@ from hanmo.families.weight_map import TensorMapping, rows_of_a_rank
 @dataclass(frozen=True)
 class Source:
     located: Located
-    config: PretrainedConfig | None  # None for an original whose configuration nothing decides: it is only split again
+    config: PretrainedConfig | None  # None: an original that can only be split again, as nothing determines it
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     absent: list[str]  # the tensors that the files lack; they are zero
@@ -29,7 +29,7 @@ class Source:
 
     @property
     def counts(self) -> Any:
-        """The object that counts the layers: the configuration, or the names found."""
+        """The object that holds the number of layers: the configuration, or the counts from the names found."""
         return self.config if self.config is not None or self.located.original is None else self.located.original.counts
 
     def tensor(
@@ -92,6 +92,7 @@ def source_of(located: Located, size: str | None, config: str | Path | None, nee
 
     CheckpointError if tensors are missing, of other shapes or contradictory, or nothing decides the configuration.
     """
+    located.weights.check_dtypes()
     if located.original is None:
         return _folder_source(located)
     located.original.require_complete()
@@ -99,7 +100,7 @@ def source_of(located: Located, size: str | None, config: str | Path | None, nee
     try:
         inferred, size_name = infer_config(located.original, size, config)
     except CheckpointError:
-        if needs_config or size or config:  # splitting does without, but a given one must fit
+        if needs_config or size or config:  # splitting needs none, but one that is given must fit
             raise
         return original_source(located, None, None)
     return original_source(located, inferred, size_name)
@@ -123,7 +124,7 @@ def original_source(located: Located, config: PretrainedConfig | None, size_name
 
 
 def _folder_source(located: Located) -> Source:
-    """A folder of ours, whose configuration says which tensors there must be, or of transformers, which knows itself."""
+    """A folder of ours, whose configuration lists the required tensors, or a transformers folder, taken as it is."""
     config, tensors = located.config(), located.weights.ranks[0]
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     shapes = expected_shapes(located.family, config) if located.is_ours else found

@@ -12,7 +12,7 @@ import typer
 
 import hanmo
 from hanmo.cli.train import StageCommand, stage_command
-from hanmo.errors import ConfigError, HanmoError
+from hanmo.errors import ConfigError, HanmoError, out_of_memory, quoted
 from hanmo.processes import main_process
 from hanmo.training import stages
 
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-PATIENCE = 10  # seconds that other processes than the first wait before they report an error
+PATIENCE = 10  # seconds that processes other than the first wait before they report an error
 
 # group ("": none) -> module -> its commands, "_" for "-"
 COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -80,9 +80,9 @@ _register()
 
 def main() -> None:
     """Entry point of ``hanmo``: a user's mistake is one message and exit code 2, Ctrl-C is exit code 130."""
-    # Large tensors on large pages: on a CPU a training step is an eighth quicker. torch asks once, when it starts.
+    # Large tensors on large pages: on a CPU a training step is an eighth quicker. torch reads this once, at start-up.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if isinstance(sys.stdout, TextIOWrapper):  # results name files, also those whose names are not UTF-8
+    if isinstance(sys.stdout, TextIOWrapper):  # results contain file names, which may not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _check_arguments()
@@ -93,7 +93,7 @@ def main() -> None:
         raise
     except HanmoError as error:
         if not main_process():
-            time.sleep(PATIENCE)  # the first process mostly reports the same, and the others are stopped when it ends
+            time.sleep(PATIENCE)  # the first process usually reports the same, and the others are stopped when it ends
         print(f"hanmo: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a full disk, a file where a folder must be, no permission
@@ -103,10 +103,16 @@ def main() -> None:
         advice = "; change its permissions, or name another place" if error.errno in FORBIDDEN else ""
         print(f"hanmo: {place}: {error.strerror}{advice}" if place else f"hanmo: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        advice = "take a smaller batch, limit or model, or a --dtype of fewer bits"
+        print(f"hanmo: out of memory ({quoted(error)}); {advice}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("hanmo: stopped", file=sys.stderr)
         sys.exit(130)
-    except BaseException as error:  # the tokenizers package stops like this, for one, at a rule that never ends
+    except BaseException as error:  # raised by the tokenizers package, for example at a rule that never ends
         if type(error).__name__ != "PanicException":
             raise
         print(f"hanmo: the model's tokenizer cannot read this text by its own rules: {error}", file=sys.stderr)
@@ -122,10 +128,10 @@ def _check_arguments() -> None:
 
 
 def _leave_process_group() -> None:
-    """Leave the group of processes that the command was one of, if any.
+    """Leave the process group, if the command belonged to one.
 
-    A process that ends as a member is aborted now and then: gloo's threads outlive the interpreter they call into. After
-    a failure others may wait for this one, and leaving could wait for them; it ends with an error in any case.
+    A process that exits as a member sometimes aborts: gloo's threads outlive the interpreter they call into. After a
+    failure this is not called: leaving could wait for the others, and the exit code is an error anyway.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():

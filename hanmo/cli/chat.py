@@ -118,7 +118,7 @@ class _Console:
         }
 
     def run(self) -> None:
-        """Read lines until /quit; EOFError or KeyboardInterrupt if the user leaves otherwise."""
+        """Read lines until /quit; EOFError or KeyboardInterrupt if the user leaves in another way."""
         while True:
             line = self._ask(USER)
             word, _, rest = line.strip().partition(" ")

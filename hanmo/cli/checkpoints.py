@@ -39,7 +39,7 @@ def convert(
         ),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted conversion; keep what is finished if it stops.")
+        bool, typer.Option("--resume", help="Continue an interrupted conversion; if it stops, keep the finished files.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -116,7 +116,10 @@ def _show_report(report: dict[str, Any]) -> None:
         verdict = Text(check["verdict"], style=_COLOURS[check["verdict"]])
         checks.add_row(check["name"], verdict, Text(check["detail"] + advice))
     console.print(checks)
-    console.print(Text("healthy" if report["healthy"] else "not healthy", style="bold"))
+    summary = "healthy" if report["healthy"] else "not healthy"
+    if report["healthy"] and report["lacks"]:
+        summary = f"the weights are healthy; the model does not open without its {' and '.join(report['lacks'])}"
+    console.print(Text(summary, style="bold"))
 
 
 def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -125,7 +128,10 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     if report["parameters"] is not None:
         facts.append(("parameters", f"{report['parameters']:,}"))
     if report["dtypes"]:
-        facts.append(("dtype", ", ".join(f"{name} ({count:,})" for name, count in report["dtypes"].items())))
+        stored = ", ".join(f"{name} ({count:,})" for name, count in report["dtypes"].items())
+        if report["parameters"] != sum(report["dtypes"].values()):
+            stored += ": numbers in the files, with copies of parameters and constants"
+        facts.append(("dtype", stored))
     if report["files"]:
         total = sum(file["bytes"] for file in report["files"])
         ranks = f" ({report['ranks']} ranks)" if report["ranks"] and report["ranks"] > 1 else ""

@@ -1,4 +1,4 @@
-"""What the commands share: option types with one wording each, and how results and mistakes are printed."""
+"""Shared by the commands: option types, each worded once, and the printing of results and remarks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Opening:
     device: Device = None
 
     def open(self, model: str, rules: Path | None = None, ranks: int = 1) -> OpenedModel:
-        """Of several processes each takes a GPU of its own, unless the model is cut into ``ranks`` parts for them."""
+        """Open the model; each of several processes takes its own GPU, unless they split the model into ``ranks``."""
         from hanmo.checkpoints import open_model
         from hanmo.evaluation.engine.distributed import own_device
 
@@ -71,11 +71,11 @@ class Decoding(Opening):
     threads: Annotated[int | None, typer.Option(help="Processor threads to compute with.", min=1)] = None
     tensor_parallel: TensorParallel = None
     preset: Annotated[str | None, typer.Option(help="Published settings of the family, by name.")] = None
-    seed: Annotated[int | None, typer.Option(help="Random seed; default: a new one every time.")] = None
+    seed: Annotated[int | None, typer.Option(help="Random seed; default: a new one each time.")] = None
     published: Published = False
 
     def start(self, model: str, sets: list[str]) -> tuple[OpenedModel, Settings]:
-        """The opened model and its decoding settings; starts the processes among which the model is cut."""
+        """The opened model and its decoding settings; starts the processes that the model is split over."""
         ranks = ranks_of_this_run(self.tensor_parallel)
         from hanmo.generation.defaults import decoding_settings
 
@@ -89,7 +89,7 @@ class Decoding(Opening):
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
-    """A command some of whose parameters are dataclasses: on the command line, their fields are options like others."""
+    """Turn each parameter of a command that is a dataclass into options, one for each field."""
     groups: dict[str, Any] = {name: kind for name, kind in get_type_hints(function).items() if is_dataclass(kind)}
 
     def options(holder: Any) -> Iterator[inspect.Parameter]:
@@ -112,7 +112,7 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def split_settings(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words that are no settings, and those that are: KEY=VALUE."""
+    """Split words into plain ones and settings (KEY=VALUE)."""
     found = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
     return [word for word in words if word not in found], found
 
@@ -121,7 +121,7 @@ def piped_line() -> str:
     """The next line of standard input without its end and without a byte order mark; EOFError if there is none."""
     try:
         line = sys.stdin.readline()
-        line.encode("utf-8")  # where the locale is C, bytes of other encodings are read as halves of characters
+        line.encode("utf-8")  # in the C locale, bytes that are not UTF-8 arrive as lone surrogates
     except UnicodeError as error:
         raise ConfigError(
             f"standard input is not UTF-8 ({error}); convert it, e.g. iconv -f gb18030 -t utf-8"
@@ -132,7 +132,7 @@ def piped_line() -> str:
 
 
 def results_only() -> AbstractContextManager[object]:
-    """While a command works: what libraries print goes to standard error, for standard output is the result's."""
+    """Send what libraries print to standard error while a command runs: standard output is for the result."""
     return redirect_stdout(sys.stderr)
 
 

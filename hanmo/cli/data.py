@@ -13,9 +13,9 @@ from hanmo.errors import ConfigError, HanmoError, unknown
 from hanmo.records import Rejects, write_records
 
 Inputs = Annotated[list[Path], typer.Argument(help="Files of records; .gz as well.", show_default=False)]
-PlainLines = Annotated[str, typer.Option("--plain", help="What a line of a plain file is: dialogue or text.")]
+PlainLines = Annotated[str, typer.Option("--plain", help="Whether a line of a plain file is a dialogue or text.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Set bad records aside and count them.")]
-Family = Annotated[str, typer.Option(help="Whose vocabulary file it is.")]
+Family = Annotated[str, typer.Option(help="The family of the vocabulary file.")]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Work:
     slurm: Annotated[str | None, typer.Option(help="Submit the tasks to this Slurm partition.")] = None
 
     def run(self, job: Callable[..., Any], out: Path) -> Any:
-        """What the job returns at its end; exits if its tasks now wait in Slurm's queue."""
+        """The result of the job; exits if its tasks now wait in Slurm's queue."""
         if self.tasks:
             self._run_tasks(job, out)
         elif self.slurm:
@@ -56,7 +56,7 @@ class Work:
 def corpus(
     out: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False)],
     size: Annotated[int, typer.Option(help="Composed dialogues for training.", min=1)] = 50_000,
-    seed: Annotated[int, typer.Option(help="Of what is drawn; what is held out never changes.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn; what is held out never changes.", min=0)] = 0,
     per_topic: Annotated[int, typer.Option(help="Held-out dialogues of each topic.", min=1)] = 24,
     as_json: Json = False,
 ) -> None:
@@ -100,7 +100,7 @@ def prepare(
         bool, typer.Option("--every-reply", help="One record for each reply of a dialogue.")
     ] = False,
     sep: Annotated[bool, typer.Option("--sep", help="Prompts of before 2023-03-20, with <sep>.")] = False,
-    seed: Annotated[int, typer.Option(help="Of wrong answers and directions.")] = 42,
+    seed: Annotated[int, typer.Option(help="Seed of wrong answers and directions.")] = 42,
     published: Published = False,
     skip_bad: SkipBad = False,
     as_json: Json = False,
@@ -176,15 +176,15 @@ def _show_contamination(result: dict[str, Any]) -> None:
 def clean(
     inputs: Inputs,
     work: Work,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File for what is kept.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the records that are kept.", show_default=False)],
     recipe: Annotated[str, typer.Option(help="eva, assistant, text, or a YAML file.")] = "eva",
-    rejects: Annotated[Path | None, typer.Option(help="File for what was removed, with reasons.")] = None,
-    page: Annotated[Path | None, typer.Option(help="HTML page of what every step did.")] = None,
+    rejects: Annotated[Path | None, typer.Option(help="File for the records that were removed, with reasons.")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML page with the effect of every step.")] = None,
     scorer: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Judge by a model too: the step model_relevance.")
     ] = None,
     scorer_least: Annotated[
-        float | None, typer.Option(help="What a reply must be worth to the scorer on average; default 0.")
+        float | None, typer.Option(help="Least mean score of a record's replies; default 0.")
     ] = None,
     plain: PlainLines = "dialogue",
     skip_bad: SkipBad = False,
@@ -218,7 +218,7 @@ def clean(
 
 
 def _place(model: str) -> str:
-    """A path as other processes find it; a hub id as it is."""
+    """A path made absolute for other processes; a hub id unchanged."""
     return str(Path(model).absolute()) if Path(model).exists() else model
 
 

@@ -14,14 +14,14 @@ OUTPUT = Path("runs/demo")
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the model and its report.")] = OUTPUT,
-    seed: Annotated[int, typer.Option(help="Of the corpus, the first weights and the order of the data.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of corpus, initial weights and order of the data.", min=0)] = 0,
     steps: Annotated[
         int | None, typer.Option(help="Training steps of the first part; default: about three minutes.", min=1)
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer steps: under three minutes in all.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a small EVA from nothing on built-in dialogues, align it by preferences, and leave it ready to chat.
+    """Train a small EVA from scratch on built-in dialogues, align it by preferences, and leave it ready to chat.
 
     Measured before and after each part; under 8 minutes.
 
@@ -35,7 +35,7 @@ def demo(
     """
     if quick and steps is not None:
         raise ConfigError("--quick sets the steps itself; give --quick or --steps, not both")
-    # Threads that spin while they wait make such small steps ten times slower as soon as anything else is running.
+    # Threads that spin while waiting make such small steps ten times slower when anything else is running.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from hanmo.demo import align, run
 

@@ -53,7 +53,7 @@ class Run:
             yield
 
     def answers(self, suite: str) -> Path | None:
-        """The folder in which answers are kept as they come, if there is one."""
+        """The folder in which answers are saved as they come, if there is one."""
         from hanmo.evaluation.engine.cache import cache_folder
 
         return self.output / "answers" if self.output else cache_folder(suite)
@@ -82,7 +82,7 @@ class Records:
     ] = False
 
     def most_of_response(self, opened: OpenedModel) -> int:
-        """The limit of a response in tokens; only encoder-decoders have one apart from ``limit``."""
+        """The limit of a response in tokens; only encoder-decoders have one separate from ``limit``."""
         if self.response_limit is not None and not opened.network.config.is_encoder_decoder:
             raise ConfigError(
                 f"--response-limit {self.response_limit}: in {opened.source} prompt and response share a row; give --limit"
@@ -140,7 +140,7 @@ def dialogue(
         records = which.read(data, run.output, published=published)
         opened = opening.open(model, rules)
         known = decoding_presets(opened.family.name, preset)
-        # Seed 0 unless another is given, so that a result can be repeated.
+        # Seed 0 unless another is given, so that results are reproducible.
         base = {"seed": 0, **known.get(preset or PRESET, {}), "rule_files": rules is not None}
         settings = load(Settings, base, overrides=sets or [])
         published, longest = published or settings.published, which.most_of_response(opened)
@@ -312,7 +312,7 @@ def _show_ratings(result: dict[str, Any]) -> None:
 
 
 def print_table(header: list[str], rows: list[list[Any]]) -> None:
-    """Columns of text; all but the first stand on the right."""
+    """Columns of text; all but the first are right-aligned."""
     cells = [header, *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for first, *others in cells:

@@ -141,9 +141,13 @@ def _interactive(opened: OpenedModel, settings: Settings, limit: int, as_json: b
 
 
 def _file(
-    opened: OpenedModel, settings: Settings, limit: int, prompts: list[tuple[str, Record]], output: Path | None,
+    opened: OpenedModel,
+    settings: Settings,
+    limit: int,
+    prompts: list[tuple[str, Record]],
+    output: Path | None,
     batch_size: int,
-) -> None:  # fmt: skip
+) -> None:
     from hanmo.generation.decode import fill
     from hanmo.generation.prompts import as_context
 

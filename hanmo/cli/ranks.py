@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 Processes = Annotated[int, typer.Option("--nproc", help="Processes on this machine, e.g. one for each GPU.", min=1)]
 TensorParallel = Annotated[
     int | None,
-    typer.Option(help="Cut the model into so many parts, each computed by a process on a device of its own.", min=1),
+    typer.Option(help="Split the model into N parts, each computed by a process on its own device.", min=1),
 ]
 OPTION = "--tensor-parallel"
 
 
 def start_processes(count: int) -> NoReturn:
-    """Run this command once more in ``count`` processes of this machine instead of this one, and end as they end."""
+    """Run this command in ``count`` new processes of this machine instead of this one, and exit as they do."""
     import logging
 
     from torch.distributed import run
@@ -44,7 +44,7 @@ def start_processes(count: int) -> NoReturn:
 
 
 def without(arguments: list[str], *options: str) -> list[str]:
-    """Arguments less some options and their values."""
+    """The arguments without some options and their values."""
     kept, rest = [], iter(arguments)
     for argument in rest:
         name, equals, _ = argument.partition("=")
@@ -56,7 +56,7 @@ def without(arguments: list[str], *options: str) -> list[str]:
 
 
 def ranks_of_this_run(wanted: int | None) -> int:
-    """The number of parts that the model is cut into. Outside torchrun, starts this command once for each and exits.
+    """The number of parts that the model is split into. Outside torchrun, starts this command once for each and exits.
 
     From here on ranks other than 0 print nothing but a failure's traceback.
     """
@@ -64,7 +64,7 @@ def ranks_of_this_run(wanted: int | None) -> int:
     if wanted is not None and wanted > 1 and not processes:
         start_processes(wanted)
     if wanted is not None and processes and wanted != processes:
-        raise ConfigError(f"{OPTION} {wanted}: torchrun has started {processes} processes; both must be the same")
+        raise ConfigError(f"{OPTION} {wanted}: torchrun has started {processes} processes; both numbers must be equal")
     if not main_process():
         nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, for as long as the process lives
         sys.stdout = sys.stderr = nowhere
@@ -77,12 +77,12 @@ def follow() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
-        # A person may think for long: no timeout, and a group of its own, as devices' groups have theirs.
+        # A person may take long to type: no timeout, in a separate group, as devices' groups have timeouts.
         sys.stdin = _SharedInput(sys.stdin, dist.new_group(backend="gloo", timeout=timedelta(days=365)))
 
 
 def agreed(settings: Settings) -> Settings:
-    """The settings with a seed that all ranks have, where there are several."""
+    """The settings with one seed for all ranks, if there are several."""
     if settings.seed is not None or not isinstance(sys.stdin, _SharedInput):
         return settings
     import secrets

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ClueFolder = Annotated[Path, typer.Option(help="Folder of CLUE's files: one folder per task, as CLUE publishes them.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Ask in the model's chat template instead of running text.")]
 Cot = Annotated[bool, typer.Option("--cot", help="With --published: examples explain their answers (C-Eval).")]
-Seed = Annotated[int | None, typer.Option(help="Of the draw of examples and candidates; default: 0.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the draw of examples and candidates; default: 0.")]
 Budget = Annotated[
     int | None, typer.Option(help="Tokens in memory at the same time; halved when memory runs out.", min=1)
 ]
@@ -52,7 +52,7 @@ class Clue:
         typer.Option(help="With --published: JSON file of the original's wrong labels for IFLYTEK and TNEWS."),
     ] = None
     choices: Annotated[
-        int | None, typer.Option(help="Offer so many candidates where there are more (the original: 4).", min=2)
+        int | None, typer.Option(help="Offer at most this many candidates (the original: 4).", min=2)
     ] = None
     first: First = None
     limit: Annotated[
@@ -116,7 +116,7 @@ class Task:
     files: Annotated[list[Path], typer.Argument(help="YAML files, one for each task.", show_default=False)]
     shots: Annotated[int, typer.Option(help="Examples in the prompt, from the task's train file.", min=0)] = 0
     chat: Chat = False
-    choices: Annotated[int | None, typer.Option(help="Offer so many candidates where there are more.", min=2)] = None
+    choices: Annotated[int | None, typer.Option(help="Offer at most this many candidates.", min=2)] = None
     first: First = None
     limit: Annotated[int | None, typer.Option(help="Most tokens of a question; default 1024.", min=64)] = None
     seed: Seed = None
@@ -205,7 +205,7 @@ def _show_result(result: Result) -> None:
             print(f"{name}: {len(answers)} answers")
         counts = Counter(option for answers in result.submission.values() for option in answers.values())
         print(", ".join(f"{option} {counts[option]}" for option in sorted(counts)))
-        print("\nThe right answers are not published; submission.json in the --output folder is what is handed in.")
+        print("\nThe right answers are not published; submit submission.json from the --output folder.")
         return
     print_table(["", "metric", "result", "95 % interval", "chance", "questions", "data"], result.summary())
     for task in result.tasks:

@@ -1,6 +1,6 @@
-"""The second part of the demo: a reward model learns which of two replies has the better manners, and DPO teaches them.
+"""The second part of the demo: a reward model learns which of two replies is more polite, and DPO teaches it.
 
-DPO never sees the reward model, so that the reward model can score the result.
+DPO never sees the reward model, which can therefore score the result.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,13 +31,13 @@ from hanmo.training.rl.rewards import score_records
 from hanmo.training.stages.dpo import DpoConfig, dpo
 from hanmo.training.stages.reward import RewardConfig, train_reward
 
-DRAWN = 7  # dialogues for every pair that asks back: one in six or seven ends where a question may follow
+DRAWN = 7  # dialogues per pair that asks back: after one in six or seven a question may follow
 STEPS = 120  # of DPO; the reward model takes half as many
 QUICK_STEPS = 60
 BETA = 0.1
-SFT_WEIGHT = 5.0  # without it the model forgets how to stop: the stop is what most rejected replies have in its place
-MEASURED = 6  # times that the reward is measured, the last of them at the end
-LONGEST = 1024  # an untrained model's 40 tokens may take many more when their text is read again
+SFT_WEIGHT = 5.0  # without it the model forgets to stop: most rejected replies have the stop in its place
+MEASURED = 6  # how often the reward is measured, the last time at the end
+LONGEST = 1024  # 40 generated tokens may take many more when their text is tokenised again
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Alignment:
     """The results of alignment on held-out dialogues."""
 
     accuracy: float  # share of the held-out pairs that the reward model decides correctly; 0.5 is chance
-    talk: tuple[list[ScoredReply], list[ScoredReply]]  # replies before and after, where it is right to ask back
-    facts: tuple[list[ScoredReply], list[ScoredReply]]  # the same, where it is not
+    talk: tuple[list[ScoredReply], list[ScoredReply]]  # replies before and after, where asking back is right
+    facts: tuple[list[ScoredReply], list[ScoredReply]]  # the same, where it is wrong
     openings: list[str]  # replies of the aligned model to the ten openings
     curve: list[Point]  # (step, mean reward of all held-out replies) of DPO
     learned: list[Point]  # (step, share of training pairs decided correctly) of the reward model
@@ -90,7 +90,7 @@ class Alignment:
 
 
 class _Curve(ShowTraining):
-    """Also measures the reward of the model in training, every so many steps before the last."""
+    """Also measures the reward of the model during training, at regular steps before the last."""
 
     def __init__(self, update: Update, score: Callable[[OpenedModel], list[ScoredReply]], opened: OpenedModel):
         super().__init__(update)
@@ -148,7 +148,7 @@ def align(draft: Path, tuned: OpenedModel, found: Corpus, seed: int, steps: int,
 
 
 def _balanced(found: Sequence[Pair], draw: Random, most: int) -> list[Pair]:
-    """As many pairs of either kind, at most ``most``."""
+    """Equally many pairs of both kinds, at most ``most`` of each."""
     asking, plain = ([pair for pair in found if pair.asks is kind][:most] for kind in (True, False))
     count = min(len(asking), len(plain))
     kept = asking[:count] + plain[:count]

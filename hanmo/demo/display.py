@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hanmo.training.lifecycle import Outcome
 
 LONG = 1000  # units of work above which a stage also reports tenths
-Update = Callable[..., None]  # done, of how many, message (the same as before, if none is given)
+Update = Callable[..., None]  # done, total, message (the previous one if none is given)
 
 
 class Display(Progress):

@@ -86,7 +86,7 @@ def talk(opened: OpenedModel, messages: Sequence[str], settings: Settings) -> li
 
 
 def exact(samples: Sequence[Sample]) -> float:
-    """Share of replies that are word for word as expected, in percent."""
+    """Share of replies that match the expected one exactly, in percent."""
     return 100 * sum(sample.generation == sample.response for sample in samples) / len(samples)
 
 

@@ -1,4 +1,4 @@
-"""Preference pairs: replies that ask back where people do, and answers of fact to which nothing is added.
+"""Preference pairs: replies that ask back where people do, and factual answers without an addition.
 
 The corpus only answers, so fine-tuning has not taught this. A pair is the same reply with and without a question.
 """
@@ -30,14 +30,14 @@ class Pair:
 
 
 def question_after(topic: str, reply: str) -> str | None:
-    """What it is natural to ask after this reply."""
+    """A natural question after this reply."""
     return next((question for named, form, question in _ASKING if named == topic and form.search(reply)), None)
 
 
 def pairs(exchanges: Iterable[Exchange], draw: Random) -> list[Pair]:
-    """A pair for each exchange with a reply that a rule knows; the others are left out.
+    """A pair for each exchange whose reply matches a rule; the others are left out.
 
-    A question that is not wanted is drawn from those that are right elsewhere.
+    Unwanted questions are drawn from those that are right elsewhere.
     """
     found = []
     for exchange in exchanges:

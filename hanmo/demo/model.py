@@ -16,11 +16,11 @@ SETTINGS: dict[str, Any] = package_yaml("hanmo.demo", "settings.yaml")
 DECODING = SETTINGS["decoding"]
 LIMIT = 128  # tokens of the context, as in chats
 WORDS = 900
-NUMERALS = "零一二三四五六七八九十百"  # read one by one, so that sums of numbers never seen can be worked out
+NUMERALS = "零一二三四五六七八九十百"  # one token each, so that the model can add numbers that it has never seen
 
 
 def new_model(dialogues: Sequence[Dialogue], folder: Path, seed: int) -> OpenedModel:
-    """A model that has learned nothing yet; its vocabulary file is written to ``folder``."""
+    """An untrained model; its vocabulary file is written to ``folder``."""
     family: Any = families.load("eva")
     texts = (turn for dialogue in dialogues for turn in dialogue.turns)
     tokens = vocabulary.build(texts, words=WORDS, min_count=30, apart=NUMERALS)
@@ -34,11 +34,11 @@ def new_model(dialogues: Sequence[Dialogue], folder: Path, seed: int) -> OpenedM
 
 
 def start_aligned(network: Any) -> None:
-    """Fresh weights with which repeating a word of the context needs hardly to be learned.
+    """Fresh weights with which a model can repeat a word of the context almost from the start.
 
     The head begins in the directions of the embedding, and the decoder's cross-attention hands on what it looks at
-    unchanged (its output projection undoes its value projection). Nothing is tied: all of it parts in training. With
-    plain random weights the same number of steps leaves names, numbers and cities mixed up.
+    unchanged (its output projection undoes its value projection). Nothing is tied: the weights diverge in training.
+    With plain random weights the same number of steps still confuses names, numbers and cities.
     """
     with torch.no_grad():
         network.word_embeds.weight.normal_(std=0.3)

@@ -21,7 +21,7 @@ class DemoResult:
     before: Examination
     after: Examination
     conversations: list[list[str]]  # user and trained model in turn
-    beyond: list[list[str]]  # the same, of what the corpus does not prepare for
+    beyond: list[list[str]]  # the same, for questions outside the corpus
     alignment: Alignment
     losses: list[Point]  # by step of training
     facts: dict[str, Any]
@@ -44,7 +44,7 @@ class DemoResult:
 
 def build_page(result: DemoResult) -> Page:
     before, after = result.before, result.after
-    page = Page("hanmo demo", subtitle="A small EVA, trained from nothing on this machine", language="zh-CN")
+    page = Page("hanmo demo", subtitle="A small EVA, trained from scratch on this machine", language="zh-CN")
     fits, samples = fitting(after.openings), after.result.samples
     page.paragraph(
         f"{sum(fits)} of {len(OPENINGS)} openings get a fitting reply "
@@ -61,6 +61,7 @@ def build_page(result: DemoResult) -> Page:
         note=TEXTS["openings"],
     )
     page.heading("Conversations")
+    page.paragraph("The model's turns are the coloured ones.")
     _conversations(page, result.conversations)
     _results(page, before, after)
     page.heading("Training")
@@ -102,7 +103,7 @@ def _alignment(page: Page, found: Alignment) -> None:
     fits = fitting(found.openings)
     page.paragraph(TEXTS["alignment"].format(accuracy=100 * found.accuracy))
     page.table(
-        ["held-out dialogues", "number", "reward before", "reward after", "ask back before, %", "after, %"],
+        ["held-out dialogues", "number", "reward before", "reward after", "ask back before, %", "ask back after, %"],
         [
             [name, len(before), reward(before), reward(after), *(100 * share_asking(one) for one in (before, after))]
             for name, (before, after) in (("talk: better to ask back", found.talk), ("facts: better not", found.facts))
@@ -110,9 +111,11 @@ def _alignment(page: Page, found: Alignment) -> None:
         caption=f"{sum(fits)} of {len(OPENINGS)} openings get a fitting reply from the aligned model",
     )
     page.line_plot({"reward": found.curve}, x="step of DPO", y="mean reward, held-out")
-    page.line_plot({"accuracy": found.learned}, x="step of the reward model", y="training pairs right", from_zero=True)
+    page.line_plot(
+        {"accuracy": found.learned}, x="step of the reward model", y="share of training pairs right", share=True
+    )
     page.table(
-        ["prompt", "reply before", "reward", "reply after", "reward"],
+        ["prompt", "reply before", "reward before", "reply after", "reward after"],
         [
             [one.prompt, one.reply, one.reward, other.reply, other.reward]
             for before, after, shown in ((*found.talk, 16), (*found.facts, 6))
@@ -131,11 +134,11 @@ def _alignment(page: Page, found: Alignment) -> None:
 
 def _conversations(page: Page, conversations: Sequence[Sequence[str]]) -> None:
     for turns in conversations:
-        page.dialogue(turns[:-1], turns[-1])
+        page.conversation(turns)
 
 
 def _short(text: str, longest: int = 24) -> str:
-    """An untrained model talks until it is stopped: its beginning is enough."""
+    """The beginning of a reply: an untrained model generates up to the limit."""
     return text if len(text) <= longest else text[:longest] + "…"
 
 

@@ -1,7 +1,7 @@
 """The demo: from the installed packages alone to a small dialogue model and a report of its abilities.
 
 All files are written to a folder beside the output, which replaces the output at the end: a run that is stopped or
-fails leaves the output as it was. What lies in it and is none of these files stays.
+fails leaves the output as it was. Other files in it stay.
 
 OUT/                 the model, as open_model reads it
 OUT/report.html      the report
@@ -37,7 +37,7 @@ from hanmo.training.callbacks import read_metrics
 from hanmo.training.stages.sft import SftConfig, sft
 
 STEPS, QUICK_STEPS = 3000, 1100
-VOCABULARY_SAMPLE = 20_000  # composed dialogues whose words are counted: more of them have no other words
+VOCABULARY_SAMPLE = 20_000  # composed dialogues whose words are counted; more of them add no words
 BATCH: int = SETTINGS["sft"]["per_device_train_batch_size"]
 
 
@@ -46,7 +46,7 @@ def demo(
 ) -> DemoResult:
     """Make the corpus, train, measure before and after, align, and write models and report to ``output``.
 
-    ``per_topic`` dialogues of each topic are held out. ConfigError if ``output`` holds something, and no earlier demo.
+    ``per_topic`` dialogues of each topic are held out. ConfigError if ``output`` holds anything but an earlier demo.
     """
     recover_missing(output)
     _require_free(output)

@@ -41,7 +41,7 @@ NAMES = {"loss": "loss", "perplexity": "perplexity", "f1": "F1", "bleu": "BLEU",
 @dataclass(frozen=True)
 class Sample:
     turns: tuple[str, ...]  # before the reply, as the record has them
-    context: str  # the part that the model saw, special tokens spelled out
+    context: str  # the part that the model saw, with special tokens as text
     response: str  # a person's reply, decoded from the model's tokens
     generation: str  # the model's reply
     where: str  # "file:line" of the record
@@ -91,7 +91,7 @@ class DialogueResult:
 
 @dataclass(frozen=True)
 class _Example:
-    sample: Sample  # still without reply and score
+    sample: Sample  # without reply and score so far
     context: Context
     parts: list[Part]
     place: Place
@@ -112,10 +112,10 @@ def evaluate(
 
     Args:
         limit, response_limit: as in ``Family.parts``; records that do not fit are left out.
-        batch_size: changes only the published reading and published decoding.
+        batch_size: affects only the published reading and published decoding.
         published: overrides the field of ``settings``; batches are in the order of the file, score rules see the padded
             row, and the search follows the family's published conventions.
-        cache: folder in which scores and replies are kept as they come, and not computed again.
+        cache: folder in which scores and replies are saved as they come, so that they are not computed again.
 
     Raises:
         HanmoError: no record makes an example.
@@ -173,8 +173,8 @@ def _examples(
                 f"{record.where or 'a record'}: running text has no response; measure its perplexity"
             )
         line = record.where.rpartition(":")[2]
-        number = int(line) - 1 if line.isdecimal() else number  # in its file, bad records included
-        # The only turn of a dialogue is what came before.
+        number = int(line) - 1 if line.isdecimal() else number  # its number in the file, bad records included
+        # The only turn of a dialogue is the context.
         turns = (record.turns[:-1] or record.turns) if isinstance(record, Dialogue) else (record.prompt,)
         for choice, parts in enumerate(family.parts(record, limit, response_limit)):
             ids = tuple(id_ for part in parts if not part.scored for id_ in part.ids)
@@ -200,7 +200,7 @@ def _generate(
     store: Store,
     progress: Progress | None,
 ) -> None:
-    """Put a reply to each example into the store. Published decoding depends on its batches: they are in order."""
+    """Store a reply to each example. Published decoding depends on its batches, so they keep the order."""
     lengths = [len(example.context.ids) for example in examples]
     groups = batches(lengths, batch_size, in_order=settings.published)
     missing = [chosen for chosen in groups if not store.values.keys() >= set(chosen)]
@@ -217,7 +217,7 @@ def _generate(
 
 
 def published_reading(samples: Sequence[Sample], strict: bool) -> tuple[Reading, list[str]]:
-    """The reading of full batches, and notes. An empty reference stops the original: UnsupportedError if ``strict``."""
+    """The reading of full batches, and notes. The original fails on empty references: UnsupportedError if strict."""
     if not samples:
         return {}, ["Published reading: undefined, there is no full batch; make batch_size smaller."]
     replies, references = _texts(samples)

@@ -1,6 +1,6 @@
 """Human evaluation as 文汇's authors did it: blind sheets of answers, four ratings each, means and agreement.
 
-Raters have an order of their own. An HTML page keeps ratings in the browser and saves them as the CSV sheet.
+Every rater gets another order. The HTML page keeps ratings in the browser and saves them as the CSV sheet.
 docs/published.md has the authors' figures.
 """
 
@@ -17,14 +17,15 @@ from hanmo.data.prepare.sources.reader import SourceReader
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.evaluation.results.result import content_of
 from hanmo.evaluation.results.statistics import interval
-from hanmo.files import json_text, write_text
+from hanmo.files import json_text, package_yaml, write_text
 from hanmo.records import PromptResponse, iter_records
 from hanmo.report.page import render
 
-RATINGS = {"fluency": 5, "informativeness": 5, "relevance": 5, "overall": 10}
+SCALES = package_yaml("hanmo.evaluation", "human.yaml")
+RATINGS: dict[str, int] = {name: scale["top"] for name, scale in SCALES.items()}
 COLUMNS = ("item", "question", "answer", *RATINGS)
 KEY = "key.json"
-# Spreadsheets compute a cell that begins like this. It gets an apostrophe in front, even if it has some already.
+# Spreadsheets evaluate cells that begin like this. They get an apostrophe in front, even if they have one already.
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
@@ -96,7 +97,7 @@ def prepare(answers: Mapping[str, Mapping[str, str]], folder: str | Path, raters
 def score(sheets: Sequence[str | Path], key: str | Path) -> HumanResult:
     """Means and agreement of rated sheets.
 
-    HanmoError if nothing is rated; RecordError for a rating out of its range, or of an item that the key does not know.
+    HanmoError if nothing is rated; RecordError for a rating out of its range, or of an item that is not in the key.
     """
     expected = "the key.json that `hanmo eval human-prepare` wrote"
     known: dict[str, dict[str, str]] = content_of(key, expected)
@@ -125,9 +126,9 @@ def score(sheets: Sequence[str | Path], key: str | Path) -> HumanResult:
 
 
 def krippendorff(items: Sequence[Sequence[float]]) -> float | None:
-    """Krippendorff's alpha for interval data: 1 less observed by expected disagreement (Krippendorff 2011).
+    """Krippendorff's alpha for interval data: 1 - observed / expected disagreement (Krippendorff 2011).
 
-    Items with fewer than two ratings do not count; None where nothing is left or all ratings are the same.
+    Items with fewer than two ratings do not count; None if no others are left or all ratings are equal.
 
     >>> krippendorff([[1, 1], [5, 5]])
     1.0
@@ -154,7 +155,7 @@ def _sheet(rows: Sequence[tuple[str, str, str]]) -> str:
 
 
 def as_cell(text: str) -> str:
-    """A text as a cell that no spreadsheet computes; ``text_of`` is the inverse."""
+    """A text as a cell that no spreadsheet evaluates; ``text_of`` is the inverse."""
     return f"'{text}" if FORMULA.match(text) else text
 
 
@@ -165,7 +166,7 @@ def text_of(cell: str) -> str:
 def _page(rows: Sequence[tuple[str, str, str]], name: str) -> str:
     study = sha256(json_text(rows).encode()).hexdigest()[:16]  # browsers keep ratings by it
     answers = {"name": name, "study": study, "rows": rows}
-    form = {"ratings": RATINGS, "columns": COLUMNS, "formula": f"^{FORMULA.pattern}"}
+    form = {"scales": SCALES, "columns": COLUMNS, "formula": f"^{FORMULA.pattern}"}
     return render("hanmo.evaluation", "human.html", content={**answers, **form})
 
 

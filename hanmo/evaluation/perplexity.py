@@ -6,7 +6,9 @@ token. A first token with nothing before it (no prompt, no start token) is not s
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 from hanmo.rows import IGNORE, Part, Row
 
 WHOLE = 10**9  # a limit that cuts nothing
+REMEMBERED = 128  # texts, such as the turns of a dialogue, whose ids are kept
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class RecordScore:
     where: str
     nll: float
     tokens: int
-    characters: int  # those that end in a scored token
+    characters: int  # characters that end in a scored token
     bytes: int  # of these characters in UTF-8
     cut: bool  # the record did not fit
 
@@ -45,7 +48,7 @@ class PerplexityResult:
     characters: int
     bytes: int
     interval: tuple[float, float]  # 95 % bootstrap interval of the perplexity over records
-    left_out: int  # records of which nothing can be scored within the limits
+    left_out: int  # records with nothing to score within the limits
     records: list[RecordScore]
     about: dict[str, Any]
 
@@ -93,17 +96,18 @@ def evaluate(
 ) -> PerplexityResult:
     """Score all records; HanmoError if none can be scored. ``Family.parts`` explains the limits.
 
-    ``cache``: folder in which scores are kept as they come, and not computed again.
+    ``cache``: folder in which scores are saved as they come, so that they are not computed again.
     """
-    made = [(record, _rows(opened, record, limit, response_limit)) for record in records]
-    kept = [(record, rows) for record, rows in made if _predicted(rows)]
+    family = _remembering(opened.family)
+    made = [(record.where, *_rows_and_text(family, record, limit, response_limit)) for record in records]
+    kept = [one for one in made if one[1]]
     if not kept:
         raise HanmoError(f"none of the {len(records)} records can be scored within {limit} tokens; raise limit")
     inputs = {**computed_by(opened), "data": records_hash(records), "limit": limit, "response_limit": response_limit}
-    all_rows = [row for _, rows in kept for row in rows]
+    all_rows = [row for _, rows, _, _ in kept for row in rows]
     with opened_store(cache, "perplexity", [inputs]) as store:
         found = iter(score_into(store, opened, all_rows, batch_size, progress))
-    scores = [_record_score(opened, record, rows, [next(found) for _ in rows]) for record, rows in kept]
+    scores = [_record_score(where, [next(found) for _ in rows], text, cut) for where, rows, text, cut in kept]
     about = {"model": opened.source, "protocol": "corrected", "shots": 0, **inputs, **software()}
     return PerplexityResult(
         nll=math.fsum(score.nll for score in scores),
@@ -126,22 +130,29 @@ def bootstrap(nll: Sequence[float], tokens: Sequence[int]) -> tuple[float, float
     return _exp(float(low)), _exp(float(high))
 
 
-def _record_score(
-    opened: OpenedModel, record: Record, rows: Sequence[Row], scored: Sequence[tuple[float, int]]
-) -> RecordScore:
-    predicted = _predicted(rows)
-    cut = predicted != _predicted(_rows(opened, record, WHOLE, WHOLE))
-    if cut:
-        stop_ids = opened.family.prompt(predicted).stop_ids
-        text = opened.family.decode([id_ for id_ in predicted if id_ not in stop_ids])
-    else:
-        text = _scored_text(opened.family, record)
+def _record_score(where: str, scored: Sequence[tuple[float, int]], text: str, cut: bool) -> RecordScore:
     nll, tokens = sum(nll for nll, _ in scored), sum(tokens for _, tokens in scored)
-    return RecordScore(record.where, nll, tokens, len(text), len(text.encode("utf-8")), cut)
+    return RecordScore(where, nll, tokens, len(text), len(text.encode("utf-8")), cut)
 
 
-def _rows(opened: OpenedModel, record: Record, limit: int, response_limit: int | None) -> list[Row]:
-    return [opened.family.row(parts) for parts in opened.family.parts(record, limit, response_limit)]
+def _remembering(family: Family) -> Family:
+    """A copy of the family that tokenises a text once, although a record is made into rows within limits and without."""
+    encoded, copied = lru_cache(REMEMBERED)(lambda text: tuple(family.encode(text))), copy(family)
+    vars(copied)["encode"] = lambda text: list(encoded(text))
+    return copied
+
+
+def _rows_and_text(
+    family: Family, record: Record, limit: int, response_limit: int | None
+) -> tuple[list[Row], str, bool]:
+    """A record's rows, the text that their scored tokens stand for, and whether it was cut; no rows if none is scored."""
+    rows = [family.row(parts) for parts in family.parts(record, limit, response_limit)]
+    predicted = _predicted(rows)
+    if not predicted:
+        return [], "", False
+    if predicted == _predicted([family.row(parts) for parts in family.parts(record, WHOLE, WHOLE)]):
+        return rows, _scored_text(family, record), False
+    return rows, family.decode([id_ for id_ in predicted if id_ not in family.stop_ids]), True
 
 
 def _scored_text(family: Family, record: Record) -> str:
@@ -149,7 +160,7 @@ def _scored_text(family: Family, record: Record) -> str:
     text, with_text = _text(record)
     first, *_ = family.parts(record, WHOLE, WHOLE)
     ids = _scored_ids(first)
-    scored = len(_predicted([family.row(first)])) - first[-1].scored  # the stop token is none of the text's
+    scored = len(_predicted([family.row(first)])) - first[-1].scored  # the stop token is not part of the text
     missing = ids[: len(ids) - scored]
     if not missing:
         return text

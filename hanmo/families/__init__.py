@@ -1,4 +1,4 @@
-"""The model families. One folder each; adding a family is adding a folder and its name here."""
+"""The model families, one folder each. To add a family, add a folder and its name here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hanmo.errors import UnsupportedError, unknown
 if TYPE_CHECKING:
     from hanmo.families.base import Family
 
-OURS = ("eva", "transformer_xl", "pangu", "glm")  # with networks of ours
-TRANSFORMERS = "huggingface"  # every model that transformers knows
+OURS = ("eva", "transformer_xl", "pangu", "glm")  # families with networks of our own
+TRANSFORMERS = "huggingface"  # the family of every other model of transformers
 NAMES = (*OURS, TRANSFORMERS)
 
 

@@ -42,17 +42,17 @@ class Family(ABC):
     packs: ClassVar[bool] = False
     #: rows of one stream follow each other and carry memory
     streams: ClassVar[bool] = False
-    #: embeddings may have more rows than the vocabulary has tokens, up to a multiple of this; 1: never, 0: any number
+    #: the embedding may have more rows than there are tokens, up to a multiple of this; 1: never, 0: any number
     vocab_padded_to: ClassVar[int] = 1
     #: files beside the weights that the logits processor reads, by role: their paths in the folder of rules
     asset_files: ClassVar[dict[str, str]] = {}
     #: how the original decodes, for settings.published
     published_conventions: ClassVar[SearchConventions] = SearchConventions()
-    #: tokens of a conversation that a chat shows the model
+    #: the tokens of a conversation that the model sees in a chat
     chat_limit: ClassVar[int] = 512
     #: names of the linear modules that LoRA adapts
     lora_targets: ClassVar[tuple[str, ...]] = ()
-    #: the mark of a gap in a text, for networks that fill gaps; the others continue a text
+    #: the mark of a gap in a text, for networks that fill gaps; other networks continue a text
     blank: ClassVar[str] = ""
     #: pretraining objectives among which ``pretrain`` draws, with their shares; empty for next-token prediction
     objectives: ClassVar[dict[str, float]] = {}
@@ -90,7 +90,7 @@ class Family(ABC):
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """Ids that are never sampled, whatever the context and the settings: ``unused_ids`` and the family's own."""
+        """Ids that are never sampled, in any context and with any settings: ``unused_ids`` and the family's own."""
         return tuple(self.unused_ids)
 
     @abstractmethod
@@ -104,6 +104,18 @@ class Family(ABC):
     @abstractmethod
     def context(self, record: Record, limit: int) -> Context:
         """The conversation so far (a record whose last turn is the user's) as context ids for ``prompt``."""
+
+    @property
+    def positions(self) -> int | None:
+        """The tokens that the model has positions for; None: it counts none, or only distances."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def fitting(self, limit: int, reply: int) -> tuple[int, int]:
+        """Numbers of tokens for a context and its reply, shortened to the positions that both share."""
+        if self.positions is None:
+            return limit, reply
+        limit = min(limit, max(self.positions - reply, self.positions // 2))
+        return limit, min(reply, self.positions - limit)
 
     def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
         """A row from ids alone, as for rollouts and candidate scoring; next-token prediction by default.
@@ -123,7 +135,7 @@ class Family(ABC):
     def cloze(self, before: str, options: Sequence[str], after: str = "") -> list[list[Part]]:
         """Parts for each option in the gap of a text, all with the same unscored context.
 
-        A boundary of texts need not be one of ids: whole texts are encoded, and their common first ids are the context.
+        Tokens may cross the boundary of two texts: whole texts are encoded, and their common first ids are the context.
         """
         rows = [self.parts(Text(before + option + after), sys.maxsize)[0] for option in options]
         return split_at_difference([[id_ for part in parts for id_ in part.ids] for parts in rows])
@@ -137,9 +149,9 @@ class Family(ABC):
         return None
 
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
-        """A piece of a document as a row of a pretraining objective; next-token prediction by default.
+        """A piece of a document as a row for a pretraining objective; next-token prediction by default.
 
-        ``parts``: of running text, with an empty unscored one at the end if it goes on. ``objectives``: with their shares.
+        ``parts``: of running text, with an empty unscored one at the end if it goes on. ``objectives``: their shares.
         """
         return self.row(parts)
 
@@ -157,7 +169,7 @@ class Family(ABC):
         raise UnsupportedError(f"{self.name} carries no memory from row to row; train on rows without streams")
 
     def prompt_and_answer(self, record: Record) -> tuple[list[int], list[int], int]:
-        """The ids of ``as_pair``: the prompt, the answer with its prefix, and how many ids of the answer the prefix has."""
+        """The ids of ``as_pair``: the prompt, the answer with its prefix, and the number of ids of the prefix."""
         pair = as_pair(record)
         answer = self.encode(pair.prefix + pair.response)
         return self.encode(pair.prompt), answer, common_length(self.encode(pair.prefix), answer)
@@ -183,7 +195,7 @@ class Family(ABC):
 
 @dataclass(frozen=True)
 class Export:
-    """A model as one of transformers' own; ``write`` writes everything but the weights and returns remarks for the user."""
+    """A model as transformers has it; ``write`` writes everything but the weights and returns remarks for the user."""
 
     tensors: dict[str, tuple[str, float]]  # by transformers' name: the name of ours, and the factor to multiply it by
     write: Callable[[Path, torch.dtype], list[str]]  # of the folder and the dtype of its weights
@@ -195,7 +207,7 @@ class OpenedModel:
 
     network: Any
     family: Family
-    source: str  # where it came from, for messages and reports
+    source: str  # the origin of the model, for messages and reports
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

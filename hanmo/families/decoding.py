@@ -14,12 +14,12 @@ from torch import Tensor
 class SearchConventions:
     """The conventions by which implementations of sampling and beam search differ. The defaults are ours.
 
-    ``lookahead``, ``stop_is_open`` and ``tie`` belong to the test whether open beams can still win.
+    ``lookahead``, ``stop_is_open`` and ``tie`` are for the test whether open beams can still win.
     """
 
     #: only the first beam is alive before the first step; otherwise all beams start equal
     first_beam_only: bool = True
-    #: of a beam: generated ids with or without the stop token; "with_prompt": without it, plus the prompt's width
+    #: of a beam: its generated ids with or without the stop token; "with_prompt": without it, plus the prompt's width
     length: Literal["with_stop", "without_stop", "with_prompt"] = "with_stop"
     lookahead: int = 1  # tokens added to the length
     stop_is_open: bool = False  # a beam that has just stopped counts as open
@@ -29,7 +29,7 @@ class SearchConventions:
     cut: float = float("-inf")  # the score of tokens that top-k or top-p leaves out
 
 
-# Beam search up to transformers 4.38, by which the PanGu and GLM ports of 2023 decode.
+# Beam search up to transformers 4.38, which the PanGu and GLM ports of 2023 use.
 TRANSFORMERS_4_31 = SearchConventions(length="with_prompt", stop_is_open=True)
 
 

@@ -1,13 +1,14 @@
 """The only module that lets transformers read a folder. Nothing in the folder is ever run.
 
 A folder may hold Python code (``auto_map``), name kernels that transformers downloads and runs, or hold an adapter whose
-base comes from a hub. transformers follows some of this and asks about the rest on the console. Here questions are off,
+base comes from a hub. transformers follows some of this and prompts the user about the rest. Here prompts are off,
 only local files are read, and configurations lose the keys that name code or other places.
 """
 
 import contextlib
 import functools
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, tokenizer_class_from_name
@@ -28,10 +30,10 @@ TOKENIZER_CONFIG, ADAPTER_CONFIG = "tokenizer_config.json", "adapter_config.json
 
 # Keys that name code. They are removed silently: transformers' own classes are used instead.
 _CODE = {"auto_map", "_auto_class", "custom_pipelines", "custom_generate", "trust_remote_code"}
-# Keys that make transformers take weights, settings or parts of the network from another place.
+# Keys that make transformers load weights, settings or parts of the network from elsewhere.
 _ELSEWHERE = {"configuration_files", "distributed_config", "gguf_file", "transformers_weights"}
 _ELSEWHERE |= {"allow_all_kernels", "fusion_config", "kernel_config", "use_kernels", "use_pretrained_backbone"}
-# Allowed values; transformers takes any other value as the name of a kernel and downloads it.
+# Allowed values; transformers treats any other value as the name of a kernel and downloads it.
 _CHOICES = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
@@ -39,12 +41,13 @@ _CHOICES = {
 _PARTS = ("architecture", "backbone")  # names of timm's models, or of repositories
 _BAD_FOLDER = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, ArithmeticError),
+    StrictDataclassError,  # from transformers' configurations
     *(AssertionError, RuntimeError),  # from torch's layers; from sentencepiece, and RecursionError
 )
 
 
 def is_known_type(model_type: object) -> bool:
-    """Whether transformers has networks of its own for a model_type."""
+    """Whether transformers itself has networks for a model_type."""
     return isinstance(model_type, str) and model_type in CONFIG_MAPPING
 
 
@@ -56,7 +59,7 @@ def safe_config(
     """The configuration of a folder without keys that would run or fetch something; each removed key is reported once.
 
     PretrainedConfig stands for the class of the folder's model_type; ``content`` is that of config.json if it is known.
-    CheckpointError if the class does not take it, UnsupportedError if the model needs code of its own.
+    CheckpointError if the class refuses it, UnsupportedError if the model needs code of its own.
     """
     file = Path(folder) / CONFIG_NAME
     content = read_json(file) if content is None else content
@@ -66,11 +69,11 @@ def safe_config(
             unknown = f"{file}: model type {content.get('model_type')!r} is none that the installed transformers knows"
             raise UnsupportedError(own_code(folder, content) or unknown)
         auto = AutoConfig
-    with _as_hanmo_error(file, "not a configuration"):
+    with as_hanmo_error(file, "not a configuration"):
         content = _as_data(content, str(file))
     with tempfile.TemporaryDirectory() as alone:  # a folder of its own, so that transformers reads no other file
         write_text(Path(alone) / CONFIG_NAME, json.dumps(content))
-        with _without_questions(), _as_hanmo_error(file, "not a configuration"):
+        with _without_questions(), as_hanmo_error(file, "not a configuration"):
             config = auto.from_pretrained(alone, trust_remote_code=False, local_files_only=True)
     config._name_or_path = str(folder)
     return config
@@ -81,14 +84,14 @@ def safe_network(
 ) -> tuple[Any, dict[str, Any]]:
     """A network and the loading info of ``from_pretrained``, whose ``options`` hold a ``state_dict`` if ``folder`` is None.
 
-    CheckpointError if transformers cannot open it, a tensor's shape is not the configured one, or an adapter lies there.
+    CheckpointError if transformers cannot open it, a tensor has another shape than configured, or there is an adapter.
     """
     if folder is not None:
         check_adapter(folder)
     # The loading information names mismatched tensors; transformers' own error names none.
     options |= {"trust_remote_code": False, "local_files_only": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _without_questions(), _as_hanmo_error(folder, "transformers cannot open it"):
+    with _without_questions(), as_hanmo_error(folder, "transformers cannot open it"):
         network, info = network_class.from_pretrained(folder, config=config, **options)
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, expected = mismatched[0]
@@ -110,7 +113,7 @@ def check_adapter(folder: str | Path) -> None:
 
 def safe_blank(auto_class: Any, folder: str | Path, config: PretrainedConfig) -> Any:
     """The network that a configuration describes, without memory for its weights; CheckpointError if it cannot be built."""
-    with torch.device("meta"), _without_questions(), _as_hanmo_error(folder, "transformers cannot build it"):
+    with torch.device("meta"), _without_questions(), as_hanmo_error(folder, "transformers cannot build it"):
         return auto_class.from_config(config, trust_remote_code=False)
 
 
@@ -120,8 +123,8 @@ def safe_tokenizer(
     """The tokenizer in a folder; AutoTokenizer stands for the class that the folder or its ``config`` names.
 
     Raises:
-        VocabularyError: none there, or one that does not open.
-        CheckpointError: it takes more memory or time than any honest one.
+        VocabularyError: there is none, or it does not open.
+        CheckpointError: it takes more memory or time than any legitimate one.
         UnsupportedError: it needs code of its own.
     """
     folder = Path(folder)
@@ -138,12 +141,12 @@ def safe_tokenizer(
         _check_class(about, content, config)
 
     def opened() -> PreTrainedTokenizerBase:
-        with _without_questions(), _as_hanmo_error(folder, "its tokenizer does not open", VocabularyError):
+        with _without_questions(), as_hanmo_error(folder, "its tokenizer does not open", VocabularyError):
             return tokenizer_class.from_pretrained(str(folder), **options)
 
     check_tokenizer(folder, content, opened)
     tokenizer = opened()
-    tokenizer.init_kwargs.pop("auto_map", None)  # or it would be written into folders without that code
+    tokenizer.init_kwargs.pop("auto_map", None)  # else it would be written into folders without that code
     tokenizer.init_kwargs.update(
         or_null({key: value for key, value in tokenizer.init_kwargs.items() if key in content})
     )
@@ -168,16 +171,16 @@ def _without_questions() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_hanmo_error(where: object, problem: str, kind: type[HanmoError] = CheckpointError) -> Iterator[None]:
+def as_hanmo_error(where: object, problem: str, kind: type[HanmoError] = CheckpointError) -> Iterator[None]:
     """Turn the errors that a bad folder causes in transformers into one HanmoError."""
     try:
         yield
     except (HanmoError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if type(error) is not Exception and not isinstance(error, _BAD_FOLDER):  # tokenizers raises no other kind
+        if type(error) is not Exception and not isinstance(error, _BAD_FOLDER):  # tokenizers raises plain Exceptions
             raise
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = re.sub(r":\n\s*", ": ", str(error).strip()).split("\n")[0] or type(error).__name__
         raise kind(f"{where}: {problem}: {reason}") from error
 
 
@@ -189,7 +192,7 @@ def _as_data(content: dict[str, Any], file: str) -> dict[str, Any]:
         if key in _CODE:
             continue
         if key in _ELSEWHERE and value:
-            _warn(f"{file}: {key} is not followed: it would bring in what is not part of this folder's model")
+            _warn(f"{file}: {key} is not followed: it would load something from outside this folder")
         elif choice in _CHOICES:
             kept[key] = _chosen(value, choice, file)
         elif key in _PARTS and isinstance(value, str) and set(value) & set("/:"):
@@ -217,7 +220,7 @@ def _chosen(value: Any, choice: str, file: str) -> Any:
 
 @functools.cache
 def _warn(remark: str) -> None:
-    """Print a remark once, however many configurations a command reads."""
+    """Print a remark only once, even if a command reads several configurations."""
     print(f"hanmo: {remark}", file=sys.stderr)
 
 

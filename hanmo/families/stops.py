@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-#: keys of config.json and generation_config.json that name special tokens, the one that ends texts first
+#: keys of config.json and generation_config.json for special tokens; the first is the one that ends texts
 ID_KEYS = (
     *("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"),
     *("forced_bos_token_id", "forced_eos_token_id"),
@@ -55,7 +55,7 @@ def config_value(config: PretrainedConfig, key: str) -> Any:
 def ids_outside_vocabulary(
     config: PretrainedConfig, generation: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[str]:
-    """One remark for each id that the files name and the vocabulary does not have; such ids are ignored."""
+    """One remark for each id in the files that is not in the vocabulary; such ids are ignored."""
     rows = config.get_text_config().vocab_size
     for key in ID_KEYS:
         for place, value in ((CONFIG, config_value(config, key)), (GENERATION, generation.get(key))):

@@ -1,7 +1,7 @@
 """Bounds what an untrusted tokenizer or configuration can cost.
 
 Forty rewriting rules can double a text forty times; a configuration may claim a billion layers or labels. Counts are
-compared with the tensors in the files. A tokenizer not known to be harmless first runs in a child process with limits.
+compared with the tensors in the files. A tokenizer that may be harmful first runs in a child process with limits.
 """
 
 import json
@@ -22,9 +22,9 @@ _KNOWN = {
     *("CharDelimiterSplit", "UnicodeScripts", "TemplateProcessing", "RobertaProcessing", "BertProcessing"),
     *("WordPiece", "BPEDecoder", "ByteFallback", "Fuse", "CTC"),
 }
-_GROWS = 8  # factor by which rules may lengthen a text without a trial run
+_GROWS = 8  # rules may lengthen a text by this factor without a trial run
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
-_LARGE = 100_000  # a larger number in a tokenizer's settings asks for a trial run, unless its files have as many bytes
+_LARGE = 100_000  # a larger number in a tokenizer's settings needs a trial run, unless its files have as many bytes
 _SMALL = 256  # layers that a configuration may name, however few tensors there are
 _COUNTED = re.compile(r"(^|_)(num|n|depth|layers?|blocks?|labels|stages?)(_|$)")
 _LAYERS = re.compile(r"(^|_)(layers?|blocks?)$")
@@ -81,7 +81,7 @@ def _has_large(settings: Any, most: int) -> bool:
 
 
 def _is_ordinary(settings: dict[str, Any], path: Path) -> bool:
-    """Whether a tokenizer.json lengthens texts little, in linear time; CheckpointError if it does so beyond any use."""
+    """Whether a tokenizer.json lengthens texts little, in linear time; CheckpointError if absurdly much."""
     padding = settings.get("padding") or {}
     fixed = padding["strategy"].get("Fixed", 0) if isinstance(padding.get("strategy"), dict) else 0
     if max(fixed, padding.get("pad_to_multiple_of") or 0) > _LARGE:

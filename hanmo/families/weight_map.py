@@ -1,11 +1,11 @@
-"""The map from an original checkpoint's tensors to ours, as data that drives reading, writing, splitting and merging.
+"""The map from an original checkpoint's tensors to ours, as data for reading, writing, splitting and merging.
 
 A family's ``original_format.py`` holds
     SIZES        name -> Size: the released models
     LAYOUTS      the on-disk forms of the weights
     read_config  the original's configuration (a dict) as our configuration's keyword arguments
     dimensions   (optional) the settings that follow from the shapes of whole tensors, by the original's names; they
-                 decide the configuration alone if the released sizes differ in nothing else
+                 suffice as a configuration if the released sizes differ in nothing else
 
 Its ``original_format.yaml``, which ``read_format`` reads, holds
     sizes        name -> the fields of a ``Size``
@@ -32,7 +32,7 @@ class TensorMapping:
     ours: tuple[str, ...]  # one after the other on dimension 0 (queries, keys and values are fused there)
     #: the dimension that tensor parallelism cuts, each of our parts by itself; None: every rank holds it whole
     cut: int | None = None
-    #: nonzero if the rows are the vocabulary's: where the ranks do not divide them, zeros are added until each rank has
+    #: nonzero if the rows are the vocabulary's: if the ranks do not divide them, zeros are added until each rank has
     #: a multiple of this, as in the original's programs
     vocabulary: int = 0
     copies: tuple[str, ...] = ()  # further names under which the original stores the very same tensor
@@ -54,12 +54,12 @@ class Layout:
     name: str
     container: Literal["megatron", "megatron-lm", "bin"]
     entries: tuple[TensorMapping, ...]
-    signature: tuple[str, ...]  # names whose presence tells this layout from all others
+    signature: tuple[str, ...]  # names that occur in this layout alone
     prefixes: tuple[str, ...] = ("",)  # the names may all start with one of these
     ignored: tuple[str, ...] = ()  # patterns of names that carry no weights (masks stored as buffers)
-    needs: tuple[str, ...] = ()  # keys of config.json without which these names belong to another model
-    implies: dict[str, Any] = field(default_factory=dict)  # follow from these tensors (a reward model's head)
-    in_half: dict[str, Any] = field(default_factory=dict)  # follow from storage in fp16
+    needs: tuple[str, ...] = ()  # keys that config.json must have; otherwise the names belong to another model
+    implies: dict[str, Any] = field(default_factory=dict)  # implied by these tensors (a reward model's head)
+    in_half: dict[str, Any] = field(default_factory=dict)  # implied by storage in fp16
     nests: tuple[
         str, ...
     ] = ()  # of "megatron-lm": modules that are dictionaries of their own inside ``language_model``
@@ -112,7 +112,7 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_of_a_rank(rows: int, ranks: int, multiple: int) -> int:
-    """Rows of the vocabulary on each rank; together more than ``rows`` where the ranks do not divide them."""
+    """Rows of the vocabulary on each rank; in total more than ``rows`` if the ranks do not divide them."""
     return rows // ranks if rows % ranks == 0 else -(-rows // (ranks * multiple)) * multiple
 
 

@@ -46,7 +46,7 @@ class Hypotheses:
         self.kept = sorted(self.kept, key=lambda hypothesis: hypothesis.score)[-self.size :]
 
     def is_done(self, best_total: float, length: int) -> bool:
-        """Whether no open beam can be expected to get in any more; ``best_total`` is the best one's running score."""
+        """Whether no open beam can be expected to enter any more; ``best_total`` is the best one's running score."""
         if len(self.kept) < self.size:
             return False
         if self.early_stopping:
@@ -68,7 +68,7 @@ class BeamSearch:
         conventions: SearchConventions,
         stop_ids: Collection[int],
         prompt_width: int = 0,  # columns of the prompts, for lengths that count the prompt
-        pad_id: int = 0,  # for finished searches that stay in the batch
+        pad_id: int = 0,  # fills finished searches that stay in the batch
     ):
         if conventions.length == "without_stop" and not settings.min_new_tokens:
             raise ConfigError("min_new_tokens=0: the published beam search divides by the length; set it to 1 or more")
@@ -94,16 +94,16 @@ class BeamSearch:
     def advance(
         self, beams: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], totals: Sequence[Sequence[float]]
     ) -> tuple[list[int], list[int]]:
-        """One step: the row that each row of the next batch continues, and the token it is fed.
+        """One step: for each row of the next batch, the row that it continues and the token that it is fed.
 
-        Given are each live sample's ``width`` candidates, best first: the beam (0 … beams − 1), the token, the score.
+        The arguments: each live sample's ``width`` candidates, best first: the beam (0 … beams − 1), token, score.
         """
         rows: list[_Row] = []
         still = []
         for place, sample in enumerate(self.live):
             first = place * self.beams
             if self.done[sample]:
-                # The original writes its first row's ids into them, where the shared suppression finds them.
+                # The original writes its first row's ids into finished searches, and the shared suppression reads them.
                 ids = [*self.generated[0], self._pad_id]
                 rows += [(first + beam, self._pad_id, 0.0, ids) for beam in range(self.beams)]
                 still.append(sample)

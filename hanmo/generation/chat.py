@@ -22,11 +22,12 @@ class Reply:
 
 
 class ChatSession:
-    """A conversation. Replies are kept as the generated ids, which are not always those of their text.
+    """A conversation. Replies are stored as the generated ids, which need not be those of their text tokenised again.
 
     Attributes:
         settings: of the next reply; may be changed at any time. ``seed`` takes effect at the beginning and in ``reseed``.
-        limit: tokens of the conversation that the model sees; the family cuts a longer one.
+        limit: tokens of the conversation that the model sees, fewer where its positions leave no room for the reply; the
+            family cuts a longer one.
         turns: since the last ``clear``, the user's first.
     """
 
@@ -48,9 +49,11 @@ class ChatSession:
         Ctrl-C ends the reply where it is; the tokens so far join the conversation.
         """
         record = Dialogue((*self.turns, text), self.system, ids=(*self._ids, None))
-        context = self.opened.family.context(record, self.limit)
-        settings = self.settings.change(seed=self._random.getrandbits(63))
-        growing = GrowingText(self.opened.family.decode, on_text)
+        family, longest = self.opened.family, self.settings.max_new_tokens
+        context = family.context(record, family.fitting(self.limit, longest)[0])
+        longest = family.fitting(len(context.ids), longest)[1]
+        settings = self.settings.change(seed=self._random.getrandbits(63), max_new_tokens=longest)
+        growing = GrowingText(family.decode, on_text)
         [generated] = generate(self.opened, [context], settings, growing.take, keep_on_interrupt=True)
         reply = Reply(growing.finish(generated.ids), generated.ids, context, generated.finished)
         self.turns += [text, reply.text]

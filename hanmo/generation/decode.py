@@ -24,7 +24,7 @@ from hanmo.rows import Context
 
 OnToken = Callable[[int, int], None]  # index of the context, token
 OnText = Callable[[str], None]
-HALF_A_CHARACTER = "\ufffd"  # the text of an incomplete byte sequence
+HALF_A_CHARACTER = "\ufffd"  # the text that an incomplete byte sequence decodes to
 
 
 def generate(
@@ -115,7 +115,7 @@ class GrowingText:
         return text
 
     def _show(self, text: str, certain: bool) -> None:
-        changed = not text.startswith(self._shown)  # earlier text: show it again, once it is certain
+        changed = not text.startswith(self._shown)  # earlier text has changed: show it all again, once it is certain
         if self._on_text is None or (not certain and (changed or text.endswith(HALF_A_CHARACTER))):
             return
         if changed:
@@ -237,7 +237,7 @@ class _Rows(_Batch):
     @torch.no_grad()
     def _feed_drawn(self) -> None:
         live = [row for row, sample in enumerate(self._samples) if not self._stopped(sample)]
-        # Removing finished rows copies the state of the others, which pays from a quarter of the batch on.
+        # Removing finished rows copies the state of the others; that pays off from a quarter of the batch.
         if 4 * (len(self._samples) - len(live)) >= len(self._samples):
             self.take(live)
             self._samples = [self._samples[row] for row in live]
@@ -293,7 +293,7 @@ class _Beams(_Batch):
             chosen_Sc = chosen_Sc.gather(-1, order_Sc)
         else:
             best_Sc, chosen_Sc = joint_SN.topk(search.width)
-        # Asked of the logits: rules and filters write finite scores and -inf over NaN.
+        # Checked on the logits: rules and filters overwrite NaN with finite scores and -inf.
         peaks_S1 = self.logits_RV.amax(-1).view(len(search.live), -1).amax(-1, keepdim=True)
         peaks, *totals = torch.cat([peaks_S1, best_Sc], dim=1).T.tolist()
         require_finite(peaks, self._network)

@@ -11,8 +11,8 @@ from hanmo.families.base import OpenedModel
 from hanmo.generation.settings import Settings
 from hanmo.processes import main_process
 
-PRESETS = ("no-beam", "published")  # the names families give to the settings of their interactive script
-# The keys of generation_config.json that are used: those of sampling, not of lengths and beam search.
+PRESETS = ("no-beam", "published")  # the families' names for the settings of their interactive script
+# The keys of generation_config.json that are used: those for sampling, not those for lengths and beam search.
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
 

@@ -46,7 +46,7 @@ def placed_sampler(seed: int | None, places: Sequence[Place], device: torch.devi
 
     def draw(step: int, samples: Sequence[int], probs: Tensor, count: int) -> Tensor:
         nonlocal rows
-        if rows[0] != samples:  # rows have left the batch; otherwise nothing is copied to the device
+        if rows[0] != samples:  # rows have left the batch; else nothing is copied to the device
             rows = (list(samples), keys_S[torch.tensor(samples, device=device)])
         # Exponential races: the ``count`` largest of probability / noise are a draw without replacement.
         return (probs / exponential(rows[1], step, probs.shape[1])).topk(count).indices

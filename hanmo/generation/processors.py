@@ -1,4 +1,4 @@
-"""What changes scores before a draw: top-k, top-p, and the logits processor of families without one of their own."""
+"""Changes to scores before a draw: top-k, top-p, and the logits processor for families without their own."""
 
 from collections.abc import Collection, Sequence
 
@@ -8,13 +8,13 @@ from hanmo.families.decoding import penalise, suppress
 from hanmo.generation.settings import Settings
 
 SUPPRESSED = float("-inf")  # the score of suppressed ids, and of those that a filter leaves out
-CANDIDATES = 512  # tokens that top-p reads before it sorts the whole vocabulary
+CANDIDATES = 512  # the best tokens that top-p tries before it sorts the whole vocabulary
 
 
 class TokenLogitsProcessor:
     """Repetition penalty, no repeated n-grams, minimum length, ``suppressed_ids``, as in transformers' processors.
 
-    The penalty and the n-grams count the ids that the decoder reads of the prompt.
+    The penalty and the n-grams include the part of the prompt that the decoder reads.
     """
 
     def __init__(self, settings: Settings, prompts: Sequence[Sequence[int]], stop_ids: Collection[int]):
@@ -43,7 +43,7 @@ class TokenLogitsProcessor:
 
 
 def repeated(ids: Sequence[int], size: int) -> set[int]:
-    """The ids that would complete an n-gram that occurs in ``ids`` already: of 1 2 3 1 2 and size 3 the 3."""
+    """The ids that would complete an n-gram that already occurs in ``ids``: 3 for 1 2 3 1 2 and size 3."""
     starts = range(len(ids) - size + 1)
     opening = list(ids[len(starts) :])
     return {ids[start + size - 1] for start in starts if list(ids[start : start + size - 1]) == opening}

@@ -16,8 +16,8 @@ from hanmo.rows import Context
 def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
     """The lines of a file and their records: a prompt in text, or a JSON object.
 
-    The object is a record in any form, whose response is not used, text to be continued, or a dialogue that ends with
-    the user's turn. RecordError for a line that is none of these, no lines, or no such file.
+    The object is a record in any form (its response is not used), text to continue, or a dialogue that ends with the
+    user's turn. RecordError for a line that is none of these, no lines, or no such file.
     """
     with opened_text(path) as file:
         lines = file.read().split("\n")

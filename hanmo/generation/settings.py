@@ -8,6 +8,7 @@ from typing import Any
 
 from hanmo.errors import ConfigError
 
+MOST_BEAMS = 1000  # each takes the memory of a reply
 STEEPEST = 50  # exponent up to which a power of any length is a number
 
 
@@ -29,7 +30,7 @@ class Settings:
         no_repeat_ngram_size: no n-gram of this length occurs twice; 0 is off. [tokens]
         suppressed_ids: ids that are never sampled, beside those of the family. [token ids]
         rule_files: follow the rule files (antonyms) that came with the model, if there are any.
-        seed: of the random draws; null draws one.
+        seed: seed of the random draws; null draws one.
         published: reproduce the original's published decoding, flaws included.
     """
 
@@ -57,7 +58,7 @@ class Settings:
             ("temperature", 0 < self.temperature < math.inf, "above 0; for greedy decoding set do_sample=false"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
-            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("num_beams", 1 <= self.num_beams <= MOST_BEAMS, f"between 1 and {MOST_BEAMS:,}"),
             ("length_penalty", abs(self.length_penalty) <= STEEPEST, f"between -{STEEPEST} and {STEEPEST}"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
             ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 (off) or more"),

@@ -1,1 +1,1 @@
-"""Building blocks of the networks, which know no family."""
+"""Building blocks of the networks, independent of any family."""

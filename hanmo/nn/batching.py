@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Batching:
-    """The texts that may share a batch. The defaults hold for our own networks; models of transformers are probed."""
+    """Which texts may share a batch. The defaults hold for our own networks; models of transformers are probed."""
 
-    batch: Literal["any", "even", "one"] = "any"  # prompts decoded together: any, those of equal length, or one
+    batch: Literal["any", "even", "one"] = "any"  # prompts decoded together: any, those of equal length, or single ones
     continues: bool = True  # one step may take several tokens
     rows: Literal["any", "one"] = "any"  # rows scored together
 
@@ -20,7 +20,7 @@ def batching_of(network: Any) -> Batching:
 
 
 def batch_groups(network: Any, lengths: Sequence[int]) -> list[list[int]]:
-    """Split prompts of these lengths into batches that change no reply; each batch lists the prompts' indices."""
+    """Split prompts of these lengths into batches that change no reply; a batch is a list of prompt indices."""
     how = batching_of(network).batch
     if how == "any" or len(lengths) == 1:
         return [list(range(len(lengths)))]

@@ -59,11 +59,11 @@ def causal_prompt(context_ids: Sequence[int], stop_ids: tuple[int, ...]) -> Prom
 def causal_mask(attention_mask: Tensor | None, hidden_BTD: Tensor, state: DecodeState | None) -> Tensor | None:
     """The ``attn_mask`` of scaled_dot_product_attention, broadcastable to (B, H, T, S); None: plain causal.
 
-    A query always sees itself, so that padding never gives NaN. In decoding the mask is that of ``state``.
+    A query always sees itself, so that padding never gives NaN. In decoding the mask comes from ``state``.
 
     Args:
         attention_mask: (B, T) bool or integer, 1 on real tokens, in packed rows the number of the token's example;
-            (B, T) floating, added to the scores; (B, 1, T, T) or (B, T, T) bool or integer, used as it is.
+            (B, T) floating, added to the scores; (B, 1, T, T) or (B, T, T) bool or integer, used unchanged.
     """
     queries = hidden_BTD.shape[1]
     if state is not None:

@@ -20,7 +20,7 @@ class DecodeState:
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
         self.length = 0  # columns in use
-        self.has_padding = False  # in some column of some row
+        self.has_padding = False  # whether any column of any row is padding
         self._valid_RC: Tensor | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""Checks that a network's results, already on the host, are finite."""
+"""Checks that a network's results, which are on the host already, are finite."""
 
 import math
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ def require_finite(values: Iterable[float], network: Any) -> None:
     if dtype == "float16":
         advice = "float16 ends at 65,504, and the model may go beyond: try --dtype bf16 or --dtype fp32. If fp32 says the same,"
     elif dtype == "float32":
-        advice = "fp32 has room for any sound model, so"
+        advice = "fp32 is enough for any sound model, so"
     raise NotANumberError(
         f"{type(network).__name__} in {dtype} computes what is not a finite number (NaN or infinite); {advice} its weights "
         "are damaged: hanmo inspect MODEL names the tensors"

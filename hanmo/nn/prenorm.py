@@ -1,4 +1,4 @@
-"""The pre-norm transformer block with biases (GPT-2 form), and the networks that are built of it."""
+"""The pre-norm transformer block with biases (as in GPT-2), and the networks built from it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,9 +28,9 @@ TP_PLAN = {
 }
 
 
-# exact (erf), and the faster way to the tanh form
+# the exact (erf) form, and the faster implementation of the tanh form
 GELUS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "gelu_new": partial(nn.GELU, approximate="tanh")}
-# By transformers' names, those that it had when the ports were written.
+# By the names that transformers had when the ports were written.
 ACTIVATIONS = (
     *GELUS, "gelu_10", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "gelu_accurate", "laplace", "linear", "mish",
     "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "swish", "tanh",
@@ -105,10 +105,14 @@ def check_positions(positions: Tensor, table: nn.Embedding, columns: int) -> Non
     Reading positions synchronises a GPU: they are read only if a row's tokens, ``columns``, are more than the table has.
     """
     if columns > table.num_embeddings and (last := int(positions.max())) >= table.num_embeddings:
-        raise UnsupportedError(
-            f"{last + 1} tokens in a row, but this model has {table.num_embeddings} positions: give a smaller limit, or "
-            "when generating one that leaves room for max_new_tokens"
-        )
+        raise beyond_positions(last + 1, table.num_embeddings)
+
+
+def beyond_positions(tokens: int, positions: int) -> UnsupportedError:
+    return UnsupportedError(
+        f"{tokens} tokens in a row, but this model has {positions} positions: give a smaller limit, or "
+        "when generating one that leaves room for max_new_tokens"
+    )
 
 
 def _residual(linear: nn.Linear) -> nn.Linear:
@@ -155,5 +159,5 @@ class PreNormModel(RowModel):
     def _advance(self, state: DecodeState, valid_Rq: Tensor, *args: Any, **inputs: Any) -> Tensor:
         state.grow(valid_Rq)
         hidden_RqD = self.backbone(*args, state=state, **inputs)
-        assert isinstance(hidden_RqD, Tensor)  # a tuple only with ``memory``
+        assert isinstance(hidden_RqD, Tensor)  # a tuple only if ``memory`` is given
         return hidden_RqD

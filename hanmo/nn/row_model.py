@@ -45,7 +45,7 @@ class RowOutput(ModelOutput):
     loss: Tensor | None = None  # scalar fp32
     logits: Tensor | None = None  # (B, A, V)
     logprob: Tensor | None = None  # (B, A) fp32, log p(label) where scored and 0 elsewhere
-    entropy: Tensor | None = None  # (B, A) fp32 in nats where scored, when asked for
+    entropy: Tensor | None = None  # (B, A) fp32 in nats where scored, on request
     value: Tensor | None = None  # (B, A) fp32 at every place, from networks with a value head
     memory: tuple[Tensor, ...] | None = None  # for each row's next segment, from networks that were given a memory
 
@@ -80,7 +80,7 @@ def attach_value_head(network: Any, kind: ValueKind) -> None:
 
 
 def values_of(network: Any, hidden_BAD: Tensor, labels: Tensor | None, inputs: dict[str, Any]) -> Tensor | None:
-    """Values (B, A) of rows: by the network's critic where it has one and rows are scored, else by its value head."""
+    """Values (B, A) of rows: from the network's critic if it has one and rows are scored, else from its value head."""
     if network.critic is not None and labels is not None:
         nothing = torch.full_like(labels, IGNORE)
         return network.critic(labels=nothing, weights=nothing.float() * 0, **inputs).value
@@ -103,10 +103,10 @@ class RowModel(PreTrainedModel):
     def __init__(self, config: Any):
         super().__init__(config)
         self.value_head = configured_value_head(config)
-        self.critic: nn.Module | None = None  # while a policy is trained: another network, which computes its values
+        self.critic: nn.Module | None = None  # while a policy is trained: a second network, which computes the values
 
     def backbone(self, *args: Any, **inputs: Any) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """The input of the output head, (B, A, D); with the ``memory`` of the last segment as an input, also the new one."""
+        """The input of the output head, (B, A, D); if given the ``memory`` of the last segment, also the new memory."""
         raise NotImplementedError
 
     def features(self, **inputs: Any) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:
@@ -130,7 +130,7 @@ class RowModel(PreTrainedModel):
             labels: (B, A) int64 aligned with the logits (not shifted here), -100 where nothing is scored.
             weights: (B, A) fp32; 1 wherever scored if None.
             num_items_in_batch: sum of the weights of the whole optimizer step; of this batch if None.
-            suppressed_ids: int64, ids that cannot be sampled: log p is that of the choice among the others.
+            suppressed_ids: int64, ids that cannot be sampled: log p is normalised over all others.
         """
         hidden_BAD, valued_BAD, memory = self.features(**inputs)
         value_BA = values_of(self, valued_BAD, labels, inputs)
@@ -172,7 +172,7 @@ def score_tokens(
     kept: int = KEPT,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor | None]:
-    """log p(label) at the scored positions, (B, A) fp32 with zeros elsewhere; the same of entropies if asked for.
+    """log p(label) at the scored positions, (B, A) fp32 with zeros elsewhere; also entropies, on request.
 
     The logits of the first ``kept`` scored positions, in whole chunks, are kept for the backward pass; the others are
     computed again there, so that memory does not grow with the batch. ``suppressed_ids`` are never labels.

@@ -1,4 +1,4 @@
-"""Tensor parallelism: the terms of our plans, and what transformers' plans cannot express.
+"""Tensor parallelism: the terms of our plans, and additions that transformers' plans cannot express.
 
 A network's ``_tp_plan`` maps modules to the way they are cut; transformers loads a rank's slices, runs the cut modules,
 and gathers them on saving. Attention derives its number of heads from the width of its projections.
@@ -17,9 +17,9 @@ from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.processes import process_count
 
 VOCABULARY_ROWS = "embedding_rowwise"
-OUT_HEADS = "colwise"  # outputs are cut: what follows sees the rank's heads or its part of the inner width
+OUT_HEADS = "colwise"  # outputs are cut: later modules see the rank's heads or its part of the inner width
 IN_HEADS = "rowwise"  # inputs are cut: the ranks' results are summed, and the bias added once
-AS_CUT = "local_params"  # the module computes with the rank's slice of its weight, which has an entry of its own
+AS_CUT = "local_params"  # the module computes with the rank's slice of its weight, which has its own entry in the plan
 WHOLE_LOGITS = "colwise_gather_output"  # vocabulary rows are cut, and every rank gets all logits
 
 
@@ -31,7 +31,7 @@ def local(tensor: Tensor) -> Tensor:
 def distributed(config: Any, ranks: int, device: torch.device) -> dict[str, Any]:
     """Keyword arguments with which ``from_pretrained`` gives this rank its slices; none for one rank.
 
-    ConfigError if there are not as many processes or transformers would compute elsewhere; also see ``check_divides``.
+    ConfigError if the number of processes differs or transformers would use another device; also see ``check_divides``.
     """
     if ranks == 1:
         return {}
@@ -46,7 +46,7 @@ def distributed(config: Any, ranks: int, device: torch.device) -> dict[str, Any]
 
 
 def is_cut(network: Any) -> bool:
-    """Whether this process holds slices of the network only."""
+    """Whether this process holds only slices of the network."""
     return (getattr(network, "tp_size", None) or 1) > 1
 
 
@@ -79,7 +79,7 @@ def each_pass_alone(network: Any) -> Iterator[None]:
 
 
 def writes(network: Any) -> bool:
-    """Whether this process writes the network's files: any process for a whole network, else rank 0."""
+    """Whether this process writes the network's files: every process if the network is whole, else only rank 0."""
     return not is_cut(network) or torch.distributed.get_rank() == 0
 
 

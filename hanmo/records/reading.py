@@ -26,7 +26,7 @@ CHUNK = 1 << 20  # characters read at once from an array
 def iter_records(
     path: str | Path, rejects: Rejects | None = None, plain: Plain = "dialogue", reply: Reply = "any"
 ) -> Iterator[Record]:
-    """The records of a file, one after the other; ``plain``: what a line of plain text is, tab-separated turns or text.
+    """The records of a file, one after the other; ``plain``: whether plain lines are tab-separated turns or text.
 
     ``rejects`` takes bad records; without it the first one stops the reading with a RecordError. ``reply``: with "needed"
     a record without a reply is bad; with "waiting" the reply may be missing, but the prompt may not.
@@ -145,7 +145,7 @@ def json_lines(path: Path, file: TextIO) -> Values:
 def json_members(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
     """Line, key ("" in an array) and value of every member of the one array or object that a file holds.
 
-    Only the current member is in memory. A RecordError stands in place of a value that holds half a character. It is
+    Only the current member is in memory. A RecordError takes the place of a value with a lone surrogate. It is
     raised for damage, after which nothing can be trusted, and for text after the end.
     """
     scanner = _Scanner(path, file)
@@ -186,16 +186,16 @@ class _Scanner:
     def __init__(self, path: Path, file: TextIO):
         self.path, self.file, self.line = path, file, 1
         self.text, self.place, self.ended = "", 0, False
-        self.before = 0  # characters of the first line of ``text`` that are no longer in it
+        self.before = 0  # characters of the first line of ``text`` that were dropped from it
 
     def next(self) -> str:
-        """The next character that is not white space, "" at the end."""
+        """The next character other than white space, "" at the end."""
         self.skip()
         self.place += 1
         return self.text[self.place - 1 : self.place]
 
     def skip(self) -> None:
-        """Move to the next character that is not white space."""
+        """Move to the next character other than white space."""
         while True:
             while self.place < len(self.text) and self.text[self.place] in " \t\r\n":
                 self.line += self.text[self.place] == "\n"
@@ -228,7 +228,7 @@ class _Scanner:
         """Read on and forget the text before the current place."""
         if self.ended:
             return False
-        # Twice the text at hand, so that a large value is not decoded anew for every small chunk of it.
+        # Doubles the text, so that a large value is not decoded again for every small chunk of it.
         chunk = self.file.read(max(CHUNK, len(self.text) - self.place))
         self.ended = not chunk
         try:

@@ -23,7 +23,7 @@ ROLES = {
 
 
 def json_record(value: Any, where: str, waiting: bool = False) -> Record:
-    """The record that a JSON value stands for, see ``FORMS``; a ValueError says why it stands for none.
+    """The record that a JSON value represents, see ``FORMS``; ValueError with the reason if it represents none.
 
     ``waiting``: a reply that is missing, as after messages that end with the user's, is "".
     """
@@ -143,7 +143,7 @@ def _preference(value: dict[str, Any], where: str) -> ScoredAnswers:
 def _answered(answer: Any, asked: list[Any] | None, system: str, where: str) -> Dialogue:
     """The dialogue that ends in a chosen or rejected answer: a text, a message, or a conversation whose last turn it is.
 
-    ``asked``: the turns before the answer; None: those of the conversation.
+    ``asked``: the turns before the answer; None: those in the conversation.
     """
     *before, answer = answer or [""] if isinstance(answer, list) else [answer]
     turns = [*(before if asked is None else asked)]
@@ -163,7 +163,7 @@ def _answers(answers: Any) -> tuple[tuple[str, float], ...]:
         score = answer.get("score") if isinstance(answer, dict) else None
         if not isinstance(score, (int, float)) or isinstance(score, bool):
             raise ValueError(f'answer {number}: expected {{"answer": text, "score": number}}')
-        if not abs(score) <= sys.float_info.max:  # true of NaN as well
+        if not abs(score) <= sys.float_info.max:  # true for NaN as well
             raise ValueError(f"answer {number} has the score {str(score)[:20]}; expected a finite number")
         pairs.append((text_at(answer, "answer"), float(score)))
     return tuple(pairs)

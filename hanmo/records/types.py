@@ -75,7 +75,7 @@ Record = Text | Dialogue | PromptResponse | ScoredAnswers
 
 
 def unanswered(record: Record) -> str | None:
-    """Why a record has no reply; None if it has one or is running text."""
+    """The reason why a record has no reply; None if it has one or is running text."""
     if isinstance(record, Text):
         return None
     if isinstance(record, Dialogue):
@@ -88,7 +88,7 @@ def unanswered(record: Record) -> str | None:
 
 
 def unasked(record: Record) -> str | None:
-    """Why a record is no prompt to answer; None if it is one."""
+    """The reason why a record is not a prompt to answer; None if it is one."""
     if isinstance(record, Text):
         return "running text is no prompt; expected dialogues or prompts"
     asked = (record.turns[:-1] or record.turns)[-1] if isinstance(record, Dialogue) else record.prompt + record.prefix
@@ -97,7 +97,7 @@ def unasked(record: Record) -> str | None:
 
 @dataclass
 class Rejects:
-    """Bad records that were passed over; without ``skip_bad`` one that a family refuses stops the reading instead."""
+    """Bad records that were skipped; without ``skip_bad``, one that a family refuses raises an error instead."""
 
     errors: list[RecordError] = field(default_factory=list)
     skip_bad: bool = True

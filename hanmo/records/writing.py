@@ -26,7 +26,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
 @contextmanager
 def record_writer(path: str | Path) -> Iterator[Callable[[Record], None]]:
-    """``write_records`` for records that come one by one."""
+    """``write_records`` for records that arrive one by one."""
     path, count = Path(path), 0
     as_line = _as_tabs if ".txt" in path.suffixes else _as_json
     with replacing(path) as temporary, _created(temporary, path.suffix == ".gz") as file:
@@ -48,7 +48,7 @@ def _created(path: Path, compressed: bool) -> Iterator[TextIO]:
         with path.open("w", encoding="utf-8", newline="\n") as file:
             yield file
         return
-    # Neither a name nor a time goes into the file, so that the same records make the same bytes.
+    # The file holds neither a name nor a time, so that the same records give the same bytes.
     with (
         path.open("wb") as raw,
         gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,

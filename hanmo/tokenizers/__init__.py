@@ -1,1 +1,1 @@
-"""What tokenizers share. All but ``kernels`` import nothing else of hanmo: exported models get their text."""
+"""Shared parts of tokenizers. All but ``kernels`` import nothing else from hanmo: exported models get their source."""

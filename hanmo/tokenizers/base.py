@@ -73,7 +73,7 @@ class PlainTokenizer(PreTrainedTokenizer):
         return np.fromiter(chain.from_iterable(encoded), np.int32, int(counts.sum())), counts
 
     def _kernel_that_pays(self, texts: Sequence[str]) -> Any:
-        """The kernel, once this process has encoded so much text that loading it (a second or so) pays."""
+        """The kernel, once this process has encoded enough text for loading it (about a second) to pay off."""
         global _seen
         size = sum(map(len, texts))
         _seen += size
@@ -107,11 +107,11 @@ def compiled(name: str, *about: Any) -> Any:
 def encode_in_processes(
     encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str], workers: int | None = None
 ) -> list[list[int]]:
-    """``encode`` over parts of ``texts``, in several forked processes where that pays and the system allows it."""
+    """``encode`` over parts of ``texts``, in several forked processes if that pays off and the system allows it."""
     parts = list(parts_of(texts))
     if workers is None:
         workers = (os.cpu_count() or 1) if sum(map(len, texts)) >= _WORTH_A_PROCESS else 1
-    forks = sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_methods()  # it is not safe on macOS
+    forks = sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_methods()  # unsafe on macOS
     if not forks or multiprocessing.current_process().daemon:  # a data loader's worker may not start processes
         workers = 1
     workers = min(workers, len(parts))
@@ -139,7 +139,7 @@ def parts_of(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def garbage_collector_off() -> Iterator[None]:
-    """While millions of lists are made, none of them in a cycle."""
+    """Used while millions of lists are made, none of them in a cycle."""
     enabled = gc.isenabled()
     gc.disable()
     try:

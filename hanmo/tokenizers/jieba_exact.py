@@ -10,10 +10,10 @@ import rjieba
 
 CAPACITY = 1 << 18  # entries of a ``BoundedCache``
 
-_FIRST, _LAST = "\u4e00", "\u9fd5"  # the Chinese characters that jieba knows
+_FIRST, _LAST = "\u4e00", "\u9fd5"  # the characters that jieba treats as Chinese
 _HAN = f"{_FIRST}-{_LAST}"
-_LATIN = r"a-zA-Z0-9+#&._%\-"  # may stand in one block with Chinese characters; all others are separators
-# Chinese to rjieba, but not to jieba; and halves of characters (broken JSON), which rjieba cannot read.
+_LATIN = r"a-zA-Z0-9+#&._%\-"  # may be in one block with Chinese characters; all others are separators
+# Chinese to rjieba, but not to jieba; and lone surrogates (broken JSON), which rjieba cannot read.
 _APART = "\u3400-\u4dbf\u9fd6-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\ud800-\udfff"
 _LATIN_WORDS = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
 _PARTS = re.compile(f"([{_HAN}]+)")
@@ -21,7 +21,7 @@ _ANY_LATIN = re.compile(f"[{_LATIN}]")
 _SLOW = re.compile(r"AT&T|[cC]#|[cC]\+\+")  # words of the dictionary without a Chinese character
 _LONGEST = 16  # characters of the longest word
 _COUNTED_TWICE = 3  # frequency of B超, a line that jieba's dictionary has, and jieba counts, twice
-_IMPOSSIBLE = -3.14e100  # jieba's log 0
+_IMPOSSIBLE = -3.14e100  # jieba's value for log 0
 _NOWHERE = (_IMPOSSIBLE,) * 4
 
 
@@ -30,7 +30,7 @@ class WordCutter:
 
     rjieba finds the most probable path through the dictionary, with jieba's sums. Three differences are corrected here:
     its hidden Markov model, which finds words in runs of single characters, is rounded, so ours has jieba's own numbers;
-    it joins Latin letters and digits by another rule; and it takes more characters for Chinese. In the few blocks with
+    it joins Latin letters and digits by another rule; and it counts more characters as Chinese. In the few blocks with
     one of the dictionary's purely Latin words, or of ``added``, the path is found here.
 
     ``further`` characters may be parts of words too; ``added`` words, each with one of these, have the frequency 1.
@@ -38,7 +38,7 @@ class WordCutter:
 
     def __init__(self, further: str = "", added: tuple[str, ...] = ()) -> None:
         block = f"{_LATIN}{re.escape(further)}"
-        # From the beginning of a block on, so that a long one is not tried from each of its characters.
+        # Anchored at the beginning of a block, so that a long one is not tried from each of its characters.
         self._special = re.compile(f"((?<![{_HAN}{block}])[{_HAN}]*[{block}][{_HAN}{block}]*|[{_APART}])")
         self._slow = re.compile(f"{_SLOW.pattern}|[{re.escape(further)}]") if further else _SLOW
         self._added = added
@@ -66,7 +66,7 @@ class WordCutter:
         return words
 
     def _block_words(self, block: str) -> list[str]:
-        """Words of a block with Latin letters or digits, or of a character that stands apart."""
+        """Words of a block with Latin letters or digits, or of a separate character."""
         if len(block) == 1:
             return [block]
         words: list[str] = []
@@ -127,7 +127,7 @@ def read_frequencies() -> tuple[dict[str, str], int]:
 
     # Its own reader uses a cache in the shared temporary folder, perhaps stale, half written or another user's.
     with jieba.Tokenizer().get_dict_file() as file:
-        fields = file.read().decode("utf-8").split()  # word, frequency, part of speech; again and again
+        fields = file.read().decode("utf-8").split()  # word, frequency, part of speech; repeated
     return dict(zip(fields[::3], fields[1::3], strict=True)), sum(map(int, fields[1::3]))
 
 
@@ -170,7 +170,7 @@ def _viterbi(run: str) -> list[str]:
     be, bm, eb, es = then["B"]["E"], then["B"]["M"], then["E"]["B"], then["E"]["S"]
     me, mm, sb, ss = then["M"]["E"], then["M"]["M"], then["S"]["B"], then["S"]["S"]
     at_b, at_e, at_m, at_s = emissions.get(run[0], _NOWHERE)
-    if len(run) == 2:  # most are; a short way to the same sums
+    if len(run) == 2:  # most are; a shortcut to the same sums
         _, then_e, _, then_s = emissions.get(run[1], _NOWHERE)
         return [run] if first["B"] + at_b + be + then_e > first["S"] + at_s + ss + then_s else [*run]
     b, e, m, s = first["B"] + at_b, first["E"] + at_e, first["M"] + at_m, first["S"] + at_s

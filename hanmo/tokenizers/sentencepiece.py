@@ -60,7 +60,7 @@ class SentencePieceTokenizer(PlainTokenizer):
 
     @cached_property
     def _model(self) -> bytes:
-        return bytes(self._pieces.serialized_model_proto())  # kept: the kernel is found by the hash of these bytes
+        return bytes(self._pieces.serialized_model_proto())  # cached: their hash is the key of the kernel
 
     def _kernel(self) -> Any:
         return compiled("sentencepiece_bpe", self._model)

@@ -1,1 +1,1 @@
-"""Training: one small Trainer for all stages, one module per stage."""
+"""Training: one life cycle and one Trainer for all stages, one module per stage."""

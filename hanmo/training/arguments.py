@@ -17,7 +17,7 @@ from hanmo.processes import main_process, process_count
 TRAINER = package_yaml("hanmo.training", "trainer.yaml")
 
 SEEDS = 2**32 - 1
-RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what transformers and torch take, or fail with, unasked
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # transformers and torch do not check them, or fail late
     **dict.fromkeys(
         ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
         ("1 or more", lambda value: value >= 1),
@@ -54,7 +54,7 @@ def default_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
 
 def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:
     """transformers' settings object of a run in this folder."""
-    # accelerate takes several processes without a device for a single one, unless it is told to use the CPU.
+    # accelerate treats several processes without a device as a single one, unless told to use the CPU.
     only_cpu = process_count() > 1 and not torch.accelerator.is_available()
     try:
         return TrainingArguments(
@@ -80,7 +80,7 @@ def _by_new_names(merged: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_deepspeed(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings with a DeepSpeed file read and brought up to date; it decides what no other setting gives."""
+    """The settings with a DeepSpeed file read and brought up to date; it supplies what no other setting gives."""
     file = given.get("deepspeed")
     if not isinstance(file, str):
         return given
@@ -116,7 +116,7 @@ def translate_deepspeed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     for old in changes["dropped"]:
         if old in zero:
             del zero[old]
-            notices.append(f"zero_optimization.{old} has no meaning any more and is left out")
+            notices.append(f"zero_optimization.{old} no longer has a meaning and is left out")
     for theirs, ours in changes["ours"].items():
         config.setdefault(theirs, "auto")  # DeepSpeed's own defaults are none, 1 and no clipping
         if config[theirs] != "auto":
@@ -125,7 +125,7 @@ def translate_deepspeed(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
             notices.append(f"{theirs} is given by trainer.{ours}={settings[ours]}")
     if config.get("train_batch_size", "auto") != "auto":
         config["train_batch_size"] = "auto"
-        notices.append("train_batch_size follows from the batch of a process, the accumulation and the processes")
+        notices.append("train_batch_size follows from batch per process, accumulation and number of processes")
     for precision in ("fp16", "bf16"):
         if (section := config.get(precision)) and section.get("enabled", "auto") != "auto":
             settings[precision] = bool(section["enabled"])

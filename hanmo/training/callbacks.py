@@ -18,11 +18,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hanmo.files import json_text, or_null, write_text
 
-LINES = 100  # most lines of progress of a run, beside those of evaluations
+LINES = 100  # most lines of progress of a run, besides those of evaluations
 
 
 class MetricsFile(TrainerCallback):
-    """Appends what is logged to a file, one JSON object a line; a resumed run continues where its checkpoint stood."""
+    """Appends what is logged to a file, one JSON object a line; a resumed run continues at its checkpoint's step."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -33,7 +33,7 @@ class MetricsFile(TrainerCallback):
             write_text(self.path, "".join(json_text(or_null(entry)) + "\n" for entry in kept))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
-        # A run shorter than ``logging_steps`` has a loss to report too.
+        # A run shorter than ``logging_steps`` logs a loss too.
         if state.global_step >= state.max_steps and args.logging_strategy != "no":
             control.should_log = True
 
@@ -45,7 +45,7 @@ class MetricsFile(TrainerCallback):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics file, without a last line cut off by a kill; a number that is not finite is NaN here."""
+    """The entries of a metrics file, without a last line cut off by a kill; numbers that were not finite are NaN."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -54,7 +54,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second one stops at once; ``restore`` ends this.
+    """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second one stops at once; ``restore`` undoes this.
 
     A signal that the caller ignores stays ignored: a shell script ignores SIGINT for runs in the background, because a
     Ctrl-C at its terminal is not meant for them.
@@ -89,7 +89,7 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
-        # In the middle of an epoch nothing is due at its end; the checkpoint has been saved after the step.
+        # Stopped in mid-epoch: nothing is due; the checkpoint was saved after the step.
         if self.signal is not None and not float(state.epoch or 0).is_integer():
             control.should_evaluate = control.should_save = False
 
@@ -106,10 +106,8 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **rest: Any) -> None:
         if state.is_world_process_zero:
             self._start, self._first, self._printed = time.monotonic(), state.global_step, -state.max_steps
-            self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="training", unit="step",
-                disable=not sys.stderr.isatty(),
-            )  # fmt: skip
+            steps = {"total": state.max_steps, "initial": state.global_step, "unit": "step"}
+            self._bar = tqdm(desc="training", **steps, disable=not sys.stderr.isatty())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if self._bar is not None:

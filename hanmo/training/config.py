@@ -28,20 +28,20 @@ class RunConfig:
             e.g. [a.jsonl, b.jsonl], with shares [a.jsonl:0.7, b.jsonl:0.3] (docs/training.md says what they mean).
         out: the run's folder.
         valid: the validation file, if it is not in the data folder.
-        size: the released size of an original checkpoint whose files do not tell it.
+        size: the released size of an original checkpoint, if its files do not determine it.
         original_config: the model configuration (JSON) of an original checkpoint.
         vocab: the vocabulary file of an original checkpoint that has none beside its weights, or of a new model.
         rules: a folder of EVA's score rules (antonyms), which is saved with the model.
         adapter: a folder with a LoRA adapter in peft's form, which is merged into the model at the start.
         shape: changes to the configuration of the size, for a new model, e.g. ``{num_layers: 2}``.
-        limit: tokens of a row; for encoder-decoders, of the encoder's input. Longer records are left out and listed in
-            rejects.jsonl.
-        response_limit: tokens of the decoder's input, for encoder-decoders; null: ``limit``.
-        schedule: learning-rate schedule of the original systems; null: trainer.lr_scheduler_type.
+        limit: the longest row; for encoder-decoders, the longest encoder input. Longer records are left out and listed
+            in rejects.jsonl. [tokens]
+        response_limit: the longest decoder input, for encoder-decoders; null: ``limit``. [tokens]
+        schedule: a learning-rate schedule of the original systems; null: trainer.lr_scheduler_type.
         skip_bad: leave out bad records and list them in rejects.jsonl, instead of stopping at the first.
         selective_checkpointing: keep for the backward pass only the results of matrix products and attention, and
             compute the rest of every layer again there (Korthikanti et al. 2022).
-        tensor_parallel: parts that the model is cut into, each in a process of its own (set by --tensor-parallel).
+        tensor_parallel: parts that the model is split into, each in its own process (set by --tensor-parallel). [ranks]
         trainer: settings of transformers.TrainingArguments.
     """
 
@@ -80,7 +80,7 @@ class RunConfig:
         return next((name for name in names if self.trainer.get(name)), None)
 
     def require(self, **checks: tuple[bool, str]) -> None:
-        """Raise ConfigError for the first setting whose check, (is it good, what was expected), fails."""
+        """Raise ConfigError for the first setting whose check, (passed, expected value), fails."""
         for name, (good, expected) in checks.items():
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")
@@ -103,7 +103,7 @@ class TuningConfig(RunConfig):
     """Settings of the stages that change a model a little; see ``RunConfig`` for the others.
 
     Attributes:
-        lora: settings of LoRA adapters, see ``LoraSettings``: they are trained instead of the weights. {}: no adapters.
+        lora: settings of LoRA adapters, which are trained instead of the weights. {}: no adapters.
         save: what a run with adapters leaves: "merged" a model with the adapters in its weights (RUN/model), "adapter" the
             adapters alone in peft's form (RUN/adapter), "both" both.
     """
@@ -131,7 +131,7 @@ class AlignmentConfig(TuningConfig):
     Attributes:
         trained_layers: how many of the last layers of every stack are trained: below 1 a share, rounded down to whole
             layers (0.3 of 32 is 9), from 1 on a number; null or less than one layer: all. Embeddings, norms and heads
-            are always trained.
+            are always trained. [layers, or a share of them]
     """
 
     trained_layers: float | None = None
@@ -147,4 +147,4 @@ class AlignmentConfig(TuningConfig):
             ),
         )
         if layers is not None and self.lora:
-            raise ConfigError("trained_layers and lora: LoRA already leaves all layers as they are; give one of them")
+            raise ConfigError("trained_layers and lora: LoRA already freezes all layers; give one of them")

@@ -1,4 +1,4 @@
-"""The data files of a run: found by their names, and read to data sets."""
+"""The data files of a run: finds them by name, and reads them into data sets."""
 
 import math
 import sys
@@ -50,7 +50,7 @@ class DataFiles:
     shares: tuple[float, ...] = ()  # of the training files
 
     def read(self, make: Callable[[Path, Rejects], D]) -> tuple[D, D | None, Rejects]:
-        """The data sets that ``make`` makes of the files; of several processes of a machine, one reads."""
+        """The data sets that ``make`` makes from the files; on each machine only one process reads."""
 
         def both() -> tuple[D, D | None, Rejects]:
             rejects = Rejects(skip_bad=self.skip_bad)

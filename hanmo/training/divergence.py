@@ -2,17 +2,17 @@
 
 from collections import deque
 
-STEPS = 20  # in a row; the spikes from which large pretraining runs recover are shorter
-UNIFORM_LOSS = 10.0  # nats a token: of a uniform guess among 22,000 tokens; a run may begin at any loss below
-FACTOR, MARGIN = 2.0, 3.0  # the margin, a token 20 times less likely, is for losses near 0, whose doubles mean nothing
+STEPS = 20  # in a row; large pretraining runs recover from shorter spikes
+UNIFORM_LOSS = 10.0  # nats a token, the loss of a uniform guess among 22,000 tokens; a run may start at any lower loss
+FACTOR, MARGIN = 2.0, 3.0  # the margin, a token 20 times less likely, is for losses near 0, which double by chance
 
 
 class LossWatch:
     """Watches losses: a run has diverged when those of ``STEPS`` steps in a row were far above the ceiling.
 
-    The ceiling is the smallest bound that the losses of ``STEPS`` consecutive steps have kept; before that the
+    The ceiling is the smallest bound below which the losses of ``STEPS`` consecutive steps stayed; before that, the
     first loss or that of a uniform guess, whichever is higher. A run that learns slowly, starts high, or meets hard
-    batches now and then does not diverge; nor does one that falls back to its start, unless it had halved that loss.
+    batches now and then does not diverge; nor does one that returns to its first loss, unless it had halved it.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Several processes and machines: how they are started, and how one process of each machine reads for the others."""
+"""Starts a run on several machines, and lets one process of each machine read data for the others."""
 
 import atexit
 import os
@@ -42,7 +42,7 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
 
 
 def launch_lines(hosts: Mapping[str, int], arguments: Sequence[str]) -> dict[str, list[str]]:
-    """For each machine the torchrun command to start there; the first machine is where they meet."""
+    """The torchrun command to start on each machine; the first machine is the rendezvous."""
     counts = set(hosts.values())
     if len(counts) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in hosts.items())
@@ -58,10 +58,10 @@ def launch_lines(hosts: Mapping[str, int], arguments: Sequence[str]) -> dict[str
 
 
 def read_once(name: str, read: Callable[[], T]) -> T:
-    """What ``read`` returns; of several processes of a machine one reads and the others take it from a file.
+    """The result of ``read``; one process of each machine calls it, and the others load the result from a file.
 
-    They wait for the file ``name``, in no collective operation, so that nothing times out however long it takes. If the
-    reader fails, whoever started the processes ends them all.
+    They wait for the file ``name`` outside any collective operation, so that nothing times out. If the reader fails,
+    torchrun ends all processes.
 
     Raises:
         ConfigError: the temporary folder is not this user's alone; other users' pickles could do anything.
@@ -69,7 +69,7 @@ def read_once(name: str, read: Callable[[], T]) -> T:
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
         return read()
     run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    group = os.environ.get("GROUP_RANK", "0")  # two of a run's machines may be this one
+    group = os.environ.get("GROUP_RANK", "0")  # this machine may be two of the run's nodes
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     place = f"hanmo-{os.getuid()}-{run}-{os.environ['MASTER_PORT']}-{group}-{attempt}"
     folder = Path(tempfile.gettempdir()) / place

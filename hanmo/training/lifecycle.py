@@ -31,7 +31,7 @@ from hanmo.training.trainer import RowTrainer
 
 @dataclass(frozen=True)
 class Ready:
-    """A stage before its first step.
+    """A stage that is ready for its first step.
 
     Attributes:
         network: the network to train: the opened one, or adapters around it.
@@ -78,13 +78,13 @@ class Run:
         return read_metrics(self.folder / METRICS)
 
     def curve(self, name: str, x: str = "step") -> list[Point]:
-        """What was logged under a name, by step or round."""
+        """The values logged under a name, by step or round."""
         return [(entry[x], entry[name]) for entry in self.entries if name in entry and x in entry]
 
 
 @dataclass(frozen=True)
 class Results:
-    """The figures that a stage shows during a run, at its end, and in its report.
+    """The figures that a stage shows during a run, at its end and in its report.
 
     Attributes:
         figures: the fields of ``outcome`` that are the stage's own.
@@ -107,10 +107,10 @@ class Stage:
     """A stage of training, which runs when it is called with its settings.
 
     Attributes:
-        name: of the command and of the presets.
-        title: of the report.
+        name: name of the command and of the presets.
+        title: title of the report.
         build: makes data sets and a Trainer from the opened model, the settings and the data files.
-        then: commands that continue from the model, with {model} in place of its folder.
+        then: suggested next commands, with {model} for the model's folder.
     """
 
     name: str
@@ -176,7 +176,7 @@ def _save(config: Any, opened: OpenedModel, network: Any, trainer: Any) -> dict[
 def dry_run(stage: Stage, config: Any) -> dict[str, Any]:
     """The resolved settings, the size of the data, and what a step needs on this machine; nothing is written."""
     config, opened, ready = _prepare(stage, config, bars=True)
-    with TemporaryDirectory() as folder:  # transformers' Trainer makes its folder at once
+    with TemporaryDirectory() as folder:  # transformers' Trainer creates its folder at once
         settings = {"disable_tqdm": True, **config.trainer, **ready.arguments, "report_to": "none"}
         args = arguments(Path(folder), settings)
         needs = _estimate(ready.trainer(ready.network, args, ready.train, ready.valid, None, []))
@@ -193,8 +193,8 @@ def dry_run(stage: Stage, config: Any) -> dict[str, Any]:
 def _estimate(trainer: RowTrainer) -> dict[str, Any]:
     """Parameters, memory in bytes and seconds of one optimizer step on this machine, without changing a weight.
 
-    ``activations`` is what the largest batch keeps for its backward pass; work space of single operations comes on
-    top. ``optimizer`` assumes two fp32 values per trained parameter, as Adam keeps.
+    ``activations`` are those that the largest batch keeps for its backward pass; the work space of operations is extra.
+    ``optimizer`` assumes two fp32 values per trained parameter, as in Adam.
     """
     network, args = trainer.model, trainer.args
     assert isinstance(network, nn.Module)
@@ -208,7 +208,7 @@ def _estimate(trainer: RowTrainer) -> dict[str, Any]:
     batch, seconds_beside = trainer.measured_batch()
     batch = trainer._prepare_inputs(batch)
     if args.gradient_checkpointing:
-        checkpoint_layers(network, selective=False)  # as the trainer will before its first step
+        checkpoint_layers(network, selective=False)  # as the Trainer will before its first step
     sizes["activations"], _ = _measure(trainer, network, batch)
     _, seconds = _measure(trainer, network, batch)
     steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
@@ -244,7 +244,7 @@ def _measure(trainer: RowTrainer, network: nn.Module, batch: dict[str, Any]) -> 
 
 
 def _prepare(stage: Stage, config: Any, bars: bool, **parts: Any) -> tuple[Any, OpenedModel, Ready]:
-    """Everything that can be wrong, before anything is written."""
+    """Do everything that can fail on wrong input before anything is written."""
     files = replace(config.files(), bars=bars)
     config = replace(config, trainer=config.trainer_settings(bool(files.valid)))
     check_ranges(config.trainer)
@@ -259,11 +259,11 @@ def write_report(stage: Stage, run: Run, model: str, outcome: Outcome) -> None:
     """RUN/report.html: facts, the stage's own sections, and the settings."""
     settings = {name: getattr(run.config, name) for name in ("data", *stage.results.facts)}
     shown = {name: ", ".join(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    reached = {name: value for name, value in asdict(outcome).items() if value is not None}
+    reached = {name.replace("_", " "): value for name, value in asdict(outcome).items() if value is not None}
     page = Page(stage.title, model)
     page.facts({"model": model, **shown, **reached})
     stage.results.sections(run, page)
     page.heading("Settings")
     with page.details("config.yaml"):
-        page.paragraph((run.folder / "config.yaml").read_text(encoding="utf-8"))
+        page.code((run.folder / "config.yaml").read_text(encoding="utf-8"))
     page.write(run.folder / "report.html")

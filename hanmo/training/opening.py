@@ -1,4 +1,4 @@
-"""The model that a run starts from: opened in fp32, or new with random weights."""
+"""Opens the model that a run starts from, in fp32, or makes one with random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,21 @@ NEW = "init:"  # a model of random weights: init:SIZE
 
 
 def open_for_training(config: RunConfig) -> OpenedModel:
-    """The model of the settings with fp32 weights, which the optimizer needs, whatever its files hold."""
+    """The model that the settings name, with fp32 weights, which the optimizer needs, whatever dtype its files have."""
     model, ranks = config.model, config.tensor_parallel
+    originals = {"size": config.size, "config": config.original_config, "rules": config.rules}
+    originals["adapter"] = config.adapter
     if model.startswith(NEW):
         if ranks > 1:
             raise ConfigError(f"tensor_parallel: {model} has no files to cut; train it for a step in one process first")
-        originals = {"size": config.size, "config": config.original_config, "rules": config.rules}
-        originals["adapter"] = config.adapter
         if given := [name for name, value in originals.items() if value]:
             raise ConfigError(f"{model}: {' and '.join(given)} cannot be given for a new model")
         return new_model(model.removeprefix(NEW), config.shape, config.vocab)
     if config.shape:
         raise ConfigError(f"shape: only a new model ({NEW}SIZE) can be given one; {model} has its own")
-    # The parts of a cut model are loaded onto their devices; the Trainer moves a whole one there itself.
-    return open_model(
-        model, size=config.size, config=config.original_config, vocab=config.vocab, rules=config.rules, adapter=config.adapter, dtype="fp32",
-        device=None if ranks > 1 else "cpu", tensor_parallel=ranks,
-    )  # fmt: skip
+    # Parts of a split model are loaded onto their devices; the Trainer itself moves a whole model there.
+    device = None if ranks > 1 else "cpu"
+    return open_model(model, **originals, vocab=config.vocab, dtype="fp32", device=device, tensor_parallel=ranks)
 
 
 def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedModel:
@@ -60,7 +58,7 @@ def find_size(size: str) -> tuple[type[Family], str]:
 
 
 def family_name(model: str) -> str:
-    """The family of a model, without opening it: that of its size, its folder, or its original files."""
+    """The family of a model, from its size, folder or original files, without opening it."""
     if model.startswith(NEW):
         return find_size(model.removeprefix(NEW))[0].name
     return locate(model).family.name

@@ -1,4 +1,4 @@
-"""What the stages that learn from pairs of answers share: the pairs, batches of them, and their report."""
+"""Shared by the stages that learn from pairs of answers: the pairs, their loss and their report."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from hanmo.training.trainer import RowTrainer
 
 @dataclass(frozen=True)
 class PairOutcome(LossOutcome):
-    """``LossOutcome`` with the share of validation pairs that are decided rightly, before and after."""
+    """``LossOutcome`` with the share of validation pairs that are decided correctly, before and after."""
 
     accuracy_before: float | None = None
     accuracy: float | None = None
@@ -36,8 +36,9 @@ def pair_figures(run: Run) -> dict[str, Any]:
 def pair_curves(run: Run, page: Page) -> None:
     """Curves of loss and accuracy."""
     page.heading("Training")
-    for name in ("loss", "accuracy"):
-        page.line_plot({"training": run.curve(name), "validation": run.curve(f"eval_{name}")}, x="step", y=name)
+    for name, y in (("loss", "loss"), ("accuracy", "share of pairs right")):
+        lines = {"training": run.curve(name), "validation": run.curve(f"eval_{name}")}
+        page.line_plot(lines, x="step", y=y, share=name == "accuracy")
 
 
 RESULTS = Results(
@@ -98,6 +99,6 @@ class PairTrainer(RowTrainer):
 
 
 def row_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a batch of pairs that the network takes."""
+    """The part of a batch of pairs that is the network's input."""
     beside = ("pair_weights", "margins", "ends", "parts_at", "row_ids", "references")
     return {name: tensor for name, tensor in batch.items() if name not in beside}

@@ -1,4 +1,4 @@
-"""The folder of a run: begun or resumed, and followed by the callbacks that write to it.
+"""The folder of a run: starts or resumes it, and makes the callbacks that write to it.
 
 RUN/config.yaml      the resolved settings
 RUN/metrics.jsonl    everything that was logged
@@ -49,7 +49,7 @@ def begin(folder: Path, config: Any, resume: bool) -> str | None:
 
 
 def callbacks(folder: Path, progress: TrainerCallback) -> tuple[list[TrainerCallback], StopOnSignal]:
-    """The callbacks of every run, and among them the one that knows whether a signal stopped it."""
+    """The callbacks of every run, and the one of them that records whether a signal stopped it."""
     stop = StopOnSignal()
     found: list[TrainerCallback] = [MetricsFile(folder / METRICS), progress, stop]
     if main_process():

@@ -31,13 +31,13 @@ def rate_factor(schedule: Schedule | None, args: TrainingArguments, published: b
 def factor(
     schedule: Schedule, step: int, warmup: float, decay: float, floor: float = 0.0, bounded: bool = True
 ) -> float:
-    """What the peak learning rate is multiplied by at ``step``; 0 at step 0, which is the first update.
+    """The factor of the peak learning rate at ``step``; 0 at step 0, the first update.
 
     Args:
         warmup: steps over which the rate rises from 0.
         decay: steps after the warm-up over which "linear" and "cosine" fall.
         floor: the factor that "cosine" falls to.
-        bounded: stay there when a run goes on. In some originals "linear" turns negative and "cosine" rises again.
+        bounded: stay at the end value afterwards. In some originals "linear" turns negative and "cosine" rises again.
     """
     if step <= warmup:
         rise = step / warmup if warmup else 1.0

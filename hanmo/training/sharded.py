@@ -1,4 +1,4 @@
-"""transformers' Trainer for networks that lie over several processes: cut by tensor parallelism or sharded by FSDP2."""
+"""transformers' Trainer for networks spread over several processes by tensor parallelism or FSDP2."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,16 +22,16 @@ SHARDS = "slices"  # the folder in a checkpoint to which every process writes it
 
 
 class _ProcessorRanks(ParallelismConfig):
-    """Tensor parallelism on CPUs, which works, but which accelerate's check refuses."""
+    """Allows tensor parallelism on CPUs: it works, but accelerate's check refuses it."""
 
     def _validate_accelerator(self, accelerator: Any) -> None:
         assert accelerator.num_processes == self.tp_size
 
 
 class ShardedTrainer(Trainer):
-    """transformers' Trainer, in which each process saves its shards of a network that lies over several.
+    """A Trainer in which each process saves its own shards of a network spread over several.
 
-    transformers itself saves no optimizer of a cut network, and of FSDP2 cannot read what never had a gradient.
+    transformers cannot save the optimizer of a cut network, nor with FSDP2 read parameters that never had a gradient.
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *others: Any, **named: Any):
@@ -61,7 +61,7 @@ class ShardedTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Without empty groups of parameters (adapters have none without decay), which torch cannot read back.
+        """Drop empty groups of parameters (adapters have none without decay), which torch cannot load.
 
         ConfigError if the optimizer does not take one of its settings.
         """
@@ -74,11 +74,11 @@ class ShardedTrainer(Trainer):
         return optimizer
 
     def final_model(self, network: Any) -> tuple[Any, dict[str, Tensor] | None]:
-        """The network without adapters, and its weights if FSDP or ZeRO-3 shares them out; all processes call this."""
+        """The network without adapters, and its weights if FSDP or ZeRO-3 shards them; all processes call this."""
         if self.is_fsdp_enabled:
             for module in network.modules():
                 if isinstance(module, FSDPModule):
-                    module.reshard()  # the last pass may have left the outermost one whole
+                    module.reshard()  # the last pass may have left the outermost module unsharded
             return (trained := merged(network)), self.accelerator.get_state_dict(trained)
         if not self.is_deepspeed_enabled or self.accelerator.deepspeed_plugin.zero_stage < 3:
             return merged(network), None
@@ -149,7 +149,7 @@ def load_shards(network: Any, optimizer: torch.optim.Optimizer | None, checkpoin
     state_dict.set_optimizer_state_dict(network, optimizer, state["optimizer"], options=_BY_NAME)
     stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     for name, parameter in network.named_parameters():
-        # A parameter that never had a gradient has no state; torch has made one to read into.
+        # A parameter that never had a gradient has no state; torch has made an empty one to read into.
         if not any(key.startswith(f"optimizer.state.{name}.") for key in stored):
             optimizer.state.pop(parameter, None)
 

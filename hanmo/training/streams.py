@@ -60,6 +60,6 @@ class StreamTrainer(RowTrainer):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             file = Path(checkpoint) / f"memory_{self.args.process_index}.pt"
-            # By way of the CPU: torch.load knows no "cpu:0", the device of a rank without a GPU.
+            # Through the CPU: torch.load does not accept "cpu:0", the device of a rank without a GPU.
             kept = torch.load(file, map_location="cpu", weights_only=True)
             self._memory = tuple(tensor.to(self.args.device) for tensor in kept)

@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning share: the losses that they end with, and their report."""
+"""Shared by pretraining and fine-tuning: the final losses, and the report."""
 
 from dataclasses import dataclass
 from typing import Any

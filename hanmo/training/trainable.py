@@ -1,4 +1,4 @@
-"""The trained part of a network (all, LoRA adapters, the last layers), and what is kept for the backward pass."""
+"""The trained part of a network (all, LoRA adapters, the last layers), and activation checkpointing."""
 
 import copy
 import warnings
@@ -28,10 +28,10 @@ class LoraSettings:
     """Settings of LoRA adapters.
 
     Attributes:
-        rank: inner dimension r of the two matrices whose product is added to a weight (Hu et al. 2021, "LoRA").
-        alpha: the product is scaled by alpha / rank.
-        dropout: probability with which an adapter's inputs are dropped.
-        targets: names of the linear modules to adapt, e.g. [q_proj, v_proj]; []: the family's own.
+        rank: inner dimension of the two matrices whose product is added to a weight (Hu et al. 2021, "LoRA"). [r]
+        alpha: the product is scaled by alpha / rank. [α]
+        dropout: probability of dropping an input of an adapter. [p, probability]
+        targets: names of the linear modules to adapt, e.g. [q_proj, v_proj]; empty: the family's own.
     """
 
     rank: int = 8
@@ -51,12 +51,12 @@ class LoraSettings:
 def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole: Sequence[str] = ()) -> Any:
     """The network with LoRA adapters, which alone are trained.
 
-    An adapter changes the one place where its module stands: a weight that the embedding and the output head share
-    becomes two where one of them is adapted, and the configuration says so from then on.
+    An adapter changes a single module: a weight that the embedding and the output head share is split into two if one
+    of them is adapted, and the configuration is changed accordingly.
 
     Args:
         targets: names of the linear modules to adapt, where the settings name none.
-        whole: modules that are trained as they are, and kept in checkpoints.
+        whole: modules that are trained without adapters, and saved in checkpoints.
 
     Raises:
         ConfigError: no targets, or no module has such a name.
@@ -68,22 +68,20 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
     if not names:
         raise ConfigError("lora.targets: this family names none; give the names of linear modules, e.g. [q_proj]")
     if names == ["all-linear"]:
-        names = "all-linear"  # peft's word for all but the head
+        names = "all-linear"  # peft's name for all but the head
     else:
         untie(network, names)
-    config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names,
-        modules_to_save=list(whole) or None,
-    )  # fmt: skip
+    modules = {"target_modules": names, "modules_to_save": list(whole) or None}
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, **modules)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an attribute's old name
+            warnings.simplefilter("ignore", FutureWarning)  # peft uses an attribute's old name in transformers
             adapted = get_peft_model(network, config)
     except ValueError as error:
         known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
         raise ConfigError(f"lora.targets: {quoted(error)}; linear modules here: {', '.join(sorted(known))}") from None
     tell_widths(adapted)
-    # With a name, saving asks the hub for a model of that name.
+    # With a name, saving would query the hub for that model.
     adapted.peft_config["default"].base_model_name_or_path = ""
     return adapted
 
@@ -98,7 +96,7 @@ def adapted(
 
     Args:
         trained_layers: see ``keep_top_layers``; None trains all layers.
-        critic: a network of its own that has the value head; its layers are frozen or adapted alike.
+        critic: a separate network with the value head; its layers are frozen or adapted in the same way.
     """
     network = opened.network
     if value_head and (critic or network).value_head is None:
@@ -137,7 +135,7 @@ def merged(network: Any) -> Any:
     """The network with its adapters, if it has any, added to its weights."""
     if not hasattr(network, "merge_and_unload"):
         return network
-    with implicit_replication():  # of a cut layer's two matrices one is cut, and every rank has the whole other one
+    with implicit_replication():  # of a cut layer's two LoRA matrices one is cut, and every rank has the other whole
         return network.merge_and_unload()
 
 
@@ -160,7 +158,7 @@ def checkpoint_layers(network: Any, selective: bool) -> None:
         aten._scaled_dot_product_cudnn_attention.default,
     ]
     selected = {"context_fn": partial(create_selective_checkpoint_contexts, expensive)} if selective else {}
-    # transformers before 5.23 has only the second name, later ones warn of it.
+    # transformers before 5.23 has only the second name, later versions warn about it.
     enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
     enable({"use_reentrant": False, **selected})
 
@@ -174,7 +172,7 @@ def freeze_layers(network: nn.Module, share: float) -> list[str]:
 
 
 def keep_top_layers(network: nn.Module, trained: float) -> list[str]:
-    """Freeze all but the last layers of every stack, as published for reward models and PPO; names of the frozen.
+    """Freeze all but the last layers of every stack, as published for reward models and PPO; returns their names.
 
     ``trained`` is their number, or below 1 a share of the stack, rounded down; less than one layer trains all.
     """

@@ -1,4 +1,4 @@
-"""The Trainer of all stages: transformers', for batches of rows.
+"""The Trainer of all stages: transformers' Trainer for batches of rows.
 
 The loss of an optimizer step is divided by the weights of the whole step; the evaluation loss does not depend on the
 batch size; weights decay as published; the order of the data depends on seed and epoch alone, so that a killed run
@@ -30,20 +30,25 @@ from hanmo.training.schedules import RateFactor
 from hanmo.training.sharded import ShardedTrainer
 
 DRAFTS = ".saving"  # the folder of a checkpoint that is being written
-# pickles that the Trainer reads beside weights
+# pickles that the Trainer reads besides weights
 STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "memory_*.pt")
 
 
 class RowTrainer(ShardedTrainer):
-    """Trains a network that gives ``RowOutput`` on ``Rows``; without a ``factor`` args.lr_scheduler_type decides."""
+    """Trains a network that returns ``RowOutput`` on ``Rows``; without a ``factor``, args.lr_scheduler_type applies."""
 
     collator: type[Any] = Collator
-    _other_figures: dict[str, float] = {}  # logged beside those of batches
+    _other_figures: dict[str, float] = {}  # logged besides those of batches
 
     def __init__(
-        self, model: nn.Module, args: TrainingArguments, train: Rows | None = None, valid: Rows | None = None,
-        factor: RateFactor | None = None, callbacks: list[TrainerCallback] | None = None,
-    ):  # fmt: skip
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        train: Rows | None = None,
+        valid: Rows | None = None,
+        factor: RateFactor | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
         assert args.output_dir is not None
         self.folder = Path(args.output_dir)
         self._drafts = self.folder / DRAFTS
@@ -51,7 +56,7 @@ class RowTrainer(ShardedTrainer):
         super().__init__(model, args, self.collator(padding), train, valid, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # standard output is for results, and progress has its own callback
         self.remove_callback(ProgressCallback)
-        args._n_gpu = min(args.n_gpu, 1)  # several GPUs work as several processes, never as one DataParallel
+        args._n_gpu = min(args.n_gpu, 1)  # several GPUs mean several processes, never DataParallel
         self._factor = factor
         self._fed: deque[list[Tensor]] = deque(maxlen=STEPS)  # places of the rows of the last optimizer steps
         self._step_loss: Tensor | None = None  # of the optimizer step so far, in this process; None between steps
@@ -68,7 +73,7 @@ class RowTrainer(ShardedTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; CheckpointError if a state file of the checkpoint (True: the last one) is damaged or asks for code."""
+        """Train; CheckpointError if a state file of the checkpoint (True: the last one) is damaged or needs code."""
         checkpoint = get_last_checkpoint(str(self.folder)) if resume_from_checkpoint is True else resume_from_checkpoint
         if checkpoint:
             for file in (file for name in STATES for file in sorted(Path(checkpoint).glob(name))):
@@ -110,13 +115,13 @@ class RowTrainer(ShardedTrainer):
         assert isinstance(rows, Rows)
         grouped = args.train_sampling_strategy == "group_by_length"
         group = args.train_batch_size * args.gradient_accumulation_steps * self._replicas if grouped else 1
-        # Several processes take turns; left to accelerate, the last batches would repeat rows to come out even.
+        # Processes take turns; accelerate would repeat rows to fill the last batches.
         multiple = args.train_batch_size * self._replicas if self._replicas > 1 else 1
         seed = args.seed if args.data_seed is None else args.data_seed
         return EpochSampler(rows.lengths, seed, group, multiple, rows.drawn, mixture_of(rows))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """By length, so that little is padding: the evaluation loss does not depend on the order."""
+        """Order by length, to reduce padding; the evaluation loss does not depend on the order."""
         lengths = eval_dataset.lengths
         return sorted(range(len(lengths)), key=lengths.__getitem__)
 
@@ -130,7 +135,7 @@ class RowTrainer(ShardedTrainer):
         return self.accelerator.gather(total).sum() if self._replicas > 1 else total
 
     def weights_of(self, batch: dict[str, Any]) -> Tensor:
-        """How much each example of a batch counts."""
+        """The weight of each example of a batch."""
         return batch["weights"]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
@@ -142,23 +147,23 @@ class RowTrainer(ShardedTrainer):
             self._fed.append([])
         self._fed[-1].append(places)
         self._step_loss = loss if self._step_loss is None else self._step_loss + loss
-        if self.accelerator.sync_gradients:  # that was the step's last batch
+        if self.accelerator.sync_gradients:  # this was the step's last batch
             whole, self._step_loss = self._step_loss, None
             self._check_divergence(self.accelerator.reduce(whole, "mean").item())
         return loss
 
     def _check_divergence(self, loss: float) -> None:
-        """The loss of a step, over all its batches and processes."""
+        """Check the loss of a step, over all its batches and processes."""
         watch = self._loss_watch
         if watch.diverged(self.state.global_step + 1, loss):
             what = f"the loss has exploded: above {watch.limit:.3g} since step {watch.began}, {loss:.4g} now"
-            what += f", where it had kept below {watch.ceiling:.3g}"
+            what += f", where it had stayed below {watch.ceiling:.3g}"
             fed = self._gathered([places.tolist() for places in self._fed[0]])
             raise DivergedError(self._diverged(what, fed, f"step {watch.began}"))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        scaled = self.accelerator.scaler is not None  # fp16: the scaler skips such a step
+        scaled = self.accelerator.scaler is not None  # with fp16 the scaler skips such a step
         if not scaled and not torch.isfinite(torch.as_tensor(norm)):
             fed = self._gathered([places.tolist() for places in self._fed[-1]])
             raise DivergedError(self._diverged(f"the gradient's norm is {float(norm)}", fed))
@@ -168,7 +173,7 @@ class RowTrainer(ShardedTrainer):
         """The message that ends a run; ``fed`` are the places of the rows ``of`` something."""
         names = [path.name.removeprefix("checkpoint-") for path in self.folder.glob("checkpoint-*")]
         saved = sorted(int(name) for name in names if name.isdecimal())
-        began = self._loss_watch.began  # the update before made the first loss that was too high
+        began = self._loss_watch.began  # the update before it caused the first loss that was too high
         good = [step for step in saved if began is None or step < began - 1]
         if good:
             where = f"the last good checkpoint is {self.folder / f'checkpoint-{good[-1]}'}"
@@ -184,7 +189,7 @@ class RowTrainer(ShardedTrainer):
         return message
 
     def measured_batch(self) -> tuple[dict[str, Any], float]:
-        """The largest batch, to measure a step on, and seconds that every step takes beside its passes."""
+        """The largest batch, for measuring a step, and the seconds that every step takes besides its passes."""
         rows: Any = self.train_dataset
         places = sorted(range(len(rows)), key=rows.lengths.__getitem__)[-self.args.per_device_train_batch_size :]
         batch = self.data_collator([rows[place] for place in places])
@@ -201,7 +206,7 @@ class RowTrainer(ShardedTrainer):
         """The loss of one batch; keeps the figures of every example for the whole."""
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, figures = self.evaluated_batch(model, self._prepare_inputs(inputs))
-        if self._replicas > 1:  # leaves out the examples that other processes got twice to fill up the last batch
+        if self._replicas > 1:  # leaves out the repeated examples that filled up the last batch of other processes
             figures = self.accelerator.gather_for_metrics(figures)
         self._evaluated.append(figures.cpu().double())  # some devices have no float64
         return loss, None, None
@@ -231,7 +236,7 @@ class RowTrainer(ShardedTrainer):
     # The optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """As the originals: everything decays but norms and what is named bias; bias tables and embeddings do."""
+        """As in the originals: everything decays except norms and biases; bias tables and embeddings do decay."""
         return [
             f"{prefix}.{name}" if prefix else name
             for prefix, module in model.named_modules()
@@ -250,11 +255,17 @@ class RowTrainer(ShardedTrainer):
 
     # Checkpoints
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As transformers, but a tied output head is not missing: it is stored once, under the embedding's name."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._drafts if self._saving else self.folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint beside the others and give it its name when it is whole; then remove surplus ones."""
+        """Write a checkpoint beside the others and rename it when it is complete; then remove surplus ones."""
         name = f"checkpoint-{self.state.global_step}"
         final, draft = self.folder / name, self._drafts / name
         self._saving = True

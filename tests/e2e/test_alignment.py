@@ -5,6 +5,7 @@ tell, and to prefer, answers that contain a wanted character; GRPO and PPO to sa
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ def test_reward_model_learns(name: str, tmp_path: Path) -> None:
     assert min(scores[: len(GOOD)]) > max(scores[len(GOOD) :])  # type: ignore[type-var]
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Calibration" in page
+    assert re.findall(r"<span class=y style='top:(?:4.55|95.45)%'>([01])<", page) == ["1", "0"]  # the accuracy's axis
 
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo"])

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +16,10 @@ from hanmo.checkpoints import save_model
 from hanmo.checkpoints.convert import convert
 from hanmo.cli import app
 from hanmo.evaluation.suites.exam.suite import all_exams
+from hanmo.families import OURS, load
+from hanmo.training.arguments import translate_deepspeed
 from tests import processes
+from tests.unit.clue_files import clue_folder
 from tests.unit.exam_files import exam_folder
 from tests.unit.tiny import tiny
 from tests.unit.transformers_models import write_model
@@ -29,14 +33,20 @@ ELSEWHERE = re.compile(r"make (demo|test|test-slow|env|check|bench)|(\.venv/bin/
 
 
 def commands(document: Path) -> list[str]:
-    """The lines that start with ``$`` in console blocks, and the commands in tables, without remarks."""
+    """The lines that start with ``$`` in console blocks, and the commands in tables, without remarks.
+
+    A command in the head of a table takes all settings of its rows, so that each of them is tried.
+    """
     text = document.read_text(encoding="utf-8")
     blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
-    typed = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
-    in_tables = [
-        code for line in text.splitlines() if line.startswith("|") for code in re.findall(r"`(hanmo .*?)`", line)
-    ]
-    return [re.sub(r"\s+#.*", "", command) for command in [*typed, *in_tables]]
+    found = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, *rows = table.splitlines()
+        for command in re.findall(r"`(hanmo .*?)`", head):
+            settings = [code for row in rows for code in re.findall(r"`([a-z_0-9.]+=(?!FILE)[^`]+)`", row)]
+            found.append(" ".join([command, *settings]))
+        found += [code for row in rows for code in re.findall(r"`(hanmo .*?)`", row)]
+    return [re.sub(r"\s+#.*", "", command) for command in found]
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +91,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         exam_folder(all_exams()[name], place / name, header, subjects)
     for name, content in re.findall(
-        r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "docs/clue.md").read_text("utf-8"), re.DOTALL
+        r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "docs/evaluation.md").read_text("utf-8"), re.DOTALL
     ):
         (place / name).write_text(content, encoding="utf-8")
+    write_sources(place / "raw")
+    clue_folder(place / "clue")
+    pair = {
+        "prompt": "今天天气怎么样？",
+        "answers": [{"answer": "今天天气真不错。", "score": 1}, {"answer": "再见", "score": 0}],
+    }
+    (data / "pairs.jsonl").write_text((json.dumps(pair, ensure_ascii=False) + "\n") * 16, encoding="utf-8")
+    (place / "hosts").write_text("first slots=8\nsecond slots=8\n", encoding="utf-8")
     for name in ("reviews", "reviews-train"):
         reviews = "".join(
             json.dumps({"text": text, "label": label}) + "\n" for label, text in enumerate(("不去", "很好"))
@@ -96,8 +114,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def write_sources(folder: Path) -> None:
+    """A few records of each of the six sources of docs/pipeline.md, as they are published."""
+    said, each = "你好吗我很好今天天气真不错明天去哪里玩火锅怎么样谢谢再见", range(24)
+    texts = [said[number : number + 4 + number % 2] for number in each]
+    files = {
+        "weibo/posts.json": [
+            json.dumps({"article": text, "abstract": text[:2], "comments": [["很好", 2], ["不去", 1]]}) for text in texts
+        ],
+        "couplets/in.txt": [" ".join(text) for text in texts],
+        "couplets/out.txt": [" ".join(reversed(text)) for text in texts],
+        "zhidao/one.csv": ["title,question,reply,is_best", *(f"{text},,{r},{b}" for text in texts for b, r in enumerate("好很"))],
+        "classical/book.txt": [f"古文：{text}\n现代文：{text[::-1]}\n" for text in texts],
+        "poetry/ci/ci.song.0.json": [
+            json.dumps([{"author": text[:2], "rhythmic": text[2:], "paragraphs": [text]} for text in texts])
+        ],
+        "baike/train.json": [json.dumps({"title": text, "desc": "", "answer": text[::-1]}) for text in texts],
+    }  # fmt: skip
+    for name, lines in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def run(command: str) -> None:
     words = shlex.split(command)
+    if words[0] in ("mkdir", "cat"):
+        assert processes.run(["sh", "-c", command]).returncode == 0, command
+        return
     typed = "你好\n/quit\n"
     if "<" in words:
         at = words.index("<")
@@ -140,6 +183,79 @@ def test_what_a_document_shows_runs(
             run(command)
     for program in programs(document):
         exec(compile(program, document.name, "exec"), {})
+
+
+# The scripts of the three repositories, the variables in them, and the options that they pass on.
+SCRIPTS = """
+eva_inference_interactive_beam.sh eva_inference_interactive_no_beam.sh eva_inference_static.sh eva_finetune.sh change_mp.py
+eva_interactive.py eva_finetune.py eva_evaluate.py convert_to_hf.py
+generate_text.sh generate_text_small.sh ds_finetune_gpt_2.9B.sh ds_pretrain_gpt_2.9B.sh generate_samples.py pretrain_gpt2.py
+evaluate_perplexity.py ds_config_2.9B.json ds_config_2.9B_finetune.json
+data_prepare.sh eval_pretrain.sh pretrain.sh pred_pretrain.sh train_sft.sh train_reward.sh eval_reward.sh pred_reward.sh
+train_rlhf.sh train_dpo.sh data_prepare.py eval_pretrain.py pretrain.py train_sft.py train_reward.py train_rlhf.py train_dpo.py
+"""
+VARIABLES = """
+WORKING_DIR MP_SIZE NUM_GPUS_PER_WORKER DATA_PATH CONFIG_PATH CKPT_PATH LR WM GRAD_ACC SAVE_PATH LOG_FILE DS_CONFIG TOKENIZER_PATH
+BATCH_SIZE TRAIN_ITER EPOCHS ENC_LEN DEC_LEN TEMP TOPK TOPP NUM_BEAMS RULE_PATH
+NUM_WORKERS OPTIONS_NCCL HOST_FILE_PATH config_json CHECKPOINT_PATH MPSIZE NLAYERS NHIDDEN NATT MAXSEQLEN MASTER_PORT script_dir
+ROOT DATR_DIR MAIN MODEL MODEL_PATH OUTPUT_DIR TRAIN_FILENAME EVAL_FILENAME TEST_FILENAME OUTPUT_FILENAME CHECKPOINT TASK
+REWARD_MODEL SFT_MODEL ACTOR_MODEL_PATH CRITIC_MODEL_PATH CRITIC_CHECKPOINT PRETRAIN_FILENAME REFERENCE_MODEL_PATH
+ACCELERATE_CONFIG
+"""
+OPTIONS = """
+--model-config --model-parallel-size --batch-size --epochs --gradient-accumulation-steps --enc-seq-length --dec-seq-length
+--train-iters --save --log-file --load --no_load_strict --data-path --distributed-backend --lr --lr-decay-style --weight-decay
+--clip-grad --warmup --tokenizer-path --eval-interval --log-interval --save-interval --checkpoint-activations --fp16 --deepspeed
+--deepspeed-activation-checkpointing --deepspeed_config --train-ratio --eval-batch-size --num-beams --temperature --top_k --top_p
+--length-penalty --repetition-penalty --no-repeat-ngram-size --rule-path --max-generation-length --min-generation-length --seed
+--finetune --experiment-name --num-layers --hidden-size --num-attention-heads --seq-length --max-position-embeddings --mem-length
+--no-load-optim --resume-dataloader --train-data --xl-dataset --lazy-loader --tokenizer-type --split --lr-decay-ratio
+--lr-decay-iters --transformer-xl --num_nodes --num_gpus --hostfile --cache-dir --out-seq-length
+--data_dir --output_dir --model_name_or_path --tokenizer_path --max_length --logging_steps --save_steps --learning_rate
+--train_filename --train_batch_size --gradient_accumulation_steps --num_epochs --gradient_checkpointing --eval_filename
+--eval_batch_size --eval_steps --checkpoint --task --max_length_generation --num_return_sequences --device_map --bits
+--max_gen_length --actor_learning_rate --critic_learning_rate --lr_scheduler_type --ppo_train_batch_size --ppo_epochs
+--enable_hybrid_engine --actor_zero_stage --critic_zero_stage --offload_reference_model --actor_gradient_checkpointing
+--critic_gradient_checkpointing --release_inference_cache
+num_rollouts chunk_size init_kl_coef target horizon gamma lam cliprange cliprange_value vf_coef scale_reward cliprange_reward
+num_layers_unfrozen seq_length total_steps max_new_tokens cpu_offload
+"""
+
+
+@pytest.mark.parametrize("names", [SCRIPTS, VARIABLES, OPTIONS], ids=["scripts", "variables", "options"])
+def test_every_name_of_the_original_scripts_has_a_row(names: str) -> None:
+    rows = [line for line in (ROOT / "docs/migrating.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    known = {word for row in rows for code in re.findall(r"`([^`]+)`", row) for word in re.findall(r"[\w.-]+", code)}
+    assert not set(names.split()) - known
+
+
+def test_what_is_said_of_old_deepspeed_files_holds() -> None:
+    text = (ROOT / "docs/migrating.md").read_text(encoding="utf-8").partition("in `zero_optimization`")[2]
+    rows = re.findall(r"^\| `(\".*)` \| `(\".*)` \|$", text, re.MULTILINE)
+    assert len(rows) == 3
+    for old, new in rows:
+        config, _, notices = translate_deepspeed({"zero_optimization": {"stage": 2, **json.loads(f"{{{old}}}")}})
+        assert config["zero_optimization"] == {"stage": 2, **json.loads(f"{{{new}}}")} and notices
+
+
+def test_the_bytes_that_training_takes_are_those_of_the_released_sizes() -> None:
+    """fp32 weights, gradients and Adam's two averages: 4 x 4 bytes a parameter."""
+    sizes: dict[str, Any] = {}
+    for name in OURS:
+        sizes |= load(name).original_format.SIZES
+    said = (ROOT / "docs/training.md").read_text(encoding="utf-8").partition("## Memory and speed")[2]
+    figures = re.findall(r"(\d+) GB for\s+`([^`]+)`", said.partition("\n\n#")[0])
+    assert len(figures) == 4
+    assert [int(gigabytes) for gigabytes, _ in figures] == [
+        round(sizes[one].parameters * 16 / 1e9) for _, one in figures
+    ]
+
+
+def test_no_document_promises_to_serve_a_model() -> None:
+    """There is no server; `hanmo --help` and the project's description do not speak of one either."""
+    texts = [path.read_text(encoding="utf-8") for path in (README, ROOT / "pyproject.toml", *DOCUMENTS)]
+    texts.append(CliRunner().invoke(app, ["--help"]).output)
+    assert not [text for text in texts if re.search(r"\bserved? (model|a model)|served model|hanmo serve", text)]
 
 
 def test_make_targets_exist() -> None:

@@ -337,8 +337,10 @@ def test_chat_over_two_ranks(name: str, place: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = processes.run(
             [*command, "max_new_tokens=8", "--tensor-parallel", ranks],
-            input="你好\n谢谢\n", env=environment, timeout=300,
-        )  # fmt: skip
+            input="你好\n谢谢\n",
+            env=environment,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
     assert said[0] == said[1] and said[0].count("Sys >>> ") == 2

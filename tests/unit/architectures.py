@@ -82,7 +82,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 BOTH = ENCODERS_AND_DECODERS | DECODERS
-SEES_AHEAD = ("bert", "xlm", "cpmant")  # as they come: not made for decoding
+SEES_AHEAD = ("bert", "xlnet", "xlm", "cpmant")  # as they come: not made for decoding
 
 
 def build(name: str, **changes: Any) -> Any:
@@ -90,6 +90,8 @@ def build(name: str, **changes: Any) -> Any:
     config_class = CONFIG_MAPPING[name]
     usual = config_class()
     known = {key: value for key, value in _SETTINGS.items() if hasattr(usual, key)}
+    if name == "xlnet":  # whose configuration refuses any number of positions
+        known.pop("max_position_embeddings")
     if getattr(usual, "sliding_window", None) is None:
         known.pop("sliding_window", None)
     chosen = {**known, **BOTH.get(name, {}), **changes}

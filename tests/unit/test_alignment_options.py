@@ -1,6 +1,7 @@
 """Every option of the alignment stages does what it says: by hand where it is a formula, else by what a run leaves."""
 
 import json
+import re
 from dataclasses import replace
 from math import exp, log, sqrt
 from pathlib import Path
@@ -75,15 +76,17 @@ def test_a_reward_pair_is_to_be_won_by_its_margin() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    """sigmoid(0.1) = 0.52498 is in the first of five bins from 0.5 to 1, sigmoid(3) = 0.95257 in the last."""
-    first, last = calibration(torch.tensor([0.1, -0.1, 3.0]))
-    assert first == (pytest.approx(0.52498, abs=1e-5), 2, 0.5) and last == (pytest.approx(0.95257, abs=1e-5), 1, 1.0)
+    """sigmoid(0.1) = 0.52498 is in the first of five bins from 0.5 to 1, sigmoid(0.6) = 0.64566 in the second,
+    sigmoid(3) = 0.95257 in the last."""
+    bins = calibration(torch.tensor([0.1, -0.1, 0.6, 3.0]))
+    assert [(pairs, right) for _, pairs, right in bins] == [(2, 0.5), (1, 1.0), (1, 1.0)]
+    assert [confidence for confidence, *_ in bins] == pytest.approx([0.52498, 0.64566, 0.95257], abs=1e-5)
 
 
 def test_a_histogram_by_hand() -> None:
     """Over the range of all scores, whose they may be."""
     scores = torch.tensor([0.0, 0.1, 1.0])
-    assert histogram(scores, scores, torch.tensor([2.0]), bins=2) == [(0.5, 2.0), (1.5, 1.0)]
+    assert histogram(scores, scores, torch.tensor([2.0]), bins=2) == [(0, 0), (0, 2), (1, 2), (1, 1), (2, 1), (2, 0)]
 
 
 def test_the_tokenwise_loss_runs_from_the_difference_to_an_end() -> None:
@@ -164,19 +167,27 @@ def test_samples_are_kept_every_so_many_rounds(tmp_path: Path) -> None:
     assert {one["round"] for one in shown(tmp_path)} == {0, 2, 4}
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert all(one["prompt"] in QUESTIONS and one["prompt"] in page and one["reply"] in page for one in shown(tmp_path))
+    finished = page[page.index("<h2>Ended by itself</h2>") :].partition("</figure>")[0]
+    assert ">1</span>" in finished and ">0</span>" in finished and ">-0" not in finished  # shares, from 0 to 1
+    rounds = re.findall(r"<span class='x(?: minor)?' style='[^']*'>([^<]*)<", page)
+    assert set(rounds) == {"0", "1", "2", "3", "4"} and "reward/" not in page[: page.index("<h2>Entropy")]
 
 
 # Rounds
 
 
 @pytest.mark.parametrize(("max_kl", "early"), [(1e-6, True), (1e6, False)])
-def test_a_round_ends_where_the_policy_has_moved_far(max_kl: float, early: bool, tmp_path: Path) -> None:
+def test_a_round_ends_where_the_policy_has_moved_far(
+    max_kl: float, early: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As many rounds as asked for, each logged; after the step that goes too far the next one is not taken."""
     starts(tmp_path, "pangu")
     settings = trainer(per_device_train_batch_size=8, learning_rate=1e-2)
     outcome = ppo(small(PpoConfig, tmp_path, rounds=3, epochs=4, max_kl=max_kl, trainer=settings))
     entries = [entry for entry in read_metrics(tmp_path / "run" / "metrics.jsonl") if "reward" in entry]
     assert outcome.rounds == 3 and {entry["round"] for entry in entries} == {0, 1, 2}
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line for line in lines if " reward " in line and "kl_reply " in line and line.endswith(" left")]
     # The first step of a round moves from where its replies were drawn, so that it never counts as moved.
     assert outcome.steps == (3 * 2 if early else 3 * 8)
 

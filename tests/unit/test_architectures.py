@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hanmo.errors import UnsupportedError
 from hanmo.evaluation.engine.candidates import score_candidates
@@ -11,7 +12,7 @@ from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
 from hanmo.rows import IGNORE, Context, Part, collate
 from tests.searching import search
-from tests.unit.architectures import BOTH, SEES_AHEAD, adopted, build, logprobs, said
+from tests.unit.architectures import BOTH, SEES_AHEAD, STOP, adopted, build, logprobs, said
 
 PROMPTS = [tuple(range(10, 24)), tuple(range(30, 43)), tuple(range(40, 47))]
 ANSWERS = [(50, 51, 52, 53), (50, 54), (60, 61, 62, 63, 64)]
@@ -61,7 +62,40 @@ def test_company_changes_nothing(name: str) -> None:
             torch.testing.assert_close(found, torch.cat(scores), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "bert" else pytest.mark.slow) for n in SEES_AHEAD])
+# positions by an offset, fixed, learned by index, in a table that is read otherwise, of an encoder and a decoder
+BOUNDED = ("opt", "gptj", "openai-gpt", "roberta", "bart")
+BOUNDED_TOO = (
+    *("mbart", "pegasus", "marian", "blenderbot", "blenderbot-small", "plbart", "mvp", "led", "bigbird_pegasus"),
+    *("gpt2", "codegen", "biogpt", "ctrl", "mpt", "bert", "roformer", "rembert", "gpt_neo", "reformer"),
+)
+
+
+@pytest.mark.parametrize("name", [*BOUNDED, *(pytest.param(name, marks=pytest.mark.slow) for name in BOUNDED_TOO)])
+def test_more_tokens_than_positions_are_one_message(name: str) -> None:
+    """In a prompt, in a reply and in a row; transformers' errors are of an index or of a size."""
+    usual = vars(CONFIG_MAPPING[name]()) | CONFIG_MAPPING[name].attribute_map
+    of_parts = ("max_encoder_position_embeddings", "max_decoder_position_embeddings")
+    keys = [key for key in ("max_position_embeddings", "max_seq_len", *of_parts) if key in usual]
+    opened = adopted(build(name, **dict.fromkeys(keys, 16)))
+    ids, ever = tuple(range(4, 24)), Settings(do_sample=False, max_new_tokens=25, suppressed_ids=(STOP,))
+    for given in (ids, ids[:10]):
+        with pytest.raises(UnsupportedError, match=r"\d\d tokens in a row, but this model has 1[46] positions"):
+            generate(opened, [Context(given, given)], ever)
+    row = opened.family.row([Part(ids, False), Part(tuple(range(30, 55)), True)])
+    with pytest.raises(UnsupportedError, match=r"\d\d tokens in a row, but this model has 1[46] positions"):
+        score_rows(opened, [row])
+
+
+def test_an_architecture_that_asks_for_more_than_tokens_is_refused_by_name() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"XmodForCausalLM \(xmod\) is not read like a language model: .*language"
+    ):
+        adopted(build("xmod"))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("bert", "xlnet") else pytest.mark.slow) for n in SEES_AHEAD]
+)
 def test_a_model_that_sees_ahead_is_refused_by_name(name: str) -> None:
     """A masked language model opens as a decoder and would say anything."""
     opened = adopted(build(name, **({"is_decoder": False} if name == "bert" else {})))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from hanmo.checkpoints import open_model
 from hanmo.checkpoints.convert import convert
@@ -97,6 +98,19 @@ def too_large(folder: Path) -> Path:
     return changed(folder, **{"lm_head.weight": head})
 
 
+def in_fp8() -> Tensor:
+    return original_tensors(MEGATRON)["lm_head.weight"].to(torch.float8_e4m3fn)
+
+
+def zero_3(folder: Path) -> Path:
+    inside = folder / "global_step5"
+    inside.mkdir(parents=True)
+    (folder / "latest").write_text("global_step5")
+    for rank in range(2):
+        torch.save({"module": {"a": torch.zeros(0)}}, inside / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+    return folder
+
+
 def damaged_safetensors(folder: Path) -> Path:
     convert(write_hub(folder.with_name("hub")), folder)
     file = folder / "model.safetensors"
@@ -156,6 +170,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "a Git LFS pointer": content(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"),
     "a web page": content(b"<!DOCTYPE html><html>404</html>"),
     "JSON": content(b'{"error": "not found"}'),
+    "of ZeRO-3": zero_3,
     "MindSpore": mindspore,
     "a rank missing": ranks,
     "ranks of different runs": lambda folder: ranks(folder, iteration=9),
@@ -165,6 +180,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "of other shapes": lambda folder: changed(folder, **{"encoder.final_layernorm.weight": torch.zeros(3)}),
     "of no known model": nobodys,
     "another vocabulary": other_vocabulary,
+    "in FP8, FP4 or complex numbers": lambda folder: changed(folder, **{"lm_head.weight": in_fp8()}),
     "too large a number for fp16": too_large,
 }
 

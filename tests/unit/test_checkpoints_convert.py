@@ -235,7 +235,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     hub, target = write_hub(tmp_path / "hub"), tmp_path / "ours"
     target.mkdir()
     (target / "diary.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="is not empty; choose another folder, or say --force"):
+    with pytest.raises(CheckpointError, match="is not empty; choose another folder, or give --force"):
         convert(hub, target)
     convert(hub, target, force=True)
     assert (target / "diary.txt").read_text() == "mine"
@@ -321,3 +321,13 @@ def test_the_command_splits_and_prints(tmp_path: Path, megatron: Path) -> None:
     wishes = ["--to", "original", "--verify", "--resume", "--dtype", "bf16"]
     result = runner.invoke(app, ["convert", str(megatron), str(tmp_path / "one"), *wishes])
     assert result.exit_code == 0 and "fp16 to bf16 rounds" in result.output, result.output
+
+
+def test_no_file_of_an_export_names_the_draft_that_it_was_written_in(tmp_path: Path) -> None:
+    convert(write_hub(tmp_path / "hub"), tmp_path / "exported", to="hf")
+    assert (tmp_path / "exported" / "README.md").read_text(encoding="utf-8").splitlines()[0] == "# EVA as T5"
+    convert(tmp_path / "hub", tmp_path / "ours")
+    texts = [
+        path for name in ("exported", "ours") for path in (tmp_path / name).iterdir() if path.suffix != ".safetensors"
+    ]
+    assert len(texts) > 6 and not [path for path in texts if b".partial" in path.read_bytes()]

@@ -49,6 +49,54 @@ def test_deepspeeds_own_tracker_file_counts_where_the_other_is_missing(tmp_path:
     assert find_weights(folder).iteration == 7
 
 
+def test_deepspeeds_own_name_of_an_iteration_is_a_folder(tmp_path: Path) -> None:
+    folder = megatron(tmp_path / "m", name="global_step7", tracker=None)
+    (folder / "latest").write_text("global_step7\n")
+    assert (find_weights(folder).iteration, len(find_weights(folder).files)) == (7, 1)
+    (folder / "global_step7").rename(folder / "global_step8")
+    (folder / "latest").write_text("global_step8")
+    with pytest.raises(CheckpointError, match="the tracker file says iteration 8, the weights say 7"):
+        find_weights(folder)
+
+
+@pytest.mark.parametrize("name", ["latest_checkpointed_iteration.txt", "latest"])
+@pytest.mark.parametrize("written", ["\ufeff7".encode(), "7\r\n".encode("utf-16"), b"\xfe\xff\x007", b"7\r\n"])
+def test_a_tracker_file_that_windows_wrote_is_read(tmp_path: Path, name: str, written: bytes) -> None:
+    folder = megatron(tmp_path / "m", tracker=None)
+    (folder / name).write_bytes(written)
+    assert find_weights(folder).iteration == 7
+
+
+@pytest.mark.parametrize("name", ["mp_rank_00_model_states (1).pt", "mp_rank_00_model_states(2).pt"])
+def test_a_rank_file_that_a_browser_numbered_is_read(tmp_path: Path, name: str) -> None:
+    folder = megatron(tmp_path / "m")
+    file = folder / "7" / "mp_rank_00_model_states.pt"
+    file.rename(folder / "7" / name)
+    for given in (folder, folder / "7" / name):
+        assert find_weights(given).names == ["a", "b"]
+    torch.save({"module": {"c": torch.ones(1)}, "iteration": 7}, file)  # its own name goes before
+    assert find_weights(folder).names == ["c"]
+
+
+def test_a_rank_file_under_another_name_is_told_its_name(tmp_path: Path) -> None:
+    folder = megatron(tmp_path / "m")
+    other = (folder / "7" / "mp_rank_00_model_states.pt").rename(folder / "7" / "copy.pt")
+    with pytest.raises(CheckpointError, match=r"copy\.pt: .*rank's file, name it mp_rank_00_model_states\.pt"):
+        find_weights(other)
+
+
+@pytest.mark.parametrize("inner", ["", "global_step5", "global_step5/zero_pp_rank_1_mp_rank_00_model_states.pt"])
+def test_a_checkpoint_of_zero_3_is_said_to_be_one(tmp_path: Path, inner: str) -> None:
+    folder = tmp_path / "m"
+    (folder / "global_step5").mkdir(parents=True)
+    (folder / "latest").write_text("global_step5")
+    for rank in range(2):
+        content = {"module": {"a": torch.zeros(0)}, "param_shapes": [{"a": torch.Size((2, 3))}]}
+        torch.save(content, folder / "global_step5" / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+    with pytest.raises(CheckpointError, match=r"DeepSpeed's ZeRO-3, .* over 2 files .*zero_to_fp32\.py .* in .*/m, "):
+        find_weights(folder / inner)
+
+
 def test_total_iters_stands_for_iteration(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     folder.mkdir()

@@ -155,3 +155,30 @@ def test_the_command_prints_and_exits_by_health(tmp_path: Path) -> None:
     bad = runner.invoke(app, ["inspect", str(folder)])
     assert bad.exit_code == 1
     assert "not healthy" in bad.stdout and "empty" in bad.stdout
+
+
+def test_a_model_that_does_not_open_is_not_called_healthy(tmp_path: Path) -> None:
+    """Its weights are; without configuration and vocabulary it is no whole model."""
+    folder = write_megatron(tmp_path / "m")
+    whole = CliRunner().invoke(app, ["inspect", str(folder), "--config", str(folder / "model_config.json")])
+    assert whole.exit_code == 0 and whole.stdout.splitlines()[-1].strip() == "healthy"
+    (folder / "vocab.txt").unlink()
+    report = inspect_model(folder)
+    assert report.healthy and report.lacks == ["configuration", "vocabulary"] == report.as_dict()["lacks"]
+    said = CliRunner().invoke(app, ["inspect", str(folder)])
+    last = "the weights are healthy; the model does not open without its configuration and vocabulary"
+    assert said.exit_code == 0 and " ".join(said.stdout.split()).endswith(last)
+
+
+def test_why_files_hold_more_numbers_than_a_model_has_parameters(tmp_path: Path) -> None:
+    """EVA's originals store the embedding under three names."""
+    config, sums = tiny_eva().network.config, tiny_eva().network.state_dict().values()
+    parameters = sum(tensor.numel() for tensor in sums)
+    folder = write_megatron(tmp_path / "m")
+    copies = {name for name in original_tensors(MEGATRON) if name.endswith("_embeds.weight") and name.count(".") > 1}
+    stored = parameters + sum(original_tensors(MEGATRON)[name].numel() for name in copies)
+    said = " ".join(CliRunner().invoke(app, ["inspect", str(folder)]).stdout.split())
+    assert config.vocab_size and stored > parameters and f"parameters {parameters:,} " in said
+    assert f"dtype fp16 ({stored:,}): numbers in the files, with copies of parameters and constants" in said
+    ours = CliRunner().invoke(app, ["inspect", str(save_model(tiny_eva(), tmp_path / "ours"))]).stdout
+    assert f"fp32 ({parameters:,})" in ours and "copies" not in ours.split("check")[0]

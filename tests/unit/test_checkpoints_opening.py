@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from hanmo.checkpoints import open_model, save_model
+from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.inspect import inspect_model
 from hanmo.checkpoints.open import check_vocabulary, choose_dtype
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError
 from hanmo.families.eva import original_format
 from hanmo.families.eva.family import EvaFamily
-from hanmo.families.weight_map import Size
+from hanmo.families.weight_map import Layout, Size
 from tests.unit.checkpoint_files import (
     HUB,
     MEGATRON,
@@ -194,6 +195,36 @@ def test_rules_for_a_family_without_any_are_refused(tmp_path: Path, monkeypatch:
 
 def ours(folder: Path) -> Path:
     return save_model(tiny_eva(), folder)
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "model.", "_forward_module.module."])
+@pytest.mark.parametrize("layout", [HUB, MEGATRON], ids=["hub", "megatron"])
+def test_weights_that_deepspeed_joined_are_the_model(tmp_path: Path, layout: Layout, wrapper: str) -> None:
+    """zero_to_fp32.py writes one file, under the names that the training program gave; they go back as those of a rank."""
+    folder, tensors = tmp_path / "joined", original_tensors(layout, torch.float32)
+    folder.mkdir()
+    torch.save({wrapper + name: tensor for name, tensor in tensors.items()}, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps(config_json()))
+    write_vocabulary(folder)
+    opened = open_model(folder, device="cpu")
+    expected = tiny_eva().network.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in opened.network.state_dict().items())
+    convert(folder, tmp_path / "ours")
+    back = convert(tmp_path / "ours", tmp_path / "back", to="original")
+    content = torch.load(tmp_path / "back" / back["files"][0], weights_only=True)
+    if layout is MEGATRON:
+        assert (tmp_path / "back" / "latest_checkpointed_iteration.txt").read_text() == "1"
+        content, wrapper = content["module"], ""
+    assert all(torch.equal(content[wrapper + name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_of_a_model_folder_stands_for_the_folder(tmp_path: Path, name: str) -> None:
+    for folder in (ours(tmp_path / "ours"), write_model("qwen3", tmp_path / "qwen")):
+        weights = open_model(folder, device="cpu").network.state_dict()
+        again = open_model(folder / name, device="cpu").network.state_dict()
+        assert all(torch.equal(again[key], tensor) for key, tensor in weights.items())
+        assert inspect_model(folder / name).healthy
 
 
 def test_a_folder_of_ours_needs_no_help(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import enum
 import io
 import os
 import pickle
@@ -94,19 +95,58 @@ def test_what_old_trainers_stored_is_read(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(read["rng"][1].array, content["rng"][1])  # type: ignore[index]
 
 
-@pytest.mark.parametrize("package", ["fp16", "megatron.fp16", "apex.fp16_utils", "deepspeed.runtime.fp16"])
-def test_loss_scalers_are_read_as_their_values(tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Old optimizers for half precision pickled them whole."""
-    module = types.ModuleType(f"{package}.loss_scaler")
-    scaler = type("DynamicLossScaler", (), {"__module__": module.__name__})
-    module.DynamicLossScaler = scaler  # type: ignore[attr-defined]
-    for name in (package, package.split(".")[0], ".".join(package.split(".")[:2]), module.__name__):
-        monkeypatch.setitem(sys.modules, name, module)
-    content = scaler()
-    content.cur_scale = 65536
-    assert vars(read_pickle(save({"loss_scaler": content}, tmp_path / "a.pt", "zip"))["loss_scaler"]) == {
-        "cur_scale": 65536
-    }
+OF_TRAINERS = (
+    *(
+        "fp16.loss_scaler.DynamicLossScaler",
+        "megatron.fp16.loss_scaler.DynamicLossScaler",
+        "apex.amp.scaler.LossScaler",
+    ),
+    *("apex.fp16_utils.loss_scaler.LossScaler", "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    "megatron.optimizer.grad_scaler.DynamicGradScaler",
+)
+KINDS = ("megatron.enums.ModelType", "megatron.model.enums.AttnMaskType", "deepspeed.runtime.zero.config.ZeroStageEnum")
+
+
+def made_by_trainer(name: str, monkeypatch: pytest.MonkeyPatch, base: Any = object, **attributes: Any) -> Any:
+    """A class of this name in a module of a trainer, as if that were installed."""
+    place, _, own = name.rpartition(".")
+    parts, module = place.split("."), types.ModuleType(place)
+    made = base(own, attributes, module=place) if base is enum.Enum else type(own, (), {"__module__": place})
+    setattr(module, own, made)
+    for count in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:count]), module)
+    return made
+
+
+@pytest.mark.parametrize("form", ["zip", "pre-2020"])
+@pytest.mark.parametrize("name", [*OF_TRAINERS, *KINDS])
+def test_what_trainers_pickle_of_their_own_is_read_as_its_values_and_written_as_plain_ones(
+    tmp_path: Path, name: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their loss scalers, whole, and the kinds of layers and models among their arguments."""
+    if name in KINDS:
+        content, values = made_by_trainer(name, monkeypatch, enum.Enum, first=1, second=2).second, {"value": 2}
+    else:
+        content, values = made_by_trainer(name, monkeypatch)(), {"cur_scale": 65536}
+        content.cur_scale = 65536
+    written = {"module": {"a": torch.ones(2)}, "args": argparse.Namespace(kind=content), "scaler": content}
+    read = read_pickle(save(written, tmp_path / "a.pt", form))
+    assert vars(read["scaler"]) == vars(read["args"].kind) == values
+    again = torch.load(save(read, tmp_path / "b.pt", "zip"), weights_only=False)  # hanmo alone, no trainer, is needed
+    assert again["scaler"] == again["args"].kind == values
+
+
+def test_a_trainers_function_that_a_file_calls_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    module = types.ModuleType("megatron.utils")
+    module.run = ran.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "megatron", module)
+    monkeypatch.setitem(sys.modules, "megatron.utils", module)
+    pickled = b"\x80\x02}X\1\0\0\0acmegatron.utils\nrun\nX\4\0\0\0evil\x85Rs."
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3")
+    assert vars(read_pickle(tmp_path / "a.pt")["a"]) == {"value": "evil"} and not ran
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hanmo.checkpoints import save_model
 from hanmo.cli import main
@@ -69,6 +70,22 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         return Ran(int(ended.value.code or 0), *capsys.readouterr())
 
     return typed
+
+
+@pytest.mark.parametrize(
+    "full",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory: you tried"), MemoryError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_one_message(full: Exception, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*given: Any, **settings: Any) -> Any:
+        raise full
+
+    monkeypatch.setattr("hanmo.generation.decode.generate", no_room)
+    done = run("generate model 你好")
+    assert done.code == 2 and done.out == ""
+    said = re.sub(r"\(.*\)", "()", done.err.strip())
+    assert said == "hanmo: out of memory (); take a smaller batch, limit or model, or a --dtype of fewer bits"
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,10 @@ def test_rows_of_a_stream_are_those_of_all_documents_at_once(sizes: list[tuple[i
 
 def test_the_seed_orders_the_documents_of_a_stream() -> None:
     rows = dataset([(0, 5)] * 20)
-    orders = [[int(i) for r in range(20) for i in StreamRows(rows, FAMILY, 5, seed).row(r).inputs["input_ids"]]
-              for seed in (1, 1, 2)]  # fmt: skip
+    orders = [
+        [int(i) for r in range(20) for i in StreamRows(rows, FAMILY, 5, seed).row(r).inputs["input_ids"]]
+        for seed in (1, 1, 2)
+    ]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2]) == list(range(100, 200))
 

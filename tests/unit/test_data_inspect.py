@@ -1,6 +1,7 @@
 """What is found in a file, and the data commands as a user runs them."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,19 @@ def test_page_shows_problems_and_samples(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('{"text": "<好>"}\n{"text": 1}\n', encoding="utf-8")
     html = page(inspect_file(path)).html()
-    assert "&lt;好&gt;" in html and "in.jsonl:2" in html
+    assert "&lt;好&gt;" in html and "in.jsonl:2" in html and "All 1<" in html
+
+
+def test_the_bars_of_the_page_are_whole_numbers(tmp_path: Path) -> None:
+    html = page(inspect_file(_file(tmp_path))).html()
+    assert re.findall(r"</i><span>([^<]*)</span>", html) == ["1", "3", "0", "1", "0", "0", "0", "1", "3"]
+
+
+@pytest.mark.parametrize(("letters", "size"), [(1500, "1.5 kB"), (2_500_000, "2.50 MB")])
+def test_the_size_of_a_small_file_is_not_0(letters: int, size: str, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}' + " " * (letters - 14) + "\n")
+    assert inspect_file(path).facts()["size"] == size
 
 
 Run = Callable[..., dict[str, Any]]

@@ -173,9 +173,12 @@ def test_many_texts_are_found_across_the_borders_of_batches(tmp_path: Path, monk
 
 @pytest.mark.parametrize(
     ("held_out", "learned"),
-    [(".5元一斤的苹果买了六斤一共多少钱", "3.5元一斤的苹果买了六斤一共多少钱"), ("-5加上六再乘以七等于多少呢", "3-5加上六再乘以七等于多少呢"),
-     ("六斤苹果一共要花多少元呢，是不是3", "六斤苹果一共要花多少元呢，是不是3.5")],
-)  # fmt: skip
+    [
+        (".5元一斤的苹果买了六斤一共多少钱", "3.5元一斤的苹果买了六斤一共多少钱"),
+        ("-5加上六再乘以七等于多少呢", "3-5加上六再乘以七等于多少呢"),
+        ("六斤苹果一共要花多少元呢，是不是3", "六斤苹果一共要花多少元呢，是不是3.5"),
+    ],
+)
 def test_what_is_cut_out_of_a_number_is_no_contamination(held_out: str, learned: str, tmp_path: Path) -> None:
     train = _file(tmp_path, "train.jsonl", [Text(f"老师问：{learned}？"), Text(f"老师问：{learned}")])
     test = _file(tmp_path, "test.jsonl", [PromptResponse(held_out, "好")])

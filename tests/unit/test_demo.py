@@ -1,8 +1,9 @@
 import json
+import re
 import signal
 import subprocess
 import sys
-from html import escape
+from html import escape, unescape
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,16 @@ def test_the_report_holds_what_was_said(made):
         *map(escape, result.beyond[0]),
     ):
         assert needed in page, needed
+
+
+def test_every_turn_of_the_model_is_marked_in_every_conversation_of_the_report(made):
+    folder, result = made
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r"<div class='turn (\w*)'>(.*?)</div>", page, re.DOTALL)
+    turns = [turn for talk in (*result.conversations, *result.beyond) for turn in enumerate(talk)]
+    assert [(kind, unescape(text)) for kind, text in shown] == [
+        ("reply" if place % 2 else "", turn) for place, turn in turns
+    ]
 
 
 def test_cross_attention_begins_as_a_copy_of_what_it_sees(tmp_path):

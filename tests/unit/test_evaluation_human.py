@@ -49,6 +49,20 @@ def test_sheets_are_blind_shuffled_and_whole(tmp_path: Path) -> None:
         prepare(ANSWERS, tmp_path)
 
 
+def test_a_page_says_what_to_do_and_what_the_scales_mean_in_chinese_and_english(tmp_path: Path) -> None:
+    page = prepare(ANSWERS, tmp_path, raters=1)[1].read_text(encoding="utf-8")
+    assert "<title>回答评分 Rating of answers: rater1</title>" in page and "<h1>回答评分 Rating of answers" in page
+    assert re.search(r'<section lang="zh-CN">\s*<p>请给每个回答打四个分数', page)
+    assert re.search(r'<section lang="en">\s*<p>Please give every answer four ratings', page)
+    scales = re.findall(r"<dt>(\S+) (\w+)</dt><dd>1 = (.+)<br>(\d+) = (.+)</dd>", page)
+    assert [(english.lower(), int(top)) for _, english, _, top, _ in scales] == list(RATINGS.items())
+    for chinese, _, lowest, _, highest in scales:
+        assert all(re.match(r"[\u4e00-\u9fff]+", text) for text in (chinese, lowest, highest))
+        assert all(re.search(r" [a-z ]+$", text) for text in (lowest, highest))
+    for words in ("问题 Question", "回答 Answer", "保存 Save CSV"):
+        assert words in page
+
+
 def test_a_browser_keeps_the_ratings_of_each_study_apart(tmp_path: Path) -> None:
     """Two studies of one size have the same items in the same order; what is kept goes by what is rated."""
     pages = []

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,3 +180,28 @@ def test_a_long_text_in_several_rows_loses_one_token_only(tmp_path: Path) -> Non
     (one,) = evaluate(opened, [Text(text)], limit=8).records
     assert not one.cut and one.characters == len(text) - len(pieces(opened, text)[0].replace("▁", ""))
     assert one.tokens == len(pieces(opened, text))  # less the first, and the stop token
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_text_is_tokenised_twice_to_learn_whether_it_was_cut(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = tiny(name, tmp_path)
+    records: list[Record] = [PromptResponse("你好吗", "我很好" * 20), Dialogue(("今天天气", "明天去哪里玩"))]
+    records += [] if name == "eva" else [Text("今天天气真不错。" * 20)]
+    whole = evaluate(opened, records, limit=512)
+    asked: list[str] = []
+    encode = opened.tokenizer.encode
+
+    def counted(text: str, *rest: Any, **settings: Any) -> list[int]:
+        asked.append(text)
+        return encode(text, *rest, **settings)
+
+    monkeypatch.setattr(opened.tokenizer, "encode", counted)
+    for limit in (512, 40):
+        result = evaluate(opened, records, limit=limit)
+        long = [text for text in asked if len(text) > 1]  # huggingface asks with 一 what stands around a text
+        assert long and len(long) == len(set(long))
+        asked.clear()
+    assert any(record.cut for record in result.records) == (name != "eva")  # which leaves out what does not fit
+    assert not any(record.cut for record in whole.records)

@@ -83,6 +83,26 @@ def test_progress_counts_up_to_all(eva: OpenedModel, tmp_path: Path) -> None:
     assert seen == [(6, 7), (7, 7)]
 
 
+def test_progress_costs_the_same_for_every_row(tmp_path: Path) -> None:
+    """Counted anew for each row, what is there already took a time that grew by the square of the rows."""
+
+    class Counted(dict[int, Any]):
+        asked = 0
+
+        def __contains__(self, number: object) -> bool:
+            self.asked += 1
+            return super().__contains__(number)
+
+    def find(missing: list[int], keep: Any) -> None:
+        for place in range(len(missing)):
+            keep(place, place)
+
+    with opened_store(tmp_path, "rows", ["x"]) as store:
+        store.values = counted = Counted()
+        store.fill(500, find, lambda done, total: None)
+    assert len(counted) == 500 and counted.asked <= 2 * 500
+
+
 def test_records_hash_is_of_the_content_alone() -> None:
     one = [Dialogue(("你好", "好"), where="a:1")]
     assert records_hash(one) == records_hash([Dialogue(("你好", "好"), where="b:7")])

@@ -185,3 +185,21 @@ def test_a_row_that_memory_has_no_room_for_goes_step_by_step(monkeypatch: pytest
     monkeypatch.setattr(trees, "read", full)
     for one, other in zip(expected, score_candidates(model, asked), strict=True):
         assert [score.nll for score in one] == pytest.approx([score.nll for score in other], abs=1e-4)
+
+
+def test_a_probe_that_memory_has_no_room_for_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its questions are scored one after the other, and the network is asked again."""
+    model, asked = opened("gpt2"), questions("gpt2", Random(4), 6, 3)
+    model.network.trees_are_exact = None
+    expected = score_candidates(model, asked)
+    tried: list[int] = []
+
+    def full(*arguments: Any) -> Any:
+        tried.append(1)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr(trees, "WORTH", 0)
+    monkeypatch.setattr(trees, "read", full)
+    for one, other in zip(expected, score_candidates(model, asked), strict=True):
+        assert [score.nll for score in one] == pytest.approx([score.nll for score in other], abs=1e-4)
+    assert tried and model.network.trees_are_exact is None

@@ -1,8 +1,12 @@
 """Several blanks of one text are filled from left to right, each seeing the answers before it."""
 
 from pathlib import Path
+from typing import Any
 
-from hanmo.generation.decode import fill, generate
+import pytest
+
+from hanmo.generation.decode import Generation, fill, generate
+from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.records import Text
 from hanmo.rows import Context
@@ -24,6 +28,20 @@ def test_blanks_of_several_texts(tmp_path: Path) -> None:
             (alone,) = generate(opened, [Context(ids, ids)], GREEDY)
             assert alone.ids == answer.ids
             ids = (*ids, sop, *answer.ids)
+
+
+def test_every_blank_of_every_text_has_draws_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = tiny("glm", tmp_path)
+    drawn: list[list[Place]] = []
+
+    def recorded(*given: Any, places: list[Place], **others: Any) -> list[Generation]:
+        drawn.append(places)
+        return generate(*given, places=places, **others)
+
+    monkeypatch.setattr("hanmo.generation.decode.generate", recorded)
+    texts = ("你好[MASK]", "今天[MASK]明天[MASK]再见")
+    fill(opened, [opened.family.context(Text(text), 64) for text in texts], GREEDY, first=5)
+    assert drawn == [[Place(5, 0, 0), Place(6, 0, 0)], [Place(6, 0, 1)]]
 
 
 def test_families_without_blanks_answer_once() -> None:

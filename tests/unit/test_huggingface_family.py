@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hanmo.data.rows.dataset import make_rows
 from hanmo.data.rows.documents import Pieces
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.base import OpenedModel
+from hanmo.families.huggingface import probes
 from hanmo.families.huggingface.modeling import adopt
 from hanmo.generation.decode import generate
 from hanmo.generation.settings import Settings
@@ -237,3 +239,28 @@ def test_encoder_decoders_draw_anew_where_a_text_is_cut(tmp_path: Path) -> None:
     assert pieces.drawn
     cuts = {len(pieces.row(epoch).labels) for epoch in range(8)}
     assert len(cuts) > 1
+
+
+@pytest.mark.parametrize("full", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                                  RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=lambda e: type(e).__name__)  # fmt: skip
+@pytest.mark.parametrize("probe", ["find_batching", "packing_is_exact", "batches", "head"])
+def test_too_little_memory_says_nothing_about_a_network(probe: str, full: Exception, tmp_path: Path) -> None:
+    """Read as "not exact", it made a network slow for good, or refused as one that cannot be decoded."""
+    network = opened("qwen3", tmp_path).network
+
+    def refuse(module: Any, given: Any, settings: dict[str, Any]) -> None:
+        if probe != "batches" or len(settings["input_ids"]) > 1:  # one text alone still fits
+            raise full
+
+    def no_room(*given: Any, **settings: Any) -> Any:
+        raise full
+
+    if probe == "head":
+        with pytest.raises(type(full)):
+            probes.head_is_exact(network, no_room)
+        return
+    handle = network.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    with pytest.raises(type(full)):
+        getattr(probes, "find_batching" if probe == "batches" else probe)(network)
+    handle.remove()
+    assert probes.find_batching(network).batch == "any" and probes.packing_is_exact(network)

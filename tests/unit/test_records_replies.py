@@ -90,14 +90,17 @@ def test_a_command_names_file_and_line(command: tuple[str, ...], value: Any, tmp
 
 PROMPTS: list[tuple[Any, tuple[str, ...]]] = [
     ({"messages": [{"role": "user", "content": "你好"}]}, ("你好",)),
-    ({"messages": [{"role": r, "content": c} for r, c in (("user", "甲"), ("assistant", "乙"), ("user", "丙"))]}, ("甲", "乙", "丙")),
+    (
+        {"messages": [{"role": r, "content": c} for r, c in (("user", "甲"), ("assistant", "乙"), ("user", "丙"))]},
+        ("甲", "乙", "丙"),
+    ),
     ({"messages": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "嗨"}]}, ("你好",)),
     ({"turns": ["你好"]}, ("你好",)),
     ({"turns": ["你好", "嗨"]}, ("你好",)),
     ({"prompt": "你好"}, ("你好",)),
     ({"instruction": "你好"}, ("你好",)),
     ({"prompt": "你好", "response": ""}, ("你好",)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("value", "turns"), PROMPTS)

@@ -88,6 +88,62 @@ def test_line_plot_of_one_value_and_from_zero() -> None:
     assert "points='50.00,4.76'" in page.html()
 
 
+def ticks_of(page: Page, axis: str) -> list[str]:
+    """The labels of an axis, from left to right or from top to bottom."""
+    found = re.findall(rf"<span class='?{axis}(?: minor)?'? style='\w+:([\d.]+)%'>([^<]*)<", page.html())
+    return [label for _, label in sorted(found, key=lambda entry: float(entry[0]))]
+
+
+def test_steps_and_counts_have_whole_ticks() -> None:
+    page = Page("t")
+    page.line_plot({"a": [(0, 0), (1, 2), (2, 1)]})  # without regard to kind: 0, 0.5, 1, 1.5, 2
+    assert ticks_of(page, "x") == ["0", "1", "2"] and ticks_of(page, "y") == ["2", "1", "0"]
+    page = Page("t")
+    page.line_plot({"a": [(3, 7)]})
+    assert ticks_of(page, "x") == ["3"] and ticks_of(page, "y") == ["7"]
+    page = Page("t")
+    page.line_plot({"a": [(0, 0.0), (1, 2.0)]})  # measured, not counted
+    assert "0.5" in ticks_of(page, "y")
+
+
+def test_an_axis_of_shares_is_from_0_to_1() -> None:
+    page = Page("t")
+    page.line_plot({"a": [(0, 0.9), (10, 1.0)]}, share=True)
+    assert ticks_of(page, "y") == ["1", "0.5", "0"]
+    # 5 % of room above and below: 0.9 is (1.05 - 0.9) / 1.1 from the top.
+    assert "points='0.00,13.64 100.00,4.55'" in page.html()
+
+
+def test_the_axis_of_a_constant_fits_it() -> None:
+    page = Page("t")
+    page.line_plot({"beta": [(0, 0.05), (10, 0.05)]})
+    assert {"0.03", "0.05", "0.07"} <= set(ticks_of(page, "y")) and "0" not in ticks_of(page, "y")
+
+
+def test_ticks_of_values_that_are_nearly_the_same_are_short() -> None:
+    page = Page("t")
+    page.line_plot({"beta": [(0, 0.05), (10, 0.050004)]})
+    assert ticks_of(page, "y") == ["0.0505", "0.05", "0.0495"]  # 1 % on either side
+
+
+def test_a_plot_from_zero_shows_what_is_below() -> None:
+    page = Page("t")
+    page.line_plot({"a": [(0, -1.0), (10, 1.0)]}, from_zero=True)
+    assert "points='0.00,95.45 100.00,4.55'" in page.html()
+
+
+def test_lines_that_coincide_are_all_seen() -> None:
+    """Each is drawn over those before it: they are broken, and the points below are larger."""
+    page = Page("t")
+    page.line_plot({name: [(0, 1.0), (1, 1.0)] for name in "abc"})
+    html = page.html()
+    assert re.findall(r"<g style='--c:var\(--c(\d)\);--size:(\d+)'", html) == [("0", "13"), ("1", "10"), ("2", "7")]
+    for place, line, key in ((2, "8 6", "dashed"), (3, "2 4", "dotted")):
+        assert f".plot g:nth-of-type(3n+{place}) polyline {{ stroke-dasharray: {line}; }}" in html
+        assert f".lines span:nth-of-type(3n+{place}) i {{ border-top-style: {key}; }}" in html
+    assert ".plot path { stroke: var(--c); stroke-width: var(--size);" in html and "class='legend lines'" in html
+
+
 def test_bars_are_a_share_of_the_longest_or_of_top() -> None:
     page = Page("t")
     page.bar_plot({"g": {"a": 1.0, "b": 4.0}})
@@ -120,6 +176,47 @@ def test_the_sides_of_a_dialogue_alternate_back_from_the_reply() -> None:
         ("reply", "四"),
         ("expected", "五"),
     ]
+
+
+def test_every_turn_of_the_model_in_a_conversation_has_its_colour() -> None:
+    page = Page("t")
+    page.conversation(["一", "二", "三", "四"])
+    assert re.findall(r"class='turn (\w*)'>(.)", page.html()) == [
+        ("", "一"),
+        ("reply", "二"),
+        ("", "三"),
+        ("reply", "四"),
+    ]
+    assert ".turn.reply { align-self: flex-end; background: var(--c0); color: var(--card);" in page.html()
+
+
+def test_no_column_is_cut_off() -> None:
+    """Wide texts wrap; on a narrow screen a row of many cells is a card, whose cells carry the names of their columns."""
+    page = Page("t")
+    page.table(["a", "b's", "c", "d"], [["汉" * 8, "汉" * 9, "x" * 16, 1.5]])
+    page.table(["a", "b", "c"], [[1, 2, 3]])
+    page.table(["right", *"0123456789"], [["1", *range(10)]])
+    html = page.html()
+    kinds = re.findall(r"<td( class=\w+)? data-name='([^']*)'>", html)
+    assert kinds[:4] == [("", "a"), (" class=long", "b&#39;s"), ("", "c"), (" class=number", "d")]
+    assert re.findall(r"<table( class='[^']*')?>", html) == [" class='cards'", "", " class='cards dense'"]
+    style = html[: html.index("</style>")]
+    assert re.search(r"\n\.long \{[^}]*white-space: normal; overflow-wrap: anywhere", style)
+    assert re.search(r"\.dense th, \.dense td \{[^}]*overflow-wrap: anywhere", style)
+    narrow = style[style.index("@media (max-width: 860px)") :]
+    for rule in (
+        r"\.cards thead \{ display: none",
+        r"\.cards tr \{ display: flex; flex-wrap: wrap",
+        r"\.cards td \{ display: block; min-width: 0;[^}]*white-space: normal; overflow-wrap: anywhere",
+        r"\.cards td::before \{ content: attr\(data-name\)",
+    ):
+        assert re.search(rule, narrow), rule
+
+
+def test_code_keeps_its_lines() -> None:
+    page = Page("t")
+    page.code("a:\n  b: <c>\n")
+    assert "<p class=code>a:\n  b: &lt;c&gt;\n</p>" in page.html() and ".code { white-space: pre-wrap;" in page.html()
 
 
 def test_write_replaces_the_file_whole(tmp_path: Path) -> None:
@@ -155,6 +252,7 @@ def test_numbers_as_text(value: object, text: str) -> None:
 def test_ticks_lie_inside_and_are_about_as_many_as_asked(low: float, width: float, about: int) -> None:
     high = low + width
     values = ticks(low, high, about)
+    assert all(value.is_integer() for value in ticks(low, high, about, whole=True))
     slack = 1e-6 * width + 1e-9
     assert all(low - slack <= value <= high + slack for value in values)
     assert about / 2.5 - 1 <= len(values) <= about + 1

@@ -60,6 +60,12 @@ def test_a_comment_behind_a_field_describes_it_where_no_attribute_does() -> None
     assert found == {"limit": ("the longest row.", "tokens"), "说明": ('half "以" of it', "T"), "bare": ("", "")}
 
 
+def test_every_number_has_a_unit_or_a_symbol() -> None:
+    found = settings_docs.sections(settings_docs.stages())
+    numbers = [one for _, settings in found.values() for one in settings if "number" in one.type.split(" or ")[0]]
+    assert len(numbers) > 40 and not [one.name for one in numbers if not one.unit and one.name != "seed"]
+
+
 def test_both_files_are_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

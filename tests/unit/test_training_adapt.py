@@ -40,8 +40,11 @@ def test_the_first_layers_of_every_stack_are_frozen() -> None:
         }
     )
     assert freeze_layers(network, 0.5) == [
-        "encoder.blocks.0", "encoder.blocks.1", "decoder.blocks.0", "decoder.blocks.1",
-    ]  # fmt: skip
+        "encoder.blocks.0",
+        "encoder.blocks.1",
+        "decoder.blocks.0",
+        "decoder.blocks.1",
+    ]
     assert not network["encoder"]["blocks"][1][0].weight.requires_grad
     assert network["encoder"]["blocks"][2][0].weight.requires_grad
     assert network["decoder"]["blocks"][2].weight.requires_grad

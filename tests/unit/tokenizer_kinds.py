@@ -95,8 +95,11 @@ def t5() -> Tokenizer:
 
 
 KINDS: dict[str, Callable[[], Tokenizer]] = {
-    "sentencepiece": sentencepiece, "byte_level": byte_level, "bert": bert, "t5": t5,
-}  # fmt: skip
+    "sentencepiece": sentencepiece,
+    "byte_level": byte_level,
+    "bert": bert,
+    "t5": t5,
+}
 
 
 def tokenizer(kind: str, template: str = "") -> PreTrainedTokenizerFast:

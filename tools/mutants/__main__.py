@@ -25,16 +25,22 @@ WORK = ROOT / "build" / "mutants"
 PARTS: dict[str, tuple[str, ...]] = {
     "losses": ("hanmo/losses.py", "hanmo/training/schedules.py", "hanmo/training/divergence.py"),
     "rows": (
-        "hanmo/rows.py", "hanmo/families/base.py", "hanmo/nn/causal.py", "hanmo/families/*/family.py",
+        "hanmo/rows.py",
+        "hanmo/families/base.py",
+        "hanmo/nn/causal.py",
+        "hanmo/families/*/family.py",
         "hanmo/families/glm/pretraining.py",
     ),
     "collation": ("hanmo/data/rows/*.py",),
     "sampling": ("hanmo/generation/*.py", "hanmo/families/eva/decoding.py"),
     "trainers": (
-        "hanmo/training/trainer.py", "hanmo/training/pairs.py", "hanmo/training/supervised.py",
-        "hanmo/training/stages/*.py", "hanmo/training/rl/*.py",
+        "hanmo/training/trainer.py",
+        "hanmo/training/pairs.py",
+        "hanmo/training/supervised.py",
+        "hanmo/training/stages/*.py",
+        "hanmo/training/rl/*.py",
     ),
-}  # fmt: skip
+}
 TELLS = ("sections", "pair_curves", "__repr__")  # functions that write pages: what they say is not what is trained
 
 

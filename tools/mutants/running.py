@@ -51,14 +51,19 @@ def run(root: Path, work: Path, shown: list[Shown], minutes: float) -> Iterator[
     outcomes.unlink(missing_ok=True)
     asked = [
         {
-            "key": one.mutant.key, "path": one.mutant.path, "scope": one.mutant.code_name, "start": one.mutant.start,
-            "end": one.mutant.end, "text": one.mutant.text, "tests": one.tests,
+            "key": one.mutant.key,
+            "path": one.mutant.path,
+            "scope": one.mutant.code_name,
+            "start": one.mutant.start,
+            "end": one.mutant.end,
+            "text": one.mutant.text,
+            "tests": one.tests,
             "limit": LIMIT[0] + LIMIT[1] * one.measured,
             "said": f"{place}/{len(shown)} {one.mutant.path}:{one.mutant.line} {one.mutant.what}: "
             f"{one.mutant.before} -> {one.mutant.text}",
         }
         for place, one in enumerate(shown, 1)
-    ]  # fmt: skip
+    ]
     wanted.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
     shared = root.parent / "shared"
     environment = {

@@ -1,4 +1,4 @@
-"""Writes a folder of weights file by file, with a content hash per tensor, so that it can be continued.
+"""Writes a folder of weights file by file, with a content hash per tensor, so that an interrupted run can resume.
 
 .NAME.partial/      the files finished so far, beside the folder NAME that it becomes
     job.json        the job
@@ -47,7 +47,7 @@ class ResumableFolder:
             progress(bytes_of(file.tensors))
             return
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # copying is bound by memory: a second thread took twice the processor time
+        torch.set_num_threads(1)  # copying is memory-bound: a second thread doubled the processor time
         try:
             with replacing(path) as temporary:
                 file.write(temporary, progress)
@@ -59,20 +59,20 @@ class ResumableFolder:
 
 
 def bytes_of(tensors: dict[str, LazyTensor]) -> int:
-    """The bytes of these tensors in a file; a tensor with several names is stored once."""
+    """The bytes that these tensors take in a file; a tensor with several names is stored once."""
     return sum(tensor.nbytes for tensor in set(tensors.values()))
 
 
 @contextlib.contextmanager
 def resumable_folder(target: Path, job: dict[str, Any], *, resume: bool, verify: bool) -> Iterator[ResumableFolder]:
-    """A folder in the making that becomes ``target`` when the block ends without an error.
+    """A draft folder that becomes ``target`` when the block ends without an error.
 
-    After an error it is removed. With ``resume`` it is kept, and the next call of the same ``job`` (everything that
-    decides the content, as JSON) continues it, as it does the folder of a killed process. ``verify``: read the weights
+    After an error it is removed. With ``resume`` it is kept, and the next call with the same ``job`` (everything that
+    determines the content, as JSON) continues it, also after a killed process. ``verify``: read the weights
     again and compare the hashes before the target appears. InUseError if another run writes it; CheckpointError if it
-    cannot be written, a file is not as it was written, or the interrupted job was another one.
+    cannot be written, a file has changed since, or the interrupted job was a different one.
     """
-    resolved = Path(os.path.realpath(target))  # resolves links in a circle too
+    resolved = Path(os.path.realpath(target))  # also resolves circular links
     path = resolved.with_name(f".{resolved.name}.partial")
     job = json.loads(json.dumps(job))
     try:
@@ -121,7 +121,7 @@ def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
     names = [str(file.relative_to(weights.folder)) for file in weights.files]
     for name, facts in files.items():
         if name not in names:
-            raise CheckpointError(f"{index}: lists {name}, which is not among the files: {', '.join(names)}")
+            raise CheckpointError(f"{index}: lists {name}, which is missing; the files are {', '.join(names)}")
         number = names.index(name)
         path, tensors = weights.files[number], weights.ranks[number if len(weights.ranks) > 1 else 0]
         if from_disk and hasattr(os, "posix_fadvise"):
@@ -133,7 +133,7 @@ def verify_index(weights: Weights, from_disk: bool = False) -> int | None:
 
 
 def read_index(index: Path) -> dict[str, dict[str, Any]] | None:
-    """The files in an index of hashes, by name; None without an index of our hash; CheckpointError for another form."""
+    """The files in an index, by name; None without one, or if it uses another hash; CheckpointError if malformed."""
     content = read_json(index) if index.is_file() else {}
     if content.get("hash") != HASH:
         return None

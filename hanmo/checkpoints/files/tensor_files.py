@@ -29,9 +29,9 @@ from torch import Tensor
 from hanmo.errors import UnsupportedError
 from hanmo.files import json_text
 
-_SMALL = 64 << 10  # bytes up to which writes are joined
+_SMALL = 64 << 10  # writes are joined up to this many bytes
 _AHEAD = 4  # most writes that wait for the disk
-_to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has the second only
+_to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has only the second
 BLOCK = 2 << 20  # bytes that are read, converted, hashed and written at a time
 _ALIGNMENT = 64  # of tensors in torch's files, so that they can be mapped
 _NAMES = {  # dtype -> its name in safetensors, and torch's storage class
@@ -70,7 +70,7 @@ def _new_digest() -> Any:
 
 @dataclass(eq=False)
 class LazyTensor:
-    """A tensor to be written, of known shape and dtype, that is read block by block while it is written."""
+    """A tensor to write, of known shape and dtype, which is read block by block as it is written."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -131,8 +131,8 @@ class BackgroundFile:
     # A plain file with one flush at the end took 1.8 to 2.1 times as long to write 300 MB.
     def __init__(self, path: Path):
         self._file = FileIO(path, "wb")
-        self._position = 0  # in the file, of the next write
-        self._small = bytearray()  # the bytes before it that no thread has yet
+        self._position = 0  # file offset of the next write
+        self._small = bytearray()  # bytes before it not yet handed to a thread
         self._writer, self._flusher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writes: deque[Future[None]] = deque()
         self._flush: Future[None] | None = None
@@ -143,7 +143,7 @@ class BackgroundFile:
         self._file.close()
 
     def write(self, data: Any) -> int:
-        """Write soon; ``data`` must not change until then. Raises the error of an earlier write."""
+        """Queue a write; ``data`` must not change until it is done. Raises the error of an earlier write."""
         if len(data) < _SMALL:
             self._small += data
         else:
@@ -174,7 +174,7 @@ class BackgroundFile:
             self._flush = self._flusher.submit(_to_disk, self._file.fileno())
 
     def flush(self) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         self._send_small()
         while self._writes:
             self._writes.popleft().result()
@@ -226,7 +226,7 @@ class _Pickler(pickle.Pickler):
         storage = _Storage(value, str(len(self.storages)))
         self.storages.append(storage)
         strides = torch.empty(value.shape, device="meta").stride()
-        # Shape, strides, and no gradient or hooks; every tensor is the whole of its storage.
+        # Shape, strides, and no gradient or hooks; every tensor fills its storage.
         return torch._utils._rebuild_tensor_v2, (storage, 0, value.shape, strides, False, OrderedDict())
 
     def persistent_id(self, value: Any) -> Any:
@@ -263,9 +263,9 @@ def _member(file: BackgroundFile, archive: zipfile.ZipFile, name: str, size: int
 
 @dataclass(frozen=True)
 class WeightFile:
-    name: str  # in the folder
+    name: str  # file name, relative to the folder
     tensors: dict[str, LazyTensor]
-    content: dict[str, Any] | None = None  # the whole content of a file of torch; None for a file of safetensors
+    content: dict[str, Any] | None = None  # the whole content of a torch file; None for a safetensors file
 
     def write(self, path: Path, progress: Progress) -> None:
         if self.content is None:
@@ -275,7 +275,7 @@ class WeightFile:
 
 
 def sharded(tensors: dict[str, LazyTensor], limit: int) -> tuple[list[WeightFile], dict[str, str]]:
-    """Files of safetensors, each of at most ``limit`` bytes or a single tensor, and the index of several."""
+    """Safetensors files of at most ``limit`` bytes or a single tensor each, and an index if there are several."""
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor.nbytes,

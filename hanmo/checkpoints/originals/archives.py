@@ -21,7 +21,7 @@ SLACK = 64 << 20  # bytes that a file of any size may claim
 
 
 class ArchiveError(ValueError):
-    """An archive contradicts itself, or is none of torch's."""
+    """An archive contradicts itself, or torch did not write it."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Archive:
         """A member's unpacked bytes as a stream, read by the standard library."""
         info = self.members[name]
         if hasattr(info, "CRC"):
-            del info.CRC  # torch may be set to write no checksums, and then the field holds any number
+            del info.CRC  # torch can be set to write no checksums; the field is then arbitrary
         return zipfile.ZipFile(self.path).open(info)
 
 
 def read_archive(path: Path) -> Archive:
-    """The content of an archive; ArchiveError if it contradicts itself or its bytes, BadZipFile without a sound list."""
+    """The content of an archive; ArchiveError if it contradicts itself or its bytes, BadZipFile without an index."""
     with path.open("rb") as file:
         _check_list(path, file)
         with zipfile.ZipFile(file) as archive:
@@ -51,7 +51,7 @@ def read_archive(path: Path) -> Archive:
         for info in sorted(infos, key=lambda info: info.header_offset):
             name = f"{info.filename!r}"
             if info.header_offset < place:
-                raise ArchiveError(f"has members in its zip archive that lie over each other, at {name}")
+                raise ArchiveError(f"has members in its zip archive that overlap, at {name}")
             place = _after(file, info)
             if place > end:
                 raise ArchiveError(f"has a member of its zip archive that reaches into the list of contents, {name}")

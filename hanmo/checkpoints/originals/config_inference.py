@@ -8,16 +8,20 @@ from typing import Any
 
 import torch
 from transformers import PretrainedConfig
+from transformers.utils import CONFIG_NAME
 
 from hanmo import families
 from hanmo.checkpoints.originals.recognise import Original, some
 from hanmo.checkpoints.originals.weights import Weights
+from hanmo.config import check_fields
 from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.base import Family
+from hanmo.families.safe_loading import as_hanmo_error
 from hanmo.families.untrusted import check_counts
 from hanmo.files import read_json
 
-_SLACK = 10_000_000  # parameters that a network may have beyond its files
+NO_NETWORK = "describes no network that can be built"
+_SLACK = 10_000_000  # parameters that a network may have beyond those in its files
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -27,7 +31,7 @@ def infer_config(
     """Our configuration for these weights, and the name of the released size if it is one.
 
     In this order: ``config``, an original configuration file; ``size``, a released size by name; config.json beside
-    the weights; the one released size that has these shapes. CheckpointError if nothing decides, or shapes differ.
+    the weights; the one released size that has these shapes. CheckpointError if nothing settles it, or shapes differ.
     """
     if config is not None and size is not None:
         raise ConfigError("give a size or a configuration file, not both")
@@ -42,8 +46,12 @@ def infer_config(
         settings = form.read_config(original.weights.config)
     else:
         settings = _by_shapes(original)
-    inferred = _build(original, settings)
-    if differences := _differences(original, inferred):
+    where = config or original.weights.folder / CONFIG_NAME
+    check_fields(original.family.config_class, settings, str(where))
+    with as_hanmo_error(where, NO_NETWORK):
+        inferred = _build(original, settings)
+        differences = _differences(original, inferred)
+    if differences:
         wrong = f"{len(differences)} tensors do not have the shapes of this configuration: {some(differences, 4)}"
         advice = "give the model's own configuration (--config) or size (--size)"
         raise CheckpointError(f"{original.weights.path}: {wrong}; {advice}")
@@ -52,7 +60,7 @@ def infer_config(
 
 
 def _by_shapes(original: Original) -> dict[str, Any]:
-    """The one released configuration that has these shapes, or the dimensions if they are all that sizes differ in."""
+    """The one released configuration with these shapes, or the dimensions if sizes differ in no more."""
     sizes, dimensions = original.family.original_format.SIZES, _dimensions(original)
     candidates = [name for name, size in sizes.items() if _fits(original, size.config)]
     if len(candidates) == 1:
@@ -60,7 +68,7 @@ def _by_shapes(original: Original) -> dict[str, Any]:
     where = f"{original.weights.path} ({original.family.name})"
     if candidates:
         problem = f"the shapes are those of {' and '.join(candidates)}, which compute differently"
-        raise CheckpointError(f"{where}: {problem}; say which it is: --size {' or --size '.join(candidates)}")
+        raise CheckpointError(f"{where}: {problem}; name one: --size {' or --size '.join(candidates)}")
     configs = [size.config for size in sizes.values()]
     deciding = {key for one in configs for key in one if any(other.get(key) != one[key] for other in configs)}
     if deciding <= dimensions.keys():
@@ -82,7 +90,7 @@ def _build(original: Original, settings: dict[str, Any]) -> PretrainedConfig:
 
 
 def _dimensions(original: Original) -> dict[str, Any]:
-    """The settings that follow from the shapes; none in families whose shapes say nothing."""
+    """The settings that follow from the shapes; empty for families whose shapes determine nothing."""
     form, shapes = original.family.original_format, original.shapes
     if not hasattr(form, "dimensions"):
         return {}
@@ -92,7 +100,7 @@ def _dimensions(original: Original) -> dict[str, Any]:
 def _fits(original: Original, settings: dict[str, Any]) -> bool:
     config = original.family.config_class(**settings)
     if any(getattr(config, over) != count for over, count in vars(original.counts).items()):
-        return False  # another depth: known without building the network
+        return False  # a different depth shows without building the network
     return not _differences(original, _build(original, settings))
 
 
@@ -122,13 +130,13 @@ def input_embedding(family: type[Family]) -> str:
 
 
 def blank_network(family: type[Family], config: PretrainedConfig) -> Any:
-    """Our network without memory for its weights."""
+    """Our network on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return family.network_class(config)
 
 
 def check_size(family: type[Family], config: PretrainedConfig, weights: Weights) -> None:
-    """Raise CheckpointError if a network has more parameters than its files have bytes: they would be allocated."""
+    """Raise CheckpointError if a network has more parameters than its files have bytes, before it allocates them."""
     ours = family.name != families.TRANSFORMERS
     network = blank_network(family, config) if ours else family.network_class.blank(weights.path, config)
     described = sum(tensor.numel() for tensor in network.parameters())

@@ -1,6 +1,6 @@
 """Checks the sizes that a pickle of tensors claims, without building its objects.
 
-torch's restricted unpickler runs no code, but builds every object that a pickle asks for: tuples of two references to
+torch's restricted unpickler runs no code, but builds every object that a pickle describes: tuples of two references to
 such tuples, sixty deep, take a few hundred bytes to store and years to hash; a tensor may claim more elements than the
 file has bytes. ``scan_pickle`` follows the opcodes with stand-ins for the objects and refuses such claims. It stops at
 an opcode that torch does not know, because torch then refuses the file itself.
@@ -75,6 +75,7 @@ class _Made:
 class Claims:
     storages: dict[str, Storage] = field(default_factory=dict)  # by key
     texts: set[str] = field(default_factory=set)  # all strings; before torch 1.6 also the keys of storages that follow
+    names: set[str] = field(default_factory=set)  # all that it asks for
     unfolded: int = 0  # number of objects, each counted once per reference
     copied: int = 0  # bytes that are passed to classes and functions, which copy them
     odd: int = 0  # number of keys that are neither strings nor 64-bit numbers
@@ -86,7 +87,7 @@ class Claims:
 
 
 def full_name(module: str, name: str) -> str:
-    """The name that torch's reader looks up: pickles of protocol 2 say ``__builtin__.set``, as Python 2 called it."""
+    """The name that torch's reader looks up: pickles of protocol 2 have ``__builtin__.set``, its name in Python 2."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f"{module}.{name}"
 
@@ -202,7 +203,7 @@ class _Scanner:
         """The state of the object on top of the stack: attributes, or the numbers of an array."""
         assert self.stack
         if isinstance(state.value, tuple) and len(state.value) == 4:  # torch would lay the tensor out anew
-            raise ClaimError("holds a tensor whose place is given twice")
+            raise ClaimError("holds a tensor whose layout is given twice")
         self.claims.copied += state.held
 
     def pop_mark(self) -> list[_Made]:
@@ -219,6 +220,7 @@ class _Scanner:
     def ask(self) -> None:
         module, name = (self.file.readline()[:-1].decode("utf-8") for _ in range(2))
         full = full_name(module, name)
+        self.claims.names.add(full)
         if full.startswith("torch.") and full not in _CALLED | _NAMED and not name.endswith("Storage"):
             raise ClaimError(f"asks for {full}, which weights do not need; hanmo reads dense tensors and plain data")
         self.stack.append(_Made(_Global(full)))
@@ -242,7 +244,7 @@ class _Scanner:
         name = function.name if isinstance(function, _Global) else ""
         arguments = given.value
         if not isinstance(arguments, tuple):  # torch takes a list too, whose content is not followed here
-            raise ClaimError(f"calls {name or 'something'} with what no checkpoint gives it")
+            raise ClaimError(f"calls {name or 'something'} with arguments that no checkpoint gives it")
         self.claims.copied += given.held
         if name in _KEYED:
             self.odd(given.held // _ITEM)

@@ -1,4 +1,4 @@
-"""Recognises the family and layout of a set of tensors, and makes our tensors of it, by the families' tables."""
+"""Recognises the family and layout of a set of tensors, and maps them to our tensors by the families' tables."""
 
 import functools
 import itertools
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hanmo import families
-from hanmo.checkpoints.originals.weights import ROWS, Weights
+from hanmo.checkpoints.originals.weights import ONE_RANK, ROWS, Weights
 from hanmo.errors import CheckpointError
 from hanmo.families.base import Family
 from hanmo.families.safe_loading import own_code
@@ -19,17 +19,17 @@ from hanmo.families.weight_map import Layout, TensorMapping, expand
 
 
 def merge(pieces: Sequence[Tensor], parts: int, part: int, cut: int | None) -> Tensor:
-    """One of the ``parts`` tensors of ours that a tensor of the original fuses; a view, if it lies in a single piece.
+    """One of the ``parts`` tensors of ours that a tensor of the original fuses; a view if it lies in one piece.
 
-    Fused tensors lie one after the other on dimension 0 and are cut each by itself into ``pieces``, in rank order, on
-    the dimension ``cut``; None if every rank holds the whole.
+    Fused tensors are concatenated on dimension 0, and each is split separately into ``pieces``, in rank order, on
+    dimension ``cut``; None if every rank holds the whole.
     """
     found = [piece.chunk(parts, dim=0)[part] for piece in (pieces[:1] if cut is None else pieces)]
     return found[0] if cut is None or len(found) == 1 else torch.cat(found, dim=cut)
 
 
 def overlapping(pieces: Sequence[Tensor], cut: int, start: int, end: int) -> list[Tensor]:
-    """The parts of these pieces of a tensor between two places of the whole, as views in their order."""
+    """Views of these pieces that cover ``start`` to ``end`` of the whole tensor, in order."""
     views, offset = [], 0
     for piece in pieces:
         low, high = max(start - offset, 0), min(end - offset, piece.shape[cut])
@@ -114,7 +114,7 @@ class Original:
         return ((ours, self.tensor(ours)) for ours in self._sources)
 
     def check_copies(self) -> None:
-        """Raises CheckpointError if a tensor that is stored under several names is not the same under all of them."""
+        """Raises CheckpointError if a tensor stored under several names differs between them."""
         names = self.weights.ranks[0]
         pairs = [(name, copy) for entry, name in self.present() for copy in entry.copies if self.prefix + copy in names]
         for name, copy in pairs:
@@ -147,16 +147,22 @@ def recognise(weights: Weights) -> Original:
     """The family and layout of these weights, by their names; raises CheckpointError if none or several fit."""
     names, config = set(weights.names), weights.config or {}
     # A safetensors file may hold the content of a bin file.
-    container = "bin" if weights.container == "safetensors" else weights.container
+    container = "bin" if weights.container in ONE_RANK else weights.container
     pairs = [(family, layout) for family in families.ours() for layout in family.original_format.LAYOUTS]
     layouts = [(family, layout) for family, layout in pairs if layout.container == container]
-    tried = [
-        (all(prefix + name in names for name in layout.signature), _fit(family, layout, prefix, weights))
-        for family, layout in layouts
-        if config.keys() >= set(layout.needs)
-        for prefix in layout.prefixes
-    ]
+
+    def fitting(layouts: list[tuple[type[Family], Layout]]) -> list[tuple[bool, Original]]:
+        return [
+            (all(prefix + name in names for name in layout.signature), _fit(family, layout, prefix, weights))
+            for family, layout in layouts
+            if config.keys() >= set(layout.needs)
+            for prefix in dict.fromkeys([*layout.prefixes, *_wrappers(layout, weights.names)])
+        ]
+
+    tried = fitting(layouts)
     fits = [fit for signed, fit in tried if signed]
+    if not fits and container == "bin":  # as DeepSpeed's zero_to_fp32.py joins what ranks held
+        fits = [fit for signed, fit in fitting(pairs) if signed]
     if not fits:  # names of the signature itself may be missing
         few = len(names) / 4  # other models share many of these names: GPT-2 about half of PanGu's
         fits = [fit for _, fit in tried if len(fit.missing) + len(fit.unexpected) < few]
@@ -170,6 +176,12 @@ def recognise(weights: Weights) -> Original:
     if len(best) > 1:
         raise CheckpointError(f"{weights.path}: fits several layouts: {', '.join(fit.title for fit in best)}")
     return fits[0]
+
+
+def _wrappers(layout: Layout, names: Sequence[str]) -> list[str]:
+    """What all names begin with, where a trainer wrapped the network ("module."), before those of the layout."""
+    found = (name.removesuffix(layout.signature[0]) for name in names if name.endswith(f".{layout.signature[0]}"))
+    return [wrapper for wrapper in found if all(name.startswith(wrapper) for name in names)]
 
 
 def _fit(family: type[Family], layout: Layout, prefix: str, weights: Weights) -> Original:
@@ -197,7 +209,7 @@ def layer_counts(entries: Sequence[TensorMapping], names: set[str]) -> dict[str,
     for entry in entries:
         if entry.over:
             pattern = re.compile(re.escape(entry.theirs).replace(r"\{i\}", r"(\d{1,4})"))
-            if entry.only == "last":  # has a name of its own: one more than the numbered ones
+            if entry.only == "last":  # it has its own name: one more layer than the numbered ones
                 found = [int(entry.theirs in names)]
             else:
                 more = 2 if entry.only == "others" else 1

@@ -1,7 +1,8 @@
 """Reads files of weights as data: nothing that a file contains is ever run.
 
 ``.pt`` and ``.bin`` files are pickles, that is, programs. torch's restricted unpickler (``weights_only``) reads them; it
-knows tensors and plain containers, and what ``_allowed`` adds. A file that asks for anything else is refused by name.
+accepts tensors, plain containers and the names in ``_allowed``. A file with any other name is refused, and the name
+reported.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,12 @@ from hanmo.checkpoints.originals.archives import ArchiveError, read_archive
 from hanmo.checkpoints.originals.pickle_scan import ClaimError, Claims, check_content, full_name, scan_pickle
 from hanmo.errors import CheckpointError, without_advice
 
-_OF_TORCH = {  # names outside of torch that its restricted reader knows
+_OF_TORCH = {  # names outside torch that its restricted reader accepts
     *("collections.OrderedDict", "collections.Counter", "_codecs.encode"),
     *("builtins.bytearray", "builtins.set", "builtins.complex"),
 }
+# What trainers pickle beside weights: loss scalers, kinds of layers and models, settings. None of it is run.
+_OF_TRAINERS = re.compile(r"(megatron|apex|deepspeed|fp16)(\.\w+)+")
 _PLAIN_NUMPY = re.compile(r"[<>=|]?(b1|[iuf][1248]|f16|c8|c16)")
 
 
@@ -82,15 +86,20 @@ class _Path(pathlib.PurePosixPath):
         return pathlib.PosixPath, self.parts
 
 
-class _LossScaler:
-    """Stands in for the loss scalers that old trainers pickled whole; written again, it is a dict of its values."""
+class _Inert:
+    """Stands in for a value of a trainer's own class or enumeration; written again, it is a dict of its values."""
+
+    def __new__(cls, *value: Any) -> Any:
+        made = super().__new__(cls)
+        vars(made).update({"value": value[0]} if value else {})  # of an enumeration
+        return made
 
     def __reduce__(self) -> Any:
         return dict, (), None, None, iter(vars(self).items())
 
 
-def _allowed() -> list[Any]:
-    """What a file may ask for beyond torch's own list, as (stand-in, name)."""
+def _allowed(asked: Iterable[str] = ()) -> list[Any]:
+    """What a file that asks for these names may have beyond torch's own list, as (stand-in, name)."""
     allowed: list[Any] = [
         (argparse.Namespace, "argparse.Namespace"),
         (lambda *_: {}, "collections.defaultdict"),  # whose factory would be code
@@ -106,41 +115,38 @@ def _allowed() -> list[Any]:
     ]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         allowed += [(_reconstruct, f"{module}._reconstruct"), (_scalar, f"{module}.scalar")]
-    for package in ("fp16", "megatron.fp16", "apex.fp16_utils", "deepspeed.runtime.fp16", "deepspeed.pt"):
-        for name in ("LossScaler", "DynamicLossScaler"):
-            allowed.append((_LossScaler, f"{package}.loss_scaler.{name}"))
-    return allowed
+    return allowed + [(_Inert, name) for name in asked if _OF_TRAINERS.fullmatch(name)]
 
 
 def read_pickle(path: Path) -> Any:
     """A ``torch.save`` file as data, its tensors on the CPU, memory-mapped if its format permits.
 
-    CheckpointError if it is empty, truncated, no checkpoint, asks for code, or claims more than it holds.
+    CheckpointError if it is empty, truncated, not a checkpoint, needs code, or claims more than it holds.
     """
-    is_zip = sniff(path).startswith(b"PK")
+    is_zip, claims = sniff(path).startswith(b"PK"), Claims()
     try:
-        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+        with warnings.catch_warnings():
             # "protocol 4 may not be supported": then it fails, with a reason; classes of storages are deprecated
             warnings.simplefilter("ignore")
             # Files from before torch 1.6 are not zip archives and cannot be mapped; neither can compressed ones.
-            mapped = _check_archive(path) if is_zip else _check_stream(path)
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            mapped = _check_archive(path, claims) if is_zip else _check_stream(path, claims)
+            with torch.serialization.safe_globals(_allowed(claims.names)):
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         check_content(content, path.stat().st_size)
         return content
     except Exception as error:  # a malformed file can make the reader fail in any way
         raise CheckpointError(f"{path}: {_reason(error, path, is_zip)}") from error
 
 
-def _check_archive(path: Path) -> bool:
+def _check_archive(path: Path, claims: Claims) -> bool:
     """Whether the archive's members can be memory-mapped; raises ArchiveError or ClaimError if it must not be read."""
     archive = read_archive(path)
     with archive.open("data.pkl") as file:
-        claims = Claims()
         scan_pickle(BytesIO(file.read()), claims)
     claims.check_copies(path.stat().st_size)
     for storage in claims.storages.values():
         info = archive.members.get(f"data/{storage.key}")
-        if info is None:  # torch would take one in other letters' case
+        if info is None:  # torch would also accept a name in another case
             raise ClaimError(f"names bytes that it does not hold (storage {storage.key})")
         if info.file_size != storage.nbytes:
             claim = f"{storage.numel:,} numbers of {storage.dtype}, that is {storage.nbytes:,} bytes"
@@ -148,9 +154,9 @@ def _check_archive(path: Path) -> bool:
     return archive.stored
 
 
-def _check_stream(path: Path) -> bool:
+def _check_stream(path: Path, claims: Claims) -> bool:
     """As ``_check_archive``, for the format before torch 1.6: several pickles, then the bytes of all storages."""
-    claims, size = Claims(), path.stat().st_size
+    size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(1) != b"\x80":
             raise ClaimError("is no pickle")
@@ -235,7 +241,7 @@ def _has_zip_index(path: Path) -> bool:
 
 
 def _first_global(path: Path) -> str:
-    """The first name outside the allowlist that a plain pickle asks for, for the message; "" if there is none."""
+    """The first name in a plain pickle that is not allowed, for the message; "" if there is none."""
     allowed = {name for _, name in _allowed()} | _OF_TORCH
     strings: list[str] = []
     memo: list[str] = []
@@ -246,10 +252,10 @@ def _first_global(path: Path) -> str:
             if isinstance(argument, str):
                 strings = [*strings[-1:], argument]
             if opcode.name == "MEMOIZE":
-                memo.append(strings[-1] if strings else "")  # right for strings, which alone are looked up
+                memo.append(strings[-1] if strings else "")  # correct for strings, the only values looked up
             if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
                 module, name = strings if opcode.name == "STACK_GLOBAL" else str(argument).split(" ", 1)
                 name = full_name(module, name)
-                if name not in allowed and not name.startswith("torch."):
+                if name not in allowed and not name.startswith("torch.") and not _OF_TRAINERS.fullmatch(name):
                     return name
     return ""

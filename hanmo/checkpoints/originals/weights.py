@@ -21,12 +21,17 @@ from hanmo.families.untrusted import check_counts
 from hanmo.files import plain_name, read_json
 
 TRACKER = "latest_checkpointed_iteration.txt"
-TRACKERS = (TRACKER, "latest")  # the second is DeepSpeed's, and counts where the first is missing
-_RANK_FILE = re.compile(r"mp_rank_(\d{2,})_model_states\.pt")
+TRACKERS = (TRACKER, "latest")  # the second is DeepSpeed's, used only if the first is missing
+_TAG = re.compile(r"(?:iter_|global_step)?([0-9]{1,19})")  # of an iteration
+_RANK_FILE = re.compile(r"mp_rank_(\d{2,})_model_states( ?\(\d+\))?\.pt")  # a browser numbers what it loads again
+_SHARDED = "zero_pp_rank_*_model_states.pt"  # DeepSpeed's, of ZeRO's third stage
 _RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})")
 _NESTED_FILE = "model_optim_rng.pt"
 NESTED = "megatron-lm"
-ROWS = "vocabulary_rows"  # beside the weights: how many rows of the vocabulary are not there to fill it up
+ROWS = "vocabulary_rows"  # beside the weights: how many vocabulary rows are tokens, not padding
+COMPUTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes of networks
+_STORED = (*COMPUTED, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+ONE_RANK = ("bin", "safetensors")  # containers whose tensors are not split
 RANK_ARGUMENTS = ("tensor_model_parallel_size", "model_parallel_size")  # of Megatron-LM's command line
 
 
@@ -43,7 +48,7 @@ class Weights:
     container: str  # "megatron", "megatron-lm", "bin" or "safetensors"
     files: list[Path]  # in rank or shard order
     ranks: list[dict[str, Tensor]]  # by name: one dict per tensor-parallel rank, a single dict for other containers
-    state: dict[str, Any] = field(default_factory=dict)  # what a megatron file of rank 0 holds beside its tensors
+    state: dict[str, Any] = field(default_factory=dict)  # the content of a megatron file of rank 0 besides its tensors
     iteration: int | None = None  # of a megatron checkpoint
     config: dict[str, Any] | None = None  # the content of config.json beside the weights
 
@@ -53,12 +58,27 @@ class Weights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of most numbers."""
-        return self.numbers.most_common(1)[0][0]
+        """The dtype of most numbers, not counting packed ones if there are others."""
+        numbers = self.numbers
+        return max(numbers, key=lambda dtype: (dtype in COMPUTED, numbers[dtype]))
+
+    def check_dtypes(self, quantized: bool = False) -> None:
+        """Raise CheckpointError for numbers that no network of ours computes with, such as FP8, FP4 or complex ones.
+
+        ``quantized``: transformers reads them, as config.json says how they are packed.
+        """
+        if quantized and "quantization_config" in (self.config or {}):
+            return
+        known = _STORED if self.dtype in COMPUTED else COMPUTED
+        for name, tensor in self.ranks[0].items():
+            if tensor.dtype not in known:
+                kind = f"numbers of {str(tensor.dtype).removeprefix('torch.')}"
+                advice = "hanmo only inspects; take the model in bf16, fp16 or fp32"
+                raise CheckpointError(f"{self.path}: {name} holds {kind}, which {advice}")
 
     @property
     def numbers(self) -> Counter[torch.dtype]:
-        """How many numbers there are, by dtype."""
+        """The number of elements, by dtype."""
         counts: Counter[torch.dtype] = Counter()
         for tensor in self.ranks[0].values():
             counts[tensor.dtype] += tensor.numel()
@@ -75,7 +95,7 @@ def find_weights(path: str | Path) -> Weights:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
     if path.is_file():
-        if _RANK_FILE.fullmatch(path.name):
+        if _RANK_FILE.fullmatch(path.name) or path.match(_SHARDED):
             return find_weights(path.parent)
         if path.name == _NESTED_FILE and _RANK_FOLDER.fullmatch(path.parent.name):
             return find_weights(path.parent.parent)
@@ -121,7 +141,7 @@ def _iteration_folder(path: Path) -> Path | None:
         tracker = path / name
         if not tracker.is_file():
             continue
-        text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        text = read_tracker(tracker).strip()
         names = tracked_folders(text)
         if not names:
             raise CheckpointError(f"{tracker}: says {text[:40]!r}, expected an iteration above 0 or 'release'")
@@ -131,17 +151,23 @@ def _iteration_folder(path: Path) -> Path | None:
             lack = f"there is no folder {path / text}; folders here: {here or 'none'}"
             raise CheckpointError(f"{tracker}: names {text}, but {lack}")
         return folder
-    return path if _rank_files(path)[1] else None
+    return path if _rank_files(path)[1] or any(path.glob(_SHARDED)) else None
+
+
+def read_tracker(file: Path) -> str:
+    """The text of a tracker file, also with the marks of UTF-8 and UTF-16 that editors and shells of Windows write."""
+    content = file.read_bytes()
+    coding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    return content.decode(coding, errors="replace")
 
 
 def tracked_folders(text: str) -> tuple[str, ...]:
-    """The names that the folder of a tracker file's text may have; none of other text."""
+    """The folder names that a tracker file's text may stand for; empty for any other text."""
     name = text.strip()
     if name == "release":
         return (name,)
-    if name.isascii() and name.isdigit() and len(name) < 20 and int(name) > 0:
-        return name, f"iter_{int(name):07d}"
-    return ()
+    tag = _TAG.fullmatch(name)
+    return (name, f"iter_{int(tag[1]):07d}") if tag and int(tag[1]) else ()
 
 
 def _rank_files(folder: Path) -> tuple[str, dict[int, Path]]:
@@ -149,11 +175,14 @@ def _rank_files(folder: Path) -> tuple[str, dict[int, Path]]:
     folders = {int(match[1]): item for item in folder.iterdir() if (match := _RANK_FOLDER.fullmatch(item.name))}
     if nested := {rank: item / _NESTED_FILE for rank, item in folders.items() if (item / _NESTED_FILE).is_file()}:
         return NESTED, nested
-    return "megatron", {int(match[1]): item for item in folder.iterdir() if (match := _RANK_FILE.fullmatch(item.name))}
+    files = sorted(folder.iterdir())  # of two for one rank the unnumbered one is the last
+    return "megatron", {int(match[1]): item for item in files if (match := _RANK_FILE.fullmatch(item.name))}
 
 
 def _megatron(path: Path, folder: Path) -> Weights:
     container, found = _rank_files(folder)
+    if not found and (sharded := sorted(folder.glob(_SHARDED))):
+        raise CheckpointError(_zero_3(folder, sharded))
     if not found:
         wanted = " or ".join(rank_file(0, kind) for kind in ("megatron", NESTED))
         raise CheckpointError(f"{folder}: holds no {wanted}; {_listing(folder)}")
@@ -176,10 +205,10 @@ def _megatron(path: Path, folder: Path) -> Weights:
         found_iterations = ", ".join(f"rank {rank}: {iteration}" for rank, iteration in iterations.items())
         raise CheckpointError(f"{folder}: the ranks are of different iterations ({found_iterations})")
     iteration = iterations[0]
-    tracked = folder.name.removeprefix("iter_")
-    if folder != path and tracked != "release" and iteration is not None and int(tracked) != iteration:
-        problem = f"the tracker file says iteration {int(tracked)}, the weights say {iteration}"
-        raise CheckpointError(f"{folder}: {problem}; give {folder} itself to open it all the same")
+    tag = _TAG.fullmatch(folder.name) if folder != path else None
+    if tag and iteration is not None and int(tag[1]) != iteration:
+        problem = f"the tracker file says iteration {int(tag[1])}, the weights say {iteration}"
+        raise CheckpointError(f"{folder}: {problem}; give {folder} itself to open it anyway")
     files, ranks = [found[rank] for rank in range(count)], [tensors[rank] for rank in range(count)]
     config = _config(folder, ranks[0]) or _config(path, ranks[0])
     return Weights(path, container, files, ranks, states[0], iteration, config)
@@ -215,6 +244,7 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers or not content:
         held = f"beside tensors it holds {', '.join(strangers[:8])}" if strangers else "it is empty"
+        held += f"; if it is a rank's file, name it {rank_file(0)}" if "module" in strangers else ""
         raise CheckpointError(f"{path}: expected tensors by name, but {held}")
     return dict(content)
 
@@ -236,6 +266,14 @@ def _nothing_here(path: Path) -> str:
         return _mindspore(found[0])
     expected = f"model.safetensors, pytorch_model.bin, or {TRACKER} with {rank_file(0)} or {rank_file(0, NESTED)}"
     return f"{path}: no weights here; {_listing(path)}; expected {expected}"
+
+
+def _zero_3(folder: Path, files: list[Path]) -> str:
+    spread = f"a checkpoint of DeepSpeed's ZeRO-3, whose weights are spread over {len(files)} files ({files[0].name})"
+    advice = (
+        f"join them with the zero_to_fp32.py that DeepSpeed left in {folder.parent}, and give the file that it writes"
+    )
+    return f"{folder}: {spread}; {advice}"
 
 
 def _mindspore(path: Path) -> str:

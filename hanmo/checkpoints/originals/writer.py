@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ from hanmo.checkpoints.locate import Located
 from hanmo.checkpoints.originals.config_inference import Shapes
 from hanmo.checkpoints.originals.recognise import Original, without_optional
 from hanmo.checkpoints.originals.unpickle import read_pickle
-from hanmo.checkpoints.originals.weights import NESTED, RANK_ARGUMENTS, ROWS, TRACKERS, rank_file, tracked_folders
+from hanmo.checkpoints.originals.weights import (
+    NESTED,
+    ONE_RANK,
+    RANK_ARGUMENTS,
+    ROWS,
+    TRACKERS,
+    rank_file,
+    read_tracker,
+    tracked_folders,
+)
 from hanmo.checkpoints.source import Source
 from hanmo.errors import CheckpointError, UnsupportedError, unknown
 from hanmo.families.base import Family
@@ -25,7 +34,7 @@ from hanmo.families.weight_map import Layout, TensorMapping, expand
 from hanmo.files import json_text, plain_name, read_json
 
 ORIGIN, STATE = "origin.json", "original_state.pt"
-VALUE_HEAD = "value_head"  # what the names of its tensors begin with
+VALUE_HEAD = "value_head"  # prefix of its tensors' names
 
 
 @dataclass(frozen=True)
@@ -44,17 +53,19 @@ class Origin:
 
     @classmethod
     def of(cls, original: Original) -> Origin:
-        weights = original.weights
+        weights, layout = original.weights, original.layout
+        if layout.splits and weights.container in ONE_RANK:  # as DeepSpeed's zero_to_fp32.py joins the ranks
+            return replace(_usual_origin(layout, 1), absent=original.absent)
         known = {original.prefix + name for entry in original.entries for name in (entry.theirs, *entry.copies)}
         folder = weights.files[0].parents[1 if weights.container == NESTED else 0]  # of the iteration
-        tracked = original.layout.splits and folder != weights.path
+        tracked = layout.splits and folder != weights.path
         files = [weights.path / name for name in TRACKERS] if tracked else []
         return cls(
-            layout=original.layout.name,
+            layout=layout.name,
             ranks=len(weights.ranks),
             prefix=original.prefix,
             absent=original.absent,
-            trackers={file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()},
+            trackers={file.name: read_tracker(file) for file in files if file.is_file()},
             folder=folder.name if tracked else "",
             config=weights.config,
             state={**weights.state, "optimizer": None} if "optimizer" in weights.state else weights.state,
@@ -117,11 +128,14 @@ def _shared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def default_origin(family: type[Family], ranks: int) -> Origin:
-    """The form in which a model without an origin goes to the family's original programs."""
+    """The layout in which a model without an origin is written for the family's original code."""
     layouts = [layout for layout in family.original_format.LAYOUTS if ranks == 1 or layout.splits]
     if not layouts:
         raise UnsupportedError(f"{family.name} has no original layout for {ranks} tensor-parallel ranks")
-    layout = layouts[0]
+    return _usual_origin(layouts[0], ranks)
+
+
+def _usual_origin(layout: Layout, ranks: int) -> Origin:
     prefix = layout.prefixes[0]
     if not layout.splits:
         return Origin(layout.name, prefix=prefix)
@@ -160,7 +174,7 @@ def check_divides(entries: Sequence[TensorMapping], shapes: Shapes, ranks: int, 
 
 
 def padded_rows(entries: Sequence[TensorMapping], shapes: Shapes, ranks: int) -> int | None:
-    """The rows of the vocabulary, if this number of ranks does not divide them."""
+    """The rows of the vocabulary, if they need padding to divide by this number of ranks."""
     found = (shapes[entry.ours[0]][0] for entry in entries if entry.vocabulary)
     return next((rows for rows in found if rows % ranks), None)
 
@@ -168,7 +182,7 @@ def padded_rows(entries: Sequence[TensorMapping], shapes: Shapes, ranks: int) ->
 def original_form(
     source: Source, ranks: int | None, dtype: torch.dtype | None
 ) -> tuple[list[WeightFile], dict[str, str], list[str]]:
-    """A model in the layout it came from, or in the family's usual one: its files, texts of others by name, and notes.
+    """A model in its original layout, or the family's usual one: weight files, other text files by name, and notes.
 
     ``ranks``: default: those of the origin of a folder of ours, 1 for an original. UnsupportedError if the family has
     no original layout, or none that holds these tensors; CheckpointError if ``ranks`` does not divide the model.
@@ -229,7 +243,7 @@ def _content(layout: Layout, tensors: dict[str, Any], state: dict[str, Any]) -> 
 
 
 def _state_of_ranks(state: dict[str, Any], ranks: int, rows: int | None) -> dict[str, Any]:
-    """The content beside the weights, changed for another number of ranks as by the original's conversion script."""
+    """The content beside the weights, adapted to another number of ranks as the original's conversion script does."""
     changed = {key: value for key, value in state.items() if key != ROWS} | ({} if rows is None else {ROWS: rows})
     if "mp_world_size" in state:
         changed["mp_world_size"] = ranks

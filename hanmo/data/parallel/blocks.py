@@ -1,4 +1,4 @@
-"""Processes a large input block by block in several processes, and keeps finished blocks over interruptions.
+"""Processes a large input block by block in several processes; finished blocks survive interruptions.
 
 The result of a block is a file. Files are read in the order of the blocks, so that neither the number of processes nor
 an interruption changes a byte of the output.
@@ -51,7 +51,7 @@ def job_folder(place: Path, job: dict[str, Any], inputs: Iterable[Path]) -> Path
 
 @contextmanager
 def block_job(out: Path, job: dict[str, Any], inputs: Iterable[Path], share: tuple[int, int] | None) -> Iterator[Path]:
-    """The folder of results of a run that writes ``out``, removed at its end, or of a ``share``, (rank, world), of it.
+    """The results folder of a run that writes ``out``, removed at its end, or of a ``share`` (rank, world) of that run.
 
     InUseError if another run writes the same.
     """
@@ -71,7 +71,7 @@ def run_blocks(
     share: tuple[int, int] | None = None,
     size: int = 1,
 ) -> list[Path]:
-    """Process all blocks, or of a ``share`` (rank, world) every ``world``-th from ``rank`` on; the result files in order.
+    """Process all blocks, or for a ``share`` (rank, world) every ``world``-th from ``rank``; the result files in order.
 
     ``work`` must be picklable for several workers. ``progress`` takes the number of blocks done, times ``size``.
     """
@@ -86,7 +86,7 @@ def run_blocks(
     shared = islice(enumerate(blocks), rank, None, world)
     first = list(islice(shared, max(workers, 1)))
     numbered = chain(first, shared)
-    workers = min(workers, len(first))  # to start a process costs more than most single blocks
+    workers = min(workers, len(first))  # starting a process costs more than most single blocks
     if workers <= 1:
         for number, block in numbered:
             results.append(folder / f"{number:08d}")

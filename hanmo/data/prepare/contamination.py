@@ -12,7 +12,7 @@ from hanmo.data.prepare.passages import GRAM, Passages
 from hanmo.data.prepare.views import whole
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, iter_records
 
-LONG = 12  # characters: shorter texts ("好的", "谢谢") come again by chance
+LONG = 12  # characters: shorter texts ("好的", "谢谢") recur by chance
 BATCH = 1 << 16  # characters of training records searched at once
 FORMS = ("the same", "another turn", "inside")  # the closest first
 SAME, TURN, INSIDE = range(len(FORMS))  # indexes of FORMS
@@ -22,7 +22,7 @@ _ROLES = {"text": "text", "prompt": "prompt", "context": "prompt", "question": "
 
 @dataclass(frozen=True)
 class Overlap:
-    """A text of a held-out file that a training file has too.
+    """A text of a held-out file that also occurs in a training file.
 
     ``kind``: its role in the held-out record: text, prompt, context, question (the last turn of a context), answer; or
     "nearly the same", a whole record. ``form``: its place in training: "the same"; as "another turn" (of a dialogue, or

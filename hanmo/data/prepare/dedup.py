@@ -130,7 +130,7 @@ def _root(parent: np.ndarray, number: int) -> int:
 
 
 class NearTexts:
-    """Known texts, among which the one most like another text is found."""
+    """Known texts, searched for the one most similar to another text."""
 
     def __init__(self, known: Iterable[str]):
         self._signatures = [signature(text) for text in known]

@@ -48,7 +48,8 @@ class Inspection:
         languages = (f"{_share(count, self.records)} {name}" for name, count in self.languages.most_common())
         return {
             "file": self.path,
-            "size": f"{self.megabytes:.2f} MB" + (" (gzip)" if self.compressed else ""),
+            "size": (f"{self.megabytes:.2f} MB" if self.megabytes >= 1 else f"{1000 * self.megabytes:.1f} kB")
+            + (" (gzip)" if self.compressed else ""),
             "form": ", ".join(f"{count:,} x {kind}" for kind, count in self.kinds.most_common()) or "nothing",
             "records": f"{self.records:,}",
             "bad records": f"{self.bad:,}",
@@ -134,14 +135,15 @@ def page(found: Inspection) -> Page:
     made = Page(f"Data: {Path(found.path).name}", subtitle=f"{found.records:,} records", language="zh-CN")
     made.facts(found.facts())
     made.heading("Lengths")
-    bars = {name: {"records": float(count)} for name, count in found.histogram()}
-    made.bar_plot(bars, caption=f"{found.unit} of a record")
+    bars = {name: {"records": count} for name, count in found.histogram()}
+    made.bar_plot(bars, caption=f"Records by {found.unit}")
     if found.turns:
-        turns = {str(number): {"dialogues": float(count)} for number, count in sorted(found.turns.items())[:20]}
-        made.bar_plot(turns, caption="turns of a dialogue")
+        turns = {str(number): {"dialogues": count} for number, count in sorted(found.turns.items())[:20]}
+        made.bar_plot(turns, caption="Dialogues by turns")
     made.heading("Problems")
     if found.problems:
-        made.table(["file:line: problem"], [[one] for one in found.problems], caption=f"the first of {found.bad:,}")
+        number = f"The first {len(found.problems)} of" if found.bad > len(found.problems) else "All"
+        made.table(["file:line: problem"], [[one] for one in found.problems], caption=f"{number} {found.bad:,}")
     else:
         made.paragraph("None.")
     made.heading("Samples")

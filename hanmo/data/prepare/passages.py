@@ -1,4 +1,4 @@
-"""Exact search for many known passages at once in a text, with about 30 bytes of memory for each of their characters.
+"""Exact search for many known passages at once in a text; takes about 30 bytes of memory per character of a passage.
 
 Where a text has the n-gram of a passage that the fewest other passages have, the two are compared.
 """

@@ -1,4 +1,4 @@
-"""Train, dev and test by content: a record's split is a function of its text alone, so that added data moves none."""
+"""Train, dev and test by content: a record's split is a function of its text alone, so added data moves no record."""
 
 from dataclasses import dataclass
 

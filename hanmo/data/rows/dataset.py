@@ -1,4 +1,4 @@
-"""Datasets of rows, which are made from flat arrays of ids when a batch needs them; their order and their batches."""
+"""Datasets of rows, made from flat arrays of ids when a batch needs them; the order of rows, and batches."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +16,8 @@ from hanmo.families.base import Family
 from hanmo.records import Record, Rejects, unanswered
 from hanmo.rows import Part, Row, chunked, collate
 
-ROW_IDS = "row_ids"  # the places of a batch's rows in its dataset, for messages; no input of any model
-DUMMY_ROW = -1  # the place of a row of weight 0, with which several processes get batches of the same size
+ROW_IDS = "row_ids"  # the places of a batch's rows in its dataset, for messages; not an input of any model
+DUMMY_ROW = -1  # the place of a row of weight 0, which fills batches up to the same size in all processes
 
 
 class Rows(Dataset[tuple[int, Row]]):

@@ -26,7 +26,7 @@ class StoreDocuments:
 
     def __init__(self, store: Store, family: Family):
         self.store, self.family = store, family
-        # the family's ids before running text, but for a family that draws its targets and adds its own
+        # the family's ids before running text, except for a family that draws its targets and adds its own
         before = [] if family.objectives else family.parts(Text("一"), sys.maxsize)[0]
         self._head = tuple(id_ for part in before if not part.scored for id_ in part.ids)
         allowed = ("text", "pair") if family.streams else ("text",)

@@ -1,4 +1,4 @@
-"""Several short examples in one row, so that little of a batch is padding."""
+"""Packs several short examples into one row, so that little of a batch is padding."""
 
 from collections.abc import Sequence
 
@@ -41,7 +41,7 @@ class PackedRows(Rows):
 def fill_bins(sizes: Sequence[Size], order: Sequence[int], capacity: Size) -> list[list[int]]:
     """Places into bins of a ``capacity``: each into the fullest open bin with room for it, a larger one into its own."""
     bins: list[list[int]] = []
-    opened: list[tuple[int, int, int]] = []  # room left in both measures, and which bin
+    opened: list[tuple[int, int, int]] = []  # room left on both axes, and the bin's number
     for place in order:
         first, second = sizes[place]
         fitting = [entry for entry in opened if first <= entry[0] and second <= entry[1]]

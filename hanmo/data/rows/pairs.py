@@ -97,9 +97,14 @@ class PairDataset(RowDataset):
 
 
 def make_pairs(
-    records: Iterable[Record], family: Family, limit: int, response_limit: int | None, feed_stop: bool,
-    published: bool, dropped: Rejects,
-) -> PairDataset:  # fmt: skip
+    records: Iterable[Record],
+    family: Family,
+    limit: int,
+    response_limit: int | None,
+    feed_stop: bool,
+    published: bool,
+    dropped: Rejects,
+) -> PairDataset:
     """Records as pairs of rows; a record without a pair, or whose pair does not fit, is added to ``dropped``."""
     pairs = PairDataset(family, feed_stop)
     for record in records:
@@ -139,7 +144,7 @@ class PairCollator:
             "pair_weights": torch.tensor([pair.weight for pair in pairs]),
             "margins": torch.tensor([pair.margin for pair in pairs]),
             "ends": torch.tensor([row.end for row in rows]),
-            # What is predicted at a place is fed at the next one.
+            # The token predicted at a place is fed at the next one.
             "parts_at": (chosen != rejected).float().argmax(1) + 1,
             ROW_IDS: torch.tensor(places),
         }

@@ -53,7 +53,7 @@ class About:
 class Store:
     """A store, opened for reading; its arrays are memory-mapped.
 
-    RecordError if there is none, or it is unfinished or damaged; VocabularyError if the ids are not of the ``tokenizer``.
+    RecordError if there is none, or it is unfinished or damaged; VocabularyError if ``tokenizer`` did not make the ids.
     """
 
     def __init__(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None):

@@ -34,7 +34,7 @@ class TokenizerPlace:
     @cache  # noqa: B019 (a process opens few tokenizers, and keeps them)
     def open(self) -> PreTrainedTokenizerBase:
         """The tokenizer, opened once in each process; VocabularyError if there is none."""
-        from hanmo.checkpoints.locate import (  # they take torch; worker processes do without
+        from hanmo.checkpoints.locate import (  # they load torch, which worker processes do without
             local_folder,
             tokenizer_family,
         )
@@ -54,7 +54,7 @@ class TokenizerPlace:
 
 
 class _Block(NamedTuple):
-    """Texts of records as plain lists, which go to another process many times as fast as records."""
+    """Texts of records as plain lists, which reach another process many times faster than records."""
 
     texts: list[str]
     documents: list[int]  # how many texts each record has
@@ -105,7 +105,7 @@ def tokenize(
         if share is None:
             _clear(out)
         blocks = map(_block, record_blocks(paths, BLOCK, plain, bad))
-        work = partial(_tokenize_block, opened)  # pickled whole: to open it there would import its family, and torch
+        work = partial(_tokenize_block, opened)  # pickled whole: opening it there would import its family, and torch
         results = run_blocks(blocks, work, folder, workers, progress, share, BLOCK)
         if share is not None:
             return None
@@ -145,5 +145,5 @@ def _merge(results: Sequence[Path], out: Path, dtype: str) -> tuple[int, int, in
                 for file, array in zip(files, arrays, strict=True):
                     file.write(array.tobytes())
             documents, parts, tokens = documents + len(document_ends), parts + len(part_ends), tokens + len(ids)
-        (out / ABOUT).unlink(missing_ok=True)  # until all files have taken their names the store is unfinished
+        (out / ABOUT).unlink(missing_ok=True)  # until all files have been renamed the store is unfinished
     return documents, parts, tokens

@@ -14,7 +14,7 @@ from hanmo.demo.corpus.template import HELD_OUT, TEMPLATES, Exchange, Template, 
 from hanmo.errors import UnsupportedError
 from hanmo.records import Dialogue
 
-LONGEST = 9  # turns; chats look back at 8 and the reply is the ninth
+LONGEST = 9  # turns: a chat sees 8, and the reply is the ninth
 _WEIGHTS = list(accumulate(template.weight for template in TEMPLATES))
 
 
@@ -60,7 +60,7 @@ def _in_conversation(rng: Random) -> Exchange:
     last = _training_exchange(rng)
     turns = list(last.turns)
     if len(turns) > 2 and rng.random() < 0.4:
-        del turns[rng.randrange(2, len(turns), 2) :]  # the replies on the way are to be learned as well
+        del turns[rng.randrange(2, len(turns), 2) :]  # the earlier replies are learned as well
     for _ in range(rng.choices(range(5), (68, 15, 8, 5, 4))[0]):
         turns[:0] = _training_exchange(rng).turns
     for place in range(0, len(turns), 2):  # users often leave out the end mark

@@ -24,7 +24,7 @@ class Capital(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two words that answer each other: opposites, halves of a couplet, lines of a poem."""
+    """Two words that belong together: opposites, halves of a couplet, lines of a poem."""
 
     one: str
     other: str
@@ -93,7 +93,7 @@ def weekday(day: str, offset: Thing) -> Values:
 
 def date(month: int, day: int, offset: Thing) -> Values | None:
     then = day + int(offset.mark)
-    # Month ends are left out: they would ask the model for the lengths of the months as well.
+    # Month ends are left out: for them the model would also have to know the lengths of months.
     return {"m": numeral(month), "d": numeral(day), "then": numeral(then)} if 1 <= then <= 28 else None
 
 
@@ -118,7 +118,7 @@ def zodiac_neighbours(animal: str) -> Values:
 
 
 def _later(cycle: str, word: str, steps: int) -> str:
-    """The word so many steps on in a cycle, e.g. of the weekdays."""
+    """The word a number of steps later in a cycle, e.g. of weekdays."""
     words = WORDS[cycle]
     return words[(words.index(word) + steps) % len(words)]
 

@@ -11,8 +11,8 @@ from typing import Any
 from hanmo.demo.corpus import derive
 from hanmo.files import package_yaml
 
-HELD_OUT = 8  # one combination in this many is never trained on
-_SALT = "3"  # with it all ten openings of the demo are trained on, and every topic has something held out
+HELD_OUT = 8  # one in this many combinations is held out
+_SALT = "3"  # with this seed all ten openings are trained on, and every topic has held-out dialogues
 _END_MARKS = str.maketrans("", "", "。？！")
 
 
@@ -55,7 +55,7 @@ class Exchange:
 
 
 def without_marks(text: str) -> str:
-    """The text as exchanges are compared: users leave end marks out."""
+    """The text without end marks, which users leave out, for comparing exchanges."""
     return text.translate(_END_MARKS)
 
 

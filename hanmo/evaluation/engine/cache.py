@@ -1,4 +1,4 @@
-"""Results on disk, kept as they come: an interrupted run goes on, a finished one is not run again."""
+"""Results on disk, saved as they come: an interrupted run continues, a finished one is not repeated."""
 
 import json
 import os
@@ -24,15 +24,15 @@ Keep = Callable[[int, Any], None]  # place among the missing results, the result
 
 
 def cache_folder(stage: str) -> Path | None:
-    """The default folder of results: in XDG_CACHE_HOME, or ~/.cache; None, which is said, where nothing can be written."""
+    """The default folder of results, in XDG_CACHE_HOME or ~/.cache; None, with a warning, if nothing can be written."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hanmo" / stage
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             return folder
-    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home folder
         if main_process():
-            advice = "name a folder with --output or XDG_CACHE_HOME, and a stopped run can go on"
+            advice = "set a folder with --output or XDG_CACHE_HOME, so that a stopped run can resume"
             print(f"hanmo: answers are not kept ({error}); {advice}", file=sys.stderr)
         return None
 
@@ -45,7 +45,7 @@ def store_file(folder: str | Path, name: str, inputs: Sequence[Any]) -> Path:
 
 
 class Store:
-    """Results by number in a file of JSON lines that is only ever appended to; its name hashes what they depend on.
+    """Results by number in an append-only file of JSON lines; its name is a hash of everything they depend on.
 
     A last line that a crash cut off is dropped. Each process has its own file; ``complete`` or the next run joins them.
     """

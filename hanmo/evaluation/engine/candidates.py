@@ -10,13 +10,13 @@ Shape suffixes: S questions, R branches that are continued, q fed tokens, P posi
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import release_memory
 from torch import Tensor
 
-from hanmo.errors import HanmoError
+from hanmo.errors import HanmoError, out_of_memory
 from hanmo.evaluation.engine import trees
 from hanmo.evaluation.engine.row_scores import RowScore, score_rows
 from hanmo.families.base import OpenedModel
@@ -25,15 +25,16 @@ from hanmo.nn.finite import require_finite
 from hanmo.nn.row_model import evaluating
 from hanmo.rows import Part, Prompt
 
+T = TypeVar("T")
 Candidate = Sequence[Part]
 OnScored = Callable[[int, list[RowScore]], None]  # index of the question, scores of its candidates
 
 BUDGET_CPU = 8192
 BUDGET = 65536  # tokens that are in memory at the same time
 FED_CPU = 768  # tokens fed at the same time: enough for the matrix products, few enough for the cache
-FILLED_CPU = 0.85  # the narrowest context of a batch, by the widest
+FILLED_CPU = 0.85  # least ratio of the narrowest context of a batch to the widest
 LOGITS = 1 << 26  # logits that are in memory at the same time
-SUMMED = 256  # places whose logits are summed up in fp32 at the same time
+SUMMED = 256  # places whose logits are converted to fp32 at the same time
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _shared(opened: OpenedModel, index: int, candidates: Sequence[Candidate]) ->
 
 def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int, finish: OnScored) -> None:
     """Score the questions that the network reads as trees; the others are left."""
-    if not trees.exact(opened, sum(one.width + one.longest for one in questions)):
+    if not _or_none_if_full(trees.exact, opened, sum(one.width + one.longest for one in questions)):
         return
     planted = [trees.plant(one.index, one.prompt, one.answers) for one in questions]
     rows = list(trees.rows_of([tree for tree in planted if tree.size <= min(trees.WIDEST, budget)]))
@@ -139,7 +140,7 @@ def _read_trees(opened: OpenedModel, questions: Sequence[_Question], budget: int
         batch = rows[: 1 if opened.network.device.type == "cpu" else max(budget // width, 1)]
         scores = _or_none_if_full(trees.read, opened, batch)
         if scores is None and len(batch) == 1:
-            return  # the contexts and their candidates may fit one after the other
+            return  # contexts and candidates may still fit one after the other
         if scores is None:
             budget = _halved(budget)
             continue
@@ -171,13 +172,11 @@ def _halved(budget: int) -> int:
     return budget // 2
 
 
-def _or_none_if_full(score: Callable[..., list[list[RowScore]]], *arguments: Any) -> list[list[RowScore]] | None:
+def _or_none_if_full(action: Callable[..., T], *arguments: Any) -> T | None:
     try:
-        return score(*arguments)
-    except (torch.OutOfMemoryError, MemoryError):
-        return None
-    except RuntimeError as error:  # the CPU allocator has no class of its own
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+        return action(*arguments)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
         return None
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from hanmo.processes import process_count
 
 T = TypeVar("T")
-TIMEOUT = timedelta(days=7)  # for the slowest process: the time of a question is unknown
+TIMEOUT = timedelta(days=7)  # for the slowest process: the time that a question takes is unknown
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def joined() -> Iterator[None]:
 
 
 def rank_and_count() -> tuple[int, int]:
-    """Rank of this process and number of processes: (0, 1) outside of ``joined``."""
+    """Rank of this process and number of processes; (0, 1) outside ``joined``."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 

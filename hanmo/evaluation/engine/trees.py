@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hanmo.errors import reraise_out_of_memory
 from hanmo.evaluation.engine.row_scores import RowScore, score_rows
 from hanmo.families.base import OpenedModel
 from hanmo.rows import Part, Prompt
 
 WIDEST = 768  # tokens of the largest tree: attention looks at all pairs of a row, whether or not they see each other
-FILLED = 384  # tokens up to which a row takes in further trees
+FILLED = 384  # a row with fewer tokens than this takes further trees
 SUMMED = 256  # places whose logits exist at the same time
-WORTH = 8  # times WIDEST: tokens to score from which on the probe, which reads WIDEST twice, pays
+WORTH = 8  # times WIDEST: the tokens to score from which the probe, which reads WIDEST twice, pays off
 PROBE_TOLERANCE = 1e-5  # of log p, relative to the largest: networks that ignore the mask are off by far more
-PROBE_CONTEXT, PROBE_SPARE = 8, 40  # tokens of its large tree's context, and of all that is not its long branches
+PROBE_CONTEXT, PROBE_SPARE = 8, 40  # tokens of the context of the probe's large tree, and of all but its long branches
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def plant(number: int, prompt: Prompt, answers: Sequence[Sequence[int]]) -> Tree
 
 
 def exact(opened: OpenedModel, tokens: int) -> bool:
-    """Whether this network may read trees of up to ``WIDEST`` tokens; probed once, if ``tokens`` are worth a probe."""
+    """Whether this network may read trees of up to ``WIDEST`` tokens; probed once, if there are ``tokens`` enough."""
     network = opened.network
     if network.trees_are_exact is None:
         if tokens < WORTH * WIDEST:
@@ -101,8 +102,9 @@ def probe(opened: OpenedModel) -> bool:
     try:
         together = [score for scores in read(opened, [trees]) for score in scores]
         alone = score_rows(opened, rows, batch_size=1)
-    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError):
-        return False  # built differently: no mask of this form, or no positions from outside
+    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        reraise_out_of_memory(error)
+        return False  # built differently: takes no mask of this form, or no positions
     found, expected = (torch.tensor([p for one in scores for p in one.logprobs]) for scores in (together, alone))
     return bool((found - expected).abs().max() <= PROBE_TOLERANCE * expected.abs().max().clamp_min(1))
 

@@ -42,7 +42,7 @@ def result_page(result: Result) -> Page:
     page = Page(result.title, subtitle=f"{about['model']}, {about['protocol']} protocol", language="zh-CN")
     shots = "zero-shot" if not about["shots"] else f"{about['shots']}-shot"
     rows = result.rows()
-    averages = [row for row in rows if row.get("over") == "tasks"]  # bars of many tasks would say nothing
+    averages = [row for row in rows if row.get("over") == "tasks"]  # a bar for each of many tasks is unreadable
     bars = {
         row["title"]: {"model": row["value"]} | ({} if row["chance"] is None else {"chance": row["chance"]})
         for row in averages or rows
@@ -94,7 +94,7 @@ def _task(page: Page, task: TaskResult) -> None:
 
 
 def _confusion(page: Page, table: dict[str, dict[str, int]]) -> None:
-    """All labels against all, or where there are many only the most frequent mistakes."""
+    """All labels against all, or only the most frequent mistakes if there are many."""
     labels = list(dict.fromkeys([*table, *(name for row in table.values() for name in row)]))
     with page.details("Which label was taken for which"):
         if len(labels) <= WIDEST:

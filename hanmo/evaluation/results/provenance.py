@@ -1,4 +1,4 @@
-"""Everything a result depends on: data, weights, configuration, software."""
+"""Records everything that a result depends on: data, weights, configuration, software."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def weights_hash(network: torch.nn.Module) -> str:
 
 
 def computed_by(opened: OpenedModel) -> dict[str, str]:
-    """What a score depends on besides its row: hashes of weights and configuration, and the floating type."""
+    """All that a score depends on besides its row: hashes of weights and configuration, and the dtype."""
     config = {name: value for name, value in opened.family.config.to_dict().items() if name not in IRRELEVANT}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     return {
@@ -49,7 +49,7 @@ def computed_by(opened: OpenedModel) -> dict[str, str]:
 def software() -> dict[str, str]:
     """The version of hanmo, and its commit where it runs from a checkout or was installed from one.
 
-    "+" after the commit: files of the checkout were changed since.
+    "+" after the commit: the checkout has changes that are not committed.
     """
     found = {"hanmo": hanmo.__version__}
     if commit := _checkout() or _installed():

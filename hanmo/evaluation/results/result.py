@@ -25,7 +25,9 @@ class QuestionResult:
     text: str  # the question, with a gap where the candidates go
     options: tuple[str, ...]  # the candidates; the accepted answers, where the model generates one
     gold: int  # index of the right one; 0 for generated answers
-    scores: dict[str, list[float]]  # by reading, of each candidate, the highest wins; of a generated answer by metric
+    scores: dict[
+        str, list[float]
+    ]  # by reading, that of each candidate, the highest wins; of a generated answer by metric
     generated: str | None = None  # the model's answer, for tasks that generate it
 
     def choice(self, reading: str) -> int:
@@ -40,7 +42,7 @@ class QuestionResult:
         return float(self.options[self.choice(reading)] == self.options[self.gold])  # candidates may be the same text
 
     def margin(self, reading: str) -> float:
-        """Score of the best wrong candidate less that of the right one."""
+        """Score of the best wrong candidate minus that of the right one."""
         scores = self.scores[reading]
         wrong = (score for score, option in zip(scores, self.options, strict=True) if option != self.options[self.gold])
         return max(wrong, default=0.0) - scores[self.gold]
@@ -64,7 +66,7 @@ class TaskResult:
     items: list[QuestionResult]
     about: dict[str, Any]  # task hash, data hash, numbers
     notes: list[str] = field(default_factory=list)
-    groups: tuple[str, ...] = ()  # averages that it counts in, besides that of all tasks
+    groups: tuple[str, ...] = ()  # the averages that it is part of, besides that of all tasks
     place: int = 0  # position among the tasks
 
     @property

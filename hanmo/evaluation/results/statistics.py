@@ -14,7 +14,7 @@ INTERVAL = [(1 - 0.95) / 2, (1 + 0.95) / 2]
 class Comparison:
     """Two models on the same items."""
 
-    difference: float  # mean of the second less that of the first
+    difference: float  # mean of the second minus that of the first
     interval: tuple[float, float]  # 95 % bootstrap interval of the difference over items
     p: float  # two-sided; exact McNemar for right-or-wrong values, random sign flips for others
     better: int  # items on which the second is better
@@ -35,7 +35,7 @@ def interval_of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def _resampled(data: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means of as many items drawn with replacement, ``DRAWS`` times."""
+    """Means of equally many items drawn with replacement, ``DRAWS`` times."""
     if len(np.unique(data)) > 2:
         return np.array([data[rng.integers(0, len(data), len(data))].mean() for _ in range(DRAWS)])
     low, high = data.min(), data.max()  # right or wrong: a resampled count is binomial
@@ -53,7 +53,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Comparison:
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Two-sided exact probability that as uneven a split of the items that differ comes about by chance.
+    """Two-sided exact probability that chance splits the differing items at least as unevenly.
 
     >>> mcnemar(0, 0), mcnemar(5, 0)
     (1.0, 0.0625)

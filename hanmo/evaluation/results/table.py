@@ -56,7 +56,7 @@ class Table:
 
 
 def _name(run: Result, runs: Sequence[Result]) -> str:
-    """Shots and model; the protocol where the runs differ in it, the weights where the model's name is not enough."""
+    """Shots and model; the protocol if the runs differ in it, the weights if the model's name is ambiguous."""
     about = run["about"]
     shots = f"{about['shots']}-shot" if about["shots"] else "zero-shot"
     protocol = f", {about['protocol']}" if len({one["about"]["protocol"] for one in runs}) > 1 else ""

@@ -28,9 +28,9 @@ class TaskFile:
             field that holds a list of them, the answer being one of them or its index from 0.
         train: records for few-shot examples.
         title: name in results; by default the file's name.
-        instruction: stands once in front.
-        shorten: fields that may be cut where the whole does not fit, and from which side.
-        reading: the reading that is the result; by default prior where the candidates are labels, otherwise mean.
+        instruction: text that stands once before everything.
+        shorten: fields that may be truncated if a question does not fit, and at which side.
+        reading: the reading of the scores that counts; by default prior if the candidates are labels, otherwise mean.
     """
 
     data: Path
@@ -73,7 +73,7 @@ def read_task(path: str | Path, place: int = 0) -> CustomTask:
     if len(labels or file.options) < 2 and not isinstance(file.options, str):
         raise ConfigError(f"{path}: one candidate alone leaves nothing to choose; give at least two")
     if len(set(labels.values())) < len(file.labels):
-        raise ConfigError(f"{path}: labels: two are the same, or have the same word; nothing could tell them apart")
+        raise ConfigError(f"{path}: labels: two are the same, or have the same word, and cannot be told apart")
     fields = _fields(path, file.template)
     for name in file.shorten.keys() - set(fields):
         raise ConfigError(f"{path}: shorten names {name!r}, which is not in the template; it has {', '.join(fields)}")

@@ -2,7 +2,7 @@
 
 A candidate's score is log p of its tokens (and of the text after the gap), given everything before. Its readings are
 "sum" over the tokens, "mean", and "prior": the sum less that of the same prompt without the record's text, so that a
-word that is likely anywhere gains nothing. Only the text that a question is about is ever cut.
+word that is likely everywhere gains nothing. Only the text that a question is about is ever truncated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class FewShotPrefix:
     instruction: str = ""
     # Solved questions: the text before the answer, and the answer with the text after it.
     shots: tuple[tuple[str, str], ...] = ()
-    chat: bool = False  # question and answer are turns in the model's own chat template, instead of running text
+    chat: bool = False  # questions and answers are turns of the model's chat template, instead of running text
 
     def text(self) -> str:
         """Instruction and shots as running text."""

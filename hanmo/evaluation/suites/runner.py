@@ -1,4 +1,4 @@
-"""The one evaluation of suites: read the examples, ask, keep every answer at once, and compute the results."""
+"""The one evaluation of suites: read the examples, score them, save every answer at once, and compute the results."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -26,9 +26,9 @@ Score = tuple[float, int]  # log p of a candidate and its tokens
 
 
 def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | Path | None, watch: Watch) -> Result:
-    """Evaluate the tasks of a suite one after the other. All files are read before the first question is asked.
+    """Evaluate the tasks of a suite one after the other. All files are read before the first question is scored.
 
-    Answers are kept in the folder ``cache``, and not asked for again. ConfigError if an option has no effect, or the
+    Answers are saved in the folder ``cache`` and not computed again. ConfigError if an option has no effect, or the
     model does not allow it.
     """
     protocol = suite.protocol(options)
@@ -133,7 +133,7 @@ class TaskRun:
         )
 
     def store(self, examples: Sequence[Example], *more: Any) -> AbstractContextManager[Store]:
-        """The answers to these examples; ``more`` is what they depend on besides model, protocol, task and data."""
+        """The answers to these examples, which depend on ``more`` besides model, protocol, task and data."""
         about = {name: self.about[name] for name in ("weights", "config", "precision", "protocol", "shots", "limit")}
         content = [about, data_hash(examples), self.task.hash(), *more]
         return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", content)

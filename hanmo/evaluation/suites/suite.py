@@ -55,7 +55,7 @@ class Task:
     reading: Reading  # the reading that is the result, see prompting.py; "f1": the model generates the answer
     # Label in the files: its word, in the order of the candidates; empty if every record has its own candidates.
     labels: dict[str, str] = field(default_factory=dict)
-    instruction: str = ""  # stands once before few-shot examples and question
+    instruction: str = ""  # text that stands once before examples and question
     groups: tuple[str, ...] = ()  # groups whose averages the task counts in, such as the domain of a subject
     place: int = 0  # among the tasks
 
@@ -122,17 +122,17 @@ def choose_tasks(what: str, tasks: Mapping[str, AnyTask], names: Iterable[str]) 
 class Options:
     """How a suite is evaluated."""
 
-    shots: int = 0  # few-shot examples in the prompt
+    shots: int = 0  # few-shot examples in the prompt [examples]
     published: bool = False  # use the published protocol, flaws included
-    first: int | None = None  # evaluate only so many examples of every task
-    limit: int | None = None  # most tokens of a question; by default the protocol's, within the model's positions
-    budget: int | None = None  # tokens in memory at the same time; by default what suits the device
-    split: str | None = None  # by default the suite's first one
-    seed: int | None = None  # of the draw of few-shot examples and candidates; 0 by default
-    choices: int | None = None  # offer so many candidates at most
-    chat: bool = False  # ask in the model's chat template
+    first: int | None = None  # evaluate at most this many examples of every task [examples]
+    limit: int | None = None  # the longest question; by default the protocol's, within the model's positions [tokens]
+    budget: int | None = None  # tokens in memory at the same time; the default suits the device [tokens]
+    split: str | None = None  # the split to evaluate; by default the suite's first one
+    seed: int | None = None  # seed of the draw of few-shot examples and candidates; 0 by default
+    choices: int | None = None  # offer at most this many candidates [candidates]
+    chat: bool = False  # use the model's chat template
     cot: bool = False  # the few-shot examples explain their answers
-    candidates: Path | None = None  # file of the original's wrong candidates, see clue.suite.read_candidates
+    candidates: Path | None = None  # file of the original's wrong candidates, see docs/clue.md
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Protocol:
 
     # Evaluates a task, given a ``runner.TaskRun``, the examples, and the pool of few-shot examples; None: as corrected.
     evaluate: Callable[[Any, list[Example], list[Example]], TaskResult] | None = None
-    limit: int = LIMIT  # most tokens of a question, unless options say otherwise
+    limit: int = LIMIT  # most tokens of a question, unless the options set it
     # The split that few-shot examples are taken from; None: ``evaluate`` takes them from elsewhere.
     pool: str | None = "train"
     seed: int | None = None  # fixed seed, where the protocol has one
@@ -170,7 +170,7 @@ class Suite:
         """The protocol that the options choose; ConfigError if there is none, or an option has no effect."""
         protocol = self.published if options.published else self.corrected
         if protocol is None:
-            raise ConfigError(f"--published: the original has no {self.title}; evaluate it without")
+            raise ConfigError(f"--published: the original has no {self.title}; leave it out")
         for option in fields(options):
             given = getattr(options, option.name) != option.default
             if given and option.name not in (*ALWAYS, *protocol.options):

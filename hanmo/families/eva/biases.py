@@ -6,8 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-MAX_DISTANCE = 128  # relative distances from here on share the last bucket
-MASKED = -10000.0  # what the original adds to the score of a masked key
+MAX_DISTANCE = 128  # distances from this one on share the last bucket
+MASKED = -10000.0  # the number that the original adds to the score of a masked key
 
 
 def relative_buckets(relative: Tensor, num_buckets: int, bidirectional: bool) -> Tensor:

@@ -27,7 +27,7 @@ AFTER_PAUSE = ("但", "不过")  # suppressed after a pause
 class Vocabulary:
     """The text and the antonyms of each token of a tokenizer.
 
-    Antonyms exclude each other both ways; a word that is no token is left out with a warning (the original stops there).
+    Antonyms exclude each other both ways; a word that is not a token is skipped with a warning (the original fails).
     """
 
     def __init__(self, tokenizer: Any, antonyms: Iterable[tuple[str, str]] = ()):
@@ -58,15 +58,16 @@ def read_antonyms(path: str | Path) -> list[tuple[str, str]]:
     """Pairs of antonyms from a file with a Python tuple of two strings on each line; RecordError for any other line."""
     path = Path(path)
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
-            one, other = ast.literal_eval(line.strip())
-        except (ValueError, SyntaxError, TypeError):
+            one, other = ast.literal_eval(line.decode("utf-8-sig").strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # of bytes, of nesting
             one = other = None
         if not isinstance(one, str) or not isinstance(other, str):
-            raise RecordError(path, number, f"expected two quoted words, like ('好', '坏'), found {line.strip()!r}")
+            found = line.decode("utf-8", "replace").strip()[:80]
+            raise RecordError(path, number, f"expected two quoted words, like ('好', '坏'), found {found!r}")
         pairs.append((one, other))
     return pairs
 
@@ -107,14 +108,14 @@ class EvaLogitsProcessor:
 
 
 class ConversationState:
-    """The rules' view of a context, computed once; its methods take the ids generated so far."""
+    """The rules' state for one context, computed once; the methods take the ids generated so far."""
 
     def __init__(self, vocabulary: Vocabulary, size: int, ids: Sequence[int]):
         self.ids = frozenset(ids)
         self._vocabulary = vocabulary
         self._size = size
         self._text = "".join(map(vocabulary.texts.__getitem__, ids))
-        # An n-gram that is a token by itself is suppressed for good.
+        # N-grams of the context that are single tokens are always suppressed.
         self._whole = self._tokens_in(self._text)
         self._open_antonyms = self._antonyms_of(self._since_separator(ids))
 

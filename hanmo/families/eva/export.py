@@ -25,7 +25,7 @@ _SAME_SETTINGS = (
     *("relative_attention_num_buckets", "dropout_rate", "layer_norm_epsilon", "tie_word_embeddings"),
 )
 _FUTURE = "from __future__ import annotations\n"
-_README = """# {name}: EVA as T5
+_README = """# EVA as T5
 
     from transformers import AutoTokenizer, T5ForConditionalGeneration
     tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)  # runs tokenization.py of this folder
@@ -38,7 +38,7 @@ Of several turns, each ends with `<sep>` and the last with `<sep><s_0>`. EVA's s
 
 
 def standalone(path: Path) -> str:
-    """The text of a module, with the modules of ``hanmo.tokenizers`` that it uses in place of their imports."""
+    """The source of a module, with imports from ``hanmo.tokenizers`` replaced by the source of those modules."""
     inlined: set[str] = set()
 
     def inline(match: re.Match[str]) -> str:
@@ -52,7 +52,7 @@ def standalone(path: Path) -> str:
         text = file.read_text(encoding="utf-8").replace(_FUTURE, "")
         return re.sub(r"from hanmo\.tokenizers\.(\w+) import .*\n", inline, text)
 
-    return _FUTURE + read(path)  # for all: it may only stand at the beginning
+    return _FUTURE + read(path)  # once for all modules: it may only stand at the beginning
 
 
 def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: torch.dtype) -> list[str]:
@@ -64,7 +64,7 @@ def write_t5(config: EvaConfig, tokenizer: EvaTokenizer, folder: Path, dtype: to
     content = json.loads(settings.read_text(encoding="utf-8"))
     content["auto_map"] = {"AutoTokenizer": ["tokenization.EvaTokenizer", None]}
     settings.write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_README.format(name=folder.name), encoding="utf-8")
+    (folder / "README.md").write_text(_README, encoding="utf-8")
     notes = ["the role embeddings have no place in T5 and are left out; no published program uses them"]
     if dtype != torch.float32 and config.attn_scale:
         notes.append("the queries, with the scale in them, are rounded; fp32 gives the logits to about 1e-5")
@@ -87,7 +87,7 @@ def _write_config(config: EvaConfig, folder: Path, dtype: torch.dtype) -> None:
     ids = {name: getattr(config, name) for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id")}
     sizes: dict[str, Any] = {name: getattr(config, name) for name in _SAME_SETTINGS}
     t5 = T5Config(**sizes, **ids, relative_attention_max_distance=MAX_DISTANCE, feed_forward_proj="gated-gelu")
-    # T5Config sets this to True whatever it is given; with it the head would be tied and the model ruined.
+    # T5Config sets this to True whatever its argument; the head would then be tied and the model ruined.
     t5.tie_word_embeddings = False
     t5.architectures = ["T5ForConditionalGeneration"]
     t5.dtype = dtype

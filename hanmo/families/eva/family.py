@@ -1,4 +1,4 @@
-"""How dialogues become EVA's encoder contexts and decoder targets.
+"""Turns dialogues into EVA's encoder contexts and decoder targets.
 
 Every turn of a context ends with ``<sep>`` and the encoder's input with ``<s_0>``, which also starts the decoder.
 Context ids may hold a ``<s_0>``: the ids after it are the given beginning of the reply. No text encodes to ``<s_0>``.
@@ -36,7 +36,7 @@ class EvaFamily(Family):
     network_class = EvaModel
     tokenizer_class = EvaTokenizer
     original_format: ClassVar[Any] = original_format
-    # All beams start equal, so that the search meets ties that rounding decides (specification, 7.4).
+    # All beams start equal, so the search has ties that rounding decides (specification, 7.4).
     published_conventions = SearchConventions(
         first_beam_only=False,
         length="without_stop",
@@ -56,7 +56,7 @@ class EvaFamily(Family):
     tokenizer: EvaTokenizer
 
     def __post_init__(self) -> None:
-        # The original's configuration names no ids: the vocabulary decides them.
+        # The original's configuration has no ids: they come from the vocabulary.
         self.config.pad_token_id = self.tokenizer.pad_token_id
         self.config.eos_token_id = self.tokenizer.sep_token_id
         self.config.decoder_start_token_id = self.tokenizer.bos_token_id
@@ -68,7 +68,7 @@ class EvaFamily(Family):
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         """One row: the last turn as target; as context the turns before it, from the newest backwards as long as they fit.
 
-        No row if no turn fits, or not the whole target. A single turn is context, and two ``<unk>`` the target, as published.
+        No row if no turn fits, or the target does not. A single turn is context for two ``<unk>``, as published.
         """
         record = _with_turns(record)
         turns, opening = self._turns(record), self._opening(record)
@@ -113,7 +113,7 @@ class EvaFamily(Family):
         return Prompt(inputs, torch.tensor([1 + len(opening)]), torch.tensor([1]), self.stop_ids)
 
     def context(self, record: Record, limit: int) -> Context:
-        """Of the last 8 turns, from the newest backwards, every one that still fits, as published."""
+        """From the newest of the last 8 turns backwards, every turn that still fits, as published."""
         record = _with_turns(record)
         turns, opening = [[*turn, self.tokenizer.sep_token_id] for turn in self._turns(record)], self._opening(record)
         seen: list[int] = []
@@ -129,7 +129,7 @@ class EvaFamily(Family):
         return [[context, Part(tuple(self.encode(option + after)), True)] for option in options]
 
     def pretrain(self, parts: Sequence[Part], rng: Random, objectives: Mapping[str, float] | None = None) -> Row:
-        """EVA's pretraining is fine-tuning on more dialogues: there is no objective for running text."""
+        """EVA is pretrained as it is fine-tuned, on more dialogues: there is no objective for running text."""
         raise UnsupportedError(_NO_TEXT)
 
     def pack(self, rows: Sequence[Row]) -> Row:
@@ -140,7 +140,7 @@ class EvaFamily(Family):
         return joined(rows, encoder | decoder)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Tokens joined; special tokens appear as their names."""
+        """Joined tokens; special tokens appear by name."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def as_transformers(self) -> Export:
@@ -162,7 +162,7 @@ class EvaFamily(Family):
         return Vocabulary(self.tokenizer, read_antonyms(path) if path else ())
 
     def _turns(self, record: Dialogue | PromptResponse) -> list[list[int]]:
-        """The ids of every turn without ``<sep>``; of a prompt with its response those of the prompt."""
+        """The ids of every turn without ``<sep>``; for a prompt with its response, those of the prompt."""
         if isinstance(record, PromptResponse):
             turns = [self.encode(record.prompt)]
         else:

@@ -80,7 +80,7 @@ class EvaNorm(nn.Module):
 
 
 class _Normalised(torch.autograd.Function):
-    """Keeps only the input for the backward pass; autograd would keep four tensors of its size."""
+    """A norm that keeps only its input for the backward pass; autograd would keep four tensors of its size."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -174,7 +174,7 @@ class EvaBlock(GradientCheckpointingLayer):
         if self.decoder:
             normal_BqD = lowered(self.cross_norm(hidden_BqD))
             if state is not None:
-                # The beams of one source are further queries to the same keys and values.
+                # The beams of one source are additional queries to the same keys and values.
                 keys, values = state.cross[layer]
                 normal_BqD = normal_BqD.reshape(keys.shape[0], -1, normal_BqD.shape[-1])
             else:

@@ -12,7 +12,7 @@ from typing import Any
 from hanmo.tokenizers.base import PlainTokenizer, compiled
 from hanmo.tokenizers.jieba_exact import BoundedCache, WordCutter
 
-# Full-width forms that the original folds before it cuts. Only the first table changes where words end.
+# Full-width forms that the original folds before it cuts words. Only the first table changes where words end.
 _FOLD_IN_WORDS = (("…", "..."), ("＃", "#"), ("％", "%"), ("＆", "&"), ("＋", "+"), ("－", "-"), ("＿", "_"))
 _FOLD = str.maketrans(
     "！？＂〝〞“”‟＄＇‘’‛（）＊，／：；＜＝＞＠［＼］＾｀｛｜｝～ \n",
@@ -25,15 +25,15 @@ _LONGEST_WORD = 200  # characters; longer words become one <unk>
 class EvaTokenizer(PlainTokenizer):
     """A single text is followed by ``<sep>``; a pair is A ``<sep>`` B ``<s_0>``.
 
-    Special tokens typed into a text are cut up like any other text. ``vocab_file`` has a token on each line, its id is the
-    line's number; ValueError if it lacks a token that the model needs.
+    Special tokens typed into a text are split like any other text. ``vocab_file`` has a token on each line, whose
+    number is the id; ValueError if it lacks a token that the model needs.
     """
 
     vocab_files_names = {"vocab_file": "vocab.txt"}
 
     def __init__(self, vocab_file: str, **kwargs: Any) -> None:
         kwargs = _ROLES | kwargs
-        with Path(vocab_file).open(encoding="utf-8") as lines:
+        with Path(vocab_file).open(encoding="utf-8-sig") as lines:
             self._tokens = [line.strip() for line in lines]
         self._ids = {token: index for index, token in enumerate(self._tokens)}
         needed = {"<eod>", *(str(kwargs[role]) for role in _ROLES)}

@@ -1,4 +1,4 @@
-"""How text becomes rows of GLM: ``[CLS] … [MASK] … <eos>``, then ``<sop> answer <eop>`` for every mask token."""
+"""Turns text into rows of GLM: ``[CLS] … [MASK] … <eos>``, then ``<sop> answer <eop>`` for every mask token."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ class GlmFamily(Family):
     config: GlmConfig
 
     def __post_init__(self) -> None:
-        # Command tokens follow the vocabulary's pieces, however many those are.
+        # Command tokens follow the pieces, whose number varies.
         if self.tokenizer is not None:
             shared = self.config.mask_token_ids[2] == self.config.eop_token_id  # the 10B original's [gMASK]
             names = ("[MASK]", "[sMASK]", "<|endofpiece|>" if shared else GMASK)
@@ -57,6 +57,14 @@ class GlmFamily(Family):
     def stops(self) -> tuple[Stop, ...]:
         found = [(self.config.eop_token_id, f"{CONFIG}'s eop_token_id"), (self.config.eos_token_id, CONFIG)]
         return collect(found, self.config, self.tokenizer)
+
+    @property
+    def positions(self) -> int:
+        return self.config.max_sequence_length
+
+    def fitting(self, limit: int, reply: int) -> tuple[int, int]:
+        """An answer has positions of its own."""
+        return min(limit, self.positions), min(reply, self.positions)
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         if isinstance(record, Dialogue) and len(record.turns) < 2:
@@ -79,7 +87,7 @@ class GlmFamily(Family):
             return []
         parts = [Part(tuple(source), False), Part(tuple(answer), True)]
         if isinstance(record, Text) and len(answer) < whole:
-            parts.append(Part((), False))  # the text goes on: no stop token follows what is seen of it
+            parts.append(Part((), False))  # the text goes on: no stop token follows the visible part
         return [parts]
 
     def row(self, parts: Sequence[Part], stop: bool = True, feed_stop: bool = False) -> Row:
@@ -97,7 +105,7 @@ class GlmFamily(Family):
             spans, token = draw_document(len(ids), rng), 2
         elif len(ends) > 1:
             spans, token = draw_sentences(ends, rng), 1
-        else:  # a piece that is one sentence is learned by spans
+        else:  # a piece of a single sentence is learned by spans
             spans, token = draw_spans(len(ids), rng), 0
         context, places, kept = [self._id("[CLS]")], [], 0
         for first, last in spans:
@@ -137,7 +145,7 @@ class GlmFamily(Family):
         """A row of a context and the answers to its mask tokens at ``places``; None: to those without one, in order."""
         sop, eop = self.config.sop_token_id, self.config.eop_token_id
         ids, labels = list(context), [IGNORE] * len(context)
-        outline = list(context)  # without the answers' own ids, since a policy may generate <sop> inside an answer
+        outline = list(context)  # with -1 for the answers' ids, since a policy may generate <sop> inside an answer
         for number, answer in enumerate(answers, 1):
             last = number == len(answers)
             end = [eop] if feed_stop and last else []
@@ -209,7 +217,8 @@ class GlmFamily(Family):
 
     def _source(self, prompt: str, rest: str) -> list[int]:
         """``[CLS] prompt [SEP] rest <eos>``; without a prompt ``[CLS] rest <eos>``."""
-        ids = self.tokenizer.encode(prompt, rest) if prompt else self.tokenizer.encode(rest)
+        texts = (prompt, rest) if prompt else (rest,)
+        ids = self.tokenizer.build_inputs_with_special_tokens(*map(self.encode, texts))
         gmask = self._id(GMASK)
         return [self.config.mask_token_ids[2] if token == gmask else token for token in ids]
 

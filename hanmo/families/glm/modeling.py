@@ -92,7 +92,7 @@ class GlmModel(PreNormModel):
         Args:
             input_ids: (B, T) int64.
             attention_mask: (B, T), 1 on real tokens, in packed rows the number of the example from 1 on; or (B, 1, T, S),
-                used as it is.
+                used unchanged.
             position_ids: (B, 2, T) int64 (position, place in the answer); (B, T) without places. 0 … T-1 and 0 if None.
             prefix: (B,) or (1,) int64, the number of context tokens, which all tokens see, without padding on the left;
                 in packed rows (B, T): the column where the context of a token's example ends.

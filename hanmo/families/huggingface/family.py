@@ -1,4 +1,4 @@
-"""How text becomes rows of any transformers model: with its chat template, or as plain text if it has none."""
+"""Turns text into rows of any transformers model, by its chat template, or as plain text without one."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import RecordError, UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
-from hanmo.families.huggingface.modeling import TransformersModel
+from hanmo.families.huggingface.modeling import TransformersModel, positions_of
 from hanmo.families.huggingface.templates import TemplateForm, TemplateRefusalError, render_template
 from hanmo.families.huggingface.text import behind, end_of_text, end_of_turn, separator, without_blanks
 from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value, has_row
@@ -37,8 +37,19 @@ class HuggingfaceFamily(Family):
 
     @property
     def objectives(self) -> dict[str, float]:  # type: ignore[override]
-        """Encoder-decoders draw the place where a text is cut; decoders draw nothing."""
+        """Encoder-decoders draw the place at which a text is split; decoders draw nothing."""
         return {"prefix": 1.0} if self.config.is_encoder_decoder else {}
+
+    @property
+    def positions(self) -> int | None:
+        return positions_of(self.config)[1]
+
+    def fitting(self, limit: int, reply: int) -> tuple[int, int]:
+        """An encoder's positions are not those of the reply."""
+        if not self.config.is_encoder_decoder:
+            return super().fitting(limit, reply)
+        encoder, decoder = positions_of(self.config)
+        return min(limit, encoder or limit), min(reply, decoder or reply)
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         if isinstance(record, Text):
@@ -81,7 +92,7 @@ class HuggingfaceFamily(Family):
         return Prompt(inputs, torch.tensor([1]), torch.tensor([1]), self.stop_ids)
 
     def stack_prompts(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """An encoder's input is padded on the right, since it counts positions from the first column."""
+        """An encoder's input is padded on the right, because encoders count positions from the first column."""
         if not self.config.is_encoder_decoder:
             return super().stack_prompts(prompts)
         return stack([prompt.inputs for prompt in prompts], self.padding)
@@ -114,7 +125,7 @@ class HuggingfaceFamily(Family):
 
     @cached_property
     def stops(self) -> tuple[Stop, ...]:
-        """The first one, which rows predict, ends an assistant's turn if any does."""
+        """The first one, which rows predict, ends an assistant's turn if the template has such a token."""
         found = (
             (end_of_turn(self.tokenizer), "chat template"),
             (self.tokenizer.eos_token_id, "tokenizer's eos_token"),
@@ -146,7 +157,7 @@ class HuggingfaceFamily(Family):
     def _prompt_and_answer(self, record: Record, limit: int | None) -> tuple[list[int], list[int]]:
         """The ids before the response, without the oldest turns if ``limit`` is short, and those of the response.
 
-        The first are empty if the last prompt does not fit, or if there is none. RecordError if the template refuses it.
+        The former are empty if there is no prompt or the last one does not fit. RecordError if the template refuses.
         """
         if not self.tokenizer.chat_template:
             return self._plain_pair(record, limit)
@@ -162,7 +173,7 @@ class HuggingfaceFamily(Family):
         if isinstance(record, ScoredAnswers):
             record = record.ending(record.best().response)
         turns = record.turns if isinstance(record, Dialogue) else (record.prompt, record.response)
-        first = (len(turns) - 1) % 2 == 0  # who speaks first, so that the response is the assistant's
+        first = (len(turns) - 1) % 2 == 0  # the first speaker, so that the response is the assistant's
         roles = ("assistant", "user") if first else ("user", "assistant")
         messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
         if messages[0]["role"] == "assistant":
@@ -184,17 +195,17 @@ class HuggingfaceFamily(Family):
         mark, pair = self._separator, as_pair(record, separator=self._separator)
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return [], []
-        ends = self.config.is_encoder_decoder and mark != "\n" and not pair.prefix  # with what ends every text
+        ends = self.config.is_encoder_decoder and mark != "\n" and not pair.prefix  # with the end of every text
         given = pair.prompt + ("" if ends else mark) + pair.prefix
         ids = self._opened(given)
         return ids[-limit:] if limit else ids, self._answer(given, pair.response)
 
     def _answer(self, given: str, answer: str) -> list[int]:
-        """A decoder continues the given text; the answer of an encoder-decoder is a text of its own."""
+        """A decoder continues the given text; the answer of an encoder-decoder is a separate text."""
         return self.encode(answer) if self.config.is_encoder_decoder else behind(self.encode, given, answer)
 
     def _opened(self, text: str) -> list[int]:
-        """A text with the tokenizer's special tokens; a decoder cannot continue after those at the end."""
+        """A text with the tokenizer's special tokens; a decoder, which could not continue, gets none at the end."""
         head, tail = self._around
         return [*head, *self.encode(text), *(tail if self.config.is_encoder_decoder else ())]
 
@@ -215,7 +226,7 @@ class HuggingfaceFamily(Family):
 
 
 def _fitting(given: Sequence[int], ids: list[int], room: int) -> list[list[Part]]:
-    """The given ids and as many of the others as there is room for; after a cut an empty part, so that no stop is learned."""
+    """The given ids and as many of the others as fit; if any do not, also an empty part, so that no stop is learned."""
     kept = ids[: max(room, 0)]
     parts = [Part(tuple(given), False), Part(tuple(kept), True)]
     return [parts if kept == ids else [*parts, Part((), False)]] if kept else []

@@ -1,11 +1,14 @@
-"""Gives a transformers model our protocol: rows in, loss out; prefill and step.
+"""Gives a transformers model our interface: rows in, loss out; prefill and step.
 
 The model keeps its class's name, weights, configuration and files. Some models change their logits after the output head
 (scale or cap them): a probe on loading finds them, and their rows are scored from whole logits, which takes more memory.
 """
 
+import functools
 import inspect
+import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +18,57 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 from transformers.models.auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
-from hanmo.errors import UnsupportedError
+from hanmo.errors import HanmoError, UnsupportedError
 from hanmo.families.huggingface.probes import SPARSE, ProbedBatching, find_batching, head_is_exact, packing_is_exact
 from hanmo.families.huggingface.states import CachedState, UncachedState
 from hanmo.families.huggingface.tensor_parallel import settle_heads, with_plan
 from hanmo.families.safe_loading import own_code, safe_blank, safe_network
+from hanmo.families.stops import config_value
 from hanmo.files import read_json
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 from hanmo.nn import row_model
-from hanmo.nn.prenorm import check_positions
+from hanmo.nn.prenorm import beyond_positions, check_positions
 from hanmo.rows import IGNORE
 
 VALUE_HEAD = "value_head"  # the name of its tensors in the files
-POSITION_TABLES = ("wpe", "position_embeddings")  # of learned positions, by name in GPT-2 and BERT and their kin
+_AFTER_PADDING = re.compile("roberta|camembert|xmod|data2vec")  # positions begin behind that of padding
+PARTS = ("encoder", "decoder")
+POSITION_TABLES = ("wpe", "position_embeddings")  # attributes with learned positions in GPT-2, BERT and similar models
+
+
+def positions_of(config: PretrainedConfig) -> tuple[int | None, int | None]:
+    """The tokens that an encoder and a decoder have positions for, as the configuration says; None: it does not say."""
+    both = ("max_position_embeddings", "max_seq_len")  # the second is MPT's
+    parts = [[config_value(config, key) for key in (f"max_{part}_position_embeddings", *both)] for part in PARTS]
+    lost = (config.pad_token_id or 0) + 1 if _AFTER_PADDING.search(config.model_type) else 0
+    encoder, decoder = (next((value - lost for value in found if isinstance(value, int)), None) for found in parts)
+    return encoder, decoder
+
+
+def _within_positions(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method say so where transformers fails because a row has more tokens than the model has positions."""
+
+    @functools.wraps(method)
+    def explained(model: Any, *args: Any, **inputs: Any) -> Any:
+        try:
+            return method(model, *args, **inputs)
+        except (IndexError, RuntimeError, ValueError) as error:
+            if isinstance(error, HanmoError | torch.OutOfMemoryError):
+                raise
+            state = args[-1].columns if method.__name__ == "step" else None
+            given, answered = inputs.get("input_ids"), inputs.get("decoder_input_ids", state)
+            if not model.config.is_encoder_decoder:
+                given, answered = None, given if state is None else state
+            for ids, positions in zip((given, answered), positions_of(model.config), strict=True):
+                if ids is not None and positions and ids.shape[1] > positions:
+                    raise beyond_positions(ids.shape[1], positions) from error
+            raise
+
+    return explained
 
 
 class TransformersRows:
-    """Mixed into the class of a loaded model by ``adopt``; see ``RowModel`` for the protocol."""
+    """A mixin that ``adopt`` adds to the class of a loaded model; see ``RowModel`` for the interface."""
 
     accepts_loss_kwargs = True
     loss_type = "hanmo_rows"
@@ -45,6 +82,7 @@ class TransformersRows:
     value_head: row_model.ValueHead | None
     critic: Any
 
+    @_within_positions
     def forward(
         self,
         *args: Any,
@@ -69,7 +107,7 @@ class TransformersRows:
                 raise UnsupportedError(
                     f"{type(self).__name__} lets examples that share a row see each other: packing=false"
                 )
-            del inputs["attention_mask"]  # examples are told apart by positions that start again
+            del inputs["attention_mask"]  # restarting positions tell the examples apart
         if self.head_is_exact:
             hidden_BAD = _last_hidden(self, *args, **inputs)
             head, kept = self.get_output_embeddings(), row_model.kept_places(self)  # type: ignore[attr-defined]
@@ -85,7 +123,7 @@ class TransformersRows:
         return row_model.RowOutput(loss=loss, logprob=logprob_BA, entropy=entropy_BA, value=value_BA)
 
     def _settle_attention(self) -> None:
-        """Restore BigBird's sparse attention, which switches to full attention at a short text and never back."""
+        """Restore BigBird's sparse attention, which switches to full attention for a short text and never back."""
         if getattr(self.config, "attention_type", "") == SPARSE:  # type: ignore[attr-defined]
             for module in self.modules():  # type: ignore[attr-defined]
                 if module is not self and getattr(module, "attention_type", SPARSE) != SPARSE:
@@ -93,7 +131,7 @@ class TransformersRows:
 
     @property
     def batching(self) -> ProbedBatching:
-        """The texts that can share a batch; probed at the first use."""
+        """The texts that can share a batch; probed at first use."""
         if self._batching is None:
             self._batching = find_batching(self)
         return self._batching
@@ -102,6 +140,7 @@ class TransformersRows:
         """As ``RowModel.prefill``, but an encoder's input is padded on the right."""
         return self.read(self.batching, **inputs)
 
+    @_within_positions
     def read(self, batching: ProbedBatching, **inputs: Tensor) -> tuple[Tensor, Any]:
         """``prefill`` with a given ``batching``; ``find_batching`` tries several."""
         self._settle_attention()
@@ -123,6 +162,7 @@ class TransformersRows:
         output = self.forward(**self._known(inputs), use_cache=True, logits_to_keep=1)
         return output.logits[:, -1:], CachedState(output.past_key_values, mask_RT, positions=batching.positions)
 
+    @_within_positions
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
         if isinstance(state, UncachedState):
             state.extend(ids_Rq)
@@ -148,7 +188,7 @@ class TransformersRows:
         return self.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[attr-defined]
 
     def _known(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs without position ids if the architecture counts positions by itself."""
+        """The inputs, without position ids if the architecture counts positions itself."""
         accepts = inspect.signature(super().forward).parameters  # type: ignore[misc]
         return inputs if "position_ids" in accepts else {k: v for k, v in inputs.items() if k != "position_ids"}
 
@@ -164,7 +204,7 @@ def _last_hidden(model: Any, *args: Any, **inputs: Any) -> Any:
     """The input of a model's output head, (B, A, D)."""
     if model.base_model is not model:
         return model.base_model(*args, **inputs).last_hidden_state
-    # T5's form: encoder and decoder stand beside the head, with no model of both below it.
+    # As in T5: encoder and decoder stand beside the head, without a common parent.
     mask_BT = inputs.get("attention_mask")
     encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask_BT).last_hidden_state
     seen = {"encoder_hidden_states": encoded, "encoder_attention_mask": mask_BT}
@@ -173,7 +213,7 @@ def _last_hidden(model: Any, *args: Any, **inputs: Any) -> Any:
 
 
 def adopt(model: Any) -> Any:
-    """Give a transformers model our protocol. Its class keeps its name, so that it is saved as before."""
+    """Give a transformers model our interface. Its class keeps its name, so that it is saved as before."""
     cls = type(model)
     model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
     model.value_head = model.critic = None
@@ -188,7 +228,7 @@ def adopt(model: Any) -> Any:
 
 
 def _check_positions(table: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Raise our error; transformers' only mentions an index out of range."""
+    """Raise an error of ours for too many positions; that of transformers only mentions an index out of range."""
     positions = inputs[0]
     assert isinstance(table, nn.Embedding)
     # Reading positions is free on a CPU and synchronises a GPU, which is too slow for the single tokens of decoding.
@@ -199,7 +239,7 @@ def _check_positions(table: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 class TransformersModel:
     """Loads a folder with the right auto class and adopts the model."""
 
-    _keep_in_fp32_modules_strict = ()  # transformers knows its own when it loads a folder
+    _keep_in_fp32_modules_strict = ()  # transformers finds its own plan when it loads a folder
 
     @staticmethod
     def blank(path: Path, config: PretrainedConfig) -> Any:
@@ -221,7 +261,7 @@ class TransformersModel:
 
 
 def _auto_class(path: Path, config: PretrainedConfig) -> Any:
-    """The auto class of transformers; UnsupportedError for no language model, or one that needs code of its own."""
+    """The auto class of transformers; UnsupportedError if it is not a language model, or needs code of its own."""
     seq2seq = config.is_encoder_decoder
     known: Any = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if seq2seq else MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in known:

@@ -1,4 +1,4 @@
-"""Probes of what a transformers model computes exactly: some architectures ignore padding, positions or the cache."""
+"""Probes for exact results of a transformers model: some architectures ignore padding, positions or the cache."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hanmo.errors import UnsupportedError
+from hanmo.errors import UnsupportedError, reraise_out_of_memory
 from hanmo.nn.batching import Batching
 from hanmo.nn.cpu.int8 import is_int8
 from hanmo.nn.finite import require_finite
@@ -16,14 +16,14 @@ from hanmo.rows import stack
 
 TOLERANCE = 1e-3  # relative to the largest value; scaled or capped logits are off by whole units
 CLOSE = 1e-4  # RMS of the difference between batched and single logits over the RMS of the logits, in fp32
-ROUNDED = 3  # the same in half precision and int8, as a multiple of the effect of rounding every module's output again
+ROUNDED = 3  # the same in half precision and int8, in multiples of the error of rounding all modules' outputs again
 CLOSE_ROUNDED = 0.15  # and at most this: rounding grows from layer to layer
 INT8_STEP = 1 / 128
-#: errors of unusual architectures in a probe
+#: the errors that unusual architectures raise in a probe
 PROBE_ERRORS = (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError)
 LENGTHS = (5, 11)  # of the prompts of a probe
 FOLLOWING = 3  # tokens that follow each prompt
-SPARSE = "block_sparse"  # attention of BigBird
+SPARSE = "block_sparse"  # BigBird's type of attention
 Batch = Literal["any", "even", "one"]
 
 
@@ -50,7 +50,7 @@ def probing(model: Any) -> Iterator[torch.Generator]:
 
 
 def drawn(model: Any, generator: torch.Generator, *shape: int) -> Tensor:
-    """Random ids without the padding id, which some models mask by themselves."""
+    """Random ids other than the padding id, which some models mask themselves."""
     config = model.config.get_text_config()
     ids = torch.randint(config.vocab_size, shape, generator=generator)
     pad_id = getattr(config, "pad_token_id", None)
@@ -68,7 +68,8 @@ def find_batching(model: Any) -> ProbedBatching:
             whole = [_own_logits(model, prompt, follow_S) for prompt, follow_S in texts]
             start = [_own_logits(model, prompt, follow_S[:1]) for prompt, follow_S in texts]
         except PROBE_ERRORS as error:
-            raise UnsupportedError(f"{_named(model)} is not read like a language model: {error}") from error
+            reraise_out_of_memory(error)
+            raise UnsupportedError(f"{_named(model)} cannot be run as a language model: {error}") from error
         expected_RSV = torch.stack(whole)
         if bool(expected_RSV.isnan().any()) or bool(expected_RSV.isposinf().any()):
             require_finite([float("nan")], model)
@@ -79,7 +80,7 @@ def find_batching(model: Any) -> ProbedBatching:
                 "if its configuration has is_decoder, that must be true"
             )
         probe = _Probe(model, prompts, follow_RS, expected_RSV, limit)
-        # Experts with a capacity and BigBird's sparse attention change with the size of a batch.
+        # The results of experts with a capacity and of BigBird's sparse attention depend on the batch size.
         alone = hasattr(model.config, "expert_capacity") or getattr(model.config, "attention_type", "") == SPARSE
         rows: Literal["any", "one"] = "any" if not alone and probe.rows() else "one"
         for cached, positions, batch in _candidates(model):
@@ -114,7 +115,7 @@ def _own_logits(model: Any, prompt_T: Tensor, follow_S: Tensor) -> Tensor:
 def _limit(model: Any, prompt_T: Tensor, follow_S: Tensor, expected_SV: Tensor) -> float:
     """The largest distance (see ``_distance``) between logits that counts as rounding: fixed in fp32, else measured.
 
-    Inexact logits are off by a few percent: more than rounding changes most networks, less than it changes a deep one.
+    Inexact logits are off by a few percent: more than rounding errors of most networks, less than those of a deep one.
     """
     if model.dtype == torch.float32 and not is_int8(model):
         return CLOSE
@@ -155,7 +156,7 @@ class _Probe:
     limit: float
 
     def rows(self) -> bool:
-        """Whether rows of different lengths, padded on the right, are scored in one batch as each alone."""
+        """Whether rows of different lengths, padded on the right, get the same scores in one batch as alone."""
         encodes = self.model.config.is_encoder_decoder
         rows = [torch.cat([p, s]) for p, s in zip(self.prompts, self.follow, strict=True)]
         inputs = stack([_with_mask(row) for row in (self.prompts if encodes else rows)], {})
@@ -164,7 +165,8 @@ class _Probe:
             inputs["decoder_input_ids"] = torch.cat([start, self.follow], dim=1)
         try:
             logits_RTV = self.model(**inputs, use_cache=False).logits
-        except PROBE_ERRORS:
+        except PROBE_ERRORS as error:
+            reraise_out_of_memory(error)
             return False
         ends = [logits_RTV.shape[1] if encodes else len(row) for row in rows]
         found = [logits_RTV[number, end - FOLLOWING - 1 : end] for number, end in enumerate(ends)]
@@ -175,7 +177,8 @@ class _Probe:
         groups = {"any": [[0, 1]], "even": [[1, 2]], "one": [[0], [1]]}[batching.batch]
         try:
             return all(self._decodes(batching, group, at_once) for group in groups)
-        except PROBE_ERRORS:
+        except PROBE_ERRORS as error:
+            reraise_out_of_memory(error)
             return False
 
     def _decodes(self, batching: ProbedBatching, group: list[int], at_once: int) -> bool:
@@ -190,7 +193,7 @@ class _Probe:
         kept = list(range(len(group)))
         state = first
         for start in range(0, FOLLOWING, at_once):
-            if start < 2:  # ``take`` must copy: ``first`` is used again below
+            if start < 2:  # ``take`` must copy: ``first`` is used below
                 taken = [*reversed(range(len(kept))), 0]
                 kept = [kept[place] for place in taken]
                 state = state.take(torch.tensor(taken, device=model.device))
@@ -219,16 +222,20 @@ def head_is_exact(model: Any, last_hidden: Any) -> bool:
         inputs = {"input_ids": ids, "use_cache": False}
         if model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids
-        own = model(**inputs).logits
+        try:
+            own = model(**inputs).logits
+        except PROBE_ERRORS as error:
+            raise UnsupportedError(f"{_named(model)} is not read like a language model: {error}") from error
         try:
             difference = (model.get_output_embeddings()(last_hidden(model, **inputs)) - own).abs().max()
-        except PROBE_ERRORS:
-            return False  # built differently: whole logits are always right
+        except PROBE_ERRORS as error:
+            reraise_out_of_memory(error)
+            return False  # built differently: whole logits are always correct
         return bool(difference <= TOLERANCE * own.abs().max())
 
 
 def packing_is_exact(model: Any) -> bool:
-    """Whether examples that share a row, which transformers tells apart by their positions, are computed as alone."""
+    """Whether examples that share a row, told apart by their positions, give the same logits as alone."""
     with probing(model) as generator:
         device, size = model.get_input_embeddings().weight.device, model.config.get_text_config().vocab_size
         ids = torch.randint(size, (2, 15), generator=generator).to(device)
@@ -239,7 +246,8 @@ def packing_is_exact(model: Any) -> bool:
             together = model.base_model(input_ids=ids, position_ids=torch.stack([places, padded]), use_cache=False)
             pieces = [*ids[0].split(lengths), *ids[1].split(lengths)[:2]]
             alone = [model.base_model(input_ids=piece[None], use_cache=False).last_hidden_state[0] for piece in pieces]
-        except PROBE_ERRORS:
+        except PROBE_ERRORS as error:
+            reraise_out_of_memory(error)
             return False  # built differently, e.g. without positions
         expected = torch.cat(alone).float()
         found = together.last_hidden_state.flatten(0, 1)[: len(expected)].float()

@@ -1,4 +1,4 @@
-"""Script that renders chat templates in a process of its own: a JSON request per line of input, an answer per line.
+"""Script that renders chat templates in a separate process: a JSON request per line of input, an answer per line.
 
 A template is an untrusted program. jinja's sandbox keeps it from files and attributes, but not from building a text of ten
 billion characters. ``templates.py`` runs this file as a script, so that neither torch nor hanmo's families are loaded.
@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-MEMORY = 512 << 20  # bytes; a template needs a few times the conversation's
+MEMORY = 512 << 20  # bytes; a template needs a few times the size of the conversation
 SECONDS = 2  # of processor time for one conversation
 LONGEST = 1 << 24  # characters of a rendered conversation
 
@@ -18,12 +18,12 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
 
     try:
         rendered: Any = render_jinja_template(**request)[0]  # a list of one for each conversation
-        rendered[0].encode("utf-8")  # a template may write half of a character, which no tokenizer takes
+        rendered[0].encode("utf-8")  # a template may output a lone surrogate, which no tokenizer accepts
     except MemoryError:
         return {"limit": "memory"}
     except RecursionError:
-        return {"error": "it calls itself without an end"}
-    except Exception as error:  # what the template says, or cannot do
+        return {"error": "it recurses endlessly"}
+    except Exception as error:  # the template's own refusal, or jinja's error
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
     text = rendered[0]
     return {"text": text} if len(text) <= LONGEST else {"limit": "memory"}

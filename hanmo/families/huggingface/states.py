@@ -1,4 +1,4 @@
-"""Decoding states of transformers models: a cache, or the ids that are read again at every step."""
+"""Decoding states of transformers models: a cache, or ids that are read again at every step."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ class CachedState:
     ):
         self.cache, self.mask_RC, self.positions = cache, mask_RC, positions
         self.encoder, self.encoder_mask_RT = encoder, encoder_mask_RT
+
+    @property
+    def columns(self) -> Tensor:
+        """A tensor (R, C) with a column for each token so far."""
+        return self.mask_RC
 
     def take(self, rows: Tensor) -> CachedState:
         """As ``DecodeState.take``."""
@@ -70,6 +75,10 @@ class UncachedState:
         moved = cls(ids_RT.gather(1, columns % ids_RT.shape[1]), lengths_R, *encoder)
         moved.ids_RC *= moved._mask()
         return moved
+
+    @property
+    def columns(self) -> Tensor:
+        return self.ids_RC
 
     def _mask(self) -> Tensor:
         return (torch.arange(self.ids_RC.shape[1], device=self.ids_RC.device) < self.lengths_R[:, None]).long()

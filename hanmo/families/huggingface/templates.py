@@ -39,8 +39,8 @@ _SILENT = {"whitespace", "data", "comment", "comment_begin", "comment_end", "lin
 _KINDS = {"block_begin", "variable_begin", "string"}
 _BEFORE_BRACKETS = {"raise_exception", "block_begin", "variable_begin", "if", "elif", "and", "or", "not", "in", "is"}
 _BEFORE_BRACKETS |= {"(", "[", "+", "~", "==", "!=", "<", ">", "=", ","}
-_SETS, _JOINS, _LONG = 2, 60, 1 << 12  # so that a turn is at most a thousand times as long as the template
-_LOOP = ("messages", "loop", "index", "index0")  # names that a template must not give another meaning
+_SETS, _JOINS, _LONG = 2, 60, 1 << 12  # so that a turn grows to at most a thousand times the template's length
+_LOOP = ("messages", "loop", "index", "index0")  # names that a template must not redefine
 _TROUBLES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, SyntaxError)
 
 
@@ -49,7 +49,7 @@ class TemplateRefusalError(UnsupportedError):
 
 
 def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> str:
-    """A conversation as text; TemplateRefusalError if the template does not take it, CheckpointError beyond the limits."""
+    """A conversation as text; TemplateRefusalError if the template refuses it, CheckpointError beyond the limits."""
     template = tokenizer.get_chat_template()
     where = f"the chat template of {tokenizer.name_or_path or 'this tokenizer'}"
     short = len(str(tokenizer.special_tokens_map)) <= _LONG  # a template may repeat these
@@ -57,7 +57,7 @@ def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], add_gene
         options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
         try:
             text = str(tokenizer.apply_chat_template(list(messages), **options))
-            text.encode("utf-8")  # a template may write half of a character, which no tokenizer takes
+            text.encode("utf-8")  # a template may output a lone surrogate, which no tokenizer accepts
             return text
         except (*_TROUBLES, RecursionError) as error:
             raise TemplateRefusalError(f"{where} does not take this conversation: {error}") from error
@@ -102,7 +102,7 @@ def is_plain(template: str) -> bool:
 
 
 def _keeps_names(tag: str, following: list[tuple[str, str]]) -> bool:
-    """Whether a loop is one over the messages or some of them, and no tag gives a name of such loops another meaning."""
+    """Whether a loop is over all or some messages, and no tag redefines a name that such loops use."""
     if tag not in ("for", "set"):
         return True
     kinds, texts = zip(*following, strict=True) if following else ((), ())
@@ -114,7 +114,7 @@ def _keeps_names(tag: str, following: list[tuple[str, str]]) -> bool:
 class TemplateForm:
     """Properties of a chat template, found by rendering a few messages."""
 
-    system: bool  # it takes a system message
+    system: bool  # it accepts a system message
     lead: (
         str  # white space that it writes between a prompt and the assistant's text; "" if it writes anything else there
     )
@@ -172,11 +172,11 @@ class _Renderer:
         if self._line() != READY:
             self.end()
             raise UnsupportedError(
-                f"chat templates are rendered in a process of their own, which does not start: {sys.executable} {_SCRIPT}"
+                f"chat templates are rendered in a separate process, which failed to start: {sys.executable} {_SCRIPT}"
             )
 
     def answer(self, request: dict[str, Any]) -> dict[str, str] | None:
-        """The child's answer; None if it has ended or does not answer in time."""
+        """The child's answer; None if it has exited or does not answer in time."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -203,10 +203,10 @@ _renderer: _Renderer | None = None
 
 
 def _request(request: dict[str, Any]) -> dict[str, str]:
-    """The renderer's answer. The renderer is started at the first request, and again after a request that ended it."""
+    """The renderer's answer. The renderer starts at the first request, and again after a request that killed it."""
     global _renderer
     with _lock:
-        if _renderer is None or _renderer.owner != os.getpid():  # a forked process starts its own
+        if _renderer is None or _renderer.owner != os.getpid():  # a forked process starts a renderer of its own
             _renderer = _Renderer()
         answer = None
         try:

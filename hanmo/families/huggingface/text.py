@@ -1,4 +1,4 @@
-"""Texts and their ids: a reply is tokenised as it follows its prompt, and a token ends each turn and text.
+"""Texts and their ids: a reply is tokenised as its prompt's continuation, and a token ends each turn and text.
 
 SentencePiece puts ``▁`` before a text, byte-level tokenizers join a space to the word behind it, and a chat template may
 write white space before a reply. A prompt keeps its own ids; a reply's are those that the model has to generate next.
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from hanmo.errors import UnsupportedError
 from hanmo.families.huggingface.templates import render_template
 
-ANCHORS = ("。", "a", "0", "\n", " ")  # at least one of these texts is never joined with what follows it
+ANCHORS = ("。", "a", "0", "\n", " ")  # at least one of these texts never merges with the text after it
 # Ideographs and kana, with the punctuation and full-width forms that stand among them.
 _CJK = "\u2e80-\u303f\u3040-\u30ff\u3100-\u31bf\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff"
 _CJK += "\u2014\u2018\u2019\u201c\u201d\u2026"  # dashes, quotation marks and dots of Chinese text

@@ -1,4 +1,4 @@
-"""How text becomes rows of PanGu-α: ``<s> prompt <sep> prefix response <eot>``."""
+"""Turns text into rows of PanGu-α: ``<s> prompt <sep> prefix response <eot>``."""
 
 from functools import cached_property
 from typing import Any, ClassVar
@@ -30,7 +30,7 @@ class PanguFamily(Family):
             ids = self.encode(record.text)
             seen = [Part((bos,), False), Part(tuple(ids[: limit - 1]), True)]
             if len(ids) >= limit:
-                seen.append(Part((), False))  # the text goes on: no stop token follows what is seen of it
+                seen.append(Part((), False))  # the text goes on: no stop token follows the visible part
             return [seen] if seen[1].ids else []
         if isinstance(record, Dialogue) and len(record.turns) < 2:
             return []
@@ -51,7 +51,7 @@ class PanguFamily(Family):
         return collect([(self.config.eos_token_id, CONFIG)], self.config, self.tokenizer)
 
     def context(self, record: Record, limit: int) -> Context:
-        """Text is continued as it is; a prompt has the form of fine-tuning, and only the prompt is cut."""
+        """Text is continued unchanged; a prompt has the form of fine-tuning, and only the prompt is truncated."""
         if isinstance(record, Text):
             ids = self.encode(record.text)
             return Context(tuple(ids[-limit:]), tuple(ids))
@@ -67,7 +67,7 @@ class PanguFamily(Family):
 
 
 def _shown(record: Record, prompt: list[int], count: int) -> list[int]:
-    """``count`` tokens of a prompt: of a dialogue the last ones, else the first, as published."""
+    """``count`` tokens of a prompt: the last ones of a dialogue, else the first, as published."""
     return prompt[max(len(prompt) - count, 0) :] if isinstance(record, Dialogue) else prompt[:count]
 
 

@@ -14,7 +14,7 @@ from hanmo.tokenizers.sentencepiece import SentencePieceTokenizer
 _ROLES = {"bos_token": "<s>", "eos_token": "<eot>", "unk_token": "<unk>", "sep_token": "<sep>", "pad_token": "<pad>"}
 _ADDED = ("<s>", "</s>", "<eot>", "<unk>", "<sep>", "<pad>")
 _FURTHER = {"patched": "<>", "stock": ""}  # characters that may be parts of words as well
-# The form in which sentencepiece gets the words that are, or end with, a space or a newline.
+# The form in which sentencepiece gets words that are, or end with, a space or a newline.
 _SPELLED = {" ": "\u2582", "\n": "\u2583", "\r\n": "\r\u2583"}
 
 
@@ -22,7 +22,7 @@ class PanguTokenizer(SentencePieceTokenizer):
     """A single text becomes ``<s>`` A ``<eot>``, a pair ``<s>`` A ``<sep>`` B ``<eot>``.
 
     ``jieba_mode``: "patched", as the RLHF pipeline assumes: a typed ``<sep>`` is the special token; or "stock", where it is
-    cut up like any other text. ValueError for another mode, or a sentencepiece model without the special tokens.
+    split like any other text. ValueError for another mode, or a sentencepiece model without the special tokens.
     """
 
     vocab_files_names = {"vocab_file": "vocab.model"}
@@ -55,7 +55,7 @@ class PanguTokenizer(SentencePieceTokenizer):
     def _encode_words(self, texts: Sequence[list[str]]) -> list[list[int]]:
         """Ids of texts as words: special words by themselves, the runs between them joined by spaces.
 
-        sentencepiece (0.2.3) may merge the pieces of a word otherwise in other surroundings, so there is no table of words.
+        sentencepiece (0.2.3) may merge the pieces of a word differently in other contexts, so words are not cached.
         """
         joined = [" ".join(words) for words in texts]
         special = [index for index, text in enumerate(joined) if "<" in text and self._specials.keys() & texts[index]]

@@ -19,7 +19,7 @@ from hanmo.nn.cpu.layers import draw_kept, kept_scale
 Slices = tuple[slice, slice, slice]  # of the batch, the heads, and the queries or keys
 
 PIECE = 2**21  # scores of a piece: 4 MB in bf16
-BLOCK = 128  # queries of a piece, where later columns are hidden from all of them
+BLOCK = 128  # queries of a piece, if later columns are hidden from all of them
 
 
 class PiecewiseAttention(torch.autograd.Function):
@@ -67,7 +67,7 @@ class PiecewiseAttention(torch.autograd.Function):
         sums_BHq1 = (mixed_BHqK.float() * gradients[0]).sum(-1, keepdim=True)
         gradient_BHqK = gradients[0] * kept_scale(ctx.p) if ctx.p else gradients[0]
         for_content = torch.empty_like(content_BHqK)
-        # Blocks add to these; in bf16 small terms would be lost.
+        # Blocks add to these; bf16 would lose small terms.
         for_key, for_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key_BHSK, value_BHSK))
         relative = table_HSK is not None
         if relative:
@@ -110,7 +110,7 @@ def _moved_back(scores_BHqS: Tensor) -> Tensor:
 def _blocks(mask: Tensor | None, queries: int, columns: int) -> list[tuple[int, int, int]]:
     """Blocks of queries: (first, end, columns up to the last query's own).
 
-    One block if a query sees later columns, or none, since it then attends to every column alike.
+    One block if a query sees later columns, or none at all: it then attends equally to every column.
     """
     whole = [(0, queries, columns)]
     if mask is None or not mask.any(-1).all():

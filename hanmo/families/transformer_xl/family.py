@@ -1,4 +1,4 @@
-"""How text becomes rows of Transformer-XL: prompt and response, tokenised apart and joined with nothing between them."""
+"""Turns text into rows of Transformer-XL: prompt and response, tokenised separately and joined directly."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +28,12 @@ class TransformerXLFamily(Family):
     lora_targets = ("q_proj", "k_proj", "v_proj", "r_proj", "o_proj", "up_proj", "down_proj")
 
     def __post_init__(self) -> None:
-        # The original's configuration names no ids: the vocabulary decides them.
+        # The original's configuration has no ids: they come from the vocabulary.
         self.config.pad_token_id = self.config.eos_token_id = self.tokenizer.eos_token_id
+
+    @property
+    def positions(self) -> int | None:
+        return None if self.config.relative else self.config.max_position_embeddings
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         """Running text is cut into rows. A prompt loses its beginning, a response that is still too long its end.
@@ -84,8 +88,8 @@ def _pieces(ids: list[int], limit: int) -> list[list[Part]]:
 def stream_rows(documents: Iterable[Sequence[Part]], length: int, stop_id: int) -> list[Row]:
     """One stream of documents as rows of ``length`` tokens; row i + 1 continues row i.
 
-    ``stop_id`` is predicted after the last token of every document and never an input. The input ``reach`` (T,) is how
-    many tokens back each token sees, at most ``length`` - 1: to the beginning of its document, maybe in an earlier row.
+    ``stop_id`` is predicted after the last token of every document and never an input. The input ``reach`` (T,) is the
+    number of earlier tokens that a token sees, below ``length``: to its document's beginning, maybe in an earlier row.
     The last row is padded with unscored ``stop_id``. As published, it may be all padding (the original's loss is then NaN).
     """
     ids: list[int] = []

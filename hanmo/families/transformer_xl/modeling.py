@@ -78,7 +78,7 @@ class MemoryState(DecodeState):
         self.position_keys: list[Tensor | None] = [None] * layers  # the same for all rows, shared by ``take``
 
     def grow(self, valid_Rq: Tensor) -> None:
-        if self.length >= self.span + BLOCK:  # a block at a time, so that copies are rare
+        if self.length >= self.span + BLOCK:  # grows by a block at a time, so that copies are rare
             self.keep_last(self.span)
         super().grow(valid_Rq)
 
@@ -218,7 +218,7 @@ class TransformerXLModel(PreNormModel):
         Args:
             input_ids: (B, T) int64; or ``inputs_embeds`` (B, T, D).
             attention_mask: (B, T) or (B, m + T), 1 on real tokens (all if None), each of which sees ``config.span`` tokens
-                before it; or (1 or B, 1, T, >= S) or (B, T, >= S), whose last S columns are used as they are.
+                before it; or (1 or B, 1, T, >= S) or (B, T, >= S), whose last S columns are used unchanged.
             position_ids: (B, T) int64, for absolute positions; counted from the end of the memory if None.
             memory: see ``Memory``; () at the start of a text. The new one, ``config.memory_length`` at most, is detached.
             reach: (B, T) int64, the largest number of earlier tokens that a token sees (documents in one stream).

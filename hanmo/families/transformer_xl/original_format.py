@@ -1,4 +1,4 @@
-"""文汇's original files, which hold no configuration: sizes, names of the tensors, and what these say about the sizes."""
+"""文汇's original files, which hold no configuration: sizes, tensor names, and settings that shapes imply."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -14,7 +14,7 @@ RELATIVE, ABSOLUTE = LAYOUTS = tuple(_LAYOUTS.values())
 
 
 def dimensions(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """The settings that the shapes of whole (merged) tensors decide; CheckpointError if one is missing or no matrix."""
+    """The settings that shapes of whole (merged) tensors imply; CheckpointError if one is missing or not a matrix."""
 
     def shape(name: str) -> Sequence[int]:
         if len(shapes.get(name, ())) != 2:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-MASKED = -10000.0  # replaces a masked score, so that a query that may see nothing attends to everything alike
+MASKED = -10000.0  # replaces a masked score; a query that sees nothing then attends equally to everything
 
 
 class SinusoidTable(nn.Module):
@@ -34,7 +34,7 @@ class SinusoidTable(nn.Module):
         kept = self.inv_freq
         super()._apply(fn, recurse)
         if not kept.is_meta and self.inv_freq.dtype != kept.dtype:
-            self.inv_freq = kept.to(self.inv_freq.device)  # in bf16 the angles of far distances would be noise
+            self.inv_freq = kept.to(self.inv_freq.device)  # in bf16 the angles of large distances would be noise
         return self
 
 
@@ -48,7 +48,7 @@ def relative_scores(
     scale = content_BHqK.shape[3] ** -0.5
     if position_BHqK is None or table_HSK is None:
         return content_BHqK @ key_BHSK.transpose(2, 3) * scale
-    if content_BHqK.shape[2] == 1:  # nothing to move, and no table to copy for it
+    if content_BHqK.shape[2] == 1:  # nothing to shift, and no need to copy the table
         moved_BHqS = position_BHqK @ table_HSK.transpose(1, 2)
     else:
         moved_BHqS = moved_left(position_BHqK @ with_surplus(table_HSK).transpose(1, 2))

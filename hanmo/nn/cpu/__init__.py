@@ -1,1 +1,1 @@
-"""Parts of networks made faster where a CPU loses most time."""
+"""Faster versions of the parts of networks that cost a CPU the most time."""

@@ -1,8 +1,8 @@
 """Linear layers with 8-bit weights, for inference on a CPU: a quarter of the memory of fp32 and twice its speed.
 
 Every output has a scale of its own. Inputs are rounded to seven bits with one scale for all rows, so that a reply
-depends a little on the rest of its batch. torch calls the operators deprecated, but torch._int_mm with rounding of our
-own takes twice as long for few rows.
+depends slightly on the rest of its batch. torch's operators are deprecated, but torch._int_mm with our own rounding
+takes twice as long for few rows.
 """
 
 import warnings
@@ -18,9 +18,9 @@ LEVELS = 127
 
 
 class Int8Linear(nn.Module):
-    """A linear layer made from one in any floating dtype; takes and gives fp32."""
+    """An 8-bit copy of a linear layer in any floating dtype; takes and returns fp32."""
 
-    weight = None  # transformers' T5 asks for its dtype, if it is a tensor
+    weight = None  # transformers' T5 reads its dtype, if it is a tensor
 
     def __init__(self, linear: nn.Linear):
         super().__init__()

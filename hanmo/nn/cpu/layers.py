@@ -1,17 +1,17 @@
-"""Dropout and linear layers of torch, made faster where a CPU loses most time."""
+"""Faster versions of torch's dropout and linear layers for a CPU."""
 
 import torch
 from torch import Tensor, nn
 
-LEVELS = 2**16  # of the probability: one 64-bit draw decides over four elements
+LEVELS = 2**16  # of the probability: one 64-bit draw decides four elements
 FEW = 32  # rows up to which W x^T is faster
-NARROW = 3072  # inputs up to which it is for the halves of a single row
+NARROW = 3072  # inputs up to which this also holds for the halves of a single row
 
 
 def dropout(input: Tensor, p: float, training: bool) -> Tensor:
     """``torch.nn.functional.dropout``; on a CPU with a probability in steps of 1/65536, scaled accordingly.
 
-    On a CPU torch draws each element on one thread, which was a quarter of a Transformer-XL training step.
+    On a CPU torch draws each element on one thread, which took a quarter of a Transformer-XL training step.
     """
     if not training or input.device.type != "cpu" or not 0 < _dropped(p) < LEVELS:
         return nn.functional.dropout(input, p, training)
@@ -43,7 +43,7 @@ class Dropout(nn.Dropout):
 class Linear(nn.Linear):
     """``nn.Linear`` with the same results up to rounding.
 
-    For a few rows the time is that of reading the weight once. BLAS reads it two to six times as fast for W x^T as for
+    For a few rows the time is that of reading the weight. BLAS reads it two to six times as fast for W x^T as for
     x W^T, except where x is a single row. A single row is therefore split into halves and W is seen as twice as many rows
     of half the width: two of the four products are needed. Measured with MKL on an AMD EPYC, two threads, widths of 768
     to 10240; benchmarks/decode.py measures whole models.
@@ -52,7 +52,7 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # the name that nn.Linear gives it
         rows = input.numel() // max(input.shape[-1], 1)
         plain = type(self.weight) is nn.Parameter and self.weight.dtype == input.dtype == torch.float32
-        # Never in training: a checkpointed forward pass, which has no gradients, is to equal the one that has.
+        # Never in training: the forward passes of activation checkpointing, with and without gradients, must be equal.
         decoding = not self.training and not torch.is_grad_enabled() and input.device.type == "cpu"
         if not plain or not decoding or not 0 < rows <= FEW:
             return super().forward(input)

@@ -16,7 +16,7 @@ Arrays = tuple[np.ndarray, np.ndarray]  # concatenated ids, int32; the number of
 
 
 def machine_code(function: Callable[..., Any]) -> Any:
-    """A function compiled at its first call, without the interpreter's lock; kept on disk if numba finds a folder."""
+    """A function compiled at its first call, without the interpreter's lock; cached on disk if numba finds a folder."""
     # numba looks for changes in the function's own file only: do not call compiled functions of another module.
     try:
         return njit(cache=True, nogil=True)(function)
@@ -37,7 +37,7 @@ class Kernel:
         apart: Callable[[Sequence[str]], list[int]],
         workers: int | None = None,
     ) -> Arrays:
-        """The ids of all texts; ``exact`` encodes those of ``apart`` (indices) and those that the kernel leaves.
+        """The ids of all texts; ``exact`` encodes those in ``apart`` (indices) and those that the kernel cannot encode.
 
         ``workers`` are threads, by default one per processor.
         """

@@ -20,10 +20,10 @@ _ROOT, _NOWHERE, _EMPTY = 0, -1, -1  # nodes, and an empty slot of a hash table
 _MIX = 0x9E3779B97F4A7C1
 
 _SEPARATOR, _SIGN, _LETTER, _DIGIT, _HAN = range(5)  # kinds of characters; all but separators stand in blocks
-_FIRST_HAN, _LAST_HAN = 0x4E00, 0x9FD5  # the Chinese characters that jieba knows
+_FIRST_HAN, _LAST_HAN = 0x4E00, 0x9FD5  # the characters that jieba treats as Chinese
 _POINT, _PERCENT = ord("."), ord("%")
 _NO_WORD, _NO_TOKEN = -np.inf, -1
-_IMPOSSIBLE = -3.14e100  # jieba's log 0
+_IMPOSSIBLE = -3.14e100  # jieba's value for log 0
 _B, _E, _M, _S = range(4)  # states of the model: a character begins a word, ends it, is inside, or is one
 _S_TO_B, _M_TO_E, _M_TO_M, _S_TO_S = 1, 2, 4, 8  # set where the best path comes from there, else from the other state
 
@@ -182,7 +182,7 @@ def _cut_block(codes, jieba, best, word_ends, starts):
     _find_path(codes, jieba, best, word_ends)
     starts[:] = False
     place = 0
-    run = 0  # where the characters begin that were left single
+    run = 0  # where the remaining single characters begin
     while place < len(codes):
         starts[place] = True
         end = word_ends[place]
@@ -242,7 +242,7 @@ def _cut_run(codes, jieba, starts):
 
 @machine_code
 def _cut_latin(codes, kinds, starts):
-    """Letters and digits with decimals and a percent sign are words, and so is everything between two of them."""
+    """Letters and digits with decimals and a percent sign are words, as is everything between two of them."""
     starts[:] = False
     size = len(codes)
     place = 0

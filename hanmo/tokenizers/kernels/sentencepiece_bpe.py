@@ -1,8 +1,8 @@
 """sentencepiece's BPE as a compiled kernel, with exactly its ids.
 
 A text is normalised by the model's own character map and cut where no piece of the vocabulary spans two neighbouring
-characters, since nothing can merge there; each short run is merged best score first, leftmost first. Texts with rarer
-things (rules or user-defined symbols for several characters, very long runs, halves of pairs) are left to sentencepiece.
+characters, since nothing can merge there; each short run is merged best score first, leftmost first. Rarer texts (rules
+or user-defined symbols for several characters, very long runs, lone surrogates) are left to sentencepiece.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ _BITS = 20  # of a symbol: a character or a piece
 _VALUE_BITS = 23
 _VALUE = (1 << _VALUE_BITS) - 1
 # what a pair of symbols becomes, if not a piece
-_APART = _VALUE  # nothing: no piece has the two side by side
-_ADJACENT = _VALUE - 1  # nothing yet: some longer piece has them side by side
+_APART = _VALUE  # nothing: no piece has the two next to each other
+_ADJACENT = _VALUE - 1  # nothing yet: some longer piece has them next to each other
 _RARE = _VALUE - 2  # perhaps a user-defined symbol: the text is left to sentencepiece
 _NO_PIECE = _RARE  # values from here on are no pieces
 _EMPTY = -1
@@ -44,7 +44,7 @@ class _Tables(NamedTuple):
 
 
 def kernel(model: bytes) -> Kernel | None:
-    """The kernel for a serialised sentencepiece model; None where it is not of the kind known here."""
+    """The kernel for a serialised sentencepiece model; None for a kind of model not supported here."""
     tables = _tables(read_model(model))
     return None if tables is None else Kernel(partial(_encode_texts, tables))
 
@@ -59,7 +59,7 @@ def _encode_texts(tables: _Tables, texts: Sequence[str]) -> Arrays:
 
 @machine_code
 def _grown(codes, symbol_of, ends):
-    """How many symbols more than characters there may be."""
+    """The number of symbols that there may be beyond that of characters."""
     grown = 0
     for code in codes:
         symbol = symbol_of[code]
@@ -71,7 +71,7 @@ def _grown(codes, symbol_of, ends):
 
 @machine_code
 def _pair(pairs, left, right):
-    """What two symbols become."""
+    """The symbol that two symbols merge to."""
     key = (left << _BITS) | right
     mask = len(pairs) - 1
     slot = ((key * _MIX) >> 30) & mask
@@ -199,7 +199,7 @@ def _merge(out, size, pairs, ids_of, unknown_id, symbols, values):
                 values[best] = _pair(pairs, merged, symbols[best + 1])
         for number in range(length + 1):
             found = ids_of[symbols[number]]
-            if found != unknown_id or not after_unknown:  # neighbouring unknown pieces become one
+            if found != unknown_id or not after_unknown:  # adjacent unknown pieces become one
                 out[count] = found
                 count += 1
             after_unknown = found == unknown_id
@@ -259,7 +259,7 @@ def _pair_table(normal: list[tuple[float, str]], number: dict[str, int], defined
 def _characters(
     model: Model, number: dict[str, int], defined: list[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What every character becomes, and which may be part of a rule for several."""
+    """The symbols that every character becomes, and the characters that may be part of a rule for several."""
     symbol_of = np.full(CODES, _UNKNOWN, np.int32)
     flags = np.zeros(CODES, np.uint8)
     for text, symbol in number.items():
@@ -285,6 +285,6 @@ def _characters(
             ends.append(len(expansions))
     flags[model.starts] |= _STARTS
     flags[model.follows] |= _FOLLOWS
-    symbol_of[ord(_SPACE_SIGN)] = _FALL_BACK  # no white space on the way in
-    symbol_of[0xD800:0xE000] = _FALL_BACK  # halves of surrogate pairs are no text
+    symbol_of[ord(_SPACE_SIGN)] = _FALL_BACK  # in a text this sign is not a space
+    symbol_of[0xD800:0xE000] = _FALL_BACK  # lone surrogates are not text
     return symbol_of, flags, np.array(expansions or [0], np.int32), np.array(ends or [0], np.int64)

@@ -1,6 +1,6 @@
 """Reads a sentencepiece model for the kernel: its pieces, settings, and the rules of its character map.
 
-The library gives out neither settings nor rules. The map is a double-array trie over UTF-8 (darts-clone) to strings.
+The library exposes neither settings nor rules. The map is a double-array trie over UTF-8 (darts-clone) to strings.
 """
 
 import struct
@@ -21,7 +21,7 @@ class Model:
     follows: np.ndarray  # the second ones
     is_bpe: bool
     usual_spaces: bool  # a space is put before the text, runs of spaces become one, and U+2581 stands for a space
-    other_pieces: bool  # there are bytes or unused pieces
+    other_pieces: bool  # there are byte pieces or unused pieces
 
 
 def read_model(serialised: bytes) -> Model:

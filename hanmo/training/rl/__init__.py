@@ -1,1 +1,1 @@
-"""What the stages that learn from rewards share."""
+"""Shared by the stages that learn from rewards."""

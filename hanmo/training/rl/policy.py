@@ -1,8 +1,8 @@
 """Learning from rewards: the rounds that GRPO and PPO share.
 
-A round: prompts are answered (rollout), the replies get rewards and advantages, and the policy takes ``epochs`` passes
-over them in minibatches. transformers' Trainer runs the optimizer steps; its data loader is the rounds. Checkpoints are
-written between rounds only, so that each holds the whole state of the run.
+A round: prompts are answered (rollout), the replies get rewards and advantages, and the policy is trained on them for
+``epochs`` passes, in minibatches. transformers' Trainer runs the optimizer steps; its data loader is ``Rounds``.
+Checkpoints are written between rounds only, so that each holds the whole state of the run.
 """
 
 import json
@@ -38,7 +38,7 @@ CRITIC = "critic.safetensors"
 
 @dataclass
 class Experience:
-    """One reply to learn from; tensors are (N,), over its tokens and the stop token if it ended by itself."""
+    """One reply to learn from; tensors are (N,), over its tokens and, if it is finished, the stop token."""
 
     sample: rollout.Sample
     row: Row
@@ -51,7 +51,7 @@ class Experience:
 
 
 class PolicyTrainer(RowTrainer):
-    """Trains a policy in rounds; a stage gives the advantages and the loss. ``model`` is the network of ``opened``."""
+    """Trains a policy in rounds; a stage adds advantages and loss. ``model`` is the network of ``opened``."""
 
     def __init__(
         self, config: Any, opened: OpenedModel, engine: rollout.Engine, rewards: dict[str, rollout.Reward],
@@ -69,8 +69,8 @@ class PolicyTrainer(RowTrainer):
         self.reference = rollout.Reference(model, config.reference)
         self.round, self.beta, self.moments = 0, config.beta, RunningMoments()
         self.left = 0  # batches of this round that are still to come
-        self.seconds = {"rollout": 0.0, "round": 0.0}  # of replies, and of all that goes before a round's steps
-        self.moved: list[tuple[Tensor, int]] = []  # by each batch of this step: nats a token, and of how many tokens
+        self.seconds = {"rollout": 0.0, "round": 0.0}  # seconds for replies, and for everything before a round's steps
+        self.moved: list[tuple[Tensor, int]] = []  # for each batch of this step: nats a token, and the number of tokens
 
     # For stages to override
 
@@ -83,7 +83,7 @@ class PolicyTrainer(RowTrainer):
         """The loss of each token, (N,), of the replies of a minibatch end to end."""
 
     def token_weights(self, length: int) -> float:
-        """How much each token of a reply of this many tokens counts."""
+        """The weight of each token in a reply of this many tokens."""
         return 1.0
 
     needs_values = False
@@ -131,7 +131,7 @@ class PolicyTrainer(RowTrainer):
         family, model = self.opened.family, self.model
         assert isinstance(model, nn.Module)
         rows = [family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
-        mixed = self.args.bf16 or self.args.fp16  # decoding then rounds differently
+        mixed = self.args.bf16 or self.args.fp16  # decoding rounds differently then
         known = self.engine.exact and not mixed and not (self.needs_values and self.critic is None)
         old = [torch.tensor(sample.generation.logprobs) for sample in samples]
         values = nothing = [torch.zeros_like(x) for x in old]
@@ -244,7 +244,7 @@ class PolicyTrainer(RowTrainer):
     # Checkpoints and the model
 
     def final_model(self, network: Any) -> tuple[Any, dict[str, Tensor] | None]:
-        """Without value head and critic: the saved model is one that writes."""
+        """The model without value head and critic: the saved model is for generation."""
         trained, weights = super().final_model(network)
         trained.value_head = trained.config.value_head = trained.critic = None
         if weights is not None:
@@ -302,7 +302,7 @@ class Rounds:
             for epoch in range(trainer.config.epochs):
                 seed = (trainer.args.seed * 1_000_003 + trainer.round) * 101 + epoch
                 order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed)).tolist()
-                # The batches of one optimizer step are added up, so that they may be of rows of similar length.
+                # The batches of an optimizer step are summed, so each may hold rows of similar length.
                 for step in chunked(order, size * accumulated):
                     batches += chunked(sorted(step, key=lambda place: batch[place].row.size), size)
             trainer.left = len(batches)
@@ -315,7 +315,7 @@ class Rounds:
 
 
 class BetweenRounds(TrainerCallback):
-    """Lets the run be saved and stopped between rounds only, and saved as often as asked for."""
+    """Saves and stops the run only between rounds, and saves it as often as configured."""
 
     def __init__(self, trainer: PolicyTrainer):
         self.trainer = trainer
@@ -329,9 +329,9 @@ class BetweenRounds(TrainerCallback):
             control.should_save = False
             control.should_training_stop = state.global_step >= state.max_steps
             return
-        if trainer.round >= trainer.config.rounds:  # rounds that ended early leave steps over
+        if trainer.round >= trainer.config.rounds:  # rounds that ended early leave steps unused
             control.should_training_stop = True
-        if trainer.config.max_kl is not None:  # rounds are of different lengths, and each is logged
+        if trainer.config.max_kl is not None:  # rounds differ in length, and each is logged
             control.should_log = True
         if trainer.config.save_rounds and trainer.round % trainer.config.save_rounds == 0:
             control.should_save = True

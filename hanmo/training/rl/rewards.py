@@ -15,7 +15,7 @@ from hanmo.rows import IGNORE, Part, chunked, collate
 def score_rows(
     opened: OpenedModel, rows: Sequence[Sequence[Part]], finished: Sequence[bool], batch_size: int
 ) -> list[float]:
-    """The rewards of rows given as parts, read at the stop token of a finished answer, else at its last token.
+    """The rewards of rows given as parts, read at the stop token of a finished answer, else at the last token.
 
     Raises:
         ConfigError: the model is no reward model.
@@ -50,7 +50,7 @@ def score_records(
 
 
 def with_answers(record: Record) -> list[Dialogue | PromptResponse]:
-    """The records whose responses are to be scored: one for each answer of scored answers, else the record itself."""
+    """The records whose responses are scored: one for each answer of scored answers, else the record itself."""
     if isinstance(record, ScoredAnswers):
         return [record.ending(text) for text, _ in record.answers]
     if isinstance(record, Dialogue) and len(record.turns) < 2:

@@ -47,13 +47,13 @@ class Sample(Question):
 
 
 class Engine(Protocol):
-    """Answers contexts with the weights that the policy has now: our decode loop, or a client of an inference server.
+    """Answers contexts with the policy's current weights: our decode loop, or a client of an inference server.
 
-    One that samples by seed and ``places`` (of the replies in their round, over all processes) gives the same replies
-    for any batch size and number of processes.
+    An engine that samples by seed and ``places`` (of the replies in their round, over all processes) gives the same
+    replies for any batch size and number of processes.
     """
 
-    exact: bool  # log-probabilities of replies are those of the network being trained, and not computed again
+    exact: bool  # the log-probabilities of replies are those of the trained network and not computed again
 
     def __call__(
         self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]
@@ -100,8 +100,10 @@ def load_reward(spec: str, policy: OpenedModel, limit: int, response_limit: int 
         if shared:
             return score_rows(opened, [sample.parts for sample in samples], finished, batch_size)
         rows = [opened.family.parts(_with_reply(sample), limit, response_limit) for sample in samples]
-        parts = [found[0] if found else [Part(opened.family.context(sample.record, limit).ids, False), Part((), True)]
-                for found, sample in zip(rows, samples, strict=True)]  # fmt: skip
+        parts = [
+            found[0] if found else [Part(opened.family.context(sample.record, limit).ids, False), Part((), True)]
+            for found, sample in zip(rows, samples, strict=True)
+        ]
         return score_rows(opened, parts, finished, batch_size)
 
     return score
@@ -127,7 +129,7 @@ def _function_reward(spec: str) -> Reward:
 
 
 def _with_reply(sample: Sample) -> Record:
-    """The record with the policy's reply in the place of its own."""
+    """The record with the policy's reply in place of its own response."""
     record = sample.record
     if isinstance(record, Dialogue):
         return Dialogue((*record.turns, sample.reply), record.system, record.where)
@@ -142,7 +144,7 @@ def question(record: Record, opened: OpenedModel, limit: int) -> Question:
     """The prompt of a record: a dialogue without its last turn (a single turn is the question itself).
 
     Raises:
-        RecordError: it is no prompt, or the family refuses it.
+        RecordError: it is not a prompt, or the family refuses it.
         UnsupportedError: it does not fit into ``limit``.
     """
     if isinstance(record, Text):
@@ -161,7 +163,7 @@ def question(record: Record, opened: OpenedModel, limit: int) -> Question:
 
 
 def prompt_order(count: int, wanted: int, start: int, seed: int, mixture: Mixture | None = None) -> list[int]:
-    """``wanted`` places of ``count`` prompts from position ``start`` of an endless sequence of newly shuffled epochs."""
+    """``wanted`` places of ``count`` prompts from position ``start`` of an endless sequence, reshuffled every pass."""
     found, mixture = list[int](), mixture or Mixture((count,))
     while len(found) < wanted:
         epoch, place = divmod(start + len(found), mixture.rows)
@@ -173,8 +175,8 @@ def prompt_order(count: int, wanted: int, start: int, seed: int, mixture: Mixtur
 def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Question]) -> Settings:
     """The decoding settings of rollouts; ``suppressed_ids`` are all ids never drawn, and all stop tokens but one.
 
-    The policy is scored without these ids. Otherwise probability taken from any token would flow to them, and no reward
-    would show it.
+    The policy is scored without these ids. Otherwise probability taken from other tokens would flow to them unnoticed
+    by any reward.
     """
     chosen = Settings(**{"max_new_tokens": 64, **config.generation})
     others = opened.family.prompt(questions[0].context.ids).stop_ids[1:]
@@ -187,7 +189,7 @@ def rollout_settings(config: Any, opened: OpenedModel, questions: Sequence[Quest
 
 @contextmanager
 def without_critic(network: Any) -> Iterator[None]:
-    """The network as it is without the critic that learns beside it, until the block ends."""
+    """The network without its critic until the block ends."""
     base = network.get_base_model() if hasattr(network, "get_base_model") else network
     critic, base.critic = base.critic, None
     try:

@@ -1,4 +1,4 @@
-"""What GRPO and PPO share as stages: settings, prompts, rewards and critic of a run, its result and its report."""
+"""Shared by the stages GRPO and PPO: settings, prompts, rewards and critic of a run, its result and its report."""
 
 import json
 from collections.abc import Callable
@@ -39,19 +39,20 @@ class PolicyConfig(AlignmentConfig):
     Attributes:
         rewards: reward models, or Python functions as module:function (the module installed or in the current folder),
             called with the prompts and the replies; their rewards are added.
-        rounds: rounds of the run; in each, replies are drawn and learned from.
-        samples: replies of a round, over all processes.
-        epochs: passes over the replies of a round.
+        rounds: how often replies are drawn and learned from. [rounds]
+        samples: replies of a round, over all processes. [replies]
+        epochs: how often the replies of a round are learned from. [passes]
         generation: decoding settings of rollouts.
-        rollout_batch: replies that are decoded at a time.
-        beta: weight of the KL penalty (the papers' beta) against the model that the run started from.
-        clip: the papers' epsilon: a token counts no more once its probability has changed by this share in a round.
+        rollout_batch: replies that are decoded at a time. [replies]
+        beta: weight of the KL penalty against the model that the run started from. [β]
+        clip: how far a token's probability ratio may move from 1 in a round before the token stops counting. [ε]
         reference: how the model of the start is kept: "swap" keeps its trained tensors, "copy" all of it.
-        unfinished_penalty: subtracted from the reward of a reply that reached the length limit.
-        max_kl: a round ends early when the replies of a step show that the policy has moved by more (nats a token);
-            null: never.
-        save_rounds: rounds from one checkpoint to the next; 0: a checkpoint is written only when the run is stopped.
-        show_rounds: rounds from one set of samples (in samples.jsonl and the report) to the next.
+        unfinished_penalty: subtracted from the reward of a reply that reached the length limit. [reward]
+        max_kl: a round ends early if the policy, measured on the replies of a step, has moved by more than this; null:
+            never. [nats per token]
+        save_rounds: rounds from one checkpoint to the next; 0: a checkpoint is written only if the run is stopped.
+            [rounds]
+        show_rounds: rounds from one set of samples (in samples.jsonl and the report) to the next. [rounds]
         trainer: settings of transformers.TrainingArguments, except those that rounds decide.
     """
 
@@ -122,10 +123,15 @@ class PolicyOutcome(Outcome):
 
 
 def prepare_policy(
-    opened: OpenedModel, config: PolicyConfig, files: DataFiles, trainer: Callable[..., PolicyTrainer],
-    engine: Engine | None, value_head: ValueKind | None = None, critic: str | None = None,
-) -> Ready:  # fmt: skip
-    """Prompts, rewards and network of a run; a model, ``critic``, learns the values, or else a head on the policy."""
+    opened: OpenedModel,
+    config: PolicyConfig,
+    files: DataFiles,
+    trainer: Callable[..., PolicyTrainer],
+    engine: Engine | None,
+    value_head: ValueKind | None = None,
+    critic: str | None = None,
+) -> Ready:
+    """Prompts, rewards and network of a run; the model ``critic`` learns the values, or else a value head."""
 
     def questions(file: Path, rejects: Rejects) -> list[Question]:
         found = []
@@ -180,9 +186,9 @@ def policy_sections(run: Run, page: Page) -> None:
     sources = [name for name in (run.entries[0] if run.entries else {}) if name.startswith("reward/")]
     for plot in package_yaml("hanmo.training.rl", "plots.yaml"):
         names = plot["names"] + (sources if plot["names"] == ["reward"] else [])
-        if lines := {name: line for name in names if (line := run.curve(name, "round"))}:
+        if lines := {name.removeprefix("reward/"): line for name in names if (line := run.curve(name, "round"))}:
             page.heading(plot["heading"])
-            page.line_plot(lines, x="round", y=plot["y"])
+            page.line_plot(lines, x="round", y=plot["y"], share=plot.get("share", False))
     file = run.folder / "samples.jsonl"
     if file.is_file():
         samples = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]

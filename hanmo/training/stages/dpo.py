@@ -30,11 +30,11 @@ class DpoConfig(AlignmentConfig):
     """Settings of DPO; see ``AlignmentConfig`` for the others.
 
     Attributes:
-        beta: how strongly the policy is held to the model it starts from (beta of Rafailov et al. 2023, "DPO"; tau of Azar
-            et al. 2023, "IPO").
-        loss: "dpo", or "ipo", which pushes a pair no further apart than a target.
-        label_smoothing: the assumed share of pairs whose answers are swapped (DPO only; epsilon of "cDPO").
-        sft_weight: weight of the chosen answer's mean negative log-likelihood, added to the loss; 0: off.
+        beta: how strongly the policy is held to the model it starts from (Rafailov et al. 2023, "DPO"; Azar et al.
+            2023, "IPO"). [β of DPO, τ of IPO]
+        loss: "dpo", or "ipo", which separates a pair only up to a target.
+        label_smoothing: the assumed share of pairs whose answers are swapped (DPO only; "cDPO"). [ε, share of pairs]
+        sft_weight: weight of the chosen answer's mean negative log-likelihood, added to the loss; 0: off. [factor]
         published: make pairs by the published walk through scored answers.
     """
 
@@ -62,7 +62,7 @@ def response_logprobs(model: nn.Module, batch: dict[str, Tensor], mean: bool) ->
 
 
 class DpoTrainer(PairTrainer):
-    """The loss of DPO or IPO. Dropout is off: policy and reference must differ by what was learned alone."""
+    """The loss of DPO or IPO. Dropout is off, so that policy and reference differ only by training."""
 
     def __init__(self, config: DpoConfig, model: nn.Module, *args: Any):
         switch_dropout_off(model)
@@ -71,7 +71,7 @@ class DpoTrainer(PairTrainer):
         self._references: list[Tensor] = []  # of training and validation
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the model as it is now is the reference, whose log-probabilities are computed once."""
+        """Train; the reference is the model before training, whose log-probabilities are computed once."""
         data = (self.train_dataset, self.eval_dataset)
         self._references = [self._all_logprobs(pairs) for pairs in data if pairs is not None]
         return super().train(*args, **kwargs)
@@ -82,7 +82,7 @@ class DpoTrainer(PairTrainer):
         model, batch_size = self.model, self.args.per_device_eval_batch_size
         assert isinstance(model, nn.Module)
         world = self._replicas
-        rank = self.args.process_index if world > 1 else 0  # the parts of a cut model share all pairs
+        rank = self.args.process_index if world > 1 else 0  # ranks that share a split model all need every pair
         order = sorted(range(len(data)), key=data.lengths.__getitem__)[rank::world]
         found = torch.zeros(len(data), 2)
         for places in chunked(order, batch_size):
@@ -109,10 +109,8 @@ class DpoTrainer(PairTrainer):
         config = self.config
         chosen_B, rejected_B = response_logprobs(model, batch, config.loss == "ipo").chunk(2)
         reference_chosen_B, reference_rejected_B = batch["references"].unbind(1)
-        found = preference_loss(
-            chosen_B, rejected_B, reference_chosen_B, reference_rejected_B,
-            config.beta, config.loss, config.label_smoothing,
-        )  # fmt: skip
+        sides = (chosen_B, rejected_B, reference_chosen_B, reference_rejected_B)
+        found = preference_loss(*sides, config.beta, config.loss, config.label_smoothing)
         loss_B = found.losses
         if config.sft_weight:
             tokens_B = (batch["labels"] != IGNORE).sum(1).chunk(2)[0]
@@ -138,9 +136,9 @@ def sections(run: Run, page: Page) -> None:
     rewards = {side: run.curve(f"{side}_reward") for side in ("chosen", "rejected")}
     page.line_plot(rewards, x="step", y="implicit reward")
     page.paragraph(
-        "The implicit reward is beta times how much likelier the policy finds an answer than the model it started from. "
-        "If that of the chosen answers falls along with the rejected ones', the policy moves away from both: raise beta, "
-        "or give sft_weight."
+        "The implicit reward is beta times the log of the ratio of an answer's probabilities under the policy and under "
+        "the initial model. If that of the chosen answers falls along with the rejected ones', the policy moves away "
+        "from both: raise beta, or give sft_weight."
     )
 
 

@@ -25,7 +25,7 @@ class GrpoConfig(stage.PolicyConfig):
     """Settings of GRPO (Shao et al. 2024, "DeepSeekMath"); see ``PolicyConfig`` for the others.
 
     Attributes:
-        group: replies to each prompt.
+        group: replies to each prompt. [G, replies]
         scale: divide advantages by the standard deviation of their group.
         loss: "token" counts every token alike; "reply", as first published, every reply, so that the tokens of longer
             replies count less.
@@ -45,7 +45,7 @@ class GrpoConfig(stage.PolicyConfig):
 
 
 class GrpoTrainer(PolicyTrainer):
-    """The KL penalty (k3) stands in the loss."""
+    """The KL penalty (k3) is part of the loss."""
 
     config: GrpoConfig
 
@@ -53,7 +53,7 @@ class GrpoTrainer(PolicyTrainer):
         grouped_GK = scores.view(-1, self.group)
         for one, advantage in zip(batch, group_advantages(grouped_GK, self.config.scale).flatten(), strict=True):
             one.advantages = torch.full_like(one.old, float(advantage))
-        return {"undecided": (grouped_GK.std(1) == 0).float().mean().item()}  # groups that nothing is learned from
+        return {"undecided": (grouped_GK.std(1) == 0).float().mean().item()}  # groups that teach nothing
 
     def token_weights(self, length: int) -> float:
         return 1.0 if self.config.loss == "token" else 1.0 / length

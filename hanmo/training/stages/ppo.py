@@ -32,22 +32,23 @@ class PpoConfig(stage.PolicyConfig):
     """Settings of PPO; see ``PolicyConfig`` for the others.
 
     Attributes:
-        gamma: discount of later rewards (gamma of Schulman et al. 2016, "GAE").
-        lam: decay of the advantages' sum of later errors (lambda there).
-        clip_value: a value moves by no more than this in a round before its error stops counting.
-        value_weight: weight of the value loss (c1 of Schulman et al. 2017, "PPO").
+        gamma: discount of later rewards (Schulman et al. 2016, "GAE"). [γ]
+        lam: decay of later temporal-difference errors in an advantage ("GAE"). [λ]
+        clip_value: how far a value may move in a round before its error stops counting. [ε, in units of the reward]
+        value_weight: weight of the value loss (Schulman et al. 2017, "PPO"). [c₁, factor]
         value_head: the critic's form: "mlp" as published, or "linear".
         critic: a model of the policy's family and vocabulary, such as the reward model, that learns the values; it
             keeps its value head. null: a value head on the policy.
         whiten: scale advantages to mean 0 and variance 1 over the tokens of a round.
-        clip_reward: rewards are cut off at ± this; 0: never.
+        clip_reward: rewards are clipped to ± this; 0: never. [reward, after scaling]
         scale_reward: divide rewards by the standard deviation of all so far ("running") or of the first round
             ("first"); null: leave them.
-        kl_target: the KL (nats a reply) at which replies are held by changing beta; null: beta is fixed.
-        kl_horizon: replies over which beta may change by a fifth.
-        published: hold the published KL at the target, a mean over tokens of exp(x) - 1 - x.
+        kl_target: the KL that beta is adapted to hold (Ziegler et al. 2019); null: beta is fixed. [KL_target, nats per
+            reply]
+        kl_horizon: number of replies over which beta may change by a fifth. [replies]
+        published: hold the published KL at the target: a mean over tokens of exp(x) - 1 - x, in nats per token.
         ptx: file of records whose responses are learned along with the rewards (PPO-ptx); null: none.
-        ptx_weight: weight of their loss (gamma of Ouyang et al. 2022, "InstructGPT").
+        ptx_weight: weight of their loss (Ouyang et al. 2022, "InstructGPT"). [γ of InstructGPT, factor]
     """
 
     out: str = "runs/ppo"
@@ -84,7 +85,7 @@ class PpoTrainer(PolicyTrainer):
 
     config: PpoConfig
     needs_values = True
-    _mixed = (-1, 0)  # the optimizer step, and how many batches of the mix it has had
+    _mixed = (-1, 0)  # the optimizer step, and the number of its batches of the mix so far
 
     def __init__(self, *args: Any, ptx_rows: RowDataset | None = None):
         super().__init__(*args)
@@ -152,7 +153,7 @@ class PpoTrainer(PolicyTrainer):
         return loss
 
     def _learn_text(self, model: nn.Module, rows: RowDataset) -> Tensor:
-        """One batch of the pretraining mix; its gradients are added to those of the rewards."""
+        """Train on one batch of the pretraining mix; its gradients are added to those from rewards."""
         args = self.args
         step, had = self.state.global_step, self._mixed[1] if self._mixed[0] == self.state.global_step else 0
         self._mixed = (step, had + 1)

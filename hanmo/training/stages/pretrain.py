@@ -30,10 +30,11 @@ class PretrainConfig(RunConfig):
     """Settings of pretraining; see ``RunConfig`` for the others. ``data`` and ``valid`` may also be token stores.
 
     Attributes:
-        limit: tokens of a row; of a segment, for networks with memory; of the encoder's input, for encoder-decoders.
+        limit: the longest row; for networks with memory a segment, for encoder-decoders the encoder's input. [tokens]
         plain: whether a line of a plain file is running text or a dialogue.
         packing: let short documents share a row without seeing each other; null: where the network can.
-        objectives: how often each of the family's objectives is drawn, where it has several; those not named are 0.
+        objectives: how often each of the family's objectives is drawn, if it has several; others are 0. [relative
+            shares]
         published: the schedule as published, which with accumulation does not reach its end.
     """
 
@@ -88,7 +89,7 @@ def _rows(path: Path, files: DataFiles, opened: OpenedModel, config: PretrainCon
             raise ConfigError(f"packing: {family.name} is pretrained on streams, in which nothing is padding")
         return StreamRows(documents, family, config.limit, seed)
     pieces = Pieces(documents, family, config.limit, config.objectives or family.objectives, seed)
-    pieces.row(max(range(len(pieces)), key=pieces.lengths.__getitem__))  # shows at once what a family cannot do
+    pieces.row(max(range(len(pieces)), key=pieces.lengths.__getitem__))  # fails at once if the family cannot do this
     return _packed(pieces, config)
 
 

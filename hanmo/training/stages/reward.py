@@ -50,7 +50,7 @@ class RewardConfig(AlignmentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.margin and self.loss != "end":
-            raise ConfigError("margin: only loss=end knows a margin")
+            raise ConfigError("margin: only loss=end has a margin")
 
 
 class RewardTrainer(PairTrainer):
@@ -61,7 +61,7 @@ class RewardTrainer(PairTrainer):
         self.config = config
 
     def pair_figures(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        nothing = torch.full_like(batch["labels"], IGNORE)  # no token is scored, so that no logits are made
+        nothing = torch.full_like(batch["labels"], IGNORE)  # no token is scored, so no logits are computed
         output = model(**{**row_inputs(batch), "labels": nothing})
         chosen_B, rejected_B = output.value.gather(1, batch["ends"][:, None])[:, 0].chunk(2)
         if self.config.loss == "tokenwise":
@@ -92,7 +92,7 @@ def figures(run: Run) -> dict[str, Any]:
 
 
 def sections(run: Run, page: Page) -> None:
-    """Curves, and of the validation pairs the distribution of scores and how far they can be trusted."""
+    """Curves, and the distribution and calibration of scores on the validation pairs."""
     pairs.pair_curves(run, page)
     if not run.trainer.evaluated:
         return
@@ -108,15 +108,15 @@ def sections(run: Run, page: Page) -> None:
     page.table(["confidence", "pairs", "right"], [list(row) for row in calibration(chosen - rejected)])
 
 
-def histogram(scores: Tensor, *everything: Tensor, bins: int = 20) -> list[tuple[float, float]]:
-    """(middle, count) of equal bins over the range of all of ``everything``."""
+def histogram(scores: Tensor, *everything: Tensor, bins: int = 20) -> list[tuple[float, int]]:
+    """The outline (score, count) of the bars of equal bins over the range of ``everything``, from 0 to 0."""
     together = torch.cat(everything)
     counts, edges = np.histogram(scores, bins, (together.min().item(), together.max().item()))
-    return list(zip(((edges[:-1] + edges[1:]) / 2).tolist(), counts.astype(float).tolist(), strict=True))
+    return list(zip(edges.repeat(2).tolist(), [0, *counts.repeat(2).tolist(), 0], strict=True))
 
 
 def calibration(margins: Tensor, bins: int = 5) -> list[tuple[float, int, float]]:
-    """(mean confidence, pairs, share decided rightly) of pairs by confidence, from (N,) differences of scores."""
+    """(mean confidence, pairs, share decided correctly) of pairs by confidence, from (N,) differences of scores."""
     confidence = margins.abs().sigmoid()
     places = ((confidence - 0.5) * 2 * bins).long().clamp(0, bins - 1)
     return [

@@ -35,7 +35,7 @@ class SftConfig(TuningConfig):
         streams: lay the examples end to end as streams that carry memory, as published for Transformer-XL; ``limit`` is
             then a segment's length.
         published: the schedule as published, which with accumulation does not reach its end.
-        freeze: the share of the layers, from the first, that are not trained.
+        freeze: the share of the layers, from the first, that are not trained. [share]
     """
 
     out: str = "runs/sft"
@@ -50,7 +50,7 @@ class SftConfig(TuningConfig):
         if self.packing and self.streams:
             raise ConfigError("packing and streams: in streams nothing is padding; give one of them")
         if self.freeze and self.lora:
-            raise ConfigError("freeze and lora: LoRA already leaves all layers as they are; give one of them")
+            raise ConfigError("freeze and lora: LoRA already freezes all layers; give one of them")
 
 
 def build(opened: OpenedModel, config: SftConfig, files: DataFiles) -> Ready:

@@ -25,12 +25,12 @@ from hanmo.records import Plain, Record, Rejects, record_writer
 from hanmo.report.page import Page
 
 BLOCK = 2000  # records of one unit of work
-FIT = 200_000  # records that statistics are learnt from
+FIT = 200_000  # records from which statistics are learned
 EXAMPLES = 3
 
 REJECT = ("step", "reason", "text", "where")
 Reject = tuple[str, str, str, str]
-CleanedRecord = tuple[Record | None, list[Reject]]  # what is left of it
+CleanedRecord = tuple[Record | None, list[Reject]]  # what remains of it
 
 
 @dataclass
@@ -116,7 +116,7 @@ def _fit(recipe: Recipe, paths: Sequence[Path], plain: Plain) -> None:
 
 
 def _clean_block(recipe: Recipe, records: list[Record], path: Path) -> None:
-    """Run each step that needs no other record over the whole block: a model scores many at once."""
+    """Run each step that looks at single records over the whole block, so that a model scores many at once."""
     reports = {name: StepReport() for name, _ in recipe.steps}
     by_record = [[RecordView(turns, record.where) for turns in views(record)] for record in records]
     for name, step in recipe.steps:
@@ -201,7 +201,7 @@ _BLOCK_FILE = TypeAdapter(tuple[list[CleanedRecord], dict[str, StepReport]])
 
 
 def write_block(path: Path, cleaned: list[CleanedRecord], reports: dict[str, StepReport]) -> None:
-    # pydantic's own JSON has no place for half of a character
+    # pydantic's own JSON cannot hold a lone surrogate
     path.write_text(json.dumps(_BLOCK_FILE.dump_python((cleaned, reports)), allow_nan=False), encoding="ascii")
 
 
@@ -223,5 +223,5 @@ def report(cleaned: Cleaned, recipe: str, inputs: Sequence[str]) -> Page:
     rows = [[*step.values()] for step in cleaned.as_dict()["steps"]]
     page.table(header, [[*row, *examples, *[""] * (EXAMPLES - len(examples))] for *row, examples in rows])
     page.heading("Removed")
-    page.bar_plot({name: {"removed": float(step.removed)} for name, step in cleaned.steps.items()})
+    page.bar_plot({name: {"removed": step.removed} for name, step in cleaned.steps.items()})
     return page

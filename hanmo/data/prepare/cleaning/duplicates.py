@@ -38,7 +38,7 @@ class SameUtterances:
                 continue
             key = text_hash(last)
             counts[key] += 1
-            yield f"said {self.most} times before" if counts[key] > self.most else None
+            yield f"seen {self.most} times before" if counts[key] > self.most else None
 
 
 @dataclass

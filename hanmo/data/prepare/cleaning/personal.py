@@ -30,7 +30,7 @@ def masked(text: str, kinds: Sequence[str] = KINDS) -> str:
 
 
 def _spans(text: str, kinds: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    # Digits as ASCII; Chinese ones only in long runs, for 一 and 二 are words. The length stays the same.
+    # Digits as ASCII; Chinese ones only in long runs, since 一 and 二 are also words. The length stays the same.
     plain = _CHINESE_RUN.sub(lambda run: run.group().translate(_CHINESE), text.translate(_FULL_WIDTH))
     for kind in kinds:
         for hit in _PATTERNS[kind].finditer(plain):

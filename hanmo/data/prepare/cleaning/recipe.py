@@ -51,7 +51,7 @@ class Recipe:
         return [name for name, _ in (*self.steps, *self.duplicates)]
 
     def add(self, name: str, given: Mapping[str, Any], source: str) -> None:
-        """Add a step with the settings ``given``; ``source``: who asks for it, for messages."""
+        """Add a step with the settings ``given``; ``source``: where it was requested, for messages."""
         if name in self.names:
             raise ConfigError(f"{source}: step {name} comes twice")
         kind: type[Any] | None = STEPS.get(name) or DUPLICATES.get(name)

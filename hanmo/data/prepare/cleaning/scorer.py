@@ -52,10 +52,10 @@ class ModelRelevance(Step):
         return [None if mean is None or mean >= self.least else f"model relevance {mean:.3f}" for mean in means]
 
     def files(self) -> list[Path]:
-        return sorted(Path(self.model).rglob("*"))  # none of a hub's model
+        return sorted(Path(self.model).rglob("*"))  # empty for a model on a hub
 
     def scores(self, pairs: Sequence[PromptResponse]) -> list[float | None]:
-        """The score of every pair; None where ``limit`` leaves nothing of the reply."""
+        """The score of every pair; None if ``limit`` leaves nothing of the reply."""
         from hanmo.nn.finite import require_finite
 
         opened = _opened(self.model, self.device)

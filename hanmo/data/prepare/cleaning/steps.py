@@ -49,7 +49,7 @@ def built_in() -> dict[str, list[str]]:
 
 
 def word_list(path: Path | None) -> list[str]:
-    """A user's list, if any: a word or phrase a line; lines that begin with # do not count."""
+    """A user's list, if any: a word or phrase a line; lines that begin with # are comments."""
     if path is None:
         return []
     with opened_text(path) as file:
@@ -59,12 +59,12 @@ def word_list(path: Path | None) -> list[str]:
 def _matcher(words: Sequence[str]) -> re.Pattern[str]:
     """Finds the words in normalised text, the longest first."""
     plain = sorted({normalised(word) for word in words} - {""}, key=lambda word: (-len(word), word))
-    return re.compile("|".join(map(re.escape, plain)) or "(?!)")  # which is found nowhere
+    return re.compile("|".join(map(re.escape, plain)) or "(?!)")  # matches nothing
 
 
 @dataclass
 class PlatformMarkup(Step):
-    """Removes markup of platforms (回复@name:, //@name:, @name, 转发微博), and white space at the ends and in a row."""
+    """Removes markup of platforms (回复@name:, //@name:, @name, 转发微博), and surplus white space."""
 
     _marks = re.compile("|".join(built_in()["platform_markup"]))
 
@@ -162,7 +162,7 @@ class Language(Step):
 
 @dataclass
 class Symbols(Step):
-    """The largest share of characters of a turn that are no letters."""
+    """The largest share of a turn's characters that are not letters."""
 
     most: float = 0.6
     from_length: int = 4  # shorter turns ("？？", "!!!") may be nothing else
@@ -213,7 +213,7 @@ class RepeatsPrevious(Step):
 
 @dataclass
 class Generic(Step):
-    """Replies that fit everything (不知道, 好的, 哈哈): the largest share of such turns; ``words`` adds a list."""
+    """Replies that fit any message (不知道, 好的, 哈哈): the largest share of such turns; ``words`` adds a list."""
 
     most: float = 0.49
     words: Path | None = None
@@ -267,7 +267,7 @@ class Adverts(Step):
 
 @dataclass
 class Words(Step):
-    """A list of the user's (insults, politics, names of stars): removes records with ``least`` hits or more."""
+    """A user's word list (insults, politics, celebrities): removes records with ``least`` hits or more."""
 
     words: Path
     least: int = 1

@@ -92,7 +92,7 @@ def classical(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
 
 
 def _directed(old: str, new: str, seed: int) -> tuple[tuple[str, str], tuple[str, str]]:
-    """The given and the wanted sentence, each after its side; the classical one alone decides which is which."""
+    """The given and the wanted sentence, each after its side; the classical one determines which is which."""
     sides = (CLASSICAL, old), (MODERN, new)
     return sides if Random(f"{seed}:{old}").random() < 0.5 else (sides[1], sides[0])
 

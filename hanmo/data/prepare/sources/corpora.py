@@ -9,9 +9,9 @@ from hanmo.data.prepare.sources.reader import Reader, SourceReader, SourceRecord
 from hanmo.records import PromptResponse, Text
 
 Sample = tuple[str, str]  # prompt and text
-LONG = 100  # characters: a description is cut there, and a longer text is worth learning
+LONG = 100  # characters: descriptions are cut to this, and only longer texts are worth learning
 SHORT = 10  # the best answer of a thread need only be longer than this
-LIKED = 1000  # up-votes that make up for a short answer
+LIKED = 1000  # up-votes that let a short answer pass
 
 
 def corpus(samples: Callable[[Any], list[Sample]], titled: bool = True) -> Reader:

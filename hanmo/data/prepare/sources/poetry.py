@@ -27,7 +27,7 @@ class Kind:
 
 
 KINDS = [Kind(**kind) for kind in package_yaml("hanmo.data.prepare.sources", "poetry.yaml")]
-_FORGOTTEN = "huajianji/"  # as published, no branch knows these files and each work repeats the one before
+_FORGOTTEN = "huajianji/"  # as published, no branch handles these files, and each work repeats the one before
 
 
 @dataclass(frozen=True)

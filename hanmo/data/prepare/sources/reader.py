@@ -1,4 +1,4 @@
-"""Tools of all sources: options, files with their lines, rows and JSON values, wrong answers to draw."""
+"""Shared by all sources: options, the lines, rows and JSON values of files, and wrong answers to draw."""
 
 import csv
 from collections import Counter, defaultdict
@@ -13,7 +13,7 @@ from hanmo.data.prepare.splits import Shares
 from hanmo.errors import HanmoError, RecordError
 from hanmo.records import Record, Rejects, json_array, json_lines, opened_text, text_at
 
-TRIED = 64  # groups among which one with a fitting text is looked for
+TRIED = 64  # groups searched for one with a suitable text
 
 
 class SourceRecord(NamedTuple):
@@ -23,11 +23,11 @@ class SourceRecord(NamedTuple):
 
 @dataclass
 class SourceReader:
-    """The options for reading a source, and counts of what was left out."""
+    """The options for reading a source, and counts of the records left out."""
 
     published: bool = False  # reproduce the published data set, flaws included
     sep: bool = False  # prompts as before 2023-03-20: pieces and the opening of the answer joined by the text <sep>
-    seed: int = 42  # of negatives and directions; each draw depends on the record too, never on its neighbours
+    seed: int = 42  # for negatives and directions; a draw also depends on its record, never on its neighbours
     shares: Shares = field(default_factory=Shares)  # the negatives of a record come from its own split
     rejects: Rejects | None = None  # takes bad records; without it the first one stops the reading
     dropped: Counter[str] = field(default_factory=Counter)  # records that were left out, by reason
@@ -40,7 +40,7 @@ class SourceReader:
         self.rejects.errors.append(error)
 
     def drop(self, reason: str) -> None:
-        """Count a record that is left out because it is of no use."""
+        """Count a record that is left out because it is useless."""
         self.dropped[reason] += 1
 
     def prompt(self, *pieces: str, opening: str = "") -> str:
@@ -124,7 +124,7 @@ def matching_files(place: Path, *patterns: str) -> list[Path]:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines without their ends."""
+    """Line numbers from 1 and lines without line endings."""
     with opened_text(path) as file:
         for number, line in enumerate(file, 1):
             yield number, line.rstrip("\n")
@@ -138,7 +138,7 @@ def object_of(value: Any) -> dict[str, Any]:
 
 
 def text_of(value: Any, key: str) -> str:
-    """The text under a key of a JSON object, "" where there is none; a ValueError where it is anything else."""
+    """The text under a key of a JSON object, "" if there is none; a ValueError for anything else."""
     return text_at(object_of(value), key, "")
 
 

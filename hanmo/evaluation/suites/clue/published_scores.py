@@ -27,7 +27,7 @@ CHUNK = 64  # positions whose probabilities exist at the same time
 class PublishedScore(NamedTuple):
     """The scores of one prompt: as published, and right."""
 
-    ppl: float  # in fp32, whose rounding decides between candidates that hardly differ
+    ppl: float  # in fp32, whose rounding decides between almost equal candidates
     nll: float  # the mean of -log p in nats of all tokens but the first
 
 
@@ -63,9 +63,9 @@ def score_prompts(opened: OpenedModel, prompts: Sequence[str], max_length: int) 
 def published_score(logits_TV: Tensor, ids_T: Tensor, pad_id: int | None) -> PublishedScore:
     """Score a prompt from its logits; surplus logits on the right are padding.
 
-    Where the pad token also ends texts (GLM), their end is left out of the perplexity, as published.
+    If the pad token also ends texts (GLM), the perplexity leaves out their end, as published.
     """
-    if logits_TV.device.type == "mps":  # has no float64
+    if logits_TV.device.type == "mps":  # MPS has no float64
         logits_TV, ids_T = logits_TV.cpu(), ids_T.cpu()
     length = len(ids_T)
     kept_T = torch.ones_like(ids_T, dtype=torch.bool) if pad_id is None else ids_T != pad_id
@@ -108,7 +108,7 @@ def generate_answer(opened: OpenedModel, prompt: str) -> str:
 
 
 def after_answer(text: str) -> str:
-    """The published reading of an output: the text after the first "答:", unstripped."""
+    """The published answer in an output: the text after the first "答:", not stripped."""
     return text.partition(ANSWER)[2]
 
 

@@ -2,7 +2,7 @@
 
 As published, each record becomes one prompt per candidate, and the lowest "perplexity" wins (published_scores.py).
 Few-shot examples are drawn anew for each candidate from the evaluated prompts themselves, wrong candidates included,
-and a prompt that is too long is cut, which may cut off the text that is scored. Prompts are grouped by counting, so
+and a prompt that is too long is truncated, perhaps within the text that is scored. Prompts are grouped by counting, so
 that tasks with an uneven number of candidates fall out of step.
 """
 
@@ -99,7 +99,7 @@ def _scored(run: TaskRun, task: ClueTask, examples: list[Example]) -> TaskResult
 def _perplexities(
     run: TaskRun, task: ClueTask, examples: list[Example], texts: Sequence[str]
 ) -> list[tuple[float, float]]:
-    """The values of ``PublishedScore`` of each prompt."""
+    """The ``PublishedScore`` of each prompt."""
 
     def find(missing: list[int], keep: Keep) -> None:
         for place, score in score_prompts(run.opened, [texts[number] for number in missing], run.limit):
@@ -230,7 +230,7 @@ def accuracy(ppls: Sequence[float], prompts: Sequence[CandidatePrompt]) -> tuple
     """Whether each group is right, and the number of prompts of an incomplete last group, which is dropped.
 
     A group ends where the number of a prompt is a multiple of the length of its list; the lowest score since then wins.
-    HanmoError if the label of the last prompt is not in its list, where the original stopped, too.
+    HanmoError if the label of the last prompt is not in its list, where the original fails too.
     """
     right, collected = [], []
     for number, (ppl, prompt) in enumerate(zip(ppls, prompts, strict=True)):

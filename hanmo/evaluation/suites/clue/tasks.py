@@ -29,9 +29,9 @@ class PublishedForm:
     """The original's form of a task."""
 
     template: Template
-    words: dict[str, str] = field(default_factory=dict)  # the candidate for each label, where it is not our word
+    words: dict[str, str] = field(default_factory=dict)  # the candidate for each label, if it differs from ours
     drawn: int = 0  # number of wrong labels drawn for each record; 0: all labels are candidates
-    # The index of the only option that makes a prompt; neighbouring records are each other's candidates.
+    # The index of the only option that makes a prompt; the candidates are neighbouring records.
     only: int | None = None
     filled_to: int = 0  # lists of candidates are filled up to this length with names of no prompt
 
@@ -152,7 +152,7 @@ def _topics(task: ClueTask, record: dict[str, Any], place: _Place) -> Iterator[E
 
 
 def _pronouns(_: ClueTask, record: dict[str, Any], place: _Place) -> Iterator[Example]:
-    """The options are the pronoun as it stands and the noun in its place; "true" means that the noun is right."""
+    """The options are the unchanged pronoun and the noun in its place; "true" means that the noun is right."""
     text, target = place.text(record, "text"), record.get("target")
     if not isinstance(target, dict):
         raise place.bad("no object 'target'; expected span1_text, span2_text and their indices")
@@ -230,7 +230,7 @@ def _with_answers(path: Path) -> Records:
 
 
 def _answers(path: Path) -> dict[str, Any]:
-    """All files of answers joined; of an idiom in several that of the training set counts."""
+    """All files of answers joined; for an idiom in several files, the training set's answer counts."""
     files = sorted(path.parent.glob("*answer.json*"))
     if not files:
         raise HanmoError(

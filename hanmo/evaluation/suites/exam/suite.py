@@ -1,8 +1,8 @@
 """The examinations as suites, and the published protocol of C-Eval and MMLU, flaws included, as recorded.
 
 Few-shot examples are the first of the dev split. As published, a prompt has no instruction without examples, and where
-they do not fit the last ones are dropped, then the instruction. ChatGLM is asked in numbered rounds, of which one is
-skipped. The answer is the letter whose first token, of the letter by itself, is likeliest.
+they do not fit the last ones are dropped, then the instruction. ChatGLM's prompts are numbered rounds, one of which is
+skipped. The answer is the letter whose first token is likeliest; letters are tokenised by themselves.
 """
 
 import csv
@@ -28,11 +28,11 @@ ANSWER = "answer"
 LIMIT = 4096
 DEV = "dev"  # the split whose questions are the few-shot examples
 MAX_LENGTH = 1280
-GENERATED = 1  # tokens that are left for the answer
+GENERATED = 1  # tokens reserved for the answer
 THINKING = "让我们一步一步思考，\n"
 EXPLANATION = "explanation"
 Row = dict[str, str]
-UNRECORDED = ("chatglm3", "qwen")  # models whose form in the original is not recorded
+UNRECORDED = ("chatglm3", "qwen")  # models whose prompt form in the original is not recorded
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def exam_suite(kind: str, data: str | Path, subjects: Iterable[str] = ()) -> Sui
         limit=MAX_LENGTH,
         pool=DEV,
         options=("budget", "split", "cot"),
-        refused={"chat": "--published asks every model in a form of its own; leave --chat out"},
+        refused={"chat": "--published has its own prompt form for every model; leave --chat out"},
     )
     return Suite(
         name="exam",
