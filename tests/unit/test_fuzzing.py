@@ -190,11 +190,8 @@ def of_model(folder: Path, given: str | None = None) -> Kind:
 DATA: Makers = {
     "records": records,
     "prompts": prompts,
-    "sources": sources,
     "suites": suites,
     "ratings": ratings,
-    "settings": settings,
-    "stores": stores,
 }
 MODELS: Makers = {
     "originals": lambda folder: of_model(write_hub(folder)),
