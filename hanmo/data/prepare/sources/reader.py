@@ -87,8 +87,8 @@ class SourceReader:
                 header = next(table, [])
             except csv.Error as error:
                 raise RecordError(path, 1, f"not CSV: {error}") from None
-            if error := not_utf8(path, 1, ",".join(header)):
-                raise error
+            if broken := not_utf8(path, 1, ",".join(header)):
+                raise broken
             missing = [column for column in columns if column not in header]
             if missing:
                 found = ", ".join(header) or "empty"
@@ -102,8 +102,8 @@ class SourceReader:
                     continue
                 if row is None:
                     return
-                if error := not_utf8(path, line, "\n".join(row)):
-                    self.bad(path, line, error.problem)
+                if broken := not_utf8(path, line, "\n".join(row)):
+                    self.bad(path, line, broken.problem)
                 elif len(row) == len(header):
                     yield line, dict(zip(header, row, strict=True))
                 elif row:
