@@ -18,7 +18,8 @@ from hanmo.errors import ConfigError, unknown
 from hanmo.files import write_text
 
 T = TypeVar("T")
-
+# What yaml raises, too, for the date 2024-13-01, for numbers of thousands of digits and for what is nested too deeply.
+NO_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 NAMES: dict[Any, str] = {  # of types, in messages
     type(None): "null",
     bool: "true or false",
@@ -120,7 +121,7 @@ def read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NO_YAML as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
 
 
@@ -130,7 +131,7 @@ def _parse(override: str) -> dict[str, Any]:
         raise ConfigError(f"override {override!r}: expected key=value, e.g. trainer.learning_rate=1e-4")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except NO_YAML as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
     for name, inner in value.items() if isinstance(value, dict) else ():
         if inner is None and ":" in str(name):  # {a:1} is the name "a:1" without a value

@@ -29,8 +29,8 @@ from hanmo.errors import HanmoError
 
 SECONDS = 10  # of processor time
 MEMORY = 1 << 30  # bytes more than at the start
-_FUSE = 3 << 30  # bytes at which the system stops a copy, before the machine suffers
-_WAIT = 90  # seconds in all, for a crowded machine
+FUSE = 3 << 30  # bytes at which the system stops a copy, before the machine suffers
+WAIT = 90  # seconds in all, for a crowded machine
 for _family in (*families.OURS, families.TRANSFORMERS):
     families.load(_family)  # once here, not in every copy
 
@@ -72,7 +72,7 @@ def run(action: Callable[[], Any], canary: Path) -> Outcome:
         began, tell = os.pipe()
         child = os.fork()
         if child == 0:
-            os.write(tell, str(_resident()).encode())
+            os.write(tell, str(resident()).encode())
             _act(action, printed.fileno())
         os.close(tell)
         status, most = _wait(child)
@@ -94,7 +94,7 @@ def _act(action: Callable[[], Any], printed: int) -> None:
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
         data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_DATA, (data + _FUSE, data + _FUSE))
+        resource.setrlimit(resource.RLIMIT_DATA, (data + FUSE, data + FUSE))
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         action()
@@ -113,7 +113,7 @@ def _act(action: Callable[[], Any], printed: int) -> None:
         os._exit(code)
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
@@ -122,7 +122,7 @@ def _wait(child: int) -> tuple[int, int]:
     """How a copy ended, and the most memory that it or a process of its own had."""
     start, ended = time.monotonic(), 0
     while not ended:
-        if time.monotonic() - start > _WAIT:
+        if time.monotonic() - start > WAIT:
             os.killpg(child, signal.SIGXCPU)
         ended, status, usage = os.wait4(child, os.WNOHANG)
         time.sleep(0.002)

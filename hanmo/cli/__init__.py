@@ -1,16 +1,20 @@
 """The command line. Importing it loads neither torch nor transformers, so ``hanmo --help`` is instant."""
 
+import codecs
 import errno
 import importlib
 import os
+import re
 import sys
 import time
+from importlib import metadata
 from io import TextIOWrapper
 from typing import Annotated
 
 import typer
 
 import hanmo
+from hanmo.cli.common import Command
 from hanmo.cli.train import StageCommand, stage_command
 from hanmo.errors import ConfigError, HanmoError, out_of_memory, quoted
 from hanmo.processes import main_process
@@ -57,7 +61,7 @@ def _register() -> None:
         for module, functions in modules.items():
             for function in functions:
                 command = getattr(importlib.import_module(f"hanmo.cli.{module}"), function)
-                groups[group].command(function.replace("_", "-"))(command)
+                groups[group].command(function.replace("_", "-"), cls=Command)(command)
 
 
 def _version(wanted: bool) -> None:
@@ -83,7 +87,8 @@ def main() -> None:
     # Large tensors on large pages: on a CPU a training step is an eighth quicker. torch reads this once, at start-up.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if isinstance(sys.stdout, TextIOWrapper):  # results contain file names, which may not be UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
+        codecs.register_error("hanmo.json", _as_json)
+        sys.stdout.reconfigure(errors="hanmo.json")
     try:
         _check_arguments()
         app()
@@ -109,6 +114,11 @@ def main() -> None:
         advice = "take a smaller batch, limit or model, or a --dtype of fewer bits"
         print(f"hanmo: out of memory ({quoted(error)}); {advice}", file=sys.stderr)
         sys.exit(2)
+    except ImportError as error:
+        if (needed := _extra(error)) is None:
+            raise
+        print(f"hanmo: {needed}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("hanmo: stopped", file=sys.stderr)
         sys.exit(130)
@@ -117,6 +127,23 @@ def main() -> None:
             raise
         print(f"hanmo: the model's tokenizer cannot read this text by its own rules: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _as_json(error: UnicodeError) -> tuple[str, int]:
+    r"""As JSON writes characters that the encoding of standard output lacks: \ud83d\ude00; JSON remains JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex(" ", 2)
+    return "".join(f"\\u{unit}" for unit in units.split()), error.end
+
+
+def _extra(error: ImportError) -> str | None:
+    """What to install, where a package is missing that one of hanmo's extras brings."""
+    names = {(error.name or "").partition(".")[0]} if error.name else set(re.findall(r"[\w-]+", str(error)))
+    for line in metadata.requires("hanmo") or []:  # accelerate>=1.15; extra == "train"
+        found = re.match(r"""([\w-]+).*extra == ["'](\w+)""", line)
+        if found and found[1] in names:
+            return f"this needs the package {found[1]}: pip install 'hanmo[{found[2]}]'"
+    return None
 
 
 def _check_arguments() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Decoding, grouped, note, piped_line, split_settings
+from hanmo.cli.common import Decoding, grouped, note, piped_line, split_settings, typed_line
 from hanmo.cli.ranks import agreed
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, unknown
 from hanmo.processes import main_process
@@ -141,7 +141,7 @@ class _Console:
     def _ask(self, prompt: str) -> str:
         """The next line; from a pipe it is printed too."""
         if sys.stdin.isatty():
-            return input(prompt)
+            return typed_line(prompt)
         line = piped_line()
         print(f"{prompt}{line}")
         return line

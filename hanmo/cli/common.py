@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from hanmo.cli.ranks import TensorParallel, agreed, follow, ranks_of_this_run
 from hanmo.errors import ConfigError
@@ -115,6 +116,30 @@ def split_settings(words: list[str]) -> tuple[list[str], list[str]]:
     """Split words into plain ones and settings (KEY=VALUE)."""
     found = [word for word in words if re.match(r"[A-Za-z_][\w.]*=", word)]
     return [word for word in words if word not in found], found
+
+
+class Command(TyperCommand):
+    """A command that says how an argument is given that begins with a dash."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            unknown: Any = error  # NoSuchOption, which is click's or typer's own by the version of typer
+            if not getattr(unknown, "option_name", "--").startswith("--"):
+                unknown.message += "; put -- before a text or a file that begins with -, and options before the --"
+            raise
+
+
+def typed_line(prompt: str) -> str:
+    """The next line that is typed at a terminal; one that is not UTF-8 is asked for again. EOFError at the end."""
+    while True:
+        try:
+            line = input(prompt)
+            line.encode("utf-8")
+            return line
+        except UnicodeError:  # what is left of a character after backspace, in a terminal that deletes single bytes
+            note("hanmo: this line holds half of a character, or is not UTF-8, and was not taken; type it again")
 
 
 def piped_line() -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Decoding, Json, Model, grouped, piped_line, split_settings
+from hanmo.cli.common import Decoding, Json, Model, grouped, piped_line, split_settings, typed_line
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError
 from hanmo.files import json_text, replacing
 from hanmo.processes import main_process
@@ -127,7 +127,7 @@ def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_js
 def _interactive(opened: OpenedModel, settings: Settings, limit: int, as_json: bool) -> None:
     while True:
         try:
-            prompt = input(">>> ") if sys.stdin.isatty() else piped_line()
+            prompt = typed_line(">>> ") if sys.stdin.isatty() else piped_line()
         except EOFError:
             return
         if prompt.strip() == STOP:

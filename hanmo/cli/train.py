@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from hanmo.cli.common import Json, emit, note, results_only, split_settings
+from hanmo.cli.common import Command, Json, emit, note, results_only, split_settings
 from hanmo.cli.ranks import Processes, TensorParallel, ranks_of_this_run, start_processes, without
 from hanmo.files import package_yaml
 from hanmo.processes import main_process
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 QUOTED = '"'  # YAML's style that can hold any text
 
 
-class StageCommand(TyperCommand):
+class StageCommand(Command):
     """A command whose help ends with the settings of the stage of its name, as ``tools/settings_docs.py`` wrote them."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:

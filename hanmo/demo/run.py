@@ -46,7 +46,7 @@ def demo(
 ) -> DemoResult:
     """Make the corpus, train, measure before and after, align, and write models and report to ``output``.
 
-    ``per_topic`` dialogues of each topic are held out. ConfigError if ``output`` holds anything but an earlier demo.
+    ``per_topic`` dialogues of each topic are held out. ConfigError if ``output`` is not empty and no earlier demo.
     """
     recover_missing(output)
     _require_free(output)

@@ -9,7 +9,7 @@ from typing import Any
 from hanmo.errors import RecordError, UnsupportedError
 from hanmo.families.base import OpenedModel
 from hanmo.files import data_of
-from hanmo.records import TURNS, Dialogue, Record, ScoredAnswers, Text, json_record, opened_text
+from hanmo.records import TURNS, Dialogue, Record, ScoredAnswers, Text, json_record, opened_text, text_lines
 from hanmo.rows import Context
 
 
@@ -19,16 +19,15 @@ def read_prompts(path: Path) -> Iterator[tuple[str, Record]]:
     The object is a record in any form (its response is not used), text to continue, or a dialogue that ends with the
     user's turn. RecordError for a line that is none of these, no lines, or no such file.
     """
-    with opened_text(path) as file:
-        lines = file.read().split("\n")
-    if not any(map(str.strip, lines)):
+    number = 0
+    with opened_text(path, errors="surrogateescape") as file:
+        for number, line in text_lines(path, file):
+            if isinstance(line, RecordError):
+                raise line
+            line = line.rstrip("\n")
+            yield line, _json_prompt(line, path, number) if line.lstrip()[0] == "{" else Text(line, f"{path}:{number}")
+    if not number:
         raise RecordError(path, 0, "no prompts; expected one a line")
-    for number, line in enumerate(lines, 1):
-        line = line.strip("\r")
-        if line.lstrip().startswith("{"):
-            yield line, _json_prompt(line, path, number)
-        elif line.strip():
-            yield line, Text(line, f"{path}:{number}")
 
 
 def _json_prompt(line: str, path: Path, number: int) -> Record:

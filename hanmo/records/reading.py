@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ Reply = Literal["any", "needed", "waiting"]
 _CHECKS: dict[Reply, Callable[[Record], str | None]] = {"needed": unanswered, "waiting": unasked, "any": lambda _: None}
 Values = Iterator[tuple[int, Any]]  # line number from 1, and the value or, where it is unreadable, a RecordError
 CHUNK = 1 << 20  # characters read at once from an array
+LONGEST = 1 << 24  # characters of a record; a packed file of a few KB may hold a line of gigabytes
+_NO_TEXT = re.compile("[\udc80-\udcff]+")  # what bytes that are not UTF-8 are read as
 
 
 def iter_records(
@@ -34,7 +37,7 @@ def iter_records(
     path = Path(path)
     with opened_text(path, errors="surrogateescape") as file:
         read = _reader(path, file)
-        if read is _lines:
+        if read is text_lines:
             as_record: Callable[[Any, str], Record] = _dialogue_line if plain == "dialogue" else _text_line
         else:
             as_record = partial(json_record, waiting=reply == "waiting")
@@ -72,13 +75,25 @@ def opened_text(path: Path, newline: str | None = None, errors: str = "strict") 
     except UnicodeDecodeError:
         with opened_text(path, errors="surrogateescape") as file:
             raise next(
-                (bad for _, bad in _lines(path, file) if isinstance(bad, RecordError)), _not_utf8(path)
+                (bad for _, bad in text_lines(path, file) if isinstance(bad, RecordError)),
+                RecordError(path, 0, "not UTF-8"),
             ) from None
 
 
-def _not_utf8(path: Path, line: int = 0, bad: str = "") -> RecordError:
-    found = f" (found the bytes {bad[:4].encode('utf-8', 'surrogateescape').hex(' ')})" if bad else ""
-    return RecordError(path, line, f"not UTF-8{found}; convert it, e.g. iconv -f gb18030 -t utf-8")
+def not_utf8(path: Path, line: int, text: str, around: str = "", cut: bool = False) -> RecordError | None:
+    """The error of the first bytes in text from ``line`` on that are not UTF-8, read with ``errors="surrogateescape"``.
+
+    ``around``: more of the text; ``cut``: whether the text around is known to be UTF-8.
+    """
+    if (bad := _NO_TEXT.search(text)) is None:
+        return None
+    near = around or text
+    chinese = sum(not character.isascii() for character in near)
+    advice = "convert it, e.g. iconv -f gb18030 -t utf-8"
+    if cut or chinese > 2 * sum(map(len, _NO_TEXT.findall(near))):
+        advice = "the text around is: a character was cut; mend it, or leave the record out"
+    found = bad.group()[:4].encode("utf-8", "surrogateescape").hex(" ")
+    return RecordError(path, line + text.count("\n", 0, bad.start()), f"not UTF-8 (found the bytes {found}); {advice}")
 
 
 def _opened_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
@@ -95,11 +110,11 @@ def _opened_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
 
 def _reader(path: Path, file: TextIO) -> Callable[[Path, TextIO], Values]:
     """The reader for the file, by its name and its first line that is not blank."""
-    first = next((line for line in file if line.strip()), "").strip()
+    first = next((line for line in _bounded(file) if line.strip()), "").strip()
     file.seek(0)
     names_json = {".json", ".jsonl"} & set(path.suffixes)
     if not first or (not names_json and first[0] not in "[{"):
-        return _lines
+        return text_lines
     try:
         value, end = data_at(first, 0)
         whole_line = isinstance(value, (dict, list)) and end == len(first)
@@ -109,19 +124,33 @@ def _reader(path: Path, file: TextIO) -> Callable[[Path, TextIO], Values]:
         return json_array
     if whole_line or names_json:
         return json_lines
-    return _lines  # a dialogue may begin with a bracket
+    return text_lines  # a dialogue may begin with a bracket
 
 
-def _lines(path: Path, file: TextIO) -> Values:
-    """Line number and text of every line that is not blank; a RecordError in place of one that is not UTF-8."""
-    for number, line in enumerate(file, 1):
-        try:
-            line.encode()
-        except UnicodeEncodeError as error:
-            yield number, _not_utf8(path, number, line[error.start : error.end])
-        else:
+def text_lines(path: Path, file: TextIO) -> Iterator[tuple[int, str | RecordError]]:
+    """Line number and text of every line that is not blank; a RecordError in place of one that is not UTF-8, or too long.
+
+    ``file``: opened with ``errors="surrogateescape"``.
+    """
+    good = 0  # lines of Chinese, less those that are not UTF-8
+    for number, line in enumerate(_bounded(file), 1):
+        if len(line) > LONGEST:
+            yield number, RecordError(path, number, f"longer than {LONGEST:,} characters; expected one record a line")
+        elif line.isascii():
             if line.strip():
                 yield number, line
+        else:
+            error = not_utf8(path, number, line, cut=good > 0)
+            good += -1 if error else 1
+            yield number, error or line
+
+
+def _bounded(file: TextIO) -> Iterator[str]:
+    """The lines of a file; of one that is longer than ``LONGEST`` as many characters and one."""
+    while line := file.readline(LONGEST + 1):
+        yield line
+        while len(line) > LONGEST and not line.endswith("\n"):
+            line = file.readline(LONGEST + 1)
 
 
 def _dialogue_line(line: str, where: str) -> Dialogue:
@@ -135,7 +164,7 @@ def _text_line(line: str, where: str) -> Text:
 
 def json_lines(path: Path, file: TextIO) -> Values:
     """Line number and value of every line that is not blank; a RecordError in place of a value that is not JSON."""
-    for number, line in _lines(path, file):
+    for number, line in text_lines(path, file):
         try:
             yield number, line if isinstance(line, RecordError) else data_of(line.strip())
         except json.JSONDecodeError as error:
@@ -146,7 +175,8 @@ def json_members(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
     """Line, key ("" in an array) and value of every member of the one array or object that a file holds.
 
     Only the current member is in memory. A RecordError takes the place of a value with a lone surrogate. It is
-    raised for damage, after which nothing can be trusted, and for text after the end.
+    raised for damage, after which nothing can be trusted, for a value of more than ``LONGEST`` characters, and for text
+    after the end. ``file``: opened with ``errors="surrogateescape"``.
     """
     scanner = _Scanner(path, file)
     opening = scanner.next()
@@ -158,12 +188,13 @@ def json_members(path: Path, file: TextIO) -> Iterator[tuple[int, str, Any]]:
         scanner.place -= 1
         line, key = scanner.line, ""
         if opening == "{":
-            key = str(scanner.value())
+            if isinstance(key := scanner.value(), RecordError):
+                raise key
             if scanner.next() != ":":
                 raise RecordError(path, scanner.line, "not JSON: expected a colon after the key")
             scanner.skip()
             line = scanner.line
-        yield line, key, scanner.value()
+        yield line, str(key), scanner.value()
         mark = scanner.next()
         if mark not in (",", closing):
             problem = f"not JSON: the {name} does not end with {closing}: expected a comma or {closing}"
@@ -211,15 +242,17 @@ class _Scanner:
             except json.JSONDecodeError as error:
                 line = self.line + self.text.count("\n", self.place, error.pos)
                 column = error.colno + (self.before if error.lineno == 1 else 0)
-                if self._more():
+                if len(self.text) - self.place <= LONGEST and self._more():
                     continue
-                raise RecordError(self.path, line, f"not JSON: {error.msg} at column {column}") from None
+                damage = RecordError(self.path, line, f"not JSON: {error.msg} at column {column}")
+                raise not_utf8(self.path, self.line, self.text[self.place :]) or damage from None
             if end < len(self.text) or not self._more():  # a number may go on in the next chunk
                 try:
                     check_characters(value, self.text, self.place, end)
                 except json.JSONDecodeError as error:
                     line = self.line + self.text.count("\n", self.place, error.pos)
                     value = RecordError(self.path, line, f"not JSON: {error.msg}")
+                value = not_utf8(self.path, self.line, self.text[self.place : end], self.text) or value
                 self.line += self.text.count("\n", self.place, end)
                 self.place = end
                 return value
@@ -231,11 +264,6 @@ class _Scanner:
         # Doubles the text, so that a large value is not decoded again for every small chunk of it.
         chunk = self.file.read(max(CHUNK, len(self.text) - self.place))
         self.ended = not chunk
-        try:
-            chunk.encode()
-        except UnicodeEncodeError as error:
-            line = self.line + self.text.count("\n", self.place) + chunk.count("\n", 0, error.start)
-            raise _not_utf8(self.path, line, chunk[error.start : error.end]) from None
         line_start = self.text.rfind("\n", 0, self.place) + 1
         self.before = self.place - line_start + (0 if line_start else self.before)
         self.text, self.place = self.text[self.place :] + chunk, 0

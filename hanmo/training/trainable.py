@@ -172,9 +172,9 @@ def freeze_layers(network: nn.Module, share: float) -> list[str]:
 
 
 def keep_top_layers(network: nn.Module, trained: float) -> list[str]:
-    """Freeze all but the last layers of every stack, as published for reward models and PPO; returns their names.
+    """Freeze all but the last layers of every stack, as published for reward models and PPO; returns the frozen names.
 
-    ``trained`` is their number, or below 1 a share of the stack, rounded down; less than one layer trains all.
+    ``trained`` is the number of last layers, or below 1 a share of the stack, rounded down; less than one trains all.
     """
 
     def frozen(count: int) -> int:

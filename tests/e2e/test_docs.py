@@ -53,20 +53,7 @@ def commands(document: Path) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Original checkpoints, data and rules under the names that the documents use."""
     place = tmp_path_factory.mktemp("docs")
-    for name, target in (
-        ("eva", "eva2.0-base"),
-        ("transformer_xl", "txl-2.9b"),
-        ("pangu", "pangu-2.6b"),
-        ("glm", "glm-10b-chinese"),
-    ):
-        opened = tiny(name, place / "vocabulary" / name)
-        save_model(opened, place / "saved" / name)
-        convert(place / "saved" / name, place / target, to="original")
-        if name != "transformer_xl":  # of which the shapes tell everything
-            config = {key: value for key, value in opened.network.config.to_dict().items() if key != "model_type"}
-            (place / target / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        vocabulary = opened.tokenizer.vocab_files_names["vocab_file"]
-        (place / target / vocabulary).write_bytes((place / "saved" / name / vocabulary).read_bytes())
+    write_originals(place)
     write_model("qwen3", place / "Qwen3-0.6B")
     (place / "runs").mkdir()
     save_model(tiny("eva", place), place / "runs" / "demo")
@@ -112,6 +99,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "questions.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
     (place / "prompts.txt").write_text("你好\n今天天气怎么样？\n", encoding="utf-8")
     return place
+
+
+def write_originals(place: Path) -> None:
+    """A checkpoint in the original layout of each of our families, under a released name."""
+    for name, target in (
+        ("eva", "eva2.0-base"),
+        ("transformer_xl", "txl-2.9b"),
+        ("pangu", "pangu-2.6b"),
+        ("glm", "glm-10b-chinese"),
+    ):
+        opened = tiny(name, place / "vocabulary" / name)
+        save_model(opened, place / "saved" / name)
+        convert(place / "saved" / name, place / target, to="original")
+        if name != "transformer_xl":  # of which the shapes tell everything
+            config = {key: value for key, value in opened.network.config.to_dict().items() if key != "model_type"}
+            (place / target / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        vocabulary = opened.tokenizer.vocab_files_names["vocab_file"]
+        (place / target / vocabulary).write_bytes((place / "saved" / name / vocabulary).read_bytes())
 
 
 def write_sources(folder: Path) -> None:

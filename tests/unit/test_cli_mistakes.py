@@ -57,13 +57,23 @@ class Ran:
         self.code, self.out, self.err = code, out, err
 
 
+class Terminal(io.BytesIO):
+    """Keys as they are typed: a line at a time."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def read1(self, size: int | None = -1) -> bytes:
+        return self.readline(size)
+
+
 @pytest.fixture
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
 
-    def typed(command: str, given: bytes = b"") -> Ran:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+    def typed(command: str, given: bytes = b"", stdin: type[io.BytesIO] = io.BytesIO) -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin(given), encoding="utf-8"))
         monkeypatch.setattr(sys, "argv", ["hanmo", *command.split()])
         with pytest.raises(SystemExit) as ended:
             main()
@@ -105,6 +115,9 @@ def test_too_little_memory_is_one_message(full: Exception, run: Any, monkeypatch
         ("eval compare none none", "none: No such file or directory; expected the results.json"),
         ("eval human-prepare a=test.txt", 'test.txt:1: expected {"prompt"'),
         ("generate model --input test.txt --device cuda/foo", "device=cuda/foo: no such device"),
+        ("generate model --input test.txt --device cuda:99", "device=cuda:99: cannot be used here"),
+        ("generate model -5度", "put -- before a text or a file that begins with -"),
+        ("data inspect -a.jsonl", "put -- before a text or a file that begins with -"),
         ("generate model --input test.txt min_new_tokens=-5", "min_new_tokens=-5: must be 0 or more"),
         ("generate model --input test.txt suppressed_ids=[-1]", "must be ids of tokens, 0 or more"),
         (
@@ -174,6 +187,64 @@ def test_what_is_piped_may_be_marked_and_must_be_utf8(run, folder: Path) -> None
     for command in (greedy, "generate model"):
         refused = run(command, LINES.encode("gb18030"))
         assert refused.code == 2 and "standard input is not UTF-8" in refused.err
+
+
+@pytest.mark.parametrize("half", [b"\xe4\xbd\n", "你好".encode("gbk") + b"\n"])
+def test_half_a_character_at_a_prompt_is_said_and_the_conversation_goes_on(run, folder: Path, half: bytes) -> None:
+    first, then = "你好\n".encode(), "谢谢\n".encode()
+    greedy = "do_sample=false max_new_tokens=3"
+    for command, end in ((f"chat model {greedy}", b"/save talk.txt\n"), (f"generate model {greedy}", b"stop\n")):
+        expected = run(command, first + then + end, Terminal)
+        saved = (folder / "talk.txt").read_text(encoding="utf-8")
+        ran = run(command, first + half + then + end, Terminal)
+        assert (ran.code, ran.err.count("half of a character, or is not UTF-8, and was not taken")) == (0, 1)
+        assert ran.out.count(">>> ") == expected.out.count(">>> ") + 1
+        assert ran.out.replace(">>> ", "").replace("Usr ", "") == expected.out.replace(">>> ", "").replace("Usr ", "")
+        assert (folder / "talk.txt").read_text(encoding="utf-8") == saved and saved.count("\t") == 3
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "ascii"])
+def test_what_a_terminal_cannot_show_is_written_as_json_does(
+    run, folder: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    (folder / "smile.txt").write_text("你好😀é\t好\n", encoding="utf-8")
+    for command in ("generate model --input smile.txt max_new_tokens=1", "data inspect smile.txt --json"):
+        monkeypatch.setattr(sys, "stdout", shown := io.TextIOWrapper(io.BytesIO(), encoding))
+        ran = run(command)
+        shown.flush()
+        printed = shown.buffer.getvalue().decode(encoding)
+        assert (ran.code == 0 and r"\ud83d\ude00\u00e9" in printed) or encoding == "gbk"
+        said = json.loads(printed)
+        assert (said["prompt"] if "prompt" in said else "\t".join(said["samples"][0])) == "你好😀é\t好"
+    assert run("data inspect smile.txt").code == 0
+
+
+def test_a_prompt_may_begin_with_a_dash(run) -> None:
+    ran = run("generate model --json max_new_tokens=1 -- -5度")
+    assert (ran.code, json.loads(ran.out)["prompt"]) == (0, "-5度")
+
+
+AGAIN = ("evaluation.suites.runner", "evaluation.engine.candidates")
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra", "again"),
+    [
+        ("train sft model test.txt out lora.rank=2", "peft", "train", ()),
+        ("train sft model test.txt out", "accelerate", "train", ("training.trainer", "training.stages.sft")),
+        ("eval clue model --data none --tasks afqmc", "accelerate", "train", AGAIN),
+    ],
+)
+def test_a_missing_package_is_named_with_what_brings_it(
+    run, monkeypatch: pytest.MonkeyPatch, command: str, package: str, extra: str, again: tuple[str, ...]
+) -> None:
+    """``pip install hanmo`` alone; modules that are ``again`` imported would meet it."""
+    for name in {package, *(name for name in sys.modules if name.partition(".")[0] == package)}:
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in again:
+        monkeypatch.delitem(sys.modules, f"hanmo.{name}", raising=False)
+    ran = run(command)
+    assert (ran.code, ran.err) == (2, f"hanmo: this needs the package {package}: pip install 'hanmo[{extra}]'\n")
 
 
 def test_a_turn_that_the_model_has_not_seen_is_said(run) -> None:

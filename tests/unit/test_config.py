@@ -78,6 +78,9 @@ def test_later_layers_win_and_mappings_merge(tmp_path: Path) -> None:
         ("files=[1]", "files[0]=1: expected text, found a whole number"),
         ("limit", "expected key=value"),
         ("limit=[", "not YAML"),
+        ("limit=2024-13-01", "not YAML: month must be in 1..12"),
+        ("limit=" + "9" * 5000, "not YAML"),
+        ("limit=" + "[" * 2_000, "not YAML"),
         ("trainer={max_steps:3}", "YAML needs a space after a colon; or use trainer.max_steps=3"),
     ],
 )
@@ -110,7 +113,8 @@ def test_a_value_is_read_as_its_type(override: str, setting: str, expected: Any)
 
 def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "sft.yaml"
-    for text, message in (("limits: 3", "did you mean limit?"), ("- a", "expected a mapping"), ("a: [", "not YAML")):
+    for text, message in (("limits: 3", "did you mean limit?"), ("- a", "expected a mapping"), ("a: [", "not YAML"),
+                          ("a: 2024-13-01", "not YAML"), ("a: " + "[" * 2_000, "not YAML")):  # fmt: skip
         file.write_text(text)
         with pytest.raises(ConfigError, match=r"sft\.yaml") as error:
             load(Stage, {"model": "a"}, file)

@@ -86,6 +86,7 @@ def test_cells_are_text_and_rows_have_their_lines(name: str, packed: bool, tmp_p
         ('"a\nb",1,2,3,4,A\nq,1,2,3,A\n', r":3: 5 values; expected 6: question, A, B, C, D, answer"),
         ("q,1,2,3,4,A\nq,1,2,3,4,\n", r":2: some questions have answers and some have none"),
         ("", r"no question in it"),
+        (f'q,1,2,3,4,A\n"{"a" * 140_000},1,2,3,4,A\n', r":2: not CSV: field larger than field limit"),
     ],
 )
 def test_bad_files(content: str, problem: str, tmp_path: Path) -> None:
@@ -201,6 +202,22 @@ def test_what_pandas_makes_of_cells(tmp_path: Path) -> None:
         ["nan", "1", "1.0", "1.0"],
         ["nan", "2", "nan", "2.5"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"q,1,2,3,4,A\nr,1,2,3,4,5,6,B\n", "x.csv: not CSV: .*Expected 6 fields in line 2, saw 8"),
+        (b"q,1,2\n", "x.csv:1: 3 values; expected 6: question, A, B, C, D, answer"),
+        (b"", "x.csv: not CSV: No columns"),
+        (b"q,1,2,3,4,A\n\xc4\xe3,1,2,3,4,A\n", "x.csv:2: not UTF-8"),
+    ],
+)
+def test_what_pandas_refuses_is_one_message(content: bytes, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(content)
+    with pytest.raises(HanmoError, match=problem):
+        read_rows(path)
 
 
 def test_settings_that_do_not_go_together(tmp_path: Path) -> None:

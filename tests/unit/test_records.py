@@ -18,6 +18,7 @@ from hanmo.records import (
     ScoredAnswers,
     Text,
     iter_records,
+    reading,
     write_records,
 )
 from tests.places import DATA, needs_data
@@ -228,6 +229,45 @@ def test_bytes_that_are_not_utf8_spoil_their_line_alone(tmp_path: Path, name: st
     assert [str(error).partition(" (")[0] for error in rejects.errors] == [f"{tmp_path / name}:2: not UTF-8"]
     with pytest.raises(RecordError, match=f"{name}:2: not UTF-8"):
         list(iter_records(tmp_path / name, plain="text"))
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("a.jsonl", "{}\n{}\n{}\n"), ("a.json", "[{},\n{},\n{}]"), ("a.json.gz", "[\n{},{}\n,{}]")]
+)
+def test_a_cut_character_spoils_its_record_alone_and_the_advice_fits(tmp_path: Path, name: str, form: str) -> None:
+    """In a file of UTF-8 nothing is to be converted; in one of GBK everything is."""
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("你好", "坏", "再见")]
+    path, pack = tmp_path / name, gzip.compress if name.endswith(".gz") else bytes
+    path.write_bytes(pack(form.format(*lines).encode().replace("坏".encode(), "坏".encode()[:2])))
+    rejects = Rejects()
+    assert list(iter_records(path, rejects)) == [Text("你好"), Text("再见")]
+    problem = "not UTF-8 (found the bytes e5 9d); the text around is: a character was cut"
+    assert [str(error).partition(";")[0] for error in rejects.errors] == [f"{path}:2: {problem.partition(';')[0]}"]
+    assert rejects.errors[0].problem.startswith(problem)
+    path.write_bytes(pack(form.format(*lines).encode("gb18030")))
+    with pytest.raises(RecordError, match=r":[12]: not UTF-8 .*; convert it, e\.g\. iconv -f gb18030"):
+        list(iter_records(path))
+
+
+@pytest.mark.parametrize("form", ['{{"text": "a"}}\n{{"text": "{}"}}\n{{"text": "b"}}\n', '[\n{{"text": "{}"}}]'])
+def test_a_record_longer_than_any_honest_one_is_a_bad_record(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LONGEST", 1000)
+    monkeypatch.setattr(reading, "CHUNK", 100)
+    path, rejects = tmp_path / "a.jsonl.gz", Rejects()
+    for letters in (900, 5000):
+        path.write_bytes(gzip.compress(form.format("好" * letters).encode()))
+        if form.startswith("{") and letters > 1000:
+            assert list(iter_records(path, rejects)) == [Text("a"), Text("b")]
+            assert [str(one) for one in rejects.errors] == [
+                f"{path}:2: longer than 1,000 characters; expected one record a line"
+            ]
+        elif letters > 1000:
+            with pytest.raises(RecordError, match=r":2: not JSON: Unterminated string .* at column 10"):
+                list(iter_records(path))
+        else:
+            assert Text("好" * letters) in list(iter_records(path))
 
 
 def test_a_character_cut_at_the_end_of_an_array_is_named_with_its_line(tmp_path: Path) -> None:

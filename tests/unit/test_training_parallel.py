@@ -49,6 +49,9 @@ def test_a_hostfile(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):
             read_hostfile(file)
+    file.write_bytes("机器 slots=8".encode("gbk"))
+    with pytest.raises(ConfigError, match="hosts: not UTF-8"):
+        read_hostfile(file)
     with pytest.raises(ConfigError, match="a 8, b 4"):
         launch_lines({"a": 8, "b": 4}, [])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.data.prepare.sources.reader import SourceReader, SourceRecord, json_source, matching_files
-from hanmo.records import ROLES, TURNS, Dialogue, json_members, json_record, opened_text
+from hanmo.records import ROLES, TURNS, Dialogue, json_record
 
 
 def kdconv(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
@@ -25,15 +25,12 @@ def crosswoz(place: Path, reader: SourceReader) -> Iterator[SourceRecord]:
 
 
 def _message_files(path: Path, key: str, reader: SourceReader) -> Iterator[SourceRecord]:
-    with opened_text(path) as file:
-        for line, _, dialogue in json_members(path, file):
-            messages = dialogue.get("messages") if isinstance(dialogue, dict) else None
-            if isinstance(messages, list) and all(
-                isinstance(m, dict) and isinstance(m.get(key), str) for m in messages
-            ):
-                yield from _dialogue([message[key] for message in messages], path, line, reader)
-            else:
-                reader.bad(path, line, f'expected {{"messages": [{{"{key}": text}}, ...]}}')
+    for line, _, dialogue in reader.json_members(path):
+        messages = dialogue.get("messages") if isinstance(dialogue, dict) else None
+        if isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get(key), str) for m in messages):
+            yield from _dialogue([message[key] for message in messages], path, line, reader)
+        else:
+            reader.bad(path, line, f'expected {{"messages": [{{"{key}": text}}, ...]}}')
 
 
 def _dialogue(turns: Sequence[str], path: Path, line: int, reader: SourceReader) -> Iterator[SourceRecord]:
@@ -61,12 +58,11 @@ def _lccc_values(path: Path, reader: SourceReader) -> Iterator[tuple[int, Any]]:
     if ".jsonl" in path.suffixes:
         yield from reader.json_values(path)
         return
-    with opened_text(path) as file:
-        for line, key, value in json_members(path, file):
-            if key and isinstance(value, list):  # {"train": [...], "valid": [...]}
-                yield from ((line, dialogue) for dialogue in value)
-            else:
-                yield line, value
+    for line, key, value in reader.json_members(path):
+        if key and isinstance(value, list):  # {"train": [...], "valid": [...]}
+            yield from ((line, dialogue) for dialogue in value)
+        else:
+            yield line, value
 
 
 _WORDS = re.compile(r"(?<=[A-Za-z]) +(?=[A-Za-z])")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from hanmo.data.prepare.splits import Shares
 from hanmo.errors import HanmoError, RecordError
-from hanmo.records import Record, Rejects, json_array, json_lines, opened_text, text_at
+from hanmo.records import Record, Rejects, json_array, json_lines, json_members, not_utf8, opened_text, text_at
 
 TRIED = 64  # groups searched for one with a suitable text
 
@@ -60,6 +60,15 @@ class SourceReader:
                 else:
                     yield line, value
 
+    def json_members(self, path: Path) -> Iterator[tuple[int, str, Any]]:
+        """Line, key ("" in an array) and value of every member of the one array or object in a file."""
+        with opened_text(path, errors="surrogateescape") as file:
+            for line, key, value in json_members(path, file):
+                if isinstance(value, RecordError):
+                    self.bad(path, value.line, value.problem)
+                else:
+                    yield line, key, value
+
     def json_objects(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """``json_values``; a value that is no object is a bad record."""
         for line, value in self.json_values(path):
@@ -72,9 +81,14 @@ class SourceReader:
 
     def csv_rows(self, path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
         """The first line and the values by column of each row of a CSV file with a header."""
-        with opened_text(path, newline="") as file:
+        with opened_text(path, newline="", errors="surrogateescape") as file:
             table = csv.reader(file, strict=True)
-            header = next(table, [])
+            try:
+                header = next(table, [])
+            except csv.Error as error:
+                raise RecordError(path, 1, f"not CSV: {error}") from None
+            if broken := not_utf8(path, 1, ",".join(header)):
+                raise broken
             missing = [column for column in columns if column not in header]
             if missing:
                 found = ", ".join(header) or "empty"
@@ -88,7 +102,9 @@ class SourceReader:
                     continue
                 if row is None:
                     return
-                if len(row) == len(header):
+                if broken := not_utf8(path, line, "\n".join(row)):
+                    self.bad(path, line, broken.problem)
+                elif len(row) == len(header):
                     yield line, dict(zip(header, row, strict=True))
                 elif row:
                     self.bad(path, line, f"{len(row)} values, but {len(header)} columns")

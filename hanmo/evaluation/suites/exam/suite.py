@@ -110,7 +110,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     with opened_text(path, newline="") as file:
         table, line = csv.reader(file), 1
         names = [*COLUMNS, ANSWER]
-        for row in table:
+        while (row := _row(table, path)) is not None:
             start, line = line, table.line_num + 1
             header = _header(row) if start == 1 else None
             if header is not None:
@@ -119,6 +119,14 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 raise RecordError(path, start, f"{len(row)} values; expected {len(names)}: {', '.join(names)}")
             elif row:
                 yield start, dict(zip(names, row, strict=True))
+
+
+def _row(table: Any, path: Path) -> list[str] | None:
+    line = table.line_num + 1
+    try:
+        return next(table, None)
+    except csv.Error as error:
+        raise RecordError(path, line, f"not CSV: {error}") from None
 
 
 def read_rows(path: Path, count: int | None = None) -> list[dict[str, str]]:
@@ -130,9 +138,16 @@ def read_rows(path: Path, count: int | None = None) -> list[dict[str, str]]:
             "--published reads files by pandas, which is not installed: pip install pandas"
         ) from None
     with opened_text(path, newline="") as file:
-        names = _header(next(csv.reader(file), []))
-    frame = pandas.read_csv(path, header=None if names is None else 0)
-    frame.columns = names or [*COLUMNS, ANSWER]
+        names = _header(_row(csv.reader(file), path) or [])
+        file.seek(0)
+        try:
+            frame = pandas.read_csv(file, header=None if names is None else 0)
+        except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
+            raise RecordError(path, 0, f"not CSV: {error}") from None
+    names = names or [*COLUMNS, ANSWER]
+    if len(frame.columns) != len(names):
+        raise RecordError(path, 1, f"{len(frame.columns)} values; expected {len(names)}: {', '.join(names)}")
+    frame.columns = names
     columns = {name: list(map(str, frame[name])) for name in frame.columns}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)][:count]
 
