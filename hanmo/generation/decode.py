@@ -67,8 +67,9 @@ def _decode(
             for group in engine.step():
                 if group.error is not None:
                     raise group.error
-                for reply, token in group.drawn if on_token else ():
-                    on_token(groups[group][reply], token)
+                if on_token is not None:
+                    for place, token in group.drawn:
+                        on_token(groups[group][place], token)
     finally:
         for group, chosen in groups.items():
             for number, reply in zip(chosen, group.results(), strict=True):
@@ -76,17 +77,17 @@ def _decode(
 
 
 def fill(
-    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, first: int = 0
+    opened: OpenedModel, contexts: Sequence[Context], settings: Settings, first: int = 0, rows: int | None = None
 ) -> list[list[Generation]]:
     """One generation for every blank of each context, from left to right; each sees the answers before it.
 
-    A context without blanks has one generation. ``first``: index of the first context among all prompts, for the draws.
+    A context without blanks has one generation. ``first``: index of the first context among all prompts, for the draws. ``rows``: as in ``generate``.
     """
     answers: list[list[Generation]] = [[] for _ in contexts]
     waiting = dict(enumerate(contexts))
     while waiting:
         places = [Place(first + index, blank=len(answers[index])) for index in waiting]
-        replies = generate(opened, list(waiting.values()), settings, places=places)
+        replies = generate(opened, list(waiting.values()), settings, places=places, rows=rows)
         for index, reply in zip(list(waiting), replies, strict=True):
             answers[index].append(reply)
             following = next_context(opened, waiting.pop(index), reply)

@@ -18,6 +18,7 @@ class GrowingLayer(DynamicLayer):
 
     def __init__(self, layer: DynamicLayer):
         super().__init__()
+        assert layer.keys is not None and layer.values is not None, "it has been written to"
         self.lazy_initialization(layer.keys, layer.values)
         self.keys, self.values = layer.keys, layer.values
         self._buffers: tuple[Tensor | None, ...] = (None, None)
@@ -39,6 +40,7 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values, self._buffers = keys, values, (None, None)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        assert self.keys is not None and self.values is not None, "it has been written to"
         self.set(self.keys.index_select(0, beam_idx), self.values.index_select(0, beam_idx))
 
 
@@ -104,12 +106,10 @@ class CachedState:
         self.mask_RC = torch.nn.functional.pad(self.mask_RC, (missing, 0)).index_fill(0, index, 0)
         self.mask_RC[index, first:] = other.mask_RC
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            pairs = ((mine.keys, theirs.keys), (mine.values, theirs.values))
             if missing:
-                pairs = [(torch.nn.functional.pad(kept, (0, 0, missing, 0)), taken) for kept, taken in pairs]
-                mine.set(*(kept for kept, _ in pairs))
-            for kept, taken in pairs:
-                kept[index, :, first:] = taken
+                kept = (torch.nn.functional.pad(tensor, (0, 0, missing, 0)) for tensor in (mine.keys, mine.values))
+                mine.set(*kept)
+            mine.keys[index, :, first:], mine.values[index, :, first:] = theirs.keys, theirs.values
 
 
 def _own_layers(cache: Any) -> Any:
