@@ -46,6 +46,7 @@ class Group(ABC):
         drawn: (reply, token) pairs of the last step, without stop tokens; of a beam search none.
         next: the rows that go on, by their number before the last step, each with the token that it is fed.
         started: the prompts have been read.
+        reused: tokens of the prompt that had been read before, for another group.
         error: why the group ended early, if it did.
     """
 
@@ -73,6 +74,7 @@ class Group(ABC):
         self.drawn: list[tuple[int, int]] = []
         self.next: list[tuple[int, int]] = []
         self.started = self.done = False
+        self.reused = 0
         self.error: HanmoError | None = None
         self._unused_ids = range(0) if settings.published else family.unused_ids
         self._network = network
