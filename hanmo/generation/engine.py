@@ -14,7 +14,7 @@ import torch
 from hanmo.errors import ConfigError, HanmoError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.draws import Place
-from hanmo.generation.group import Group, make_group
+from hanmo.generation.group import Group, make_group, score_together
 from hanmo.generation.reading import Beginnings, Read, read
 from hanmo.generation.settings import Settings
 from hanmo.rows import Context, Prompt
@@ -131,13 +131,13 @@ class Engine:
         for group in list(self._reading):
             try:
                 found = None if group.done else next(self._reading[group])
+                if found is not None:
+                    self._batches.append(Batch(self.model, group, found, self._rows is not None))
             except HanmoError as error:
                 group.finish(error)
                 failed.append(group)
             else:
-                if found is not None:
-                    self._batches.append(Batch(self.model, group, found, self._rows is not None))
-                elif not group.done:
+                if found is None and not group.done:
                     continue
             del self._reading[group]
         return failed
@@ -163,6 +163,7 @@ class Batch:
 
     @torch.no_grad()
     def __init__(self, opened: OpenedModel, group: Group, found: Read, alone: bool = False):
+        group.require_ids(found.logits.shape[1])
         self._network, self._alone = opened.network, alone
         device = opened.network.device
         first: dict[tuple[int, ...], int] = {}  # a prompt that several replies share was read once
@@ -185,10 +186,15 @@ class Batch:
 
     def draw(self) -> list[Group]:
         """Let every group draw from the logits of its rows; returns the groups."""
-        for group, rows in self.groups.items():
-            whole = rows == list(range(len(self._logits_RV)))
+        everything = list(range(len(self._logits_RV)))
+        logits = {
+            group: self._logits_RV if rows == everything else self._logits_RV[rows]
+            for group, rows in self.groups.items()
+        }
+        scored = {} if self._alone else score_together(logits)  # the bits of a row may depend on how many there are
+        for group in self.groups:
             try:
-                group.advance(self._logits_RV if whole else self._logits_RV[rows])
+                group.advance(logits[group], scored.get(group))
             except HanmoError as error:
                 group.finish(error)
         return list(self.groups)
