@@ -72,7 +72,7 @@ def requests(opened: OpenedModel, count: int) -> list[Request]:
 
 def settings(request: Request) -> Settings:
     """Sampled. Random weights stop a reply once in tens of thousands of tokens."""
-    return Settings(max_new_tokens=request.tokens, seed=1, top_p=0.9, rule_files=False)
+    return Settings(max_new_tokens=request.tokens, seed=1, top_k=50, top_p=0.9, rule_files=False)
 
 
 def served(opened: OpenedModel, work: Sequence[Request], clients: int) -> Times:
