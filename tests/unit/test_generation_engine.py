@@ -1,6 +1,7 @@
 """Replies that join and leave between steps: each is what it is alone, whatever the company, the order and the cancellations."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from random import Random
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from hanmo.errors import ConfigError, NotANumberError
 from hanmo.families.base import OpenedModel
+from hanmo.generation.beam import Generation
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.engine import Engine, Group
@@ -253,3 +255,41 @@ def test_rows_that_cannot_hold_a_prompts_replies_are_refused(model: OpenedModel)
         engine.add([context(model, TEXTS[0])], SAMPLED.change(num_beams=3))
     with pytest.raises(ConfigError, match="published"):
         engine.add([context(model, TEXTS[0])], SAMPLED.change(published=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [None, 8], ids=["plain", "fixed rows"])
+def test_two_hundred_replies_are_what_they_are_alone(rows: int | None, model: OpenedModel) -> None:
+    """At 1 to 64 at a time, in random order, while others are cancelled; with fixed rows the digests of the bits are equal."""
+    requests, random = asked(model, 200), Random(7)
+    alone = [generate(model, [one], settings, places=[place], rows=rows)[0] for one, settings, place in requests]
+    engine, groups, live = Engine(model, most_rows=64, rows=rows), dict[int, Group](), list[int]()
+    waiting, lost = list(enumerate(requests)), list[Group]()
+    random.shuffle(waiting)
+
+    def before(step: int) -> None:
+        live.append(sum(batch.live for batch in engine._batches))
+        wanted = (64, 1, 24, 40)[step // 40 % 4]
+        while waiting and sum(not one.done for one in engine.running) + engine.waiting < wanted:
+            number, (one, settings, place) = waiting.pop()
+            groups[number] = engine.add([one], settings, [place])
+            if random.random() < 0.3:
+                lost.append(engine.add([one], settings.change(seed=random.randrange(99), max_new_tokens=40), [place]))
+        for group in list(lost):
+            if random.random() < 0.2:
+                engine.cancel(group)
+                lost.remove(group)
+
+    engine.add([requests[0][0]], SAMPLED.change(seed=99))
+    run(engine, before)
+    found = [groups[number].results()[0] for number in range(len(requests))]
+    assert not any(group.error for group in groups.values())
+    assert sorted(live)[len(live) // 2] >= 8 if rows is None else max(live) == rows
+    if rows is None:
+        assert [(one.ids, one.finished) for one in found] == [(one.ids, one.finished) for one in alone]
+    else:
+        assert [digest(one) for one in found] == [digest(one) for one in alone]
+
+
+def digest(reply: Generation) -> str:
+    return sha256(repr((reply.ids, [value.hex() for value in reply.logprobs])).encode()).hexdigest()
