@@ -7,13 +7,12 @@ from random import Random
 import pytest
 import torch
 
-from hanmo.errors import ConfigError, NotANumberError
+from hanmo.errors import ConfigError, NotANumberError, UnsupportedError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.beam import Generation
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.engine import Engine, Group
-from hanmo.generation.reading import Beginnings
 from hanmo.generation.settings import Settings
 from hanmo.nn.row_model import evaluating
 from hanmo.records import Dialogue, Text
@@ -165,7 +164,7 @@ def test_a_beginning_that_was_read_before_changes_no_reply(
     texts = [LONG[:150], LONG[:150] + "谢谢", LONG[:100] + "好" + LONG[100:160], LONG[:150], "你好"]
     asked = [long_context(model, text, 250) for text in texts]
     cold = [generate(model, [one], SAMPLED.change(seed=number), rows=rows)[0] for number, one in enumerate(asked)]
-    engine = Engine(model, rows=rows, beginnings=Beginnings(1 << 30))
+    engine = Engine(model, rows=rows, cache_bytes=1 << 30)
     found, reused = [], []
     for number, one in enumerate(asked):
         group = engine.add([one], SAMPLED.change(seed=number))
@@ -192,13 +191,27 @@ def test_beginnings_stay_within_their_memory(model: OpenedModel) -> None:
         pytest.skip("this family reads a prompt as a whole")
     with evaluating(model.network):
         _, state = model.network.prefill(**model.family.stack_prompts([model.family.prompt(asked[0].ids)]))
-    most = 3 * 60 * state.column_bytes
-    beginnings = Beginnings(most)
-    engine = Engine(model, beginnings=beginnings)
+    most = 3 * 66 * state.column_bytes
+    engine = Engine(model, cache_bytes=most)
+    assert engine.beginnings is not None
     for one in asked:
         engine.add([one], SAMPLED.change(seed=1, max_new_tokens=2))
         run(engine)
-        assert 0 < beginnings.bytes <= most
+        assert 0 < engine.beginnings.bytes <= most
+
+
+def test_replies_wait_for_memory_and_one_that_needs_more_than_there_is_is_refused(model: OpenedModel) -> None:
+    one = context(model, TEXTS[1])
+    with evaluating(model.network):
+        _, state = model.network.prefill(**model.family.stack_prompts([model.family.prompt(one.ids)]))
+    engine = Engine(model, cache_bytes=2 * (len(one.ids) + 14) * state.column_bytes)
+    groups = [engine.add([one], SAMPLED.change(seed=number)) for number in range(5)]
+    lost = engine.add([one], SAMPLED.change(seed=1, max_new_tokens=200))
+    together = list[int]()
+    run(engine, lambda step: together.append(sum(batch.live for batch in engine._batches)))
+    assert max(together) == 2
+    assert all(group.error is None and group.replies[0].finish for group in groups)
+    assert isinstance(lost.error, UnsupportedError) and "--cache-gb" in str(lost.error)
 
 
 def test_a_long_prompt_is_read_between_the_steps_of_others(model: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
