@@ -43,7 +43,7 @@ class Engine:
     ):
         self.model, self._rows, self._cache_bytes = opened, rows, cache_bytes
         self.beginnings = None if cache_bytes is None else Beginnings(cache_bytes)
-        self._column_bytes = 0  # of a token of a row, known once a prompt has been read
+        self._column_bytes: int | None = None  # of a token of a row, known once a prompt has been read
         self._most_rows = most_rows if rows is None else rows
         self._waiting: deque[Group] = deque()
         self._reading: dict[Group, Iterator[Read | None]] = {}
@@ -126,7 +126,7 @@ class Engine:
             if going and self._most_rows is not None and rows + group.width > self._most_rows:
                 break
             if self.beginnings is not None and self._cache_bytes is not None:
-                if going and (used + needed > self._cache_bytes or not self._column_bytes):
+                if going and (used + needed > self._cache_bytes or self._column_bytes is None):
                     break
                 self.beginnings.shrink(self._cache_bytes - used - needed)
             self._waiting.popleft()
@@ -142,7 +142,7 @@ class Engine:
     def _bytes(self, group: Group) -> int:
         """Keys and values of a group whose replies take their longest length."""
         longest = max(len(context.ids) for context in group.contexts) + group.settings.max_new_tokens
-        return group.width * longest * self._column_bytes
+        return group.width * longest * (self._column_bytes or 0)
 
     @torch.no_grad()
     def _read(self) -> list[Group]:
