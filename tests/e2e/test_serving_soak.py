@@ -9,7 +9,6 @@ import json
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,8 +20,7 @@ from typing import Any
 
 import pytest
 
-from hanmo.checkpoints import save_model
-from tests import processes
+from tests.served import KEY, serving
 from tests.unit.tiny import tiny
 
 pytestmark = pytest.mark.slow
@@ -48,7 +46,7 @@ class Served:
     statuses: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
-    def post(self, body: bytes, key: str = "sesame") -> tuple[int, bytes]:
+    def post(self, body: bytes, key: str = KEY) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
         with contextlib.closing(connection):
             connection.request("POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {key}"})
@@ -64,36 +62,14 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("soak")
-    save_model(tiny("pangu", folder / "vocab"), folder / "model")
-    command = [
-        sys.executable,
-        "-m",
-        "hanmo",
-        "serve",
-        folder / "model",
-        "--port",
-        "0",
-        "--queue",
-        "64",
-        "--cache-gb",
-        "0.05",
-    ]
-    environment = {**os.environ, "HANMO_API_KEY": "sesame", "OMP_NUM_THREADS": "1"}
-    log = (folder / "log").open("w+", encoding="utf-8")
-    with log, processes.started(command, stderr=log, env=environment) as process:
-        found = None
-        while found is None:
-            assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
-            found = re.search(r"http://127.0.0.1:(\d+)", (folder / "log").read_text(encoding="utf-8"))
-            time.sleep(0.1)
-        server = Served(int(found[1]), process.pid)
+    with serving(tiny("pangu", folder / "vocab"), folder, "--queue", "64", "--cache-gb", "0.05") as process:
+        server = Served(process.port, process.pid)
         for text in TEXTS:
             for seed in range(4):
                 status, answer = server.post(_request(text, seed))
                 assert status == 200, answer
                 server.expected[text, seed] = json.loads(answer)["choices"][0]["message"]["content"]
         yield server
-        assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")[-4000:]
 
 
 def _request(text: str, seed: int, **fields: Any) -> bytes:
@@ -120,7 +96,7 @@ def streamed(server: Served, random: Random) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT)
     with contextlib.closing(connection):
         body = _request(text, seed, stream=True, **({"max_tokens": 100} if leaves else {}))
-        connection.request("POST", "/v1/chat/completions", body, {"Authorization": "Bearer sesame"})
+        connection.request("POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {KEY}"})
         response = connection.getresponse()
         server.statuses[f"stream {response.status}"] += 1
         if response.status != 200:
