@@ -2,10 +2,12 @@
 
 import inspect
 import math
+import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from enum import EnumMeta
+from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -84,6 +86,40 @@ def dump(config: Any) -> str:
 
 def save(config: Any, path: str | Path) -> None:
     write_text(path, dump(config))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], outer: str = "") -> Iterator[str]:
+    """What has changed between two mappings of settings, each setting by its full name."""
+    for key in {**before, **now}:
+        name, old, new = f"{outer}{key}", before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{name}.")
+        elif old != new:
+            was, is_now = ("not given" if value is None else f"{value!r}" for value in (old, new))
+            yield f"{name} was {was} and is now {is_now}"
+
+
+def named_function(name: str, setting: str) -> Callable[..., Any]:
+    """The function that a setting names as ``module:function``; a module that is not installed, in the current folder.
+
+    The folder is searched after everything else, and only for this import, so that no file in it passes for a library.
+    ConfigError if there is no such function, or its module fails.
+    """
+    module, _, function = name.partition(":")
+    here = str(Path.cwd())
+    expected = f"expected module:function, its module installed or in {here}"
+    added = [] if here in sys.path else [here]
+    sys.path += added
+    try:
+        found = import_module(module)
+    except Exception as error:
+        raise ConfigError(f"{setting}: {name}: {type(error).__name__}: {error}; {expected}") from error
+    finally:
+        for path in added:
+            sys.path.remove(path)
+    if not callable(called := getattr(found, function, None)):
+        raise ConfigError(f"{setting}: {name}: no function {function!r} in {found.__file__}; {expected}")
+    return called
 
 
 def read_yaml(path: Path) -> Any:

@@ -13,11 +13,19 @@ from hanmo import families
 from hanmo.checkpoints.files.resumable import bytes_of, resumable_folder
 from hanmo.checkpoints.files.tensor_files import Progress, WeightFile, sharded
 from hanmo.checkpoints.files.verifying import verify_reading
-from hanmo.checkpoints.locate import local_folder, locate
-from hanmo.checkpoints.open import DTYPES, RULES_FOLDER, check_vocabulary, dtype_name, find_rule_files, open_tokenizer
+from hanmo.checkpoints.locate import Located, local_folder, locate
+from hanmo.checkpoints.open import (
+    DTYPES,
+    RULES_FOLDER,
+    check_vocabulary,
+    dtype_name,
+    find_rule_files,
+    open_model,
+    open_tokenizer,
+)
 from hanmo.checkpoints.originals.weights import find_weights
 from hanmo.checkpoints.originals.writer import VALUE_HEAD, Origin, original_form
-from hanmo.checkpoints.save import SHARD_BYTES, save_rule_files, write_generation
+from hanmo.checkpoints.save import SHARD_BYTES, save_model, save_rule_files, write_generation
 from hanmo.checkpoints.source import Source, source_of
 from hanmo.errors import CheckpointError, ConfigError, unknown
 from hanmo.families.base import Family
@@ -44,6 +52,7 @@ def convert(
     config: str | Path | None = None,
     vocab: str | Path | None = None,
     rules: str | Path | None = None,
+    adapter: str | Path | None = None,
     dtype: str | None = None,
     ranks: int | None = None,
     force: bool = False,
@@ -57,6 +66,7 @@ def convert(
     Args:
         to: "hanmo": our folder, which converts back to the original bit for bit; "hf": a folder for plain
             transformers; "original": the layout of the family's original code.
+        adapter: folder of a LoRA adapter to merge into the weights, which are then in memory as a whole.
         ranks: tensor-parallel ranks of "original"; default 1.
         force: write into a folder that is not empty; files that do not belong to the model stay.
         resume: continue an interrupted conversion, and keep the finished files if this one is interrupted.
@@ -70,6 +80,10 @@ def convert(
     path, target = local_folder(source), Path(target)
     _check_target(path, target, force)
     located = locate(path)
+    if adapter is not None:
+        if to != "hanmo" or resume or verify:
+            raise ConfigError("--adapter: leave out --to, --resume and --verify; the merged folder can be converted on")
+        return _merge(located, target, adapter, dtype, size=size, config=config, vocab=vocab, rules=rules)
     content = source_of(located, size, config, needs_config=to != "original")
     if verify:
         verify_reading(located.weights)
@@ -89,6 +103,15 @@ def convert(
             write_text(folder.path / name, text)
         notes = form.finish(folder.path)
     return _report(content, target, to, _losses(content, to, wanted) + notes)
+
+
+def _merge(located: Located, target: Path, adapter: str | Path, dtype: str | None, **given: Any) -> dict[str, Any]:
+    """Write a model with an adapter in its weights as our folder."""
+    stored = dtype_name(located.weights.dtype)
+    wanted = dtype or (stored if stored in DTYPES else None)
+    opened = open_model(located.path, adapter=adapter, dtype=wanted, device="cpu", **given)
+    save_model(opened, target)
+    return _about(target, "hanmo", opened.source, opened.family.name, opened.network.num_parameters(), [])
 
 
 def _check_options(to: str, dtype: str | None, ranks: int | None) -> None:
@@ -184,16 +207,21 @@ def _losses(source: Source, to: str, dtype: torch.dtype | None) -> list[str]:
 
 
 def _report(source: Source, target: Path, to: str, notes: list[str]) -> dict[str, Any]:
-    written = find_weights(target)
     if source.absent:
         notes.append(f"the source lacks {', '.join(source.absent)}: written as zeros")
+    parameters = sum(torch.Size(shape).numel() for shape in source.shapes.values())
+    return _about(target, to, source.title, source.located.family.name, parameters, notes)
+
+
+def _about(target: Path, to: str, source: str, family: str, parameters: int, notes: list[str]) -> dict[str, Any]:
+    written = find_weights(target)
     return {
-        "source": source.title,
+        "source": source,
         "target": str(target),
         "form": to,
-        "family": source.located.family.name,
+        "family": family,
         "dtype": dtype_name(written.dtype),
-        "parameters": sum(torch.Size(shape).numel() for shape in source.shapes.values()),
+        "parameters": parameters,
         "files": [str(file.relative_to(target)) for file in written.files],
         "bytes": sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
         "notes": notes,

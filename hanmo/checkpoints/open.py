@@ -10,6 +10,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from hanmo.checkpoints.adapter import apply_adapter
 from hanmo.checkpoints.locate import Located, locate
 from hanmo.checkpoints.originals.config_inference import absent_tensors, check_size, expected_shapes, infer_config
 from hanmo.checkpoints.originals.recognise import Original, some
@@ -35,6 +36,7 @@ def open_model(
     config: str | Path | None = None,
     vocab: str | Path | None = None,
     rules: str | Path | None = None,
+    adapter: str | Path | None = None,
     dtype: str | None = None,
     device: str | torch.device | None = None,
     tensor_parallel: int = 1,
@@ -45,6 +47,7 @@ def open_model(
         size, config: released size or configuration file of an original checkpoint whose files do not decide it.
         vocab: vocabulary file of an original checkpoint; default: the one beside the weights.
         rules: folder of score rules; default: the one inside a folder of ours.
+        adapter: folder of a LoRA adapter in peft's form, which is merged into the weights; see ``apply_adapter``.
         dtype: fp32, bf16, fp16, or for inference on a CPU int8; default: that of the files, or fp32 for fp16 on a CPU.
         device: default: CUDA if there is one, else the CPU.
         tensor_parallel: number of ranks to split the model over: processes started by torchrun, all of which call this.
@@ -56,6 +59,10 @@ def open_model(
     """
     if dtype == INT8 and (str(device or "cpu") != "cpu" or tensor_parallel > 1):
         raise UnsupportedError("int8 is for one process on a CPU; elsewhere use bf16 or fp16")
+    if adapter is not None and tensor_parallel > 1:
+        raise UnsupportedError(
+            "an adapter is merged into a whole model: hanmo convert MODEL FOLDER --adapter FOLDER first"
+        )
     target = _device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
     located = locate(path)
     located.weights.check_dtypes(quantized=located.original is None)
@@ -69,6 +76,9 @@ def open_model(
     else:
         network, family, title = _open_folder(located, wanted, cut)
     network = network.to(target).eval()
+    if adapter is not None:
+        apply_adapter(network, adapter)
+        title += f" with the adapter {adapter}"
     if dtype == INT8:
         to_int8(network)
     if rules is not None:

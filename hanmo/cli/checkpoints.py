@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hanmo.cli.common import ConfigFile, Json, Model, RulesFolder, Size, Vocab, emit
+from hanmo.cli.common import Adapter, ConfigFile, Json, Model, RulesFolder, Size, Vocab, emit
 
 _COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "skipped": "dim"}
 
@@ -29,6 +29,7 @@ def convert(
     config: ConfigFile = None,
     vocab: Vocab = None,
     rules: RulesFolder = None,
+    adapter: Adapter = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: the files'.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     verify: Annotated[
@@ -56,7 +57,7 @@ def convert(
         task = bar.add_task("converting", total=None)
         result = run(
             source, target, to=to or ("hanmo" if tensor_parallel is None else "original"), size=size, config=config,
-            vocab=vocab, rules=rules, dtype=dtype, ranks=tensor_parallel, force=force, verify=verify, resume=resume,
+            vocab=vocab, rules=rules, adapter=adapter, dtype=dtype, ranks=tensor_parallel, force=force, verify=verify, resume=resume,
             start=lambda total: bar.update(task, total=total), progress=lambda done: bar.advance(task, done),
         )  # fmt: skip
     emit(result, as_json, _show_converted)

@@ -34,6 +34,9 @@ Dtype = Annotated[
     str | None, typer.Option(help="fp32, bf16, fp16, or int8 (CPU only); default: what suits the device.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda if there is one, else cpu.")]
+Adapter = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter in peft's form, to be merged into the model.")
+]
 Published = Annotated[bool, typer.Option("--published", help="Reproduce the published behaviour, flaws included.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -45,6 +48,7 @@ class Opening:
     size: Size = None
     config: ConfigFile = None
     vocab: Vocab = None
+    adapter: Adapter = None
     dtype: Dtype = None
     device: Device = None
 
@@ -55,8 +59,8 @@ class Opening:
 
         device = own_device(self.device) if ranks == 1 else self.device
         return open_model(
-            model, size=self.size, config=self.config, vocab=self.vocab, rules=rules, dtype=self.dtype, device=device,
-            tensor_parallel=ranks,
+            model, size=self.size, config=self.config, vocab=self.vocab, rules=rules, adapter=self.adapter,
+            dtype=self.dtype, device=device, tensor_parallel=ranks,
         )  # fmt: skip
 
 

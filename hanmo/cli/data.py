@@ -112,7 +112,7 @@ def prepare(
       weibo baike zhidao couplets classical poetry   prompts with scored answers (SFT and reward)
       kdconv lccc crosswoz sharegpt                  dialogues
       alpaca dpo                                     instructions, preferences
-      zhihu zhidao-threads encyclopedia wikipedia wikipedia-sections news   prompts and texts for pretraining
+      zhihu zhidao-threads encyclopedia wikipedia wikipedia-sections news wudao   texts and prompts for pretraining
 
     \b
     Examples:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hanmo.cli.common import Device, Dtype, Model, note
+from hanmo.cli.common import Adapter, Device, Dtype, Model, note
 from hanmo.errors import RecordError
 from hanmo.files import json_text, write_text
 from hanmo.records import Dialogue, iter_records
@@ -18,6 +18,7 @@ def score(
     out: Annotated[Path | None, typer.Option(help="File for the results; default: standard output.")] = None,
     limit: Annotated[int, typer.Option(help="Tokens of a row.", min=2)] = 512,
     batch_size: Annotated[int, typer.Option(help="Answers scored at a time.", min=1)] = 8,
+    adapter: Adapter = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
@@ -33,7 +34,7 @@ def score(
     answers = [answer for record in iter_records(file) for answer in with_answers(record)]
     if not answers:
         raise RecordError(file, 0, "no records with answers to score")
-    opened = open_model(model, dtype=dtype, device=device)
+    opened = open_model(model, adapter=adapter, dtype=dtype, device=device)
     lines = []
     for answer, reward in zip(answers, score_records(opened, answers, limit, None, batch_size), strict=True):
         text = answer.turns[-1] if isinstance(answer, Dialogue) else answer.response

@@ -40,7 +40,7 @@ def stage_command(name: str) -> Callable[..., None]:
     def command(
         model: Annotated[str, typer.Argument(help="A model, or init:SIZE for random weights.", show_default=False)],
         data: Annotated[
-            str, typer.Argument(help="Folder with train.* and valid.*, or a training file.", show_default=False)
+            str, typer.Argument(help="Folder, file, or a list of them: [a.jsonl:0.7,b.jsonl:0.3].", show_default=False)
         ],
         rest: Annotated[
             list[str] | None,
@@ -121,8 +121,11 @@ def read_settings(stage: Stage, model: str, data: str, rest: list[str], file: Pa
     out, overrides = split_settings(rest)
     if len(out) > 1:
         raise typer.BadParameter(f"one folder for the run, not {', '.join(out)}; settings are key=value")
-    places = [("model", model), ("data", data), *(("out", item) for item in out)]
+    data = data.removeprefix("data=")
+    listed = data.startswith("[") and data.endswith("]") and not Path(data).exists()
+    places = [("model", model), *([] if listed else [("data", data)]), *(("out", item) for item in out)]
     given = [f"{name}={yaml.safe_dump(place, default_style=QUOTED)}" for name, place in places]
+    given += [f"data={data}"] if listed else []
     return load(stage.config, _preset(model, stage.name, preset), file, given + overrides)
 
 
@@ -172,8 +175,12 @@ def _show_outcome(stage: Stage, result: dict[str, Any]) -> None:
             print(f"learned  {label} {first}{result[after]:.4f}")
     if result.get("kept_step", result["steps"]) != result["steps"]:
         print(f"kept     the weights of step {result['kept_step']}, which were the best on the validation file")
+    if result["adapter"]:
+        print(f"adapter  {result['adapter']} (open it beside its model: --adapter {result['adapter']})")
     if result["model"]:
         print(f"model    {result['model']}")
+    if result["model"] or result["adapter"]:
         print(f"report   {result['run']}/report.html")
+    if result["model"]:
         for command in stage.then:
             print(f"next     {command.format(model=result['model'])}")

@@ -109,8 +109,8 @@ def check_adapter(folder: str | Path) -> None:
     """Raise CheckpointError for an adapter beside a model: transformers would apply it and download the base it names."""
     if (adapter := Path(folder) / ADAPTER_CONFIG).exists():
         raise CheckpointError(
-            f"{adapter}: an adapter beside a model, which hanmo does not apply; merge it into the model with peft "
-            f"(merge_and_unload), or take {ADAPTER_CONFIG} away to open the model without it"
+            f"{adapter}: an adapter beside a model, which is not applied unless it is named: move its files into a folder of "
+            "their own and give that with --adapter, or take it away to open the model without it"
         )
 
 

@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hanmo import config as settings
 from hanmo.errors import ConfigError
 from hanmo.training.arguments import TRAINER, default_settings
-from hanmo.training.data_files import find_files
+from hanmo.training.data_files import DataFiles, find_files, name_files
 from hanmo.training.schedules import Schedule
 from hanmo.training.trainable import LoraSettings
 
 RESERVED = TRAINER["reserved"]
 ARGUMENTS = settings.settings_of("transformers.TrainingArguments", **RESERVED["every stage"])
+MERGED: Literal["merged"] = "merged"
+ADAPTER: Literal["adapter"] = "adapter"
 LORA = settings.settings_of("hanmo.training.trainable.LoraSettings")
 
 
@@ -22,13 +24,15 @@ class RunConfig:
 
     Attributes:
         model: the model to start from, or ``init:SIZE``: random weights in the shape of a released size.
-        data: a folder with train.* and, if there is one, valid.* or dev.*; or the training file.
+        data: a folder with train.* and, if there is one, valid.* or dev.*; or the training file; or a list of them,
+            e.g. [a.jsonl, b.jsonl], with shares [a.jsonl:0.7, b.jsonl:0.3] (docs/training.md says what they mean).
         out: the run's folder.
         valid: the validation file, if it is not in the data folder.
         size: the released size of an original checkpoint, if its files do not determine it.
         original_config: the model configuration (JSON) of an original checkpoint.
         vocab: the vocabulary file of an original checkpoint that has none beside its weights, or of a new model.
         rules: a folder of EVA's score rules (antonyms), which is saved with the model.
+        adapter: a folder with a LoRA adapter in peft's form, which is merged into the model at the start.
         shape: changes to the configuration of the size, for a new model, e.g. ``{num_layers: 2}``.
         limit: the longest row; for encoder-decoders, the longest encoder input. Longer records are left out and listed
             in rejects.jsonl. [tokens]
@@ -42,13 +46,14 @@ class RunConfig:
     """
 
     model: str
-    data: str
+    data: str | tuple[str, ...]
     out: str = "runs/run"
     valid: str | None = None
     size: str | None = None
     original_config: str | None = None
     vocab: str | None = None
     rules: str | None = None
+    adapter: str | None = None
     shape: dict[str, Any] = field(default_factory=dict)
     limit: int = 512
     response_limit: int | None = None
@@ -78,9 +83,13 @@ class RunConfig:
         """Raise ConfigError for the first setting whose check, (passed, expected value), fails."""
         settings.require(self, **checks)
 
-    def files(self) -> tuple[Path, Path | None]:
-        """The training and the validation file."""
-        return find_files(self.data, self.valid)
+    def files(self) -> DataFiles:
+        """The training and the validation files."""
+        return name_files(self.data, self.find, self.skip_bad)
+
+    def find(self, place: str) -> tuple[Path, Path | None]:
+        """Training and validation file of one place that ``data`` names."""
+        return find_files(place, self.valid)
 
     def trainer_settings(self, has_valid: bool) -> dict[str, Any]:
         """``trainer`` with the stage's defaults where a setting is not given."""
@@ -92,16 +101,25 @@ class TuningConfig(RunConfig):
     """Settings of the stages that change a model a little; see ``RunConfig`` for the others.
 
     Attributes:
-        lora: settings of LoRA adapters, which are trained instead of the weights and merged into them at the end. {}:
-            no adapters.
+        lora: settings of LoRA adapters, which are trained instead of the weights. {}: no adapters.
+        save: what a run with adapters leaves: "merged" a model with the adapters in its weights (RUN/model), "adapter" the
+            adapters alone in peft's form (RUN/adapter), "both" both.
     """
 
     lora: dict[str, Any] = field(default_factory=dict, metadata=LORA)
+    save: Literal["merged", "adapter", "both"] = MERGED
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora:
             LoraSettings(**self.lora)
+        elif self.save != MERGED:
+            raise ConfigError(f"save={self.save}: this run trains no adapters; give lora.rank=8, or leave save out")
+        if self.adapter and self.save != MERGED:
+            raise ConfigError(
+                f"save={self.save}: the new adapter would stand on {self.model} with {self.adapter}, and an adapter names "
+                "one model: merge the first one (hanmo convert MODEL FOLDER --adapter FOLDER) and train on that"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The data files of a run: finds them by name, and reads them into data sets."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from hanmo.data.rows.joined import join
 from hanmo.errors import ConfigError
 from hanmo.processes import main_process
 from hanmo.records import Record, Rejects, iter_records
@@ -26,7 +28,10 @@ def find_files(data: str, valid: str | None) -> tuple[Path, Path | None]:
     train = _only(path, ("train",))
     if train is None:
         raise ConfigError(f"data: {path} has no train.txt or train.jsonl")
-    return train, Path(valid) if valid else _only(path, ("valid", "dev"))
+    held_out = _only(path, ("valid", "dev"))
+    if held_out is not None and not held_out.stat().st_size:  # a split to which no record has fallen
+        held_out = None
+    return train, Path(valid) if valid else held_out
 
 
 def _only(folder: Path, stems: tuple[str, ...]) -> Path | None:
@@ -39,20 +44,21 @@ def _only(folder: Path, stems: tuple[str, ...]) -> Path | None:
 
 @dataclass(frozen=True)
 class DataFiles:
-    """The training and the validation file of a run."""
+    """The training and the validation files of a run, of which several are one data set; see ``Mixture``."""
 
-    train: Path
-    valid: Path | None
+    train: Path | tuple[Path, ...]
+    valid: Path | tuple[Path, ...] | None
     skip_bad: bool = False  # bad records are listed in the rejects instead of stopping the run
     bars: bool = True  # show progress, on a terminal
+    shares: tuple[float, ...] = ()  # of the training files
 
     def read(self, make: Callable[[Path, Rejects], D]) -> tuple[D, D | None, Rejects]:
-        """The data sets that ``make`` makes from both files; on each machine only one process reads."""
+        """The data sets that ``make`` makes from the files; on each machine only one process reads."""
 
         def both() -> tuple[D, D | None, Rejects]:
             rejects = Rejects(skip_bad=self.skip_bad)
-            train = make(self.train, rejects)
-            return train, make(self.valid, rejects) if self.valid else None, rejects
+            train, valid = ([make(file, rejects) for file in several(files)] for files in (self.train, self.valid))
+            return join(train, self.shares), join(valid) if valid else None, rejects
 
         return read_once("data", both)
 
@@ -61,6 +67,38 @@ class DataFiles:
         records: Iterable[Record] = iter_records(file, rejects if self.skip_bad else None, **options)
         hidden = not (self.bars and main_process() and sys.stderr.isatty())
         return iter(tqdm(records, desc=f"tokenising {file.name}", unit="record", disable=hidden))
+
+
+def name_files(
+    data: str | tuple[str, ...], find: Callable[[str], tuple[Path, Path | None]], skip_bad: bool
+) -> DataFiles:
+    """The files of a run; ``find`` gives those of one place. A list may name a share after each place: FILE:0.7."""
+    places = [(data, None)] if isinstance(data, str) else [_with_share(one) for one in data]
+    shares = tuple(share for _, share in places if share is not None)
+    if shares and len(shares) < len(places):
+        raise ConfigError("data: some files have a share and some have none; write FILE:SHARE for each, or for none")
+    if not places:
+        raise ConfigError("data: the list names no file")
+    train, valid = zip(*(find(place) for place, _ in places), strict=True)
+    valid = tuple(dict.fromkeys(file for file in valid if file is not None))
+    return DataFiles(train, valid, skip_bad, shares=shares)
+
+
+def _with_share(entry: str) -> tuple[str, float | None]:
+    place, colon, text = entry.rpartition(":")
+    if not colon or Path(entry).exists():
+        return entry, None
+    try:
+        share = float(text)
+    except ValueError:
+        return entry, None
+    if not 0 < share < math.inf:
+        raise ConfigError(f"data: {entry}: the share of a file must be a number above 0")
+    return place, share
+
+
+def several(files: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+    return (files,) if isinstance(files, Path) else files or ()
 
 
 def require_some(items: Sized, file: Path, what: str, rejects: Rejects) -> None:

@@ -21,11 +21,11 @@ from hanmo.records import Rejects
 from hanmo.report.page import Page, Point
 from hanmo.training.arguments import arguments, check_ranges
 from hanmo.training.callbacks import Progress, read_metrics
-from hanmo.training.data_files import DataFiles
+from hanmo.training.config import ADAPTER, MERGED
 from hanmo.training.opening import open_for_training
 from hanmo.training.run_folder import METRICS, begin, callbacks
 from hanmo.training.schedules import rate_factor
-from hanmo.training.trainable import checkpoint_layers
+from hanmo.training.trainable import checkpoint_layers, save_adapter
 from hanmo.training.trainer import RowTrainer
 
 
@@ -60,6 +60,7 @@ class Outcome:
     seconds: float
     signal: int | None = None
     model: str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,25 @@ class Stage:
             outcome = self.results.outcome(str(folder), *counts, seconds, stop.signal, **figures)
             if run.stopped:
                 return outcome
-            trained, weights = trainer.final_model(ready.network)
-            if trainer.is_world_process_zero() or is_cut(trained):
-                save_model(replace(opened, network=trained), folder / "model", weights)
+            saved = _save(config, opened, ready.network, trainer)
             if trainer.is_world_process_zero():
                 write_report(self, run, opened.source, outcome)
-            return replace(outcome, model=str(folder / "model"))
+            return replace(outcome, **saved)
+
+
+def _save(config: Any, opened: OpenedModel, network: Any, trainer: Any) -> dict[str, Any]:
+    """Write what a run has learned; the folders by their names. All processes call this."""
+    folder, saved = Path(config.out), dict[str, Any]()
+    if (wanted := getattr(config, "save", MERGED)) != MERGED:
+        tensors, saved["adapter"] = trainer.final_adapter(network), str(folder / ADAPTER)
+        if trainer.is_world_process_zero():
+            save_adapter(network, tensors, folder / ADAPTER, config.model)
+    if wanted != ADAPTER:
+        trained, weights = trainer.final_model(network)
+        saved["model"] = str(folder / "model")
+        if trainer.is_world_process_zero() or is_cut(trained):
+            save_model(replace(opened, network=trained), folder / "model", weights)
+    return saved
 
 
 def dry_run(stage: Stage, config: Any) -> dict[str, Any]:
@@ -231,23 +245,23 @@ def _measure(trainer: RowTrainer, network: nn.Module, batch: dict[str, Any]) -> 
 
 def _prepare(stage: Stage, config: Any, bars: bool, **parts: Any) -> tuple[Any, OpenedModel, Ready]:
     """Do everything that can fail on wrong input before anything is written."""
-    train, valid = config.files()
-    config = replace(config, trainer=config.trainer_settings(valid is not None))
+    files = replace(config.files(), bars=bars)
+    config = replace(config, trainer=config.trainer_settings(bool(files.valid)))
     check_ranges(config.trainer)
     set_seed(config.trainer.get("seed", 42))
     opened = open_for_training(config)
     if config.selective_checkpointing:
         checkpoint_layers(opened.network, selective=True)
-    return config, opened, stage.build(opened, config, DataFiles(train, valid, config.skip_bad, bars), **parts)
+    return config, opened, stage.build(opened, config, files, **parts)
 
 
 def write_report(stage: Stage, run: Run, model: str, outcome: Outcome) -> None:
     """RUN/report.html: facts, the stage's own sections, and the settings."""
-    settings = {name: getattr(run.config, name) for name in stage.results.facts}
+    settings = {name: getattr(run.config, name) for name in ("data", *stage.results.facts)}
     shown = {name: ", ".join(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     reached = {name.replace("_", " "): value for name, value in asdict(outcome).items() if value is not None}
     page = Page(stage.title, model)
-    page.facts({"model": model, "data": run.config.data, **shown, **reached})
+    page.facts({"model": model, **shown, **reached})
     stage.results.sections(run, page)
     page.heading("Settings")
     with page.details("config.yaml"):

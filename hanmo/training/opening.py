@@ -18,6 +18,7 @@ def open_for_training(config: RunConfig) -> OpenedModel:
     """The model that the settings name, with fp32 weights, which the optimizer needs, whatever dtype its files have."""
     model, ranks = config.model, config.tensor_parallel
     originals = {"size": config.size, "config": config.original_config, "rules": config.rules}
+    originals["adapter"] = config.adapter
     if model.startswith(NEW):
         if ranks > 1:
             raise ConfigError(f"tensor_parallel: {model} has no files to cut; train it for a step in one process first")

@@ -6,6 +6,7 @@ RUN/tensorboard/     the same, if tensorboard is installed
 RUN/rejects.jsonl    records that were not used, and why
 RUN/checkpoints/     to resume from
 RUN/model/           the model, opened by open_model
+RUN/adapter/         the adapters alone, for save=adapter or both
 RUN/report.html
 """
 
@@ -31,7 +32,8 @@ def begin(folder: Path, config: Any, resume: bool) -> str | None:
     """Write the settings to the run's folder, which may hold no other run; returns the checkpoint to resume from."""
     checkpoints = folder / "checkpoints"
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if (folder / "model").exists():
+    last_written = "adapter" if getattr(config, "save", None) == "adapter" else "model"
+    if (folder / last_written).exists():
         raise ConfigError(f"{folder}: holds a run that is over; give another folder, or remove it")
     if last and not resume:
         raise ConfigError(
@@ -40,9 +42,7 @@ def begin(folder: Path, config: Any, resume: bool) -> str | None:
     if resume and (folder / "config.yaml").is_file():
         before = settings.load(type(config), None, folder / "config.yaml")
         now = settings.load(type(config), yaml.safe_load(settings.dump(config)))  # a list may have become a tuple
-        old, new = asdict(before), asdict(now)
-        changed = [f"{key} was {old[key]!r} and is now {new[key]!r}" for key in new if old[key] != new[key]]
-        if changed:
+        if changed := list(settings.differences(asdict(before), asdict(now))):
             raise ConfigError(f"{folder}: cannot resume with other settings: {'; '.join(changed)}")
     settings.save(config, folder / "config.yaml")
     return last

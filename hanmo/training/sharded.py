@@ -18,7 +18,7 @@ from transformers.trainer import SCHEDULER_NAME
 from hanmo.errors import CheckpointError, ConfigError, quoted
 from hanmo.files import plain_name
 from hanmo.nn.tensor_parallel import each_pass_alone, is_cut
-from hanmo.training.trainable import merged
+from hanmo.training.trainable import adapter_tensors, merged
 
 SHARDS = "slices"  # the folder in a checkpoint to which every process writes its part
 
@@ -92,6 +92,15 @@ class ShardedTrainer(Trainer):
         with deepspeed.zero.GatheredParameters(list(network.parameters())):
             trained = merged(network)
             return trained, {name: tensor.cpu().clone() for name, tensor in trained.state_dict().items()}
+
+    def final_adapter(self, network: Any) -> dict[str, Tensor]:
+        """The tensors of the adapters, before ``final_model`` merges them; all processes call this."""
+        if not self.is_deepspeed_enabled or self.accelerator.deepspeed_plugin.zero_stage < 3:
+            return adapter_tensors(network)
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([one for one in network.parameters() if one.requires_grad]):
+            return adapter_tensors(network)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self._saves_shards:

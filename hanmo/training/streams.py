@@ -30,7 +30,7 @@ class StreamTrainer(RowTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StreamSampler:
         rows: Any = train_dataset or self.train_dataset
-        return StreamSampler(len(rows), self.args.train_batch_size * self._replicas)
+        return StreamSampler(len(rows), self.args.train_batch_size * self._replicas, laps=rows.laps)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> StreamSampler:
         batch = min(self.args.eval_batch_size * self._replicas, len(eval_dataset))

@@ -5,15 +5,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-from hanmo.errors import ConfigError, UnsupportedError, quoted
+from hanmo.checkpoints.adapter import ADAPTER_WEIGHTS, untie
+from hanmo.errors import ConfigError, quoted
 from hanmo.families.base import OpenedModel
+from hanmo.folders import new_folder
 from hanmo.nn.row_model import ValueKind, attach_value_head
 from hanmo.nn.tensor_parallel import tell_widths
 
@@ -65,7 +70,7 @@ def add_lora(network: Any, settings: LoraSettings, targets: Sequence[str], whole
     if names == ["all-linear"]:
         names = "all-linear"  # peft's name for all but the head
     else:
-        _untie(network, names)
+        untie(network, names)
     modules = {"target_modules": names, "modules_to_save": list(whole) or None}
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, **modules)
     try:
@@ -104,33 +109,26 @@ def adapted(
     return add_lora(network, LoraSettings(**lora), opened.family.lora_targets, ("value_head",) if value_head else ())
 
 
-def _untie(network: Any, targets: Sequence[str]) -> None:
-    """If a target shares its weight with another module, give all modules with shared weights separate copies."""
-    tied = network.all_tied_weights_keys
-    holders = {name.rpartition(".")[0] for name in (*tied.keys(), *tied.values())}
-    adapted = [name for name in holders if any(f".{name}".endswith(f".{target}") for target in targets)]
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    same = [name for name, source in tied.items() if parameters[name] is parameters[source]]
-    if not adapted or not same:
-        return
-    _untie_in_config(network.config)
-    for name in same:
-        module, _, weight = name.rpartition(".")
-        own = nn.Parameter(parameters[name].detach().clone(), parameters[name].requires_grad)
-        setattr(network.get_submodule(module), weight, own)
-    network.all_tied_weights_keys = {name: source for name, source in tied.items() if name not in same}
+def adapter_tensors(network: Any) -> dict[str, Tensor]:
+    """The trained tensors of a network with adapters, under peft's names; whole if they are cut: all processes call this."""
+    from peft import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(network, network.state_dict(), save_embedding_layers=False)
+    return {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().contiguous().clone()
+        for name, tensor in found.items()
+    }
 
 
-def _untie_in_config(config: Any) -> None:
-    """Let the output head have a weight of its own when the model is opened again; T5's configuration always ties it."""
-    for one in (changed := copy.deepcopy(config)), changed.get_text_config():
-        one.tie_word_embeddings = False
-    if type(config).from_dict(changed.to_dict()).to_dict() != changed.to_dict():
-        raise UnsupportedError(
-            f"lora.targets: the output head of {config.model_type} shares its weight with the embedding, and its "
-            "configuration cannot express it: leave both out"
-        )
-    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+def save_adapter(network: Any, tensors: dict[str, Tensor], folder: Path, base: str) -> None:
+    """Write an adapter in peft's form, which names its ``base``; whole or not at all."""
+    config = copy.copy(network.peft_config["default"])
+    config.inference_mode, config.base_model_name_or_path = True, base
+    if all("lora_" in name for name in tensors):  # what was trained whole beside them was the run's alone
+        config.modules_to_save = None
+    with new_folder(folder) as draft:
+        config.save_pretrained(str(draft))
+        save_file(tensors, draft / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def merged(network: Any) -> Any:

@@ -26,6 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from hanmo.checkpoints.open import quiet
 from hanmo.checkpoints.originals.unpickle import read_pickle
 from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, Collator, EpochSampler, Rows
+from hanmo.data.rows.mixture import mixture_of
 from hanmo.errors import CheckpointError, DivergedError, HanmoError, quoted, reraise_out_of_memory
 from hanmo.files import system_errors
 from hanmo.training.divergence import STEPS, LossWatch
@@ -155,7 +156,7 @@ class RowTrainer(ShardedTrainer):
         # Processes take turns; accelerate would repeat rows to fill the last batches.
         multiple = args.train_batch_size * self._replicas if self._replicas > 1 else 1
         seed = args.seed if args.data_seed is None else args.data_seed
-        return EpochSampler(rows.lengths, seed, group, multiple, rows.drawn)
+        return EpochSampler(rows.lengths, seed, group, multiple, rows.drawn, mixture_of(rows))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Order by length, to reduce padding; the evaluation loss does not depend on the order."""

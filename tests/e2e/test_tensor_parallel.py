@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.checkpoints.convert import convert
-from hanmo.training.trainable import LoraSettings, add_lora, switch_dropout_off
+from hanmo.training.trainable import LoraSettings, add_lora, save_adapter, switch_dropout_off
 from hanmo.training.trainer import RowTrainer
 from tests import processes
 from tests.golden.make import FOLDER
@@ -232,6 +232,9 @@ def adapted(folder: Path) -> None:
         )  # fmt: skip
         trainer = RowTrainer(network, args, examples(opened))
         trainer.train()
+        tensors = trainer.final_adapter(network)
+        if trainer.is_world_process_zero():
+            save_adapter(network, tensors, folder / name / "adapter", str(FOLDER / name))
         save_model(replace(opened, network=trainer.final_model(network)[0]), folder / name)
         if trainer.is_world_process_zero():
             trainer.state.save_to_json(str(folder / name / "state.json"))
@@ -249,6 +252,12 @@ def test_adapters_over_two_ranks_are_those_of_one(tmp_path: Path) -> None:
         for key in one:
             torch.testing.assert_close(
                 two[key], one[key], atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+            )
+        applied = open_model(FOLDER / name, adapter=tmp_path / "two" / name / "adapter", dtype="fp32", device="cpu")
+        state = applied.network.state_dict()
+        for key, tensor in two.items():
+            torch.testing.assert_close(
+                state[key], tensor, atol=1e-6, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
             )
         changed = {key.rpartition(".")[0].rpartition(".")[2] for key in one if not torch.equal(one[key], before[key])}
         assert len(changed) > 3, name

@@ -1,5 +1,6 @@
 """Layers of settings, and what a mistake in them says."""
 
+import sys
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanmo.config import dump, load, settings_of
+from hanmo.config import dump, load, named_function, settings_of
 from hanmo.errors import ConfigError
 
 
@@ -161,3 +162,33 @@ def test_trainer_settings_are_those_of_transformers() -> None:
         load(Real, overrides=["trainer.per_device_batch_size=1"])
     with pytest.raises(ConfigError, match="expected no or steps or epoch"):
         load(Real, overrides=["trainer.eval_strategy=sometimes"])
+
+
+def test_a_named_function_may_lie_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The installed command has no current folder on its path; a file there must not pass for a library either."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(Path.cwd()))])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    before = list(sys.path)
+    Path("my_lengths.py").write_text("def long(prompts, replies):\n    return [len(reply) for reply in replies]\n")
+    Path("my_rewards.py").write_text("import my_lengths\nlong = my_lengths.long\nword = 3\n")
+    Path("colorsys.py").write_text(
+        "def long(): ...\n"
+    )  # of the standard library, too, and not loaded by any other test
+    Path("my_mistake.py").write_text("1 = 2\n")
+    assert named_function("my_rewards:long", "rewards")([""], ["长长"]) == [2]
+    assert callable(named_function("json:dumps", "rewards"))
+    for name, problem in {
+        "my_rewards:lnog": r"no function 'lnog' in .*my_rewards\.py",
+        "my_rewards:word": r"no function 'word' in .*my_rewards\.py",
+        "my_reward:long": "ModuleNotFoundError: No module named 'my_reward'",
+        "my_mistake:long": r"SyntaxError: .*my_mistake\.py, line 1",
+        "colorsys:long": r"no function 'long' in .*lib.*colorsys\.py",
+        "my_rewards": "no function ''",
+        ":long": "ValueError: Empty module name",
+    }.items():
+        with pytest.raises(
+            ConfigError, match=f"^rewards: {name}: {problem}.*; expected module:function, .*{tmp_path.name}"
+        ):
+            named_function(name, "rewards")
+    assert sys.path == before

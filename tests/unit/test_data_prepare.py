@@ -21,6 +21,7 @@ from hanmo.records import (
     PromptResponse,
     Rejects,
     ScoredAnswers,
+    Text,
     iter_records,
     json_members,
     opened_text,
@@ -345,3 +346,33 @@ def test_news_with_a_title_of_one_character_make_one_sample(title: str, prompts:
     records = _records("news", path)
     assert [record.prompt for record in records] == prompts
     assert {record.response for record in records} == {"正文" * 51}
+
+
+def test_wudao_as_released_is_texts_with_their_titles(tmp_path: Path) -> None:
+    """Arrays of objects in several files; the title is the first line, and a document without content is of no use."""
+    entries = [
+        {
+            "id": 1,
+            "uniqueKey": "a",
+            "titleUkey": "b",
+            "dataType": "百科",
+            "title": "长城",
+            "content": " 长城很长。\n也很老。",
+        },
+        {"id": 2, "uniqueKey": "c", "titleUkey": "d", "dataType": "博客", "title": "", "content": "没有题目"},
+        {"id": 3, "uniqueKey": "e", "titleUkey": "f", "dataType": "博客", "title": "只有题目", "content": " "},
+    ]
+    _json(tmp_path / "part-2021278643.json", entries)
+    _json(tmp_path / "part-2021278644.json", [{"title": "二", "content": "第二个文件"}])
+    reader = SourceReader()
+    found = list(SOURCES["wudao"](tmp_path, reader))
+    assert [item.record for item in found] == [
+        Text("长城\n长城很长。\n也很老。"),
+        Text("没有题目"),
+        Text("二\n第二个文件"),
+    ]
+    assert reader.dropped == {"an entry without a text worth learning": 1}
+    assert _records("wudao", tmp_path)[0].where.endswith("part-2021278643.json:1")
+    _json(tmp_path / "part-2021278645.json", [{"title": 3, "content": "文"}])
+    with pytest.raises(RecordError, match=r"part-2021278645\.json:1: 'title' must be text"):
+        _records("wudao", tmp_path)

@@ -47,6 +47,7 @@ ENTRIES: dict[str, Any] = {
     "encyclopedia": {"title": "题", "abstract": "要", "content": "文"},
     "wikipedia": {"text": "文"},
     "news": ["题", "<p>文</p>"],
+    "wudao": {"title": "题", "content": "文", "dataType": "百科"},
     "wikipedia-sections": {"key": ["题"], "content": ["文"]},
 }  # fmt: skip
 

@@ -166,7 +166,7 @@ def test_questions() -> None:
 
 def test_rewards_that_are_none(tmp_path: Path) -> None:
     opened = tiny("eva", tmp_path)
-    with pytest.raises(ConfigError, match="must name a function"):
+    with pytest.raises(ConfigError, match=r"no function 'nothing' in .*; expected module:function"):
         load_reward("tests.unit.alignment_cases:nothing", opened, 32, None, 8)
     folder = starts(tmp_path / "plain", "eva")
     words = load_reward("tests.unit.alignment_cases:in_words", opened, 32, None, 8)

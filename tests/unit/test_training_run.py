@@ -71,6 +71,8 @@ def test_files_of_a_data_folder(tmp_path: Path) -> None:
     train.touch()
     assert find_files(str(tmp_path), None) == (train, None)
     (tmp_path / "dev.txt").touch()
+    assert find_files(str(tmp_path), None) == (train, None)  # a split to which no record has fallen
+    (tmp_path / "dev.txt").write_text("你好\t再见\n", encoding="utf-8")
     assert find_files(str(tmp_path), None) == (train, tmp_path / "dev.txt")
     assert find_files(str(tmp_path), "else.txt") == (train, Path("else.txt"))
     assert find_files(str(train), None) == (train, None)
@@ -158,8 +160,22 @@ def test_a_run_resumes_with_the_lists_it_was_given(tmp_path: Path) -> None:
     config = SftConfig("model", "data", lora={"rank": 2, "targets": ["q_proj"]})
     begin(tmp_path / "run", config, resume=False)
     begin(tmp_path / "run", config, resume=True)
-    with pytest.raises(ConfigError, match=r"lora was .*'q_proj'.* and is now .*'v_proj'"):
+    with pytest.raises(ConfigError, match=r"settings: lora\.targets was \('q_proj',\) and is now \('v_proj',\)$"):
         begin(tmp_path / "run", replace(config, lora={"rank": 2, "targets": ["v_proj"]}), resume=True)
+
+
+def test_resuming_with_other_settings_names_only_what_differs(tmp_path: Path) -> None:
+    """It printed both mappings of trainer whole."""
+    given = {"learning_rate": 1e-4, "optim_args": {"a": 1}, "seed": 3, "warmup_steps": 2}
+    begin(tmp_path / "run", Stage(3, given), resume=False)
+    other = {"learning_rate": 2e-4, "optim_args": {"a": 1}, "seed": 3, "max_steps": 7}
+    with pytest.raises(ConfigError) as raised:
+        begin(tmp_path / "run", Stage(3, other), resume=True)
+    assert str(raised.value).partition("other settings: ")[2].split("; ") == [
+        "trainer.learning_rate was 0.0001 and is now 0.0002",
+        "trainer.warmup_steps was 2 and is now not given",
+        "trainer.max_steps was not given and is now 7",
+    ]
 
 
 def test_places_of_a_run_may_have_any_name() -> None:
@@ -229,7 +245,7 @@ def test_impossible_settings(wrong: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("kind", [SftConfig, PretrainConfig])
 def test_own_settings_stay_few(kind: type[Any]) -> None:
-    assert len({field.name for field in fields(kind)} - {"trainer"}) <= 20
+    assert len({field.name for field in fields(kind)} - {"trainer"}) <= 22
 
 
 @pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])

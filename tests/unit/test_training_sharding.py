@@ -230,11 +230,12 @@ OLD_FILES: dict[str, dict[str, Any]] = {
 
 
 def command(model: Path, out: Path, nproc: int, *more: str) -> list[dict[str, Any]]:
-    """The log of ``hanmo train sft`` with batches of four over all processes, which saves after the second step of four."""
-    data = out.with_suffix(".jsonl")
-    data.write_text("\n".join(json.dumps({"prompt": text[:5], "response": text[5:]}) for text in SENTENCES * 2))
+    """The log of ``hanmo train sft`` with batches of four of two mixed files, which saves after the second step of four."""
+    data = [out.with_suffix(f".{number}.jsonl") for number in (0, 1)]
+    for file, texts in zip(data, (SENTENCES, SENTENCES[1:] + SENTENCES[2:4]), strict=True):
+        file.write_text("\n".join(json.dumps({"prompt": text[:5], "response": text[5:]}) for text in texts))
     result = processes.run(
-        [sys.executable, "-m", "hanmo", "train", "sft", str(model), str(data), str(out), "limit=64",
+        [sys.executable, "-m", "hanmo", "train", "sft", str(model), f"[{data[0]}:0.6,{data[1]}:0.4]", str(out), "limit=64",
          "--preset", "none", "--nproc", str(nproc), f"trainer.per_device_train_batch_size={2 // nproc}",
          "trainer.gradient_accumulation_steps=2", "trainer.max_steps=4", "trainer.save_strategy=steps",
          "trainer.save_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=0.001",
@@ -267,7 +268,7 @@ def test_the_command_shards(kind: str, name: str, adapted: str, tmp_path: Path) 
     save_model(opened, model)
     old = tmp_path / f"{kind}.json"
     old.write_text(json.dumps({"zero_optimization": OLD_FILES.get(kind), **TORCHS_ADAMW}))
-    lora = ["lora.rank=2"] if adapted == "adapters" else []
+    lora = ["lora.rank=2", "save=both"] if adapted == "adapters" else []
     how = {"ddp": [], "fsdp2": ["trainer.fsdp=full_shard"]}.get(kind, [f"trainer.deepspeed={old}"])
     sharded = [*how, *lora]
     one, two = command(model, one_run, 1, *lora), command(model, two_run, 2, *sharded)
@@ -286,6 +287,10 @@ def test_the_command_shards(kind: str, name: str, adapted: str, tmp_path: Path) 
         )
     assert max(float((ends[1][key] - before[key]).abs().max()) for key in before) > 1e-3
 
+    if lora:
+        applied = open_model(model, adapter=two_run / "adapter", dtype="fp32", device="cpu").network.state_dict()
+        for key, tensor in ends[1].items():
+            torch.testing.assert_close(applied[key], tensor, atol=1e-6, rtol=1e-5)
     names = [set(load_file(folder / "model.safetensors")) for folder in (model, two_run / "model")]
     assert names[0] == names[1]
     shutil.rmtree(two_run / "model")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from hanmo.data.rows.mixture import Mixture, epoch_draws
 from hanmo.errors import RecordError
 from hanmo.families.base import Family
 from hanmo.records import Record, Rejects, unanswered
@@ -129,31 +130,33 @@ class EpochSampler(Sampler[int]):
     ``group``: the number of rows of similar length that come together. ``DUMMY_ROW`` is appended up to a ``multiple``.
     """
 
-    def __init__(self, lengths: Sequence[int], seed: int, group: int = 1, multiple: int = 1, drawn: bool = False):
+    def __init__(
+        self, lengths: Sequence[int], seed: int, group: int = 1, multiple: int = 1, drawn: bool = False,
+        mixture: Mixture | None = None,
+    ):  # fmt: skip
         self.lengths, self.seed, self.group, self.drawn, self.epoch = lengths, seed, group, drawn, 0
-        self.fillers = -len(lengths) % multiple
+        self.mixture = mixture or Mixture((len(lengths),))
+        self.fillers = -self.mixture.rows % multiple
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths) + self.fillers
+        return self.mixture.rows + self.fillers
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.group > 1:
-            order = self._grouped(generator)
-        else:
-            order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        first = self.epoch * len(self.lengths) if self.drawn else 0
-        return chain((first + place for place in order), repeat(DUMMY_ROW, self.fillers))
+        order = self._grouped() if self.group > 1 else self.mixture.order(self.epoch, self.seed)
+        items = order if self.drawn else (item % len(self.lengths) for item in order)
+        return chain(items, repeat(DUMMY_ROW, self.fillers))
 
-    def _grouped(self, generator: torch.Generator) -> list[int]:
+    def _grouped(self) -> list[int]:
         """Groups of rows of similar length: the one with the longest row first, the rest in random order."""
         # transformers sorts every fifty groups from long to short, so that the loss follows the length.
-        order = get_length_grouped_indices(self.lengths, self.group, generator=generator)
+        items, generator = self.mixture.items(self.epoch, self.seed), epoch_draws(self.epoch, self.seed)
+        lengths = [self.lengths[item % len(self.lengths)] for item in items]
+        order = get_length_grouped_indices(lengths, self.group, generator=generator)
         groups = chunked(order, self.group)
         first, rest = groups[:1], groups[1:]
         last = [rest.pop()] if rest and len(rest[-1]) < self.group else []
         shuffled = [rest[place] for place in torch.randperm(len(rest), generator=generator).tolist()]
-        return [place for group in (*first, *shuffled, *last) for place in group]
+        return [items[place] for group in (*first, *shuffled, *last) for place in group]

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Sampler
 
 from hanmo.data.rows.dataset import DUMMY_ROW, RowDataset, Rows
+from hanmo.data.rows.mixture import Mixture
 from hanmo.data.store.token_store import Store
 from hanmo.errors import ConfigError, RecordError
 from hanmo.families.base import Family
@@ -24,7 +25,7 @@ class StoreDocuments:
     """
 
     def __init__(self, store: Store, family: Family):
-        self.store = store
+        self.store, self.family = store, family
         # the family's ids before running text, except for a family that draws its targets and adds its own
         before = [] if family.objectives else family.parts(Text("一"), sys.maxsize)[0]
         self._head = tuple(id_ for part in before if not part.scored for id_ in part.ids)
@@ -127,10 +128,14 @@ class StreamRows(Rows):
     """
 
     def __init__(self, documents: Documents, family: Family, length: int, seed: int | None = 0):
-        self.documents, self.family, self.length = documents, family, length
-        lengths = np.asarray(documents.lengths, dtype=np.int64)
+        self.documents, self.family, self.length, self.seed = documents, family, length, seed
+        lengths, mixture = np.asarray(documents.lengths, dtype=np.int64), getattr(documents, "mixture", Mixture(()))
+        self.laps = mixture.laps  # epochs in which the streams are read to their ends
         self._order = np.arange(len(lengths))
-        if seed is not None:
+        if mixture.shares:
+            epochs = [mixture.order(epoch, seed or 0) for epoch in range(self.laps)]
+            self._order = np.concatenate(epochs) % len(lengths)
+        elif seed is not None:
             self._order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).numpy()
         self._ends = lengths[self._order].cumsum()
         self.tokens = int(self._ends[-1]) if len(lengths) else 0
@@ -163,14 +168,15 @@ def _between(parts: Sequence[Part], first: int, last: int) -> list[Part]:
 
 
 class StreamSampler(Sampler[int]):
-    """Rows time-major over ``batch`` streams: an epoch has rows // batch steps.
+    """Rows time-major over ``batch`` streams of rows // batch rows, which end after ``laps`` epochs.
 
     ``once``: every row once instead; where the rows do not divide, the last streams end in ``DUMMY_ROW``.
     """
 
-    def __init__(self, rows: int, batch: int, once: bool = False):
+    def __init__(self, rows: int, batch: int, once: bool = False, laps: int = 1):
         self.rows, self.batch, self.once, self.epoch = rows, batch, once, 0
-        self.steps = -(-rows // batch) if once else rows // batch
+        self.stream = -(-rows // batch) if once else rows // batch
+        self.steps = self.stream if once else self.stream // laps
         if not self.steps:
             few = f"{rows} rows are too few for {batch} streams"
             raise ConfigError(f"{few}: give a smaller batch or limit, or more data")
@@ -185,5 +191,5 @@ class StreamSampler(Sampler[int]):
         start = 0 if self.once else self.epoch * self.steps
         for step in range(start, start + self.steps):
             for stream in range(self.batch):
-                place = stream * self.steps + step
+                place = stream * self.stream + step
                 yield place % self.rows if not self.once else place if place < self.rows else DUMMY_ROW

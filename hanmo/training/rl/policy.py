@@ -20,6 +20,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hanmo.data.rows.mixture import mixture_of
 from hanmo.errors import ConfigError, DivergedError
 from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
@@ -121,7 +122,8 @@ class PolicyTrainer(RowTrainer):
     def _replies(self) -> list[rollout.Sample]:
         world, rank, seed = self.args.world_size, self.args.process_index, self.args.seed
         wanted = self.config.samples // self.group
-        order = rollout.prompt_order(len(self.questions), wanted, self.round * wanted, seed)
+        mixture = mixture_of(self.questions)
+        order = rollout.prompt_order(mixture.total, wanted, self.round * wanted, seed, mixture)
         places = [Place(number, choice) for number in range(rank, wanted, world) for choice in range(self.group)]
         questions = [self.questions[order[place.record]] for place in places]
         drawn = replace(self.settings, seed=seed * 1_000_003 + self.round)
@@ -257,6 +259,11 @@ class PolicyTrainer(RowTrainer):
         if weights is not None:
             weights = {name: x for name, x in weights.items() if not name.startswith(("value_head.", "critic."))}
         return trained, weights
+
+    def final_adapter(self, network: Any) -> dict[str, Tensor]:
+        """Without value head and critic."""
+        beside = ("base_model.model.value_head.", "base_model.model.critic.")
+        return {name: x for name, x in super().final_adapter(network).items() if not name.startswith(beside)}
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with rollout.without_critic(self.model):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from hanmo.checkpoints import open_model
+from hanmo.config import named_function
+from hanmo.data.rows.mixture import Mixture
 from hanmo.errors import ConfigError, RecordError, UnsupportedError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import Generation, generate
@@ -109,11 +110,7 @@ def load_reward(spec: str, policy: OpenedModel, limit: int, response_limit: int 
 
 
 def _function_reward(spec: str) -> Reward:
-    module, _, name = spec.partition(":")
-    try:
-        function = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"rewards: {spec}: {error}; it must name a function that Python can import") from error
+    function = named_function(spec, "rewards")
 
     def score(samples: Sequence[Sample]) -> Sequence[float]:
         scores = function([sample.prompt for sample in samples], [sample.reply for sample in samples])
@@ -165,14 +162,13 @@ def question(record: Record, opened: OpenedModel, limit: int) -> Question:
     return Question(record, context, text)
 
 
-def prompt_order(count: int, wanted: int, start: int, seed: int) -> list[int]:
+def prompt_order(count: int, wanted: int, start: int, seed: int, mixture: Mixture | None = None) -> list[int]:
     """``wanted`` places of ``count`` prompts from position ``start`` of an endless sequence, reshuffled every pass."""
-    found: list[int] = []
+    found, mixture = list[int](), mixture or Mixture((count,))
     while len(found) < wanted:
-        epoch, place = divmod(start + len(found), count)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(count, generator=generator).tolist()
-        found += order[place : place + wanted - len(found)]
+        epoch, place = divmod(start + len(found), mixture.rows)
+        order = mixture.order(epoch, seed)
+        found += [item % count for item in order[place : place + wanted - len(found)]]
     return found
 
 

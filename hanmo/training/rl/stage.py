@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -37,8 +37,8 @@ class PolicyConfig(AlignmentConfig):
     """Settings of learning from rewards; see ``AlignmentConfig`` for the others.
 
     Attributes:
-        rewards: reward models, or Python functions as module:function, called with the prompts and the replies; their
-            rewards are added.
+        rewards: reward models, or Python functions as module:function (the module installed or in the current folder),
+            called with the prompts and the replies; their rewards are added.
         rounds: how often replies are drawn and learned from. [rounds]
         samples: replies of a round, over all processes. [replies]
         epochs: how often the replies of a round are learned from. [passes]
@@ -93,8 +93,8 @@ class PolicyConfig(AlignmentConfig):
             show_rounds=(self.show_rounds >= 1, "at least 1"),
         )
 
-    def files(self) -> tuple[Path, None]:
-        return super().files()[0], None
+    def files(self) -> DataFiles:
+        return replace(super().files(), valid=None)
 
     def trainer_settings(self, has_valid: bool) -> dict[str, Any]:
         return {"logging_strategy": "steps", "report_to": "none", **read_deepspeed(self.trainer)}

@@ -19,7 +19,7 @@ from hanmo.families.base import OpenedModel
 from hanmo.records import Plain, Rejects
 from hanmo.training import supervised
 from hanmo.training.config import RunConfig
-from hanmo.training.data_files import DataFiles, require_some
+from hanmo.training.data_files import DataFiles, require_some, several
 from hanmo.training.lifecycle import Ready, Stage
 from hanmo.training.streams import StreamTrainer
 from hanmo.training.trainer import RowTrainer
@@ -48,10 +48,10 @@ class PretrainConfig(RunConfig):
         super().__post_init__()
         self.require(objectives=(all(share >= 0 for share in self.objectives.values()), "shares of 0 or more"))
 
-    def files(self) -> tuple[Path, Path | None]:
-        if (Path(self.data) / ABOUT).is_file():
-            return Path(self.data), Path(self.valid) if self.valid else None
-        return super().files()
+    def find(self, place: str) -> tuple[Path, Path | None]:
+        if (Path(place) / ABOUT).is_file():
+            return Path(place), Path(self.valid) if self.valid else None
+        return super().find(place)
 
 
 def build(opened: OpenedModel, config: PretrainConfig, files: DataFiles) -> Ready:
@@ -64,8 +64,10 @@ def build(opened: OpenedModel, config: PretrainConfig, files: DataFiles) -> Read
     if config.objectives and not sum(config.objectives.values()):
         raise ConfigError("objectives: all shares are 0")
     train, valid, rejects = files.read(lambda path, rejects: _rows(path, files, opened, config, rejects))
-    if valid is not None and type(valid) is not type(train):
-        raise ConfigError(f"{files.valid}: not the kind of data that {files.train} holds")
+    kinds = [{type(one) for one in getattr(rows, "sources", [rows])} for rows in (train, valid)]
+    if valid is not None and not kinds[1] <= kinds[0]:
+        names = [", ".join(map(str, several(one))) for one in (files.valid, files.train)]
+        raise ConfigError(f"{names[0]}: not the kind of data that {names[1]} holds")
     trainer = StreamTrainer if isinstance(train, StreamRows) else RowTrainer
     return Ready(opened.network, trainer, train, valid, rejects, published=config.published)
 

@@ -1,6 +1,5 @@
 """Cleaning steps that learn from the data first: relevance between turns, and fluency by an n-gram model."""
 
-import importlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,10 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from hanmo.config import require
+from hanmo.config import named_function, require
 from hanmo.data.prepare.cleaning.steps import Step, Turns
 from hanmo.data.prepare.views import views
-from hanmo.errors import ConfigError
 from hanmo.records import iter_records
 
 Scorer = Callable[[Sequence[str], str], float]  # turns before, reply
@@ -43,7 +41,7 @@ class Relevance(Step):
             self._counts.update(set(_words(turn)))
 
     def fault(self, turns: Turns) -> str | None:
-        score: Scorer = _function(self.scorer) if self.scorer else self.score
+        score: Scorer = named_function(self.scorer, "relevance.scorer") if self.scorer else self.score
         replies = range(1, len(turns))
         judged = [place for place in replies if self.scorer or len(_words(turns[place])) >= self.from_words]
         scores = [score(turns[:place], turns[place]) for place in judged]
@@ -70,14 +68,6 @@ def _words(text: str) -> list[str]:
 
     jieba.setLogLevel(60)
     return [word for word in jieba.cut(text, HMM=False) if word[0].isalnum()]
-
-
-def _function(name: str) -> Scorer:
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"relevance.scorer={name!r}: expected module:function ({error})") from None
 
 
 @dataclass

@@ -22,5 +22,6 @@ SOURCES: dict[str, Reader] = {
     "encyclopedia": corpus(corpora.encyclopedia),
     "wikipedia": corpus(corpora.wikipedia),
     "news": corpus(corpora.news),
+    "wudao": corpus(corpora.wudao),
     "wikipedia-sections": corpus(corpora.sections, False),
 }

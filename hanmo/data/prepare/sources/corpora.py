@@ -1,4 +1,4 @@
-"""The prompt formats of the corpus that 文汇 was pretrained on: Zhihu, Zhidao, encyclopaedias and news."""
+"""The prompt formats of the corpus that 文汇 was pretrained on (Zhihu, Zhidao, encyclopaedias, news), and WuDaoCorpora."""
 
 import html
 import re
@@ -70,6 +70,12 @@ def running(*keys: str) -> Callable[[Any], list[Sample]]:
 
 
 encyclopedia, wikipedia = running("title", "abstract", "content"), running("text")
+
+
+def wudao(entry: Any) -> list[Sample]:
+    """``{"title", "content", "dataType", …}`` of WuDaoCorpora 2.0, in arrays: a document with its title as first line."""
+    title, content = (text_of(entry, key).strip() for key in ("title", "content"))
+    return [("", "\n".join(filter(None, (title, content))))] if content else []
 
 
 def sections(entry: Any) -> list[Sample]:
