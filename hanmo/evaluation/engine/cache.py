@@ -105,7 +105,7 @@ class Store:
 
     def _merge_files(self, form: Any) -> dict[int, Any]:
         """Merge all files into the main one, and return their contents."""
-        entry: Any = TypeAdapter(tuple[NonNegativeInt, form])  # type: ignore[valid-type]
+        entry: Any = TypeAdapter(tuple[NonNegativeInt, form])
         found: dict[int, Any] = {}
         parts = self._parts()
         files = [path for path in (self.path, *parts) if path.is_file()]
