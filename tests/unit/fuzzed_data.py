@@ -86,10 +86,15 @@ def sources(folder: Path) -> Kind:
     for name, entry in files.items():
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(json.dumps([entry] if name.startswith("news") else entry) + "\n", encoding="utf-8")
-    (folder / "zhidao").mkdir()
-    rows = 'title,question,reply,is_best\n你好,"问\n题",答,1\n你好,问,答,0\n'
-    (folder / "zhidao" / "dev.csv").write_text(rows, encoding="utf-8")
-    return Kind(folder, (*files, "zhidao/dev.csv"), (read,))
+    texts = {
+        "zhidao/dev.csv": 'title,question,reply,is_best\n你好,"问\n题",答,1\n你好,问,答,0\n',
+        "couplets/one.txt": "春风 秋月\n明月松间照 清泉石上流\n",
+        "classical/book.txt": "古文：一\n现代文：甲\n\n古文：二\n现代文：乙\n",
+    }
+    for name, text in texts.items():
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(text, encoding="utf-8")
+    return Kind(folder, (*files, *texts), (read,))
 
 
 def suites(folder: Path) -> Kind:
