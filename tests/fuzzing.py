@@ -40,8 +40,8 @@ _HOSTILE = (
     b"cposix\nsystem\n(S'touch executed'\ntR.",
     b"\x80\x02cposix\nsystem\nX\x0e\x00\x00\x00touch executed\x85R.",
     b'"auto_map": {"AutoConfig": "own.Own", "AutoTokenizer": ["own.Own", null]}, ',
-    b"{{ cycler.__init__.__globals__.os.system('touch executed') }}",
-    b"!!python/object/apply:os.system ['touch executed']",
+    b"{{ cycler.__init__.__globals__.os.popen('touch executed') }}",
+    b"!!python/object/apply:os.popen ['touch executed']",
     b"__import__('os').system('touch executed')",
 )
 _PIECES = (
