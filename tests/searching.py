@@ -8,10 +8,13 @@ import pytest
 from hanmo.families.base import OpenedModel
 from hanmo.families.decoding import SearchConventions
 from hanmo.generation.beam import Generation
-from hanmo.generation.decode import _Beams, generate
+from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place, Sampler
+from hanmo.generation.engine import Engine
+from hanmo.generation.group import BeamGroup
 from hanmo.generation.settings import Settings
 from hanmo.nn.batching import batch_groups
+from hanmo.nn.row_model import evaluating
 from hanmo.rows import Context
 
 
@@ -23,7 +26,7 @@ def drawing(sampler: Sampler) -> Iterator[None]:
         return lambda step, samples, probs, count: sampler(step, [places[one].record for one in samples], probs, count)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hanmo.generation.decode.placed_sampler", placed)
+        patch.setattr("hanmo.generation.group.placed_sampler", placed)
         yield
 
 
@@ -36,10 +39,17 @@ def search(
         places = [Place(number) for number in chosen]
         with pytest.MonkeyPatch.context() as patch:
             if conventions is not None:
-                patch.setattr("hanmo.generation.decode.SearchConventions", lambda: conventions)
-            batch = _Beams(opened, [contexts[number] for number in chosen], settings, places)
-        assert all(not drawn for drawn in batch.run())
-        found |= zip(chosen, batch.search.results(), strict=True)
+                patch.setattr("hanmo.generation.group.SearchConventions", lambda: conventions)
+            engine = Engine(opened)
+            group = engine.add([contexts[number] for number in chosen], settings, places)
+        assert isinstance(group, BeamGroup)
+        with evaluating(opened.network):
+            while not engine.idle:
+                engine.step()
+                assert not group.drawn
+        if group.error:
+            raise group.error
+        found |= zip(chosen, group.found, strict=True)
     return [found[number] for number in range(len(contexts))]
 
 

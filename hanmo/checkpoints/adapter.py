@@ -28,17 +28,10 @@ _PREFIX = "base_model.model."
 _MATRIX = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 # What changes the result of an adapter and is not plain LoRA.
 _OTHER_KINDS = (
-    *(
-        "alora_invocation_tokens",
-        "arrow_config",
-        "ensure_weight_tying",
-        "kasa_config",
-        "layer_replication",
-        "lora_bias",
-    ),
-    *("megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora"),
+    "alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "kasa_config", "layer_replication", "lora_bias",
+    "megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora",
     "use_qalora",
-)
+)  # fmt: skip
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # other ways to begin change the base's weights too
 
 

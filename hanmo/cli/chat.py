@@ -69,7 +69,7 @@ def chat(
     opened, settings = decoding.start(models[0] if models else str(DEMO), sets)
     from hanmo.generation.chat import ChatSession
 
-    session = ChatSession(opened, settings, limit or opened.family.chat_limit, system)
+    session = ChatSession(opened, settings, limit or opened.family.chat_limit, system, decoding.rows)
     if system_info:
         note(describe(opened, settings))
     if sys.stdin.isatty():

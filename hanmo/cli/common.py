@@ -73,6 +73,12 @@ class Decoding(Opening):
     tensor_parallel: TensorParallel = None
     preset: Annotated[str | None, typer.Option(help="Published settings of the family, by name.")] = None
     seed: Annotated[int | None, typer.Option(help="Random seed; default: a new one each time.")] = None
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Decode exactly N rows at a time: a reply then has the same bits in any company.", metavar="N", min=1
+        ),
+    ] = None
     published: Published = False
 
     def start(self, model: str, sets: list[str]) -> tuple[OpenedModel, Settings]:

@@ -78,11 +78,11 @@ def generate(
     use_memory(opened, {"--seq-length": seq_length, "--mem-length": mem_length})
     limit = limit or opened.family.chat_limit
     if prompts is not None:
-        _file(opened, settings, limit, prompts, output if main_process() else None, batch_size)
+        _file(opened, settings, limit, prompts, output if main_process() else None, batch_size, decoding.rows)
     elif given:
-        _one(opened, settings, limit, given[0], as_json)
+        _one(opened, settings, limit, given[0], as_json, decoding.rows)
     else:
-        _interactive(opened, settings, limit, as_json)
+        _interactive(opened, settings, limit, as_json, decoding.rows)
 
 
 MEMORY = {"--seq-length": "segment_length", "--mem-length": "memory_length"}  # option -> setting of the network
@@ -102,7 +102,7 @@ def use_memory(opened: OpenedModel, wanted: dict[str, int | None]) -> None:
         setattr(config, MEMORY[option], value)
 
 
-def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_json: bool) -> None:
+def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_json: bool, rows: int | None) -> None:
     from hanmo.generation.decode import GrowingText, next_context
     from hanmo.generation.decode import generate as decode
     from hanmo.generation.draws import Place
@@ -114,7 +114,7 @@ def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_js
     while context is not None:
         growing = GrowingText(opened.family.decode, show)
         places = [Place(0, blank=len(answers))]
-        [reply] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True, places=places)
+        [reply] = decode(opened, [context], settings, growing.take, keep_on_interrupt=True, places=places, rows=rows)
         growing.finish(reply.ids)
         answers.append(reply)
         if not as_json:
@@ -124,7 +124,7 @@ def _one(opened: OpenedModel, settings: Settings, limit: int, prompt: str, as_js
         print(json_text(_result(opened, prompt, answers)))
 
 
-def _interactive(opened: OpenedModel, settings: Settings, limit: int, as_json: bool) -> None:
+def _interactive(opened: OpenedModel, settings: Settings, limit: int, as_json: bool, rows: int | None) -> None:
     while True:
         try:
             prompt = typed_line(">>> ") if sys.stdin.isatty() else piped_line()
@@ -135,7 +135,7 @@ def _interactive(opened: OpenedModel, settings: Settings, limit: int, as_json: b
         if not prompt.strip():
             continue
         try:
-            _one(opened, settings, limit, prompt, as_json)
+            _one(opened, settings, limit, prompt, as_json, rows)
         except HanmoError as error:
             print(f"hanmo: {error}", file=sys.stderr)
 
@@ -147,6 +147,7 @@ def _file(
     prompts: list[tuple[str, Record]],
     output: Path | None,
     batch_size: int,
+    rows: int | None,
 ) -> None:
     from hanmo.generation.decode import fill
     from hanmo.generation.prompts import as_context
@@ -155,7 +156,7 @@ def _file(
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             contexts = [as_context(opened, record, limit) for _, record in batch]
-            for (prompt, _), answers in zip(batch, fill(opened, contexts, settings, first=start), strict=True):
+            for (prompt, _), answers in zip(batch, fill(opened, contexts, settings, start, rows), strict=True):
                 result = _result(opened, prompt, answers)
                 yield prompt + result["generation"] if as_text else json_text(result)
 

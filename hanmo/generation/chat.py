@@ -28,11 +28,12 @@ class ChatSession:
         settings: of the next reply; may be changed at any time. ``seed`` takes effect at the beginning and in ``reseed``.
         limit: tokens of the conversation that the model sees, fewer where its positions leave no room for the reply; the
             family cuts a longer one.
+        rows: as in ``generate``.
         turns: since the last ``clear``, the user's first.
     """
 
-    def __init__(self, opened: OpenedModel, settings: Settings, limit: int, system: str = ""):
-        self.opened, self.settings, self.limit, self.system = opened, settings, limit, system
+    def __init__(self, opened: OpenedModel, settings: Settings, limit: int, system: str = "", rows: int | None = None):
+        self.opened, self.settings, self.limit, self.system, self.rows = opened, settings, limit, system, rows
         self.turns: list[str] = []
         self._ids: list[tuple[int, ...] | None] = []
         self._earlier: list[Dialogue] = []
@@ -54,7 +55,7 @@ class ChatSession:
         longest = family.fitting(len(context.ids), longest)[1]
         settings = self.settings.change(seed=self._random.getrandbits(63), max_new_tokens=longest)
         growing = GrowingText(family.decode, on_text)
-        [generated] = generate(self.opened, [context], settings, growing.take, keep_on_interrupt=True)
+        [generated] = generate(self.opened, [context], settings, growing.take, keep_on_interrupt=True, rows=self.rows)
         reply = Reply(growing.finish(generated.ids), generated.ids, context, generated.finished)
         self.turns += [text, reply.text]
         self._ids += [None, reply.ids]

@@ -1,5 +1,6 @@
-"""Changes to scores before a draw: top-k, top-p, and the logits processor for families without their own."""
+"""Changes to scores before a draw: top-k, top-p, min-p, and the logits processor for families without their own."""
 
+import math
 from collections.abc import Collection, Sequence
 
 from torch import Tensor
@@ -74,3 +75,13 @@ def top_p(scores_RV: Tensor, p: float, cut: float = SUPPRESSED) -> Tensor:
     above_RV, equal_RV = scores_RV > last_R1, scores_RV == last_R1
     kept_RV = above_RV | (equal_RV & (equal_RV.cumsum(-1) <= count_R1 - above_RV.sum(-1, keepdim=True)))
     return scores_RV.masked_fill(~kept_RV, cut)
+
+
+def min_p(scores_RV: Tensor, p: float, cut: float = SUPPRESSED) -> Tensor:
+    """Keep the tokens with at least p times the probability of the best one; the others become ``cut``. 0 keeps all.
+
+    Source: Nguyen et al. 2024, arXiv:2407.01082.
+    """
+    if p <= 0:
+        return scores_RV
+    return scores_RV.masked_fill(scores_RV < scores_RV.amax(-1, keepdim=True) + math.log(p), cut)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +18,17 @@ class DecodeState:
     A step calls ``grow`` once with the new tokens, then ``extend`` in every layer.
     """
 
+    #: a row can attend to its own columns only: see ``settle``
+    attends_alone = True
+
     def __init__(self, layers: int):
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
         self.length = 0  # columns in use
         self.has_padding = False  # whether any column of any row is padding
         self._valid_RC: Tensor | None = None
+        #: columns of each row, where every row attends to its own last columns only (``attend``); None: to all, masked
+        self.own: list[int] | None = None
 
     @property
     def valid_RC(self) -> Tensor:
@@ -39,8 +46,8 @@ class DecodeState:
     def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new columns of one layer; returns all its keys and values, (R, H, length, K) each."""
         new = slice(self.length - key_RHqK.shape[2], self.length)
-        self.keys[layer] = keys = _with_room(self.keys[layer], key_RHqK, self.length)
-        self.values[layer] = values = _with_room(self.values[layer], value_RHqK, self.length)
+        self.keys[layer] = keys = with_room(self.keys[layer], key_RHqK, self.length)
+        self.values[layer] = values = with_room(self.values[layer], value_RHqK, self.length)
         keys[:, :, new], values[:, :, new] = key_RHqK, value_RHqK
         return keys[:, :, : self.length], values[:, :, : self.length]
 
@@ -53,6 +60,44 @@ class DecodeState:
         self.values = [None if value is None else value[:, :, dropped : self.length] for value in self.values]
         self.length = columns
 
+    def settle(self, used: Sequence[int], alone: bool = False) -> None:
+        """Before a step of one token: drop columns that no row uses any more, from time to time.
+
+        ``used``: columns of each row, the last ones; 0 where its content does not matter. ``alone``: set ``own``.
+        """
+        longest = max(used)
+        if self.length - longest >= BLOCK:
+            self.keep_last(longest)
+        self.has_padding |= any(0 < columns < self.length for columns in used)
+        self.own = [columns + 1 for columns in used] if alone else None
+
+    def joins(self, other: Any) -> bool:
+        """Whether ``put`` can take over the other state's rows."""
+        return type(other) is type(self)
+
+    def put(self, rows: Sequence[int], other: DecodeState) -> None:
+        """Replace these rows by the rows of another state; all rows end in the same column."""
+        if other.length > self.length:
+            self._prepend(other.length - self.length)
+        index = torch.tensor(rows, device=self.valid_RC.device)
+        columns = slice(self.length - other.length, self.length)
+        self._valid_RC = self.valid_RC.index_fill(0, index, False)
+        self._valid_RC[index, columns] = other.valid_RC
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for buffer, new in zip(mine, theirs, strict=True):
+                if buffer is not None and new is not None:
+                    buffer[index, :, columns] = new[:, :, : other.length]
+
+    def _prepend(self, columns: int) -> None:
+        """Make room before all columns."""
+        self._valid_RC = torch.nn.functional.pad(self.valid_RC, (columns, 0))
+        pad = (0, 0, columns, -self.length % BLOCK)
+        for buffers in (self.keys, self.values):
+            for layer, buffer in enumerate(buffers):
+                if buffer is not None:
+                    buffers[layer] = torch.nn.functional.pad(buffer[:, :, : self.length], pad)
+        self.length += columns
+
     def take(self, rows: Tensor) -> DecodeState:
         """The state of the given rows (R',) int64, in that order, with repetitions; shares nothing with this state."""
         other = copy(self)
@@ -62,7 +107,8 @@ class DecodeState:
         return other
 
 
-def _with_room(buffer: Tensor | None, like_RHqK: Tensor, length: int) -> Tensor:
+def with_room(buffer: Tensor | None, like_RHqK: Tensor, length: int) -> Tensor:
+    """The buffer, or a larger one with its content, if it has fewer than ``length`` columns."""
     if buffer is not None and buffer.shape[2] >= length:
         return buffer
     rows, heads, _, width = like_RHqK.shape
@@ -71,3 +117,27 @@ def _with_room(buffer: Tensor | None, like_RHqK: Tensor, length: int) -> Tensor:
     if buffer is not None:
         grown[:, :, : buffer.shape[2]] = buffer
     return grown
+
+
+def attend(
+    query_BHqK: Tensor,
+    key_BHkK: Tensor,
+    value_BHkK: Tensor,
+    mask: Tensor | None,
+    own: Sequence[int] | None = None,
+    **options: Any,
+) -> Tensor:
+    """scaled_dot_product_attention; with ``own``, of each row alone to so many of its last keys, of which it sees all.
+
+    A bool mask is not needed then; of one that is added to the scores each row has its last columns.
+    """
+    attention = torch.nn.functional.scaled_dot_product_attention
+    if own is None:
+        return attention(query_BHqK, key_BHkK, value_BHkK, attn_mask=mask, **options)
+    added = None if mask is None or mask.dtype == torch.bool else mask.expand(len(own), -1, -1, -1)
+    mixed = []
+    for row, columns in enumerate(own):
+        keys, values = (kept[row : row + 1, :, -columns:] for kept in (key_BHkK, value_BHkK))
+        bias = None if added is None else added[row : row + 1, :, :, -columns:].contiguous()
+        mixed.append(attention(query_BHqK[row : row + 1], keys, values, attn_mask=bias, **options))
+    return torch.cat(mixed)

@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import UnsupportedError
 from hanmo.nn.cpu.layers import Dropout, Linear
-from hanmo.nn.decode_state import DecodeState
+from hanmo.nn.decode_state import DecodeState, attend
 from hanmo.nn.row_model import RowModel
 from hanmo.nn.tensor_parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
 
@@ -55,9 +55,8 @@ class Attention(nn.Module):
         if state is not None:
             k_BHSK, v_BHSK = state.extend(layer, k_BHSK, v_BHSK)
         dropout = self.dropout if self.training else 0.0
-        mixed_BHTK = nn.functional.scaled_dot_product_attention(
-            q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
-        )
+        own = None if state is None else state.own
+        mixed_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask, own, dropout_p=dropout, is_causal=mask is None)
         return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
 
     def _split(self, x_BTD: Tensor) -> Tensor:

@@ -28,7 +28,10 @@ def find_files(data: str, valid: str | None) -> tuple[Path, Path | None]:
     train = _only(path, ("train",))
     if train is None:
         raise ConfigError(f"data: {path} has no train.txt or train.jsonl")
-    return train, Path(valid) if valid else _only(path, ("valid", "dev"))
+    held_out = _only(path, ("valid", "dev"))
+    if held_out is not None and not held_out.stat().st_size:  # a split to which no record has fallen
+        held_out = None
+    return train, Path(valid) if valid else held_out
 
 
 def _only(folder: Path, stems: tuple[str, ...]) -> Path | None:

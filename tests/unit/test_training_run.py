@@ -71,6 +71,8 @@ def test_files_of_a_data_folder(tmp_path: Path) -> None:
     train.touch()
     assert find_files(str(tmp_path), None) == (train, None)
     (tmp_path / "dev.txt").touch()
+    assert find_files(str(tmp_path), None) == (train, None)  # a split to which no record has fallen
+    (tmp_path / "dev.txt").write_text("你好\t再见\n", encoding="utf-8")
     assert find_files(str(tmp_path), None) == (train, tmp_path / "dev.txt")
     assert find_files(str(tmp_path), "else.txt") == (train, Path("else.txt"))
     assert find_files(str(train), None) == (train, None)

@@ -53,9 +53,8 @@ class Joined(Rows):
         number, place = divmod(item, self.mixture.total)
         index = int(np.searchsorted(self._ends, place, side="right"))
         source, count = self.sources[index], self.mixture.counts[index]
-        return source, place - int(self._ends[index]) + count + (
-            number * count if getattr(source, "drawn", False) else 0
-        )
+        passes = number if getattr(source, "drawn", False) else 0
+        return source, place - int(self._ends[index]) + count + passes * count
 
 
 class JoinedList(list[Any]):

@@ -19,7 +19,7 @@ from hanmo.families.eva.biases import masked_bias, relative_buckets
 from hanmo.families.eva.state import EvaState
 from hanmo.nn.causal import same_example
 from hanmo.nn.cpu.layers import Dropout, Linear, dropout, lowered
-from hanmo.nn.decode_state import DecodeState
+from hanmo.nn.decode_state import DecodeState, attend
 from hanmo.nn.row_model import RowModel
 from hanmo.nn.tensor_parallel import AS_CUT, IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
 
@@ -113,11 +113,14 @@ class EvaAttention(nn.Module):
     def keys_values(self, source_BkD: Tensor) -> tuple[Tensor, Tensor]:
         return self._heads(self.k_proj(source_BkD)), self._heads(self.v_proj(source_BkD))
 
-    def forward(self, hidden_BqD: Tensor, key_BHkK: Tensor, value_BHkK: Tensor, bias_BHqk: Tensor) -> Tensor:
+    def forward(
+        self, hidden_BqD: Tensor, key_BHkK: Tensor, value_BHkK: Tensor, bias_BHqk: Tensor, own: list[int] | None = None
+    ) -> Tensor:
         query_BHqK = self._heads(self.q_proj(hidden_BqD))
         attention_dropout = self.dropout_rate if self.training else 0.0
-        mixed_BHqK = F.scaled_dot_product_attention(
-            query_BHqK, key_BHkK, value_BHkK, bias_BHqk.to(query_BHqK.dtype), attention_dropout, scale=self.scale
+        bias_BHqk = bias_BHqk.to(query_BHqK.dtype)
+        mixed_BHqK = attend(
+            query_BHqK, key_BHkK, value_BHkK, bias_BHqk, own, dropout_p=attention_dropout, scale=self.scale
         )
         output_BqD = self.o_proj(mixed_BHqK.transpose(1, 2).flatten(2))
         return dropout(output_BqD, self.dropout_rate, self.training)
@@ -170,7 +173,8 @@ class EvaBlock(GradientCheckpointingLayer):
         keys, values = self.attn.keys_values(normal_BqD)
         if state is not None:
             keys, values = state.extend(layer, keys, values)
-        hidden_BqD = hidden_BqD + self.dropout(self.attn(normal_BqD, keys, values, bias_BHqk))
+        own, own_source = (None, None) if state is None else (state.own, state.own_source)
+        hidden_BqD = hidden_BqD + self.dropout(self.attn(normal_BqD, keys, values, bias_BHqk, own))
         if self.decoder:
             normal_BqD = lowered(self.cross_norm(hidden_BqD))
             if state is not None:
@@ -180,7 +184,7 @@ class EvaBlock(GradientCheckpointingLayer):
             else:
                 assert encoded_BTD is not None, "a decoder reads an encoder's output or a state"
                 keys, values = self.cross.keys_values(lowered(encoded_BTD))
-            mixed_BqD = self.cross(normal_BqD, keys, values, cross_bias_BHqT)
+            mixed_BqD = self.cross(normal_BqD, keys, values, cross_bias_BHqT, own_source)
             hidden_BqD = hidden_BqD + self.dropout(mixed_BqD.view_as(hidden_BqD))
         return hidden_BqD + self.dropout(self.ff(lowered(self.ff_norm(hidden_BqD))))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
@@ -19,11 +20,52 @@ class EvaState(DecodeState):
         self.positions_RC = torch.empty(0)  # decoder positions of the columns
         self.cross: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer's cross-attention, (S, H, T, K)
         self.cross_bias_S11T = torch.empty(0)  # 0 at the real tokens of the sources and -inf at padding
+        self.own_source: list[int] | None = None  # tokens of each row's source, if every row has one and is ``alone``
+
+    def keep_last(self, columns: int) -> None:
+        self.positions_RC = self.positions_RC[:, -columns:]
+        super().keep_last(columns)
+
+    def settle(self, used: Sequence[int], alone: bool = False) -> None:
+        super().settle(used, alone)
+        if alone and self.own_source is None:
+            self._source_of_each_row()
+            self.own_source = (self.cross_bias_S11T == 0).sum(-1).flatten().tolist()
+
+    def put(self, rows: Sequence[int], other: DecodeState) -> None:
+        assert isinstance(other, EvaState)
+        self._source_of_each_row()
+        other._source_of_each_row()
+        super().put(rows, other)
+        index = torch.tensor(rows, device=self.positions_RC.device)
+        self.positions_RC[index, self.length - other.length :] = other.positions_RC
+        tokens, new = self.cross_bias_S11T.shape[-1], other.cross_bias_S11T.shape[-1]
+        if new > tokens:
+            self.cross = [(_padded(keys, new), _padded(values, new)) for keys, values in self.cross]
+            self.cross_bias_S11T = torch.nn.functional.pad(self.cross_bias_S11T, (new - tokens, 0), value=-math.inf)
+        for mine, theirs in zip(self.cross, other.cross, strict=True):
+            for kept, taken in zip(mine, theirs, strict=True):
+                kept[index, :, -new:] = taken
+        self.cross_bias_S11T[index] = -math.inf
+        self.cross_bias_S11T[index, ..., -new:] = other.cross_bias_S11T
+        self.own_source = None
+
+    def _prepend(self, columns: int) -> None:
+        super()._prepend(columns)
+        self.positions_RC = torch.nn.functional.pad(self.positions_RC, (columns, 0))
+
+    def _source_of_each_row(self) -> None:
+        """Repeat sources that several rows share; the copies are this state's own."""
+        times = len(self.positions_RC) // len(self.cross_bias_S11T)
+        self.cross = [
+            (keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0)) for keys, values in self.cross
+        ]
+        self.cross_bias_S11T = self.cross_bias_S11T.repeat_interleave(times, 0)
 
     def take(self, rows: Tensor) -> EvaState:
         other = super().take(rows)
         assert isinstance(other, EvaState)
-        other.positions_RC = self.positions_RC[rows]
+        other.positions_RC, other.own_source = self.positions_RC[rows], None
         sources = len(self.cross_bias_S11T)
         per_source = len(self.positions_RC) // sources
         taken = [row // per_source for row in rows.tolist()]
@@ -37,3 +79,8 @@ class EvaState(DecodeState):
             other.cross = [(keys[index], values[index]) for keys, values in self.cross]
             other.cross_bias_S11T = self.cross_bias_S11T[index]
         return other
+
+
+def _padded(kept_SHTK: Tensor, tokens: int) -> Tensor:
+    """With columns before it, ``tokens`` in all."""
+    return torch.nn.functional.pad(kept_SHTK, (0, 0, tokens - kept_SHTK.shape[2], 0))

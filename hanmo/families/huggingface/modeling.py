@@ -160,7 +160,8 @@ class TransformersRows:
         if not batching.positions:
             inputs.pop("position_ids", None)
         output = self.forward(**self._known(inputs), use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1:], CachedState(output.past_key_values, mask_RT, positions=batching.positions)
+        cache, positions = output.past_key_values, batching.positions
+        return output.logits[:, -1:], CachedState(cache, mask_RT, positions=positions, batch=batching.batch)
 
     @_within_positions
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:

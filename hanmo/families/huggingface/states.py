@@ -3,22 +3,71 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
+
+from hanmo.nn.decode_state import BLOCK, with_room
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values in buffers that grow by blocks. transformers' own layer copies all of them for every token."""
+
+    def __init__(self, layer: DynamicLayer):
+        super().__init__()
+        assert layer.keys is not None and layer.values is not None, "it has been written to"
+        self.lazy_initialization(layer.keys, layer.values)
+        self.keys, self.values = layer.keys, layer.values
+        self._buffers: tuple[Tensor | None, ...] = (None, None)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        before = self.get_seq_length()
+        length = before + key_states.shape[2]
+        kept = []
+        for buffer, old, new in zip(self._buffers, (self.keys, self.values), (key_states, value_states), strict=True):
+            buffer = with_room(old if buffer is None else buffer, new, length)
+            buffer[:, :, before:length] = new
+            kept.append(buffer)
+        self._buffers = tuple(kept)
+        self.keys, self.values = (buffer[:, :, :length] for buffer in kept)
+        return self.keys, self.values
+
+    def set(self, keys: Tensor, values: Tensor) -> None:
+        """Replace the content."""
+        self.keys, self.values, self._buffers = keys, values, (None, None)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        assert self.keys is not None and self.values is not None, "it has been written to"
+        self.set(self.keys.index_select(0, beam_idx), self.values.index_select(0, beam_idx))
 
 
 class CachedState:
-    """transformers' cache and the attention mask of its content; an encoder's output and its mask, if there is one."""
+    """transformers' cache and the attention mask of its content; an encoder's output and its mask, if there is one.
+
+    ``batch``: the rows that may share the state, as in ``Batching``.
+    """
+
+    attends_alone = False
 
     def __init__(
-        self, cache: Any, mask_RC: Tensor, encoder: Any = None, encoder_mask_RT: Any = None, positions: bool = True
+        self,
+        cache: Any,
+        mask_RC: Tensor,
+        encoder: Any = None,
+        encoder_mask_RT: Any = None,
+        positions: bool = True,
+        batch: str = "one",
     ):
-        self.cache, self.mask_RC, self.positions = cache, mask_RC, positions
+        self.cache, self.mask_RC, self.positions, self.batch = cache, mask_RC, positions, batch
         self.encoder, self.encoder_mask_RT = encoder, encoder_mask_RT
+        layers = getattr(cache, "layers", [])
+        if type(cache) is DynamicCache and all(
+            type(layer) is DynamicLayer and layer.is_initialized for layer in layers
+        ):
+            cache.layers = [GrowingLayer(layer) for layer in layers]
 
     @property
     def columns(self) -> Tensor:
@@ -29,7 +78,38 @@ class CachedState:
         """As ``DecodeState.take``."""
         cache = _own_layers(self.cache)
         cache.reorder_cache(rows)
-        return CachedState(cache, self.mask_RC[rows], *_encoder_rows(self, rows), self.positions)
+        return CachedState(cache, self.mask_RC[rows], *_encoder_rows(self, rows), self.positions, self.batch)
+
+    def settle(self, used: Sequence[int], alone: bool = False) -> None:
+        """As ``DecodeState.settle``; rows are never ``alone``."""
+        spare = self.mask_RC.shape[1] - max(used)
+        if spare >= BLOCK and self._grows:
+            self.mask_RC = self.mask_RC[:, spare:]
+            for layer in self.cache.layers:
+                layer.set(layer.keys[:, :, spare:], layer.values[:, :, spare:])
+
+    def joins(self, other: Any) -> bool:
+        """As ``DecodeState.joins``: decoders with a plain cache, of any lengths or of equal ones as the model allows."""
+        if not isinstance(other, CachedState) or not self._grows or not other._grows or self.encoder is not None:
+            return False
+        return self.batch == "any" or (self.batch == "even" and self.mask_RC.shape[1] == other.mask_RC.shape[1])
+
+    @property
+    def _grows(self) -> bool:
+        return all(isinstance(layer, GrowingLayer) for layer in getattr(self.cache, "layers", [None]))
+
+    def put(self, rows: Sequence[int], other: CachedState) -> None:
+        """As ``DecodeState.put``."""
+        index = torch.tensor(rows, device=self.mask_RC.device)
+        columns, new = self.mask_RC.shape[1], other.mask_RC.shape[1]
+        missing, first = max(new - columns, 0), max(columns - new, 0)
+        self.mask_RC = torch.nn.functional.pad(self.mask_RC, (missing, 0)).index_fill(0, index, 0)
+        self.mask_RC[index, first:] = other.mask_RC
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            if missing:
+                kept = (torch.nn.functional.pad(tensor, (0, 0, missing, 0)) for tensor in (mine.keys, mine.values))
+                mine.set(*kept)
+            mine.keys[index, :, first:], mine.values[index, :, first:] = theirs.keys, theirs.values
 
 
 def _own_layers(cache: Any) -> Any:

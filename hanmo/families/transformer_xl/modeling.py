@@ -125,7 +125,9 @@ class TransformerXLAttention(Attention):
             project = partial(self._position_keys, table)
             r_HSK = project(columns) if state is None else state.positions(layer, columns, project)
         inputs = (content_BHqK, position_BHqK, k_BHSK, v_BHSK, r_HSK, mask)
-        if not torch.is_grad_enabled() and not self.training:
+        if state is not None and state.own is not None:
+            mixed_BHqK = self._each_alone(state.own, *inputs[:5])
+        elif not torch.is_grad_enabled() and not self.training:
             mixed_BHqK = self._mix(*inputs)
         elif hidden_BSD.device.type == "cpu":
             mixed_BHqK = PiecewiseAttention.apply(*inputs, self.dropout if self.training else 0.0)
@@ -137,6 +139,19 @@ class TransformerXLAttention(Attention):
     def _position_keys(self, table: Callable[[int], Tensor], columns: int) -> Tensor:
         assert self.r_proj is not None  # there is a table
         return self.r_proj(table(columns)).unflatten(-1, (-1, self.head_width)).transpose(0, 1)
+
+    def _each_alone(
+        self, own: Sequence[int], content: Tensor, position: Tensor | None, keys: Tensor, values: Tensor, table: Any
+    ) -> Tensor:
+        """``_mix`` for each row and so many of its last keys, all of which it sees."""
+        mixed = []
+        for row, columns in enumerate(own):
+            one = slice(row, row + 1)
+            mine = None if position is None else position[one]
+            nearest = None if table is None else table[:, -columns:]
+            kept = keys[one, :, -columns:], values[one, :, -columns:]
+            mixed.append(self._mix(content[one], mine, *kept, nearest, None))
+        return torch.cat(mixed)
 
     def _mix(
         self,

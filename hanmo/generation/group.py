@@ -1,0 +1,244 @@
+"""Replies to prompts that share their settings: what is drawn from the logits of their rows, step by step.
+
+A step: logits (with biases and penalties) / temperature -> (log-softmax for beams) -> logits processor -> top-k, top-p, min-p
+-> draw. Shape suffixes: R rows of the group, S samples, V vocabulary, c candidates.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hanmo.errors import ConfigError, HanmoError
+from hanmo.families.base import OpenedModel
+from hanmo.families.decoding import LogitsProcessor, SearchConventions
+from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Generation
+from hanmo.generation.draws import Place, placed_sampler
+from hanmo.generation.processors import TokenLogitsProcessor, min_p, top_k, top_p
+from hanmo.generation.settings import Settings
+from hanmo.nn.finite import require_finite
+from hanmo.nn.row_model import without_suppressed
+from hanmo.rows import Context
+
+Best = list[tuple[int, float]]  # the most likely ids of a step with their log-probabilities, best first
+
+
+@dataclass
+class Reply:
+    """A reply as far as it has been generated; see ``Generation`` for what its log-probabilities are."""
+
+    ids: list[int] = field(default_factory=list)  # without the stop token
+    logprobs: list[float] = field(default_factory=list)  # of each id, and of the stop token that ends the reply
+    best: list[Best] = field(default_factory=list)  # of each of ``logprobs``, on request
+    finish: Literal["stop", "length"] | None = None  # None: not finished
+    score: float = 0.0
+
+
+class Group(ABC):
+    """Replies to contexts under one set of settings.
+
+    Attributes:
+        replies: one for each context, in order; of a beam search they are empty until ``done``.
+        drawn: (reply, token) pairs of the last step, without stop tokens; of a beam search none.
+        next: the rows that go on, by their number before the last step, each with the token that it is fed.
+        started: the prompts have been read.
+        error: why the group ended early, if it did.
+    """
+
+    def __init__(
+        self,
+        opened: OpenedModel,
+        contexts: Sequence[Context],
+        settings: Settings,
+        places: Sequence[Place] | None = None,
+        best: int = 0,
+    ):
+        family, network = opened.family, opened.network
+        self.contexts, self.settings, self.best = contexts, settings, best
+        self.prompts = [family.prompt(context.ids) for context in contexts]
+        self.conventions = family.published_conventions if settings.published else SearchConventions()
+        self.stop_ids = self.prompts[0].stop_ids
+        self.draw = placed_sampler(settings.seed, places or list(map(Place, range(len(contexts)))), network.device)
+        read = [prompt.inputs.get("decoder_input_ids", prompt.inputs["input_ids"]) for prompt in self.prompts]
+        full_ids = [context.full_ids for context in contexts]
+        self.processor: LogitsProcessor | None = family.logits_processor(settings, full_ids)
+        if self.processor is None and TokenLogitsProcessor.needed(settings):
+            self.processor = TokenLogitsProcessor(settings, [ids_T.tolist() for ids_T in read], self.stop_ids)
+        self.prompt_width = max(map(len, read))
+        self.replies = [Reply() for _ in contexts]
+        self.drawn: list[tuple[int, int]] = []
+        self.next: list[tuple[int, int]] = []
+        self.started = self.done = False
+        self.error: HanmoError | None = None
+        self._unused_ids = range(0) if settings.published else family.unused_ids
+        self._network = network
+        self._steps = 0
+
+    @property
+    def width(self) -> int:
+        """The rows of the group at its beginning: those of a context stand side by side."""
+        return len(self.contexts) * self.settings.num_beams
+
+    @torch.no_grad()
+    def advance(self, logits_RV: Tensor) -> None:
+        """Draw the next token of every row from its logits, fp32."""
+        for name, ids in (
+            ("suppressed_ids", self.settings.suppressed_ids),
+            ("logit_bias", dict(self.settings.logit_bias)),
+        ):
+            if beyond := [id_ for id_ in ids if id_ >= logits_RV.shape[1]]:
+                raise ConfigError(f"{name}={beyond}: this model's ids go up to {logits_RV.shape[1] - 1}")
+        self.drawn = []
+        self.next = self._advance(logits_RV)
+        self._steps += 1
+        if not self.next or self._steps == self.settings.max_new_tokens:
+            self.finish()
+
+    def finish(self, error: HanmoError | None = None) -> None:
+        """End the group with the tokens so far."""
+        self.error, self.next, self.done = error, [], True
+        for reply in self.replies:
+            reply.finish = reply.finish or "length"
+
+    @abstractmethod
+    def _advance(self, logits_RV: Tensor) -> list[tuple[int, int]]:
+        """One step: the rows that go on, each with its token."""
+
+    def results(self) -> list[Generation]:
+        """The replies, or what there is of them; this ends the group."""
+        if not self.done:
+            self.finish()
+        return [
+            Generation(tuple(one.ids), tuple(one.logprobs), one.score, one.finish == "stop") for one in self.replies
+        ]
+
+    def scores(self, logits_RV: Tensor, generated: Sequence[Sequence[int]], samples: Sequence[int]) -> Tensor:
+        """Logits / temperature, as log-probabilities for beams, after the logits processor: (R, V)."""
+        settings = self.settings
+        scores_RV = self._biased(logits_RV, generated) / settings.temperature
+        if settings.num_beams > 1:
+            scores_RV = scores_RV.log_softmax(-1)
+        if self._unused_ids:
+            scores_RV[:, self._unused_ids.start : self._unused_ids.stop] = float("-inf")
+        return scores_RV if self.processor is None else self.processor(generated, samples, scores_RV)
+
+    def _biased(self, logits_RV: Tensor, generated: Sequence[Sequence[int]]) -> Tensor:
+        """Logits with ``logit_bias``, less the penalties for what has been generated."""
+        settings = self.settings
+        each, once = settings.frequency_penalty, settings.presence_penalty
+        if not (settings.logit_bias or each or once):
+            return logits_RV
+        changes_RV = torch.zeros_like(logits_RV)
+        if settings.logit_bias:
+            ids, biases = zip(*settings.logit_bias, strict=True)
+            changes_RV[:, list(ids)] = torch.tensor(biases, device=logits_RV.device)
+        for row, row_ids in enumerate(generated):
+            counts = Counter(row_ids)
+            if counts:
+                taken = torch.tensor([each * count + once for count in counts.values()], device=logits_RV.device)
+                changes_RV[row, list(counts)] -= taken
+        return logits_RV + changes_RV
+
+    def filtered(self, scores_RV: Tensor) -> Tensor:
+        settings, cut = self.settings, self.conventions.cut
+        return min_p(top_p(top_k(scores_RV, settings.top_k, cut), settings.top_p, cut), settings.min_p, cut)
+
+
+class SampledGroup(Group):
+    """Sampling and greedy decoding: one row for each reply that has not finished."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._samples = list(range(len(self.contexts)))
+        suppressed = self.settings.suppressed_ids
+        self._suppressed_ids = torch.tensor(suppressed, device=self._network.device) if suppressed else None
+
+    def _advance(self, logits_RV: Tensor) -> list[tuple[int, int]]:
+        replies = [self.replies[sample] for sample in self._samples]
+        scores_RV = self.scores(logits_RV, [reply.ids for reply in replies], self._samples)
+        if self.settings.do_sample:
+            ids_R1 = self.draw(self._steps, self._samples, self.filtered(scores_RV).softmax(-1), 1)
+        else:
+            ids_R1 = scores_RV.argmax(-1, keepdim=True)
+        logits_RV = without_suppressed(logits_RV, self._suppressed_ids)
+        totals_R1 = logits_RV.logsumexp(-1, keepdim=True)  # NaN or infinite if any logit is, sampled or not
+        chosen_R1 = logits_RV.gather(-1, ids_R1) - totals_R1
+        figures = torch.cat([chosen_R1, scores_RV.gather(-1, ids_R1), totals_R1], dim=1).tolist()
+        best = self._best(logits_RV - totals_R1) if self.best else [[]] * len(replies)
+        going = []
+        for row, (reply, token, (logprob, score, total), likely) in enumerate(
+            zip(replies, ids_R1[:, 0].tolist(), figures, best, strict=True)
+        ):
+            require_finite([total], self._network)
+            if score == DEAD:
+                raise ConfigError(NOTHING_LEFT)
+            reply.logprobs.append(logprob)
+            reply.score += logprob
+            if self.best:
+                reply.best.append(likely)
+            if token in self.stop_ids:
+                reply.finish = "stop"
+                continue
+            reply.ids.append(token)
+            self.drawn.append((self._samples[row], token))
+            going.append((row, token))
+        self._samples = [self._samples[row] for row, _ in going]
+        return going
+
+    def _best(self, logprobs_RV: Tensor) -> list[Best]:
+        values_Rc, ids_Rc = logprobs_RV.topk(min(self.best, logprobs_RV.shape[1]))
+        pairs = zip(ids_Rc.tolist(), values_Rc.tolist(), strict=True)
+        return [list(zip(ids, values, strict=True)) for ids, values in pairs]
+
+
+class BeamGroup(Group):
+    """Beam search, sampled or not: ``num_beams`` rows for each context that is not done."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        pad_id = args[0].tokenizer.pad_token_id if self.conventions.keeps_finished else 0
+        samples = len(self.contexts)
+        self.search = BeamSearch(samples, self.settings, self.conventions, self.stop_ids, self.prompt_width, pad_id)
+
+    def _advance(self, logits_RV: Tensor) -> list[tuple[int, int]]:
+        search, sampling = self.search, self.settings.do_sample
+        samples = [sample for sample in search.live for _ in range(search.beams)]
+        scores_RV = self.scores(logits_RV, search.generated, samples)
+        totals_R1 = torch.tensor(search.totals, device=logits_RV.device)[:, None]
+        if sampling and self.conventions.temperature_again:
+            scores_RV = self.filtered((scores_RV + totals_R1) / self.settings.temperature)
+        else:
+            scores_RV = (self.filtered(scores_RV) if sampling else scores_RV) + totals_R1
+        vocabulary = scores_RV.shape[-1]
+        joint_SN = scores_RV.view(len(search.live), -1)
+        if sampling:
+            chosen_Sc = self.draw(self._steps, search.live, joint_SN.softmax(-1), search.width)
+            best_Sc, order_Sc = joint_SN.gather(-1, chosen_Sc).sort(dim=-1, descending=True, stable=True)
+            chosen_Sc = chosen_Sc.gather(-1, order_Sc)
+        else:
+            best_Sc, chosen_Sc = joint_SN.topk(search.width)
+        # Checked on the logits: rules and filters overwrite NaN with finite scores and -inf.
+        peaks_S1 = logits_RV.amax(-1).view(len(search.live), -1).amax(-1, keepdim=True)
+        peaks, *totals = torch.cat([peaks_S1, best_Sc], dim=1).T.tolist()
+        require_finite(peaks, self._network)
+        beams_Sc, ids_Sc = chosen_Sc // vocabulary, chosen_Sc % vocabulary
+        parents, ids = search.advance(beams_Sc.tolist(), ids_Sc.tolist(), list(zip(*totals, strict=True)))
+        return [] if search.finished else list(zip(parents, ids, strict=True))
+
+    def finish(self, error: HanmoError | None = None) -> None:
+        self.found = self.search.results()  # for each context all replies that the search has kept, best first
+        for reply, found in zip(self.replies, self.found, strict=True):
+            if found:
+                reply.ids, reply.score = list(found[0].ids), found[0].score
+                reply.finish = "stop" if found[0].finished else "length"
+        super().finish(error)
+
+
+def make_group(opened: OpenedModel, *args: Any, **kwargs: Any) -> Group:
+    """A group of the kind that its settings ask for; the arguments are those of ``Group``."""
+    settings = args[1]
+    return (SampledGroup if settings.num_beams == 1 else BeamGroup)(opened, *args, **kwargs)

@@ -1,0 +1,181 @@
+"""Replies that join and leave between steps: each is what it is alone, whatever the company, the order and the cancellations."""
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+import torch
+
+from hanmo.errors import ConfigError, NotANumberError
+from hanmo.families.base import OpenedModel
+from hanmo.generation.decode import generate
+from hanmo.generation.draws import Place
+from hanmo.generation.engine import Engine, Group
+from hanmo.generation.settings import Settings
+from hanmo.nn.row_model import evaluating
+from hanmo.records import Dialogue
+from hanmo.rows import Context
+from tests.unit.tiny import NAMES, tiny
+
+TEXTS = [
+    "你好",
+    "今天天气真不错明天去哪里玩",
+    "谢谢",
+    "火锅怎么样",
+    "再见我很好",
+    "明天",
+    "好吗你好吗我很好",
+    "啊",
+    "天气真不错",
+    "去哪里",
+]
+SAMPLED = Settings(max_new_tokens=14, temperature=1.3)
+WAYS = [
+    SAMPLED,
+    SAMPLED.change(top_k=9, top_p=0.9, min_p=0.02),
+    SAMPLED.change(repetition_penalty=1.3, no_repeat_ngram_size=3, min_new_tokens=4),
+    SAMPLED.change(do_sample=False),
+    SAMPLED.change(num_beams=3, do_sample=False, max_new_tokens=9),
+    SAMPLED.change(presence_penalty=1.0, frequency_penalty=0.5, logit_bias=((7, 2.0), (9, -100.0)), max_new_tokens=25),
+]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
+    return tiny(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def context(model: OpenedModel, text: str) -> Context:
+    return model.family.context(Dialogue((text,)), 64)
+
+
+def run(engine: Engine, before: Callable[[int], None] = lambda step: None) -> None:
+    with evaluating(engine.model.network):
+        for step in range(10_000):
+            before(step)
+            if engine.idle:
+                return
+            engine.step()
+
+
+def asked(model: OpenedModel, count: int) -> list[tuple[Context, Settings, Place]]:
+    random = Random(3)
+    texts = [random.choice(TEXTS) for _ in range(count)]
+    return [
+        (context(model, text), WAYS[number % len(WAYS)].change(seed=number), Place(0, number % 3))
+        for number, text in enumerate(texts)
+    ]
+
+
+def test_a_reply_is_the_same_whoever_joins_and_leaves(model: OpenedModel) -> None:
+    requests = asked(model, 24)
+    alone = [generate(model, [one], settings, places=[place])[0] for one, settings, place in requests]
+    engine, random = Engine(model, most_rows=7), Random(5)
+    waiting, groups, together = list(enumerate(requests)), dict[int, Group](), list[int]()
+    random.shuffle(waiting)
+
+    def before(step: int) -> None:
+        together.append(max((batch.live for batch in engine._batches), default=0))
+        for _ in range(random.choice((0, 1, 3)) if waiting else 0):
+            if waiting:
+                number, (one, settings, place) = waiting.pop()
+                groups[number] = engine.add([one], settings, [place])
+        if step % 5 == 4:  # one that nobody waits for any more
+            engine.cancel(engine.add([requests[0][0]], SAMPLED.change(seed=step)))
+        elif step % 7 == 3 and not waiting:
+            lost = engine.add([requests[1][0]], SAMPLED.change(seed=step, max_new_tokens=30))
+            cancelled.append((step + 3, lost))
+        for when, lost in cancelled:
+            if when == step:
+                engine.cancel(lost)
+
+    cancelled: list[tuple[int, Group]] = []
+    engine.add([requests[0][0]], SAMPLED.change(seed=99))
+    run(engine, before)
+    assert max(together) >= 6  # rows of one state
+    for number, expected in enumerate(alone):
+        [found] = groups[number].results()
+        assert groups[number].error is None
+        assert (found.ids, found.finished) == (expected.ids, expected.finished), requests[number]
+        assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+        assert found.score == pytest.approx(expected.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_with_fixed_rows_the_bits_are_the_same_in_any_company(dtype: torch.dtype, model: OpenedModel) -> None:
+    requests = asked(model, 12)
+    model.network.to(dtype)
+    try:
+        alone = [generate(model, [one], settings, places=[place], rows=4)[0] for one, settings, place in requests]
+        engine, groups = Engine(model, rows=4), dict[int, Group]()
+
+        def before(step: int) -> None:
+            if step % 2 == 0 and step // 2 < len(requests):
+                one, settings, place = requests[-1 - step // 2]
+                groups[len(requests) - 1 - step // 2] = engine.add([one], settings, [place])
+
+        engine.add([requests[0][0]], SAMPLED.change(seed=99))
+        run(engine, before)
+    finally:
+        model.network.to(torch.float32)
+    found = [groups[number].results()[0] for number in range(len(requests))]
+    assert [(one.ids, one.logprobs, one.score) for one in found] == [
+        (one.ids, one.logprobs, one.score) for one in alone
+    ]
+
+
+def test_fixed_rows_change_no_reply(model: OpenedModel) -> None:
+    """``--rows`` costs time, not another reply, wherever the tokens are not within rounding of each other."""
+    asked = [context(model, text) for text in TEXTS]
+    for settings in (SAMPLED.change(seed=1), SAMPLED.change(num_beams=2, do_sample=False)):
+        fixed, plain = (generate(model, asked, settings, rows=rows) for rows in (3, None))
+        assert [one.ids for one in fixed] == [one.ids for one in plain]
+
+
+def test_a_prompt_of_many_replies_is_read_once(model: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    prefill = model.network.prefill
+    monkeypatch.setattr(
+        model.network, "prefill", lambda **inputs: read.append(inputs["input_ids"].shape[0]) or prefill(**inputs)
+    )
+    settings, one = SAMPLED.change(seed=4), context(model, TEXTS[1])
+    together = generate(model, [one] * 4, settings, places=[Place(0, choice) for choice in range(4)])
+    assert read == [1]
+    alone = [generate(model, [one], settings, places=[Place(0, choice)])[0] for choice in range(4)]
+    assert [reply.ids for reply in together] == [reply.ids for reply in alone]
+    assert len({reply.ids for reply in together}) > 1
+
+
+def test_there_are_never_more_rows_than_asked_for(model: OpenedModel) -> None:
+    engine, most = Engine(model, most_rows=4), list[int]()
+    for number, text in enumerate(TEXTS):
+        engine.add([context(model, text)], WAYS[number % 5].change(seed=number))
+    run(engine, lambda step: most.append(sum(batch.live for batch in engine._batches)))
+    assert 1 < max(most) <= 4
+
+
+def test_a_group_that_fails_leaves_the_others_alone(model: OpenedModel) -> None:
+    engine = Engine(model)
+    good = engine.add([context(model, TEXTS[0])], SAMPLED.change(seed=1))
+    bad = engine.add([context(model, TEXTS[1])], SAMPLED.change(seed=1, suppressed_ids=(10**6,)))
+    biased = engine.add([context(model, TEXTS[1])], SAMPLED.change(seed=1, logit_bias=((10**6, 1.0),)))
+    run(engine)
+    assert good.error is None and good.replies[0].finish
+    assert isinstance(bad.error, ConfigError) and "suppressed_ids=[1000000]" in str(bad.error)
+    assert isinstance(biased.error, ConfigError) and "logit_bias=[1000000]" in str(biased.error)
+    with torch.no_grad():
+        sound = model.network.lm_head.weight.clone()
+        model.network.lm_head.weight.fill_(float("nan"))
+    broken = engine.add([context(model, TEXTS[0])], SAMPLED.change(seed=1))
+    run(engine)
+    with torch.no_grad():
+        model.network.lm_head.weight.copy_(sound)
+    assert isinstance(broken.error, NotANumberError)
+
+
+def test_rows_that_cannot_hold_a_prompts_replies_are_refused(model: OpenedModel) -> None:
+    engine = Engine(model, rows=2)
+    with pytest.raises(ConfigError, match="3 rows for one prompt, but --rows 2"):
+        engine.add([context(model, TEXTS[0])], SAMPLED.change(num_beams=3))
+    with pytest.raises(ConfigError, match="published"):
+        engine.add([context(model, TEXTS[0])], SAMPLED.change(published=True))
