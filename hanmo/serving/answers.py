@@ -18,11 +18,12 @@ from starlette.types import Receive, Scope, Send
 from hanmo.generation.draws import Place
 from hanmo.rows import Context
 from hanmo.serving.errors import ClientGoneError, api_error, overloaded
+from hanmo.serving.job import Ask, Job, Update
 from hanmo.serving.metrics import Timing
 from hanmo.serving.plan import Options
 from hanmo.serving.replies import Piece, Transcript
 from hanmo.serving.served import Served
-from hanmo.serving.worker import Ask, Job, Update, Worker
+from hanmo.serving.worker import Worker
 
 SLOWEST = 30  # seconds that a client may take to read a chunk
 EVENTS = {

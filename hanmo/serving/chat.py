@@ -12,6 +12,7 @@ from hanmo.serving.answers import Plan, answered, finish_reason
 from hanmo.serving.api import Api, ignored_header
 from hanmo.serving.errors import ApiError
 from hanmo.serving.fields import Fields, kind
+from hanmo.serving.job import Ask
 from hanmo.serving.logprobs import LogprobForms
 from hanmo.serving.metrics import Timing
 from hanmo.serving.plan import (
@@ -25,7 +26,6 @@ from hanmo.serving.plan import (
 )
 from hanmo.serving.replies import Piece, Transcript
 from hanmo.serving.served import Served
-from hanmo.serving.worker import Ask
 
 MOST_MESSAGES = 2048
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

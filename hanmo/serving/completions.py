@@ -17,6 +17,7 @@ from hanmo.serving.answers import Plan, answered, echoed, finish_reason
 from hanmo.serving.api import Api, ignored_header, while_connected
 from hanmo.serving.errors import ApiError
 from hanmo.serving.fields import Fields, are_ids
+from hanmo.serving.job import Ask
 from hanmo.serving.logprobs import LogprobForms
 from hanmo.serving.metrics import Timing
 from hanmo.serving.plan import (
@@ -33,7 +34,6 @@ from hanmo.serving.replies import Piece, Token, Transcript
 from hanmo.serving.scores import Scored, given_row, score_given
 from hanmo.serving.served import Served
 from hanmo.serving.text import Pieces
-from hanmo.serving.worker import Ask
 
 DEFAULT_LENGTH = 16  # tokens of a reply, as OpenAI's
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hanmo.serving.job import Update
 from hanmo.serving.plan import Options
 from hanmo.serving.served import Served
 from hanmo.serving.text import Pieces, StopStrings
-from hanmo.serving.worker import Update
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from uuid import uuid4
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hanmo.evaluation.engine.candidates import score_candidates
+from hanmo.evaluation.engine import row_scores
 from hanmo.families.base import OpenedModel
 from hanmo.nn.finite import require_finite
 from hanmo.nn.row_model import evaluating
@@ -25,6 +25,7 @@ from hanmo.training.rl.rewards import score_rows
 
 PLACES = 256  # places whose log-probabilities are in memory at the same time
 MOST_TEXTS = 128  # of one request
+BATCH = 8  # texts that are scored together
 Scored = tuple[float, list[tuple[int, float]]]  # log p of a token, and the most likely tokens with theirs
 
 
@@ -73,13 +74,15 @@ async def score(api: Api, request: Request) -> Response:
     ids = {"id": f"score-{uuid4().hex}", "object": "list", "created": int(time.time()), "model": served.name}
     if served.opened.network.value_head is not None:
         rows = await api.read(_answer_rows, served, pairs)
-        score_them: Any = partial(score_rows, served.opened, rows, [True] * len(rows), 1)
+        score_them: Any = partial(score_rows, served.opened, rows, [True] * len(rows), BATCH)
         scores = await while_connected(request, api.worker.run(score_them))
     else:
         rows = await api.read(_candidates, served, pairs)
-        candidates = partial(score_candidates, served.opened, [[row] for row in rows])
-        found = await while_connected(request, api.worker.run(candidates))
-        scores = [-one.nll for [one] in found]
+        made = [served.family.row(parts, stop=False) for parts in rows]
+        found = await while_connected(
+            request, api.worker.run(partial(row_scores.score_rows, served.opened, made, BATCH))
+        )
+        scores = [-one.nll for one in found]
     tokens = sum(len(part.ids) for row in rows for part in row)
     return JSONResponse(
         {

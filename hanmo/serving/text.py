@@ -36,9 +36,11 @@ class Pieces:
             piece = text[shared:]
         else:
             piece = text[len(self._before) :]
-        if piece:
+        if piece.strip() or (piece and len(self._ids) > 4 * PENDING):
             self._ids = self._ids[self._shown :]
             self._shown, self._before = len(self._ids), self._decode(self._ids)
+        elif piece:  # blanks at the beginning of what is decoded would be stripped
+            self._shown, self._before = len(self._ids), text
         elif len(self._ids) - self._shown >= PENDING:
             del self._ids[self._shown :]  # special tokens, which have no text
         return piece

@@ -8,8 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from hanmo.checkpoints import open_model
 from hanmo.errors import HanmoError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
@@ -19,6 +26,7 @@ from hanmo.rows import Context
 from hanmo.serving.served import Served
 from hanmo.serving.server import Place as Address
 from hanmo.serving.server import Server
+from tests.unit.transformers_models import _SMALL, SPECIALS, TEMPLATE
 
 LIMIT = 60  # seconds that a test waits for what must come
 Script = Callable[[Context, Settings, Place], tuple[Sequence[int], bool]]  # -> the ids of a reply, and whether it stops
@@ -213,3 +221,37 @@ def running(
             server.should_exit = True
             thread.join(LIMIT)
             assert not thread.is_alive()
+
+
+def byte_level_tokenizer(*texts: str) -> PreTrainedTokenizerFast:
+    """GPT-2's form: letters that stand for bytes, a few of them merged; ChatML as the template."""
+    letters = sorted(bytes_to_unicode().values())
+    model = Tokenizer(models.BPE({token: index for index, token in enumerate([*SPECIALS, *letters])}, []))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<eos>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    made.chat_template = TEMPLATE
+    assert all(made.decode(made.encode(text)) == text for text in texts)
+    return made
+
+
+def byte_level_model(folder: Path) -> OpenedModel:
+    """A small Qwen3 whose tokens are bytes, so that characters beyond ASCII are several tokens."""
+    words = byte_level_tokenizer()
+    config = Qwen3Config(vocab_size=len(words), **_SMALL)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return open_model(folder, dtype="fp32", device="cpu")
+
+
+def says(text: str, opened: OpenedModel, stops: bool = True) -> Script:
+    """A script that always replies with a text."""
+    ids = opened.family.encode(text)
+    return lambda context, settings, place: (ids, stops)
