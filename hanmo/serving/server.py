@@ -9,7 +9,6 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import uvicorn
 from starlette.requests import Request
@@ -17,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from hanmo.errors import ConfigError, HanmoError
+from hanmo.generation.engine import Engine
 from hanmo.serving import tools
 from hanmo.serving.api import Api
 from hanmo.serving.chat import chat_completions
@@ -96,7 +96,7 @@ class Place:
 class Server(uvicorn.Server):
     """uvicorn's server with an orderly end: replies may go on for a while, then end where they are."""
 
-    def __init__(self, models: Sequence[Served], engines: Mapping[str, Any], place: Place, queue: int, names: str):
+    def __init__(self, models: Sequence[Served], engines: Mapping[str, Engine], place: Place, queue: int, names: str):
         self.worker = Worker(engines, queue, on_death=self._on_death)
         metrics = Metrics(self.worker, names)
         self._api = Api({served.name: served for served in models}, self.worker, metrics)
@@ -135,7 +135,7 @@ class Server(uvicorn.Server):
 
 
 def serve_models(
-    models: Sequence[Served], engines: Mapping[str, Any], place: Place, queue: int = 256, names: str = "hanmo"
+    models: Sequence[Served], engines: Mapping[str, Engine], place: Place, queue: int = 256, names: str = "hanmo"
 ) -> None:
     """Serve models until a signal ends it.
 

@@ -13,10 +13,13 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from hanmo.generation.engine import Engine
+from hanmo.generation.group import Group
+from hanmo.nn.row_model import evaluating
 from hanmo.serving.errors import ApiError, api_error, overloaded
 from hanmo.serving.job import Ask, Job, Update
 
@@ -31,7 +34,7 @@ class _Live:
 
     job: Job
     index: int
-    group: Any
+    group: Group
     ids: int = 0
     logprobs: int = 0
     best: int = 0
@@ -53,7 +56,7 @@ _Add = tuple[Job, Sequence[int], "asyncio.Future[None] | None"]
 class Worker:
     """Owner of the thread. ``dead`` says why it has ended, once it has."""
 
-    engines: Mapping[str, Any]  # by the name of the model
+    engines: Mapping[str, Engine]  # by the name of the model
     most_waiting: int = 256  # replies that wait for a row
     waiting: Counter[str] = field(default_factory=Counter)  # replies, by model
     running: Counter[str] = field(default_factory=Counter)
@@ -137,18 +140,25 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            while self._obey():
+            with ExitStack() as stack:
                 for engine in self.engines.values():
-                    if not engine.idle:
-                        self._report(engine.step())
-                if self._functions:
-                    self._call(self._functions.popleft())
-                self._tell()
+                    stack.enter_context(evaluating(engine.model.network))
+                while self._obey():
+                    self._round()
         except BaseException as error:
             traceback.print_exc()
             problem = f"{type(error).__name__}: {error}"
             with suppress(RuntimeError):  # the event loop has ended first
                 self._loop.call_soon_threadsafe(self._died, problem)
+
+    def _round(self) -> None:
+        """A step of every engine, and one function."""
+        for engine in self.engines.values():
+            if not engine.idle:
+                self._report(engine.step())
+        if self._functions:
+            self._call(self._functions.popleft())
+        self._tell()
 
     def _obey(self) -> bool:
         """Run the commands that have arrived, waiting for one if there is nothing else to do; False at the end."""
@@ -202,7 +212,7 @@ class Worker:
             problem = _noted(error)
         self._news.append(lambda: _settle(do.done, result, problem))
 
-    def _report(self, changed: Sequence[Any]) -> None:
+    def _report(self, changed: Sequence[Group]) -> None:
         """Report what a step has changed."""
         groups = {id(group) for group in changed}
         for key, live in [(key, live) for key, live in self._live.items() if id(live.group) in groups]:

@@ -19,8 +19,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from hanmo.checkpoints import open_model
 from hanmo.errors import HanmoError
 from hanmo.families.base import OpenedModel
-from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
+from hanmo.generation.engine import Engine
 from hanmo.generation.settings import Settings
 from hanmo.rows import Context
 from hanmo.serving.served import Served
@@ -53,17 +53,18 @@ class FakeGroup:
 
 
 class FakeEngine:
-    """The engine's contract with replies from a script; without one, those of the model.
+    """The engine's contract with replies from a script, one token a step.
 
     Attributes:
+        model: as in ``Engine``.
         gate: a step waits until it is open.
         calls: the settings that requests were added with, in order.
         broken: raised by the next step.
+        refusal: raised by ``add``.
     """
 
-    def __init__(self, opened: OpenedModel, script: Script | None = None, most_rows: int = 16):
-        self._opened, self._most_rows = opened, most_rows
-        self.script = script or self._of_the_model
+    def __init__(self, opened: OpenedModel, script: Script, most_rows: int = 16):
+        self.model, self.script, self._most_rows = opened, script, most_rows
         self.gate = threading.Event()
         self.gate.set()
         self.calls: list[tuple[Context, Settings, Place]] = []
@@ -72,10 +73,6 @@ class FakeEngine:
         self._waiting: list[FakeGroup] = []
         self._running: list[FakeGroup] = []
         self.cancelled = 0
-
-    def _of_the_model(self, context: Context, settings: Settings, place: Place) -> tuple[Sequence[int], bool]:
-        [reply] = generate(self._opened, [context], settings, places=[place])
-        return reply.ids, reply.finished
 
     def add(
         self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place] | None = None, best: int = 0
@@ -203,7 +200,7 @@ def running(
     **address: Any,
 ) -> Iterator[Running]:
     """A server of models by name, which has ended when the block ends."""
-    engines = engines or {name: FakeEngine(one) for name, one in opened.items()}
+    engines = engines or {name: Engine(one, 16) for name, one in opened.items()}
     base = settings or Settings(max_new_tokens=8, do_sample=False)
     served = [Served(name, one, base, limit) for name, one in opened.items()]
     place = Address(port=0, **address)
