@@ -6,7 +6,7 @@ Groups of replies join and leave between steps. Shape suffixes: R rows of a batc
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ import torch
 from hanmo.errors import ConfigError, HanmoError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.draws import Place
-from hanmo.generation.group import Group, make_group
+from hanmo.generation.group import Group, make_group, score_together
+from hanmo.generation.reading import Beginnings, Read, read
 from hanmo.generation.settings import Settings
 from hanmo.rows import Context, Prompt
 
@@ -28,18 +29,26 @@ class Engine:
         most_rows: rows that are decoded at a time, beside those of a group that is alone; None: any number.
         rows: exactly so many rows in every step, each of which attends to its own keys only: on a CPU a reply then has
             the same bits in any company.
+        beginnings: prompts that have been read, to go on from; None: every prompt is read from its first token.
     """
 
-    def __init__(self, opened: OpenedModel, most_rows: int | None = None, rows: int | None = None):
-        self.model, self._rows = opened, rows
+    def __init__(
+        self,
+        opened: OpenedModel,
+        most_rows: int | None = None,
+        rows: int | None = None,
+        beginnings: Beginnings | None = None,
+    ):
+        self.model, self.beginnings, self._rows = opened, beginnings, rows
         self._most_rows = most_rows if rows is None else rows
         self._waiting: deque[Group] = deque()
+        self._reading: dict[Group, Iterator[Read | None]] = {}
         self._batches: list[Batch] = []
 
     @property
     def running(self) -> list[Group]:
-        """The groups that are being decoded."""
-        return [group for batch in self._batches for group in batch.groups]
+        """The groups that are being read or decoded."""
+        return [*self._reading, *(group for batch in self._batches for group in batch.groups)]
 
     @property
     def waiting(self) -> int:
@@ -87,7 +96,8 @@ class Engine:
         self._batches = self._joined()
         for batch in self._batches:
             batch.feed()
-        changed = self._admit()
+        self._admit()
+        changed = self._read()
         for batch in self._batches:
             changed += batch.draw()
         return changed
@@ -102,22 +112,34 @@ class Engine:
                     batch.widen(self._rows)
         return kept
 
-    def _admit(self) -> list[Group]:
-        """Read the prompts of waiting groups, in their order; returns those that cannot be read."""
-        failed = []
-        used = sum(batch.live for batch in self._batches)
+    def _admit(self) -> None:
+        """Let waiting groups begin, in their order, while there is room for their rows."""
+        used = sum(batch.live for batch in self._batches) + sum(group.width for group in self._reading)
         while self._waiting:
             group = self._waiting[0]
             if used and self._most_rows is not None and used + group.width > self._most_rows:
-                break
+                return
             self._waiting.popleft()
+            alone = self._rows is not None
+            self._reading[group] = read(self.model, group, self.beginnings, alone)
+            used += group.width
+
+    @torch.no_grad()
+    def _read(self) -> list[Group]:
+        """Read on in every prompt that has begun; returns the groups whose prompts cannot be read."""
+        failed = []
+        for group in list(self._reading):
             try:
-                self._batches.append(Batch(self.model, group, alone=self._rows is not None))
+                found = None if group.done else next(self._reading[group])
+                if found is not None:
+                    self._batches.append(Batch(self.model, group, found, self._rows is not None))
             except HanmoError as error:
                 group.finish(error)
                 failed.append(group)
             else:
-                used += group.width
+                if found is None and not group.done:
+                    continue
+            del self._reading[group]
         return failed
 
 
@@ -140,23 +162,22 @@ class Batch:
     """
 
     @torch.no_grad()
-    def __init__(self, opened: OpenedModel, group: Group, alone: bool = False):
+    def __init__(self, opened: OpenedModel, group: Group, found: Read, alone: bool = False):
+        group.require_ids(found.logits.shape[1])
         self._network, self._alone = opened.network, alone
         device = opened.network.device
-        first: dict[tuple[int, ...], int] = {}  # a prompt that several replies share is read once
+        first: dict[tuple[int, ...], int] = {}  # a prompt that several replies share was read once
         places = [first.setdefault(tuple(context.ids), len(first)) for context in group.contexts]
         prompts = [group.prompts[places.index(place)] for place in range(len(first))]
-        inputs = opened.family.stack_prompts(prompts)
         self._next_RP = torch.stack([prompt.start for prompt in prompts]).to(device)
         self._step_RP = torch.stack([prompt.step for prompt in prompts]).to(device)
         self._used = [_columns(prompt) for prompt in prompts]  # of each row, 0 for free rows
-        logits_R1V, self._state = self._network.prefill(**{name: value.to(device) for name, value in inputs.items()})
-        self._logits_RV = logits_R1V[:, -1].float()
+        self._logits_RV, self._state = found.logits, found.state
         rows = [place for place in places for _ in range(group.settings.num_beams)]
         self.groups: dict[Group, list[int]] = {group: list(range(len(rows)))}  # with their rows
         self._take(rows)
         self._tokens: list[int] = []  # that each row is fed next
-        group.started = True
+        group.started, group.reused = True, found.reused
 
     @property
     def live(self) -> int:
@@ -165,10 +186,15 @@ class Batch:
 
     def draw(self) -> list[Group]:
         """Let every group draw from the logits of its rows; returns the groups."""
-        for group, rows in self.groups.items():
-            whole = rows == list(range(len(self._logits_RV)))
+        everything = list(range(len(self._logits_RV)))
+        logits = {
+            group: self._logits_RV if rows == everything else self._logits_RV[rows]
+            for group, rows in self.groups.items()
+        }
+        scored = {} if self._alone else score_together(logits)  # the bits of a row may depend on how many there are
+        for group in self.groups:
             try:
-                group.advance(self._logits_RV if whole else self._logits_RV[rows])
+                group.advance(logits[group], scored.get(group))
             except HanmoError as error:
                 group.finish(error)
         return list(self.groups)

@@ -5,8 +5,8 @@ A step: logits (with biases and penalties) / temperature -> (log-softmax for bea
 """
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,6 +46,7 @@ class Group(ABC):
         drawn: (reply, token) pairs of the last step, without stop tokens; of a beam search none.
         next: the rows that go on, by their number before the last step, each with the token that it is fed.
         started: the prompts have been read.
+        reused: tokens of the prompt that had been read before, for another group.
         error: why the group ended early, if it did.
     """
 
@@ -73,6 +74,7 @@ class Group(ABC):
         self.drawn: list[tuple[int, int]] = []
         self.next: list[tuple[int, int]] = []
         self.started = self.done = False
+        self.reused = 0
         self.error: HanmoError | None = None
         self._unused_ids = range(0) if settings.published else family.unused_ids
         self._network = network
@@ -83,17 +85,18 @@ class Group(ABC):
         """The rows of the group at its beginning: those of a context stand side by side."""
         return len(self.contexts) * self.settings.num_beams
 
+    def require_ids(self, vocabulary: int) -> None:
+        """ConfigError if the settings name an id that the model has not."""
+        settings = self.settings
+        for name, ids in (("suppressed_ids", settings.suppressed_ids), ("logit_bias", dict(settings.logit_bias))):
+            if beyond := [id_ for id_ in ids if id_ >= vocabulary]:
+                raise ConfigError(f"{name}={beyond}: this model's ids go up to {vocabulary - 1}")
+
     @torch.no_grad()
-    def advance(self, logits_RV: Tensor) -> None:
-        """Draw the next token of every row from its logits, fp32."""
-        for name, ids in (
-            ("suppressed_ids", self.settings.suppressed_ids),
-            ("logit_bias", dict(self.settings.logit_bias)),
-        ):
-            if beyond := [id_ for id_ in ids if id_ >= logits_RV.shape[1]]:
-                raise ConfigError(f"{name}={beyond}: this model's ids go up to {logits_RV.shape[1] - 1}")
+    def advance(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None = None) -> None:
+        """Draw the next token of every row from its logits, fp32; ``scored``: the result of ``score_together``."""
         self.drawn = []
-        self.next = self._advance(logits_RV)
+        self.next = self._advance(logits_RV, scored)
         self._steps += 1
         if not self.next or self._steps == self.settings.max_new_tokens:
             self.finish()
@@ -105,7 +108,7 @@ class Group(ABC):
             reply.finish = reply.finish or "length"
 
     @abstractmethod
-    def _advance(self, logits_RV: Tensor) -> list[tuple[int, int]]:
+    def _advance(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None) -> list[tuple[int, int]]:
         """One step: the rows that go on, each with its token."""
 
     def results(self) -> list[Generation]:
@@ -157,11 +160,25 @@ class SampledGroup(Group):
         suppressed = self.settings.suppressed_ids
         self._suppressed_ids = torch.tensor(suppressed, device=self._network.device) if suppressed else None
 
-    def _advance(self, logits_RV: Tensor) -> list[tuple[int, int]]:
+    @property
+    def filters(self) -> tuple[float, ...] | None:
+        """What decides the probabilities of given scores; None for greedy decoding, which needs none."""
+        one = self.settings
+        return (one.top_k, one.top_p, one.min_p, self.conventions.cut) if one.do_sample else None
+
+    def own_scores(self, logits_RV: Tensor) -> Tensor:
+        """The scores of the group's rows from their logits."""
+        return self.scores(logits_RV, [self.replies[sample].ids for sample in self._samples], self._samples)
+
+    def _advance(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None) -> list[tuple[int, int]]:
         replies = [self.replies[sample] for sample in self._samples]
-        scores_RV = self.scores(logits_RV, [reply.ids for reply in replies], self._samples)
+        if scored is not None:
+            scores_RV, probs_RV = scored
+        else:
+            scores_RV = self.own_scores(logits_RV)
+            probs_RV = self.filtered(scores_RV).softmax(-1) if self.settings.do_sample else scores_RV
         if self.settings.do_sample:
-            ids_R1 = self.draw(self._steps, self._samples, self.filtered(scores_RV).softmax(-1), 1)
+            ids_R1 = self.draw(self._steps, self._samples, probs_RV, 1)
         else:
             ids_R1 = scores_RV.argmax(-1, keepdim=True)
         logits_RV = without_suppressed(logits_RV, self._suppressed_ids)
@@ -204,7 +221,7 @@ class BeamGroup(Group):
         samples = len(self.contexts)
         self.search = BeamSearch(samples, self.settings, self.conventions, self.stop_ids, self.prompt_width, pad_id)
 
-    def _advance(self, logits_RV: Tensor) -> list[tuple[int, int]]:
+    def _advance(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None) -> list[tuple[int, int]]:
         search, sampling = self.search, self.settings.do_sample
         samples = [sample for sample in search.live for _ in range(search.beams)]
         scores_RV = self.scores(logits_RV, search.generated, samples)
@@ -236,6 +253,22 @@ class BeamGroup(Group):
                 reply.ids, reply.score = list(found[0].ids), found[0].score
                 reply.finish = "stop" if found[0].finished else "length"
         super().finish(error)
+
+
+@torch.no_grad()
+def score_together(logits: Mapping[Group, Tensor]) -> dict[Group, tuple[Tensor, Tensor]]:
+    """Scores and probabilities of groups that draw with the same filters, each (R, V): filters cost most row by row."""
+    alike: dict[Any, list[SampledGroup]] = defaultdict(list)
+    for group in logits:
+        if isinstance(group, SampledGroup) and group.filters is not None:
+            alike[group.filters].append(group)
+    found: dict[Group, tuple[Tensor, Tensor]] = {}
+    for groups in alike.values():
+        if len(groups) > 1:
+            scores = [group.own_scores(logits[group]) for group in groups]
+            probs = groups[0].filtered(torch.cat(scores)).softmax(-1).split([len(one) for one in scores])
+            found |= zip(groups, zip(scores, probs, strict=True), strict=True)
+    return found
 
 
 def make_group(opened: OpenedModel, *args: Any, **kwargs: Any) -> Group:

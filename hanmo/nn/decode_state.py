@@ -98,6 +98,28 @@ class DecodeState:
                     buffers[layer] = torch.nn.functional.pad(buffer[:, :, : self.length], pad)
         self.length += columns
 
+    @property
+    def device(self) -> torch.device:
+        return self.valid_RC.device
+
+    @property
+    def column_bytes(self) -> int:
+        """Memory of one token of one row."""
+        kept = [buffer for buffer in (*self.keys, *self.values) if buffer is not None]
+        return sum(buffer.element_size() * buffer[0, :, 0].numel() for buffer in kept)
+
+    def complete(self, tokens: int) -> bool:
+        """Whether the state of a row holds all of its tokens: ``beginning`` is exact then."""
+        return self.length == tokens and not self.has_padding
+
+    def beginning(self, columns: int) -> DecodeState:
+        """The state after the first tokens. Both may go on: what they share is written by neither."""
+        other = copy(self)
+        other._valid_RC, other.length = self.valid_RC[:, :columns], columns
+        other.keys = [None if key is None else key[:, :, :columns] for key in self.keys]
+        other.values = [None if value is None else value[:, :, :columns] for value in self.values]
+        return other
+
     def take(self, rows: Tensor) -> DecodeState:
         """The state of the given rows (R',) int64, in that order, with repetitions; shares nothing with this state."""
         other = copy(self)

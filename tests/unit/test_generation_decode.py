@@ -7,7 +7,10 @@ import torch
 
 from hanmo.families.decoding import TRANSFORMERS_4_31
 from hanmo.generation.decode import generate
+from hanmo.generation.engine import Engine
+from hanmo.generation.group import make_group
 from hanmo.generation.settings import Settings
+from hanmo.nn.row_model import evaluating
 from hanmo.rows import Context
 from tests.searching import search, stream
 from tests.unit.decoding_peers import GPT2_SIZE, GPT2_STOP, as_t5, eva, gpt2
@@ -251,3 +254,43 @@ def test_logprobs_of_a_bf16_model_are_computed_in_fp32(tmp_path):
             expected.append(logits[0, -1].double().log_softmax(-1)[token].item())
             logits = network.step(torch.tensor([[token]]), torch.tensor([[[place]]]), state)
     assert reply.logprobs[: len(reply.ids)] == pytest.approx(expected, abs=1e-5)
+
+
+def scored(**changes: Any) -> list[float]:
+    """The scores of five tokens with logits 1, 2, 4, -1 and 3 after a reply of 2, 2 and 4."""
+    group = make_group(gpt2(0), contexts([PROMPTS[0]]), PLAIN.change(**changes))
+    logits = torch.full((1, GPT2_SIZE), -9.0)
+    logits[0, :5] = torch.tensor([1.0, 2.0, 4.0, -1.0, 3.0])
+    return group.filtered(group.scores(logits, [[2, 2, 4]], [0]))[0, :5].tolist()
+
+
+def test_penalties_and_biases_are_those_of_openai() -> None:
+    """logit - count x frequency - (count > 0) x presence + bias, before the temperature."""
+    assert scored() == [1.0, 2.0, 4.0, -1.0, 3.0]
+    assert scored(presence_penalty=0.5) == [1.0, 2.0, 3.5, -1.0, 2.5]
+    assert scored(frequency_penalty=0.25) == [1.0, 2.0, 3.5, -1.0, 2.75]
+    both = scored(frequency_penalty=0.25, presence_penalty=-1.0, logit_bias=((0, 2.0), (4, -0.75)), temperature=0.5)
+    assert both == [6.0, 4.0, 9.0, -2.0, 6.0]
+
+
+def test_min_p_is_a_share_of_the_best_probability() -> None:
+    """exp(3 - 4) = 0.368 of the best one's probability, exp(2 - 4) = 0.135."""
+    nothing = float("-inf")
+    assert scored(min_p=0.3) == [nothing, nothing, 4.0, nothing, 3.0]
+    assert scored(min_p=0.13) == [nothing, 2.0, 4.0, nothing, 3.0]
+    assert scored(min_p=1.0) == [nothing, nothing, 4.0, nothing, nothing]
+
+
+def test_the_likeliest_tokens_of_every_step_are_recorded_on_request() -> None:
+    opened = gpt2(2, stop_bias=2.0)
+    engine = Engine(opened)
+    group = engine.add(contexts([PROMPTS[0]]), Settings(max_new_tokens=6, temperature=1.4, seed=1), best=3)
+    with evaluating(opened.network):
+        while not engine.idle:
+            engine.step()
+    [reply] = group.replies
+    said = [*reply.ids, *([GPT2_STOP] if reply.finish == "stop" else [])]
+    logits = opened.network.model(torch.tensor([[*PROMPTS[0], *said]])).logits[0, len(PROMPTS[0]) - 1 : -1]
+    values, ids = logits.log_softmax(-1).topk(3)
+    assert [[one for one, _ in step] for step in reply.best] == ids.tolist()
+    assert [value for step in reply.best for _, value in step] == pytest.approx(values.flatten().tolist(), abs=1e-4)

@@ -11,10 +11,11 @@ from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.engine import Engine, Group
+from hanmo.generation.reading import Beginnings
 from hanmo.generation.settings import Settings
 from hanmo.nn.row_model import evaluating
-from hanmo.records import Dialogue
-from hanmo.rows import Context
+from hanmo.records import Dialogue, Text
+from hanmo.rows import Context, common_length
 from tests.unit.tiny import NAMES, tiny
 
 TEXTS = [
@@ -47,6 +48,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def context(model: OpenedModel, text: str) -> Context:
     return model.family.context(Dialogue((text,)), 64)
+
+
+def long_context(model: OpenedModel, text: str, limit: int) -> Context:
+    return model.family.context(Dialogue((text,)) if model.family.name == "eva" else Text(text), limit)
 
 
 def run(engine: Engine, before: Callable[[int], None] = lambda step: None) -> None:
@@ -144,6 +149,75 @@ def test_a_prompt_of_many_replies_is_read_once(model: OpenedModel, monkeypatch: 
     alone = [generate(model, [one], settings, places=[Place(0, choice)])[0] for choice in range(4)]
     assert [reply.ids for reply in together] == [reply.ids for reply in alone]
     assert len({reply.ids for reply in together}) > 1
+
+
+LONG = "今天天气真不错明天去哪里玩火锅怎么样谢谢再见啊你好吗我很好" * 6  # several pieces
+
+
+@pytest.mark.parametrize("rows", [None, 4], ids=["plain", "fixed rows"])
+def test_a_beginning_that_was_read_before_changes_no_reply(
+    rows: int | None, model: OpenedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without fixed rows the ids, with them the bits; families that read a prompt as a whole read it again."""
+    monkeypatch.setattr("hanmo.generation.reading.PIECE", 48)
+    texts = [LONG[:150], LONG[:150] + "谢谢", LONG[:100] + "好" + LONG[100:160], LONG[:150], "你好"]
+    asked = [long_context(model, text, 250) for text in texts]
+    cold = [generate(model, [one], SAMPLED.change(seed=number), rows=rows)[0] for number, one in enumerate(asked)]
+    engine = Engine(model, rows=rows, beginnings=Beginnings(1 << 30))
+    found, reused = [], []
+    for number, one in enumerate(asked):
+        group = engine.add([one], SAMPLED.change(seed=number))
+        run(engine)
+        found += group.results()
+        reused.append(group.reused)
+    if rows is None:
+        assert [one.ids for one in found] == [one.ids for one in cold]
+    else:
+        assert [(one.ids, one.logprobs) for one in found] == [(one.ids, one.logprobs) for one in cold]
+    if model.family.name in ("eva", "glm"):
+        assert reused == [0] * 5
+    else:
+        whole, shared = len(asked[0].ids), [0, *(common_length(asked[0].ids, one.ids) for one in asked[1:3])]
+        assert reused[0] == reused[4] == 0 and reused[3] >= (whole - 1) // 64 * 64
+        assert all(shared[number] - 64 < reused[number] <= shared[number] for number in (1, 2))
+        if rows is not None:
+            assert all(one % 64 == 0 for one in reused)
+
+
+def test_beginnings_stay_within_their_memory(model: OpenedModel) -> None:
+    asked = [long_context(model, TEXTS[number % 10] + LONG[number : number + 40], 64) for number in range(8)]
+    if model.family.name in ("eva", "glm"):
+        pytest.skip("this family reads a prompt as a whole")
+    with evaluating(model.network):
+        _, state = model.network.prefill(**model.family.stack_prompts([model.family.prompt(asked[0].ids)]))
+    most = 3 * 60 * state.column_bytes
+    beginnings = Beginnings(most)
+    engine = Engine(model, beginnings=beginnings)
+    for one in asked:
+        engine.add([one], SAMPLED.change(seed=1, max_new_tokens=2))
+        run(engine)
+        assert 0 < beginnings.bytes <= most
+
+
+def test_a_long_prompt_is_read_between_the_steps_of_others(model: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hanmo.generation.reading.PIECE", 32)
+    engine = Engine(model)
+    short = engine.add(
+        [context(model, TEXTS[0])],
+        SAMPLED.change(seed=1, max_new_tokens=60, logit_bias=tuple((one, -100.0) for one in model.family.stop_ids)),
+    )
+    with evaluating(model.network):
+        engine.step()
+        long = engine.add([long_context(model, LONG, 200)], SAMPLED.change(seed=2))
+        before = len(short.replies[0].ids)
+        while not long.started:
+            engine.step()
+        waited = len(short.replies[0].ids) - before
+        while not engine.idle:
+            engine.step()
+    assert waited == (1 if model.family.name in ("eva", "glm") else -(-len(long.contexts[0].ids) // 32))
+    expected = generate(model, long.contexts, SAMPLED.change(seed=2))
+    assert [reply.ids for reply in long.replies] == [list(one.ids) for one in expected]
 
 
 def test_there_are_never_more_rows_than_asked_for(model: OpenedModel) -> None:

@@ -80,6 +80,29 @@ class CachedState:
         cache.reorder_cache(rows)
         return CachedState(cache, self.mask_RC[rows], *_encoder_rows(self, rows), self.positions, self.batch)
 
+    @property
+    def device(self) -> torch.device:
+        return self.mask_RC.device
+
+    @property
+    def column_bytes(self) -> int:
+        """As that of ``DecodeState``."""
+        kept = [tensor for layer in self.cache.layers for tensor in (layer.keys, layer.values)] if self._grows else []
+        return sum(tensor.element_size() * tensor[0, :, 0].numel() for tensor in kept)
+
+    def complete(self, tokens: int) -> bool:
+        """As ``DecodeState.complete``; never for caches that keep anything else than all keys and values."""
+        return self._grows and self.encoder is None and self.mask_RC.shape[1] == tokens and bool(self.mask_RC.all())
+
+    def beginning(self, columns: int) -> CachedState:
+        """As ``DecodeState.beginning``."""
+        cache = copy.copy(self.cache)
+        cache.layers = []
+        for layer in self.cache.layers:
+            cache.layers.append(copy.copy(layer))
+            cache.layers[-1].set(layer.keys[:, :, :columns], layer.values[:, :, :columns])
+        return CachedState(cache, self.mask_RC[:, :columns], positions=self.positions, batch=self.batch)
+
     def settle(self, used: Sequence[int], alone: bool = False) -> None:
         """As ``DecodeState.settle``; rows are never ``alone``."""
         spare = self.mask_RC.shape[1] - max(used)

@@ -91,11 +91,19 @@ class MemoryState(DecodeState):
         first = self.length - self.columns(key_RHqK.shape[2])
         return keys[:, :, first:], values[:, :, first:]
 
-    def positions(self, layer: int, columns: int, project: Callable[[int], Tensor]) -> Tensor:
-        """Position keys (H, columns, K) of the distances columns - 1 … 0, projected once and kept."""
+    def positions(self, layer: int, columns: int, project: Callable[[int, int], Tensor]) -> Tensor:
+        """Position keys (H, columns, K) of the distances columns - 1 … 0, projected once and kept.
+
+        They are projected in blocks, so that the bits of one do not depend on how many were needed at a time.
+        """
         kept_HSK = self.position_keys[layer]
-        if kept_HSK is None or kept_HSK.shape[1] < columns:
-            kept_HSK = self.position_keys[layer] = project((columns + BLOCK - 1) // BLOCK * BLOCK)
+        known = 0 if kept_HSK is None else kept_HSK.shape[1]
+        if known < columns:
+            ends = range(known + BLOCK, (columns + BLOCK - 1) // BLOCK * BLOCK + 1, BLOCK)
+            blocks = [project(end, BLOCK) for end in reversed(ends)]
+            kept_HSK = torch.cat(blocks if kept_HSK is None else [*blocks, kept_HSK], dim=1)
+            self.position_keys[layer] = kept_HSK
+        assert kept_HSK is not None, "there is at least one column"
         return kept_HSK[:, kept_HSK.shape[1] - columns :]
 
 
@@ -123,7 +131,7 @@ class TransformerXLAttention(Attention):
             content_BHqK, position_BHqK = ((q_BHqK + bias_HK[:, None]).to(q_BHqK.dtype) for bias_HK in biases)
             columns = k_BHSK.shape[2]
             project = partial(self._position_keys, table)
-            r_HSK = project(columns) if state is None else state.positions(layer, columns, project)
+            r_HSK = project(columns, columns) if state is None else state.positions(layer, columns, project)
         inputs = (content_BHqK, position_BHqK, k_BHSK, v_BHSK, r_HSK, mask)
         if state is not None and state.own is not None:
             mixed_BHqK = self._each_alone(state.own, *inputs[:5])
@@ -136,9 +144,10 @@ class TransformerXLAttention(Attention):
             mixed_BHqK = checkpoint(self._mix, *inputs, use_reentrant=False)
         return self.o_proj(mixed_BHqK.transpose(1, 2).flatten(2))
 
-    def _position_keys(self, table: Callable[[int], Tensor], columns: int) -> Tensor:
+    def _position_keys(self, table: Callable[[int], Tensor], columns: int, count: int) -> Tensor:
+        """Keys (H, count, K) of the ``count`` largest of the distances columns - 1 … 0."""
         assert self.r_proj is not None  # there is a table
-        return self.r_proj(table(columns)).unflatten(-1, (-1, self.head_width)).transpose(0, 1)
+        return self.r_proj(table(columns)[:count]).unflatten(-1, (-1, self.head_width)).transpose(0, 1)
 
     def _each_alone(
         self, own: Sequence[int], content: Tensor, position: Tensor | None, keys: Tensor, values: Tensor, table: Any

@@ -1,0 +1,223 @@
+"""Continuous batching: tokens/s and waiting times of 1 to 64 clients, against one reply at a time and static batches.
+
+    python -m benchmarks.serve [--quick] [--only FAMILY] [--dtype fp32|bf16|int8] [--check]
+
+Random weights: PanGu-α and EVA with a hidden size of 768, the other families smaller; two threads. Every client sends its next
+request when the last is answered; prompts have 16 to 128 tokens and replies 16 to 128. What is measured is the engine that
+``hanmo serve`` runs, without HTTP.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from statistics import median, quantiles
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from benchmarks import common
+from benchmarks.common import Figure
+from benchmarks.decode import AnyIds, eva, fill
+from hanmo.families import load
+from hanmo.families.base import OpenedModel
+from hanmo.generation.decode import generate
+from hanmo.generation.engine import Engine
+from hanmo.generation.settings import Settings
+from hanmo.nn.cpu.int8 import to_int8
+from hanmo.nn.row_model import evaluating
+from hanmo.rows import Context
+
+CLIENTS = (1, 4, 16, 64)
+BATCHES = (4, 8, 16, 32)  # sizes of static batches that are tried
+LENGTHS = (16, 128)  # of prompts and of replies
+SMALL = {
+    "transformer_xl": {"hidden_size": 256, "num_layers": 6, "num_heads": 4, "vocab_size": 50_048},
+    "glm": {"hidden_size": 256, "num_layers": 6, "num_attention_heads": 4, "max_sequence_length": 512},
+}
+GOALS = {"one": {"fp32": 2.3, "bf16": 3.5, "int8": 2.3}, "waiting": 1.2, "leaving": 1.0, "alone": 0.9}
+
+
+@dataclass(frozen=True)
+class Request:
+    context: Context
+    tokens: int
+
+
+@dataclass
+class Times:
+    """Seconds: of all requests, to each first token, and between tokens."""
+
+    whole: float = 0.0
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+
+
+def requests(opened: OpenedModel, count: int) -> list[Request]:
+    random, (least, most) = Random(0), LENGTHS
+    vocabulary, found = min(30_000, opened.family.config.get_text_config().vocab_size), []
+    for _ in range(count):
+        ids = [random.randrange(1000, vocabulary) for _ in range(random.randint(least, most))]
+        if opened.family.name == "glm":
+            ids[-1] = opened.network.config.mask_token_ids[0]
+        if opened.family.name == "eva":
+            ids[-1] = opened.tokenizer.sep_token_id
+        found.append(Request(Context(tuple(ids), tuple(ids)), random.randint(least, most)))
+    return found
+
+
+def settings(request: Request) -> Settings:
+    """Sampled. Random weights stop a reply once in tens of thousands of tokens."""
+    return Settings(max_new_tokens=request.tokens, seed=1, top_p=0.9, rule_files=False)
+
+
+def served(opened: OpenedModel, work: Sequence[Request], clients: int) -> Times:
+    """All requests, ``clients`` at a time, each followed by the next when it is answered."""
+    engine, times = Engine(opened, most_rows=clients), Times()
+    waiting: Iterator[Request] = iter(work)
+    asked: dict[Any, float] = {}
+    last: dict[Any, float] = {}
+
+    def ask(now: float) -> None:
+        if (request := next(waiting, None)) is not None:
+            asked[engine.add([request.context], settings(request))] = now
+
+    start = time.perf_counter()
+    with evaluating(opened.network):
+        for _ in range(clients):
+            ask(start)
+        while not engine.idle:
+            changed, now = engine.step(), time.perf_counter()
+            for group in changed:
+                if group in last:
+                    times.between.append(now - last[group])
+                else:
+                    times.first.append(now - asked[group])
+                last[group] = now
+                if group.done:
+                    if group.error:
+                        raise group.error
+                    ask(now)
+    times.whole = time.perf_counter() - start
+    return times
+
+
+def one_at_a_time(opened: OpenedModel, work: Sequence[Request]) -> float:
+    start = time.perf_counter()
+    for request in work:
+        generate(opened, [request.context], settings(request))
+    return time.perf_counter() - start
+
+
+def static(opened: OpenedModel, work: Sequence[Request], size: int, waits: bool) -> float:
+    """Batches of ``size`` in their order; ``waits``: every row goes on to the end of the longest reply."""
+    start = time.perf_counter()
+    for first in range(0, len(work), size):
+        batch = list(work[first : first + size])
+        longest = max(request.tokens for request in batch)
+        if waits:
+            one = settings(Request(batch[0].context, longest))
+            generate(opened, [request.context for request in batch], one)
+            continue
+        engine = Engine(opened)
+        with evaluating(opened.network):
+            for request in batch:
+                engine.add([request.context], settings(request))
+            while not engine.idle:
+                engine.step()
+    return time.perf_counter() - start
+
+
+def measure(opened: OpenedModel, name: str, dtype: str, count: int) -> list[Figure]:
+    work = requests(opened, count)
+    tokens = sum(request.tokens for request in work)
+    generate(opened, [work[0].context], settings(work[0]))  # the first use of a network
+    alone = one_at_a_time(opened, work[: count // 4])
+    alone *= tokens / sum(request.tokens for request in work[: count // 4])
+    waiting = {size: static(opened, work, size, True) for size in BATCHES}
+    leaving = {size: static(opened, work, size, False) for size in BATCHES}
+    times = {clients: served(opened, work if clients > 1 else work[: count // 4], clients) for clients in CLIENTS}
+    times[1].whole *= tokens / sum(request.tokens for request in work[: count // 4])
+    print(f"\n{name}, {dtype}: {count} requests, {tokens} tokens; peak memory "
+          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB")  # fmt: skip
+    print(f"{'':30}{'tokens/s':>9}{'first p50':>11}{'p95':>7}{'between p50':>13}{'p95':>7}  (ms)")
+    print(f"{'one reply at a time':30}{tokens / alone:9.1f}")
+    for what, found in (("static, waits for the longest", waiting), ("static, rows leave", leaving)):
+        size = min(found, key=found.__getitem__)
+        print(f"{what + f', {size}':30}{tokens / found[size]:9.1f}")
+    for clients, one in times.items():
+        shown = [
+            1000 * value
+            for series in (one.first, one.between)
+            for value in (median(series), quantiles(series, n=20)[18])
+        ]
+        print(
+            f"{f'{clients} clients':30}{tokens / one.whole:9.1f}{shown[0]:11.0f}{shown[1]:7.0f}{shown[2]:13.1f}{shown[3]:7.1f}"
+        )
+
+    def against(what: str, clients: int, peer: float, goal: float) -> Figure:
+        label = f"{name} {dtype}, {clients} clients against {what}"
+        return Figure.rate(label, tokens / times[clients].whole, tokens / peer, "tokens/s", goal)
+
+    return [
+        against("one reply at a time", 16, alone, GOALS["one"][dtype]),  # type: ignore[index]
+        against("static batches that wait for their longest reply", 16, min(waiting.values()), GOALS["waiting"]),
+        against("static batches whose rows leave", 16, min(leaving.values()), GOALS["leaving"]),
+        against("one reply at a time", 1, alone, GOALS["alone"]),
+    ]  # fmt: skip
+
+
+def pangu() -> OpenedModel:
+    """PanGu-α of 12 layers of 768: 116 million parameters."""
+    family_class = load("pangu")
+    config = family_class.config_class(hidden_size=768, num_layers=12, num_heads=12, max_position_embeddings=512)
+    return _random(family_class, config)
+
+
+def small(name: str) -> OpenedModel:
+    family_class = load(name)
+    config = family_class.config_class(**SMALL[name])
+    return _random(family_class, config)
+
+
+def _random(family_class: Any, config: Any) -> OpenedModel:
+    family = family_class(config, AnyIds(config.vocab_size, 50_000))
+    return OpenedModel(fill(family_class.network_class(config)), family, family_class.name)
+
+
+def main() -> int:
+    parser = common.arguments(__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="24 requests instead of 128")
+    parser.add_argument("--only", help="one family")
+    parser.add_argument("--dtype", help="one of fp32, bf16, int8")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    count, figures = 24 if options.quick else 128, []
+    with TemporaryDirectory() as folder:
+        makers: dict[str, Callable[[], OpenedModel]] = {
+            "pangu": pangu,
+            "eva": lambda: eva(Path(folder))[0],
+            "glm": lambda: small("glm"),
+            "transformer_xl": lambda: small("transformer_xl"),
+        }
+        for name, make in makers.items():
+            if options.only not in (None, name):
+                continue
+            for dtype in ("fp32", "bf16", "int8"):
+                if options.dtype not in (None, dtype):
+                    continue
+                opened = make()
+                if dtype == "bf16":
+                    opened.network.to(torch.bfloat16)
+                if dtype == "int8":
+                    to_int8(opened.network)
+                figures += measure(opened, name, dtype, count)
+    return common.finish(figures, options.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
