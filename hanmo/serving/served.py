@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -16,7 +17,7 @@ from hanmo.errors import HanmoError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.prompts import as_context
 from hanmo.generation.settings import Settings
-from hanmo.records import Text, json_record
+from hanmo.records import Dialogue, Text, json_record
 from hanmo.rows import Context, Part
 from hanmo.serving.errors import ApiError, api_error
 
@@ -59,9 +60,10 @@ class Served:
                 raise
             except ValueError as error:
                 raise ApiError(str(error), "messages") from None
-            if messages[-1]["role"] == "assistant":
-                raise ApiError("the last message is the assistant's; expected one that is to be answered", "messages")
-            return self._checked(self.family.context(record, WHOLE))
+            assert isinstance(record, Dialogue)
+            if record.turns[-1] or messages[-1]["role"] != "user":
+                raise ApiError("the last message is not the user's; expected one that is to be answered", "messages")
+            return self._checked(self.family.context(replace(record, turns=record.turns[:-1]), WHOLE))
 
     def of_text(self, text: str, limit: int | None = None, special: bool = True) -> Context:
         """The context of a prompt as ``hanmo generate`` builds it; without ``special``, of the ids of the text alone."""

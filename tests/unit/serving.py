@@ -61,6 +61,8 @@ class FakeEngine:
         calls: the settings that requests were added with, in order.
         broken: raised by the next step.
         refusal: raised by ``add``.
+        error: ends every reply of the next step.
+        pause: seconds that a step takes.
     """
 
     def __init__(self, opened: OpenedModel, script: Script, most_rows: int = 16):
@@ -70,6 +72,8 @@ class FakeEngine:
         self.calls: list[tuple[Context, Settings, Place]] = []
         self.broken: BaseException | None = None
         self.refusal: HanmoError | None = None
+        self.error: HanmoError | None = None
+        self.pause = 0.0
         self._waiting: list[FakeGroup] = []
         self._running: list[FakeGroup] = []
         self.cancelled = 0
@@ -98,6 +102,7 @@ class FakeEngine:
 
     def step(self) -> list[FakeGroup]:
         assert self.gate.wait(LIMIT)
+        time.sleep(self.pause)
         if self.broken is not None:
             raise self.broken
         while self._waiting and len(self._running) < self._most_rows:
@@ -108,6 +113,9 @@ class FakeEngine:
 
     def _advance(self, group: FakeGroup) -> bool:
         [reply] = group.replies
+        if self.error is not None:
+            group.error, group.done = self.error, True
+            return True
         at = len(reply.ids)
         if at < min(len(group.script), group.longest):
             reply.ids.append(group.script[at])
