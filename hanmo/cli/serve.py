@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hanmo.cli.common import Opening, RulesFolder, grouped, split_settings
+from hanmo.cli.common import ApiKey, Opening, RulesFolder, grouped, split_settings
 from hanmo.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -38,14 +38,7 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="Processor threads to compute with.", min=1)] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8000,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            help="Key that requests must carry; needed where other machines reach the address.",
-            envvar="HANMO_API_KEY",
-            show_default=False,
-        ),
-    ] = None,
+    api_key: ApiKey = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Further names by which requests may call the server.")
     ] = None,

@@ -203,9 +203,8 @@ def test_10_echoed_logprobs_are_those_of_the_evaluation(name: str, tmp_path: Pat
         assert told["token_logprobs"][1 : len(ids)] == pytest.approx(expected.logprobs, abs=1e-5)
         assert told["token_logprobs"][0] is None and told["top_logprobs"][0] is None
         assert len(told["tokens"]) == len(told["top_logprobs"]) == len(told["text_offset"]) == len(ids) + 1
-        assert all(
-            max(top.values()) >= value for top, value in zip(told["top_logprobs"][1:], told["token_logprobs"][1:])
-        )  # noqa: B905
+        pairs = zip(told["top_logprobs"][1:], told["token_logprobs"][1:], strict=True)
+        assert all(max(top.values()) >= value for top, value in pairs)
         assert len(scored[1]["logprobs"]["tokens"]) == 4
         nothing = server.post("/v1/completions", max_tokens=0, **asked).json
         assert nothing["choices"][0]["logprobs"]["token_logprobs"] == told["token_logprobs"][:-1]
@@ -283,14 +282,14 @@ def test_13_a_dead_worker_is_told_and_ends_the_process(monkeypatch: pytest.Monke
 def test_14_streams_end_with_a_reason_when_the_server_ends(slow: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving_server, "GRACE", 0.05)
     slow.engines["model"].pause = 0.05
-    with sent(slow, "/v1/chat/completions", messages=HELLO, stream=True) as streaming:
-        with sent(slow, "/v1/chat/completions", messages=HELLO) as whole:
-            until(lambda: slow.gauge("num_requests_running") == 2)
-            slow.server.should_exit = True
-            told = b"".join(iter(lambda: streaming.recv(65536), b"")).decode()
-            assert '"finish_reason":"length"' in told and "data: [DONE]" in told
-            answer = b"".join(iter(lambda: whole.recv(65536), b"")).decode()
-            assert answer.startswith("HTTP/1.1 503") and "shutting_down" in answer and "retry-after" in answer.lower()
+    asked = {"path": "/v1/chat/completions", "messages": HELLO}
+    with sent(slow, **asked, stream=True) as streaming, sent(slow, **asked) as whole:
+        until(lambda: slow.gauge("num_requests_running") == 2)
+        slow.server.should_exit = True
+        told = b"".join(iter(lambda: streaming.recv(65536), b"")).decode()
+        assert '"finish_reason":"length"' in told and "data: [DONE]" in told
+        answer = b"".join(iter(lambda: whole.recv(65536), b"")).decode()
+        assert answer.startswith("HTTP/1.1 503") and "shutting_down" in answer and "retry-after" in answer.lower()
 
 
 @pytest.mark.parametrize("name", NAMES)
