@@ -33,7 +33,7 @@ from hanmo.nn.row_model import evaluating
 from hanmo.rows import Context
 
 CLIENTS = (1, 4, 16, 64)
-BATCHES = (4, 8, 16, 32)  # sizes of static batches that are tried
+BATCHES = (8, 16, 32)  # sizes of static batches that are tried
 LENGTHS = (16, 128)  # of prompts and of replies
 SMALL = {
     "transformer_xl": {"hidden_size": 256, "num_layers": 6, "num_heads": 4, "vocab_size": 50_048},
@@ -72,7 +72,7 @@ def requests(opened: OpenedModel, count: int) -> list[Request]:
 
 def settings(request: Request) -> Settings:
     """Sampled. Random weights stop a reply once in tens of thousands of tokens."""
-    return Settings(max_new_tokens=request.tokens, seed=1, top_p=0.9, rule_files=False)
+    return Settings(max_new_tokens=request.tokens, seed=1, top_k=50, top_p=0.9, rule_files=False)
 
 
 def served(opened: OpenedModel, work: Sequence[Request], clients: int) -> Times:
@@ -132,15 +132,16 @@ def static(opened: OpenedModel, work: Sequence[Request], size: int, waits: bool)
     return time.perf_counter() - start
 
 
-def measure(opened: OpenedModel, name: str, dtype: str, count: int) -> list[Figure]:
+def measure(opened: OpenedModel, name: str, dtype: str, quick: bool) -> list[Figure]:
+    count, sizes, crowds = (24, (16,), (1, 16)) if quick else (128, BATCHES, CLIENTS)
     work = requests(opened, count)
     tokens = sum(request.tokens for request in work)
     generate(opened, [work[0].context], settings(work[0]))  # the first use of a network
     alone = one_at_a_time(opened, work[: count // 4])
     alone *= tokens / sum(request.tokens for request in work[: count // 4])
-    waiting = {size: static(opened, work, size, True) for size in BATCHES}
-    leaving = {size: static(opened, work, size, False) for size in BATCHES}
-    times = {clients: served(opened, work if clients > 1 else work[: count // 4], clients) for clients in CLIENTS}
+    waiting = {size: static(opened, work, size, True) for size in sizes}
+    leaving = {size: static(opened, work, size, False) for size in sizes}
+    times = {clients: served(opened, work if clients > 1 else work[: count // 4], clients) for clients in crowds}
     times[1].whole *= tokens / sum(request.tokens for request in work[: count // 4])
     print(f"\n{name}, {dtype}: {count} requests, {tokens} tokens; peak memory "
           f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB")  # fmt: skip
@@ -191,12 +192,12 @@ def _random(family_class: Any, config: Any) -> OpenedModel:
 
 def main() -> int:
     parser = common.arguments(__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="24 requests instead of 128")
+    parser.add_argument("--quick", action="store_true", help="24 requests instead of 128, and fewer sizes")
     parser.add_argument("--only", help="one family")
     parser.add_argument("--dtype", help="one of fp32, bf16, int8")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    count, figures = 24 if options.quick else 128, []
+    figures = []
     with TemporaryDirectory() as folder:
         makers: dict[str, Callable[[], OpenedModel]] = {
             "pangu": pangu,
@@ -215,7 +216,7 @@ def main() -> int:
                     opened.network.to(torch.bfloat16)
                 if dtype == "int8":
                     to_int8(opened.network)
-                figures += measure(opened, name, dtype, count)
+                figures += measure(opened, name, dtype, options.quick)
     return common.finish(figures, options.check)
 
 

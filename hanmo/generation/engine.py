@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hanmo.errors import ConfigError, HanmoError
+from hanmo.errors import ConfigError, HanmoError, UnsupportedError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.draws import Place
 from hanmo.generation.group import Group, make_group, score_together
@@ -19,6 +19,7 @@ from hanmo.generation.reading import Beginnings, Read, read
 from hanmo.generation.settings import Settings
 from hanmo.rows import Context, Prompt
 
+GB = 2**30
 FREE_SHARE = 4  # free rows are dropped once they are a quarter: that copies the state of the others
 
 
@@ -29,7 +30,8 @@ class Engine:
         most_rows: rows that are decoded at a time, beside those of a group that is alone; None: any number.
         rows: exactly so many rows in every step, each of which attends to its own keys only: on a CPU a reply then has
             the same bits in any company.
-        beginnings: prompts that have been read, to go on from; None: every prompt is read from its first token.
+        cache_bytes: memory for keys and values: of the replies that are decoded, with their longest length, and of prompts
+            that have been read, to go on from. None: no limit, and every prompt is read from its first token.
     """
 
     def __init__(
@@ -37,9 +39,11 @@ class Engine:
         opened: OpenedModel,
         most_rows: int | None = None,
         rows: int | None = None,
-        beginnings: Beginnings | None = None,
+        cache_bytes: int | None = None,
     ):
-        self.model, self.beginnings, self._rows = opened, beginnings, rows
+        self.model, self._rows, self._cache_bytes = opened, rows, cache_bytes
+        self.beginnings = None if cache_bytes is None else Beginnings(cache_bytes)
+        self._column_bytes: int | None = None  # of a token of a row, known once a prompt has been read
         self._most_rows = most_rows if rows is None else rows
         self._waiting: deque[Group] = deque()
         self._reading: dict[Group, Iterator[Read | None]] = {}
@@ -96,8 +100,7 @@ class Engine:
         self._batches = self._joined()
         for batch in self._batches:
             batch.feed()
-        self._admit()
-        changed = self._read()
+        changed = self._admit() + self._read()
         for batch in self._batches:
             changed += batch.draw()
         return changed
@@ -112,17 +115,34 @@ class Engine:
                     batch.widen(self._rows)
         return kept
 
-    def _admit(self) -> None:
-        """Let waiting groups begin, in their order, while there is room for their rows."""
-        used = sum(batch.live for batch in self._batches) + sum(group.width for group in self._reading)
+    def _admit(self) -> list[Group]:
+        """Let waiting groups begin, in their order, while there is room; returns those for which there never is."""
+        failed = []
+        going = [group for group in self.running if not group.done]
+        rows, used = sum(group.width for group in going), sum(map(self._bytes, going))
         while self._waiting:
             group = self._waiting[0]
-            if used and self._most_rows is not None and used + group.width > self._most_rows:
-                return
+            needed = self._bytes(group)
+            if going and self._most_rows is not None and rows + group.width > self._most_rows:
+                break
+            if self.beginnings is not None and self._cache_bytes is not None:
+                if going and (used + needed > self._cache_bytes or self._column_bytes is None):
+                    break
+                self.beginnings.shrink(self._cache_bytes - used - needed)
             self._waiting.popleft()
-            alone = self._rows is not None
-            self._reading[group] = read(self.model, group, self.beginnings, alone)
-            used += group.width
+            if self._cache_bytes is not None and needed > self._cache_bytes:
+                group.finish(UnsupportedError(_no_memory(needed, self._cache_bytes)))
+                failed.append(group)
+                continue
+            self._reading[group] = read(self.model, group, self.beginnings, self._rows is not None)
+            going.append(group)
+            rows, used = rows + group.width, used + needed
+        return failed
+
+    def _bytes(self, group: Group) -> int:
+        """Keys and values of a group whose replies take their longest length."""
+        longest = max(len(context.ids) for context in group.contexts) + group.settings.max_new_tokens
+        return group.width * longest * (self._column_bytes or 0)
 
     @torch.no_grad()
     def _read(self) -> list[Group]:
@@ -133,6 +153,7 @@ class Engine:
                 found = None if group.done else next(self._reading[group])
                 if found is not None:
                     self._batches.append(Batch(self.model, group, found, self._rows is not None))
+                    self._column_bytes = getattr(found.state, "column_bytes", 0)
             except HanmoError as error:
                 group.finish(error)
                 failed.append(group)
@@ -141,6 +162,13 @@ class Engine:
                     continue
             del self._reading[group]
         return failed
+
+
+def _no_memory(needed: int, most: int) -> str:
+    return (
+        f"the keys and values of this reply may take {needed / GB:.2f} GB, more than the {most / GB:.2f} GB there are: ask for "
+        "fewer tokens, or start with a larger --cache-gb"
+    )
 
 
 def _columns(prompt: Prompt) -> int:

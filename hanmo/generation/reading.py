@@ -60,6 +60,11 @@ class Beginnings:
         for known in [known for known in self._kept if known == ids[: len(known)]]:
             del self._kept[known]
         self._kept[ids] = state.take(torch.zeros(1, dtype=torch.long, device=state.device))
+        self.shrink(self.most_bytes)
+
+    def shrink(self, most: int) -> None:
+        """Keep no more than these bytes from now on."""
+        self.most_bytes = max(most, 0)
         while self.bytes > self.most_bytes:
             self._kept.popitem(last=False)
 

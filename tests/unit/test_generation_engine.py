@@ -1,17 +1,18 @@
 """Replies that join and leave between steps: each is what it is alone, whatever the company, the order and the cancellations."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from random import Random
 
 import pytest
 import torch
 
-from hanmo.errors import ConfigError, NotANumberError
+from hanmo.errors import ConfigError, NotANumberError, UnsupportedError
 from hanmo.families.base import OpenedModel
+from hanmo.generation.beam import Generation
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.engine import Engine, Group
-from hanmo.generation.reading import Beginnings
 from hanmo.generation.settings import Settings
 from hanmo.nn.row_model import evaluating
 from hanmo.records import Dialogue, Text
@@ -163,7 +164,7 @@ def test_a_beginning_that_was_read_before_changes_no_reply(
     texts = [LONG[:150], LONG[:150] + "谢谢", LONG[:100] + "好" + LONG[100:160], LONG[:150], "你好"]
     asked = [long_context(model, text, 250) for text in texts]
     cold = [generate(model, [one], SAMPLED.change(seed=number), rows=rows)[0] for number, one in enumerate(asked)]
-    engine = Engine(model, rows=rows, beginnings=Beginnings(1 << 30))
+    engine = Engine(model, rows=rows, cache_bytes=1 << 30)
     found, reused = [], []
     for number, one in enumerate(asked):
         group = engine.add([one], SAMPLED.change(seed=number))
@@ -190,13 +191,27 @@ def test_beginnings_stay_within_their_memory(model: OpenedModel) -> None:
         pytest.skip("this family reads a prompt as a whole")
     with evaluating(model.network):
         _, state = model.network.prefill(**model.family.stack_prompts([model.family.prompt(asked[0].ids)]))
-    most = 3 * 60 * state.column_bytes
-    beginnings = Beginnings(most)
-    engine = Engine(model, beginnings=beginnings)
+    most = 3 * 66 * state.column_bytes
+    engine = Engine(model, cache_bytes=most)
+    assert engine.beginnings is not None
     for one in asked:
         engine.add([one], SAMPLED.change(seed=1, max_new_tokens=2))
         run(engine)
-        assert 0 < beginnings.bytes <= most
+        assert 0 < engine.beginnings.bytes <= most
+
+
+def test_replies_wait_for_memory_and_one_that_needs_more_than_there_is_is_refused(model: OpenedModel) -> None:
+    one = context(model, TEXTS[1])
+    with evaluating(model.network):
+        _, state = model.network.prefill(**model.family.stack_prompts([model.family.prompt(one.ids)]))
+    engine = Engine(model, cache_bytes=2 * (len(one.ids) + 14) * state.column_bytes)
+    groups = [engine.add([one], SAMPLED.change(seed=number)) for number in range(5)]
+    lost = engine.add([one], SAMPLED.change(seed=1, max_new_tokens=200))
+    together = list[int]()
+    run(engine, lambda step: together.append(sum(batch.live for batch in engine._batches)))
+    assert max(together) == 2
+    assert all(group.error is None and group.replies[0].finish for group in groups)
+    assert isinstance(lost.error, UnsupportedError) and "--cache-gb" in str(lost.error)
 
 
 def test_a_long_prompt_is_read_between_the_steps_of_others(model: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,3 +268,41 @@ def test_rows_that_cannot_hold_a_prompts_replies_are_refused(model: OpenedModel)
         engine.add([context(model, TEXTS[0])], SAMPLED.change(num_beams=3))
     with pytest.raises(ConfigError, match="published"):
         engine.add([context(model, TEXTS[0])], SAMPLED.change(published=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [None, 8], ids=["plain", "fixed rows"])
+def test_two_hundred_replies_are_what_they_are_alone(rows: int | None, model: OpenedModel) -> None:
+    """At 1 to 64 at a time, in random order, while others are cancelled; with fixed rows the digests of the bits are equal."""
+    requests, random = asked(model, 200), Random(7)
+    alone = [generate(model, [one], settings, places=[place], rows=rows)[0] for one, settings, place in requests]
+    engine, groups, live = Engine(model, most_rows=64, rows=rows), dict[int, Group](), list[int]()
+    waiting, lost = list(enumerate(requests)), list[Group]()
+    random.shuffle(waiting)
+
+    def before(step: int) -> None:
+        live.append(sum(batch.live for batch in engine._batches))
+        wanted = (64, 1, 24, 40)[step // 40 % 4]
+        while waiting and sum(not one.done for one in engine.running) + engine.waiting < wanted:
+            number, (one, settings, place) = waiting.pop()
+            groups[number] = engine.add([one], settings, [place])
+            if random.random() < 0.3:
+                lost.append(engine.add([one], settings.change(seed=random.randrange(99), max_new_tokens=40), [place]))
+        for group in list(lost):
+            if random.random() < 0.2:
+                engine.cancel(group)
+                lost.remove(group)
+
+    engine.add([requests[0][0]], SAMPLED.change(seed=99))
+    run(engine, before)
+    found = [groups[number].results()[0] for number in range(len(requests))]
+    assert not any(group.error for group in groups.values())
+    assert sorted(live)[len(live) // 2] >= 8 if rows is None else max(live) == rows
+    if rows is None:
+        assert [(one.ids, one.finished) for one in found] == [(one.ids, one.finished) for one in alone]
+    else:
+        assert [digest(one) for one in found] == [digest(one) for one in alone]
+
+
+def digest(reply: Generation) -> str:
+    return sha256(repr((reply.ids, [value.hex() for value in reply.logprobs])).encode()).hexdigest()
