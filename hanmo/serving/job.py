@@ -85,16 +85,17 @@ class Job:
 
     def cancel(self, index: int | None = None) -> None:
         """Give up a reply, or all that are left."""
-        for one in [index] if index is not None else list(self._open):
-            if one in self._open:
-                self._open.discard(one)
-                self._worker.cancel(self, one)
+        given_up = set(self._open) if index is None else {index}
+        self._arrived = deque(one for one in self._arrived if one[0] not in given_up)
+        for one in given_up & self._open:
+            self._open.discard(one)
+            self._worker.cancel(self, one)
 
     def leave(self) -> None:
         """The client has gone: nothing more is wanted."""
         self.gone = True
-        self._arrived.clear()
         self.cancel()
+        self._arrived.clear()
         self._wake.set()
 
     def receive(self, index: int, update: Update) -> None:

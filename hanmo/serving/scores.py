@@ -16,7 +16,7 @@ from hanmo.families.base import OpenedModel
 from hanmo.nn.finite import require_finite
 from hanmo.nn.row_model import evaluating
 from hanmo.records import PromptResponse
-from hanmo.rows import IGNORE, Part, Row, collate
+from hanmo.rows import IGNORE, Part, Row, collate, common_length
 from hanmo.serving.api import Api, ignored_header, while_connected
 from hanmo.serving.errors import ApiError
 from hanmo.serving.fields import Fields
@@ -123,10 +123,19 @@ def _answer_rows(served: Served, pairs: Sequence[tuple[str, str]]) -> list[list[
 
 
 def _candidates(served: Served, pairs: Sequence[tuple[str, str]]) -> list[list[Part]]:
+    """The second texts as candidates after the first ones; tokens may cross the boundary, and are scored then."""
     rows = []
     for number, (before, answer) in enumerate(pairs):
-        [parts] = served.family.cloze(before, [answer])
-        if sum(len(part.ids) for part in parts) > served.longest:
+        try:
+            whole, given = (_ids(served.family.cloze(before, [text])[0]) for text in (answer, ""))
+        except IndexError:  # a text without tokens
+            raise served.too_long_pair(number) from None
+        shared = min(common_length(whole, given), len(whole) - 1)
+        if shared < 1 or len(whole) > served.longest:
             raise served.too_long_pair(number)
-        rows.append(parts)
+        rows.append([Part(whole[:shared], False), Part(whole[shared:], True)])
     return rows
+
+
+def _ids(parts: Sequence[Part]) -> tuple[int, ...]:
+    return tuple(id_ for part in parts for id_ in part.ids)

@@ -42,7 +42,8 @@ class Served:
         positions = self.family.positions
         self.limit = limit or (None if positions else UNLIMITED)
         self.longest: int = min(filter(None, (positions, self.limit)))
-        self.vocabulary = int(self.family.config.get_text_config().vocab_size)
+        rows = int(self.family.config.get_text_config().vocab_size)
+        self.vocabulary = min(rows, len(opened.tokenizer))  # rows behind it have no token
         self.stop_ids = self.family.stop_ids  # read here, once: they ask the tokenizer
         self.token_bytes = lru_cache(maxsize=1 << 16)(self._token_bytes)
 
@@ -161,7 +162,7 @@ class Served:
 
     def _token_bytes(self, id_: int) -> bytes:
         """The bytes that a token adds to a text; of a token that adds none, its name."""
-        token = self._decoder.tokenizer.convert_ids_to_tokens(id_)
+        token = self._decoder.tokenizer.convert_ids_to_tokens(id_) if id_ < self.vocabulary else None
         if not isinstance(token, str):
             return b""
         if found := _BYTE.fullmatch(token):

@@ -17,7 +17,7 @@ from hanmo.errors import NotANumberError
 from hanmo.generation.chat import ChatSession
 from hanmo.generation.engine import Engine
 from hanmo.generation.settings import Settings
-from hanmo.records import Text
+from hanmo.records import Dialogue, Text
 from hanmo.rows import IGNORE
 from hanmo.serving import server as serving_server
 from tests.unit.serving import LIMIT, FakeEngine, Running, running, says, until
@@ -169,21 +169,18 @@ def test_8_the_boundary_of_the_context_is_exact(pangu: Running, stream: bool) ->
 
 
 def test_8_a_conversation_is_never_cut(pangu: Running) -> None:
-    refused = pangu.chat("今天天气真不错" * 60)
-    assert refused.status == 400 and refused.error["code"] == "context_length_exceeded"
-    assert pangu.chat("今天" * 200_000).error["code"] == "context_length_exceeded"
-    long = "明天去哪里玩" * 40
-    given = len(pangu.post("/tokenize", messages=[{"role": "user", "content": long}]).json["tokens"])
-    assert 128 < given < 256
+    """256 positions, and a reply of 8 by default: a shorter reply where there is less room, never a shorter prompt."""
+    for text in ("好" * 300, "好" * 100_000):
+        refused = pangu.chat(text)
+        assert refused.status == 400 and refused.error["code"] == "context_length_exceeded"
+        assert refused.error["param"] == "messages"
+    family = pangu.engines["model"].model.family
+    texts = (letter * size for letter in "好你吗天" for size in range(120, 300))
+    long = next(text for text in texts if len(family.context(Dialogue((text,)), 999).ids) == 252)
     answer = pangu.chat(long, ignore_eos=True).json
-    assert answer["usage"]["prompt_tokens"] == given
-    room = server_room(given)
-    assert answer["usage"]["completion_tokens"] == room and answer["choices"][0]["finish_reason"] == "length"
-
-
-def server_room(given: int) -> int:
-    """The reply of a model of 256 positions that replies with 8 tokens by default."""
-    return min(8, 256 - given)
+    assert answer["usage"]["prompt_tokens"] == 252 and answer["usage"]["completion_tokens"] == 4
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert pangu.chat(long, max_tokens=5).error["code"] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("name", ["pangu", "transformer_xl", "huggingface"])
@@ -222,7 +219,8 @@ def test_10_a_split_scores_what_the_decoder_reads(name: str, tmp_path: Path) -> 
     with running({"model": opened}) as server:
         asked = {"prompt": [*context.ids, *answer.ids], "echo": True, "logprobs": 1, "max_tokens": 0}
         told = server.post("/v1/completions", split=len(context.ids), **asked).json["choices"][0]["logprobs"]
-        assert told["token_logprobs"] == [None] * len(context.ids) + pytest.approx(expected.logprobs, abs=1e-5)
+        assert told["token_logprobs"][: len(context.ids)] == [None] * len(context.ids)
+        assert told["token_logprobs"][len(context.ids) :] == pytest.approx(expected.logprobs, abs=1e-5)
 
 
 def test_11_the_settings_of_the_first_request_do_not_stay(pangu: Running) -> None:

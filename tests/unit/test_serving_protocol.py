@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import hanmo
+from hanmo.families.base import Family
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
@@ -292,15 +293,26 @@ def test_metrics_count_what_was_done(scripted: Running) -> None:
     assert scripted.gauge("num_requests_running") == scripted.gauge("num_requests_waiting") == 0
 
 
+def alone(family: Family, text: str, following: list[str]) -> bool:
+    """Whether no token crosses from a text into those that follow it."""
+    ids = family.encode(text)
+    return all(family.encode(text + after)[: len(ids)] == ids for after in following)
+
+
 def test_scores_of_texts(real: Running) -> None:
+    """The candidates begin differently, and no token crosses into them, so that the evaluation shares the same context."""
     from hanmo.evaluation.engine.candidates import score_candidates
 
+    answers = ["再见", "我很好"]
     for name in ("eva", "pangu"):
         opened = real.engines[name].model
-        [found] = score_candidates(opened, [opened.family.cloze("今天天气", ["很好", "怎么样"])])
+        before = next(
+            text for text in ("你好吗", "今天天气", "谢谢", "你", "去", "？") if alone(opened.family, text, answers)
+        )
+        [found] = score_candidates(opened, [opened.family.cloze(before, answers)])
         for path, fields in (
-            ("/score", {"text_1": "今天天气", "text_2": ["很好", "怎么样"]}),
-            ("/v1/score", {"queries": ["今天天气"] * 2, "documents": ["很好", "怎么样"]}),
+            ("/score", {"text_1": before, "text_2": answers}),
+            ("/v1/score", {"queries": [before] * 2, "documents": answers}),
         ):
             data = real.post(path, model=name, **fields).json["data"]
             assert [one["index"] for one in data] == [0, 1]
