@@ -47,6 +47,15 @@ def serve(
         int | None,
         typer.Option(help="Decode exactly so many rows a step: replies equal bit for bit in any company.", min=1),
     ] = None,
+    cache_gb: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory for keys and values: of the replies that are decoded, and of prompts to go on from. "
+            "Default: half of the free memory.",
+            min=0.001,
+            show_default=False,
+        ),
+    ] = None,
     queue: Annotated[
         int, typer.Option(help="Replies that may wait for a row; further requests are refused.", min=1)
     ] = 256,
@@ -66,7 +75,7 @@ def serve(
     for option in OF_ONE if len(models) > 1 else ():
         if getattr(opening, option) is not None:
             raise ConfigError(f"--{option} is about the files of one model; serve one, or convert them first")
-    from hanmo.generation.engine import Engine
+    from hanmo.generation.engine import GB, Engine, free_memory
     from hanmo.serving.server import Place, serve_models
 
     if threads is not None:
@@ -76,7 +85,8 @@ def serve(
     place = Place(host, port, api_key, tuple(allowed_host or ()))
     place.check()
     served = [_open(opening, name, model, rules, preset, sets, limit) for name, model in _named(models).items()]
-    engines = {one.name: Engine(one.opened, most_rows, rows) for one in served}
+    cache_bytes = int(cache_gb * GB) if cache_gb is not None else free_memory(served[0].opened.network.device) // 2
+    engines = {one.name: Engine(one.opened, most_rows, rows, cache_bytes // len(served)) for one in served}
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("hanmo.serving").setLevel(logging.INFO)
     serve_models(served, engines, place, queue, metrics_names)

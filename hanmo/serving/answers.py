@@ -81,7 +81,13 @@ class Answer:
     def _usage(self) -> dict[str, Any]:
         """The tokens of the prompts, and those that the texts were made of; stop tokens do not count."""
         given, made = self._plan.prompt_tokens, sum(len(one.ids) for one in self._transcripts)
-        return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
+        cached = {"cached_tokens": self._job.reused if self._job is not None else 0}
+        return {
+            "prompt_tokens": given,
+            "completion_tokens": made,
+            "total_tokens": given + made,
+            "prompt_tokens_details": cached,
+        }
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece] | None]:
         """Pieces with the index of their choice; None where a stream should say that it is alive."""

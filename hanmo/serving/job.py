@@ -52,6 +52,7 @@ class Job:
     def __init__(self, worker: Owner, model: str, asks: Sequence[Ask]):
         self.model, self.asks = model, list(asks)
         self.gone = False
+        self.reused = 0  # tokens of the prompts that had been read for other requests
         self.started_at: float | None = None  # when the first reply got a row, on the clock of time.monotonic
         self._worker = worker
         self._open = set(range(len(asks)))

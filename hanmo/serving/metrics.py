@@ -40,6 +40,10 @@ class Metrics:
             name: Gauge(f"{prefix}:num_requests_{name}", f"Replies that are {name}.", model, **shared)
             for name in ("running", "waiting")
         }
+        self._prefixes = {
+            name: Gauge(f"{prefix}:prefix_cache_{name}_total", f"Tokens of prompts that were {text}.", model, **shared)
+            for name, text in (("queries", "looked up"), ("hits", "not read again"))
+        }
         self._histograms = {
             name: Histogram(f"{prefix}:{name}", text, model, buckets=buckets, **shared)
             for name, (text, buckets) in _HISTOGRAMS.items()
@@ -56,6 +60,10 @@ class Metrics:
         for name, counts in (("running", self._worker.running), ("waiting", self._worker.waiting)):
             for model in self._worker.engines:
                 self._gauges[name].labels(model).set(counts[model])
+        for model, engine in self._worker.engines.items():
+            if (beginnings := getattr(engine, "beginnings", None)) is not None:
+                self._prefixes["queries"].labels(model).set(beginnings.asked)
+                self._prefixes["hits"].labels(model).set(beginnings.reused)
         return generate_latest(self.registry)
 
     def observe(self, name: str, model: str, value: float) -> None:

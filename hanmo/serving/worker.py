@@ -218,7 +218,9 @@ class Worker:
         for key, live in [(key, live) for key, live in self._live.items() if id(live.group) in groups]:
             if live.group.started and not live.started:
                 live.started = True
-                self._news.append(lambda job=live.job: self._started(job))  # type: ignore[misc]
+                first = live.job.asks[live.index].place.choice == 0  # the others read the same prompt
+                reused = live.group.reused if first else 0
+                self._news.append(lambda job=live.job, reused=reused: self._started(job, reused))  # type: ignore[misc]
             update = _news_of(live)
             if update.finish is not None or update.error is not None:
                 del self._live[key]
@@ -235,7 +237,8 @@ class Worker:
 
     # On the event loop again.
 
-    def _started(self, job: Job) -> None:
+    def _started(self, job: Job, reused: int) -> None:
+        job.reused += reused
         self.waiting[job.model] -= 1
         self.running[job.model] += 1
         job.started_at = job.started_at or time.monotonic()

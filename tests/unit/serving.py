@@ -48,6 +48,7 @@ class FakeGroup:
     best: int
     replies: list[FakeReply] = field(default_factory=lambda: [FakeReply()])
     started: bool = False
+    reused: int = 0
     done: bool = False
     error: HanmoError | None = None
 
