@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from hanmo.serving.worker import Worker
 
@@ -29,21 +32,45 @@ _COUNTERS = {
 }
 
 
+class _State(Collector):
+    """What is counted elsewhere, as it is when it is asked for."""
+
+    def __init__(self, worker: Worker, prefix: str):
+        self._worker, self._prefix = worker, prefix
+
+    def collect(self) -> Iterator[Metric]:
+        engines = self._worker.engines
+        caches = {name: engine.beginnings for name, engine in engines.items() if engine.beginnings is not None}
+        for kind, name, text, values in (
+            (GaugeMetricFamily, "num_requests_running", "Replies that are decoded.", self._worker.running),
+            (GaugeMetricFamily, "num_requests_waiting", "Replies that wait.", self._worker.waiting),
+            *(
+                (
+                    CounterMetricFamily,
+                    f"prefix_cache_{name}",
+                    text,
+                    {key: getattr(one, of) for key, one in caches.items()},
+                )
+                for name, of, text in (
+                    ("queries", "asked", "Tokens of prompts that were read."),
+                    ("hits", "reused", "Tokens of prompts that were known from earlier ones."),
+                )
+            ),
+        ):
+            family = kind(f"{self._prefix}:{name}", text, labels=["model_name"])
+            for model in engines if kind is GaugeMetricFamily else values:
+                family.add_metric([model], values[model])
+            yield family
+
+
 class Metrics:
     """Metrics of one server, in a registry of its own. ``prefix``: before their names."""
 
     def __init__(self, worker: Worker, prefix: str = "hanmo"):
-        self._worker, self.registry = worker, CollectorRegistry()
+        self.registry = CollectorRegistry()
+        self.registry.register(_State(worker, prefix))
         shared: dict[str, Any] = {"registry": self.registry}
         model = ["model_name"]
-        self._gauges = {
-            name: Gauge(f"{prefix}:num_requests_{name}", f"Replies that are {name}.", model, **shared)
-            for name in ("running", "waiting")
-        }
-        self._prefixes = {
-            name: Gauge(f"{prefix}:prefix_cache_{name}_total", f"Tokens of prompts that were {text}.", model, **shared)
-            for name, text in (("queries", "looked up"), ("hits", "not read again"))
-        }
         self._histograms = {
             name: Histogram(f"{prefix}:{name}", text, model, buckets=buckets, **shared)
             for name, (text, buckets) in _HISTOGRAMS.items()
@@ -57,13 +84,6 @@ class Metrics:
         )
 
     def page(self) -> bytes:
-        for name, counts in (("running", self._worker.running), ("waiting", self._worker.waiting)):
-            for model in self._worker.engines:
-                self._gauges[name].labels(model).set(counts[model])
-        for model, engine in self._worker.engines.items():
-            if (beginnings := getattr(engine, "beginnings", None)) is not None:
-                self._prefixes["queries"].labels(model).set(beginnings.asked)
-                self._prefixes["hits"].labels(model).set(beginnings.reused)
         return generate_latest(self.registry)
 
     def observe(self, name: str, model: str, value: float) -> None:

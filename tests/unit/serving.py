@@ -68,6 +68,7 @@ class FakeEngine:
 
     def __init__(self, opened: OpenedModel, script: Script, most_rows: int = 16):
         self.model, self.script, self._most_rows = opened, script, most_rows
+        self.beginnings = None
         self.gate = threading.Event()
         self.gate.set()
         self.calls: list[tuple[Context, Settings, Place]] = []
