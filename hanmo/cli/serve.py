@@ -61,8 +61,7 @@ class Capacity:
 
     def engines(self, served: Sequence[Served]) -> dict[str, Engine]:
         """An engine for each model; they share the memory."""
-        from hanmo.generation.engine import GB, Engine
-        from hanmo.limits import free_memory
+        from hanmo.generation.engine import GB, Engine, free_memory
 
         wanted = None if self.cache_gb is None else int(self.cache_gb * GB)
         cache_bytes = wanted or free_memory(served[0].opened.network.device) // 2
