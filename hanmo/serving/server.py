@@ -89,8 +89,8 @@ class Place:
 
     @property
     def allowed(self) -> frozenset[str] | None:
-        """The names that requests may use; any, where they need a key from other machines."""
-        return LOCAL | {self.host, *self.hosts} if is_local(self.host) else None
+        """The names that requests may use; any, where other machines ask with a key and no names are given."""
+        return LOCAL | {self.host, *self.hosts} if self.hosts or is_local(self.host) else None
 
 
 class Server(uvicorn.Server):
