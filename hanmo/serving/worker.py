@@ -278,7 +278,7 @@ def _noted(error: Exception) -> Exception:
 
 
 def _settle(future: asyncio.Future[Any], result: Any, problem: Exception | None) -> None:
-    if future.cancelled():
+    if future.done():  # cancelled; or settled just before the thread died
         return
     if problem is None:
         future.set_result(result)
