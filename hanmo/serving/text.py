@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-HALF = "\ufffd"  # what the bytes of an incomplete character decode to
-PENDING = 8  # tokens without a whole character after which they are no character at all
+UNSURE = ("\ufffd", " ")  # ends of a text that may change: half of a character, and a blank before a mark
+PENDING = 8  # tokens with such an end after which it is told as it is
 
 
 class Pieces:
@@ -22,7 +22,7 @@ class Pieces:
         """The text that becomes certain with the next token; often empty."""
         self._ids.append(id_)
         text = self._decode(self._ids)
-        if text.endswith(HALF) and len(self._ids) - self._shown < PENDING:
+        if text.endswith(UNSURE) and len(self._ids) - self._shown < PENDING:
             return ""
         return self._piece(text)
 

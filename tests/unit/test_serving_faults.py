@@ -159,6 +159,7 @@ def test_8_the_boundary_of_the_context_is_exact(pangu: Running, stream: bool) ->
         return pangu.post("/v1/completions", prompt=[9] * prompt, max_tokens=reply, stream=stream)
 
     assert ask(250, 6).status == ask(255, 1).status == 200
+    assert ask(9, 10**9).error["code"] == "context_length_exceeded"
     for prompt, reply in ((251, 6), (256, 1), (1, 256), (300, 16)):
         refused = ask(prompt, reply)
         assert refused.status == 400 and refused.error["code"] == "context_length_exceeded"
@@ -327,9 +328,9 @@ WRONG: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]},
     {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
-    {"max_tokens": 0}, {"max_tokens": -1}, {"max_tokens": 1e9}, {"max_tokens": 10**30}, {"max_tokens": "9"},
+    {"max_tokens": 0}, {"max_tokens": -1}, {"max_tokens": 10**30}, {"max_tokens": "9"},
     {"max_tokens": True}, {"max_tokens": 1.5}, {"n": 0}, {"n": 10**6}, {"temperature": -1}, {"temperature": "hot"},
-    {"temperature": 1e400}, {"top_p": 1.1}, {"top_p": -0.1}, {"top_k": -2}, {"seed": 2**63}, {"seed": 1.5},
+    {"top_p": 1.1}, {"top_p": -0.1}, {"top_k": -2}, {"seed": 2**63}, {"seed": 1.5},
     {"stop": ""}, {"stop": ["a"] * 99}, {"stop": [1]}, {"stop": "x" * 10_000}, {"stop": {}}, {"stream": "yes"},
     {"stream_options": {"include_usage": True}}, {"stream": True, "stream_options": 1}, {"logit_bias": {"x": 1}},
     {"logit_bias": {"99999999": 1}}, {"logit_bias": {"-1": 1}}, {"logit_bias": {"1": 101}}, {"logit_bias": [1]},

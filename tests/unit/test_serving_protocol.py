@@ -1,6 +1,8 @@
 """The endpoints as clients use them: fields, the exact form of answers and of streams, errors."""
 
 import base64
+import contextlib
+import http.client
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +11,12 @@ from typing import Any
 import pytest
 
 import hanmo
-from hanmo.families.base import Family
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, Text
 from hanmo.serving import job
-from tests.unit.serving import FakeEngine, Running, byte_level_model, running, says
+from tests.unit.serving import LIMIT, FakeEngine, Running, byte_level_model, running, says
 from tests.unit.tiny import tiny, tiny_eva
 
 SAID = "今天天气真不错"
@@ -55,7 +56,8 @@ def test_a_chat_completion_has_every_field_that_clients_read(scripted: Running) 
     ]
     tokens = scripted.post("/tokenize", prompt=SAID, add_special_tokens=False).json["count"]
     given = scripted.post("/tokenize", messages=[{"role": "user", "content": "你好"}]).json["count"]
-    assert answer["usage"] == {"prompt_tokens": given, "completion_tokens": tokens, "total_tokens": given + tokens}
+    usage = {"prompt_tokens": given, "completion_tokens": tokens, "total_tokens": given + tokens}
+    assert answer["usage"] == {**usage, "prompt_tokens_details": {"cached_tokens": 0}}
 
 
 def test_the_chunks_of_a_stream(scripted: Running) -> None:
@@ -94,12 +96,16 @@ def test_an_idle_stream_says_that_it_is_alive(scripted: Running, monkeypatch: py
     monkeypatch.setattr(job, "KEEP_ALIVE", 0.02)
     gate = scripted.engines["model"].gate
     gate.clear()
-    import threading
-
-    threading.Timer(0.2, gate.set).start()
-    streamed = scripted.chat(stream=True)
-    assert b"\n\n: keep-alive\n\n" in streamed.body
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in streamed.events) == SAID
+    connection = http.client.HTTPConnection("127.0.0.1", scripted.port, timeout=LIMIT)
+    with contextlib.closing(connection):
+        body = json.dumps({"messages": [{"role": "user", "content": "你好"}], "stream": True})
+        connection.request("POST", "/v1/chat/completions", body)
+        answer, told = connection.getresponse(), b""
+        while b"\n\n: keep-alive\n\n" not in told:
+            told += answer.readline()
+        gate.set()
+        told += answer.read()
+    assert told.endswith(b"data: [DONE]\n\n") and b'"content":"' in told
 
 
 def test_null_means_not_given(scripted: Running) -> None:
@@ -293,38 +299,34 @@ def test_metrics_count_what_was_done(scripted: Running) -> None:
     assert scripted.gauge("num_requests_running") == scripted.gauge("num_requests_waiting") == 0
 
 
-def alone(family: Family, text: str, following: list[str]) -> bool:
-    """Whether no token crosses from a text into those that follow it."""
-    ids = family.encode(text)
-    return all(family.encode(text + after)[: len(ids)] == ids for after in following)
-
-
 def test_scores_of_texts(real: Running) -> None:
-    """The candidates begin differently, and no token crosses into them, so that the evaluation shares the same context."""
-    from hanmo.evaluation.engine.candidates import score_candidates
+    from hanmo.evaluation.engine.candidates import score_alone
+    from hanmo.rows import Part
 
-    answers = ["再见", "我很好"]
+    before, answers = "今天天气", ["再见", "我很好"]
     for name in ("eva", "pangu"):
-        opened = real.engines[name].model
-        before = next(
-            text for text in ("你好吗", "今天天气", "谢谢", "你", "去", "？") if alone(opened.family, text, answers)
-        )
-        [found] = score_candidates(opened, [opened.family.cloze(before, answers)])
+        family = real.engines[name].model.family
+        ids = [[*family.encode(before), *([family.stop_id] if name == "eva" else [])] for _ in answers]
+        rows = [[Part((*([family.tokenizer.bos_token_id] if name == "pangu" else []), *given), False)] for given in ids]
+        for row, answer in zip(rows, answers, strict=True):
+            said = (
+                family.encode(answer) if name == "eva" else family.encode(before + answer)[len(family.encode(before)) :]
+            )
+            row.append(Part(tuple(said), True))
+        expected = [-one.nll for one in score_alone(real.engines[name].model, rows)]
         for path, fields in (
             ("/score", {"text_1": before, "text_2": answers}),
             ("/v1/score", {"queries": [before] * 2, "documents": answers}),
         ):
             data = real.post(path, model=name, **fields).json["data"]
             assert [one["index"] for one in data] == [0, 1]
-            assert [one["score"] for one in data] == pytest.approx([-one.nll for one in found], abs=1e-4)
+            assert [one["score"] for one in data] == pytest.approx(expected, abs=1e-4)
 
 
 def test_requests_keep_their_id_and_connection(scripted: Running) -> None:
     assert scripted.request("GET", "/version", headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
     made = scripted.request("GET", "/version", headers={"X-Request-Id": "a b"}).headers["x-request-id"]
     assert made != "a b" and len(made) == 32
-    import http.client
-
     connection = http.client.HTTPConnection("127.0.0.1", scripted.port, timeout=30)
     for _ in range(3):
         connection.request("POST", "/tokenize", json.dumps({"prompt": "你好"}))
