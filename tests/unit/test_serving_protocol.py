@@ -323,6 +323,28 @@ def test_scores_of_texts(real: Running) -> None:
             assert [one["score"] for one in data] == pytest.approx(expected, abs=1e-4)
 
 
+def test_scores_of_a_reward_model(tmp_path: Path) -> None:
+    from hanmo.nn.row_model import attach_value_head
+    from hanmo.records import PromptResponse
+    from hanmo.training.rl.rewards import score_records
+
+    opened = tiny("pangu", tmp_path)
+    attach_value_head(opened.network, "linear")
+    expected = score_records(
+        opened, [PromptResponse("今天天气怎么样？", text) for text in ("很好", "明天去哪里玩")], 200
+    )
+    with running({"reward": opened}) as server:
+        answer = server.post("/score", text_1="今天天气怎么样？", text_2=["很好", "明天去哪里玩"])
+        assert [one["score"] for one in answer.json["data"]] == pytest.approx(expected, abs=1e-5)
+        for wrong in (
+            {"text_1": "今天"},
+            {"text_1": ["a", "b"], "text_2": ["a"] * 3},
+            {"text_1": "今天" * 999, "text_2": "好"},
+            {},
+        ):
+            assert server.post("/score", **wrong).status == 400
+
+
 def test_requests_keep_their_id_and_connection(scripted: Running) -> None:
     assert scripted.request("GET", "/version", headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
     made = scripted.request("GET", "/version", headers={"X-Request-Id": "a b"}).headers["x-request-id"]
