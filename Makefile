@@ -15,7 +15,7 @@ $(error ORDER=$(ORDER): expected as-written or random)
 endif
 TESTS   = $(TESTENV) $(BIN)/python -m pytest -n 2 --dist worksteal $(RANDOM_$(ORDER))
 
-.PHONY: help env demo settings check test test-slow mutants bench gpu gpu-wheels clean
+.PHONY: help env demo settings check test test-slow soak mutants bench gpu gpu-wheels clean
 
 help:  ## list the targets (also make without a target)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ test: check  ## run check and the fast tests (seven minutes on two cores); ORDER
 
 test-slow: env  ## run the tests of minutes
 	$(TESTS) -m "slow and not gpu"
+
+soak: env  ## ten minutes of hostile traffic against hanmo serve
+	HANMO_SOAK_SECONDS=600 $(TESTENV) $(BIN)/python -m pytest -s tests/e2e/test_serving_soak.py
 
 # Mutation testing: faults in losses, rows, sampling and trainers, each shown to the fast tests that run its line.
 # make mutants MUTANTS="--count 300 --seed 2"

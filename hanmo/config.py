@@ -70,6 +70,13 @@ def load(
     return kind(**values)
 
 
+def require(config: Any, **checks: tuple[bool, str]) -> None:
+    """Raise ConfigError for the first setting whose check, (passed, expected value), fails."""
+    for name, (good, expected) in checks.items():
+        if not good:
+            raise ConfigError(f"{name}={getattr(config, name)}: must be {expected}")
+
+
 def dump(config: Any) -> str:
     """A configuration as YAML that ``load`` reads back to an equal one."""
     from pydantic_core import to_jsonable_python

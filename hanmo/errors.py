@@ -66,6 +66,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}: {hint}"
 
 
+_FRAMES = re.compile(r"\(?(?:Exception raised from|frame #\d+:)")
 _PROTECTION = re.compile(r"weights_only|safe_globals|trust|arbitrary code", re.I)
 
 
@@ -87,10 +88,10 @@ def quoted(error: BaseException) -> str:
 
 
 def without_advice(message: str) -> str:
-    """A library's message in one line, without sentences on how to switch a protection off.
+    """A library's message in one line, without sentences on how to switch a protection off and without C++ frames.
 
     >>> without_advice("Cannot load a.bin. Set `weights_only` to `False` if you trust it.")
     'Cannot load a.bin.'
     """
-    sentences = re.split(r"(?<=[.!?])\s+|\s*\n\s*", message.strip())
+    sentences = re.split(r"(?<=[.!?])\s+|\s*\n\s*", _FRAMES.split(message)[0].strip())
     return " ".join(sentence for sentence in sentences if not _PROTECTION.search(sentence)).strip()

@@ -138,6 +138,7 @@ def _open_original(
 def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtype, cut: dict[str, Any]) -> Any:
     """Our network with an original's weights, without a second copy; fp32 files stay memory-mapped."""
     original.check_copies()
+    where = original.weights.path
     expected = expected_shapes(original.family, config)
     # Optional tensors that the files lack are zero, which has no effect.
     state = {name: torch.zeros(expected[name], dtype=dtype) for name in absent_tensors(original, config)}
@@ -145,8 +146,10 @@ def load_network(original: Original, config: PretrainedConfig, dtype: torch.dtyp
         rounded = tensor.is_floating_point() and not keeps_precision(original.family, name)
         state[name] = tensor.to(dtype) if rounded else tensor
     with quiet():
-        network, info = safe_network(original.family.network_class, None, config, state_dict=state, dtype=dtype, **cut)
-    _require_loaded(original.weights.path, info)
+        network, info = safe_network(
+            original.family.network_class, None, config, where, state_dict=state, dtype=dtype, **cut
+        )
+    _require_loaded(where, info)
     return network
 
 

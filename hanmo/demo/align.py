@@ -32,9 +32,10 @@ from hanmo.training.stages.dpo import DpoConfig, dpo
 from hanmo.training.stages.reward import RewardConfig, train_reward
 
 DRAWN = 7  # dialogues per pair that asks back: after one in six or seven a question may follow
-STEPS = 120  # of DPO; the reward model takes half as many
-QUICK_STEPS = 60
-BETA = 0.1
+STEPS = 200  # of DPO; the reward model takes half as many
+QUICK_STEPS = 100
+# Small: DPO lowers every token of a rejected reply, its stop too, and beyond the end of all replies nothing raises that again.
+BETA = 0.01
 SFT_WEIGHT = 5.0  # without it the model forgets to stop: most rejected replies have the stop in its place
 MEASURED = 6  # how often the reward is measured, the last time at the end
 LONGEST = 1024  # 40 generated tokens may take many more when their text is tokenised again

@@ -16,7 +16,7 @@ from typing import Any
 
 from hanmo import metrics
 from hanmo.errors import HanmoError, UnsupportedError
-from hanmo.evaluation.engine.cache import Progress, Store, opened_store, score_into
+from hanmo.evaluation.engine.cache import Progress, Scored, Store, opened_store, score_into
 from hanmo.evaluation.engine.distributed import shard
 from hanmo.evaluation.engine.row_scores import batches
 from hanmo.evaluation.results.provenance import computed_by, records_hash, software
@@ -136,10 +136,10 @@ def evaluate(
         "settings": asdict(settings),
     }
     rows = [opened.family.row(example.parts) for example in examples]
-    with opened_store(cache, "dialogue-scores", [inputs]) as store:
+    with opened_store(cache, "dialogue-scores", [inputs], Scored) as store:
         scores = score_into(store, opened, rows, batch_size)
     contents = [sha256(Path(path).read_bytes()).hexdigest() for path in rule_files.values()]
-    with opened_store(cache, "dialogue-replies", [inputs, contents]) as store:
+    with opened_store(cache, "dialogue-replies", [inputs, contents], str) as store:
         _generate(opened, examples, settings, batch_size, store, progress)
         replies = [store.values[number] for number in range(len(examples))]
     samples = [

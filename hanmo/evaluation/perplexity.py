@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation.engine.cache import Progress, opened_store, score_into
+from hanmo.evaluation.engine.cache import Progress, Scored, opened_store, score_into
 from hanmo.evaluation.results.provenance import computed_by, records_hash, software
 from hanmo.evaluation.results.statistics import DRAWS, INTERVAL
 from hanmo.families.base import Family, OpenedModel
@@ -105,7 +105,7 @@ def evaluate(
         raise HanmoError(f"none of the {len(records)} records can be scored within {limit} tokens; raise limit")
     inputs = {**computed_by(opened), "data": records_hash(records), "limit": limit, "response_limit": response_limit}
     all_rows = [row for _, rows, _, _ in kept for row in rows]
-    with opened_store(cache, "perplexity", [inputs]) as store:
+    with opened_store(cache, "perplexity", [inputs], Scored) as store:
         found = iter(score_into(store, opened, all_rows, batch_size, progress))
     scores = [_record_score(where, [next(found) for _ in rows], text, cut) for where, rows, text, cut in kept]
     about = {"model": opened.source, "protocol": "corrected", "shots": 0, **inputs, **software()}

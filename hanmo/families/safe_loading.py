@@ -80,24 +80,27 @@ def safe_config(
 
 
 def safe_network(
-    network_class: Any, folder: str | Path | None, config: PretrainedConfig, **options: Any
+    network_class: Any, folder: str | Path | None, config: PretrainedConfig, where: object = None, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """A network and the loading info of ``from_pretrained``, whose ``options`` hold a ``state_dict`` if ``folder`` is None.
+    """A network and the loading info of ``from_pretrained``; ``options`` hold a ``state_dict`` if ``folder`` is None.
+
+    ``where``: in messages; default: the folder.
 
     CheckpointError if transformers cannot open it, a tensor has another shape than configured, or there is an adapter.
     """
+    where = where or folder
     if folder is not None:
         check_adapter(folder)
     # The loading information names mismatched tensors; transformers' own error names none.
     options |= {"trust_remote_code": False, "local_files_only": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _without_questions(), as_hanmo_error(folder, "transformers cannot open it"):
+    with _without_questions(), as_hanmo_error(where, "transformers cannot open it"):
         network, info = network_class.from_pretrained(folder, config=config, **options)
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, expected = mismatched[0]
         more = f", and {len(mismatched) - 1} more tensors do not fit" if len(mismatched) > 1 else ""
         raise CheckpointError(
-            f"{folder}: {name} has the shape {tuple(found)}, but {CONFIG_NAME} describes {tuple(expected)}{more}"
+            f"{where}: {name} has the shape {tuple(found)}, but {CONFIG_NAME} describes {tuple(expected)}{more}"
         )
     return network, info
 

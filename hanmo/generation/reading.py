@@ -84,7 +84,8 @@ def read(opened: OpenedModel, group: Group, beginnings: Beginnings | None, exact
     if len(prompts) > 1 or not _in_order(opened.network, prompts[0]):
         yield _whole(opened, prompts)
         return
-    [prompt], ids = prompts, tuple(group.contexts[0].ids)
+    [prompt] = prompts
+    ids = tuple(prompt.inputs["input_ids"].tolist())
     piece = BLOCK if exact else PIECE
     done, logits_RV = 0, None
     state: Any = None
@@ -109,6 +110,7 @@ def _in_order(network: Any, prompt: Prompt) -> bool:
     """Whether the prompt may be read in pieces: no token of it sees a later one, and the state goes on from any place."""
     ids_T, positions_T = prompt.inputs["input_ids"], prompt.inputs.get("position_ids")
     plain = set(prompt.inputs) == {"input_ids", "attention_mask", "position_ids"}
+    plain = plain and bool(prompt.inputs["attention_mask"].all())
     return plain and positions_T.shape == ids_T.shape and batching_of(network).continues  # type: ignore[union-attr]
 
 

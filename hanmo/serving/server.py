@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -82,7 +83,7 @@ class Place:
         try:
             return socket.create_server((self.host, self.port), family=family, backlog=2048)
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
             raise ConfigError(
                 f"cannot listen at {self.host}, port {self.port}: {reason}; take another --port"
             ) from None

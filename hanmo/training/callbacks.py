@@ -1,6 +1,5 @@
 """What happens around a run's steps: metrics on disk, a progress bar, and stopping on a signal."""
 
-import json
 import math
 import signal
 import sys
@@ -13,9 +12,11 @@ from types import FrameType
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hanmo.errors import RecordError
 from hanmo.files import json_text, or_null, write_text
 
 LINES = 100  # most lines of progress of a run, besides those of evaluations
@@ -45,11 +46,22 @@ class MetricsFile(TrainerCallback):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics file, without a last line cut off by a kill; numbers that were not finite are NaN."""
+    """The entries of a metrics file, without a last line cut off by a kill; numbers that were not finite are NaN.
+
+    RecordError for a damaged line.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    entries = map(json.loads, lines[:-1])
+    entry = TypeAdapter(dict[str, int | float | None])
+    entries: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            entries.append(entry.validate_json(line, strict=True))
+            if not isinstance(entries[-1].get("step"), int):
+                raise ValueError("no step")
+        except ValueError:
+            expected = 'expected numbers by name, "step" among them, as the run logged them'
+            raise RecordError(path, number, f"damaged: {expected}; remove the line to go on without it") from None
     return [{name: math.nan if value is None else value for name, value in entry.items()} for entry in entries]
 
 

@@ -81,9 +81,7 @@ class RunConfig:
 
     def require(self, **checks: tuple[bool, str]) -> None:
         """Raise ConfigError for the first setting whose check, (passed, expected value), fails."""
-        for name, (good, expected) in checks.items():
-            if not good:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be {expected}")
+        settings.require(self, **checks)
 
     def files(self) -> DataFiles:
         """The training and the validation files."""

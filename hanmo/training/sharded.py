@@ -1,5 +1,6 @@
 """transformers' Trainer for networks spread over several processes by tensor parallelism or FSDP2."""
 
+import pickle
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
 
-from hanmo.errors import ConfigError, quoted
+from hanmo.errors import CheckpointError, ConfigError, quoted
+from hanmo.files import plain_name
 from hanmo.nn.tensor_parallel import each_pass_alone, is_cut
 from hanmo.training.trainable import adapter_tensors, merged
 
@@ -141,7 +143,9 @@ class ShardedTrainer(Trainer):
 
 def load_shards(network: Any, optimizer: torch.optim.Optimizer | None, checkpoint: str) -> None:
     """Read what every process saved, without an optimizer only the weights; all processes call this."""
-    state, folder = _shards(network, optimizer), Path(checkpoint) / SHARDS
+    folder = Path(checkpoint) / SHARDS
+    _check_metadata(folder / ".metadata")
+    state = _shards(network, optimizer)
     dcp.load(state, checkpoint_id=folder, planner=DefaultLoadPlanner(allow_partial_load=True))
     state_dict.set_model_state_dict(network, state["network"], options=state_dict.StateDictOptions(strict=False))
     if optimizer is None:
@@ -152,6 +156,39 @@ def load_shards(network: Any, optimizer: torch.optim.Optimizer | None, checkpoin
         # A parameter that never had a gradient has no state; torch has made an empty one to read into.
         if not any(key.startswith(f"optimizer.state.{name}.") for key in stored):
             optimizer.state.pop(parameter, None)
+
+
+# What torch pickles in the description of a checkpoint's slices.
+_DESCRIBES = {
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "TensorStorageMetadata", "TensorProperties", "BytesStorageMetadata", "ChunkStorageMetadata"),
+        *("MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+}
+
+
+class _Description(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _DESCRIBES.get(module, ()):
+            raise pickle.UnpicklingError(f"asks for {module}.{name}, which is code; refused")
+        return super().find_class(module, name)
+
+
+def _check_metadata(file: Path) -> None:
+    """Raise CheckpointError unless a description of slices, which torch unpickles, names nothing but its own classes."""
+    try:
+        with file.open("rb") as opened:
+            described = _Description(opened).load()
+        names = {info.relative_path for info in described.storage_data.values()}
+    except Exception as error:  # a malformed file can make the reader fail in any way
+        raise CheckpointError(f"{file}: not the description of a checkpoint: {quoted(error):.500}") from error
+    for name in names:
+        plain_name(name, file)
 
 
 _BY_NAME = state_dict.StateDictOptions(flatten_optimizer_state_dict=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hanmo.data.rows.documents import StreamSampler
 from hanmo.nn.cpu.malloc import keep_heap
-from hanmo.training.trainer import RowTrainer
+from hanmo.training.trainer import RowTrainer, restoring
 
 Memory = tuple[Tensor, ...]
 
@@ -60,6 +60,7 @@ class StreamTrainer(RowTrainer):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             file = Path(checkpoint) / f"memory_{self.args.process_index}.pt"
-            # Through the CPU: torch.load does not accept "cpu:0", the device of a rank without a GPU.
-            kept = torch.load(file, map_location="cpu", weights_only=True)
-            self._memory = tuple(tensor.to(self.args.device) for tensor in kept)
+            with restoring(file):
+                # Through the CPU: torch.load does not accept "cpu:0", the device of a rank without a GPU.
+                kept = torch.load(file, map_location="cpu", weights_only=True)
+                self._memory = tuple(tensor.to(self.args.device) for tensor in kept)

@@ -7,15 +7,19 @@ resumes to the same weights; checkpoints appear whole or not at all; a loss that
 
 import shutil
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from pydantic import FiniteFloat, NonNegativeInt, PositiveFloat, TypeAdapter
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
@@ -23,7 +27,7 @@ from hanmo.checkpoints.open import quiet
 from hanmo.checkpoints.originals.unpickle import read_pickle
 from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, Collator, EpochSampler, Rows
 from hanmo.data.rows.mixture import mixture_of
-from hanmo.errors import CheckpointError, DivergedError, quoted
+from hanmo.errors import CheckpointError, DivergedError, HanmoError, quoted, reraise_out_of_memory
 from hanmo.files import system_errors
 from hanmo.training.divergence import STEPS, LossWatch
 from hanmo.training.schedules import RateFactor
@@ -32,6 +36,37 @@ from hanmo.training.sharded import ShardedTrainer
 DRAFTS = ".saving"  # the folder of a checkpoint that is being written
 # pickles that the Trainer reads besides weights
 STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "memory_*.pt")
+
+
+@dataclass(frozen=True)
+class _State:
+    """What transformers' Trainer reads of trainer_state.json, besides settings that the new run has anyway."""
+
+    epoch: FiniteFloat | None = 0.0
+    global_step: NonNegativeInt = 0
+    logging_steps: PositiveFloat = 500
+    eval_steps: PositiveFloat = 500
+    save_steps: PositiveFloat = 500
+    num_input_tokens_seen: NonNegativeInt = 0
+    total_flos: FiniteFloat = 0.0
+    log_history: list[dict[str, Any]] | None = None
+    best_metric: float | None = None
+    best_global_step: int | None = None
+    best_model_checkpoint: str | None = None
+    stateful_callbacks: dict[str, Any] | None = None
+
+
+@contextmanager
+def restoring(path: str | Path) -> Iterator[None]:
+    """Raise CheckpointError for what goes wrong while a file or folder of a checkpoint is restored."""
+    try:
+        yield
+    except HanmoError:
+        raise
+    except (Exception, CheckpointException) as error:  # a damaged file can make its reader fail in any way
+        reraise_out_of_memory(error)
+        advice = "remove the checkpoint to go on from the one before, if there is one"
+        raise CheckpointError(f"{path}: cannot be resumed from: {quoted(error):.500}; {advice}") from error
 
 
 class RowTrainer(ShardedTrainer):
@@ -78,6 +113,9 @@ class RowTrainer(ShardedTrainer):
         if checkpoint:
             for file in (file for name in STATES for file in sorted(Path(checkpoint).glob(name))):
                 read_pickle(file)
+            with restoring(state := Path(checkpoint) / "trainer_state.json"):
+                TypeAdapter(_State).validate_json(state.read_bytes(), strict=True)
+                TrainerState.load_from_json(str(state))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @property
@@ -254,6 +292,18 @@ class RowTrainer(ShardedTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     # Checkpoints
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with restoring(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with restoring(checkpoint or ""):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with restoring(checkpoint or ""):
+            super()._load_rng_state(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """As transformers, but a tied output head is not missing: it is stored once, under the embedding's name."""

@@ -5,7 +5,14 @@ import sys
 import time
 
 import pytest
+import torch
 
+from hanmo.checkpoints import open_model
+from hanmo.demo.model import DECODING, LIMIT
+from hanmo.generation.decode import generate
+from hanmo.generation.settings import Settings
+from hanmo.records import Dialogue
+from hanmo.rows import IGNORE, collate
 from tests import processes
 
 pytestmark = pytest.mark.slow
@@ -84,3 +91,23 @@ def test_the_second_part_raises_the_held_out_reward(run, request):
     assert found["asking_after"] > found["asking_before"] + 0.4
     assert found["openings_fitting"] >= min(8, result["openings_fitting"])
     assert (folder / "runs" / "demo" / "aligned" / "config.json").is_file()
+
+
+def test_alignment_unlearns_no_stop_and_hardly_a_reply_runs_to_the_limit(made):
+    """DPO also pushes at the stop of rejected replies; after a fact and an unwanted question it must stay likely."""
+    folder, _ = made
+    opened = open_model(folder / "runs" / "demo" / "aligned", device="cpu")
+    family, network = opened.family, opened.network
+    lines = (folder / "runs" / "demo" / "pairs" / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
+    facts = [Dialogue((*one["prompt"], one["rejected"])) for one in pairs if one["rejected"].startswith(one["chosen"])]
+    batch = collate([family.row(family.parts(record, LIMIT)[0]) for record in facts], family.padding)
+    with torch.no_grad():
+        logprob_BA = network(**batch).logprob
+    last_B = (batch["labels"] != IGNORE).sum(1) - 1
+    stops = logprob_BA[torch.arange(len(facts)), last_B].exp()
+    assert bool((batch["labels"][torch.arange(len(facts)), last_B] == family.stop_id).all())
+    assert len(facts) > 200 and stops.mean() > 0.95
+    contexts = [family.context(Dialogue(tuple(one["prompt"])), LIMIT) for one in pairs]
+    endless = [one for one in generate(opened, contexts, Settings(**DECODING)) if not one.finished]
+    assert len(endless) <= 1, [family.decode(one.ids) for one in endless]

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from hanmo.cli import app
 from hanmo.errors import HanmoError
+from hanmo.evaluation.results.result import read_result
 from hanmo.evaluation.results.table import Table
 
 
@@ -23,6 +24,8 @@ def run(model: str, shots: int = 0, protocol: str = "corrected", tasks: str = "t
             "chance": 0.25,
             "value": 0.5,
             "place": place,
+            "groups": [],
+            "right": [0.0, 1.0],
             **more,
         }
 
@@ -78,3 +81,46 @@ def test_command_line(tmp_path: Path) -> None:
     for name, expected in (("t.html", ">0.5000 (0.2500 – 0.7500)</td>"), ("t.md", "| OCNLI |")):
         CliRunner().invoke(app, ["eval", "table", *files, "--output", str(tmp_path / name)])
         assert expected in (tmp_path / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["about"], []),
+        (["about", "shots"], "0"),
+        (["about", "weights"], 3),
+        (["title"], None),
+        (["tasks"], [1]),
+        (["tasks", "tnews"], None),
+        (["tasks", "tnews", "place"], "1"),
+        (["tasks", "tnews", "about"], {}),
+        (["tasks", "tnews", "right"], []),
+        (["tasks", "tnews", "right", 0], 7),
+        (["tasks", "tnews", "value"], float("nan")),
+        (["averages"], [{}]),
+    ],
+    ids=str,
+)
+def test_a_result_that_was_changed_is_one_message_with_the_place(tmp_path: Path, path: list[Any], value: Any) -> None:
+    content = run("A")
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert read_result(tmp_path) == content
+    inner = content
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(
+        HanmoError, match=rf"results\.json: {'.'.join(map(str, path))}.*: .*as hanmo wrote it$"
+    ) as found:
+        read_result(tmp_path)
+    assert "\n" not in str(found.value)
+
+
+def test_averages_of_other_groups_are_left_out() -> None:
+    one, other = run("A"), run("B")
+    row = {"title": "all", "over": "tasks", "chance": 0.25, "value": 0.5, "low": 0.25, "high": 0.75}
+    one["averages"], other["averages"] = [row, {**row, "over": "questions"}], [row]
+    assert len(Table([one, other]).rows) == 2
+    other["averages"] = one["averages"]
+    assert len(Table([one, other]).rows) == 4

@@ -12,6 +12,7 @@ from hanmo.checkpoints.convert import convert
 from hanmo.checkpoints.inspect import inspect_model
 from hanmo.errors import CheckpointError, ConfigError, RecordError
 from hanmo.families.eva.decoding import read_antonyms
+from hanmo.families.safe_loading import safe_network
 from hanmo.generation.defaults import decoding_settings
 from tests.unit.checkpoint_files import tiny_eva, write_hub, write_megatron
 from tests.unit.tiny import CONFIGS, tiny
@@ -70,6 +71,14 @@ def test_an_originals_configuration_of_other_values_is_one_message_or_has_no_eff
         assert key in str(error) or "describes no network that can be built" in str(error)
     else:
         assert key not in ("num_heads", "relative_attention_num_buckets"), "the network is built of these"
+
+
+def test_tensors_that_do_not_fit_are_named_with_their_file() -> None:
+    """An original's, which transformers knows no folder of."""
+    network = tiny_eva().network
+    state = {name: tensor[:1] for name, tensor in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"^files: .* has the shape"):
+        safe_network(type(network), None, network.config, "files", state_dict=state)
 
 
 def test_a_byte_order_mark_before_a_vocabulary_changes_nothing(tmp_path: Path) -> None:

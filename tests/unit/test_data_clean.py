@@ -16,6 +16,7 @@ from hanmo.data.prepare.cleaning.clean import Cleaned, StepReport, clean, read_b
 from hanmo.data.prepare.cleaning.personal import found, masked
 from hanmo.data.prepare.cleaning.recipe import Recipe, build, load, named
 from hanmo.data.prepare.cleaning.statistics import Fluency, Relevance
+from hanmo.data.prepare.cleaning.steps import Repetition
 from hanmo.errors import ConfigError, HanmoError, RecordError
 from hanmo.records import Dialogue, PromptResponse, Record, Rejects, ScoredAnswers, Text, iter_records, write_records
 
@@ -400,6 +401,16 @@ def test_recipes_by_name_survive_being_written_and_read(name: str, tmp_path: Pat
         (["same_sessions", "length"], "duplicates come last"),
         (["length", {"length": {"longest": 3}}], "comes twice"),
         ([{"words": {}}], "words: not given"),
+        ([{"repeated_runs": {"most": 0}}], "most=0: must be between 1 and 1000"),
+        ([{"repeated_runs": {"most": 10**30}}], "must be between 1 and 1000"),
+        ([{"near_duplicates": {"threshold": 1.5}}], r"threshold=1\.5: must be between 0 and 1"),
+        ([{"same_utterances": {"most": 0}}], "most=0: must be at least 1"),
+        ([{"language": {"foreign": -0.1}}], "must be between 0 and 1"),
+        ([{"symbols": {"most": 60}}], "must be between 0 and 1"),
+        ([{"repetition": {"n_gram": 0}}], "n_gram=0: must be at least 1"),
+        ([{"repetition": {"most_lines": 2}}], "most_lines=2.0: must be between 0 and 1"),
+        ([{"generic": {"most": -1}}], "must be between 0 and 1"),
+        ([{"relevance": {"decay": -1e30}}], "must be between 0 and 100"),
         ({}, "expected a list of steps"),
         ([3], "expected a step's name"),
     ],
@@ -407,6 +418,10 @@ def test_recipes_by_name_survive_being_written_and_read(name: str, tmp_path: Pat
 def test_mistakes_in_recipes(entries: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(entries, "mine.yaml")
+
+
+def test_a_turn_of_fewer_characters_than_an_n_gram_repeats_nothing() -> None:
+    assert Repetition(n_gram=30).fault(["好" * 25]) is None and Repetition(n_gram=20).fault(["好" * 25])
 
 
 def test_unknown_recipe() -> None:

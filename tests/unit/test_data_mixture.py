@@ -185,7 +185,7 @@ def test_places_of_data_and_their_shares(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "folder").mkdir()
     for name in ("train.txt", "valid.txt"):
-        (tmp_path / "folder" / name).touch()
+        (tmp_path / "folder" / name).write_text("你好\t再见\n", encoding="utf-8")
     a, b, c = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "c:0.5"))
 
     def named(*data: str) -> tuple[Any, ...]:

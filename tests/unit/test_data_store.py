@@ -152,6 +152,28 @@ def test_damage_is_named(place: TokenizerPlace, source: Path, tmp_path: Path) ->
         Store(tmp_path / "store")
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "value", "said"),
+    [
+        ("parts.bin", np.int64, -1, "must not fall"),
+        ("parts.bin", np.int64, 1 << 40, "must not fall|ends at"),
+        ("documents.bin", np.int64, 1 << 40, "must not fall|ends at"),
+        ("kinds.bin", np.uint8, 9, "kinds are below 3, 9 is not"),
+        ("ids.bin", np.uint16, 60_000, "document 0 holds the id 60000, the vocabulary "),
+    ],
+)
+def test_a_wrong_number_in_a_store_is_named(
+    place: TokenizerPlace, source: Path, tmp_path: Path, name: str, dtype: type[Any], value: int, said: str
+) -> None:
+    tokenize(place, [source], tmp_path / "store")
+    path = tmp_path / "store" / name
+    numbers = np.fromfile(path, dtype)
+    numbers[0] = value
+    numbers.tofile(path)
+    with pytest.raises(RecordError, match=rf"{name}: damaged store: .*({said})"):
+        Store(tmp_path / "store", place.open()).parts(0)
+
+
 def test_a_folder_with_other_files_is_not_written_to(place: TokenizerPlace, source: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")

@@ -14,7 +14,14 @@ from tests.unit.clue_files import clue_folder
 from tests.unit.exam_files import one_token_a_character
 from tests.unit.tiny import tiny_eva
 
-OPENING = {"--size", "--config", "--vocab", "--dtype", "--device"}  # open_model refuses what a model does not take
+OPENING = {
+    "--size",
+    "--config",
+    "--vocab",
+    "--adapter",
+    "--dtype",
+    "--device",
+}  # open_model refuses what a model does not take
 ALWAYS = {"--json", "--output", "--nproc", "--first", "--limit"}
 RECORDS = {"--batch-size", "--skip-bad", "--first", "--limit", "--response-limit"}
 # command -> its options; those that some mode refuses have a line in REFUSED, the others have an effect in all of them

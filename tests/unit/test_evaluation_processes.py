@@ -49,6 +49,34 @@ def test_the_next_run_takes_in_what_other_processes_left(tmp_path: Path, monkeyp
     store.close()
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[1]",
+        b"{}",
+        b"3",
+        b"[-1, [1.5, 2]]",
+        b'["1", [1.5, 2]]',
+        b"[1, [1.5]]",
+        b"[1, [NaN, 2]]",
+        b"[1, [1.5, 0]]",
+        b"\xff",
+        b"[",
+    ],
+    ids=str,
+)
+def test_a_damaged_answer_is_asked_again(tmp_path: Path, line: bytes) -> None:
+    stores.store_file(tmp_path, "rows", ["x"]).write_bytes(b"[0, [1.5, 2]]\n" + line + b"\n[2, [0.5, 1]]\n")
+    store = Store(tmp_path, "rows", ["x"], stores.Scored)
+    assert store.fill(3, lambda missing, keep: [keep(0, (4.0, number)) for number in missing]) == [
+        (1.5, 2),
+        (4.0, 1),
+        (0.5, 1),
+    ]
+    store.close()
+    assert Store(tmp_path, "rows", ["x"], stores.Scored).values == {0: (1.5, 2), 1: (4.0, 1), 2: (0.5, 1)}
+
+
 @pytest.mark.slow
 def test_two_processes_are_as_good_as_one(tmp_path: Path) -> None:
     """CLUE, corrected and published, perplexity and dialogue, over gloo: every score, every generated answer, one output."""

@@ -10,7 +10,7 @@ import torch
 
 import hanmo
 from hanmo.errors import ConfigError
-from hanmo.evaluation.engine.cache import opened_store, score_into
+from hanmo.evaluation.engine.cache import Scored, opened_store, score_into
 from hanmo.evaluation.engine.row_scores import batches, score_rows
 from hanmo.evaluation.results import provenance
 from hanmo.evaluation.results.provenance import records_hash, software, weights_hash
@@ -73,11 +73,11 @@ def test_progress_counts_up_to_all(eva: OpenedModel, tmp_path: Path) -> None:
     def watch(done: int, total: int) -> None:
         seen.append((done, total))
 
-    with opened_store(tmp_path, "rows", ["x"]) as store:
+    with opened_store(tmp_path, "rows", ["x"], Scored) as store:
         first = score_into(store, eva, rows(5), 2, watch)
     assert seen == [(done, 5) for done in range(1, 6)]
     seen.clear()
-    with opened_store(tmp_path, "rows", ["x"]) as store:
+    with opened_store(tmp_path, "rows", ["x"], Scored) as store:
         again = score_into(store, eva, rows(7), 2, watch)
     assert [tuple(score) for score in again[:5]] == first
     assert seen == [(6, 7), (7, 7)]
@@ -97,7 +97,7 @@ def test_progress_costs_the_same_for_every_row(tmp_path: Path) -> None:
         for place in range(len(missing)):
             keep(place, place)
 
-    with opened_store(tmp_path, "rows", ["x"]) as store:
+    with opened_store(tmp_path, "rows", ["x"], Scored) as store:
         store.values = counted = Counted()
         store.fill(500, find, lambda done, total: None)
     assert len(counted) == 500 and counted.asked <= 2 * 500

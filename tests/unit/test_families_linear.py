@@ -1,10 +1,18 @@
 """Our linear layer is torch's, whatever the number of rows, the type and the mode."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from hanmo.nn.cpu.layers import FEW, NARROW, Linear
+from hanmo.nn.cpu.layers import FEW, NARROW, Linear, reads_rows_slowly
+
+
+@pytest.fixture(autouse=True)
+def slow_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor where the other way round is quicker, whatever this one is."""
+    monkeypatch.setattr("hanmo.nn.cpu.layers.reads_rows_slowly", lambda: True)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -40,3 +48,20 @@ def test_few_rows_are_computed_with_the_weight_on_the_left(monkeypatch: pytest.M
         network.train()(torch.randn(4, 24))
         Linear(NARROW + 2, 7).eval()(torch.randn(1, NARROW + 2))
     assert products == [(24, 4), (24, 4), (12, 2), (12, 2)]
+
+
+def test_where_torch_is_quick_nothing_is_turned_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hanmo.nn.cpu.layers.reads_rows_slowly", lambda: False)
+    monkeypatch.setattr(torch, "mm", lambda *_: pytest.fail("torch's own layer was to be used"))
+    with torch.no_grad():
+        for rows in (1, 4, FEW):
+            Linear(24, 7).eval()(torch.randn(rows, 24))
+
+
+@pytest.mark.parametrize(("vendor", "slow"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_the_processor_decides(vendor: str, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    monkeypatch.setattr(Path, "read_text", lambda _: f"vendor_id : {vendor}")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert reads_rows_slowly.__wrapped__() is slow

@@ -188,6 +188,7 @@ HASHED_OR_PIPED = {
     "evaluation/results/provenance.py:computed_by": "hashed",
     "evaluation/results/provenance.py:records_hash": "hashed",
     "evaluation/engine/cache.py:store_file": "hashed",
+    "evaluation/results/result.py:read_result": "checked as it was read, not-a-number included",
     "evaluation/suites/suite.py:data_hash": "hashed",
     "evaluation/suites/suite.py:hash": "hashed",
     "evaluation/text_overlap.py:origin": "hashed",

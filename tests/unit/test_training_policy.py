@@ -15,7 +15,7 @@ import torch
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.config import load
-from hanmo.errors import ConfigError
+from hanmo.errors import CheckpointError, ConfigError
 from hanmo.generation.decode import Generation
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
@@ -322,6 +322,12 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(config: Any, train: Any,
     (tmp_path / "whole" / "checkpoints" / "checkpoint-2").rename(again / "kept")
     (again / "checkpoints").mkdir()
     (again / "kept").rename(again / "checkpoints" / "checkpoint-2")
+    state = again / "checkpoints" / "checkpoint-2" / "rounds.json"
+    kept = state.read_text()
+    state.write_text(json.dumps({**json.loads(kept), "moments": {"mean": "x"}}))
+    with pytest.raises(CheckpointError, match=r"rounds\.json: cannot be resumed from: .*moments"):
+        train(small(config, tmp_path, rounds=3, save_rounds=1, out=str(again), **further), resume=True)
+    state.write_text(kept)
     train(small(config, tmp_path, rounds=3, save_rounds=1, out=str(again), **further), resume=True)
     one, other = (open_model(tmp_path / run / "model", device="cpu").network for run in ("whole", "again"))
     for (name, ours), theirs in zip(one.named_parameters(), other.parameters(), strict=True):

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from hanmo.checkpoints import save_model
 from hanmo.cli.train import read_settings, stage_command
-from hanmo.errors import ConfigError
+from hanmo.errors import ConfigError, RecordError
 from hanmo.families import NAMES, presets
 from hanmo.training.arguments import arguments, default_settings
 from hanmo.training.callbacks import read_metrics
@@ -146,6 +146,13 @@ def test_a_run_is_not_begun_twice(tmp_path: Path) -> None:
     (folder / "model").mkdir()
     with pytest.raises(ConfigError, match="a run that is over"):
         begin(folder, stage, resume=True)
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", '{"step": "1"}', '{"step": 1, "loss": "x"}', "{", "\\ud83d"])
+def test_a_damaged_line_of_the_log_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": null}}\n{line}\n{{"step"')
+    with pytest.raises(RecordError, match=r"metrics\.jsonl:2: damaged: expected numbers by name, \"step\" among them"):
+        read_metrics(tmp_path / "metrics.jsonl")
 
 
 def test_a_run_resumes_with_the_lists_it_was_given(tmp_path: Path) -> None:

@@ -89,11 +89,11 @@ def test_shares_of_one_cleaning_run_beside_each_other(tmp_path: Path) -> None:
 
 def test_the_same_questions_are_not_asked_by_two_runs_at_once(tmp_path: Path) -> None:
     """Both would write to one file of answers, and the first lose its own when the second takes them in."""
-    with opened_store(tmp_path, "task", ["q"]) as store:
+    with opened_store(tmp_path, "task", ["q"], str) as store:
         store.add(0, "an answer")
-        with pytest.raises(InUseError, match="task-"), opened_store(tmp_path, "task", ["q"]):
+        with pytest.raises(InUseError, match="task-"), opened_store(tmp_path, "task", ["q"], str):
             pass
-        with opened_store(tmp_path, "task", ["other"]):
+        with opened_store(tmp_path, "task", ["other"], str):
             pass
-    with opened_store(tmp_path, "task", ["q"]) as store:
+    with opened_store(tmp_path, "task", ["q"], str) as store:
         assert store.values == {0: "an answer"}

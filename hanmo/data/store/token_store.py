@@ -33,6 +33,7 @@ KINDS = ("text", "dialogue", "pair")
 DTYPES = ("uint16", "uint32")  # of ids
 ABOUT = "store.json"
 FILES = IDS, PARTS, DOCUMENTS, KIND = "ids.bin", "parts.bin", "documents.bin", "kinds.bin"
+_AT_ONCE = 1 << 20  # places that are checked at the same time
 _PROBE = "你好，世界！Hello, World 2024\n　全角ＡＢＣ１２３ “引号” ①②③ 繁體字 😀 #标签# @某人"
 
 
@@ -67,6 +68,11 @@ class Store:
         self._parts = self._map(PARTS, "int64", self.about.parts)
         self._documents = self._map(DOCUMENTS, "int64", self.about.documents)
         self._kinds = self._map(KIND, "uint8", self.about.documents)
+        self._check_places(PARTS, self._parts, self.about.tokens)
+        self._check_places(DOCUMENTS, self._documents, self.about.parts)
+        if len(self) and int(self._kinds.max()) >= len(KINDS):
+            raise self._damaged(KIND, f"kinds are below {len(KINDS)}, {self._kinds.max()} is not")
+        self._most = None if tokenizer is None else len(tokenizer)  # ids are below it
 
     def _map(self, name: str, dtype: str, count: int) -> np.ndarray:
         path = self.folder / name
@@ -74,8 +80,21 @@ class Store:
         found = path.stat().st_size if path.is_file() else -1
         if found != expected:
             state = "missing" if found < 0 else f"{found:,} bytes"
-            raise RecordError(path, 0, f"damaged store: {state}, expected {expected:,} bytes; tokenise the data again")
+            raise self._damaged(name, f"{state}, expected {expected:,} bytes")
         return np.memmap(path, dtype, "r") if count else np.zeros(0, dtype)
+
+    def _check_places(self, name: str, ends: np.ndarray, last: int) -> None:
+        """Check that places where parts or documents end rise to the last one."""
+        for start in range(0, len(ends), _AT_ONCE):
+            some = ends[max(start - 1, 0) : start + _AT_ONCE]
+            if some[0] < 0 or (np.diff(some) < 0).any():
+                raise self._damaged(name, "places where something ends must not fall")
+        found = int(ends[-1]) if len(ends) else 0
+        if found != last:
+            raise self._damaged(name, f"ends at {found:,}, expected {last:,}")
+
+    def _damaged(self, name: str, problem: str) -> RecordError:
+        return RecordError(self.folder / name, 0, f"damaged store: {problem}; tokenise the data again")
 
     def __len__(self) -> int:
         return self.about.documents
@@ -90,6 +109,9 @@ class Store:
         first, last = int(self._documents[number - 1]) if number else 0, int(self._documents[number])
         ends = self._parts[first:last].tolist()
         starts = [int(self._parts[first - 1]) if first else 0, *ends[:-1]]
+        ids = self.ids[starts[0] : ends[-1]] if ends else self.ids[:0]
+        if self._most is not None and len(ids) and int(ids.max()) >= self._most:
+            raise self._damaged(IDS, f"document {number} holds the id {ids.max()}, the vocabulary {self._most} tokens")
         return [self.ids[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def lengths(self) -> np.ndarray:

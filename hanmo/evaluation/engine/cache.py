@@ -4,11 +4,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
 
 import hanmo
 from hanmo.evaluation.engine.distributed import broadcast, gather, rank_and_count, shard
@@ -21,6 +23,8 @@ from hanmo.rows import Row
 
 Progress = Callable[[int, int], None]  # done, of how many
 Keep = Callable[[int, Any], None]  # place among the missing results, the result
+Value = Annotated[float, Field(ge=-1e290, le=1e290)]  # finite, as are sums of them
+Scored = tuple[Value, Annotated[int, Field(ge=1, le=1 << 40)]]  # nats and tokens
 
 
 def cache_folder(stage: str) -> Path | None:
@@ -47,15 +51,16 @@ def store_file(folder: str | Path, name: str, inputs: Sequence[Any]) -> Path:
 class Store:
     """Results by number in an append-only file of JSON lines; its name is a hash of everything they depend on.
 
-    A last line that a crash cut off is dropped. Each process has its own file; ``complete`` or the next run joins them.
+    A last line that a crash cut off is dropped, and so is a damaged one, that is, one whose result is not of the type
+    ``form``. Each process has its own file; ``complete`` or the next run joins them.
     """
 
-    def __init__(self, folder: str | Path, name: str, inputs: Sequence[Any]):
+    def __init__(self, folder: str | Path, name: str, inputs: Sequence[Any], form: Any = Any):
         rank, _ = rank_and_count()
         self.path = store_file(folder, name, inputs)
         own = self.path.with_suffix(f".{rank}.jsonl") if rank else self.path
         own.parent.mkdir(parents=True, exist_ok=True)
-        self.values: dict[int, Any] = broadcast(self._merge_files() if main_process() else {})
+        self.values: dict[int, Any] = broadcast(self._merge_files(form) if main_process() else {})
         self._file = own.open("a", encoding="utf-8")
 
     def add(self, number: int, value: Any) -> None:
@@ -98,24 +103,29 @@ class Store:
         """Files of other processes."""
         return sorted(self.path.parent.glob(f"{self.path.stem}.*.jsonl"))
 
-    def _merge_files(self) -> dict[int, Any]:
+    def _merge_files(self, form: Any) -> dict[int, Any]:
         """Merge all files into the main one, and return their contents."""
+        entry: Any = TypeAdapter(tuple[NonNegativeInt, form])
+        found: dict[int, Any] = {}
         parts = self._parts()
         files = [path for path in (self.path, *parts) if path.is_file()]
-        lines = [line for path in files for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-        write_text(self.path, "".join(f"{line}\n" for line in lines))
+        for line in (line for path in files for line in path.read_bytes().split(b"\n")[:-1]):
+            with suppress(ValidationError):
+                number, value = entry.validate_json(line, strict=True)
+                found[number] = value
+        write_text(self.path, "".join(f"{json_text(one)}\n" for one in found.items()))
         for part in parts:
             part.unlink()
-        return dict(json.loads(line) for line in lines)
+        return found
 
 
 @contextmanager
-def opened_store(folder: str | Path | None, name: str, inputs: Sequence[Any]) -> Iterator[Store]:
+def opened_store(folder: str | Path | None, name: str, inputs: Sequence[Any], form: Any) -> Iterator[Store]:
     """A store, deleted at the end if it has no folder; InUseError if another run has the same inputs and folder."""
     with (
         TemporaryDirectory() if folder is None else nullcontext(folder) as place,
         holding(store_file(place, name, inputs)),
-        closing(Store(place, name, inputs)) as store,
+        closing(Store(place, name, inputs, form)) as store,
     ):
         yield store
 

@@ -1,11 +1,14 @@
 """Results of an evaluation on tasks, as JSON and Markdown."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from hanmo.errors import HanmoError
 from hanmo.evaluation.results.statistics import Comparison, compare, interval, interval_of_means
@@ -211,7 +214,66 @@ def read_result(path: str | Path) -> dict[str, Any]:
     content = content_of(path, "the results.json of `hanmo eval clue|exam|task --output`")
     if content.get("format") != FORMAT:
         raise HanmoError(f"{path}: not a result of `hanmo eval clue|exam|task` (format {FORMAT})")
+    try:
+        TypeAdapter(_Written).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise HanmoError(f"{path}: {place:.200}: {wrong['msg']}; give the file as hanmo wrote it") from None
     return content
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class _About:
+    """What ``compare`` and ``table`` read of the origin of a written result, and so on below."""
+
+    model: str
+    weights: str
+    protocol: str
+    shots: int
+    limit: int
+    hanmo: str
+    commit: str = ""
+
+
+@dataclass(frozen=True)
+class _Questions:
+    data: str
+
+
+@dataclass(frozen=True)
+class _Measured:
+    title: str
+    value: _Share
+    low: _Share
+    high: _Share
+    chance: _Share | None
+
+
+@dataclass(frozen=True)
+class _Task(_Measured):
+    place: int
+    groups: list[str]
+    metric: str
+    reading: str
+    about: _Questions
+    right: Annotated[list[_Share], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class _Average(_Measured):
+    over: str
+
+
+@dataclass(frozen=True)
+class _Written:
+    title: str
+    about: _About
+    tasks: dict[str, _Task]
+    averages: list[_Average]
 
 
 def compare_results(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Comparison]:

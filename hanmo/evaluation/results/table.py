@@ -43,7 +43,8 @@ class Table:
             chance = min((one["chance"] for one in having if one["chance"] is not None), default=None)
             cells = [one and _cell(one) for one in found]
             self.rows.append([first["title"], metric, chance, *cells, first["about"]["data"]])
-        if len({tuple(run["tasks"]) for run in runs}) == 1:
+        averages = {tuple((row["title"], row["over"]) for row in run["averages"]) for run in runs}
+        if len({tuple(run["tasks"]) for run in runs}) == len(averages) == 1:
             for same in zip(*(run["averages"] for run in runs), strict=True):
                 metric = f"mean over {same[0]['over']}"
                 self.rows.append([same[0]["title"], metric, same[0]["chance"], *map(_cell, same), None])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hanmo.errors import ConfigError, unknown
-from hanmo.evaluation.engine.cache import Keep, Progress, Store, opened_store
+from hanmo.evaluation.engine.cache import Keep, Progress, Scored, Store, opened_store
 from hanmo.evaluation.engine.candidates import score_candidates
 from hanmo.evaluation.engine.row_scores import batches
 from hanmo.evaluation.results.provenance import computed_by, software
@@ -91,7 +91,8 @@ class TaskRun:
         """Ask every question after the first of its prefixes that leaves room for it; also returns notes for the result."""
         prepared = prompting.prepare_questions(self.opened.family, self.task, examples, prefixes, self.limit)
         texts = dict.fromkeys(offered[0].text() for offered in prefixes)
-        with self.store(examples, *texts, prefixes[0][0].chat) as store:
+        form = str if self.task.generates else list[Scored]
+        with self.store(form, examples, *texts, prefixes[0][0].chat) as store:
             if self.task.generates:
                 answered = zip(examples, self._generate(prepared.contexts, store), strict=True)
                 return [self.item(one, cmrc.scores(reply, one.answers), reply) for one, reply in answered], []
@@ -132,11 +133,11 @@ class TaskRun:
             notes=notes,
         )
 
-    def store(self, examples: Sequence[Example], *more: Any) -> AbstractContextManager[Store]:
-        """The answers to these examples, which depend on ``more`` besides model, protocol, task and data."""
+    def store(self, form: Any, examples: Sequence[Example], *more: Any) -> AbstractContextManager[Store]:
+        """The answers to these examples, of the type ``form``; they depend on ``more`` besides model, protocol, task, data."""
         about = {name: self.about[name] for name in ("weights", "config", "precision", "protocol", "shots", "limit")}
         content = [about, data_hash(examples), self.task.hash(), *more]
-        return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", content)
+        return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", content, form)
 
     def score(self, questions: Sequence[Candidates], store: Store) -> list[list[Score]]:
         """The score of each candidate, by question, computed where the store has none."""
@@ -149,6 +150,11 @@ class TaskRun:
                 on_scored=lambda place, scores: keep(place, [(-one.nll, one.tokens) for one in scores]),
             )
 
+        store.values = {
+            number: scores
+            for number, scores in store.values.items()
+            if number < len(questions) and len(scores) == len(questions[number])  # else its line is damaged
+        }
         return store.fill(len(questions), find, self.progress)
 
     def _generate(self, contexts: Sequence[Context], store: Store) -> list[str]:

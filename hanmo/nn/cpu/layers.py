@@ -1,5 +1,8 @@
 """Faster versions of torch's dropout and linear layers for a CPU."""
 
+import functools
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -40,21 +43,28 @@ class Dropout(nn.Dropout):
         return dropout(input, self.p, self.training)
 
 
-class Linear(nn.Linear):
-    """``nn.Linear`` with the same results up to rounding.
+@functools.cache
+def reads_rows_slowly() -> bool:
+    """Whether this processor's BLAS takes longer for x W^T of a few rows than for W x^T: MKL on AMD's does, on Intel's not."""
+    info = Path("/proc/cpuinfo")
+    return torch.backends.mkl.is_available() and info.is_file() and "AuthenticAMD" in info.read_text()
 
-    For a few rows the time is that of reading the weight. BLAS reads it two to six times as fast for W x^T as for
-    x W^T, except where x is a single row. A single row is therefore split into halves and W is seen as twice as many rows
-    of half the width: two of the four products are needed. Measured with MKL on an AMD EPYC, two threads, widths of 768
-    to 10240; benchmarks/decode.py measures whole models.
+
+class Linear(nn.Linear):
+    """``nn.Linear`` with the same results up to rounding, quicker for a few rows where BLAS is slow (``reads_rows_slowly``).
+
+    For a few rows the time is that of reading the weight. On an AMD EPYC, MKL reads it two to six times as fast for W x^T as
+    for x W^T, except where x is a single row. A single row is therefore split into halves and W is seen as twice as many rows
+    of half the width: two of the four products are needed. (Two threads, widths of 768 to 10240.) On an Intel Xeon
+    the same takes 2.6 times as long as x W^T. benchmarks/decode.py measures whole models.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # the name that nn.Linear gives it
         rows = input.numel() // max(input.shape[-1], 1)
-        plain = type(self.weight) is nn.Parameter and self.weight.dtype == input.dtype == torch.float32
+        fp32 = type(self.weight) is nn.Parameter and self.weight.dtype == input.dtype == torch.float32
         # Never in training: the forward passes of activation checkpointing, with and without gradients, must be equal.
         decoding = not self.training and not torch.is_grad_enabled() and input.device.type == "cpu"
-        if not plain or not decoding or not 0 < rows <= FEW:
+        if not fp32 or not decoding or not 0 < rows <= FEW or not reads_rows_slowly():
             return super().forward(input)
         input_NI = input.reshape(rows, -1)
         if rows == 1:

@@ -5,7 +5,6 @@ A round: prompts are answered (rollout), the replies get rewards and advantages,
 Checkpoints are written between rounds only, so that each holds the whole state of the run.
 """
 
-import json
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -30,7 +30,7 @@ from hanmo.nn.row_model import evaluating
 from hanmo.rows import IGNORE, Row, chunked, collate
 from hanmo.training.rl import rollout
 from hanmo.training.trainable import switch_dropout_off
-from hanmo.training.trainer import RowTrainer
+from hanmo.training.trainer import RowTrainer, restoring
 
 STATE = "rounds.json"  # in a checkpoint
 CRITIC = "critic.safetensors"
@@ -48,6 +48,15 @@ class Experience:
     advantages: Tensor
     values: Tensor
     returns: Tensor
+
+
+@dataclass(frozen=True)
+class _State:
+    """The content of ``STATE``."""
+
+    round: NonNegativeInt
+    beta: FiniteFloat
+    moments: RunningMoments
 
 
 class PolicyTrainer(RowTrainer):
@@ -266,19 +275,21 @@ class PolicyTrainer(RowTrainer):
         with rollout.without_critic(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.critic is not None:
-            load_model(self.critic, str(Path(resume_from_checkpoint) / CRITIC))
+            with restoring(file := Path(resume_from_checkpoint) / CRITIC):
+                load_model(self.critic, str(file))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self.args.should_save:
-            state = {"round": self.round, "beta": self.beta, "moments": asdict(self.moments)}
-            write_text(Path(output_dir) / STATE, json_text(state))
+            state = _State(self.round, self.beta, self.moments)
+            write_text(Path(output_dir) / STATE, json_text(asdict(state)))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            state = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
-            self.round, self.beta, self.moments = state["round"], state["beta"], RunningMoments(**state["moments"])
+            with restoring(file := Path(checkpoint) / STATE):
+                state = TypeAdapter(_State).validate_json(file.read_bytes(), strict=True)
+            self.round, self.beta, self.moments = state.round, state.beta, state.moments
 
 
 # Rounds as transformers' Trainer sees them

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hanmo.config import require
+from hanmo.data.prepare.cleaning.steps import require_shares
 from hanmo.data.prepare.dedup import LshIndex, signature
 from hanmo.data.prepare.normalisation import text_hash
 from hanmo.data.prepare.views import views, whole
@@ -29,6 +31,9 @@ class SameUtterances:
     most: int = 100
     from_length: int = 4
 
+    def __post_init__(self) -> None:
+        require(self, most=(self.most >= 1, "at least 1"))
+
     def faults(self, records: Iterable[Record]) -> Iterable[str | None]:
         counts: Counter[int] = Counter()
         for record in records:
@@ -46,6 +51,9 @@ class NearlySame:
     """Records that share most of their character 4-grams with an earlier one (MinHash)."""
 
     threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        require_shares(self, "threshold")
 
     def faults(self, records: Iterable[Record]) -> Iterable[str | None]:
         index = LshIndex()

@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanmo.config import require
 from hanmo.data.prepare.cleaning.steps import Step, Turns
-from hanmo.errors import ConfigError
 from hanmo.records import PromptResponse
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ class ModelRelevance(Step):
     device: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        require(self, **{name: (getattr(self, name) >= 1, "at least 1") for name in ("limit", "batch_size")})
 
     def fault(self, turns: Turns) -> str | None:
         return self.faults([turns])[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from hanmo.config import named_function
+from hanmo.config import named_function, require
 from hanmo.data.prepare.cleaning.steps import Step, Turns
 from hanmo.data.prepare.views import views
 from hanmo.records import iter_records
@@ -31,6 +31,9 @@ class Relevance(Step):
     needs_fit = True
     _documents: int = field(default=0, repr=False)
     _counts: Counter[str] = field(default_factory=Counter, repr=False)
+
+    def __post_init__(self) -> None:
+        require(self, decay=(0 <= self.decay <= 100, "between 0 and 100"))
 
     def fit(self, turns: Turns) -> None:
         for turn in turns:

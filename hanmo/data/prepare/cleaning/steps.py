@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from hanmo.config import require
 from hanmo.data.prepare.cleaning.personal import found, masked
 from hanmo.data.prepare.normalisation import normalised
 from hanmo.files import package_yaml
@@ -41,6 +43,11 @@ class Step:
 
     def fit(self, turns: Turns) -> None:
         """Collect statistics from a record before any record is checked."""
+
+
+def require_shares(step: Any, *names: str) -> None:
+    """Raise ConfigError for a setting that is no share."""
+    require(step, **{name: (0 <= getattr(step, name) <= 1, "between 0 and 1") for name in names})
 
 
 @cache
@@ -96,6 +103,9 @@ class RepeatedRuns(Step):
 
     most: int = 3
 
+    def __post_init__(self) -> None:
+        require(self, most=(1 <= self.most <= 1000, "between 1 and 1000"))
+
     def edit(self, turns: Turns) -> list[str]:
         return [self._long.sub(lambda found: found.group(1) * self.most, turn) for turn in turns]
 
@@ -148,6 +158,9 @@ class Language(Step):
     foreign: float = 0.1
     turn_by_turn: bool = False  # check every turn by itself, not the record as a whole
 
+    def __post_init__(self) -> None:
+        require_shares(self, "least", "foreign")
+
     def fault(self, turns: Turns) -> str | None:
         for text in turns if self.turn_by_turn else ["".join(turns)]:
             letters = sum(map(str.isalnum, text))
@@ -167,6 +180,9 @@ class Symbols(Step):
     most: float = 0.6
     from_length: int = 4  # shorter turns ("？？", "!!!") may be nothing else
 
+    def __post_init__(self) -> None:
+        require_shares(self, "most")
+
     def fault(self, turns: Turns) -> str | None:
         for number, turn in enumerate(turns, 1):
             plain = "".join(turn.split())
@@ -185,9 +201,13 @@ class Repetition(Step):
     most_lines: float = 0.3
     from_length: int = 20
 
+    def __post_init__(self) -> None:
+        require(self, n_gram=(self.n_gram >= 1, "at least 1"))
+        require_shares(self, "most", "most_lines")
+
     def fault(self, turns: Turns) -> str | None:
         for turn in turns:
-            if len(turn) < self.from_length:
+            if len(turn) < max(self.from_length, self.n_gram):
                 continue
             grams = [turn[place : place + self.n_gram] for place in range(len(turn) - self.n_gram + 1)]
             share = 1 - len(set(grams)) / len(grams)
@@ -217,6 +237,9 @@ class Generic(Step):
 
     most: float = 0.49
     words: Path | None = None
+
+    def __post_init__(self) -> None:
+        require_shares(self, "most")
 
     def fault(self, turns: Turns) -> str | None:
         share = sum(normalised(turn) in self._known for turn in turns) / len(turns)

@@ -13,7 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 from hanmo.errors import HanmoError
-from hanmo.evaluation.engine.cache import Keep
+from hanmo.evaluation.engine.cache import Keep, Value
 from hanmo.evaluation.results.result import GAP, QuestionResult, TaskResult, content_of
 from hanmo.evaluation.suites.clue.published_scores import MAX_LENGTH, generate_answer, score_prompts, token_f1
 from hanmo.evaluation.suites.clue.tasks import ClueTask, all_tasks, read_split
@@ -105,7 +105,7 @@ def _perplexities(
         for place, score in score_prompts(run.opened, [texts[number] for number in missing], run.limit):
             keep(place, score)
 
-    with run.store(examples, task.published.template.text, texts) as store:
+    with run.store(tuple[Value, Value], examples, task.published.template.text, texts) as store:
         return store.fill(len(texts), find, run.progress)
 
 
@@ -116,7 +116,7 @@ def _generated(run: TaskRun, task: ClueTask, examples: list[Example]) -> TaskRes
         for place, number in enumerate(missing):
             keep(place, generate_answer(run.opened, template.fill(examples[number].fields, "")))
 
-    with run.store(examples, template.text) as store:
+    with run.store(str, examples, template.text) as store:
         replies = store.fill(len(examples), find, run.progress)
     for example, reply in zip(examples, replies, strict=True):
         f1, em = token_f1(run.opened.family, reply, example.answers)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hanmo.errors import ConfigError, HanmoError, RecordError, UnsupportedError, unknown
+from hanmo.evaluation.engine.cache import Scored
 from hanmo.evaluation.results.result import TaskResult
 from hanmo.evaluation.suites.prompting import Candidates
 from hanmo.evaluation.suites.runner import TaskRun, no_room
@@ -215,7 +216,7 @@ def evaluate_published(
 
     rows = read_rows(questions, options.first)
     made = [build_prompt(exam, task, form, solved, row, options.cot, fits) for row in rows]
-    with run.store(examples, made) as store:
+    with run.store(list[Scored], examples, made) as store:
         found = run.score([candidates(opened, prompt, limit) for prompt, _ in made], store)
     items = [
         run.item(one, {"published": [logprob for logprob, _ in of_letters]})
