@@ -37,6 +37,10 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; defaul
 Adapter = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter in peft's form, to be merged into the model.")
 ]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="Key of the server's API.", envvar="HANMO_API_KEY", show_default=False),
+]
 Published = Annotated[bool, typer.Option("--published", help="Reproduce the published behaviour, flaws included.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

@@ -5,8 +5,10 @@ Groups of replies join and leave between steps. Shape suffixes: R rows of a batc
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,6 +164,15 @@ class Engine:
                     continue
             del self._reading[group]
         return failed
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free: of a CUDA device, or else of the machine; 4 GB where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    info = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text(encoding="ascii")) if info.is_file() else None
+    return 1024 * int(found[1]) if found else 4 * GB
 
 
 def _no_memory(needed: int, most: int) -> str:
