@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hanmo.errors import ConfigError, HanmoError, unknown
+from hanmo.files import json_text
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, write_records
 
@@ -152,7 +153,7 @@ class RemoteSession:
         headers = {"Content-Type": "application/json"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
-        data = None if request is None else json.dumps(request).encode()
+        data = None if request is None else json_text(request).encode()
         try:
             return urllib.request.urlopen(urllib.request.Request(self._url + path, data, headers), timeout=PATIENCE)
         except urllib.error.HTTPError as error:
