@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hanmo.errors import HanmoError, NotANumberError, RecordError
+from hanmo.errors import HanmoError, NotANumberError, RecordError, out_of_memory
 
 LONGEST = 1000  # characters of a message: it may quote what the client sent
 RETRY = {"Retry-After": "1"}  # seconds; clients wait so long before they try again
@@ -46,6 +46,8 @@ def api_error(error: Exception, param: str | None = None) -> ApiError:
         return error
     if isinstance(error, HanmoError) and not isinstance(error, NotANumberError):
         return ApiError(error.problem if isinstance(error, RecordError) else str(error), param)
+    if out_of_memory(error):
+        return overloaded("memory ran out while this was computed; ask for less, or try later", "out_of_memory")
     problem = (
         "the model computes what is not a finite number" if isinstance(error, NotANumberError) else "internal error"
     )

@@ -36,6 +36,7 @@ class Update:
     best: tuple[list[tuple[int, float]], ...] = ()
     finish: Finish | None = None
     error: Exception | None = None
+    stop: int | None = None  # the stop token that ended the reply
 
 
 class Owner(Protocol):

@@ -84,7 +84,7 @@ class Transcript:
         if piece.finish is None and update.finish is not None:
             piece.finish = update.finish
             if self._options.alternatives is not None and len(update.logprobs) > len(update.ids):
-                stop_id = self._served.stop_ids[0]
+                stop_id = self._served.stop_ids[0] if update.stop is None else update.stop
                 piece.end = Token(stop_id, update.logprobs[-1], bests[-1], self._offset)
         if piece.finish is not None and piece.stop is None:
             piece.text += self._strings.finish()

@@ -264,6 +264,7 @@ def _news_of(live: _Live) -> Update:
         tuple(reply.best[live.best :]),
         reply.finish if group.done else None,
         None if group.error is None else _noted(group.error),
+        reply.stop,
     )
     live.ids, live.logprobs, live.best = len(reply.ids), len(reply.logprobs), len(reply.best)
     return update

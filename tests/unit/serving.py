@@ -38,6 +38,7 @@ class FakeReply:
     logprobs: list[float] = field(default_factory=list)
     best: list[list[tuple[int, float]]] = field(default_factory=list)
     finish: str | None = None
+    stop: int | None = None
 
 
 @dataclass(eq=False)
