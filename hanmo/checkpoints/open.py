@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def open_model(
     dtype: str | None = None,
     device: str | torch.device | None = None,
     tensor_parallel: int = 1,
+    template: Mapping[str, Any] | None = None,
 ) -> OpenedModel:
     """Open a folder of ours, an original checkpoint, a model of transformers or a hub id. Weights are never random.
 
@@ -51,9 +52,11 @@ def open_model(
         dtype: fp32, bf16, fp16, or for inference on a CPU int8; default: that of the files, or fp32 for fp16 on a CPU.
         device: default: CUDA if there is one, else the CPU.
         tensor_parallel: number of ranks to split the model over: processes started by torchrun, all of which call this.
+        template: arguments of the chat template, such as {"enable_thinking": False}.
 
     Raises:
-        UnsupportedError: the model cannot be cut into this number of parts.
+        UnsupportedError: the model cannot be cut into this number of parts, or it has no chat template for arguments.
+        ConfigError: the chat template uses no such argument, or the device or dtype does not exist.
         CheckpointError: nothing there, damaged, incomplete, or of no known family.
         VocabularyError: no vocabulary, or one that disagrees with the embedding.
     """
@@ -75,6 +78,7 @@ def open_model(
         raise ConfigError(f"{located.path} is a model folder, complete in itself: leave out --{' and --'.join(given)}")
     else:
         network, family, title = _open_folder(located, wanted, cut)
+    family = family.with_template(template or {})
     network = network.to(target).eval()
     if adapter is not None:
         apply_adapter(network, adapter)

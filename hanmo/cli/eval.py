@@ -244,6 +244,7 @@ def human_score(
 def origin(about: dict[str, Any]) -> str:
     """Everything a value depends on, in one line."""
     known = {"protocol": "{} protocol", "shots": "{} shots", "limit": "at most {} tokens", "weights": "weights {}",
+             "template": "template {}",
              "data": "data {}", "hanmo": "hanmo {}", "commit": "commit {}"}  # fmt: skip
     return ", ".join(text.format(about[name]) for name, text in known.items() if name in about)
 

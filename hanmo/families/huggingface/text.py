@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.huggingface.templates import render_template
+from hanmo.families.huggingface.templates import Message
 
 ANCHORS = ("。", "a", "0", "\n", " ")  # at least one of these texts never merges with the text after it
 # Ideographs and kana, with the punctuation and full-width forms that stand among them.
@@ -54,7 +54,7 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return mark if mark is not None and tokenizer.encode("一")[-1] == mark else None
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, render: Callable[[list[Message]], str]) -> int | None:
     """The token that the chat template puts right after the assistant's text; None if there is none.
 
     A conversation with a further user turn is rendered first: some templates close a conversation with another token
@@ -65,7 +65,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     talk = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     for messages in ([*talk, {"role": "user", "content": _NEXT_QUESTION}], talk):
         try:
-            text = render_template(tokenizer, messages)
+            text = render(messages)
         except UnsupportedError:
             continue
         _, answer, rest = text.rpartition(_ANSWER)
