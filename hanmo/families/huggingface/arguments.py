@@ -13,9 +13,9 @@ from hanmo.errors import ConfigError
 from hanmo.families.huggingface.templates import template_name, template_variables
 
 Value = str | int | float | bool
-#: names that stand for the conversation, or for options of transformers' own functions
+#: names that stand for the conversation and the loop over it, or for options of transformers' own functions
 RESERVED = frozenset({
-    "messages",
+    "messages", "loop", "index", "index0",
     *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
     *inspect.signature(render_jinja_template).parameters,
 })  # fmt: skip

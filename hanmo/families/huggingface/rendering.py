@@ -35,9 +35,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def _variables(template: str) -> list[str]:
     """The variables that a template takes from outside, without the functions that jinja and transformers provide."""
     from jinja2.meta import find_undeclared_variables
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+    from transformers.utils import chat_template_utils
 
-    environment = _compile_jinja_template(template).environment  # type: ignore[no-untyped-call]
+    environment = chat_template_utils._compile_jinja_template(template).environment  # type: ignore[no-untyped-call]
     return sorted(find_undeclared_variables(environment.parse(template)) - environment.globals.keys())
 
 
