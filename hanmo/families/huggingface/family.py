@@ -81,6 +81,7 @@ class HuggingfaceFamily(Family):
             return self
         off = {THINKING: False} if THINKING in argument_names(self.tokenizer) else {}
         changed = copy(self.with_template(off | self.template_arguments))
+        assert isinstance(changed, HuggingfaceFamily)
         changed._at_once = True
         return changed
 

@@ -37,7 +37,7 @@ def _variables(template: str) -> list[str]:
     from jinja2.meta import find_undeclared_variables
     from transformers.utils import chat_template_utils
 
-    environment = chat_template_utils._compile_jinja_template(template).environment  # type: ignore[no-untyped-call]
+    environment = chat_template_utils._compile_jinja_template(template).environment
     return sorted(find_undeclared_variables(environment.parse(template)) - environment.globals.keys())
 
 
