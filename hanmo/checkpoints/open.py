@@ -78,7 +78,6 @@ def open_model(
         raise ConfigError(f"{located.path} is a model folder, complete in itself: leave out --{' and --'.join(given)}")
     else:
         network, family, title = _open_folder(located, wanted, cut)
-    family = family.with_template(template or {})
     network = network.to(target).eval()
     if adapter is not None:
         apply_adapter(network, adapter)
@@ -89,7 +88,7 @@ def open_model(
         family.assets.update(find_rule_files(type(family), Path(rules)))
     used = dtype or dtype_name(wanted)
     computed = "" if used == dtype_name(stored) else f" computed in {used}"
-    return OpenedModel(network, family, f"{title}, {dtype_name(stored)}{computed}")
+    return OpenedModel(network, family.with_template(template or {}), f"{title}, {dtype_name(stored)}{computed}")
 
 
 def _device(name: str | torch.device) -> torch.device:
