@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 from hanmo.cli.ranks import TensorParallel, agreed, follow, ranks_of_this_run
 from hanmo.errors import ConfigError
 from hanmo.files import json_text
+from hanmo.records import Record, Text
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
@@ -56,6 +57,14 @@ class Opening:
     dtype: Dtype = None
     device: Device = None
     template: Template = None
+
+    def refuse_for_text(self, records: Iterable[Record]) -> None:
+        """ConfigError for arguments of a chat template where all records are running text, which none renders."""
+        if self.template and all(isinstance(record, Text) for record in records):
+            raise ConfigError(
+                f"--template {self.template[0]}: everything here is running text, which no chat template renders; leave it "
+                'out, or give conversations, e.g. {"messages": [{"role": "user", "content": "你好"}]} in a file'
+            )
 
     def open(self, model: str, rules: Path | None = None, ranks: int = 1) -> OpenedModel:
         """Open the model; each of several processes takes its own GPU, unless they split the model into ``ranks``."""

@@ -172,6 +172,7 @@ def perplexity(
         from hanmo.evaluation.perplexity import evaluate
 
         records = which.read(data, run.output, text)
+        opening.refuse_for_text(records)
         opened = opening.open(model)
         longest, answers = which.most_of_response(opened), run.answers("perplexity")
         with progress_bar() as watch:

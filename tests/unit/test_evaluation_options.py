@@ -14,7 +14,15 @@ from tests.unit.clue_files import clue_folder
 from tests.unit.exam_files import one_token_a_character
 from tests.unit.tiny import tiny_eva
 
-OPENING = {"--size", "--config", "--vocab", "--dtype", "--device"}  # open_model refuses what a model does not take
+OPENING = {
+    "--size",
+    "--config",
+    "--vocab",
+    "--dtype",
+    "--device",
+    "--adapter",
+    "--template",
+}  # open_model refuses what a model does not take
 ALWAYS = {"--json", "--output", "--nproc", "--first", "--limit"}
 RECORDS = {"--batch-size", "--skip-bad", "--first", "--limit", "--response-limit"}
 # command -> its options; those that some mode refuses have a line in REFUSED, the others have an effect in all of them
@@ -45,6 +53,10 @@ REFUSED = [
     ("task eva own.yaml", "--seed 1", "--seed 1: nothing is drawn without --shots or --choices"),
     ("exam eva --kind ceval --data exam", "--cot", "--cot is a form of the published prompts"),
     ("exam eva --kind ceval --data exam --published", "--chat", "leave --chat out"),
+    ("clue eva --data clue", "--template a=1", "--template a=1: questions are running text"),
+    ("exam gpt --kind ceval --data exam", "--template a=1", "leave it out, or give --chat"),
+    ("task gpt own.yaml", "--template a=1", "leave it out, or give --chat"),
+    ("perplexity gpt talk.txt --text", "--template a=1", "--template a=1: everything here is running text"),
     ("dialogue gpt talk.txt", "--response-limit 9", "--response-limit 9: in characters prompt and response share a row"),
     ("perplexity gpt talk.txt", "--response-limit 9", "--response-limit 9: in characters prompt and response share a row"),
 ]  # fmt: skip

@@ -136,8 +136,10 @@ def test_commands_take_arguments_and_results_and_answers_depend_on_them(
     bare, off = run(), run("--template", "enable_thinking=false")
     assert off["about"]["template"] == bare["about"]["template"] + ", enable_thinking=false"
     assert off["perplexity"] != bare["perplexity"] and run() == bare
-    wrong = CliRunner().invoke(app, ["generate", str(folder), "你好", "--template", "thinking=false"])
+    wrong = CliRunner().invoke(app, ["chat", str(folder), "--template", "thinking=false"])
     assert isinstance(wrong.exception, ConfigError) and "those it uses: enable_thinking" in str(wrong.exception)
+    text = CliRunner().invoke(app, ["generate", str(folder), "你好", "--template", "enable_thinking=false"])
+    assert isinstance(text.exception, ConfigError) and "everything here is running text" in str(text.exception)
 
 
 def test_training_takes_arguments_as_a_setting(folder: Path) -> None:
