@@ -18,7 +18,9 @@ from hanmo.evaluation.suites.suite import Options
 from hanmo.families.huggingface.templates import is_plain, render_template
 from hanmo.records import Dialogue
 from hanmo.training.config import RunConfig
+from hanmo.training.lifecycle import dry_run
 from hanmo.training.opening import open_for_training
+from hanmo.training.stages.pretrain import PretrainConfig, pretrain
 from tests.unit.chat_templates import CHATML, LLAMA, QWEN3, chatting
 from tests.unit.exam_files import exam_folder, one_token_a_character
 from tests.unit.tiny import tiny
@@ -149,6 +151,23 @@ def test_training_takes_arguments_as_a_setting(folder: Path) -> None:
     assert opened.tokenizer.decode(expected).endswith("assistant\n<think>\n\n</think>\n\n")
     with pytest.raises(ConfigError, match="template cannot be given for a new model"):
         open_for_training(RunConfig("init:gpt", "", template={"enable_thinking": False}))
+
+
+def test_pretraining_on_running_text_refuses_arguments_and_on_dialogues_takes_them(
+    folder: Path, tmp_path: Path
+) -> None:
+    given = {"template": {"enable_thinking": False}, "trainer": {"max_steps": 1}}
+    lines = {"talk.txt": ("dialogue", "你好\t我很好\n"), "text.txt": ("text", "你好我很好\n")}
+    for name, (_, line) in lines.items():
+        (tmp_path / name).write_text(line * 3, encoding="utf-8")
+    talk, text = (
+        PretrainConfig(str(folder), str(tmp_path / name), str(tmp_path / "run"), plain=plain, packing=False, **given)
+        for name, (plain, _) in lines.items()
+    )
+    found = dry_run(pretrain, talk)
+    assert found["rows"] == 3 and "enable_thinking: false" in found["config"]
+    with pytest.raises(ConfigError, match=r"template: .*text\.txt is running text"):
+        dry_run(pretrain, text)
 
 
 @pytest.mark.parametrize(
