@@ -96,13 +96,14 @@ CASES = {
 }
 
 
-def chatting(template: str | None) -> OpenedModel:
-    """A random Qwen3 of one layer with byte-level tokens and this template."""
+def chatting(template: str | None, special: bool = False) -> OpenedModel:
+    """A random Qwen3 of one layer with byte-level tokens and this template; ``special``: the marks of reasoning are special tokens."""
     words = PreTrainedTokenizerFast(
         tokenizer_object=byte_level(), unk_token="<unk>", pad_token="<pad>", eos_token="</s>", bos_token="<|bot|>",
         additional_special_tokens=MARKS, clean_up_tokenization_spaces=False,
     )  # fmt: skip
-    words.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    marks = [AddedToken(mark, special=special) for mark in ("<think>", "</think>")]
+    words.add_tokens(marks, special_tokens=special)
     words.chat_template = template
     torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -19,7 +19,7 @@ from hanmo.families.base import Export, Family, as_pair
 from hanmo.families.huggingface.arguments import argument_names, checked_arguments, described
 from hanmo.families.huggingface.modeling import TransformersModel, positions_of
 from hanmo.families.huggingface.templates import TemplateForm, TemplateRefusalError, render_template
-from hanmo.families.huggingface.text import behind, end_of_text, end_of_turn, separator, without_blanks
+from hanmo.families.huggingface.text import behind, end_of_text, end_of_turn, separator, spoken, without_blanks
 from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value, has_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 from hanmo.rows import IGNORE, Context, Part, Prompt, Row, split_at_difference, stack, token_inputs
@@ -139,7 +139,8 @@ class HuggingfaceFamily(Family):
             ids = self._opened(record.text)
             return Context(tuple(ids[-limit:]), tuple(ids))
         if isinstance(record, Dialogue):
-            record = replace(record, turns=(*record.turns, ""))  # the response is still to come
+            drawn = (*record.ids, None) if record.ids else ()
+            record = replace(record, turns=(*record.turns, ""), ids=drawn)  # the response is still to come
         ids, _ = self._prompt_and_answer(record, limit)
         full_ids, _ = self._prompt_and_answer(record, None)
         if full_ids and not ids:
@@ -209,7 +210,7 @@ class HuggingfaceFamily(Family):
         assert not isinstance(record, Text), "running text has no turns"
         if isinstance(record, ScoredAnswers):
             record = record.ending(record.best().response)
-        turns = record.turns if isinstance(record, Dialogue) else (record.prompt, record.response)
+        turns = spoken(self, record) if isinstance(record, Dialogue) else (record.prompt, record.response)
         first = (len(turns) - 1) % 2 == 0  # the first speaker, so that the response is the assistant's
         roles = ("assistant", "user") if first else ("user", "assistant")
         messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]

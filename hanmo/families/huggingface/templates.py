@@ -45,8 +45,8 @@ _BEFORE_BRACKETS = {"raise_exception", "block_begin", "variable_begin", "if", "e
 _BEFORE_BRACKETS |= {"(", "[", "+", "~", "==", "!=", "<", ">", "=", ","}
 _SETS, _JOINS, _LONG = 2, 60, 1 << 12  # so that a turn grows to at most a thousand times the template's length
 _LOOP = ("messages", "loop", "index", "index0")  # names that a template must not redefine
-_OPEN, _CLOSE = "<think>", "</think>"  # of the reasoning, as nearly all templates write it
-_CLOSED = re.compile(rf"\s*{_OPEN}\s*{_CLOSE}\s*")
+OPEN, CLOSE = "<think>", "</think>"  # of the reasoning, as nearly all templates write it
+_CLOSED = re.compile(rf"\s*{OPEN}\s*{CLOSE}\s*")
 _TROUBLES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, SyntaxError)
 
 
@@ -168,8 +168,8 @@ class TemplateForm:
         lead = rests[0].partition("乙")[0]
         goes_on = replied[0].startswith(prompt)
         thought = lead if goes_on and _CLOSED.fullmatch(lead) else ""
-        if prompt.rstrip().endswith(_OPEN):  # the template opens the block and leaves the closing to the model
-            thought = f"\n\n{_CLOSE}\n\n".removeprefix("\n" * prompt.endswith("\n"))
+        if prompt.rstrip().endswith(OPEN):  # the template opens the block and leaves the closing to the model
+            thought = f"\n\n{CLOSE}\n\n".removeprefix("\n" * prompt.endswith("\n"))
         return cls(system, lead if lead.isspace() and goes_on else "", "  乙  " not in rests[1], thought)
 
     def messages(self, system: str, turns: list[Message]) -> list[Message]:

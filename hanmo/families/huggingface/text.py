@@ -6,12 +6,15 @@ write white space before a reply. A prompt keeps its own ids; a reply's are thos
 
 import re
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.huggingface.templates import Message
+from hanmo.families.base import Family
+from hanmo.families.huggingface.templates import CLOSE, OPEN, Message
+from hanmo.records import Dialogue
 
 ANCHORS = ("。", "a", "0", "\n", " ")  # at least one of these texts never merges with the text after it
 # Ideographs and kana, with the punctuation and full-width forms that stand among them.
@@ -46,6 +49,19 @@ def separator(encode: Callable[[str], list[int]], tokenizer: Any) -> str:
 def without_blanks(text: str) -> str:
     """The text without spaces beside Chinese and Japanese characters and punctuation, as word-piece decoders put them."""
     return _BLANK.sub("", text)
+
+
+def spoken(family: Family, record: Dialogue) -> tuple[str, ...]:
+    """The turns of a dialogue, in generated ones the marks of reasoning too that are special tokens, which no text shows."""
+    added = family.tokenizer.added_tokens_decoder.items()
+    marks = {id_: str(token) for id_, token in added if token.special and str(token) in (OPEN, CLOSE)}
+    if not marks or not record.ids:
+        return record.turns
+
+    def said(ids: tuple[int, ...]) -> str:
+        return "".join(mark or family.decode(list(piece)) for mark, piece in groupby(ids, marks.get))
+
+    return tuple(text if ids is None else said(ids) for text, ids in zip(record.turns, record.ids, strict=True))
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
