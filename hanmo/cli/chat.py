@@ -134,6 +134,7 @@ def describe(opened: OpenedModel, settings: Settings) -> str:
         "family": family.name,
         "parameters": f"{count_parameters(network):,}",
         "vocabulary": f"{len(opened.tokenizer):,} tokens",
+        "template": family.template_mode or "none",
         "rule files": ", ".join(family.assets.values()) or "none",
         "device": f"{device}, {torch.get_num_threads()} threads",
         "software": f"Python {platform.python_version()}, torch {torch.__version__}, "

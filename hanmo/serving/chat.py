@@ -28,6 +28,7 @@ from hanmo.serving.replies import Piece, Transcript
 from hanmo.serving.served import Served
 
 MOST_MESSAGES = 2048
+MOST_ARGUMENTS = 16  # of a chat template
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -50,7 +51,7 @@ def chat_plan(served: Served, fields: Fields) -> Plan:
     options = read_options(fields, _alternatives(fields), served.vocabulary)
     settings = read_settings(fields, served, options)
     limits = [fields.whole(name, 1, MOST_TOKENS) for name in ("max_completion_tokens", "max_tokens")]
-    context = served.of_messages(messages_of(fields))
+    context = served.of_messages(messages_of(fields), template_of(fields))
     wanted = next((limit for limit in limits if limit is not None), None)
     settings = with_length(settings, fields, served.room(context, wanted, "messages"))
     asks = [Ask(context, settings, Place(0, choice), options.alternatives or 0) for choice in range(options.choices)]
@@ -72,6 +73,14 @@ def messages_of(fields: Fields) -> list[dict[str, str]]:
     if not isinstance(found, list) or not 0 < len(found) <= MOST_MESSAGES:
         fields.wrong("messages", f"a list of 1 to {MOST_MESSAGES} messages")
     return [_message(one, f"messages[{place}]") for place, one in enumerate(found)]
+
+
+def template_of(fields: Fields) -> dict[str, Any] | None:
+    """The arguments of the chat template."""
+    found = fields.value("chat_template_kwargs")
+    if found is not None and (not isinstance(found, dict) or len(found) > MOST_ARGUMENTS):
+        fields.wrong("chat_template_kwargs", f"an object of at most {MOST_ARGUMENTS} arguments")
+    return found
 
 
 def _message(value: Any, where: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import json
 import re
 import sys
 import time
@@ -46,13 +47,20 @@ class Served:
         self.vocabulary = min(rows, len(opened.tokenizer))  # rows behind it have no token
         self.stop_ids = self.family.stop_ids  # read here, once: they ask the tokenizer
         self.token_bytes = lru_cache(maxsize=1 << 16)(self._token_bytes)
+        # Kept, because a template is rendered several times to learn its form.
+        self._with_template = lru_cache(maxsize=16)(lambda given: self.family.with_template(json.loads(given)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, on the event loop."""
         return self._decoder.decode(ids)
 
-    def of_messages(self, messages: list[dict[str, str]]) -> Context:
-        """The context of a conversation that waits for the assistant, as ``hanmo chat`` builds it, but never cut."""
+    def of_messages(self, messages: list[dict[str, str]], template: dict[str, Any] | None = None) -> Context:
+        """The context of a conversation that waits for the assistant, as ``hanmo chat`` builds it, but never cut.
+
+        ``template``: arguments of the chat template.
+        """
+        with self._explained("chat_template_kwargs"):
+            family = self._with_template(json.dumps(template, sort_keys=True)) if template else self.family
         self._require_short(sum(len(message["content"]) for message in messages), "messages")
         with self._explained("messages"):
             try:
@@ -64,7 +72,7 @@ class Served:
             assert isinstance(record, Dialogue)
             if record.turns[-1] or messages[-1]["role"] != "user":
                 raise ApiError("the last message is not the user's; expected one that is to be answered", "messages")
-            return self._checked(self.family.context(replace(record, turns=record.turns[:-1]), WHOLE))
+            return self._checked(family.context(replace(record, turns=record.turns[:-1]), WHOLE))
 
     def of_text(self, text: str, limit: int | None = None, special: bool = True) -> Context:
         """The context of a prompt as ``hanmo generate`` builds it; without ``special``, of the ids of the text alone."""

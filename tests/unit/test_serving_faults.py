@@ -428,7 +428,7 @@ MEANINGFUL: list[dict[str, Any]] = [
     {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"tool_choice": "required"}, {"functions": [{"name": "f"}]},
     {"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_schema", "json_schema": {}}},
     {"guided_json": {}}, {"guided_choice": ["a"]}, {"structured_outputs": {"regex": "a"}}, {"chat_template": "{{ x }}"},
-    {"chat_template_kwargs": {"enable_thinking": False}}, {"bad_words": ["x"]}, {"allowed_token_ids": [1]},
+    {"chat_template_kwargs": {"enable_thinking": False}}, {"chat_template_kwargs": [1]}, {"bad_words": ["x"]}, {"allowed_token_ids": [1]},
     {"modalities": ["audio"]}, {"add_generation_prompt": False}, {"continue_final_message": True}, {"prompt_logprobs": 1},
     {"skip_special_tokens": False}, {"web_search_options": {}},
 ]  # fmt: skip

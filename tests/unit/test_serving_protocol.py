@@ -16,6 +16,7 @@ from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, Text
 from hanmo.serving import job
+from tests.unit.chat_templates import CASES, TALK, chatting
 from tests.unit.serving import LIMIT, FakeEngine, Running, byte_level_model, running, says
 from tests.unit.tiny import tiny, tiny_eva
 
@@ -364,3 +365,33 @@ def test_embeddings_and_others_are_refused_in_the_form_of_errors(scripted: Runni
     ):  # fmt: skip
         answer = scripted.request(method, path, base64.b64encode(b"x"))
         assert answer.status == status and answer.error["type"] == "invalid_request_error"
+
+
+@pytest.fixture(scope="module")
+def chatted() -> Iterator[Running]:
+    """A model for each kind of chat template, in one process."""
+    models = {name: chatting(case.template) for name, case in CASES.items() if not case.arguments}
+    with running(models) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_messages_become_what_the_chat_template_makes_of_them(chatted: Running, name: str) -> None:
+    """Golden texts of five kinds of templates; reasoning of earlier turns is dropped, arguments are heard."""
+    case, model = CASES[name], name.split()[0]
+    roles = zip(("user", "assistant", "user"), TALK, strict=True)
+    messages = [{"role": role, "content": text} for role, text in roles]
+    if case.system:
+        messages.insert(0, {"role": "system", "content": case.system})
+    fields = {"model": model, "messages": messages, "chat_template_kwargs": case.arguments or None}
+    found = chatted.post("/apply-template", **fields).json
+    tokenizer = chatting(case.template).tokenizer
+    assert found["tokens"] == tokenizer.encode(case.prompt, add_special_tokens=False)
+    answer = chatted.post("/v1/chat/completions", max_tokens=2, **fields)
+    assert answer.status == 200 and answer.json["usage"]["prompt_tokens"] == len(found["tokens"])
+
+
+def test_an_argument_that_the_template_does_not_use_is_refused(chatted: Running) -> None:
+    refused = chatted.chat(model="qwen3", chat_template_kwargs={"enable_thought": False})
+    assert refused.status == 400 and refused.error["param"] == "chat_template_kwargs"
+    assert "enable_thinking" in refused.error["message"]
