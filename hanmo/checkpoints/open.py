@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def open_model(
     dtype: str | None = None,
     device: str | torch.device | None = None,
     tensor_parallel: int = 1,
+    template: Mapping[str, Any] | None = None,
 ) -> OpenedModel:
     """Open a folder of ours, an original checkpoint, a model of transformers or a hub id. Weights are never random.
 
@@ -51,9 +52,11 @@ def open_model(
         dtype: fp32, bf16, fp16, or for inference on a CPU int8; default: that of the files, or fp32 for fp16 on a CPU.
         device: default: CUDA if there is one, else the CPU.
         tensor_parallel: number of ranks to split the model over: processes started by torchrun, all of which call this.
+        template: arguments of the chat template, such as {"enable_thinking": False}.
 
     Raises:
-        UnsupportedError: the model cannot be cut into this number of parts.
+        UnsupportedError: the model cannot be cut into this number of parts, or it has no chat template for arguments.
+        ConfigError: the chat template uses no such argument, or the device or dtype does not exist.
         CheckpointError: nothing there, damaged, incomplete, or of no known family.
         VocabularyError: no vocabulary, or one that disagrees with the embedding.
     """
@@ -85,7 +88,7 @@ def open_model(
         family.assets.update(find_rule_files(type(family), Path(rules)))
     used = dtype or dtype_name(wanted)
     computed = "" if used == dtype_name(stored) else f" computed in {used}"
-    return OpenedModel(network, family, f"{title}, {dtype_name(stored)}{computed}")
+    return OpenedModel(network, family.with_template(template or {}), f"{title}, {dtype_name(stored)}{computed}")
 
 
 def _device(name: str | torch.device) -> torch.device:

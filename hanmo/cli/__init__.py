@@ -34,7 +34,13 @@ PATIENCE = 10  # seconds that processes other than the first wait before they re
 
 # group ("": none) -> module -> its commands, "_" for "-"
 COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "": {"demo": ("demo",), "chat": ("chat",), "generate": ("generate",), "checkpoints": ("convert", "inspect")},
+    "": {
+        "demo": ("demo",),
+        "chat": ("chat",),
+        "generate": ("generate",),
+        "serve": ("serve",),
+        "checkpoints": ("convert", "inspect"),
+    },
     "reward": {"reward": ("score",)},
     "eval": {
         "eval": ("dialogue", "perplexity", "rouge", "human_prepare", "human_score"),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanmo.cli.common import Decoding, grouped, note, piped_line, split_settings, typed_line
+from hanmo.cli.common import ApiKey, Decoding, grouped, note, piped_line, split_settings, typed_line
 from hanmo.cli.ranks import agreed
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, unknown
 from hanmo.processes import main_process
 
 if TYPE_CHECKING:
+    from hanmo.cli.remote import RemoteSession
     from hanmo.families.base import OpenedModel
     from hanmo.generation.chat import ChatSession
     from hanmo.generation.settings import Settings
@@ -49,6 +50,10 @@ def chat(
     system_info: Annotated[
         bool, typer.Option("--system-info", help="Print what was loaded, and how it decodes.")
     ] = False,
+    url: Annotated[
+        str | None, typer.Option(help="Talk to a server (hanmo serve); MODEL is then the name of one of its models.")
+    ] = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Talk to a model, also from a pipe: one line is one turn.
 
@@ -58,10 +63,15 @@ def chat(
       hanmo chat EVA2.0-base --vocab vocab.txt --rules rules --preset beam
       hanmo chat runs/demo temperature=0.7 --seed 1 < questions.txt
       hanmo chat models/pangu-13b --tensor-parallel 2
+      hanmo chat --url http://127.0.0.1:8000
     """
     models, sets = split_settings(rest or [])
     if len(models) > 1:
         raise ConfigError(f"one model, not {', '.join(models)}; settings are key=value")
+    if url is not None:
+        local = {"limit": limit, "system_info": system_info or None}
+        _talk(_remote(url, api_key, models, sets, decoding, local, system))
+        return
     if not models and not DEMO.is_dir():
         raise UnsupportedError(
             f"no model given, and there is none in {DEMO}: make one with `hanmo demo`, or name one: hanmo chat MODEL"
@@ -72,6 +82,10 @@ def chat(
     session = ChatSession(opened, settings, limit or opened.family.chat_limit, system, decoding.rows)
     if system_info:
         note(describe(opened, settings))
+    _talk(session)
+
+
+def _talk(session: ChatSession | RemoteSession) -> None:
     if sys.stdin.isatty():
         note("Type your turn. /help lists the commands, Ctrl-D leaves.")
     try:
@@ -79,6 +93,29 @@ def chat(
     except (EOFError, KeyboardInterrupt):
         if sys.stdin.isatty():
             print()
+
+
+def _remote(
+    url: str,
+    api_key: str | None,
+    models: list[str],
+    sets: list[str],
+    decoding: Decoding,
+    local: dict[str, Any],
+    system: str,
+) -> RemoteSession:
+    """A conversation with a server; ConfigError for options that are about a model of this machine."""
+    from hanmo.cli.remote import RemoteSession
+    from hanmo.config import load
+    from hanmo.generation.settings import Settings
+
+    about = {field.name: getattr(decoding, field.name) for field in fields(decoding) if field.name != "seed"} | local
+    for name, value in about.items():
+        if value:
+            raise ConfigError(f"--{name.replace('_', '-')} is about a model of this machine; leave it or --url out")
+    settings = load(Settings, {}, overrides=sets).change(seed=decoding.seed)
+    given = {one.partition("=")[0] for one in sets}
+    return RemoteSession(url, api_key, models[0] if models else None, settings, given, system)
 
 
 def describe(opened: OpenedModel, settings: Settings) -> str:
@@ -97,6 +134,7 @@ def describe(opened: OpenedModel, settings: Settings) -> str:
         "family": family.name,
         "parameters": f"{count_parameters(network):,}",
         "vocabulary": f"{len(opened.tokenizer):,} tokens",
+        "template": family.template_mode or "none",
         "rule files": ", ".join(family.assets.values()) or "none",
         "device": f"{device}, {torch.get_num_threads()} threads",
         "software": f"Python {platform.python_version()}, torch {torch.__version__}, "
@@ -109,7 +147,7 @@ def describe(opened: OpenedModel, settings: Settings) -> str:
 class _Console:
     """Lines from the keyboard or a pipe, each a command or the user's turn."""
 
-    def __init__(self, session: ChatSession):
+    def __init__(self, session: ChatSession | RemoteSession):
         self._session = session
         self._commands: dict[str, Callable[[str], None]] = {
             "/set": self._set,
@@ -155,10 +193,8 @@ class _Console:
             print()
             return
         print("" if self._session.streams else reply.text)
-        if not reply.context.ids:
-            note(
-                f"hanmo: your turn was longer than the {self._session.limit} tokens that the model sees: it has seen none of it"
-            )
+        if reply.context is not None and not reply.context.ids:
+            note("hanmo: your turn was longer than the tokens that the model sees: it has seen none of it")
 
     def _seed(self) -> None:
         text = self._ask("Seed >>> ").strip()

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 from hanmo.cli.ranks import TensorParallel, agreed, follow, ranks_of_this_run
 from hanmo.errors import ConfigError
 from hanmo.files import json_text
+from hanmo.records import Record, Text
 
 if TYPE_CHECKING:
     from hanmo.families.base import OpenedModel
@@ -37,6 +38,14 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; defaul
 Adapter = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter in peft's form, to be merged into the model.")
 ]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="Key of the server's API.", envvar="HANMO_API_KEY", show_default=False),
+]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="An argument of the chat template, like enable_thinking=false; repeatable."),
+]
 Published = Annotated[bool, typer.Option("--published", help="Reproduce the published behaviour, flaws included.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -51,6 +60,15 @@ class Opening:
     adapter: Adapter = None
     dtype: Dtype = None
     device: Device = None
+    template: Template = None
+
+    def refuse_for_text(self, records: Iterable[Record]) -> None:
+        """ConfigError for arguments of a chat template where all records are running text, which none renders."""
+        if self.template and all(isinstance(record, Text) for record in records):
+            raise ConfigError(
+                f"--template {self.template[0]}: everything here is running text, which no chat template renders; leave it "
+                'out, or give conversations, e.g. {"messages": [{"role": "user", "content": "你好"}]} in a file'
+            )
 
     def open(self, model: str, rules: Path | None = None, ranks: int = 1) -> OpenedModel:
         """Open the model; each of several processes takes its own GPU, unless they split the model into ``ranks``."""
@@ -60,7 +78,7 @@ class Opening:
         device = own_device(self.device) if ranks == 1 else self.device
         return open_model(
             model, size=self.size, config=self.config, vocab=self.vocab, rules=rules, adapter=self.adapter,
-            dtype=self.dtype, device=device, tensor_parallel=ranks,
+            dtype=self.dtype, device=device, tensor_parallel=ranks, template=template_arguments(self.template or ()),
         )  # fmt: skip
 
 
@@ -116,6 +134,27 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
 
     command.__signature__ = inspect.Signature(list(options(function)))  # type: ignore[attr-defined]
     return command
+
+
+def template_arguments(words: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a chat template by name: KEY=VALUE, where YAML's numbers, true and false are such and all else is text."""
+    import yaml
+
+    from hanmo.config import NO_YAML
+
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--template {word}: expected KEY=VALUE, e.g. --template enable_thinking=false")
+        if name.strip() in found:
+            raise ConfigError(f"--template {word}: {name.strip()} is given twice")
+        try:
+            value = yaml.safe_load(text)
+        except NO_YAML:
+            value = text
+        found[name.strip()] = value if isinstance(value, bool | int | float | str) else text
+    return found
 
 
 def split_settings(words: list[str]) -> tuple[list[str], list[str]]:

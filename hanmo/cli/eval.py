@@ -172,6 +172,7 @@ def perplexity(
         from hanmo.evaluation.perplexity import evaluate
 
         records = which.read(data, run.output, text)
+        opening.refuse_for_text(records)
         opened = opening.open(model)
         longest, answers = which.most_of_response(opened), run.answers("perplexity")
         with progress_bar() as watch:
@@ -244,6 +245,7 @@ def human_score(
 def origin(about: dict[str, Any]) -> str:
     """Everything a value depends on, in one line."""
     known = {"protocol": "{} protocol", "shots": "{} shots", "limit": "at most {} tokens", "weights": "weights {}",
+             "template": "template {}",
              "data": "data {}", "hanmo": "hanmo {}", "commit": "commit {}"}  # fmt: skip
     return ", ".join(text.format(about[name]) for name, text in known.items() if name in about)
 

@@ -74,6 +74,7 @@ def generate(
     from hanmo.generation.prompts import read_prompts
 
     prompts = None if input_file is None else list(read_prompts(input_file))
+    decoding.refuse_for_text(record for _, record in prompts or ())
     opened, settings = decoding.start(model, sets)
     use_memory(opened, {"--seq-length": seq_length, "--mem-length": mem_length})
     limit = limit or opened.family.chat_limit

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hanmo.cli.common import Adapter, Device, Dtype, Model, note
+from hanmo.cli.common import Adapter, Device, Dtype, Model, Template, note, template_arguments
 from hanmo.errors import RecordError
 from hanmo.files import json_text, write_text
 from hanmo.records import Dialogue, iter_records
@@ -21,6 +21,7 @@ def score(
     adapter: Adapter = None,
     dtype: Dtype = None,
     device: Device = None,
+    template: Template = None,
 ) -> None:
     """Score every answer of a file: one JSON object a line with the answer, its reward, and where it came from.
 
@@ -34,7 +35,8 @@ def score(
     answers = [answer for record in iter_records(file) for answer in with_answers(record)]
     if not answers:
         raise RecordError(file, 0, "no records with answers to score")
-    opened = open_model(model, adapter=adapter, dtype=dtype, device=device)
+    arguments = template_arguments(template or ())
+    opened = open_model(model, adapter=adapter, dtype=dtype, device=device, template=arguments)
     lines = []
     for answer, reward in zip(answers, score_records(opened, answers, limit, None, batch_size), strict=True):
         text = answer.turns[-1] if isinstance(answer, Dialogue) else answer.response

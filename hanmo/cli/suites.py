@@ -12,6 +12,7 @@ import typer
 
 from hanmo.cli.common import Json, Model, Opening, Published, emit, grouped, note
 from hanmo.cli.eval import First, Run, origin, print_table, progress_bar
+from hanmo.errors import ConfigError
 
 if TYPE_CHECKING:
     from hanmo.evaluation.results.result import Result
@@ -141,6 +142,11 @@ def _suite_command(kind: type[Clue] | type[Exam] | type[Task]) -> Callable[..., 
             given = {one.name: getattr(chosen, one.name) for one in fields(Options) if hasattr(chosen, one.name)}
             options = Options(**given)
             suite.protocol(options)  # a mistake is found before the model is opened
+            if opening.template and not options.chat:
+                raise ConfigError(
+                    f"--template {opening.template[0]}: questions are running text, which no chat template renders; leave it out"
+                    + (", or give --chat" if hasattr(chosen, "chat") else "")
+                )
             opened = opening.open(model)
             with progress_bar() as watch:
                 result = evaluate(opened, suite, options, run.answers(suite.name), watch)

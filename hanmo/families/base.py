@@ -63,6 +63,8 @@ class Family(ABC):
     assets: dict[str, str] = field(default_factory=dict)
     #: the content of the model folder's generation_config.json
     generation: dict[str, Any] = field(default_factory=dict)
+    #: arguments of the chat template, which every rendering gets; set by ``with_template``
+    template_arguments: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def stops(self) -> tuple[Stop, ...]:
@@ -82,6 +84,26 @@ class Family(ABC):
                 "names one of the vocabulary; set eos_token in tokenizer_config.json"
             )
         return self.stop_ids[0]
+
+    def with_template(self, arguments: Mapping[str, Any]) -> Family:
+        """This family with these arguments of its chat template, added to those that it has.
+
+        UnsupportedError if it has no chat template; ConfigError if the template does not use one, or for its value.
+        """
+        if arguments:
+            raise UnsupportedError(
+                f"template argument {', '.join(map(repr, arguments))}: this {self.name} model has no chat template; leave it out"
+            )
+        return self
+
+    def answering_at_once(self) -> Family:
+        """This family with prompts after which an answer follows: the block of a template's reasoning is closed."""
+        return self
+
+    @property
+    def template_mode(self) -> str:
+        """The chat template's hash and arguments, for results; "" without a template."""
+        return ""
 
     @property
     def unused_ids(self) -> range:

@@ -5,13 +5,15 @@ Groups of replies join and leave between steps. Shape suffixes: R rows of a batc
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from hanmo.errors import ConfigError, HanmoError, UnsupportedError
+from hanmo.errors import ConfigError, HanmoError, UnsupportedError, out_of_memory
 from hanmo.families.base import OpenedModel
 from hanmo.generation.draws import Place
 from hanmo.generation.group import Group, make_group, score_together
@@ -98,9 +100,8 @@ class Engine:
         for batch in self._batches:
             batch.follow()
         self._batches = self._joined()
-        for batch in self._batches:
-            batch.feed()
-        changed = self._admit() + self._read()
+        changed = [group for batch in self._batches for group in batch.feed()]
+        changed += self._admit() + self._read()
         for batch in self._batches:
             changed += batch.draw()
         return changed
@@ -154,7 +155,9 @@ class Engine:
                 if found is not None:
                     self._batches.append(Batch(self.model, group, found, self._rows is not None))
                     self._column_bytes = getattr(found.state, "column_bytes", 0)
-            except HanmoError as error:
+            except Exception as error:
+                if not isinstance(error, HanmoError) and not out_of_memory(error):
+                    raise
                 group.finish(error)
                 failed.append(group)
             else:
@@ -162,6 +165,15 @@ class Engine:
                     continue
             del self._reading[group]
         return failed
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free: of a CUDA device, or else of the machine; 4 GB where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    info = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text(encoding="ascii")) if info.is_file() else None
+    return 1024 * int(found[1]) if found else 4 * GB
 
 
 def _no_memory(needed: int, most: int) -> str:
@@ -293,14 +305,24 @@ class Batch:
         self._free(range(before, rows))
 
     @torch.no_grad()
-    def feed(self) -> None:
-        """Give every row its next token, and compute the logits after it."""
-        if joinable(self._state):
-            self._state.settle(self._used, self._alone)
+    def feed(self) -> list[Group]:
+        """Give every row its next token, and compute the logits after it; returns the groups for which memory ran out."""
         ids_R1 = torch.tensor(self._tokens, device=self._next_RP.device)[:, None]
-        self._logits_RV = self._network.step(ids_R1, self._next_RP[:, :, None], self._state)[:, -1].float()
+        try:
+            if joinable(self._state):
+                self._state.settle(self._used, self._alone)
+            logits_R1V = self._network.step(ids_R1, self._next_RP[:, :, None], self._state)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            lost, self.groups = list(self.groups), {}  # the state is of no use any more
+            for group in lost:
+                group.finish(error)
+            return lost
+        self._logits_RV = logits_R1V[:, -1].float()
         self._next_RP = self._next_RP + self._step_RP
         self._used = [used + 1 if used else 0 for used in self._used]
+        return []
 
     def _free(self, rows: Collection[int]) -> None:
         if rows:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hanmo.errors import ConfigError, HanmoError
+from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
 from hanmo.families.decoding import LogitsProcessor, SearchConventions
 from hanmo.generation.beam import DEAD, NOTHING_LEFT, BeamSearch, Generation
@@ -35,6 +35,7 @@ class Reply:
     logprobs: list[float] = field(default_factory=list)  # of each id, and of the stop token that ends the reply
     best: list[Best] = field(default_factory=list)  # of each of ``logprobs``, on request
     finish: Literal["stop", "length"] | None = None  # None: not finished
+    stop: int | None = None  # the stop token that ended it, where one was drawn
     score: float = 0.0
 
 
@@ -47,7 +48,7 @@ class Group(ABC):
         next: the rows that go on, by their number before the last step, each with the token that it is fed.
         started: the prompts have been read.
         reused: tokens of the prompt that had been read before, for another group.
-        error: why the group ended early, if it did.
+        error: why the group ended early, if it did: HanmoError, or that memory ran out.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Group(ABC):
         self.next: list[tuple[int, int]] = []
         self.started = self.done = False
         self.reused = 0
-        self.error: HanmoError | None = None
+        self.error: Exception | None = None
         self._unused_ids = range(0) if settings.published else family.unused_ids
         self._network = network
         self._steps = 0
@@ -101,7 +102,7 @@ class Group(ABC):
         if not self.next or self._steps == self.settings.max_new_tokens:
             self.finish()
 
-    def finish(self, error: HanmoError | None = None) -> None:
+    def finish(self, error: Exception | None = None) -> None:
         """End the group with the tokens so far."""
         self.error, self.next, self.done = error, [], True
         for reply in self.replies:
@@ -198,7 +199,7 @@ class SampledGroup(Group):
             if self.best:
                 reply.best.append(likely)
             if token in self.stop_ids:
-                reply.finish = "stop"
+                reply.finish, reply.stop = "stop", token
                 continue
             reply.ids.append(token)
             self.drawn.append((self._samples[row], token))
@@ -246,7 +247,7 @@ class BeamGroup(Group):
         parents, ids = search.advance(beams_Sc.tolist(), ids_Sc.tolist(), list(zip(*totals, strict=True)))
         return [] if search.finished else list(zip(parents, ids, strict=True))
 
-    def finish(self, error: HanmoError | None = None) -> None:
+    def finish(self, error: Exception | None = None) -> None:
         self.found = self.search.results()  # for each context all replies that the search has kept, best first
         for reply, found in zip(self.replies, self.found, strict=True):
             if found:

@@ -33,6 +33,7 @@ class RunConfig:
         vocab: the vocabulary file of an original checkpoint that has none beside its weights, or of a new model.
         rules: a folder of EVA's score rules (antonyms), which is saved with the model.
         adapter: a folder with a LoRA adapter in peft's form, which is merged into the model at the start.
+        template: arguments of the model's chat template, e.g. ``{enable_thinking: false}``.
         shape: changes to the configuration of the size, for a new model, e.g. ``{num_layers: 2}``.
         limit: the longest row; for encoder-decoders, the longest encoder input. Longer records are left out and listed
             in rejects.jsonl. [tokens]
@@ -54,6 +55,7 @@ class RunConfig:
     vocab: str | None = None
     rules: str | None = None
     adapter: str | None = None
+    template: dict[str, Any] = field(default_factory=dict)
     shape: dict[str, Any] = field(default_factory=dict)
     limit: int = 512
     response_limit: int | None = None

@@ -22,14 +22,16 @@ def open_for_training(config: RunConfig) -> OpenedModel:
     if model.startswith(NEW):
         if ranks > 1:
             raise ConfigError(f"tensor_parallel: {model} has no files to cut; train it for a step in one process first")
-        if given := [name for name, value in originals.items() if value]:
+        if given := [name for name, value in (*originals.items(), ("template", config.template)) if value]:
             raise ConfigError(f"{model}: {' and '.join(given)} cannot be given for a new model")
         return new_model(model.removeprefix(NEW), config.shape, config.vocab)
     if config.shape:
         raise ConfigError(f"shape: only a new model ({NEW}SIZE) can be given one; {model} has its own")
     # Parts of a split model are loaded onto their devices; the Trainer itself moves a whole model there.
     device = None if ranks > 1 else "cpu"
-    return open_model(model, **originals, vocab=config.vocab, dtype="fp32", device=device, tensor_parallel=ranks)
+    return open_model(
+        model, **originals, vocab=config.vocab, dtype="fp32", device=device, tensor_parallel=ranks, template=config.template,
+    )  # fmt: skip
 
 
 def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedModel:

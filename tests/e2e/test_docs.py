@@ -6,7 +6,9 @@ import re
 import shlex
 import shutil
 import sys
+import urllib.request
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +19,14 @@ from hanmo.checkpoints.convert import convert
 from hanmo.cli import app
 from hanmo.evaluation.suites.exam.suite import all_exams
 from hanmo.families import OURS, load
+from hanmo.serving.plan import IGNORED
+from hanmo.serving.server import ROUTES
 from hanmo.training.arguments import translate_deepspeed
 from tests import processes
 from tests.unit.clue_files import clue_folder
 from tests.unit.exam_files import exam_folder
-from tests.unit.tiny import tiny
+from tests.unit.serving import FakeEngine, running, says
+from tests.unit.tiny import tiny, tiny_eva
 from tests.unit.transformers_models import write_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,11 +261,75 @@ def test_the_bytes_that_training_takes_are_those_of_the_released_sizes() -> None
     ]
 
 
-def test_no_document_promises_to_serve_a_model() -> None:
-    """There is no server; `hanmo --help` and the project's description do not speak of one either."""
-    texts = [path.read_text(encoding="utf-8") for path in (README, ROOT / "pyproject.toml", *DOCUMENTS)]
-    texts.append(CliRunner().invoke(app, ["--help"]).output)
-    assert not [text for text in texts if re.search(r"\bserved? (model|a model)|served model|hanmo serve", text)]
+SERVING = ROOT / "docs" / "serving.md"
+
+
+def test_the_endpoints_and_errors_of_the_server_are_those_of_its_document() -> None:
+    text = SERVING.read_text(encoding="utf-8")
+    told = set(re.findall(r"`((?:GET|POST) /[^`]*)`", text))
+    assert told == {f"{method} {path.replace('{name:path}', 'NAME')}" for method, path, _ in ROUTES}
+    sources = "".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "hanmo" / "serving").glob("*.py")))
+    told = set(re.findall(r"`([a-z_]+)`", text.partition("## Errors")[2].partition("\n## ")[0])) - {"param"}
+    assert told and not {code for code in told if f'"{code}"' not in sources}
+
+
+def test_the_fields_of_requests_are_those_of_the_servers_document() -> None:
+    """Those that the code reads by name, and those that it accepts without effect."""
+    text = SERVING.read_text(encoding="utf-8").partition("## Fields")[2].partition("\n## ")[0]
+    told = set(re.findall(r"`([a-z_]+)`", text))
+    sources = "".join(
+        (ROOT / "hanmo" / "serving" / f"{name}.py").read_text(encoding="utf-8")
+        for name in ("chat", "completions", "plan")
+    )
+    read = set(re.findall(r"""fields\.(?:whole|number|flag|text|texts|ids|value|inner)\(\s*"(\w+)""", sources))
+    assert read <= told and told >= IGNORED
+    assert not {name for name in told if f'"{name}"' not in sources} - {"usage", "x-hanmo-ignored"}
+
+
+@pytest.mark.parametrize("document", [README, CHINESE, SERVING], ids=lambda path: path.name)
+def test_the_client_that_a_document_shows_is_answered(
+    document: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a stand-in that sends what OpenAI's client sends; the client itself is no part of this environment."""
+    [program] = re.findall(r"```py\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    opened = tiny_eva()
+    with running({"demo": opened}, {"demo": FakeEngine(opened, says("今天天气真不错", opened))}) as server:
+        monkeypatch.setitem(sys.modules, "openai", stand_in())
+        exec(compile(program.replace("8000", str(server.port)), document.name, "exec"), {})
+    assert capsys.readouterr().out == "今天天气真不错\n"
+
+
+def stand_in() -> ModuleType:
+    """A module with an ``OpenAI`` that has ``chat.completions.create``."""
+
+    class OpenAI:
+        def __init__(self, base_url: str, api_key: str):
+            self.base_url, self.key = base_url, api_key
+            self.chat = self.completions = self
+
+        def create(self, **fields: Any) -> Any:
+            headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+            request = urllib.request.Request(f"{self.base_url}/chat/completions", json.dumps(fields).encode(), headers)
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read(), object_hook=lambda value: SimpleNamespace(**value))
+
+    module = ModuleType("openai")
+    module.OpenAI = OpenAI  # type: ignore[attr-defined]
+    return module
+
+
+def test_commands_that_serve_are_ones_that_the_command_line_takes() -> None:
+    """They run until they are ended, so their models and options alone are tried."""
+    found = [
+        line
+        for document in (README, CHINESE, SERVING)
+        for line in re.findall(r"hanmo serve [a-z0-9./ =_-]+", document.read_text("utf-8"))
+    ]
+    assert found
+    for command in found:
+        words = [word for word in shlex.split(command)[2:] if word]
+        result = CliRunner().invoke(app, ["serve", *words, "--port", "99999"])
+        assert "65535" in result.output, f"{command}\n{result.output}"
 
 
 def test_make_targets_exist() -> None:

@@ -233,6 +233,7 @@ AGAIN = ("evaluation.suites.runner", "evaluation.engine.candidates")
         ("train sft model test.txt out lora.rank=2", "peft", "train", ()),
         ("train sft model test.txt out", "accelerate", "train", ("training.trainer", "training.stages.sft")),
         ("eval clue model --data none --tasks afqmc", "accelerate", "train", AGAIN),
+        ("serve model", "uvicorn", "serve", ("serving.server",)),
     ],
 )
 def test_a_missing_package_is_named_with_what_brings_it(

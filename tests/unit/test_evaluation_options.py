@@ -19,6 +19,7 @@ OPENING = {
     "--config",
     "--vocab",
     "--adapter",
+    "--template",
     "--dtype",
     "--device",
 }  # open_model refuses what a model does not take
@@ -52,6 +53,10 @@ REFUSED = [
     ("task eva own.yaml", "--seed 1", "--seed 1: nothing is drawn without --shots or --choices"),
     ("exam eva --kind ceval --data exam", "--cot", "--cot is a form of the published prompts"),
     ("exam eva --kind ceval --data exam --published", "--chat", "leave --chat out"),
+    ("clue eva --data clue", "--template a=1", "--template a=1: questions are running text"),
+    ("exam gpt --kind ceval --data exam", "--template a=1", "leave it out, or give --chat"),
+    ("task gpt own.yaml", "--template a=1", "leave it out, or give --chat"),
+    ("perplexity gpt talk.txt --text", "--template a=1", "--template a=1: everything here is running text"),
     ("dialogue gpt talk.txt", "--response-limit 9", "--response-limit 9: in characters prompt and response share a row"),
     ("perplexity gpt talk.txt", "--response-limit 9", "--response-limit 9: in characters prompt and response share a row"),
 ]  # fmt: skip

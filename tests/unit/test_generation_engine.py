@@ -262,6 +262,25 @@ def test_a_group_that_fails_leaves_the_others_alone(model: OpenedModel) -> None:
     assert isinstance(broken.error, NotANumberError)
 
 
+def test_where_memory_runs_out_the_engine_goes_on(model: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, settings = Engine(model), SAMPLED.change(seed=1, do_sample=False)
+    lost = [engine.add([context(model, text)], settings) for text in TEXTS[:2]]
+    with evaluating(model.network), monkeypatch.context() as patch:
+        engine.step()
+        patch.setattr(model.network, "step", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+        assert set(engine.step()) == set(lost)
+        assert all(isinstance(group.error, torch.OutOfMemoryError) and group.done for group in lost)
+        patch.setattr(model.network, "prefill", lambda **_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+        unread = engine.add([context(model, TEXTS[2])], settings)
+        assert engine.step() == [unread] and isinstance(unread.error, torch.OutOfMemoryError)
+    found = engine.add([context(model, TEXTS[0])], settings)
+    run(engine)
+    [expected] = generate(model, [context(model, TEXTS[0])], settings)
+    assert (found.error, tuple(found.replies[0].ids)) == (None, expected.ids)
+    if expected.finished:
+        assert found.replies[0].stop in model.family.stop_ids
+
+
 def test_rows_that_cannot_hold_a_prompts_replies_are_refused(model: OpenedModel) -> None:
     engine = Engine(model, rows=2)
     with pytest.raises(ConfigError, match="3 rows for one prompt, but --rows 2"):

@@ -26,6 +26,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.utils import chat_template_utils
 
 import hanmo
 from tests.unit.tiny import tiny
@@ -118,6 +119,9 @@ def consolidated(_: Path) -> bool:
 
 CHECKS: dict[str, Callable[[Path], bool]] = {
     "_added_tokens_encoder": added_tokens,
+    "_compile_jinja_template": lambda _: (
+        "raise_exception" in chat_template_utils._compile_jinja_template("").environment.globals
+    ),
     "_gradient_checkpointing_func": checkpointing,
     "_n_gpu": lambda _: "_n_gpu" in inspect.getsource(TrainingArguments),  # set by us, to keep DataParallel away
     "_name_or_path": lambda _: LlamaConfig(name_or_path="here")._name_or_path == "here",

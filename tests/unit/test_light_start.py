@@ -19,6 +19,7 @@ except SystemExit:
     pass
 {LIBRARIES}"""
 STAGE_HELP = HELP.replace('"--help"', '"train", "dpo", "--help"')
+REMOTE = HELP.replace('"--help"', '"chat", "--url", "http://127.0.0.1:9"')
 # What typer brings, by its version.
 COMMAND_LINE = {"hanmo", "typer", "click", "shellingham", "annotated_doc", "typing_extensions"}
 HEAVY = {"torch", "transformers", "numpy", "jinja2", "safetensors", "tokenizers", "accelerate", "peft"}
@@ -42,3 +43,7 @@ def test_help_loads_the_libraries_of_the_command_line_alone() -> None:
 def test_the_help_of_a_stage_loads_no_heavy_library() -> None:
     found = libraries(STAGE_HELP)
     assert "yaml" in found and not found & HEAVY  # yaml: the settings were read from a file
+
+
+def test_a_chat_with_a_server_loads_no_heavy_library() -> None:
+    assert not libraries(REMOTE) & (HEAVY | {"starlette", "uvicorn"})

@@ -28,6 +28,7 @@ OWN_CODE = "needs the folder's own code"
 OPENING = {
     "chat": "chat {m}",
     "generate": "generate {m} --input talk.txt",
+    "serve": "serve {m} --port 0",
     "convert": "convert {m} converted",
     "inspect": "inspect {m}",
     "train pretrain": "train pretrain {m} talk.txt run",

@@ -36,14 +36,15 @@ def weights_hash(network: torch.nn.Module) -> str:
 
 
 def computed_by(opened: OpenedModel) -> dict[str, str]:
-    """All that a score depends on besides its row: hashes of weights and configuration, and the dtype."""
+    """All that a score depends on besides its record: hashes of weights and configuration, the dtype, the chat template."""
     config = {name: value for name, value in opened.family.config.to_dict().items() if name not in IRRELEVANT}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    return {
+    found = {
         "weights": weights_hash(opened.network),
         "config": digest.hexdigest()[:16],
         "precision": str(opened.network.dtype).removeprefix("torch."),
     }
+    return {**found, "template": mode} if (mode := opened.family.template_mode) else found
 
 
 def software() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def evaluate(opened: OpenedModel, suite: Suite, options: Options, cache: str | P
     if options.chat:
         for task in suite.tasks:
             _check_chat(opened, task)
+        opened = replace(opened, family=opened.family.answering_at_once())
     split = options.split or suite.splits[0]
     if split not in suite.splits:
         raise ConfigError(unknown(f"split of {suite.title}", split, suite.splits))
@@ -135,7 +136,8 @@ class TaskRun:
 
     def store(self, form: Any, examples: Sequence[Example], *more: Any) -> AbstractContextManager[Store]:
         """The answers to these examples, of the type ``form``; they depend on ``more`` besides model, protocol, task, data."""
-        about = {name: self.about[name] for name in ("weights", "config", "precision", "protocol", "shots", "limit")}
+        names = ("weights", "config", "precision", "template", "protocol", "shots", "limit")
+        about = {name: self.about[name] for name in names if name in self.about}
         content = [about, data_hash(examples), self.task.hash(), *more]
         return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", content, form)
 

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
+from hashlib import sha256
 from random import Random
 from typing import Any, ClassVar
 
@@ -14,12 +16,15 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from hanmo.errors import RecordError, UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
+from hanmo.families.huggingface.arguments import argument_names, checked_arguments, described
 from hanmo.families.huggingface.modeling import TransformersModel, positions_of
 from hanmo.families.huggingface.templates import TemplateForm, TemplateRefusalError, render_template
-from hanmo.families.huggingface.text import behind, end_of_text, end_of_turn, separator, without_blanks
+from hanmo.families.huggingface.text import behind, end_of_text, end_of_turn, separator, spoken, without_blanks
 from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value, has_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
 from hanmo.rows import IGNORE, Context, Part, Prompt, Row, split_at_difference, stack, token_inputs
+
+THINKING = "enable_thinking"  # Qwen3's name, which most templates have taken over
 
 
 class HuggingfaceFamily(Family):
@@ -29,6 +34,8 @@ class HuggingfaceFamily(Family):
     tokenizer_class: ClassVar[Any] = AutoTokenizer
     vocab_padded_to = 0
     lora_targets = ("all-linear",)
+    #: prompts end behind the block of the reasoning: see ``answering_at_once``
+    _at_once = False
 
     @property
     def packs(self) -> bool:  # type: ignore[override]
@@ -50,6 +57,36 @@ class HuggingfaceFamily(Family):
             return super().fitting(limit, reply)
         encoder, decoder = positions_of(self.config)
         return min(limit, encoder or limit), min(reply, decoder or reply)
+
+    def with_template(self, arguments: Mapping[str, Any]) -> Family:
+        if not arguments or not self.tokenizer.chat_template:
+            return super().with_template(arguments)
+        changed = copy(self)
+        changed.template_arguments = {**self.template_arguments, **checked_arguments(self.tokenizer, arguments)}
+        for found in ("stops", "_template_form"):  # by rendering with the other arguments
+            vars(changed).pop(found, None)
+        return changed
+
+    @property
+    def template_mode(self) -> str:
+        if not self.tokenizer.chat_template:
+            return ""
+        template = sha256(str(self.tokenizer.get_chat_template()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        closed = "think block closed" if self._at_once and self._template_form.thought else ""
+        return ", ".join(filter(None, (template, described(self.template_arguments), closed)))
+
+    def answering_at_once(self) -> Family:
+        """By the template's own ``enable_thinking=false``, or by the closed block that it writes before a reply."""
+        if not self.tokenizer.chat_template:
+            return self
+        off = {THINKING: False} if THINKING in argument_names(self.tokenizer) else {}
+        changed = copy(self.with_template(off | self.template_arguments))
+        assert isinstance(changed, HuggingfaceFamily)
+        changed._at_once = True
+        return changed
+
+    def _render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> str:
+        return render_template(self.tokenizer, messages, add_generation_prompt, self.template_arguments)
 
     def parts(self, record: Record, limit: int, response_limit: int | None = None) -> list[list[Part]]:
         if isinstance(record, Text):
@@ -102,7 +139,8 @@ class HuggingfaceFamily(Family):
             ids = self._opened(record.text)
             return Context(tuple(ids[-limit:]), tuple(ids))
         if isinstance(record, Dialogue):
-            record = replace(record, turns=(*record.turns, ""))  # the response is still to come
+            drawn = (*record.ids, None) if record.ids else ()
+            record = replace(record, turns=(*record.turns, ""), ids=drawn)  # the response is still to come
         ids, _ = self._prompt_and_answer(record, limit)
         full_ids, _ = self._prompt_and_answer(record, None)
         if full_ids and not ids:
@@ -127,7 +165,7 @@ class HuggingfaceFamily(Family):
     def stops(self) -> tuple[Stop, ...]:
         """The first one, which rows predict, ends an assistant's turn if the template has such a token."""
         found = (
-            (end_of_turn(self.tokenizer), "chat template"),
+            (end_of_turn(self.tokenizer, self._render), "chat template"),
             (self.tokenizer.eos_token_id, "tokenizer's eos_token"),
             (end_of_text(self.tokenizer), "tokenizer's sep_token"),
             (config_value(self.config, "eos_token_id"), CONFIG),
@@ -172,7 +210,7 @@ class HuggingfaceFamily(Family):
         assert not isinstance(record, Text), "running text has no turns"
         if isinstance(record, ScoredAnswers):
             record = record.ending(record.best().response)
-        turns = record.turns if isinstance(record, Dialogue) else (record.prompt, record.response)
+        turns = spoken(self, record) if isinstance(record, Dialogue) else (record.prompt, record.response)
         first = (len(turns) - 1) % 2 == 0  # the first speaker, so that the response is the assistant's
         roles = ("assistant", "user") if first else ("user", "assistant")
         messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
@@ -183,7 +221,8 @@ class HuggingfaceFamily(Family):
         prefix = "" if isinstance(record, Dialogue) else record.prefix
         form = self._template_form
         while True:
-            opened = render_template(self.tokenizer, form.messages(record.system, messages[:-1]), True)
+            opened = self._render(form.messages(record.system, messages[:-1]), True)
+            opened += form.thought if self._at_once else ""
             given, answer = form.reply(opened, prefix, messages[-1]["content"])
             prompt = self.encode(given)
             if limit is None or len(prompt) <= limit or len(messages) <= 2:
@@ -215,7 +254,7 @@ class HuggingfaceFamily(Family):
 
     @cached_property
     def _template_form(self) -> TemplateForm:
-        return TemplateForm.of(partial(render_template, self.tokenizer))
+        return TemplateForm.of(self._render)
 
     @property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

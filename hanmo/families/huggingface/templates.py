@@ -12,27 +12,31 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, TemplateError
 
 from hanmo.errors import CheckpointError, HanmoError, UnsupportedError
+from hanmo.families.huggingface import rendering
 from hanmo.limits import WAIT
 
 Message = dict[str, str]
 
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 READY = b"ready\n"  # the first line that the child writes
 _LIMITS = importlib.util.find_spec("resource") is not None  # not on Windows, where this process renders everything
-_SCRIPT = Path(__file__).with_name("rendering.py")
+_SCRIPT = Path(rendering.__file__)
 _TAGS = {"for", "endfor", "if", "elif", "else", "endif", "set"}
 _FILTERS = {"trim", "length", "string"}
 _SILENT = {"whitespace", "data", "comment", "comment_begin", "comment_end", "linecomment"}
@@ -41,6 +45,8 @@ _BEFORE_BRACKETS = {"raise_exception", "block_begin", "variable_begin", "if", "e
 _BEFORE_BRACKETS |= {"(", "[", "+", "~", "==", "!=", "<", ">", "=", ","}
 _SETS, _JOINS, _LONG = 2, 60, 1 << 12  # so that a turn grows to at most a thousand times the template's length
 _LOOP = ("messages", "loop", "index", "index0")  # names that a template must not redefine
+OPEN, CLOSE = "<think>", "</think>"  # of the reasoning, as nearly all templates write it
+_CLOSED = re.compile(rf"\s*{OPEN}\s*{CLOSE}\s*")
 _TROUBLES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, SyntaxError)
 
 
@@ -48,13 +54,20 @@ class TemplateRefusalError(UnsupportedError):
     """A chat template cannot render this conversation; the message is the template's own, or jinja's."""
 
 
-def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> str:
-    """A conversation as text; TemplateRefusalError if the template refuses it, CheckpointError beyond the limits."""
-    template = tokenizer.get_chat_template()
-    where = f"the chat template of {tokenizer.name_or_path or 'this tokenizer'}"
-    short = len(str(tokenizer.special_tokens_map)) <= _LONG  # a template may repeat these
+def render_template(
+    tokenizer: Any,
+    messages: Sequence[dict[str, str]],
+    add_generation_prompt: bool = False,
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
+) -> str:
+    """A conversation as text; TemplateRefusalError if the template refuses it, CheckpointError beyond the limits.
+
+    ``arguments``: further variables of the template, as ``arguments.py`` has checked them.
+    """
+    template, where = tokenizer.get_chat_template(), template_name(tokenizer)
+    short = len(str({**tokenizer.special_tokens_map, **arguments})) <= _LONG  # a template may repeat these
     if (short and is_plain(template)) or not _LIMITS:
-        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, **arguments}
         try:
             text = str(tokenizer.apply_chat_template(list(messages), **options))
             text.encode("utf-8")  # a template may output a lone surrogate, which no tokenizer accepts
@@ -62,12 +75,33 @@ def render_template(tokenizer: Any, messages: Sequence[dict[str, str]], add_gene
         except (*_TROUBLES, RecursionError) as error:
             raise TemplateRefusalError(f"{where} does not take this conversation: {error}") from error
     request = {"chat_template": template, "add_generation_prompt": add_generation_prompt}
-    answer = _request({**tokenizer.special_tokens_map, **request, "conversations": [list(messages)]})
+    given = {**tokenizer.special_tokens_map, **arguments, **request, "conversations": [list(messages)]}
+    return str(_answered(given, where, "does not take this conversation")["text"])
+
+
+def template_name(tokenizer: Any) -> str:
+    """The chat template in messages."""
+    return f"the chat template of {tokenizer.name_or_path or 'this tokenizer'}"
+
+
+def template_variables(tokenizer: Any) -> list[str]:
+    """The variables that a chat template takes from outside, found in its source; raises as ``render_template``."""
+    return list(_variables(tokenizer.get_chat_template(), template_name(tokenizer)))
+
+
+@functools.lru_cache(maxsize=64)
+def _variables(template: str, where: str) -> tuple[str, ...]:
+    return tuple(_answered({"chat_template": template}, where, "cannot be read")["variables"])
+
+
+def _answered(request: dict[str, Any], where: str, problem: str) -> dict[str, Any]:
+    """What the renderer answers; its refusals as exceptions."""
+    answer = _request(request) if _LIMITS else rendering.answer(request)
     if "limit" in answer:
         raise CheckpointError(f"{where} takes too much {answer['limit']}, which no honest one does; refused")
     if "error" in answer:
-        raise TemplateRefusalError(f"{where} does not take this conversation: {answer['error']}")
-    return answer["text"]
+        raise TemplateRefusalError(f"{where} {problem}: {answer['error']}")
+    return answer
 
 
 @functools.lru_cache(maxsize=64)
@@ -119,6 +153,7 @@ class TemplateForm:
         str  # white space that it writes between a prompt and the assistant's text; "" if it writes anything else there
     )
     strips: bool  # it strips the assistant's text
+    thought: str = ""  # what closes the block of the reasoning behind a prompt, so that the answer follows
 
     @classmethod
     def of(cls, render: Callable[[list[Message], bool], str]) -> TemplateForm:
@@ -131,7 +166,11 @@ class TemplateForm:
         replied = [render([user, {"role": "assistant", "content": text}], False) for text in ("乙", "  乙  ")]
         rests = [text.removeprefix(prompt) for text in replied]
         lead = rests[0].partition("乙")[0]
-        return cls(system, lead if lead.isspace() and replied[0].startswith(prompt) else "", "  乙  " not in rests[1])
+        goes_on = replied[0].startswith(prompt)
+        thought = lead if goes_on and _CLOSED.fullmatch(lead) else ""
+        if prompt.rstrip().endswith(OPEN):  # the template opens the block and leaves the closing to the model
+            thought = f"\n\n{CLOSE}\n\n".removeprefix("\n" * prompt.endswith("\n"))
+        return cls(system, lead if lead.isspace() and goes_on else "", "  乙  " not in rests[1], thought)
 
     def messages(self, system: str, turns: list[Message]) -> list[Message]:
         """Messages with the system text: as a message of its own, or before the text of the first user turn."""
@@ -175,7 +214,7 @@ class _Renderer:
                 f"chat templates are rendered in a separate process, which failed to start: {sys.executable} {_SCRIPT}"
             )
 
-    def answer(self, request: dict[str, Any]) -> dict[str, str] | None:
+    def answer(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The child's answer; None if it has exited or does not answer in time."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -202,7 +241,7 @@ _lock = threading.Lock()
 _renderer: _Renderer | None = None
 
 
-def _request(request: dict[str, Any]) -> dict[str, str]:
+def _request(request: dict[str, Any]) -> dict[str, Any]:
     """The renderer's answer. The renderer starts at the first request, and again after a request that killed it."""
     global _renderer
     with _lock:

@@ -6,12 +6,15 @@ write white space before a reply. A prompt keeps its own ids; a reply's are thos
 
 import re
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from hanmo.errors import UnsupportedError
-from hanmo.families.huggingface.templates import render_template
+from hanmo.families.base import Family
+from hanmo.families.huggingface.templates import CLOSE, OPEN, Message
+from hanmo.records import Dialogue
 
 ANCHORS = ("。", "a", "0", "\n", " ")  # at least one of these texts never merges with the text after it
 # Ideographs and kana, with the punctuation and full-width forms that stand among them.
@@ -48,13 +51,26 @@ def without_blanks(text: str) -> str:
     return _BLANK.sub("", text)
 
 
+def spoken(family: Family, record: Dialogue) -> tuple[str, ...]:
+    """The turns of a dialogue, in generated ones the marks of reasoning too that are special tokens, which no text shows."""
+    added = family.tokenizer.added_tokens_decoder.items()
+    marks = {id_: str(token) for id_, token in added if token.special and str(token) in (OPEN, CLOSE)}
+    if not marks or not record.ids:
+        return record.turns
+
+    def said(ids: tuple[int, ...]) -> str:
+        return "".join(mark or family.decode(list(piece)) for mark, piece in groupby(ids, marks.get))
+
+    return tuple(text if ids is None else said(ids) for text, ids in zip(record.turns, record.ids, strict=True))
+
+
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The separator if the tokenizer ends every text with it, as BERT's does, which has no eos_token."""
     mark = tokenizer.sep_token_id
     return mark if mark is not None and tokenizer.encode("一")[-1] == mark else None
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, render: Callable[[list[Message]], str]) -> int | None:
     """The token that the chat template puts right after the assistant's text; None if there is none.
 
     A conversation with a further user turn is rendered first: some templates close a conversation with another token
@@ -65,7 +81,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     talk = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     for messages in ([*talk, {"role": "user", "content": _NEXT_QUESTION}], talk):
         try:
-            text = render_template(tokenizer, messages)
+            text = render(messages)
         except UnsupportedError:
             continue
         _, answer, rest = text.rpartition(_ANSWER)

@@ -83,6 +83,8 @@ def _rows(path: Path, files: DataFiles, opened: OpenedModel, config: PretrainCon
         if not running and len(rows):
             return _packed(rows, config)
         documents = rows
+    if config.template:
+        raise ConfigError(f"template: {path} is running text, which no chat template renders; leave it out")
     require_some(documents.lengths, path, "nothing to learn from", rejects)
     if family.streams:
         if config.packing:
