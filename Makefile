@@ -44,8 +44,12 @@ check: env  ## check format, lint, types, layers, docs/settings.md and sizes
 test: check  ## run check and the fast tests (seven minutes on two cores); ORDER=random SEED=3 shuffles them
 	$(TESTS) -m "not slow and not gpu"
 
-test-slow: env  ## run the tests of minutes
+test-slow: $(VENV)/.conformance  ## run the tests of minutes, with the clients of the server
 	$(TESTS) -m "slow and not gpu"
+
+$(VENV)/.conformance: $(VENV)/.installed
+	$(PYTHON) tools/install.py --venv $(VENV) --extras $(EXTRAS),conformance
+	touch $@
 
 soak: env  ## ten minutes of hostile traffic against hanmo serve
 	HANMO_SOAK_SECONDS=600 $(TESTENV) $(BIN)/python -m pytest -s tests/e2e/test_serving_soak.py

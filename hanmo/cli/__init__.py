@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="翰墨: Chinese language models end to end, from an original checkpoint or raw text to an aligned, measured model.",
+    help="翰墨: Chinese language models end to end, from an original checkpoint or raw text to an aligned, measured, served model.",
     epilog="Start with: hanmo demo",
 )
 

@@ -171,9 +171,22 @@ class Command(TyperCommand):
             return super().parse_args(ctx, args)
         except Exception as error:
             unknown: Any = error  # NoSuchOption, which is click's or typer's own by the version of typer
-            if not getattr(unknown, "option_name", "--").startswith("--"):
+            name = getattr(unknown, "option_name", "--")
+            if not name.startswith("--"):
                 unknown.message += "; put -- before a text or a file that begins with -, and options before the --"
+            elif (setting := _setting(name)) and "KEY=VALUE" in str([one.metavar for one in self.params]):
+                unknown.message += f"; a decoding setting is given as KEY=VALUE: {setting}=…"
+                unknown.possibilities = None
             raise
+
+
+def _setting(option: str) -> str | None:
+    """The decoding setting that somebody has taken for an option."""
+    from hanmo.generation.settings import Settings
+
+    name = option.removeprefix("--").replace("-", "_")
+    name = {"max_length": "max_new_tokens", "max_tokens": "max_new_tokens", "beams": "num_beams"}.get(name, name)
+    return name if name in {one.name for one in fields(Settings)} else None
 
 
 def typed_line(prompt: str) -> str:

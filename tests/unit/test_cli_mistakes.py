@@ -16,6 +16,7 @@ import torch
 from hanmo.checkpoints import save_model
 from hanmo.cli import main
 from hanmo.nn.row_model import attach_value_head
+from hanmo.training.stages import dpo, sft  # noqa: F401 (transformers' trainer is imported before a package is hidden)
 from tests import processes
 from tests.unit.tiny import tiny_eva
 
@@ -222,6 +223,17 @@ def test_what_a_terminal_cannot_show_is_written_as_json_does(
 def test_a_prompt_may_begin_with_a_dash(run) -> None:
     ran = run("generate model --json max_new_tokens=1 -- -5度")
     assert (ran.code, json.loads(ran.out)["prompt"]) == (0, "-5度")
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [("--max-length", "max_new_tokens"), ("--max-new-tokens", "max_new_tokens"), ("--temperature", "temperature")],
+)
+@pytest.mark.parametrize("command", ["generate model 你好", "chat model", "serve model"])
+def test_a_setting_that_was_taken_for_an_option_is_shown_as_one(run, command: str, option: str, setting: str) -> None:
+    ran = run(f"{command} {option} 5")
+    assert ran.code == 2 and f"{setting}=…" in " ".join(ran.err.split())
+    assert "Possible options" not in ran.err
 
 
 AGAIN = ("evaluation.suites.runner", "evaluation.engine.candidates")
