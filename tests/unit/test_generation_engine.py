@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from hanmo.errors import ConfigError, NotANumberError, UnsupportedError
 from hanmo.families.base import OpenedModel
+from hanmo.generation.batch import Batch
 from hanmo.generation.beam import Generation
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
@@ -325,3 +327,66 @@ def test_two_hundred_replies_are_what_they_are_alone(rows: int | None, model: Op
 
 def digest(reply: Generation) -> str:
     return sha256(repr((reply.ids, [value.hex() for value in reply.logprobs])).encode()).hexdigest()
+
+
+def test_what_never_fits_is_refused_at_once(model: OpenedModel) -> None:
+    """Also the first request of all, whose size is known once its prompt was read; others neither wait nor lose what was read."""
+    one = context(model, TEXTS[1])
+    with evaluating(model.network):
+        _, state = model.network.prefill(**model.family.stack_prompts([model.family.prompt(one.ids)]))
+    room = 3 * (len(one.ids) + 14 + 64) * state.column_bytes
+    first = Engine(model, cache_bytes=room)
+    wide = first.add([one], SAMPLED.change(num_beams=50, max_new_tokens=200))
+    run(first)
+    assert isinstance(wide.error, UnsupportedError) and "MB" in str(wide.error)
+    running = first.add([one], SAMPLED.change(seed=1))
+    with evaluating(model.network):
+        first.step()
+        kept = first.beginnings.bytes if first.beginnings else 0
+        again = first.add([one], SAMPLED.change(num_beams=50, max_new_tokens=200))
+        assert again in first.step() and not running.done
+        assert first.beginnings is not None and first.beginnings.bytes >= kept
+
+
+def test_memory_that_runs_out_while_rows_move_ends_their_batch_alone(
+    model: OpenedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model)
+    beams = engine.add([context(model, TEXTS[1])], SAMPLED.change(num_beams=3, do_sample=False))
+    with evaluating(model.network), monkeypatch.context() as patch:
+        engine.step()
+        patch.setattr(Batch, "_take", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+        while not beams.done:
+            assert engine.step() == [beams]
+    assert isinstance(beams.error, torch.OutOfMemoryError) or beams.error is None
+    found = engine.add([context(model, TEXTS[0])], SAMPLED.change(seed=1))
+    run(engine)
+    assert found.error is None and found.replies[0].finish
+
+
+def test_positions_of_a_row_that_has_ended_do_not_run_out(tmp_path: Path) -> None:
+    """PanGu-α with 256 positions: 250 tokens and 6 new ones use them all; company goes on longer."""
+    opened = tiny("pangu", tmp_path)
+    ids = tuple(opened.family.encode(LONG * 3))[:250]
+    full, short = Context(ids, ids), context(opened, TEXTS[0])
+    for rows in (None, 2):
+        engine = Engine(opened, rows=rows)
+        groups = [
+            engine.add([full], SAMPLED.change(seed=1, max_new_tokens=7)),
+            engine.add([short], SAMPLED.change(seed=2, max_new_tokens=40)),
+        ]
+        run(engine)
+        assert [group.error for group in groups] == [None, None]
+
+
+def test_replies_to_one_prompt_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hanmo.generation.reading.PIECE", 32)
+    opened = tiny("pangu", tmp_path)
+    engine = Engine(opened, cache_bytes=1 << 30)
+    asked = long_context(opened, LONG, 200)
+    run_first = engine.add([context(opened, TEXTS[0])], SAMPLED.change(seed=1, max_new_tokens=1))
+    run(engine)
+    groups = [engine.add([asked], SAMPLED.change(seed=1), [Place(0, choice)]) for choice in range(4)]
+    run(engine)
+    assert run_first.done and groups[0].reused == 0
+    assert all(group.reused == len(asked.ids) - 1 for group in groups[1:])

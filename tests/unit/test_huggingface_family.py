@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, GPT2LMHeadModel, Qwen3Config
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.data.rows.dataset import make_rows
@@ -264,3 +264,19 @@ def test_too_little_memory_says_nothing_about_a_network(probe: str, full: Except
         getattr(probes, "find_batching" if probe == "batches" else probe)(network)
     handle.remove()
     assert probes.find_batching(network).batch == "any" and probes.packing_is_exact(network)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "alone"),
+    [
+        ({"rope_type": "default", "rope_theta": 10000.0}, False),
+        ({"rope_type": "yarn", "factor": 4.0}, False),
+        ({"rope_type": "dynamic", "factor": 2.0}, True),
+        ({"full_attention": {"rope_type": "longrope"}, "sliding_attention": {"rope_type": "default"}}, True),
+    ],
+)
+def test_positions_that_depend_on_the_longest_row_are_decoded_alone(parameters: dict[str, Any], alone: bool) -> None:
+    """transformers picks the frequencies of dynamic and longrope positions from the largest position of a batch."""
+    config = Qwen3Config()
+    config.rope_parameters = parameters
+    assert probes.rope_by_length(config) is alone

@@ -82,12 +82,22 @@ def find_batching(model: Any) -> ProbedBatching:
         probe = _Probe(model, prompts, follow_RS, expected_RSV, limit)
         # The results of experts with a capacity and of BigBird's sparse attention depend on the batch size.
         alone = hasattr(model.config, "expert_capacity") or getattr(model.config, "attention_type", "") == SPARSE
-        rows: Literal["any", "one"] = "any" if not alone and probe.rows() else "one"
+        lone = alone or rope_by_length(model.config)
+        rows: Literal["any", "one"] = "any" if not lone and probe.rows() else "one"
         for cached, positions, batch in _candidates(model):
             batching = ProbedBatching(batch=batch, rows=rows, cached=cached, positions=positions)
-            if (not alone or (batch == "one" and not cached)) and probe.decodes(batching):
+            if lone and (batch != "one" or (alone and cached)):
+                continue
+            if probe.decodes(batching):
                 return replace(batching, continues=batch == "any" and probe.decodes(batching, at_once=FOLLOWING))
     raise UnsupportedError(f"{_named(model)} gives other logits in steps than for the whole text: it cannot be decoded")
+
+
+def rope_by_length(config: Any) -> bool:
+    """Whether the frequencies of rotary positions depend on the longest row: rows of a batch and pieces of a prompt differ then."""
+    text = config.get_text_config()
+    found = str(getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None))
+    return "'dynamic'" in found or "'longrope'" in found
 
 
 def _candidates(model: Any) -> Iterator[tuple[bool, bool, Batch]]:

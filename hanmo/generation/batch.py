@@ -1,0 +1,184 @@
+"""Rows of many groups of replies in one decoding state.
+
+Shape suffixes: R rows, P position dimensions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+
+from hanmo.errors import HanmoError, out_of_memory
+from hanmo.families.base import OpenedModel
+from hanmo.generation.group import Group, score_together
+from hanmo.generation.reading import Read
+from hanmo.rows import Prompt
+
+FREE_SHARE = 4  # free rows are dropped once they are a quarter: that copies the state of the others
+
+
+def _columns(prompt: Prompt) -> int:
+    """The tokens that the decoder reads."""
+    name = "decoder_input_ids" if "decoder_input_ids" in prompt.inputs else "input_ids"
+    mask_T = prompt.inputs.get(name.replace("input_ids", "attention_mask"), torch.ones_like(prompt.inputs[name]))
+    return len(mask_T) - int(mask_T.bool().long().argmax())
+
+
+def joinable(state: Any) -> bool:
+    """Whether rows of other states can join this one; a state needs ``take`` alone, and ``put`` and its like for this."""
+    return hasattr(state, "put")
+
+
+class Batch:
+    """Rows of one decoding state: those of each group, and free ones, whose content does not matter.
+
+    ``alone``: each row attends to its own keys only, and free rows are never dropped.
+    """
+
+    @torch.no_grad()
+    def __init__(self, opened: OpenedModel, group: Group, found: Read, alone: bool = False):
+        group.require_ids(found.logits.shape[1])
+        self._network, self._alone = opened.network, alone
+        device = opened.network.device
+        first: dict[tuple[int, ...], int] = {}  # a prompt that several replies share was read once
+        places = [first.setdefault(tuple(context.ids), len(first)) for context in group.contexts]
+        prompts = [group.prompts[places.index(place)] for place in range(len(first))]
+        self._next_RP = torch.stack([prompt.start for prompt in prompts]).to(device)
+        self._step_RP = torch.stack([prompt.step for prompt in prompts]).to(device)
+        self._used = [_columns(prompt) for prompt in prompts]  # of each row, 0 for free rows
+        self._logits_RV, self._state = found.logits, found.state
+        rows = [place for place in places for _ in range(group.settings.num_beams)]
+        self.groups: dict[Group, list[int]] = {group: list(range(len(rows)))}  # with their rows
+        self._take(rows)
+        self._tokens: list[int] = []  # that each row is fed next
+        group.started, group.reused = True, found.reused
+
+    @property
+    def live(self) -> int:
+        """Rows of groups."""
+        return sum(map(len, self.groups.values()))
+
+    def surely(self, action: Callable[[], list[Group] | None]) -> list[Group]:
+        """Do something; returns the groups that have changed, all of them lost if memory runs out."""
+        try:
+            return action() or []
+        except Exception as error:
+            return self.lose(error)
+
+    def lose(self, error: Exception) -> list[Group]:
+        """End all groups, as the state is of no use any more, because memory has run out; raises any other error."""
+        if not out_of_memory(error):
+            raise error
+        lost, self.groups = list(self.groups), {}
+        for group in lost:
+            group.finish(error)
+        return lost
+
+    def draw(self) -> list[Group]:
+        """Let every group draw from the logits of its rows; returns the groups."""
+        everything = list(range(len(self._logits_RV)))
+        logits = {
+            group: self._logits_RV if rows == everything else self._logits_RV[rows]
+            for group, rows in self.groups.items()
+        }
+        scored = {} if self._alone else score_together(logits)  # the bits of a row may depend on how many there are
+        for group in self.groups:
+            try:
+                group.advance(logits[group], scored.get(group))
+            except HanmoError as error:
+                group.finish(error)
+        return list(self.groups)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Let every group have the rows that its next tokens continue, in place; groups that are done leave."""
+        sources, tokens = list(range(len(self._used))), [0] * len(self._used)
+        moved, freed = False, set[int]()
+        for group in list(self.groups):
+            rows = self.groups.pop(group)
+            wanted = [rows[row] for row, _ in group.next]
+            in_order = sorted(set(wanted)) == wanted
+            moved |= not in_order
+            going = wanted if in_order else rows[: len(wanted)]
+            for row, source, (_, token) in zip(going, wanted, group.next, strict=True):
+                sources[row], tokens[row] = source, token
+            freed |= set(rows) - set(going)
+            if going:
+                self.groups[group] = going
+        self._tokens = tokens
+        if self.groups and not self._alone and (len(self._used) - self.live) * FREE_SHARE >= len(self._used):
+            self._keep([row for rows in self.groups.values() for row in rows], sources)
+            return
+        if moved:
+            self._take(sources)
+        self._free(freed)
+
+    def _keep(self, rows: Sequence[int], sources: Sequence[int]) -> None:
+        """Drop all other rows; ``sources``: the row that each of them continues."""
+        self._take([sources[row] for row in rows])
+        self._tokens = [self._tokens[row] for row in rows]
+        places = iter(range(len(rows)))
+        self.groups = {group: [next(places) for _ in own] for group, own in self.groups.items()}
+
+    def join(self, other: Batch) -> bool:
+        """Take over the rows of another batch; False if the states do not go together. Both have followed."""
+        if not self._shares_rows or not self._state.joins(other._state):
+            return False
+        own = [row for rows in other.groups.values() for row in rows]
+        free = [row for row, used in enumerate(self._used) if not used]
+        if len(free) < len(own):
+            if self._alone:
+                return False
+            self.widen(len(self._used) + len(own) - len(free))
+            free = [row for row, used in enumerate(self._used) if not used]
+        other._keep(own, range(len(other._used)))
+        rows = free[: len(own)]
+        self._state.put(rows, other._state)
+        self._next_RP[rows], self._step_RP[rows] = other._next_RP, other._step_RP
+        for row, used, token in zip(rows, other._used, other._tokens, strict=True):
+            self._used[row], self._tokens[row] = used, token
+        self.groups |= {group: [rows[row] for row in places] for group, places in other.groups.items()}
+        return True
+
+    @property
+    def _shares_rows(self) -> bool:
+        """Whether rows of other batches can join, without a difference to the bits if they must stay alone."""
+        return joinable(self._state) and (self._state.attends_alone or not self._alone)
+
+    def widen(self, rows: int) -> None:
+        """Add free rows, up to this number in all."""
+        before = len(self._used)
+        if rows <= before or not self._shares_rows:
+            return
+        self._take([*range(before), *[0] * (rows - before)])
+        self._tokens += [0] * (rows - before)
+        self._free(range(before, rows))
+
+    @torch.no_grad()
+    def feed(self) -> None:
+        """Give every row its next token, and compute the logits after it."""
+        if joinable(self._state):
+            self._state.settle(self._used, self._alone)
+        ids_R1 = torch.tensor(self._tokens, device=self._next_RP.device)[:, None]
+        logits_R1V = self._network.step(ids_R1, self._next_RP[:, :, None], self._state)
+        self._logits_RV = logits_R1V[:, -1].float()
+        self._next_RP = self._next_RP + self._step_RP
+        self._used = [used + 1 if used else 0 for used in self._used]
+
+    def _free(self, rows: Collection[int]) -> None:
+        if rows:
+            for row in rows:
+                self._used[row] = 0
+            self._next_RP[list(rows)] = self._step_RP[list(rows)] = 0  # their positions must not run out
+
+    def _take(self, rows: Sequence[int]) -> None:
+        """Continue with these rows; a row may be taken more than once."""
+        if list(rows) == list(range(len(self._used))):
+            return
+        index = torch.tensor(rows, device=self._next_RP.device)
+        self._state = self._state.take(index)
+        self._logits_RV = self._logits_RV[index]
+        self._next_RP, self._step_RP = self._next_RP[index], self._step_RP[index]
+        self._used = [self._used[row] for row in rows]
