@@ -206,9 +206,10 @@ def test_replies_wait_for_memory_and_one_that_needs_more_than_there_is_is_refuse
     one = context(model, TEXTS[1])
     with evaluating(model.network):
         _, state = model.network.prefill(**model.family.stack_prompts([model.family.prompt(one.ids)]))
-    engine = Engine(model, cache_bytes=2 * (len(one.ids) + 14) * state.column_bytes)
+    # every row of a batch has the columns of the longest, in blocks of 64
+    engine = Engine(model, cache_bytes=2 * (len(one.ids) + 14 + 64) * state.column_bytes)
     groups = [engine.add([one], SAMPLED.change(seed=number)) for number in range(5)]
-    lost = engine.add([one], SAMPLED.change(seed=1, max_new_tokens=200))
+    lost = engine.add([one], SAMPLED.change(seed=1, max_new_tokens=300))
     together = list[int]()
     run(engine, lambda step: together.append(sum(batch.live for batch in engine._batches)))
     assert max(together) == 2
@@ -339,7 +340,8 @@ def test_what_never_fits_is_refused_at_once(model: OpenedModel) -> None:
     wide = first.add([one], SAMPLED.change(num_beams=50, max_new_tokens=200))
     run(first)
     assert isinstance(wide.error, UnsupportedError) and "MB" in str(wide.error)
-    running = first.add([one], SAMPLED.change(seed=1))
+    endless = tuple((id_, -100.0) for id_ in model.family.stop_ids)
+    running = first.add([one], SAMPLED.change(seed=1, logit_bias=endless))
     with evaluating(model.network):
         first.step()
         kept = first.beginnings.bytes if first.beginnings else 0
