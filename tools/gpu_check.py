@@ -60,7 +60,9 @@ def main() -> int:
     lines = []
     for part in ["machine", *(given.parts or LIMITS)]:
         left = given.minutes * 60 - (time.monotonic() - started)
-        lines += run_part(part, given.device, min(LIMITS.get(part, 60), left))
+        # What a crowded machine pretends may take long; only the time of a real device is short.
+        most = left if given.device == PRETENDED else LIMITS.get(part, 60)
+        lines += run_part(part, given.device, min(most, left))
         if part == "machine" and lines[-1].get("ok") is False:
             print(f"gpu_check: {lines[-1]['error']}", file=sys.stderr)
             return 2

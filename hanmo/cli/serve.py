@@ -113,7 +113,9 @@ def serve(
         torch.set_num_threads(capacity.threads)
     place = Place(listening.host, listening.port, listening.api_key, tuple(listening.allowed_host or ()))
     place.check()
-    served = [_open(opening, name, model, rules, preset, sets, limit) for name, model in _named(models).items()]
+    served = [
+        _open(opening, name, model, rules, preset, sets, limit, capacity.rows) for name, model in _named(models).items()
+    ]
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("hanmo.serving").setLevel(logging.INFO)
     serve_models(served, capacity.engines(served), place, capacity.queue, metrics_names)
@@ -128,7 +130,14 @@ def _named(models: list[str]) -> dict[str, str]:
 
 
 def _open(
-    opening: Opening, name: str, model: str, rules: Path | None, preset: str | None, sets: list[str], limit: int | None
+    opening: Opening,
+    name: str,
+    model: str,
+    rules: Path | None,
+    preset: str | None,
+    sets: list[str],
+    limit: int | None,
+    rows: int | None,
 ) -> Served:
     from hanmo.generation.defaults import decoding_settings
     from hanmo.serving.served import Served
@@ -139,5 +148,9 @@ def _open(
         raise UnsupportedError(
             "published: the published decoding mixes the replies of a batch, so a server does not offer it; "
             "use hanmo chat or hanmo generate"
+        )
+    if rows is not None and settings.num_beams > rows:
+        raise ConfigError(
+            f"num_beams={settings.num_beams} rows for one reply, but --rows {rows}: give more, or fewer beams"
         )
     return Served(name, opened, settings, limit)

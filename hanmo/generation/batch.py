@@ -60,8 +60,8 @@ class Batch:
         """Rows of groups."""
         return sum(map(len, self.groups.values()))
 
-    def surely(self, action: Callable[[], list[Group] | None]) -> list[Group]:
-        """Do something; returns the groups that have changed, all of them lost if memory runs out."""
+    def guarded(self, action: Callable[[], list[Group] | None]) -> list[Group]:
+        """The groups that an action has changed; if memory runs out in it, all groups, which have ended then."""
         try:
             return action() or []
         except Exception as error:

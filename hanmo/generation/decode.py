@@ -81,7 +81,8 @@ def fill(
 ) -> list[list[Generation]]:
     """One generation for every blank of each context, from left to right; each sees the answers before it.
 
-    A context without blanks has one generation. ``first``: index of the first context among all prompts, for the draws. ``rows``: as in ``generate``.
+    A context without blanks has one generation. ``first``: index of the first context among all prompts, for the draws.
+    ``rows``: as in ``generate``.
     """
     answers: list[list[Generation]] = [[] for _ in contexts]
     waiting = dict(enumerate(contexts))

@@ -15,6 +15,7 @@ import torch
 
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, out_of_memory
 from hanmo.families.base import OpenedModel
+from hanmo.generation import reading
 from hanmo.generation.batch import Batch
 from hanmo.generation.draws import Place
 from hanmo.generation.group import Group, make_group
@@ -58,10 +59,6 @@ class Engine:
         return [*self._reading, *(group for batch in self._batches for group in batch.groups)]
 
     @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
     def idle(self) -> bool:
         return not self._waiting and all(group.done for group in self.running)
 
@@ -100,13 +97,13 @@ class Engine:
         """
         changed: list[Group] = []
         for batch in self._batches:
-            changed += batch.surely(batch.follow)
+            changed += batch.guarded(batch.follow)
         self._batches = self._joined(changed)
         for batch in self._batches:
-            changed += batch.surely(batch.feed)
+            changed += batch.guarded(batch.feed)
         changed += self._admit() + self._read()
         for batch in self._batches:
-            changed += batch.surely(batch.draw)
+            changed += batch.guarded(batch.draw)
         return list(dict.fromkeys(changed))
 
     def _joined(self, changed: list[Group]) -> list[Batch]:
@@ -117,7 +114,7 @@ class Engine:
                 continue
             kept.append(batch)
             if self._rows is not None:
-                changed += batch.surely(partial(batch.widen, self._rows))
+                changed += batch.guarded(partial(batch.widen, self._rows))
         return [batch for batch in kept if batch.groups]
 
     def _taken_over(self, batch: Batch, kept: Sequence[Batch], changed: list[Group]) -> bool:
@@ -155,7 +152,8 @@ class Engine:
                     break
                 self.beginnings.shrink(self._cache_bytes - needed)
             self._waiting.popleft()
-            self._reading[group] = read(self.model, group, self.beginnings, self._rows is not None)
+            exact = self._rows is not None
+            self._reading[group] = read(self.model, group, self.beginnings, exact, lambda: bool(self._batches))
             going.append(group)
             rows += group.width
         return failed
@@ -172,9 +170,16 @@ class Engine:
 
     @torch.no_grad()
     def _read(self) -> list[Group]:
-        """Read on in every prompt that has begun; returns the groups whose prompts cannot be read."""
-        failed = []
+        """Read on in the prompts that have begun; returns the groups whose prompts cannot be read.
+
+        While rows wait for their next token, so much is read as one piece of a prompt takes, in turn: a short prompt
+        does not wait for a long one.
+        """
+        failed, left = [], reading.PIECE
         for group in list(self._reading):
+            if left <= 0 and self._batches:
+                break
+            left -= max(len(context.ids) for context in group.contexts)
             try:
                 found = None if group.done else next(self._reading[group])
                 if found is not None:
@@ -189,6 +194,7 @@ class Engine:
                 failed.append(group)
             else:
                 if found is None and not group.done:
+                    self._reading[group] = self._reading.pop(group)
                     continue
             del self._reading[group]
         return failed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +73,14 @@ def _bytes(ids: tuple[int, ...], state: Any) -> int:
     return len(ids) * state.column_bytes
 
 
-def read(opened: OpenedModel, group: Group, beginnings: Beginnings | None, exact: bool) -> Iterator[Read | None]:
+def read(
+    opened: OpenedModel, group: Group, beginnings: Beginnings | None, exact: bool, others: Callable[[], bool]
+) -> Iterator[Read | None]:
     """Read a group's prompts, one for each different context; yields None after every piece, and at last the result.
 
-    ``exact``: the bits of a prompt's state do not depend on what has been read before.
+    Args:
+        exact: the bits of a prompt's state do not depend on what has been read before.
+        others: whether rows wait for their next token; where none do, a prompt is not read in pieces.
     """
     prompts = list(
         {tuple(context.ids): prompt for context, prompt in zip(group.contexts, group.prompts, strict=True)}.values()
@@ -86,7 +90,6 @@ def read(opened: OpenedModel, group: Group, beginnings: Beginnings | None, exact
         return
     [prompt] = prompts
     ids = tuple(prompt.inputs["input_ids"].tolist())
-    piece = BLOCK if exact else PIECE
     done, logits_RV = 0, None
     state: Any = None
     if beginnings is not None:
@@ -95,6 +98,7 @@ def read(opened: OpenedModel, group: Group, beginnings: Beginnings | None, exact
         beginnings.reused += done
     reused = done
     while done < len(ids):
+        piece = BLOCK if exact else PIECE if others() else len(ids)
         end = min(len(ids), (done // piece + 1) * piece)
         logits_RV, state = _piece(opened, prompt, slice(done, end), state)
         done = end

@@ -106,6 +106,9 @@ def _prompts(fields: Fields, served: Served) -> list[str | list[int]]:
         prompt = [prompt]
     texts = isinstance(prompt, list) and all(isinstance(one, str) for one in prompt)
     ids = isinstance(prompt, list) and all(are_ids(one, served.vocabulary) and one for one in prompt)
+    if isinstance(prompt, list) and any(isinstance(one, list | int | float) for one in prompt) and not ids:
+        nested = any(isinstance(one, list) for one in prompt)
+        fields.require_ids("prompt", prompt if nested else [prompt], served.vocabulary)
     if not prompt or not (texts or ids):
         fields.wrong("prompt", f"text, token ids between 0 and {served.vocabulary - 1}, or a list of these, none empty")
     if len(prompt) > MOST_CHOICES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from hanmo.files import check_characters
@@ -107,9 +107,19 @@ class Fields:
     def ids(self, name: str, vocabulary: int) -> list[int] | None:
         """A list of token ids."""
         value = self.value(name)
-        if value is not None and not are_ids(value, vocabulary):
-            self.wrong(name, f"a list of token ids between 0 and {vocabulary - 1}")
+        if value is not None:
+            self.require_ids(name, [value], vocabulary)
         return value
+
+    def require_ids(self, name: str, lists: Sequence[Any], vocabulary: int) -> None:
+        """ApiError unless every one of these is a list of ids; it names the first thing that is no id."""
+        for ids in lists:
+            if not isinstance(ids, list):
+                self.wrong(name, f"a list of token ids between 0 and {vocabulary - 1}")
+            if strange := [id_ for id_ in ids if not are_ids([id_], vocabulary)]:
+                shown = str(strange[0])[:40] if type(strange[0]) in (int, float) else kind(strange[0])
+                problem = f"{self._where}{name} holds {shown}; token ids are between 0 and {vocabulary - 1}"
+                raise ApiError(problem, self._where + name)
 
     def inner(self, name: str) -> Fields:
         """The fields of an object in a field."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-UNSURE = ("\ufffd", " ")  # ends of a text that may change: half of a character, and a blank before a mark
+from hanmo.generation.decode import HALF_A_CHARACTER
+
+UNSURE = (HALF_A_CHARACTER, " ")  # ends of a text that may change: half of a character, and a blank before a mark
 PENDING = 8  # tokens with such an end after which it is told as it is
 
 

@@ -18,8 +18,9 @@ from hanmo.families.base import OpenedModel
 from hanmo.families.eva.family import EvaFamily
 from hanmo.generation.chat import ChatSession
 from hanmo.generation.decode import generate
+from hanmo.generation.engine import Engine
 from hanmo.generation.settings import Settings
-from hanmo.nn.row_model import attach_value_head
+from hanmo.nn.row_model import attach_value_head, evaluating
 from hanmo.records import Dialogue, PromptResponse
 from hanmo.training.rl.rewards import score_records
 from tests.devices.pretended import pretended
@@ -91,6 +92,30 @@ def test_decoding_and_scoring(family: str, kind: str, tmp_path: Path) -> None:
     assert found["scores"].keys() == expected["scores"].keys()
     for name, values in expected["scores"].items():
         assert close(found["scores"][name], values), name
+
+
+def joined(opened: OpenedModel, rows: int | None) -> list[list[int]]:
+    """Replies that join and leave: sampled, greedy and by beams, the later ones from a prompt that was read before."""
+    engine = Engine(opened, most_rows=6, rows=rows, cache_bytes=1 << 26)
+    ways = [*DECODING.values(), DECODING["sampled"].change(seed=2, max_new_tokens=12)]
+    groups = []
+    with evaluating(opened.network):
+        for number, how in enumerate(ways * 2):
+            groups.append(engine.add([opened.family.context(TALKS[number % 2], 64)], how))
+            engine.step()
+        while not engine.idle:
+            engine.step()
+    assert not any(group.error for group in groups)
+    return [group.replies[0].ids for group in groups]
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_replies_that_join_and_leave(family: str) -> None:
+    opened = opened_on(family, "cpu")
+    expected = joined(opened, None), joined(opened, 3)
+    with pretended("cuda"):
+        opened = opened_on(family, None)
+        assert (joined(opened, None), joined(opened, 3)) == expected
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])

@@ -395,3 +395,13 @@ def test_an_argument_that_the_template_does_not_use_is_refused(chatted: Running)
     refused = chatted.chat(model="qwen3", chat_template_kwargs={"enable_thought": False})
     assert refused.status == 400 and refused.error["param"] == "chat_template_kwargs"
     assert "enable_thinking" in refused.error["message"]
+
+
+@pytest.mark.parametrize("prompt", [[3, 10**6], [[3], [4, -1]], [[3, "好"]], [2.5]])
+def test_an_id_that_the_model_has_not_is_named(real: Running, prompt: Any) -> None:
+    error = real.post("/v1/completions", model="pangu", prompt=prompt).error
+    assert error["param"] == "prompt"
+    assert any(
+        f"prompt holds {shown}; token ids are between 0 and" in error["message"]
+        for shown in ("1000000", "-1", "a string", "2.5")
+    )
