@@ -258,7 +258,7 @@ def test_many_prompts_at_once_are_not_all_read_before_the_first_token(
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(model: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hanmo.generation.reading.PIECE", 16)
+    monkeypatch.setattr("hanmo.generation.reading.PIECE", 4)
     engine = Engine(model)
     engine.add([context(model, TEXTS[0])], SAMPLED.change(max_new_tokens=64, min_new_tokens=64))
     with evaluating(model.network):
