@@ -27,6 +27,7 @@ from hanmo.families.stops import config_value
 from hanmo.files import read_json
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 from hanmo.nn import row_model
+from hanmo.nn.cpu.layers import Linear
 from hanmo.nn.prenorm import beyond_positions, check_positions
 from hanmo.rows import IGNORE
 
@@ -214,11 +215,13 @@ def _last_hidden(model: Any, *args: Any, **inputs: Any) -> Any:
 
 
 def adopt(model: Any) -> Any:
-    """Give a transformers model our interface. Its class keeps its name, so that it is saved as before."""
+    """Give a transformers model our interface and linear layers. Its class keeps its name, so that it is saved as before."""
     cls = type(model)
     model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
     model.value_head = model.critic = None
     for name, module in model.named_modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
         if type(module) is nn.Embedding and name.endswith(POSITION_TABLES):
             module.register_forward_pre_hook(_check_positions)
     model.head_is_exact = head_is_exact(model, _last_hidden)

@@ -18,7 +18,7 @@ TOLERANCE = 1e-3  # relative to the largest value; scaled or capped logits are o
 CLOSE = 1e-4  # RMS of the difference between batched and single logits over the RMS of the logits, in fp32
 ROUNDED = 3  # the same in half precision and int8, in multiples of the error of rounding all modules' outputs again
 CLOSE_ROUNDED = 0.15  # and at most this: rounding grows from layer to layer
-INT8_STEP = 1 / 128
+INT8_STEP = 1 / 1024  # of the output of a layer; an input is off by 1 / 15,876 of the largest of its row
 #: the errors that unusual architectures raise in a probe
 PROBE_ERRORS = (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError)
 LENGTHS = (5, 11)  # of the prompts of a probe
