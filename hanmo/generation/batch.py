@@ -14,6 +14,7 @@ from hanmo.errors import HanmoError, out_of_memory
 from hanmo.families.base import OpenedModel
 from hanmo.generation.group import Group, score_together
 from hanmo.generation.reading import Read
+from hanmo.generation.slots import Record, Slots, bucket, can_be_fixed
 from hanmo.rows import Prompt
 
 FREE_SHARE = 4  # free rows are dropped once they are a quarter: that copies the state of the others
@@ -34,19 +35,24 @@ def joinable(state: Any) -> bool:
 class Batch:
     """Rows of one decoding state: those of each group, and free ones, whose content does not matter.
 
-    ``alone``: each row attends to its own keys only, and free rows are never dropped.
+    ``alone``: each row attends to its own keys only, and free rows are never dropped. ``record``: steps are replayed in
+    ``Slots``, whose rows are a power of two.
     """
 
     @torch.no_grad()
-    def __init__(self, opened: OpenedModel, group: Group, found: Read, alone: bool = False):
+    def __init__(
+        self, opened: OpenedModel, group: Group, found: Read, alone: bool = False, record: Record | None = None
+    ):
         group.require_ids(found.logits.shape[1])
         self._network, self._alone = opened.network, alone
-        device = opened.network.device
+        self._record = record if can_be_fixed(found.state) else None
+        self._slots: Slots | None = None  # in use while ``_state`` is None
         first: dict[tuple[int, ...], int] = {}  # a prompt that several replies share was read once
         places = [first.setdefault(tuple(context.ids), len(first)) for context in group.contexts]
         prompts = [group.prompts[places.index(place)] for place in range(len(first))]
-        self._next_RP = torch.stack([prompt.start for prompt in prompts]).to(device)
-        self._step_RP = torch.stack([prompt.step for prompt in prompts]).to(device)
+        # on the host, with the ids that are fed: one copy to the device a step
+        self._next_RP = torch.stack([prompt.start for prompt in prompts])
+        self._step_RP = torch.stack([prompt.step for prompt in prompts])
         self._used = [_columns(prompt) for prompt in prompts]  # of each row, 0 for free rows
         self._logits_RV, self._state = found.logits, found.state
         rows = [place for place in places for _ in range(group.settings.num_beams)]
@@ -108,12 +114,19 @@ class Batch:
             if going:
                 self.groups[group] = going
         self._tokens = tokens
-        if self.groups and not self._alone and (len(self._used) - self.live) * FREE_SHARE >= len(self._used):
+        if self.groups and not self._alone and self._too_wide:
             self._keep([row for rows in self.groups.values() for row in rows], sources)
             return
         if moved:
             self._take(sources)
         self._free(freed)
+
+    @property
+    def _too_wide(self) -> bool:
+        """Whether so many rows are free that the others go on without them."""
+        if self._record is not None:
+            return 2 * bucket(self.live) < len(self._used)
+        return (len(self._used) - self.live) * FREE_SHARE >= len(self._used)
 
     def _keep(self, rows: Sequence[int], sources: Sequence[int]) -> None:
         """Drop all other rows; ``sources``: the row that each of them continues."""
@@ -124,6 +137,8 @@ class Batch:
 
     def join(self, other: Batch) -> bool:
         """Take over the rows of another batch; False if the states do not go together. Both have followed."""
+        self._loosen()
+        other._loosen()
         if not self._shares_rows or not self._state.joins(other._state):
             return False
         own = [row for rows in other.groups.values() for row in rows]
@@ -131,7 +146,8 @@ class Batch:
         if len(free) < len(own):
             if self._alone:
                 return False
-            self.widen(len(self._used) + len(own) - len(free))
+            wanted = len(self._used) + len(own) - len(free)
+            self.widen(wanted if self._record is None else bucket(wanted))
             free = [row for row, used in enumerate(self._used) if not used]
         other._keep(own, range(len(other._used)))
         rows = free[: len(own)]
@@ -150,7 +166,10 @@ class Batch:
     def widen(self, rows: int) -> None:
         """Add free rows, up to this number in all."""
         before = len(self._used)
-        if rows <= before or not self._shares_rows:
+        if rows <= before:
+            return
+        self._loosen()
+        if not self._shares_rows:
             return
         self._take([*range(before), *[0] * (rows - before)])
         self._tokens += [0] * (rows - before)
@@ -159,13 +178,38 @@ class Batch:
     @torch.no_grad()
     def feed(self) -> None:
         """Give every row its next token, and compute the logits after it."""
-        if joinable(self._state):
-            self._state.settle(self._used, self._alone)
-        ids_R1 = torch.tensor(self._tokens, device=self._next_RP.device)[:, None]
-        logits_R1V = self._network.step(ids_R1, self._next_RP[:, :, None], self._state)
+        if self._record is not None:
+            self.widen(bucket(len(self._used)))
+        fed_RF = torch.cat([torch.tensor(self._tokens)[:, None], self._next_RP], dim=1)
+        if self._record is None:
+            if joinable(self._state):
+                self._state.settle(self._used, self._alone)
+            fed_RF = fed_RF.to(self._logits_RV.device)
+            logits_R1V = self._network.step(fed_RF[:, :1], fed_RF[:, 1:, None], self._state)
+        else:
+            self._network.require_positions(self._next_RP)
+            logits_R1V = self._slotted(self._record).step(fed_RF)
         self._logits_RV = logits_R1V[:, -1].float()
         self._next_RP = self._next_RP + self._step_RP
         self._used = [used + 1 if used else 0 for used in self._used]
+
+    def _slotted(self, record: Record) -> Slots:
+        """The slots with the state in them."""
+        if self._slots is not None and self._slots.full:
+            self._loosen()
+        if self._state is not None:
+            self._state.settle(self._used)
+            if self._slots is None or not self._slots.takes(self._state):
+                self._slots = Slots(self._network, self._state, self._next_RP.shape[1], record)
+            self._state = None
+        assert self._slots is not None
+        return self._slots
+
+    def _loosen(self) -> None:
+        """Have the state outside of the slots, to be changed."""
+        if self._state is None:
+            assert self._slots is not None
+            self._state = self._slots.loose()
 
     def _free(self, rows: Collection[int]) -> None:
         if rows:
@@ -177,8 +221,9 @@ class Batch:
         """Continue with these rows; a row may be taken more than once."""
         if list(rows) == list(range(len(self._used))):
             return
-        index = torch.tensor(rows, device=self._next_RP.device)
+        self._loosen()
+        index = torch.tensor(rows, device=self._logits_RV.device)
         self._state = self._state.take(index)
         self._logits_RV = self._logits_RV[index]
-        self._next_RP, self._step_RP = self._next_RP[index], self._step_RP[index]
+        self._next_RP, self._step_RP = self._next_RP[rows], self._step_RP[rows]
         self._used = [self._used[row] for row in rows]

@@ -15,12 +15,13 @@ import torch
 
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, out_of_memory
 from hanmo.families.base import OpenedModel
-from hanmo.generation import reading
+from hanmo.generation import reading, slots
 from hanmo.generation.batch import Batch
 from hanmo.generation.draws import Place
 from hanmo.generation.group import Group, make_group
 from hanmo.generation.reading import Beginnings, Read, read
 from hanmo.generation.settings import Settings
+from hanmo.generation.slots import Record
 from hanmo.nn.decode_state import BLOCK
 from hanmo.rows import Context
 
@@ -36,6 +37,7 @@ class Engine:
             the same bits in any company.
         cache_bytes: memory for keys and values: of the replies that are decoded, with their longest length, and of prompts
             that have been read, to go on from. None: no limit, and every prompt is read from its first token.
+        record: makes of a step one that is replayed in ``Slots``; default: a CUDA graph, on a GPU and without ``rows``.
     """
 
     def __init__(
@@ -44,7 +46,11 @@ class Engine:
         most_rows: int | None = None,
         rows: int | None = None,
         cache_bytes: int | None = None,
+        record: Record | None = None,
     ):
+        if record is None and opened.network.device.type == "cuda" and rows is None:
+            record = slots.cuda_graph
+        self._record = record
         self.model, self._rows, self._cache_bytes = opened, rows, cache_bytes
         self.beginnings = None if cache_bytes is None else Beginnings(cache_bytes)
         self._column_bytes: int | None = None  # of a token of a row, known once a prompt has been read
@@ -186,7 +192,7 @@ class Engine:
                     self._column_bytes = getattr(found.state, "column_bytes", 0)
                     if (problem := self._too_large(group)) is not None:
                         raise problem
-                    self._batches.append(Batch(self.model, group, found, self._rows is not None))
+                    self._batches.append(Batch(self.model, group, found, self._rows is not None, self._record))
             except Exception as error:
                 if not isinstance(error, HanmoError) and not out_of_memory(error):
                     raise
