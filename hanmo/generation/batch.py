@@ -45,7 +45,7 @@ class Batch:
     ):
         group.require_ids(found.logits.shape[1])
         self._network, self._alone = opened.network, alone
-        self._record = record if can_be_fixed(found.state) else None
+        self._record = record if can_be_fixed(opened.network, found.state) else None
         self._slots: Slots | None = None  # in use while ``_state`` is None
         first: dict[tuple[int, ...], int] = {}  # a prompt that several replies share was read once
         places = [first.setdefault(tuple(context.ids), len(first)) for context in group.contexts]
@@ -200,7 +200,7 @@ class Batch:
         if self._state is not None:
             self._state.settle(self._used)
             if self._slots is None or not self._slots.takes(self._state):
-                self._slots = Slots(self._network, self._state, self._next_RP.shape[1], record)
+                self._slots = Slots(self._network, self._state, *self._next_RP.shape, record)
             self._state = None
         assert self._slots is not None
         return self._slots

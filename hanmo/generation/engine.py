@@ -15,13 +15,13 @@ import torch
 
 from hanmo.errors import ConfigError, HanmoError, UnsupportedError, out_of_memory
 from hanmo.families.base import OpenedModel
-from hanmo.generation import reading, slots
+from hanmo.generation import reading
 from hanmo.generation.batch import Batch
 from hanmo.generation.draws import Place
 from hanmo.generation.group import Group, make_group
 from hanmo.generation.reading import Beginnings, Read, read
 from hanmo.generation.settings import Settings
-from hanmo.generation.slots import Record
+from hanmo.generation.slots import Record, recorder
 from hanmo.nn.decode_state import BLOCK
 from hanmo.rows import Context
 
@@ -48,9 +48,7 @@ class Engine:
         cache_bytes: int | None = None,
         record: Record | None = None,
     ):
-        if record is None and opened.network.device.type == "cuda" and rows is None:
-            record = slots.cuda_graph
-        self._record = record
+        self._record = recorder(opened.network.device) if record is None and rows is None else record
         self.model, self._rows, self._cache_bytes = opened, rows, cache_bytes
         self.beginnings = None if cache_bytes is None else Beginnings(cache_bytes)
         self._column_bytes: int | None = None  # of a token of a row, known once a prompt has been read

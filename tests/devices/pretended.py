@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import TrainingArguments
 
+from hanmo.generation import slots
+
 aten = torch.ops.aten
 _COPIES = {aten._to_copy.default, aten.copy_.default}
 _READS_INDEX = {aten.index.Tensor, aten._unsafe_index.Tensor}
@@ -292,6 +294,7 @@ def pretended(kind: str = "cuda") -> Iterator[torch.device]:
         patch.object(TrainingArguments, "device", property(lambda self: self._setup_devices and mode.device)),
         patch.object(TrainingArguments, "n_gpu", property(lambda self: 1)),
         patch.object(Accelerator, "device", property(lambda self: mode.device)),
+        patch.object(slots, "cuda_graph", lambda step: step),  # a graph is replayed as its steps
         patch.object(torch.cuda, "get_device_name", lambda device=None: f"a pretended {kind}"),
     ]
     if kind == "cuda":

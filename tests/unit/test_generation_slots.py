@@ -16,14 +16,13 @@ from hanmo.generation.settings import Settings
 from hanmo.generation.slots import Slots, Step
 from hanmo.nn.row_model import evaluating
 from hanmo.records import Dialogue
-from tests.unit.tiny import tiny
+from tests.unit.tiny import NAMES, tiny
 
-FAMILIES = ("eva", "transformer_xl", "pangu", "glm")
 TEXTS = ["你好", "今天天气真不错，去哪里玩", "火锅", "谢谢你再见啊你好吗我很好", "好吗"]
 SAMPLED = Settings(max_new_tokens=20, min_new_tokens=20, temperature=1.3)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=NAMES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OpenedModel:
     return tiny(request.param, tmp_path_factory.mktemp(request.param))
 
