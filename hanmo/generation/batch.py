@@ -5,10 +5,13 @@ Shape suffixes: R rows, P position dimensions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hanmo.errors import HanmoError, out_of_memory
 from hanmo.families.base import OpenedModel
@@ -30,6 +33,20 @@ def _columns(prompt: Prompt) -> int:
 def joinable(state: Any) -> bool:
     """Whether rows of other states can join this one; a state needs ``take`` alone, and ``put`` and its like for this."""
     return hasattr(state, "put")
+
+
+@contextmanager
+def _ending(group: Group) -> Iterator[None]:
+    """End a group whose settings or network are at fault, and go on."""
+    try:
+        yield
+    except HanmoError as error:
+        group.finish(error)
+
+
+def _place(rows: list[int]) -> slice | list[int]:
+    """An index of rows: a slice where they stand side by side, as a list is copied to the device."""
+    return slice(rows[0], rows[-1] + 1) if rows == list(range(rows[0], rows[-1] + 1)) else rows
 
 
 class Batch:
@@ -82,19 +99,20 @@ class Batch:
             group.finish(error)
         return lost
 
+    @torch.no_grad()
     def draw(self) -> list[Group]:
-        """Let every group draw from the logits of its rows; returns the groups."""
-        everything = list(range(len(self._logits_RV)))
-        logits = {
-            group: self._logits_RV if rows == everything else self._logits_RV[rows]
-            for group, rows in self.groups.items()
-        }
+        """Let every group draw from the logits of its rows; returns the groups. The host waits for the device once."""
+        logits = {group: self._logits_RV[_place(rows)] for group, rows in self.groups.items()}
         scored = {} if self._alone else score_together(logits)  # the bits of a row may depend on how many there are
+        proposed: dict[Group, Tensor] = {}
         for group in self.groups:
-            try:
-                group.advance(logits[group], scored.get(group))
-            except HanmoError as error:
-                group.finish(error)
+            with _ending(group):
+                proposed[group] = group.propose(logits[group], scored.get(group))
+        figures = iter(torch.cat([one.flatten() for one in proposed.values()]).tolist() if proposed else [])
+        for group, one in proposed.items():
+            rows = [list(islice(figures, one.shape[1])) for _ in range(len(one))]
+            with _ending(group):
+                group.accept(rows)
         return list(self.groups)
 
     @torch.no_grad()
