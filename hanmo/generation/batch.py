@@ -218,7 +218,8 @@ class Batch:
         if self._state is not None:
             self._state.settle(self._used)
             if self._slots is None or not self._slots.takes(self._state):
-                self._slots = Slots(self._network, self._state, *self._next_RP.shape, record)
+                rows, dimensions = self._next_RP.shape
+                self._slots = Slots(self._network, self._state, rows, dimensions, record)
             self._state = None
         assert self._slots is not None
         return self._slots

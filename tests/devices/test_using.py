@@ -121,7 +121,7 @@ def test_replies_that_join_and_leave(family: str) -> None:
 WAYS = {
     "sampled": (Settings(seed=1, top_k=20, top_p=0.9, temperature=1.2), 1),
     "greedy": (Settings(do_sample=False), 1),
-    "beams": (Settings(num_beams=4, do_sample=False), 3),  # and the rows that go on, and their scores
+    "beams": (Settings(num_beams=4, do_sample=False), 4),  # and the rows that go on, their scores, and ids of a rule
     "rules": (
         Settings(seed=1, repetition_penalty=1.3, no_repeat_ngram_size=3, min_new_tokens=5),
         3,
@@ -147,7 +147,7 @@ def test_a_step_waits_once_and_copies_no_more_than_it_must(family: str, way: str
                 engine.step()
                 counted.append(traffic())
     steps = counted[3:]  # the first ones read the prompt and put the state into slots
-    assert steps or way in ("sampled", "greedy")
+    assert steps or (family, way) == ("huggingface", "sampled")  # whose reply ends at once
     assert all(step["waits"] == 1 for step in steps)
     assert all(step["copies"] <= most + (family == "eva") for step in steps), (
         counted
