@@ -59,5 +59,5 @@ def _places(ids: Sequence[Collection[int]], device: torch.device) -> tuple[Tenso
     """The row and the column of every id, in one copy to the device."""
     columns = np.fromiter(chain.from_iterable(ids), np.int64)
     rows = np.repeat(np.arange(len(ids)), [len(row_ids) for row_ids in ids])
-    rows_N, columns_N = torch.from_numpy(np.stack([rows, columns])).to(device)
-    return rows_N, columns_N
+    both_2N = torch.from_numpy(np.array([rows, columns])).to(device)
+    return both_2N[0], both_2N[1]
