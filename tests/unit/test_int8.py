@@ -14,7 +14,7 @@ from hanmo.evaluation.results.provenance import weights_hash
 from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
-from hanmo.nn.cpu.int8 import Int8Linear, count_parameters, is_int8, to_int8
+from hanmo.nn.cpu.int8 import Int8Linear, Splitter, count_parameters, is_int8, to_int8
 from hanmo.records import Dialogue
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -39,7 +39,7 @@ def test_a_layer_rounds_its_weights_and_hardly_its_inputs(largest: float) -> Non
     expected = x_ND.double() @ rounded(linear).t() + linear.bias.double()
     # Each input is off by half of 1 / (63 x 126) of the largest of its row.
     bound_NO = x_ND.abs().amax(1, keepdim=True) * rounded(linear).abs().sum(1) / (2 * 63 * 126) + 1e-5
-    found = Int8Linear(linear)(x_ND)
+    found = Int8Linear(linear, Splitter())(x_ND)
     assert ((found - expected).abs() <= bound_NO).all()
     assert not torch.equal(found, linear(x_ND))
 
@@ -47,17 +47,28 @@ def test_a_layer_rounds_its_weights_and_hardly_its_inputs(largest: float) -> Non
 @torch.no_grad()
 def test_a_row_is_what_it_is_alone() -> None:
     torch.manual_seed(0)
-    layer = Int8Linear(nn.Linear(64, 32))
+    layer = Int8Linear(nn.Linear(64, 32), Splitter())
     x_ND = torch.randn(9, 64) * torch.logspace(-3, 3, 9)[:, None]
     assert torch.equal(layer(x_ND), torch.cat([layer(row[None]) for row in x_ND]))
     assert torch.equal(layer(x_ND), layer(x_ND.view(3, 3, 64)).view(9, 32))
 
 
 @torch.no_grad()
+def test_an_input_that_was_changed_is_split_anew() -> None:
+    splitter, x_ND = Splitter(), torch.randn(2, 8)
+    one, other = (Int8Linear(nn.Linear(8, 4), splitter) for _ in range(2))
+    before = one(x_ND), other(x_ND)
+    assert splitter.split(x_ND)[0] is splitter.split(x_ND)[0]
+    x_ND.mul_(3)
+    for layer, was in zip((one, other), before, strict=True):
+        torch.testing.assert_close(layer(x_ND) - layer.bias_O, 3 * (was - layer.bias_O))
+
+
+@torch.no_grad()
 def test_zeros_give_the_bias_and_what_is_not_finite_stays_so() -> None:
     linear = nn.Linear(4, 2)
     x_ND = torch.tensor([[0.0, 0, 0, 0], [1, float("nan"), 0, 0], [1, 2, 3, 4]])
-    found = Int8Linear(linear)(x_ND)
+    found = Int8Linear(linear, Splitter())(x_ND)
     assert torch.equal(found[0], linear.bias)
     assert found[1].isnan().all() and found[2].isfinite().all()
 
@@ -68,7 +79,7 @@ def test_weights_that_have_eight_bits_are_exact() -> None:
     linear.weight.copy_(torch.tensor([[127.0, -3.0], [0.5, 0.25]]))
     linear.bias.copy_(torch.tensor([1.0, 0.0]))
     linear.weight[1] *= 127 / 64  # 0.9921875 = 127 x 2^-7, 63.5 steps of it
-    state = Int8Linear(linear).state_dict()
+    state = Int8Linear(linear, Splitter()).state_dict()
     assert state["weight"].tolist()[0] == [127, -3] and state["weight"].tolist()[1][0] == 127
     assert state["scale"].tolist() == [1.0, 0.0078125]
     assert state["bias"].tolist() == [1.0, 0.0]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hanmo.errors import UnsupportedError
+from hanmo.nn.cpu.layers import FEW
 from hanmo.nn.row_model import ValueHead
 
 LEVELS = 127  # of a weight
@@ -22,13 +23,42 @@ TINY = torch.finfo(torch.float32).tiny
 ZERO = 64  # the operator's unsigned zero point
 
 
+class Splitter:
+    """Splits inputs in two parts. It keeps the last one, of few rows: queries, keys and values are made of the same input."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, int, Tensor, Tensor] | None = None
+
+    def split(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Two parts of whole steps, and the size (N, 1) of a step: input = step x (coarse + fine / FINER).
+
+        Returns:
+            parts_2NI: the coarse parts, whole numbers once the operator has rounded them, and below them the fine ones.
+        """
+        last = self._last
+        if last is not None and last[0] is input and last[1] == input._version:
+            return last[2], last[3]
+        input_NI = input.reshape(-1, input.shape[-1])
+        # quicker than the norm with infinity
+        step_N1 = input_NI.abs().amax(-1, keepdim=True).div_(STEPS).clamp_min_(TINY)
+        steps_NI = input_NI / step_N1
+        parts_2NI = torch.cat([steps_NI, (steps_NI - steps_NI.round()).mul_(FINER)])
+        if len(input_NI) <= FEW and not input.is_inference():
+            self._last = input, input._version, parts_2NI, step_N1
+        return parts_2NI, step_N1
+
+
 class Int8Linear(nn.Module):
-    """An 8-bit copy of a linear layer in any floating dtype; takes and returns fp32."""
+    """An 8-bit copy of a linear layer in any floating dtype; takes and returns fp32.
+
+    ``splitter``: shared by the layers of a network.
+    """
 
     weight = None  # transformers' T5 reads its dtype, if it is a tensor
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, splitter: Splitter):
         super().__init__()
+        self._splitter = splitter
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight_OI = linear.weight.detach().float()
         scale_O = (weight_OI.abs().amax(1) / LEVELS).clamp_min(TINY)
@@ -40,12 +70,11 @@ class Int8Linear(nn.Module):
         self.packed = torch.ops.quantized.linear_prepack(rounded_OI, None)
 
     def forward(self, input: Tensor) -> Tensor:
-        input_NI = input.reshape(-1, self.in_features)
-        parts_2NI, step_N1 = split(input_NI)
+        parts_2NI, step_N1 = self._splitter.split(input)
         products_2NO = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             parts_2NI, 1.0, ZERO, self.packed
         )
-        rows = len(input_NI)
+        rows = len(step_N1)
         steps_NO = torch.add(products_2NO[:rows], products_2NO[rows:], alpha=1 / FINER)
         output_NO = steps_NO.mul_(step_N1) if self.bias_O is None else torch.addcmul(self.bias_O, steps_NO, step_N1)
         return output_NO.view(*input.shape[:-1], -1)
@@ -56,18 +85,6 @@ class Int8Linear(nn.Module):
         destination[f"{prefix}scale"] = weight_OI.q_per_channel_scales()
         if self.bias_O is not None:
             destination[f"{prefix}bias"] = self.bias_O
-
-
-def split(input_NI: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs in two parts of whole steps, and the size (N, 1) of a step: input = step x (coarse + fine / FINER).
-
-    Returns:
-        parts_2NI: the coarse parts, whole numbers once the operator has rounded them, and below them the fine ones.
-    """
-    # quicker than the norm with infinity
-    step_N1 = input_NI.abs().amax(-1, keepdim=True).div_(STEPS).clamp_min_(TINY)
-    steps_NI = input_NI / step_N1
-    return torch.cat([steps_NI, (steps_NI - steps_NI.round()).mul_(FINER)]), step_N1
 
 
 def is_int8(network: nn.Module) -> bool:
@@ -93,8 +110,9 @@ def to_int8(network: nn.Module) -> None:
             f"int8: of {total - embeddings:,} weights of {type(network).__name__} only {inside:,} are in linear layers, "
             "which are what is rounded; use bf16"
         )
+    splitter = Splitter()
     for holder, name in found:
-        setattr(holder, name, Int8Linear(getattr(holder, name)))
+        setattr(holder, name, Int8Linear(getattr(holder, name), splitter))
     network.float()
 
 
