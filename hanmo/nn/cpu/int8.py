@@ -1,4 +1,4 @@
-"""Linear layers with 8-bit weights, for inference on a CPU: a quarter of the memory of fp32 and twice its speed.
+"""Linear layers with 8-bit weights, for inference on a CPU: a quarter of the memory of fp32, nearly twice its speed.
 
 Every output has a scale of its own, and so has every row of the inputs, so that no reply depends on the rest of its batch.
 Processors without VNNI take seven bits of an input at once: it is read as a coarse part and what that leaves, 13 bits in
