@@ -1,9 +1,11 @@
-"""Decoding speed: EVA against transformers' T5, PanGu-α and GLM against GPT-2 and against recomputing, Transformer-XL.
+"""Decoding speed: EVA against transformers' T5, PanGu-α and GLM against GPT-2 and against recomputing, Transformer-XL, llama.cpp.
 
-    python -m benchmarks.decode [--quick] [--only FAMILY] [--check]
+    [HANMO_LLAMA=FOLDER] python -m benchmarks.decode [--quick] [--only PART] [--check]
 
 Random weights in the released sizes; two threads. EVA runs with every rule on, the peer without any: the same network as T5
 in transformers' own generate. Figures of the originals were recorded once on a machine of this kind and are orientation only.
+With llama.cpp in FOLDER (benchmarks/llama.py says how it gets there), a Qwen3 of 146 million weights is decoded by both, and
+PanGu-α and GLM of that size against its GPT-2.
 """
 
 import gc
@@ -15,12 +17,12 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, T5ForConditionalGeneration
 
-from benchmarks import common
+from benchmarks import common, llama
 from benchmarks.common import Figure
 from hanmo.checkpoints import save_model
 from hanmo.checkpoints.convert import convert
@@ -38,10 +40,18 @@ RECORDED = {"eva beam": 7.0, "eva no beam": 14.2, "transformer_xl": 9.5}  # toke
 
 
 class AnyIds:
-    """In place of the tokenizer of random weights: every id is a token."""
+    """In place of the tokenizer of random weights: every id is a token; GLM's command tokens are where the original has them."""
+
+    commands: ClassVar[dict[str, int]] = {
+        "<|endoftext|>": 50000, "[MASK]": 50003, "<|startofpiece|>": 50006, "<|endofpiece|>": 50007, "[sMASK]": 50008,
+        "[gMASK]": 50009,
+    }  # fmt: skip
 
     def __init__(self, size: int, eos_token_id: int | None = None):
         self.size, self.eos_token_id = size, eos_token_id
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        return self.commands[token]
 
     def __len__(self) -> int:
         return self.size
@@ -204,6 +214,22 @@ def measure_transformer_xl(quick: bool) -> list[Figure]:
     return figures
 
 
+def measure_llama(quick: bool) -> list[Figure]:
+    """Ours against llama.cpp, where that is at hand."""
+    if not llama.available():
+        print(f"# {llama.PEER} names no folder with llama.cpp", file=sys.stderr)
+        return []
+    figures = llama.measure("qwen3", llama.qwen3(), quick)
+    for name in ("pangu", "glm"):
+        family_class = load(name)
+        config = family_class.config_class(**llama.SHAPES[name])
+        network = fill(family_class.network_class(config))
+        figures += llama.measure(
+            name, OpenedModel(network, family_class(config, AnyIds(config.vocab_size)), name), quick
+        )
+    return figures
+
+
 def main() -> int:
     parser = common.arguments(__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
@@ -212,8 +238,9 @@ def main() -> int:
         "transformer_xl": measure_transformer_xl,
         "pangu": partial(measure_decoder, "pangu", "pangu-350m"),
         "glm": partial(measure_decoder, "glm", "glm-335m-chinese"),
+        "llama": measure_llama,
     }
-    parser.add_argument("--only", choices=parts, help="one family alone")
+    parser.add_argument("--only", choices=parts, help="one part alone")
     options = parser.parse_args()
     torch.set_num_threads(2)
     figures: list[Figure] = []

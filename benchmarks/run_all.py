@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"common.py", "run_all.py"}
+NOT_BENCHMARKS = {"common.py", "llama.py", "run_all.py"}
 PACKAGES = ("torch", "transformers", "numpy", "sentencepiece", "jieba")
 FIRST = """# Results
 

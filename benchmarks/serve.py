@@ -2,9 +2,9 @@
 
     python -m benchmarks.serve [--quick] [--only FAMILY] [--dtype fp32|bf16|int8] [--check]
 
-Random weights: PanGu-α and EVA with a hidden size of 768, the other families smaller; two threads. Every client sends its next
-request when the last is answered; prompts have 16 to 128 tokens and replies 16 to 128. What is measured is the engine that
-``hanmo serve`` runs, without HTTP.
+Random weights: PanGu-α, EVA and Qwen3 with a hidden size of 768, the other families smaller; two threads. Every client sends
+its next request when the last is answered; prompts have 16 to 128 tokens and replies 16 to 128. What is measured is the engine
+that ``hanmo serve`` runs, without HTTP. Qwen3 is served by transformers' continuous batching too, as ``transformers serve`` runs it.
 """
 
 import resource
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from random import Random
 from statistics import median, quantiles
@@ -19,8 +20,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from benchmarks import common
+from benchmarks import common, llama
 from benchmarks.common import Figure
 from benchmarks.decode import AnyIds, eva, fill
 from hanmo.families import load
@@ -39,7 +41,8 @@ SMALL = {
     "transformer_xl": {"hidden_size": 256, "num_layers": 6, "num_heads": 4, "vocab_size": 50_048},
     "glm": {"hidden_size": 256, "num_layers": 6, "num_attention_heads": 4, "max_sequence_length": 512},
 }
-GOALS = {"one": {"fp32": 2.3, "bf16": 3.5, "int8": 2.3}, "waiting": 1.2, "leaving": 1.0, "alone": 0.9}
+GOALS = {"one": {"fp32": 2.3, "bf16": 3.5, "int8": 2.3}, "waiting": 1.2, "leaving": 1.0, "alone": 0.9, "peer": 1.0}
+PAGE = 32  # tokens of a page of keys and values of transformers
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,40 @@ def static(opened: OpenedModel, work: Sequence[Request], size: int, waits: bool)
     return time.perf_counter() - start
 
 
+def of_transformers(network: Any, work: Sequence[Request], clients: int) -> float:
+    """Seconds for the same requests, as many at a time, by transformers' continuous batching."""
+    decoding = GenerationConfig(
+        do_sample=True, top_k=50, top_p=0.9, max_new_tokens=LENGTHS[1], eos_token_id=-1, pad_token_id=0
+    )
+    pages = clients * -(-2 * LENGTHS[1] // PAGE) + 8
+    manager = network.init_continuous_batching(
+        decoding,
+        continuous_batching_config=ContinuousBatchingConfig(page_size=PAGE, num_blocks=pages, max_batch_tokens=256),
+    )
+    manager.start()
+    waiting, running = iter(work), 0
+    start = time.perf_counter()
+
+    def ask(count: int) -> int:
+        asked = list(islice(waiting, count))
+        for request in asked:
+            manager.add_request(list(request.context.ids), max_new_tokens=request.tokens)
+        return len(asked)
+
+    running = ask(clients)
+    while running:
+        found = manager.get_result(timeout=1)
+        if found is None and not manager.is_running():
+            raise RuntimeError("transformers' continuous batching has stopped")
+        if found is not None and found.is_finished():
+            if found.error:
+                raise RuntimeError(found.error)
+            running += ask(1) - 1
+    seconds = time.perf_counter() - start
+    manager.stop(block=True)
+    return seconds
+
+
 def measure(opened: OpenedModel, name: str, dtype: str, quick: bool) -> list[Figure]:
     count, sizes, crowds = (24, (16,), (1, 16)) if quick else (128, BATCHES, CLIENTS)
     work = requests(opened, count)
@@ -164,7 +201,14 @@ def measure(opened: OpenedModel, name: str, dtype: str, quick: bool) -> list[Fig
         label = f"{name} {dtype}, {clients} clients against {what}"
         return Figure.rate(label, tokens / times[clients].whole, tokens / peer, "tokens/s", goal)
 
+    by_peer = []
+    if name == "qwen3" and dtype != "int8":
+        for clients in times:
+            peer = of_transformers(opened.network, work, clients)
+            by_peer.append(against("transformers' continuous batching", clients, peer, GOALS["peer"]))
+            print(f"{f'transformers, {clients} clients':30}{tokens / peer:9.1f}")
     return [
+        *by_peer,
         against("one reply at a time", 16, alone, GOALS["one"][dtype]),  # type: ignore[index]
         against("static batches that wait for their longest reply", 16, min(waiting.values()), GOALS["waiting"]),
         against("static batches whose rows leave", 16, min(leaving.values()), GOALS["leaving"]),
@@ -202,6 +246,7 @@ def main() -> int:
         makers: dict[str, Callable[[], OpenedModel]] = {
             "pangu": pangu,
             "eva": lambda: eva(Path(folder))[0],
+            "qwen3": llama.qwen3,
             "glm": lambda: small("glm"),
             "transformer_xl": lambda: small("transformer_xl"),
         }

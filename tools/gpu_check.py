@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -216,22 +217,31 @@ def golden(device: Any, dry: bool) -> Iterator[Line]:
 
 
 def decode(device: Any, dry: bool) -> Iterator[Line]:
-    """Tokens a second of PanGu-2.6B with random weights, in bf16, greedy: one reply, and a batch."""
+    """Tokens a second of PanGu-2.6B with random weights, in bf16, greedy: one reply, and a batch; kernels launched one by
+    one, and captured. Of one reply also how fast the weights are read.
+    """
+    from unittest.mock import patch
+
     import torch
 
+    from hanmo.generation import engine
     from hanmo.generation.decode import generate
     from hanmo.generation.settings import Settings
     from hanmo.records import PromptResponse
 
     opened = _pangu(device, torch.bfloat16, dry)
+    weights = sum(one.numel() * one.element_size() for one in opened.network.parameters())
     context = opened.family.context(PromptResponse("今天天气怎么样？", ""), 512)
     tokens = 4 if dry else 128
-    for batch in (1, 2) if dry else (1, 32):
+    for batch, captured in product((1, 2) if dry else (1, 32), (False, True)):
         settings = Settings(do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens)
-        generate(opened, [context] * batch, settings.change(max_new_tokens=4, min_new_tokens=4))  # warms up
-        seconds, peak = _measured(lambda: generate(opened, [context] * batch, settings), dry)  # noqa: B023
-        rate = round(batch * tokens / seconds, 1)
-        yield {"what": f"{SIZE} bf16, batch {batch}", "ok": True, "tokens/s": rate, "peak GiB": peak}
+        with patch.object(engine, "recorder", engine.recorder if captured else lambda _: None):
+            generate(opened, [context] * batch, settings.change(max_new_tokens=4, min_new_tokens=4))  # warms up
+            seconds, peak = _measured(lambda: generate(opened, [context] * batch, settings), dry)  # noqa: B023
+        found = {"tokens/s": round(batch * tokens / seconds, 1), "peak GiB": peak}
+        if batch == 1:
+            found["GB/s of weights"] = round(weights * tokens / seconds / 1e9)
+        yield {"what": f"{SIZE} bf16, batch {batch}{', captured' if captured else ''}", "ok": True, **found}
 
 
 def step(device: Any, dry: bool) -> Iterator[Line]:

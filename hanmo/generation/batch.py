@@ -5,15 +5,19 @@ Shape suffixes: R rows, P position dimensions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hanmo.errors import HanmoError, out_of_memory
 from hanmo.families.base import OpenedModel
 from hanmo.generation.group import Group, score_together
 from hanmo.generation.reading import Read
+from hanmo.generation.slots import Record, Slots, bucket, can_be_fixed
 from hanmo.rows import Prompt
 
 FREE_SHARE = 4  # free rows are dropped once they are a quarter: that copies the state of the others
@@ -31,22 +35,41 @@ def joinable(state: Any) -> bool:
     return hasattr(state, "put")
 
 
+@contextmanager
+def _ending(group: Group) -> Iterator[None]:
+    """End a group whose settings or network are at fault, and go on."""
+    try:
+        yield
+    except HanmoError as error:
+        group.finish(error)
+
+
+def _place(rows: list[int]) -> slice | list[int]:
+    """An index of rows: a slice where they stand side by side, as a list is copied to the device."""
+    return slice(rows[0], rows[-1] + 1) if rows == list(range(rows[0], rows[-1] + 1)) else rows
+
+
 class Batch:
     """Rows of one decoding state: those of each group, and free ones, whose content does not matter.
 
-    ``alone``: each row attends to its own keys only, and free rows are never dropped.
+    ``alone``: each row attends to its own keys only, and free rows are never dropped. ``record``: steps are replayed in
+    ``Slots``, whose rows are a power of two.
     """
 
     @torch.no_grad()
-    def __init__(self, opened: OpenedModel, group: Group, found: Read, alone: bool = False):
+    def __init__(
+        self, opened: OpenedModel, group: Group, found: Read, alone: bool = False, record: Record | None = None
+    ):
         group.require_ids(found.logits.shape[1])
         self._network, self._alone = opened.network, alone
-        device = opened.network.device
+        self._record = record if can_be_fixed(opened.network, found.state) else None
+        self._slots: Slots | None = None  # in use while ``_state`` is None
         first: dict[tuple[int, ...], int] = {}  # a prompt that several replies share was read once
         places = [first.setdefault(tuple(context.ids), len(first)) for context in group.contexts]
         prompts = [group.prompts[places.index(place)] for place in range(len(first))]
-        self._next_RP = torch.stack([prompt.start for prompt in prompts]).to(device)
-        self._step_RP = torch.stack([prompt.step for prompt in prompts]).to(device)
+        # on the host, with the ids that are fed: one copy to the device a step
+        self._next_RP = torch.stack([prompt.start for prompt in prompts])
+        self._step_RP = torch.stack([prompt.step for prompt in prompts])
         self._used = [_columns(prompt) for prompt in prompts]  # of each row, 0 for free rows
         self._logits_RV, self._state = found.logits, found.state
         rows = [place for place in places for _ in range(group.settings.num_beams)]
@@ -76,19 +99,20 @@ class Batch:
             group.finish(error)
         return lost
 
+    @torch.no_grad()
     def draw(self) -> list[Group]:
-        """Let every group draw from the logits of its rows; returns the groups."""
-        everything = list(range(len(self._logits_RV)))
-        logits = {
-            group: self._logits_RV if rows == everything else self._logits_RV[rows]
-            for group, rows in self.groups.items()
-        }
+        """Let every group draw from the logits of its rows; returns the groups. The host waits for the device once."""
+        logits = {group: self._logits_RV[_place(rows)] for group, rows in self.groups.items()}
         scored = {} if self._alone else score_together(logits)  # the bits of a row may depend on how many there are
+        proposed: dict[Group, Tensor] = {}
         for group in self.groups:
-            try:
-                group.advance(logits[group], scored.get(group))
-            except HanmoError as error:
-                group.finish(error)
+            with _ending(group):
+                proposed[group] = group.propose(logits[group], scored.get(group))
+        figures = iter(torch.cat([one.flatten() for one in proposed.values()]).tolist() if proposed else [])
+        for group, one in proposed.items():
+            rows = [list(islice(figures, one.shape[1])) for _ in range(len(one))]
+            with _ending(group):
+                group.accept(rows)
         return list(self.groups)
 
     @torch.no_grad()
@@ -108,12 +132,19 @@ class Batch:
             if going:
                 self.groups[group] = going
         self._tokens = tokens
-        if self.groups and not self._alone and (len(self._used) - self.live) * FREE_SHARE >= len(self._used):
+        if self.groups and not self._alone and self._too_wide:
             self._keep([row for rows in self.groups.values() for row in rows], sources)
             return
         if moved:
             self._take(sources)
         self._free(freed)
+
+    @property
+    def _too_wide(self) -> bool:
+        """Whether so many rows are free that the others go on without them."""
+        if self._record is not None:
+            return 2 * bucket(self.live) < len(self._used)
+        return (len(self._used) - self.live) * FREE_SHARE >= len(self._used)
 
     def _keep(self, rows: Sequence[int], sources: Sequence[int]) -> None:
         """Drop all other rows; ``sources``: the row that each of them continues."""
@@ -124,6 +155,8 @@ class Batch:
 
     def join(self, other: Batch) -> bool:
         """Take over the rows of another batch; False if the states do not go together. Both have followed."""
+        self._loosen()
+        other._loosen()
         if not self._shares_rows or not self._state.joins(other._state):
             return False
         own = [row for rows in other.groups.values() for row in rows]
@@ -131,7 +164,8 @@ class Batch:
         if len(free) < len(own):
             if self._alone:
                 return False
-            self.widen(len(self._used) + len(own) - len(free))
+            wanted = len(self._used) + len(own) - len(free)
+            self.widen(wanted if self._record is None else bucket(wanted))
             free = [row for row, used in enumerate(self._used) if not used]
         other._keep(own, range(len(other._used)))
         rows = free[: len(own)]
@@ -150,7 +184,10 @@ class Batch:
     def widen(self, rows: int) -> None:
         """Add free rows, up to this number in all."""
         before = len(self._used)
-        if rows <= before or not self._shares_rows:
+        if rows <= before:
+            return
+        self._loosen()
+        if not self._shares_rows:
             return
         self._take([*range(before), *[0] * (rows - before)])
         self._tokens += [0] * (rows - before)
@@ -159,13 +196,39 @@ class Batch:
     @torch.no_grad()
     def feed(self) -> None:
         """Give every row its next token, and compute the logits after it."""
-        if joinable(self._state):
-            self._state.settle(self._used, self._alone)
-        ids_R1 = torch.tensor(self._tokens, device=self._next_RP.device)[:, None]
-        logits_R1V = self._network.step(ids_R1, self._next_RP[:, :, None], self._state)
+        if self._record is not None:
+            self.widen(bucket(len(self._used)))
+        fed_RF = torch.cat([torch.tensor(self._tokens)[:, None], self._next_RP], dim=1)
+        if self._record is None:
+            if joinable(self._state):
+                self._state.settle(self._used, self._alone)
+            fed_RF = fed_RF.to(self._logits_RV.device)
+            logits_R1V = self._network.step(fed_RF[:, :1], fed_RF[:, 1:, None], self._state)
+        else:
+            self._network.require_positions(self._next_RP)
+            logits_R1V = self._slotted(self._record).step(fed_RF)
         self._logits_RV = logits_R1V[:, -1].float()
         self._next_RP = self._next_RP + self._step_RP
         self._used = [used + 1 if used else 0 for used in self._used]
+
+    def _slotted(self, record: Record) -> Slots:
+        """The slots with the state in them."""
+        if self._slots is not None and self._slots.full:
+            self._loosen()
+        if self._state is not None:
+            self._state.settle(self._used)
+            if self._slots is None or not self._slots.takes(self._state):
+                rows, dimensions = self._next_RP.shape
+                self._slots = Slots(self._network, self._state, rows, dimensions, record)
+            self._state = None
+        assert self._slots is not None
+        return self._slots
+
+    def _loosen(self) -> None:
+        """Have the state outside of the slots, to be changed."""
+        if self._state is None:
+            assert self._slots is not None
+            self._state = self._slots.loose()
 
     def _free(self, rows: Collection[int]) -> None:
         if rows:
@@ -177,8 +240,9 @@ class Batch:
         """Continue with these rows; a row may be taken more than once."""
         if list(rows) == list(range(len(self._used))):
             return
-        index = torch.tensor(rows, device=self._next_RP.device)
+        self._loosen()
+        index = torch.tensor(rows, device=self._logits_RV.device)
         self._state = self._state.take(index)
         self._logits_RV = self._logits_RV[index]
-        self._next_RP, self._step_RP = self._next_RP[index], self._step_RP[index]
+        self._next_RP, self._step_RP = self._next_RP[rows], self._step_RP[rows]
         self._used = [self._used[row] for row in rows]

@@ -21,6 +21,7 @@ from hanmo.generation.draws import Place
 from hanmo.generation.group import Group, make_group
 from hanmo.generation.reading import Beginnings, Read, read
 from hanmo.generation.settings import Settings
+from hanmo.generation.slots import Record, recorder
 from hanmo.nn.decode_state import BLOCK
 from hanmo.rows import Context
 
@@ -36,6 +37,7 @@ class Engine:
             the same bits in any company.
         cache_bytes: memory for keys and values: of the replies that are decoded, with their longest length, and of prompts
             that have been read, to go on from. None: no limit, and every prompt is read from its first token.
+        record: makes of a step one that is replayed in ``Slots``; default: a CUDA graph, on a GPU and without ``rows``.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class Engine:
         most_rows: int | None = None,
         rows: int | None = None,
         cache_bytes: int | None = None,
+        record: Record | None = None,
     ):
+        self._record = recorder(opened.network.device) if record is None and rows is None else record
         self.model, self._rows, self._cache_bytes = opened, rows, cache_bytes
         self.beginnings = None if cache_bytes is None else Beginnings(cache_bytes)
         self._column_bytes: int | None = None  # of a token of a row, known once a prompt has been read
@@ -186,7 +190,7 @@ class Engine:
                     self._column_bytes = getattr(found.state, "column_bytes", 0)
                     if (problem := self._too_large(group)) is not None:
                         raise problem
-                    self._batches.append(Batch(self.model, group, found, self._rows is not None))
+                    self._batches.append(Batch(self.model, group, found, self._rows is not None, self._record))
             except Exception as error:
                 if not isinstance(error, HanmoError) and not out_of_memory(error):
                     raise

@@ -93,11 +93,17 @@ class Group(ABC):
             if beyond := [id_ for id_ in ids if id_ >= vocabulary]:
                 raise ConfigError(f"{name}={beyond}: this model's ids go up to {vocabulary - 1}")
 
-    @torch.no_grad()
-    def advance(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None = None) -> None:
-        """Draw the next token of every row from its logits, fp32; ``scored``: the result of ``score_together``."""
+    @abstractmethod
+    def propose(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Draw the next token of every row from its logits, fp32: a row of figures for ``accept``, fp32 on the device.
+
+        ``scored``: the result of ``score_together``.
+        """
+
+    def accept(self, figures: list[list[float]]) -> None:
+        """Continue with what was drawn, once it is on the host: it decides which rows go on."""
         self.drawn = []
-        self.next = self._advance(logits_RV, scored)
+        self.next = self._accept(figures)
         self._steps += 1
         if not self.next or self._steps == self.settings.max_new_tokens:
             self.finish()
@@ -109,8 +115,8 @@ class Group(ABC):
             reply.finish = reply.finish or "length"
 
     @abstractmethod
-    def _advance(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None) -> list[tuple[int, int]]:
-        """One step: the rows that go on, each with its token."""
+    def _accept(self, figures: list[list[float]]) -> list[tuple[int, int]]:
+        """The rows that go on, each with its token."""
 
     def results(self) -> list[Generation]:
         """The replies, or what there is of them; this ends the group."""
@@ -171,8 +177,7 @@ class SampledGroup(Group):
         """The scores of the group's rows from their logits."""
         return self.scores(logits_RV, [self.replies[sample].ids for sample in self._samples], self._samples)
 
-    def _advance(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None) -> list[tuple[int, int]]:
-        replies = [self.replies[sample] for sample in self._samples]
+    def propose(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None = None) -> Tensor:
         if scored is not None:
             scores_RV, probs_RV = scored
         else:
@@ -185,32 +190,32 @@ class SampledGroup(Group):
         logits_RV = without_suppressed(logits_RV, self._suppressed_ids)
         totals_R1 = logits_RV.logsumexp(-1, keepdim=True)  # NaN or infinite if any logit is, sampled or not
         chosen_R1 = logits_RV.gather(-1, ids_R1) - totals_R1
-        figures = torch.cat([chosen_R1, scores_RV.gather(-1, ids_R1), totals_R1], dim=1).tolist()
-        best = self._best(logits_RV - totals_R1) if self.best else [[]] * len(replies)
+        figures = [ids_R1, chosen_R1, scores_RV.gather(-1, ids_R1), totals_R1]
+        if self.best:
+            values_Rc, ids_Rc = (logits_RV - totals_R1).topk(min(self.best, logits_RV.shape[1]))
+            figures += [ids_Rc, values_Rc]
+        return torch.cat([one.float() for one in figures], dim=1)
+
+    def _accept(self, figures: list[list[float]]) -> list[tuple[int, int]]:
         going = []
-        for row, (reply, token, (logprob, score, total), likely) in enumerate(
-            zip(replies, ids_R1[:, 0].tolist(), figures, best, strict=True)
-        ):
+        for row, (sample, (id_, logprob, score, total, *best)) in enumerate(zip(self._samples, figures, strict=True)):
+            reply, token = self.replies[sample], int(id_)
             require_finite([total], self._network)
             if score == DEAD:
                 raise ConfigError(NOTHING_LEFT)
             reply.logprobs.append(logprob)
             reply.score += logprob
-            if self.best:
-                reply.best.append(likely)
+            if best:
+                half = len(best) // 2
+                reply.best.append(list(zip(map(int, best[:half]), best[half:], strict=True)))
             if token in self.stop_ids:
                 reply.finish, reply.stop = "stop", token
                 continue
             reply.ids.append(token)
-            self.drawn.append((self._samples[row], token))
+            self.drawn.append((sample, token))
             going.append((row, token))
         self._samples = [self._samples[row] for row, _ in going]
         return going
-
-    def _best(self, logprobs_RV: Tensor) -> list[Best]:
-        values_Rc, ids_Rc = logprobs_RV.topk(min(self.best, logprobs_RV.shape[1]))
-        pairs = zip(ids_Rc.tolist(), values_Rc.tolist(), strict=True)
-        return [list(zip(ids, values, strict=True)) for ids, values in pairs]
 
 
 class BeamGroup(Group):
@@ -222,7 +227,7 @@ class BeamGroup(Group):
         samples = len(self.contexts)
         self.search = BeamSearch(samples, self.settings, self.conventions, self.stop_ids, self.prompt_width, pad_id)
 
-    def _advance(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None) -> list[tuple[int, int]]:
+    def propose(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None = None) -> Tensor:
         search, sampling = self.search, self.settings.do_sample
         samples = [sample for sample in search.live for _ in range(search.beams)]
         scores_RV = self.scores(logits_RV, search.generated, samples)
@@ -241,11 +246,18 @@ class BeamGroup(Group):
             best_Sc, chosen_Sc = joint_SN.topk(search.width)
         # Checked on the logits: rules and filters overwrite NaN with finite scores and -inf.
         peaks_S1 = logits_RV.amax(-1).view(len(search.live), -1).amax(-1, keepdim=True)
-        peaks, *totals = torch.cat([peaks_S1, best_Sc], dim=1).T.tolist()
-        require_finite(peaks, self._network)
         beams_Sc, ids_Sc = chosen_Sc // vocabulary, chosen_Sc % vocabulary
-        parents, ids = search.advance(beams_Sc.tolist(), ids_Sc.tolist(), list(zip(*totals, strict=True)))
-        return [] if search.finished else list(zip(parents, ids, strict=True))
+        return torch.cat([peaks_S1, best_Sc, beams_Sc.float(), ids_Sc.float()], dim=1)
+
+    def _accept(self, figures: list[list[float]]) -> list[tuple[int, int]]:
+        search = self.search
+        require_finite([row[0] for row in figures], self._network)
+        width = len(figures[0]) // 3
+        totals, beams, ids = ([row[1 + part * width :][:width] for row in figures] for part in range(3))
+        parents, tokens = search.advance(
+            [list(map(int, one)) for one in beams], [list(map(int, one)) for one in ids], totals
+        )
+        return [] if search.finished else list(zip(parents, tokens, strict=True))
 
     def finish(self, error: Exception | None = None) -> None:
         self.found = self.search.results()  # for each context all replies that the search has kept, best first

@@ -12,6 +12,7 @@ class Batching:
     batch: Literal["any", "even", "one"] = "any"  # prompts decoded together: any, those of equal length, or single ones
     continues: bool = True  # one step may take several tokens
     rows: Literal["any", "one"] = "any"  # rows scored together
+    slots: bool = True  # a decoding state may have ``fixed`` columns
 
 
 def batching_of(network: Any) -> Batching:

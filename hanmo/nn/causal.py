@@ -67,6 +67,8 @@ def causal_mask(attention_mask: Tensor | None, hidden_BTD: Tensor, state: Decode
     """
     queries = hidden_BTD.shape[1]
     if state is not None:
+        if state.at is not None:
+            return state.valid_RC[:, None, None, :]
         if queries == 1 and not state.has_padding:
             return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=hidden_BTD.device)
         columns = torch.arange(state.length, device=hidden_BTD.device)

@@ -29,6 +29,8 @@ class DecodeState:
         self._valid_RC: Tensor | None = None
         #: columns of each row, where every row attends to its own last columns only (``attend``); None: to all, masked
         self.own: list[int] | None = None
+        #: (1,) int64, the newest column, in a state with ``fixed`` columns
+        self.at: Tensor | None = None
 
     @property
     def valid_RC(self) -> Tensor:
@@ -38,6 +40,10 @@ class DecodeState:
 
     def grow(self, valid_Rq: Tensor) -> None:
         """Make room for q new columns; ``valid_Rq`` (R, q) bool or 0/1: True on real tokens."""
+        if self.at is not None:
+            self.at += 1
+            self.valid_RC.index_fill_(1, self.at, True)
+            return
         valid_Rq = valid_Rq.bool()
         self._valid_RC = valid_Rq if self._valid_RC is None else torch.cat([self.valid_RC, valid_Rq], dim=1)
         self.length += valid_Rq.shape[1]
@@ -45,11 +51,53 @@ class DecodeState:
 
     def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new columns of one layer; returns all its keys and values, (R, H, length, K) each."""
+        if self.at is not None:
+            kept = self.keys[layer], self.values[layer]
+            assert kept[0] is not None and kept[1] is not None, "a prompt has been read"
+            return kept[0].index_copy_(2, self.at, key_RHqK), kept[1].index_copy_(2, self.at, value_RHqK)
         new = slice(self.length - key_RHqK.shape[2], self.length)
         self.keys[layer] = keys = with_room(self.keys[layer], key_RHqK, self.length)
         self.values[layer] = values = with_room(self.values[layer], value_RHqK, self.length)
         keys[:, :, new], values[:, :, new] = key_RHqK, value_RHqK
         return keys[:, :, : self.length], values[:, :, : self.length]
+
+    def fixed(self, columns: int) -> DecodeState:
+        """A copy with so many columns from the start, of which those behind the newest are invalid.
+
+        A step of one token changes no shape and no address in it, so that it can be captured and replayed.
+        """
+        other = copy(self)
+        other.at = torch.tensor([self.length - 1], device=self.device)
+        other._valid_RC = torch.nn.functional.pad(self.valid_RC, (0, columns - self.length))
+        other.keys = [None if key is None else widened(key[:, :, : self.length], columns) for key in self.keys]
+        other.values = [
+            None if value is None else widened(value[:, :, : self.length], columns) for value in self.values
+        ]
+        other.length, other.has_padding, other.own = columns, True, None
+        return other
+
+    def fits(self, other: Any) -> bool:
+        """Whether ``load`` can take the other state, with room for a token, in a state with ``fixed`` columns."""
+        return type(other) is type(self) and len(other.valid_RC) == len(self.valid_RC) and other.length < self.length
+
+    def load(self, other: DecodeState) -> None:
+        """Take over the content of a state that grows into ``fixed`` columns."""
+        assert self.at is not None, "this state has fixed columns"
+        self.at.fill_(other.length - 1)
+        overwrite(self.valid_RC[:, : other.length], other.valid_RC)
+        self.valid_RC[:, other.length :] = False
+        for mine, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            if mine is not None and theirs is not None:
+                overwrite(mine[:, :, : other.length], theirs[:, :, : other.length])
+
+    def loose(self, length: int) -> DecodeState:
+        """The first columns of a state with ``fixed`` ones as a state that grows; both see the same memory."""
+        other = copy(self)
+        other.at = None
+        other._valid_RC, other.length = self.valid_RC[:, :length], length
+        other.keys = [None if key is None else key[:, :, :length] for key in self.keys]
+        other.values = [None if value is None else value[:, :, :length] for value in self.values]
+        return other
 
     def keep_last(self, columns: int) -> None:
         dropped = self.length - columns
@@ -127,6 +175,22 @@ class DecodeState:
         other.keys = [None if key is None else key[rows] for key in self.keys]
         other.values = [None if value is None else value[rows] for value in self.values]
         return other
+
+
+def widened(kept_RHCK: Tensor, columns: int) -> Tensor:
+    """A copy with so many columns, new ones behind the old."""
+    made = kept_RHCK.new_zeros(*kept_RHCK.shape[:2], columns, kept_RHCK.shape[3])
+    made[:, :, : kept_RHCK.shape[2]] = kept_RHCK
+    return made
+
+
+def overwrite(mine: Tensor, theirs: Tensor) -> None:
+    """Copy a tensor into one that may share its memory."""
+    if mine.data_ptr() == theirs.data_ptr() and mine.stride() == theirs.stride():
+        return
+    if mine.untyped_storage().data_ptr() == theirs.untyped_storage().data_ptr():
+        theirs = theirs.clone()
+    mine.copy_(theirs)
 
 
 def with_room(buffer: Tensor | None, like_RHqK: Tensor, length: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The pre-norm transformer block with biases (as in GPT-2), and the networks built from it."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -154,6 +155,9 @@ class PreNormModel(RowModel):
     def step(self, ids_Rq: Tensor, positions_RPq: Tensor, state: Any) -> Tensor:
         valid_Rq = torch.ones_like(ids_Rq)
         return self.lm_head(self._advance(state, valid_Rq, ids_Rq, position_ids=positions_RPq.squeeze(1)))
+
+    def require_positions(self, positions: Tensor) -> None:
+        check_positions(positions, self.embed_positions, columns=sys.maxsize)  # type: ignore[arg-type]  # of PanGu-α and GLM
 
     def _advance(self, state: DecodeState, valid_Rq: Tensor, *args: Any, **inputs: Any) -> Tensor:
         state.grow(valid_Rq)

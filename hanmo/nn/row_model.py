@@ -151,6 +151,9 @@ class RowModel(PreTrainedModel):
         """Feed q further tokens to every row: logits (R, q, V); ``state`` is extended in place."""
         raise NotImplementedError
 
+    def require_positions(self, positions: Tensor) -> None:
+        """Raise UnsupportedError for a position that the network has not; a step in ``fixed`` columns does not look."""
+
     def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
         """The output head's input (B, T, D) for rows in which texts branch; ``sees_BTT``: bool, the keys of each token."""
         raise NotImplementedError

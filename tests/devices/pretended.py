@@ -18,6 +18,7 @@ Not seen: which kernels a GPU picks, and how they round. Autocast stays the CPU'
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import TrainingArguments
+
+from hanmo.generation import slots
 
 aten = torch.ops.aten
 _COPIES = {aten._to_copy.default, aten.copy_.default}
@@ -80,6 +83,7 @@ class OnDevice(Tensor):
         return self.inner.data_ptr()
 
     def tolist(self) -> Any:
+        _count("waits")
         return self.inner.tolist()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
@@ -112,6 +116,12 @@ class OnDevice(Tensor):
         plain_args, plain_kwargs = _each(args, plain), _each(kwargs, plain)
         if _active is not None:
             _active.check(func, args, tensors)
+        if func is aten._local_scalar_dense.default or func is aten.equal.default or func is aten.nonzero.default:
+            _count("waits")
+        if func in (*_READS_INDEX, *_WRITES_INDEX) and any(
+            not isinstance(one, OnDevice) and one.dim() for one in tensors
+        ):
+            _count("copies")
         same = {id(_inner(one)): one for one in tensors}  # what is changed in place is returned itself
         to_host = func is aten.copy_.default and not isinstance(args[0], OnDevice)
 
@@ -119,6 +129,18 @@ class OnDevice(Tensor):
             return same[id(one)] if id(one) in same else one if to_host else OnDevice(one)
 
         return _each(func(*plain_args, **plain_kwargs), wrapped)
+
+
+def _count(what: str) -> None:
+    if _active is not None:
+        _active.traffic[what] += 1
+
+
+def traffic() -> Counter[str]:
+    """How often the host has waited for the device ("waits"), and copied something to it ("copies"), since the last call."""
+    assert _active is not None, "inside of pretended()"
+    counted, _active.traffic = _active.traffic, Counter()
+    return counted
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -152,6 +174,7 @@ class _Move(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.dtype, ctx.on_device = tensor.dtype, isinstance(tensor, OnDevice)
+        _count("waits" if ctx.on_device else "copies")
         copied = aten._to_copy.default(_inner(tensor.detach()), dtype=dtype)
         return copied if ctx.on_device else OnDevice(copied)
 
@@ -168,6 +191,7 @@ class _Pretended(TorchFunctionMode):
         super().__init__()
         self.device = device
         self.unknown_dtypes = {torch.float64, torch.complex128} if device.type == "mps" else set()
+        self.traffic = Counter[str]()
         self._in_c = 0  # calls of functions whose own tensors, made in C++, look like the host's
 
     def is_it(self, device: Any) -> bool:
@@ -215,6 +239,8 @@ class _Pretended(TorchFunctionMode):
         made = func(*args, **{**kwargs, "device": _HOST if wanted else kwargs["device"]})
         if not isinstance(made, Tensor) or isinstance(made, OnDevice) == wanted:
             return made
+        if wanted and func in (torch.tensor, torch.as_tensor) and made.numel():
+            _count("copies")
         one = OnDevice(made.detach()) if wanted else made.detach().inner  # type: ignore[attr-defined]
         return one.requires_grad_(made.requires_grad)
 
@@ -292,6 +318,7 @@ def pretended(kind: str = "cuda") -> Iterator[torch.device]:
         patch.object(TrainingArguments, "device", property(lambda self: self._setup_devices and mode.device)),
         patch.object(TrainingArguments, "n_gpu", property(lambda self: 1)),
         patch.object(Accelerator, "device", property(lambda self: mode.device)),
+        patch.object(slots, "cuda_graph", lambda step: step),  # a graph is replayed as its steps
         patch.object(torch.cuda, "get_device_name", lambda device=None: f"a pretended {kind}"),
     ]
     if kind == "cuda":

@@ -23,7 +23,7 @@ from hanmo.generation.settings import Settings
 from hanmo.nn.row_model import attach_value_head, evaluating
 from hanmo.records import Dialogue, PromptResponse
 from hanmo.training.rl.rewards import score_records
-from tests.devices.pretended import pretended
+from tests.devices.pretended import pretended, traffic
 from tests.golden.make import FOLDER
 from tests.unit.tiny import NAMES
 
@@ -116,6 +116,42 @@ def test_replies_that_join_and_leave(family: str) -> None:
     with pretended("cuda"):
         opened = opened_on(family, None)
         assert (joined(opened, None), joined(opened, 3)) == expected
+
+
+WAYS = {
+    "sampled": (Settings(seed=1, top_k=20, top_p=0.9, temperature=1.2), 1),
+    "greedy": (Settings(do_sample=False), 1),
+    "beams": (Settings(num_beams=4, do_sample=False), 4),  # and the rows that go on, their scores, and ids of a rule
+    "rules": (
+        Settings(seed=1, repetition_penalty=1.3, no_repeat_ngram_size=3, min_new_tokens=5),
+        3,
+    ),  # and ids of two rules
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", NAMES)
+def test_a_step_waits_once_and_copies_no_more_than_it_must(family: str, way: str) -> None:
+    how, most = WAYS[way]
+    how = how.change(max_new_tokens=8, suppressed_ids=(), min_new_tokens=8)
+    if way in ("sampled", "greedy"):
+        how = how.change(min_new_tokens=0)
+    with pretended("cuda"):
+        opened = opened_on(family, None)
+        engine = Engine(opened)
+        engine.add([opened.family.context(TALKS[0], 64)], how)
+        counted = []
+        with evaluating(opened.network):
+            while not engine.idle:
+                traffic()
+                engine.step()
+                counted.append(traffic())
+    steps = counted[3:]  # the first ones read the prompt and put the state into slots
+    assert steps or (family, way) == ("huggingface", "sampled")  # whose reply ends at once
+    assert all(step["waits"] == 1 for step in steps)
+    assert all(step["copies"] <= most + (family == "eva") for step in steps), (
+        counted
+    )  # EVA never says [UNK]: one rule more
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])

@@ -16,8 +16,10 @@ import torch
 
 from hanmo.checkpoints import open_model, save_model
 from hanmo.data.prepare.vocabulary import build
+from hanmo.evaluation.perplexity import evaluate
 from hanmo.families import load
 from hanmo.families.base import OpenedModel
+from hanmo.records import iter_records
 from hanmo.training.stages.pretrain import PretrainConfig, pretrain
 from hanmo.training.stages.sft import SftConfig, sft
 from tests.places import DATA, needs_data
@@ -157,4 +159,10 @@ def test_the_validation_loss_falls(name: str, stage: str, places: Path, tmp_path
     assert outcome.steps == STEPS
     assert outcome.eval_loss < outcome.eval_loss_before - FALL
     assert outcome.kept_step is not None and outcome.kept_step > STEPS // 2  # it was still learning
-    open_model(str(outcome.model), device="cpu")
+    held_out = list(iter_records(next((places / data).glob("valid.*"))))
+    whole, eight = (
+        evaluate(open_model(str(outcome.model), device="cpu", dtype=dtype), held_out, 64).perplexity
+        for dtype in ("fp32", "int8")
+    )
+    print(f"perplexity {name} {stage}: fp32 {whole:.4f}, int8 {eight / whole - 1:+.3%}")
+    assert 0 < abs(eight / whole - 1) < 0.01

@@ -1,11 +1,14 @@
 """Our linear layer is torch's, whatever the number of rows, the type and the mode."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from hanmo.families.huggingface.modeling import adopt
 from hanmo.nn.cpu.layers import FEW, NARROW, Linear, reads_rows_slowly
 
 
@@ -65,3 +68,18 @@ def test_the_processor_decides(vendor: str, slow: bool, monkeypatch: pytest.Monk
     monkeypatch.setattr(Path, "read_text", lambda _: f"vendor_id : {vendor}")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     assert reads_rows_slowly.__wrapped__() is slow
+
+
+def test_models_of_transformers_have_it() -> None:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        intermediate_size=48,
+    )  # fmt: skip
+    plain = Qwen3ForCausalLM(config).eval()
+    ours = adopt(deepcopy(plain))
+    assert {type(layer) for layer in ours.modules() if isinstance(layer, nn.Linear)} == {Linear}
+    assert ours.state_dict().keys() == plain.state_dict().keys() and type(ours).__name__ == "Qwen3ForCausalLM"
+    for ids in (torch.tensor([[5]]), torch.arange(12).view(2, 6)):
+        with torch.no_grad():
+            torch.testing.assert_close(ours(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5, rtol=1e-5)

@@ -16,6 +16,7 @@ from hanmo.generation.decode import generate
 from hanmo.generation.draws import Place
 from hanmo.generation.engine import Engine, Group
 from hanmo.generation.settings import Settings
+from hanmo.generation.slots import Record, Step
 from hanmo.nn.row_model import evaluating
 from hanmo.records import Dialogue, Text
 from hanmo.rows import Context, common_length
@@ -57,6 +58,11 @@ def long_context(model: OpenedModel, text: str, limit: int) -> Context:
     return model.family.context(Dialogue((text,)) if model.family.name == "eva" else Text(text), limit)
 
 
+def again(step: Step) -> Step:
+    """In place of a recorded graph: the step itself."""
+    return step
+
+
 def run(engine: Engine, before: Callable[[int], None] = lambda step: None) -> None:
     with evaluating(engine.model.network):
         for step in range(10_000):
@@ -75,10 +81,11 @@ def asked(model: OpenedModel, count: int) -> list[tuple[Context, Settings, Place
     ]
 
 
-def test_a_reply_is_the_same_whoever_joins_and_leaves(model: OpenedModel) -> None:
+@pytest.mark.parametrize("record", [None, again], ids=["growing", "in slots"])
+def test_a_reply_is_the_same_whoever_joins_and_leaves(record: Record | None, model: OpenedModel) -> None:
     requests = asked(model, 24)
     alone = [generate(model, [one], settings, places=[place])[0] for one, settings, place in requests]
-    engine, random = Engine(model, most_rows=7), Random(5)
+    engine, random = Engine(model, most_rows=7, record=record), Random(5)
     waiting, groups, together = list(enumerate(requests)), dict[int, Group](), list[int]()
     random.shuffle(waiting)
 
@@ -327,12 +334,16 @@ def test_rows_that_cannot_hold_a_prompts_replies_are_refused(model: OpenedModel)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [None, 8], ids=["plain", "fixed rows"])
-def test_two_hundred_replies_are_what_they_are_alone(rows: int | None, model: OpenedModel) -> None:
+@pytest.mark.parametrize(
+    ("rows", "record"), [(None, None), (None, again), (8, None)], ids=["plain", "slots", "fixed rows"]
+)
+def test_two_hundred_replies_are_what_they_are_alone(
+    rows: int | None, record: Record | None, model: OpenedModel
+) -> None:
     """At 1 to 64 at a time, in random order, while others are cancelled; with fixed rows the digests of the bits are equal."""
     requests, random = asked(model, 200), Random(7)
     alone = [generate(model, [one], settings, places=[place], rows=rows)[0] for one, settings, place in requests]
-    engine, groups, live = Engine(model, most_rows=64, rows=rows), dict[int, Group](), list[int]()
+    engine, groups, live = Engine(model, most_rows=64, rows=rows, record=record), dict[int, Group](), list[int]()
     waiting, lost = list(enumerate(requests)), list[Group]()
     random.shuffle(waiting)
 

@@ -12,12 +12,12 @@ MASKED = -10000.0  # the number that the original adds to the score of a masked 
 
 def relative_buckets(relative: Tensor, num_buckets: int, bidirectional: bool) -> Tensor:
     """Bucket of each relative position (key - query), int64 of the same shape."""
-    by_distance = torch.tensor(_buckets_by_distance(num_buckets, bidirectional), device=relative.device)
+    by_distance = _buckets_by_distance(num_buckets, bidirectional, relative.device)
     return by_distance[relative.clamp(-MAX_DISTANCE, MAX_DISTANCE) + MAX_DISTANCE]
 
 
 @lru_cache
-def _buckets_by_distance(num_buckets: int, bidirectional: bool) -> tuple[int, ...]:
+def _buckets_by_distance(num_buckets: int, bidirectional: bool, device: torch.device) -> Tensor:
     """Buckets of the positions -128 … 128, computed on the CPU: a logarithm's last bit can move a bucket's edge."""
     relative = torch.arange(-MAX_DISTANCE, MAX_DISTANCE + 1, device="cpu")
     num_buckets //= 1 + bidirectional  # half of them for the keys after the query
@@ -26,7 +26,7 @@ def _buckets_by_distance(num_buckets: int, bidirectional: bool) -> tuple[int, ..
     exact = num_buckets // 2
     logarithmic = torch.log(distance.float() / exact) / math.log(MAX_DISTANCE / exact) * (num_buckets - exact)
     far = (exact + logarithmic.clamp_min(0).long()).clamp_max(num_buckets - 1)
-    return tuple((offset + torch.where(distance < exact, distance, far)).tolist())
+    return (offset + torch.where(distance < exact, distance, far)).to(device)
 
 
 def masked_bias(bias_BHqk: Tensor, allowed_BHqk: Tensor) -> Tensor:

@@ -293,11 +293,12 @@ class EvaModel(RowModel):
 
     def _advance(self, ids_Rq: Tensor, positions_Rq: Tensor, valid_Rq: Tensor, state: EvaState) -> Tensor:
         state.grow(valid_Rq)
-        state.positions_RC = torch.cat([state.positions_RC, positions_Rq], dim=1)
-        columns = torch.arange(state.length, device=ids_Rq.device)
-        causal_qC = columns <= columns[-ids_Rq.shape[1] :, None]
-        bias_RHqC = self.decoder.position_bias(positions_Rq, state.positions_RC)
-        bias_RHqC = masked_bias(bias_RHqC, causal_qC & state.valid_RC[:, None, None])
+        state.place(positions_Rq)
+        seen = state.valid_RC[:, None, None]
+        if ids_Rq.shape[1] > 1:
+            columns = torch.arange(state.length, device=ids_Rq.device)
+            seen = seen & (columns <= columns[-ids_Rq.shape[1] :, None])
+        bias_RHqC = masked_bias(self.decoder.position_bias(positions_Rq, state.positions_RC), seen)
         return self.decoder(self.word_embeds(ids_Rq), bias_RHqC, None, state.cross_bias_S11T, state=state)
 
     def _encode(self, embedded_BTD: Tensor, allowed_BTT: Tensor) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hanmo.nn.decode_state import DecodeState
+from hanmo.nn.decode_state import BLOCK, DecodeState, overwrite
 
 
 class EvaState(DecodeState):
@@ -21,6 +22,39 @@ class EvaState(DecodeState):
         self.cross: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer's cross-attention, (S, H, T, K)
         self.cross_bias_S11T = torch.empty(0)  # 0 at the real tokens of the sources and -inf at padding
         self.own_source: list[int] | None = None  # tokens of each row's source, if every row has one and is ``alone``
+
+    def place(self, positions_Rq: Tensor) -> None:
+        """The positions of the columns that ``grow`` has made."""
+        if self.at is None:
+            self.positions_RC = torch.cat([self.positions_RC, positions_Rq], dim=1)
+        else:
+            self.positions_RC.index_copy_(1, self.at, positions_Rq)
+
+    def fixed(self, columns: int) -> EvaState:
+        other = super().fixed(columns)
+        assert isinstance(other, EvaState)
+        other.positions_RC = torch.nn.functional.pad(self.positions_RC, (0, columns - self.length))
+        tokens = -(-self.cross_bias_S11T.shape[-1] // BLOCK) * BLOCK
+        other._source_of_each_row()
+        other._widen_sources(tokens)
+        return other
+
+    def fits(self, other: Any) -> bool:
+        return super().fits(other) and other.cross_bias_S11T.shape[-1] <= self.cross_bias_S11T.shape[-1]
+
+    def load(self, other: DecodeState) -> None:
+        assert isinstance(other, EvaState)
+        super().load(other)
+        overwrite(self.positions_RC[:, : other.length], other.positions_RC)
+        if other.cross is not self.cross:
+            other._source_of_each_row()
+            self._take_sources(slice(None), other)
+
+    def loose(self, length: int) -> EvaState:
+        other = super().loose(length)
+        assert isinstance(other, EvaState)
+        other.positions_RC = self.positions_RC[:, :length]
+        return other
 
     def keep_last(self, columns: int) -> None:
         self.positions_RC = self.positions_RC[:, -columns:]
@@ -39,20 +73,29 @@ class EvaState(DecodeState):
         super().put(rows, other)
         index = torch.tensor(rows, device=self.positions_RC.device)
         self.positions_RC[index, self.length - other.length :] = other.positions_RC
-        tokens, new = self.cross_bias_S11T.shape[-1], other.cross_bias_S11T.shape[-1]
-        if new > tokens:
-            self.cross = [(_padded(keys, new), _padded(values, new)) for keys, values in self.cross]
-            self.cross_bias_S11T = torch.nn.functional.pad(self.cross_bias_S11T, (new - tokens, 0), value=-math.inf)
-        for mine, theirs in zip(self.cross, other.cross, strict=True):
-            for kept, taken in zip(mine, theirs, strict=True):
-                kept[index, :, -new:] = taken
-        self.cross_bias_S11T[index] = -math.inf
-        self.cross_bias_S11T[index, ..., -new:] = other.cross_bias_S11T
+        self._widen_sources(other.cross_bias_S11T.shape[-1])
+        self._take_sources(index, other)
         self.own_source = None
 
     def _prepend(self, columns: int) -> None:
         super()._prepend(columns)
         self.positions_RC = torch.nn.functional.pad(self.positions_RC, (columns, 0))
+
+    def _widen_sources(self, tokens: int) -> None:
+        """Make room for sources of so many tokens, before those that there are."""
+        missing = tokens - self.cross_bias_S11T.shape[-1]
+        if missing > 0:
+            self.cross = [(_padded(keys, tokens), _padded(values, tokens)) for keys, values in self.cross]
+            self.cross_bias_S11T = torch.nn.functional.pad(self.cross_bias_S11T, (missing, 0), value=-math.inf)
+
+    def _take_sources(self, rows: Tensor | slice, other: EvaState) -> None:
+        """Replace the sources of these rows by those of another state, which are as long or shorter."""
+        new = other.cross_bias_S11T.shape[-1]
+        for mine, theirs in zip(self.cross, other.cross, strict=True):
+            for kept, taken in zip(mine, theirs, strict=True):
+                kept[rows, :, -new:] = taken
+        self.cross_bias_S11T[rows] = -math.inf
+        self.cross_bias_S11T[rows, ..., -new:] = other.cross_bias_S11T
 
     def _source_of_each_row(self) -> None:
         """Repeat sources that several rows share; the copies are this state's own."""
@@ -67,6 +110,10 @@ class EvaState(DecodeState):
         assert isinstance(other, EvaState)
         other.positions_RC, other.own_source = self.positions_RC[rows], None
         sources = len(self.cross_bias_S11T)
+        if len(rows) == sources:  # each row has its own: nothing is to be found out on the host
+            other.cross = [(keys[rows], values[rows]) for keys, values in self.cross]
+            other.cross_bias_S11T = self.cross_bias_S11T[rows]
+            return other
         per_source = len(self.positions_RC) // sources
         taken = [row // per_source for row in rows.tolist()]
         # The largest size of groups of rows with one source each.

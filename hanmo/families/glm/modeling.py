@@ -99,7 +99,8 @@ class GlmModel(PreNormModel):
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        check_positions(position_ids, self.embed_positions, state.length if state else input_ids.shape[1])
+        if state is None or state.at is None:
+            check_positions(position_ids, self.embed_positions, state.length if state else input_ids.shape[1])
         position_BT, place_BT = position_ids, torch.zeros_like(position_ids)
         if position_ids.dim() == 3:
             position_BT, place_BT = position_ids.unbind(1)
@@ -120,6 +121,8 @@ def prefix_mask(
     queries, device = hidden_BTD.shape[1], hidden_BTD.device
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask.bool()
+    if state is not None and state.at is not None:
+        return state.valid_RC[:, None, None, :]
     valid_BS = state.valid_RC if state is not None else attention_mask
     if prefix is not None and prefix.dim() == 2:
         assert attention_mask is not None and state is None, "packed rows are trained on, with their examples' numbers"

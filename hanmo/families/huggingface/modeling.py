@@ -7,6 +7,7 @@ The model keeps its class's name, weights, configuration and files. Some models 
 import functools
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from hanmo.families.stops import config_value
 from hanmo.files import read_json
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 from hanmo.nn import row_model
+from hanmo.nn.cpu.layers import Linear
 from hanmo.nn.prenorm import beyond_positions, check_positions
 from hanmo.rows import IGNORE
 
@@ -78,6 +80,7 @@ class TransformersRows:
     packing_is_exact: bool | None = None
     #: ``tree`` is exact; None: not probed yet
     trees_are_exact: bool | None = None
+    _position_tables: list[nn.Embedding]  # learned positions
     _batching: ProbedBatching | None = None
     value_head: row_model.ValueHead | None
     critic: Any
@@ -168,6 +171,11 @@ class TransformersRows:
         if isinstance(state, UncachedState):
             state.extend(ids_Rq)
             return state.logits(self.forward, ids_Rq.shape[1])
+        if state.at is not None:
+            blocked, positions = state.blocked(self.dtype), {"position_ids": positions_RPq[:, 0]}  # type: ignore[attr-defined]
+            return self.forward(
+                input_ids=ids_Rq, attention_mask=blocked, **positions, past_key_values=state.cache, use_cache=True
+            ).logits
         state.mask_RC = torch.cat([state.mask_RC, torch.ones_like(ids_Rq)], dim=1)
         inputs: dict[str, Any] = {"encoder_outputs": state.encoder, "attention_mask": state.encoder_mask_RT}
         inputs["decoder_input_ids"] = ids_Rq
@@ -178,6 +186,11 @@ class TransformersRows:
         output = self.forward(**inputs, past_key_values=state.cache, use_cache=True)
         state.cache = output.past_key_values
         return output.logits
+
+    def require_positions(self, positions: Tensor) -> None:
+        """As ``RowModel.require_positions``, for positions that are learned."""
+        for table in self._position_tables:
+            check_positions(positions, table, columns=sys.maxsize)
 
     def tree(self, ids_BT: Tensor, positions_BT: Tensor, sees_BTT: Tensor) -> Tensor:
         """See ``RowModel.tree``. Not exact for architectures that ignore the mask or the positions."""
@@ -214,12 +227,16 @@ def _last_hidden(model: Any, *args: Any, **inputs: Any) -> Any:
 
 
 def adopt(model: Any) -> Any:
-    """Give a transformers model our interface. Its class keeps its name, so that it is saved as before."""
+    """Give a transformers model our interface and linear layers. Its class keeps its name, so that it is saved as before."""
     cls = type(model)
     model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
     model.value_head = model.critic = None
+    model._position_tables = []
     for name, module in model.named_modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
         if type(module) is nn.Embedding and name.endswith(POSITION_TABLES):
+            model._position_tables.append(module)
             module.register_forward_pre_hook(_check_positions)
     model.head_is_exact = head_is_exact(model, _last_hidden)
     if not model.head_is_exact:

@@ -18,7 +18,7 @@ TOLERANCE = 1e-3  # relative to the largest value; scaled or capped logits are o
 CLOSE = 1e-4  # RMS of the difference between batched and single logits over the RMS of the logits, in fp32
 ROUNDED = 3  # the same in half precision and int8, in multiples of the error of rounding all modules' outputs again
 CLOSE_ROUNDED = 0.15  # and at most this: rounding grows from layer to layer
-INT8_STEP = 1 / 128
+INT8_STEP = 1 / 1024  # of the output of a layer; an input is off by 1 / 15,876 of the largest of its row
 #: the errors that unusual architectures raise in a probe
 PROBE_ERRORS = (AttributeError, TypeError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError)
 LENGTHS = (5, 11)  # of the prompts of a probe
@@ -31,6 +31,7 @@ Batch = Literal["any", "even", "one"]
 class ProbedBatching(Batching):
     cached: bool = True  # the model's own cache is exact; otherwise the whole text is read again for every token
     positions: bool = True  # position ids are an input; otherwise the model counts positions by itself
+    slots: bool = False  # steps in a state with ``fixed`` columns are exact
 
 
 @contextmanager
@@ -89,7 +90,11 @@ def find_batching(model: Any) -> ProbedBatching:
             if lone and (batch != "one" or (alone and cached)):
                 continue
             if probe.decodes(batching):
-                return replace(batching, continues=batch == "any" and probe.decodes(batching, at_once=FOLLOWING))
+                return replace(
+                    batching,
+                    continues=batch == "any" and probe.decodes(batching, at_once=FOLLOWING),
+                    slots=batch == "any" and cached and positions and probe.decodes(batching, fixed=True),
+                )
     raise UnsupportedError(f"{_named(model)} gives other logits in steps than for the whole text: it cannot be decoded")
 
 
@@ -182,16 +187,19 @@ class _Probe:
         found = [logits_RTV[number, end - FOLLOWING - 1 : end] for number, end in enumerate(ends)]
         return self._right(torch.stack(found), self.expected)
 
-    def decodes(self, batching: ProbedBatching, at_once: int = 1) -> bool:
-        """Whether decoding is exact: prompts are read in one batch and continued in another order, one row twice."""
+    def decodes(self, batching: ProbedBatching, at_once: int = 1, fixed: bool = False) -> bool:
+        """Whether decoding is exact: prompts are read in one batch and continued in another order, one row twice.
+
+        ``fixed``: in a state with columns for two more tokens than there are.
+        """
         groups = {"any": [[0, 1]], "even": [[1, 2]], "one": [[0], [1]]}[batching.batch]
         try:
-            return all(self._decodes(batching, group, at_once) for group in groups)
+            return all(self._decodes(batching, group, at_once, fixed) for group in groups)
         except PROBE_ERRORS as error:
             reraise_out_of_memory(error)
             return False
 
-    def _decodes(self, batching: ProbedBatching, group: list[int], at_once: int) -> bool:
+    def _decodes(self, batching: ProbedBatching, group: list[int], at_once: int, fixed: bool) -> bool:
         model, encodes = self.model, self.model.config.is_encoder_decoder
         inputs = stack([_with_mask(self.prompts[number]) for number in group], {}, left=not encodes)
         if encodes:
@@ -203,10 +211,12 @@ class _Probe:
         kept = list(range(len(group)))
         state = first
         for start in range(0, FOLLOWING, at_once):
-            if start < 2:  # ``take`` must copy: ``first`` is used below
+            if start < (1 if fixed else 2):  # ``take`` must copy: ``first`` is used below
                 taken = [*reversed(range(len(kept))), 0]
                 kept = [kept[place] for place in taken]
                 state = state.take(torch.tensor(taken, device=model.device))
+                if fixed:
+                    state = state.fixed(LENGTHS[1] + FOLLOWING + 2)
             numbers = [group[place] for place in kept]
             end = start + at_once
             positions = lengths[kept][:, None, None] + torch.arange(start, end, device=model.device)

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
-from hanmo.nn.decode_state import BLOCK, with_room
+from hanmo.nn.decode_state import BLOCK, overwrite, widened, with_room
 
 
 class GrowingLayer(DynamicLayer):
     """Keys and values in buffers that grow by blocks. transformers' own layer copies all of them for every token."""
 
-    def __init__(self, layer: DynamicLayer):
+    def __init__(self, layer: DynamicLayer, length: int | None = None):
         super().__init__()
         assert layer.keys is not None and layer.values is not None, "it has been written to"
         self.lazy_initialization(layer.keys, layer.values)
-        self.keys, self.values = layer.keys, layer.values
+        self.keys, self.values = layer.keys[:, :, :length], layer.values[:, :, :length]
         self._buffers: tuple[Tensor | None, ...] = (None, None)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -44,6 +44,20 @@ class GrowingLayer(DynamicLayer):
         self.set(self.keys.index_select(0, beam_idx), self.values.index_select(0, beam_idx))
 
 
+class FixedLayer(DynamicLayer):
+    """Keys and values of so many columns from the start; new ones are written to column ``at``."""
+
+    def __init__(self, layer: GrowingLayer, columns: int, at: Tensor):
+        super().__init__()
+        assert layer.keys is not None and layer.values is not None, "it has been written to"
+        self.lazy_initialization(layer.keys, layer.values)
+        self.keys, self.values, self._at = widened(layer.keys, columns), widened(layer.values, columns), at
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        return self.keys.index_copy_(2, self._at, key_states), self.values.index_copy_(2, self._at, value_states)
+
+
 class CachedState:
     """transformers' cache and the attention mask of its content; an encoder's output and its mask, if there is one.
 
@@ -63,6 +77,7 @@ class CachedState:
     ):
         self.cache, self.mask_RC, self.positions, self.batch = cache, mask_RC, positions, batch
         self.encoder, self.encoder_mask_RT = encoder, encoder_mask_RT
+        self.at: Tensor | None = None  # as in ``DecodeState``
         layers = getattr(cache, "layers", [])
         if type(cache) is DynamicCache and all(
             type(layer) is DynamicLayer and layer.is_initialized for layer in layers
@@ -102,6 +117,47 @@ class CachedState:
             cache.layers.append(copy.copy(layer))
             cache.layers[-1].set(layer.keys[:, :, :columns], layer.values[:, :, :columns])
         return CachedState(cache, self.mask_RC[:, :columns], positions=self.positions, batch=self.batch)
+
+    @property
+    def length(self) -> int:
+        return self.mask_RC.shape[1]
+
+    def blocked(self, dtype: torch.dtype) -> Tensor:
+        """In a state with ``fixed`` columns, after a new one: the mask (R, 1, 1, C) that is added to the scores."""
+        assert self.at is not None
+        self.at += 1
+        self.mask_RC.index_fill_(1, self.at, 1)
+        blocked_RC = torch.zeros(self.mask_RC.shape, dtype=dtype, device=self.device)
+        return blocked_RC.masked_fill_(self.mask_RC == 0, torch.finfo(dtype).min)[:, None, None]
+
+    def fixed(self, columns: int) -> CachedState:
+        """As ``DecodeState.fixed``."""
+        at, cache = torch.tensor([self.length - 1], device=self.device), copy.copy(self.cache)
+        cache.layers = [FixedLayer(layer, columns, at) for layer in self.cache.layers]
+        mask_RC = torch.nn.functional.pad(self.mask_RC, (0, columns - self.length))
+        other = CachedState(cache, mask_RC, positions=self.positions, batch=self.batch)
+        other.at = at
+        return other
+
+    def fits(self, other: Any) -> bool:
+        """As ``DecodeState.fits``."""
+        return isinstance(other, CachedState) and len(other.mask_RC) == len(self.mask_RC) and other.length < self.length
+
+    def load(self, other: CachedState) -> None:
+        """As ``DecodeState.load``."""
+        assert self.at is not None, "this state has fixed columns"
+        self.at.fill_(other.length - 1)
+        overwrite(self.mask_RC[:, : other.length], other.mask_RC)
+        self.mask_RC[:, other.length :] = 0
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            overwrite(mine.keys[:, :, : other.length], theirs.keys)
+            overwrite(mine.values[:, :, : other.length], theirs.values)
+
+    def loose(self, length: int) -> CachedState:
+        """As ``DecodeState.loose``."""
+        cache = copy.copy(self.cache)
+        cache.layers = [GrowingLayer(layer, length) for layer in self.cache.layers]
+        return CachedState(cache, self.mask_RC[:, :length], positions=self.positions, batch=self.batch)
 
     def settle(self, used: Sequence[int], alone: bool = False) -> None:
         """As ``DecodeState.settle``; rows are never ``alone``."""

@@ -82,7 +82,8 @@ class PanguModel(PreNormModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
-        check_positions(position_ids, self.embed_positions, state.length if state else inputs_embeds.shape[1])
+        if state is None or state.at is None:
+            check_positions(position_ids, self.embed_positions, state.length if state else inputs_embeds.shape[1])
         hidden_BTD = inputs_embeds + self.embed_positions(position_ids)
         if token_type_ids is not None:
             hidden_BTD = hidden_BTD + self.embed_tokens(token_type_ids)

@@ -78,13 +78,23 @@ class MemoryState(DecodeState):
         self.position_keys: list[Tensor | None] = [None] * layers  # the same for all rows, shared by ``take``
 
     def grow(self, valid_Rq: Tensor) -> None:
-        if self.length >= self.span + BLOCK:  # grows by a block at a time, so that copies are rare
+        if self.at is None and self.length >= self.span + BLOCK:  # grows by a block at a time, so that copies are rare
             self.keep_last(self.span)
         super().grow(valid_Rq)
 
     def columns(self, queries: int) -> int:
         """The number of columns that ``queries`` new tokens (already grown) can see, their own included."""
-        return min(self.length, self.span + queries)
+        return self.length if self.at is not None else min(self.length, self.span + queries)
+
+    def visible(self) -> Tensor:
+        """The mask (R, 1, 1, length) of the newest token, in a state with ``fixed`` columns."""
+        distance_C = self._distances()
+        return (self.valid_RC & (distance_C >= 0) & (distance_C <= self.span))[:, None, None]
+
+    def _distances(self) -> Tensor:
+        """Of each column from the newest one, negative behind it, where columns are ``fixed``."""
+        assert self.at is not None
+        return self.at - torch.arange(self.length, device=self.at.device)
 
     def extend(self, layer: int, key_RHqK: Tensor, value_RHqK: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = super().extend(layer, key_RHqK, value_RHqK)
@@ -104,6 +114,8 @@ class MemoryState(DecodeState):
             kept_HSK = torch.cat(blocks if kept_HSK is None else [*blocks, kept_HSK], dim=1)
             self.position_keys[layer] = kept_HSK
         assert kept_HSK is not None, "there is at least one column"
+        if self.at is not None:
+            return kept_HSK.index_select(1, kept_HSK.shape[1] - 1 - self._distances().clamp_min(0))
         return kept_HSK[:, kept_HSK.shape[1] - columns :]
 
 
@@ -255,11 +267,15 @@ class TransformerXLModel(PreNormModel):
         else:
             columns = past + queries
         if not self.config.relative:
-            hidden_BTD = hidden_BTD + self._absolute(position_ids, past, queries)
+            hidden_BTD = hidden_BTD + self._absolute(
+                position_ids, past, queries, check=state is None or state.at is None
+            )
         hidden_BTD = self.dropout(hidden_BTD)
         relative = self._relative(columns, hidden_BTD.dtype, state is not None)
         mask = None
-        if state is None or queries > 1 or state.has_padding:
+        if state is not None and state.at is not None:
+            mask = state.visible()
+        elif state is None or queries > 1 or state.has_padding:
             mask = visible(queries, columns, self.config.span, attention_mask, reach, hidden_BTD.device)
         kept = [hidden_BTD]
         for layer, block in enumerate(self.layers):
@@ -279,16 +295,20 @@ class TransformerXLModel(PreNormModel):
         table_SD = self.dropout(self.positions(columns, dtype))
         return *biases, lambda wanted: table_SD
 
-    def _absolute(self, position_ids: Tensor | None, past: int, queries: int) -> Tensor:
+    def _absolute(self, position_ids: Tensor | None, past: int, queries: int, check: bool) -> Tensor:
         if position_ids is None:
             position_ids = torch.arange(past, past + queries, device=self.embed_positions.weight.device)[None]
+        if check:
+            self.require_positions(position_ids)
+        return self.embed_positions(position_ids)
+
+    def require_positions(self, positions: Tensor) -> None:
         places = self.config.max_position_embeddings
-        if int(position_ids.max()) >= places:
+        if not self.config.relative and (last := int(positions.max())) >= places:
             raise UnsupportedError(
-                f"position {int(position_ids.max())}: this model has learned positions 0 to {places - 1} only; "
+                f"position {last}: this model has learned positions 0 to {places - 1} only; "
                 "give it a shorter text, or use the relative variant, which has no such limit"
             )
-        return self.embed_positions(position_ids)
 
     def _remember(self, memory: Memory, kept: list[Tensor]) -> tuple[Tensor, ...]:
         if not self.config.memory_length:

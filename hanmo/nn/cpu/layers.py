@@ -64,7 +64,7 @@ class Linear(nn.Linear):
         fp32 = type(self.weight) is nn.Parameter and self.weight.dtype == input.dtype == torch.float32
         # Never in training: the forward passes of activation checkpointing, with and without gradients, must be equal.
         decoding = not self.training and not torch.is_grad_enabled() and input.device.type == "cpu"
-        if not fp32 or not decoding or not 0 < rows <= FEW or not reads_rows_slowly():
+        if torch.compiler.is_compiling() or not fp32 or not decoding or not 0 < rows <= FEW or not reads_rows_slowly():
             return super().forward(input)
         input_NI = input.reshape(rows, -1)
         if rows == 1:
