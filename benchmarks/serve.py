@@ -35,7 +35,7 @@ from hanmo.nn.row_model import evaluating
 from hanmo.rows import Context
 
 CLIENTS = (1, 4, 16, 64)
-BATCHES = (8, 16, 32)  # sizes of static batches that are tried
+BATCHES = (16, 32)  # sizes of static batches that are tried
 LENGTHS = (16, 128)  # of prompts and of replies
 SMALL = {
     "transformer_xl": {"hidden_size": 256, "num_layers": 6, "num_heads": 4, "vocab_size": 50_048},
@@ -170,7 +170,7 @@ def of_transformers(network: Any, work: Sequence[Request], clients: int) -> floa
 
 
 def measure(opened: OpenedModel, name: str, dtype: str, quick: bool) -> list[Figure]:
-    count, sizes, crowds = (24, (16,), (1, 16)) if quick else (128, BATCHES, CLIENTS)
+    count, sizes, crowds = (24, (16,), (1, 16)) if quick else (64, BATCHES, CLIENTS)
     work = requests(opened, count)
     tokens = sum(request.tokens for request in work)
     generate(opened, [work[0].context], settings(work[0]))  # the first use of a network
@@ -236,7 +236,7 @@ def _random(family_class: Any, config: Any) -> OpenedModel:
 
 def main() -> int:
     parser = common.arguments(__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="24 requests instead of 128, and fewer sizes")
+    parser.add_argument("--quick", action="store_true", help="24 requests instead of 64, and fewer sizes")
     parser.add_argument("--only", help="one family")
     parser.add_argument("--dtype", help="one of fp32, bf16, int8")
     options = parser.parse_args()

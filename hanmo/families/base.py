@@ -96,6 +96,14 @@ class Family(ABC):
             )
         return self
 
+    def conversation(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Context:
+        """The context of messages with calls of tools and their results, as the chat template writes them, never cut.
+
+        ``messages``: in transformers' form, with the arguments of calls as objects. UnsupportedError if the template has no
+        place for them.
+        """
+        raise UnsupportedError(f"tools: this {self.name} model has no chat template that knows them; leave them out")
+
     def answering_at_once(self) -> Family:
         """This family with prompts after which an answer follows: the block of a template's reasoning is closed."""
         return self

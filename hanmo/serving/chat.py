@@ -8,10 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hanmo.generation.draws import Place
+from hanmo.rows import Context
 from hanmo.serving.answers import Plan, answered, finish_reason
 from hanmo.serving.api import Api, ignored_header
 from hanmo.serving.errors import ApiError
-from hanmo.serving.fields import Fields, kind
+from hanmo.serving.fields import Fields, json_object, kind
 from hanmo.serving.job import Ask
 from hanmo.serving.logprobs import LogprobForms
 from hanmo.serving.metrics import Timing
@@ -29,7 +30,9 @@ from hanmo.serving.served import Served
 
 MOST_MESSAGES = 2048
 MOST_ARGUMENTS = 16  # of a chat template
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+DEEPEST = 32  # levels of a tool, and of the arguments of a call
+MOST_TOOLS = 128  # that may be called, and calls in a turn
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
 async def chat_completions(api: Api, request: Request) -> Response:
@@ -51,7 +54,7 @@ def chat_plan(served: Served, fields: Fields) -> Plan:
     options = read_options(fields, _alternatives(fields), served.vocabulary)
     settings = read_settings(fields, served, options)
     limits = [fields.whole(name, 1, MOST_TOKENS) for name in ("max_completion_tokens", "max_tokens")]
-    context = served.of_messages(messages_of(fields), template_of(fields))
+    context = context_of(served, fields)
     wanted = next((limit for limit in limits if limit is not None), None)
     settings = with_length(settings, fields, served.room(context, wanted, "messages"))
     asks = [Ask(context, settings, Place(0, choice), options.alternatives or 0) for choice in range(options.choices)]
@@ -67,8 +70,13 @@ def _alternatives(fields: Fields) -> int | None:
     return alternatives or 0 if wanted else None
 
 
-def messages_of(fields: Fields) -> list[dict[str, str]]:
-    """The messages with their text as one string and the roles that records know."""
+def context_of(served: Served, fields: Fields) -> Context:
+    """The context of the messages, with the tools and the template arguments of a request."""
+    return served.of_messages(messages_of(fields), template_of(fields), tools_of(fields))
+
+
+def messages_of(fields: Fields) -> list[dict[str, Any]]:
+    """The messages in transformers' form, each with its text as one string."""
     found = fields.value("messages")
     if not isinstance(found, list) or not 0 < len(found) <= MOST_MESSAGES:
         fields.wrong("messages", f"a list of 1 to {MOST_MESSAGES} messages")
@@ -83,17 +91,81 @@ def template_of(fields: Fields) -> dict[str, Any] | None:
     return found
 
 
-def _message(value: Any, where: str) -> dict[str, str]:
+def tools_of(fields: Fields) -> list[dict[str, Any]]:
+    """The tools that the model may call; none if it must not call any."""
+    found = fields.value("tools") or []
+    if not isinstance(found, list) or len(found) > MOST_TOOLS:
+        fields.wrong("tools", f"a list of at most {MOST_TOOLS} tools")
+    for number, tool in enumerate(found):
+        function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            expected = 'must be {"type": "function", "function": {"name": …}}'
+            raise ApiError(f"tools[{number}] {expected}, found {kind(tool)}", "tools")
+        _require_shallow(tool, f"tools[{number}]", "tools")
+    return [] if fields.value("tool_choice") == "none" else found
+
+
+def _require_shallow(value: Any, where: str, param: str) -> None:
+    """Refuse values that a template would walk for long."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return
+    raise ApiError(f"{where} is nested too deeply; at most {DEEPEST} levels", param)
+
+
+def _calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """Calls of tools, with their arguments as objects, which is what templates expect; clients send them as JSON."""
+    if not isinstance(value, list) or len(value) > MOST_TOOLS:
+        raise ApiError(f"{where} must be a list of at most {MOST_TOOLS} calls, found {kind(value)}", "messages")
+    calls = []
+    for number, call in enumerate(value):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            expected = 'must be {"id": …, "type": "function", "function": {"name", "arguments"}}'
+            raise ApiError(f"{where}[{number}] {expected}", "messages")
+        given = function.get("arguments") or {}
+        place = f"{where}[{number}].function.arguments"
+        try:
+            read = json_object(given.encode(), place) if isinstance(given, str) else given
+        except ApiError as error:
+            raise ApiError(error.message, "messages") from None
+        if not isinstance(read, dict):
+            raise ApiError(f"{place} must be a JSON object, found {kind(given)}", "messages")
+        _require_shallow(read, place, "messages")
+        calls.append(
+            {"id": call.get("id"), "type": "function", "function": {"name": function["name"], "arguments": read}}
+        )
+    return calls
+
+
+def _message(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiError(f"{where} must be an object with role and content, found {kind(value)}", "messages")
     role = value.get("role")
-    for name in ("tool_calls", "function_call", "audio"):
+    for name in ("function_call", "audio"):
         if value.get(name):
             raise ApiError(f"{where}.{name} is not supported by this server", "messages")
     if not isinstance(role, str) or role not in ROLES:
         shown = repr(role[:40]) if isinstance(role, str) else kind(role)
         raise ApiError(f"{where}.role must be one of {', '.join(ROLES)}, found {shown}", "messages")
-    return {"role": ROLES[role], "content": _content(value.get("content"), f"{where}.content")}
+    calls = _calls(value["tool_calls"], f"{where}.tool_calls") if value.get("tool_calls") else []
+    if calls and role != "assistant":
+        raise ApiError(f"{where}.tool_calls: only the assistant calls tools, not the {role}", "messages")
+    silent = calls and value.get("content") is None  # a turn that is nothing but calls
+    message = {"role": ROLES[role], "content": "" if silent else _content(value.get("content"), f"{where}.content")}
+    names = ("tool_call_id", "name") if role == "tool" else ()
+    return {
+        **message,
+        **({"tool_calls": calls} if calls else {}),
+        **{name: value[name] for name in names if isinstance(value.get(name), str)},
+    }
 
 
 def _content(value: Any, where: str) -> str:

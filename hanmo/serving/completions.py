@@ -70,8 +70,9 @@ async def completions(api: Api, request: Request) -> Response:
 def _completion_plan(served: Served, fields: Fields) -> tuple[Plan, list[Given]]:
     """A request as a plan, and its prompts; in the thread that tokenises."""
     refuse_unsupported(fields)
-    for name in fields.given("messages"):
-        raise ApiError("messages is a field of /v1/chat/completions; this endpoint takes a prompt", name)
+    for name in ("messages", "tools"):
+        if fields.value(name):
+            raise ApiError(f"{name} is a field of /v1/chat/completions; this endpoint takes a prompt", name)
     echo, least = fields.flag("echo"), 1
     options = read_options(fields, fields.whole("logprobs", 0, MOST_ALTERNATIVES), served.vocabulary)
     settings = read_settings(fields, served, options)

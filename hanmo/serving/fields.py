@@ -16,20 +16,20 @@ SHOWN = 20  # unknown fields that are named
 _PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
-def json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes, what: str = "the body") -> dict[str, Any]:
     """The JSON object of a request; ApiError for what is none, holds NaN or half a character, or is nested too deeply."""
     try:
         text = body.decode("utf-8-sig")
         value = json.loads(text, parse_constant=_no_number)
         check_characters(value, text)
     except RecursionError:
-        raise ApiError("the body is nested too deeply") from None
+        raise ApiError(f"{what} is nested too deeply") from None
     except UnicodeDecodeError as error:
-        raise ApiError(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise ApiError(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
     except ValueError as error:
-        raise ApiError(f"the body is not valid JSON: {str(error).partition(';')[0]}") from None
+        raise ApiError(f"{what} is not valid JSON: {str(error).partition(';')[0]}") from None
     if not isinstance(value, dict):
-        raise ApiError(f"the body must be a JSON object, found {kind(value)}")
+        raise ApiError(f"{what} must be a JSON object, found {kind(value)}")
     return value
 
 

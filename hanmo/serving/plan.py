@@ -30,7 +30,7 @@ IGNORED = frozenset(
 # Fields that would change the meaning of a reply and that no model here follows: the value that asks for nothing.
 _NOTHING: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
-        ("tools", "functions", "chat_template", "bad_words", "modalities", "documents"),
+        ("functions", "chat_template", "bad_words", "modalities", "documents"),
         lambda value: not value or value == ["text"],
     ),
     **dict.fromkeys(("tool_choice", "function_call"), lambda value: value in ("none", "auto")),

@@ -54,14 +54,27 @@ class Served:
         """The text of ids, on the event loop."""
         return self._decoder.decode(ids)
 
-    def of_messages(self, messages: list[dict[str, str]], template: dict[str, Any] | None = None) -> Context:
+    def of_messages(
+        self,
+        messages: list[dict[str, Any]],
+        template: dict[str, Any] | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> Context:
         """The context of a conversation that waits for the assistant, as ``hanmo chat`` builds it, but never cut.
 
-        ``template``: arguments of the chat template.
+        ``template``: arguments of the chat template. With calls of tools and their results in the conversation, or with
+        ``tools`` that may be called, its messages go to the template as they are.
         """
         with self._explained("chat_template_kwargs"):
             family = self._with_template(json.dumps(template, sort_keys=True)) if template else self.family
         self._require_short(sum(len(message["content"]) for message in messages), "messages")
+        if tools or any(message["role"] == "tool" or "tool_calls" in message for message in messages):
+            self._require_short(len(json.dumps([messages, *tools], ensure_ascii=False)), "tools and messages")
+            if messages[-1]["role"] not in ("user", "tool"):
+                last = "the last message is neither the user's nor a tool's; expected one that is to be answered"
+                raise ApiError(last, "messages")
+            with self._explained("tools" if tools else "messages"):
+                return self._checked(family.conversation(messages, tools))
         with self._explained("messages"):
             try:
                 record = json_record(messages, "", waiting=True)

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 import hanmo
 from hanmo.rows import Context
 from hanmo.serving.api import Api, ignored_header
-from hanmo.serving.chat import messages_of, template_of
+from hanmo.serving.chat import context_of
 from hanmo.serving.errors import ApiError, overloaded
 from hanmo.serving.fields import Fields
 from hanmo.serving.plan import refuse_unsupported
@@ -58,7 +58,7 @@ def _ids(served: Served, fields: Fields) -> list[int]:
 
 def _context(served: Served, fields: Fields) -> Context:
     refuse_unsupported(fields)
-    return served.of_messages(messages_of(fields), template_of(fields))
+    return context_of(served, fields)
 
 
 async def detokenize(api: Api, request: Request) -> Response:

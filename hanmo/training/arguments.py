@@ -43,6 +43,8 @@ def default_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
     if evaluates != "no" and not has_valid:
         raise ConfigError("trainer.eval_strategy: there is no validation file; give valid=FILE")
     merged = {**TRAINER["defaults"], "eval_strategy": evaluates, **read_deepspeed(given)}
+    if not merged.get("fp16") and not merged.get("use_cpu") and _knows_bf16():
+        merged.setdefault("bf16", True)
     merged.setdefault("save_strategy", evaluates if evaluates != "no" else "epoch")
     if "eval_steps" in merged and merged["save_strategy"] == "steps":
         merged.setdefault("save_steps", merged["eval_steps"])
@@ -50,6 +52,11 @@ def default_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
         merged.setdefault("load_best_model_at_end", merged["save_strategy"] != "no")
         merged.setdefault("metric_for_best_model", "eval_loss")
     return merged
+
+
+def _knows_bf16() -> bool:
+    """Whether a run computes on a GPU that multiplies in bf16 at once, which is several times as fast as fp32."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:

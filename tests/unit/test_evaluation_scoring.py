@@ -9,17 +9,20 @@ import pytest
 import torch
 
 import hanmo
+from hanmo.checkpoints import open_model
 from hanmo.errors import ConfigError
 from hanmo.evaluation.engine.cache import Scored, opened_store, score_into
 from hanmo.evaluation.engine.row_scores import batches, score_rows
 from hanmo.evaluation.results import provenance
-from hanmo.evaluation.results.provenance import records_hash, software, weights_hash
+from hanmo.evaluation.results.provenance import computed_by, records_hash, software, weights_hash
 from hanmo.families.base import OpenedModel
 from hanmo.nn.row_model import evaluating
 from hanmo.records import Dialogue, PromptResponse, Text
 from hanmo.rows import Part
 from tests import processes
 from tests.unit.tiny import tiny_eva
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "pangu"
 
 
 def rows(count: int, opened: OpenedModel | None = None) -> list[Any]:
@@ -117,6 +120,15 @@ def test_weights_hash_sees_one_changed_value() -> None:
     with torch.no_grad():
         layer.weight[0, 0] += 1
     assert weights_hash(layer) != before
+
+
+def test_a_result_names_how_it_was_computed() -> None:
+    found = {dtype: computed_by(open_model(GOLDEN, dtype=dtype, device="cpu")) for dtype in ("fp32", "bf16", "int8")}
+    assert {dtype: (one["precision"], one["device"]) for dtype, one in found.items()} == {
+        "fp32": ("float32", "cpu"),
+        "bf16": ("bfloat16", "cpu"),
+        "int8": ("int8", "cpu"),
+    }
 
 
 def test_a_result_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

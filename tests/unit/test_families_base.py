@@ -45,7 +45,10 @@ def test_a_floating_mask_is_added_to_the_scores_of_earlier_keys() -> None:
 def test_packed_examples_and_padding_see_what_they_may() -> None:
     """Numbers of examples, 0 for padding; a padding query sees itself, so that no row is empty."""
     assert causal_mask(torch.ones(2, 3), HIDDEN, None) is not None  # floating: added as it is
-    assert causal_mask(torch.ones(2, 3, dtype=torch.long), HIDDEN, None) is None  # plain causal
+    for plain in ([[1, 1, 1], [1, 1, 1]], [[1, 1, 0], [1, 0, 0]]):  # nothing, or padding on the right
+        assert causal_mask(torch.tensor(plain), HIDDEN, None) is None
+        assert causal_mask(torch.tensor(plain).bool(), HIDDEN, None) is None
+    assert causal_mask(torch.tensor([[0, 1, 1], [1, 1, 1]]), HIDDEN, None) is not None
     found = causal_mask(torch.tensor([[1, 2, 2], [1, 1, 0]]), HIDDEN, None)
     assert found is not None
     assert found[:, 0].int().tolist() == [[[1, 0, 0], [0, 1, 0], [0, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 1, 1]]]

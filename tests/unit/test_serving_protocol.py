@@ -16,7 +16,7 @@ from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, Text
 from hanmo.serving import job
-from tests.unit.chat_templates import CASES, TALK, chatting
+from tests.unit.chat_templates import CASES, TALK, TOOLS, chatting
 from tests.unit.serving import LIMIT, FakeEngine, Running, byte_level_model, running, says
 from tests.unit.tiny import tiny, tiny_eva
 
@@ -371,6 +371,7 @@ def test_embeddings_and_others_are_refused_in_the_form_of_errors(scripted: Runni
 def chatted() -> Iterator[Running]:
     """A model for each kind of chat template, in one process."""
     models = {name: chatting(case.template) for name, case in CASES.items() if not case.arguments}
+    models["tools"] = chatting(TOOLS)
     with running(models) as server:
         yield server
 
@@ -404,4 +405,108 @@ def test_an_id_that_the_model_has_not_is_named(real: Running, prompt: Any) -> No
     assert any(
         f"prompt holds {shown}; token ids are between 0 and" in error["message"]
         for shown in ("1000000", "-1", "a string", "2.5")
+    )
+
+
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+ASKED = {"role": "user", "content": "北京天气如何"}
+CALLING = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": "weather", "arguments": '{"city": "北京", "days": 2}'},
+        }
+    ],
+}
+RESULT = {"role": "tool", "tool_call_id": "call_1", "name": "weather", "content": '{"晴": 25}'}
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools"),
+    [
+        ([ASKED], [WEATHER]),
+        ([{"role": "system", "content": "系统"}, ASKED, CALLING, RESULT], [WEATHER]),
+        ([ASKED, CALLING, RESULT], None),
+        ([ASKED, CALLING, RESULT, {"role": "assistant", "content": "晴"}, {"role": "user", "content": "谢谢"}], []),
+    ],
+    ids=["tools", "a result", "a result alone", "later"],
+)
+def test_tool_turns_reach_the_template_as_plain_transformers_gives_them(
+    chatted: Running, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+) -> None:
+    plain = []
+    for message in messages:
+        calls = [
+            {**call, "function": {**call["function"], "arguments": json.loads(call["function"]["arguments"])}}
+            for call in message.get("tool_calls", ())
+        ]
+        plain.append({**message, "content": message["content"] or "", **({"tool_calls": calls} if calls else {})})
+    tokenizer = chatting(TOOLS).tokenizer
+    text = tokenizer.apply_chat_template(plain, tools=tools, tokenize=False, add_generation_prompt=True)
+    expected = tokenizer.encode(text, add_special_tokens=False)
+    assert "北京" in text
+    fields = {"model": "tools", "messages": messages, "tools": tools, "tool_choice": "auto" if tools else None}
+    assert chatted.post("/apply-template", **fields).json["tokens"] == expected
+    assert chatted.post("/tokenize", **fields).json["tokens"] == expected
+    answer = chatted.post("/v1/chat/completions", max_tokens=2, return_token_ids=True, **fields)
+    assert answer.status == 200 and answer.json["choices"][0]["prompt_token_ids"] == expected
+
+
+def test_tools_that_must_not_be_called_are_not_shown(chatted: Running) -> None:
+    plain, kept = (
+        chatted.post("/tokenize", model="tools", messages=[ASKED], **more).json["tokens"]
+        for more in ({}, {"tools": [WEATHER], "tool_choice": "none"})
+    )
+    assert plain == kept
+
+
+_DEEP: Any = {}
+for _ in range(40):
+    _DEEP = {"a": _DEEP}
+
+
+def calling(arguments: Any) -> dict[str, Any]:
+    return {
+        **CALLING,
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": "chatml", "messages": [ASKED], "tools": [WEATHER]}, "writes nothing of tools"),
+        (
+            {"model": "chatml", "messages": [ASKED, CALLING, RESULT]},
+            "writes nothing of calls of tools and their results",
+        ),
+        ({"messages": [ASKED], "tools": [WEATHER], "tool_choice": "required"}, "tool_choice is not supported"),
+        ({"messages": [ASKED], "tools": [{"type": "function"}]}, 'tools[0] must be {"type": "function"'),
+        ({"messages": [ASKED], "tools": [WEATHER] * 129}, "at most 128 tools"),
+        ({"messages": [ASKED], "tools": [{**WEATHER, "more": _DEEP}]}, "nested too deeply"),
+        ({"messages": [ASKED, calling("{")]}, "messages[1].tool_calls[0].function.arguments is not valid JSON"),
+        ({"messages": [ASKED, calling("[1]")]}, "must be a JSON object"),
+        ({"messages": [ASKED, calling(json.dumps(_DEEP))]}, "nested too deeply"),
+        ({"messages": [{**ASKED, "tool_calls": CALLING["tool_calls"]}]}, "only the assistant calls tools"),
+        ({"messages": [ASKED, CALLING]}, "neither the user's nor a tool's"),
+        ({"messages": [ASKED, CALLING, {**RESULT, "content": None}]}, "messages[2].content must be a string"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else None,
+)
+def test_tools_that_cannot_be_followed_are_refused_by_name(chatted: Running, fields: dict[str, Any], said: str) -> None:
+    refused = chatted.post("/v1/chat/completions", **{"model": "tools", **fields})
+    assert refused.status == 400 and said in refused.error["message"]
+    assert refused.error["param"] in fields
+
+
+def test_a_family_without_a_template_refuses_tools(real: Running) -> None:
+    refused = real.post("/v1/chat/completions", model="pangu", messages=[ASKED], tools=[WEATHER])
+    assert (
+        refused.status == 400 and refused.error["param"] == "tools" and "no chat template" in refused.error["message"]
     )

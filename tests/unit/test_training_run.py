@@ -83,6 +83,22 @@ def test_files_of_a_data_folder(tmp_path: Path) -> None:
         find_files(str(tmp_path / "none"), None)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, True), ({"bf16": False}, False), ({"fp16": True}, None), ({"use_cpu": True}, None)],
+    ids=["nothing", "fp32", "fp16", "a CPU"],
+)
+def test_a_gpu_that_knows_bf16_trains_in_it(
+    given: dict[str, Any], expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "bf16" not in default_settings({}, False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert "bf16" not in default_settings({}, False)  # a GPU that only emulates it
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert default_settings(given, False).get("bf16") is expected
+
+
 def test_trainer_settings_follow_the_validation_file() -> None:
     assert default_settings({}, False)["eval_strategy"] == "no"
     assert "load_best_model_at_end" not in default_settings({}, False)

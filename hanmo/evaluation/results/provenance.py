@@ -12,6 +12,7 @@ import torch
 
 import hanmo
 from hanmo.families.base import OpenedModel
+from hanmo.nn.cpu.int8 import is_int8
 from hanmo.records import Record
 
 IRRELEVANT = ("_name_or_path", "architectures", "dtype", "transformers_version")  # keys of a configuration
@@ -36,13 +37,14 @@ def weights_hash(network: torch.nn.Module) -> str:
 
 
 def computed_by(opened: OpenedModel) -> dict[str, str]:
-    """All that a score depends on besides its record: hashes of weights and configuration, the dtype, the chat template."""
+    """All that a score depends on besides its record: weights and configuration (hashes), dtype, device, chat template."""
     config = {name: value for name, value in opened.family.config.to_dict().items() if name not in IRRELEVANT}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     found = {
         "weights": weights_hash(opened.network),
         "config": digest.hexdigest()[:16],
-        "precision": str(opened.network.dtype).removeprefix("torch."),
+        "precision": "int8" if is_int8(opened.network) else str(opened.network.dtype).removeprefix("torch."),
+        "device": opened.network.device.type,
     }
     return {**found, "template": mode} if (mode := opened.family.template_mode) else found
 

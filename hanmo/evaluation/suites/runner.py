@@ -136,7 +136,7 @@ class TaskRun:
 
     def store(self, form: Any, examples: Sequence[Example], *more: Any) -> AbstractContextManager[Store]:
         """The answers to these examples, of the type ``form``; they depend on ``more`` besides model, protocol, task, data."""
-        names = ("weights", "config", "precision", "template", "protocol", "shots", "limit")
+        names = ("weights", "config", "precision", "device", "template", "protocol", "shots", "limit")
         about = {name: self.about[name] for name in names if name in self.about}
         content = [about, data_hash(examples), self.task.hash(), *more]
         return opened_store(self.cache, f"{self.task.name}-{self.about['protocol']}", content, form)

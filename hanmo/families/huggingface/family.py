@@ -18,7 +18,13 @@ from hanmo.errors import RecordError, UnsupportedError
 from hanmo.families.base import Export, Family, as_pair
 from hanmo.families.huggingface.arguments import argument_names, checked_arguments, described
 from hanmo.families.huggingface.modeling import TransformersModel, positions_of
-from hanmo.families.huggingface.templates import TemplateForm, TemplateRefusalError, render_template
+from hanmo.families.huggingface.templates import (
+    TemplateForm,
+    TemplateRefusalError,
+    ToolForm,
+    render_template,
+    template_name,
+)
 from hanmo.families.huggingface.text import behind, end_of_text, end_of_turn, separator, spoken, without_blanks
 from hanmo.families.stops import CONFIG, GENERATION, Stop, collect, config_value, has_row
 from hanmo.records import Dialogue, Record, ScoredAnswers, Text
@@ -63,7 +69,7 @@ class HuggingfaceFamily(Family):
             return super().with_template(arguments)
         changed = copy(self)
         changed.template_arguments = {**self.template_arguments, **checked_arguments(self.tokenizer, arguments)}
-        for found in ("stops", "_template_form"):  # by rendering with the other arguments
+        for found in ("stops", "_template_form", "_tool_form"):  # by rendering with the other arguments
             vars(changed).pop(found, None)
         return changed
 
@@ -84,6 +90,27 @@ class HuggingfaceFamily(Family):
         assert isinstance(changed, HuggingfaceFamily)
         changed._at_once = True
         return changed
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Context:
+        if not self.tokenizer.chat_template:
+            return super().conversation(messages, tools)
+        form, turns = self._tool_form, [dict(message) for message in messages]
+        called = any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns)
+        if (tools and not form.described) or (called and not form.called):
+            lacks = "calls of tools and their results" if called and not form.called else "tools"
+            raise UnsupportedError(f"{template_name(self.tokenizer)} writes nothing of {lacks}; leave them out")
+        system = turns.pop(0)["content"] if turns[0]["role"] == "system" else ""
+        given = self._render_tools(self._template_form.messages(system, turns), list(tools))
+        ids = tuple(self.encode(given + (self._template_form.thought if self._at_once else "")))
+        return Context(ids, ids)
+
+    @cached_property
+    def _tool_form(self) -> ToolForm:
+        return ToolForm.of(self._render_tools)
+
+    def _render_tools(self, messages: Sequence[dict[str, Any]], tools: list[Any]) -> str:
+        arguments = {**self.template_arguments, "tools": tools} if tools else self.template_arguments
+        return render_template(self.tokenizer, messages, True, arguments)
 
     def _render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> str:
         return render_template(self.tokenizer, messages, add_generation_prompt, self.template_arguments)

@@ -56,13 +56,13 @@ class TemplateRefusalError(UnsupportedError):
 
 def render_template(
     tokenizer: Any,
-    messages: Sequence[dict[str, str]],
+    messages: Sequence[dict[str, Any]],
     add_generation_prompt: bool = False,
     arguments: Mapping[str, Any] = NO_ARGUMENTS,
 ) -> str:
     """A conversation as text; TemplateRefusalError if the template refuses it, CheckpointError beyond the limits.
 
-    ``arguments``: further variables of the template, as ``arguments.py`` has checked them.
+    ``arguments``: further variables of the template, as ``arguments.py`` has checked them; and ``tools``.
     """
     template, where = tokenizer.get_chat_template(), template_name(tokenizer)
     short = len(str({**tokenizer.special_tokens_map, **arguments})) <= _LONG  # a template may repeat these
@@ -192,6 +192,40 @@ class TemplateForm:
             return given + self.lead + prefix, answer.rstrip() if self.strips else answer
         answer = answer.strip() if self.strips else answer
         return given, self.lead + answer if answer else ""
+
+
+@dataclass(frozen=True)
+class ToolForm:
+    """What a chat template writes of tools, found by rendering a call and its result."""
+
+    described: bool  # the tools that may be called
+    called: bool  # calls in the assistant's turns, and their results
+
+    @classmethod
+    def of(cls, render: Callable[[list[dict[str, Any]], list[dict[str, Any]]], str]) -> ToolForm:
+        """``render``: messages and tools to the prompt."""
+        name, given, result = "probe_tool", "甲乙", "丙丁"
+        user: dict[str, Any] = {"role": "user", "content": "甲"}
+        tool = {
+            "type": "function",
+            "function": {"name": name, "description": "", "parameters": {"type": "object", "properties": {}}},
+        }
+        call = {"id": "0", "type": "function", "function": {"name": name, "arguments": {"text": given}}}
+        turns = [
+            user,
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": result, "tool_call_id": "0", "name": name},
+        ]
+
+        def written(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+            try:
+                return render(messages, tools)
+            except TemplateRefusalError:
+                return ""
+
+        text = written(turns, [])
+        found = name in text and result in text and (given in text or json.dumps(given)[1:-1] in text)
+        return cls(name in written([user], [tool]), found)
 
 
 class _Renderer:
