@@ -224,7 +224,7 @@ class ToolForm:
                 return ""
 
         text = written(turns, [])
-        found = name in text and result in text and (given in text or json.dumps(given)[1:-1] in text)
+        found = name in text and result in text and (given in text or given.encode("unicode_escape").decode() in text)
         return cls(name in written([user], [tool]), found)
 
 
