@@ -153,6 +153,17 @@ class Batch:
         places = iter(range(len(rows)))
         self.groups = {group: [next(places) for _ in own] for group, own in self.groups.items()}
 
+    def reserve(self, others: Sequence[Batch]) -> None:
+        """Make room for all that will join, at once: it copies the state."""
+        self._loosen()
+        for other in others:
+            other._loosen()
+        coming = [other for other in others if self._shares_rows and self._state.joins(other._state)]
+        missing = sum(other.live for other in coming) - self._used.count(0)
+        if self.groups and missing > 0:
+            rows = len(self._used) + missing
+            self.widen(rows if self._record is None else bucket(rows))
+
     def join(self, other: Batch) -> bool:
         """Take over the rows of another batch; False if the states do not go together. Both have followed."""
         self._loosen()

@@ -113,6 +113,9 @@ class Engine:
     def _joined(self, changed: list[Group]) -> list[Batch]:
         """The batches that go on, those in one whose states can be; groups that are lost are added to ``changed``."""
         kept: list[Batch] = []
+        if self._rows is None and len(self._batches) > 1:
+            first, *others = self._batches
+            changed += first.guarded(partial(first.reserve, others))
         for batch in self._batches:
             if not batch.groups or self._taken_over(batch, kept, changed):
                 continue

@@ -279,6 +279,29 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(model: OpenedModel, monkeyp
         assert as_a_whole or not long.started
 
 
+def test_replies_that_join_together_copy_the_state_once(model: OpenedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, widened, plain = Engine(model), list[tuple[int, int]](), Batch.widen
+
+    def widen(batch: Batch, rows: int) -> None:
+        if rows > len(batch._used):
+            widened.append((len(batch._used), rows))
+        plain(batch, rows)
+
+    monkeypatch.setattr(Batch, "widen", widen)
+    settings = SAMPLED.change(min_new_tokens=14)
+    engine.add([context(model, TEXTS[0])], settings.change(seed=9))
+    with evaluating(model.network):
+        engine.step()
+        groups = [engine.add([context(model, TEXTS[1])], settings.change(seed=seed)) for seed in range(6)]
+        engine.step()
+        engine.step()
+    assert widened == [(1, 7)] and len(engine._batches) == 1
+    run(engine)
+    for seed, group in enumerate(groups):
+        [expected] = generate(model, [context(model, TEXTS[1])], settings.change(seed=seed))
+        assert group.results()[0].ids == expected.ids
+
+
 def test_there_are_never_more_rows_than_asked_for(model: OpenedModel) -> None:
     engine, most = Engine(model, most_rows=4), list[int]()
     for number, text in enumerate(TEXTS):
