@@ -21,7 +21,7 @@ from hanmo.generation.draws import Place
 from hanmo.generation.group import Group, make_group
 from hanmo.generation.reading import Beginnings, Read, read
 from hanmo.generation.settings import Settings
-from hanmo.generation.slots import Record, recorder
+from hanmo.generation.slots import COLUMNS, Record, bucket, recorder
 from hanmo.nn.decode_state import BLOCK
 from hanmo.rows import Context
 
@@ -48,6 +48,8 @@ class Engine:
         cache_bytes: int | None = None,
         record: Record | None = None,
     ):
+        if rows is not None and record is not None:
+            raise ConfigError("rows and record: in slots the bits of a reply depend on their columns; give one of them")
         self._record = recorder(opened.network.device) if record is None and rows is None else record
         self.model, self._rows, self._cache_bytes = opened, rows, cache_bytes
         self.beginnings = None if cache_bytes is None else Beginnings(cache_bytes)
@@ -153,8 +155,10 @@ class Engine:
                 if any(one.contexts[0].ids == group.contexts[0].ids for one in self._reading):
                     break  # its beginning is known in a few steps
                 # every row of a batch has the columns of the longest
-                longest = max(map(_longest, (*going, group))) + BLOCK
-                needed = (rows + group.width) * longest * (self._column_bytes or 0)
+                longest, wide = max(map(_longest, (*going, group))) + BLOCK, rows + group.width
+                if self._record is not None:
+                    longest, wide = -(-longest // COLUMNS) * COLUMNS, bucket(wide)
+                needed = wide * longest * (self._column_bytes or 0)
                 if going and needed > self._cache_bytes:
                     break
                 self.beginnings.shrink(self._cache_bytes - needed)

@@ -89,6 +89,7 @@ class DecodeState:
         for mine, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
             if mine is not None and theirs is not None:
                 overwrite(mine[:, :, : other.length], theirs[:, :, : other.length])
+                mine[:, :, other.length :] = 0  # as in ``put``
 
     def loose(self, length: int) -> DecodeState:
         """The first columns of a state with ``fixed`` ones as a state that grows; both see the same memory."""
@@ -134,6 +135,7 @@ class DecodeState:
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             for buffer, new in zip(mine, theirs, strict=True):
                 if buffer is not None and new is not None:
+                    buffer[index, :, : columns.start] = 0  # a NaN there would reach the row in spite of the mask
                     buffer[index, :, columns] = new[:, :, : other.length]
 
     def _prepend(self, columns: int) -> None:

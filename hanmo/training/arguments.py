@@ -37,13 +37,16 @@ def check_ranges(trainer: Mapping[str, Any]) -> None:
             raise ConfigError(f"trainer.{name}={value}: must be {expected}")
 
 
-def default_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
-    """The settings of transformers' Trainer, with our defaults for those that are not given."""
+def default_settings(given: dict[str, Any], has_valid: bool, lower: bool = True) -> dict[str, Any]:
+    """The settings of transformers' Trainer, with our defaults for those that are not given.
+
+    ``lower``: compute in bf16 where the GPU knows it.
+    """
     evaluates = given.get("eval_strategy", "epoch" if has_valid else "no")
     if evaluates != "no" and not has_valid:
         raise ConfigError("trainer.eval_strategy: there is no validation file; give valid=FILE")
     merged = {**TRAINER["defaults"], "eval_strategy": evaluates, **read_deepspeed(given)}
-    if not merged.get("fp16") and not merged.get("use_cpu") and _knows_bf16():
+    if lower and not merged.get("fp16") and not merged.get("use_cpu") and _knows_bf16():
         merged.setdefault("bf16", True)
     merged.setdefault("save_strategy", evaluates if evaluates != "no" else "epoch")
     if "eval_steps" in merged and merged["save_strategy"] == "steps":

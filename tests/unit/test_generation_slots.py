@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from hanmo.errors import UnsupportedError
+from hanmo.errors import ConfigError, NotANumberError, UnsupportedError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
 from hanmo.generation.engine import Engine
@@ -89,3 +89,55 @@ def test_a_position_that_the_model_has_not_is_refused_before_it_is_fed(tmp_path:
     with evaluating(model.network), pytest.raises(UnsupportedError, match="positions"):
         while not engine.idle:
             engine.step()
+
+
+@pytest.mark.parametrize("record", [None, again], ids=["growing", "in slots"])
+def test_numbers_that_are_not_finite_do_not_outlive_their_reply(model: OpenedModel, record: Any) -> None:
+    """What a row held before is masked, but 0 x NaN is NaN."""
+    how = SAMPLED.change(max_new_tokens=40, min_new_tokens=40)
+    engine = Engine(model, record=record)
+    contexts = [model.family.context(Dialogue((text,)), 64) for text in (TEXTS[1], TEXTS[3], TEXTS[0])]
+    going, broken = (engine.add([context], how.change(seed=seed)) for seed, context in enumerate(contexts[:2]))
+    with evaluating(model.network):
+        for _ in range(4):
+            engine.step()
+        [batch] = engine._batches
+        batch._loosen()
+        for keys in _kept(batch._state):
+            keys[batch.groups[broken]] = torch.nan
+        while not broken.done:
+            engine.step()
+        assert isinstance(broken.error, NotANumberError)
+        later = engine.add([contexts[2]], how.change(seed=2))
+        while not engine.idle:
+            engine.step()
+    for group, context, seed in ((going, contexts[0], 0), (later, contexts[2], 2)):
+        assert group.error is None
+        assert group.results()[0].ids == generate(model, [context], how.change(seed=seed))[0].ids
+
+
+def _kept(state: Any) -> list[torch.Tensor]:
+    if hasattr(state, "cache"):
+        return [layer.keys for layer in state.cache.layers] + [layer.values for layer in state.cache.layers]
+    return [*state.keys, *state.values]
+
+
+def test_the_position_keys_of_a_recorded_step_stay(tmp_path: Path) -> None:
+    model = tiny("transformer_xl", tmp_path)
+    context = model.family.context(Dialogue((TEXTS[1],)), 64)
+    prompt = model.family.prompt(context.ids)
+    ids_11, positions_111 = torch.tensor([[5]]), torch.tensor([[[len(context.ids)]]])
+    with evaluating(model.network), torch.no_grad():
+        _, state = model.network.prefill(**{name: value[None] for name, value in prompt.inputs.items()})
+        kept = state.take(torch.tensor([0]))
+        slot = state.fixed(64)
+        model.network.step(ids_11, positions_111, slot)
+        before = slot.position_keys[0]
+        for step in range(100):
+            model.network.step(ids_11, positions_111 + step, kept)
+    assert slot.position_keys[0] is before and kept.position_keys[0] is not before
+
+
+def test_rows_of_equal_bits_are_not_put_into_slots(model: OpenedModel) -> None:
+    with pytest.raises(ConfigError, match="rows and record"):
+        Engine(model, rows=2, record=again)

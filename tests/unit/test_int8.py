@@ -71,6 +71,7 @@ def test_zeros_give_the_bias_and_what_is_not_finite_stays_so() -> None:
     found = Int8Linear(linear, Splitter())(x_ND)
     assert torch.equal(found[0], linear.bias)
     assert found[1].isnan().all() and found[2].isfinite().all()
+    assert Int8Linear(linear, Splitter())(x_ND[:0]).shape == (0, 2)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from hanmo.training.opening import family_name, find_size, new_model, open_for_t
 from hanmo.training.run_folder import begin
 from hanmo.training.schedules import rate_factor
 from hanmo.training.stages import load_stage
+from hanmo.training.stages.dpo import DpoConfig
 from hanmo.training.stages.pretrain import PretrainConfig
 from hanmo.training.stages.sft import SftConfig, sft
 from tests import processes
@@ -97,6 +98,8 @@ def test_a_gpu_that_knows_bf16_trains_in_it(
     assert "bf16" not in default_settings({}, False)  # a GPU that only emulates it
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     assert default_settings(given, False).get("bf16") is expected
+    # DPO's reference is computed in fp32.
+    assert DpoConfig(model="m", data="d", trainer=given).trainer_settings(False).get("bf16") is given.get("bf16")
 
 
 def test_trainer_settings_follow_the_validation_file() -> None:

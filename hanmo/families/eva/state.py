@@ -93,6 +93,7 @@ class EvaState(DecodeState):
         new = other.cross_bias_S11T.shape[-1]
         for mine, theirs in zip(self.cross, other.cross, strict=True):
             for kept, taken in zip(mine, theirs, strict=True):
+                kept[rows, :, : kept.shape[2] - new] = 0  # as in ``DecodeState.put``
                 kept[rows, :, -new:] = taken
         self.cross_bias_S11T[rows] = -math.inf
         self.cross_bias_S11T[rows, ..., -new:] = other.cross_bias_S11T

@@ -152,6 +152,7 @@ class CachedState:
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
             overwrite(mine.keys[:, :, : other.length], theirs.keys)
             overwrite(mine.values[:, :, : other.length], theirs.values)
+            mine.keys[:, :, other.length :], mine.values[:, :, other.length :] = 0, 0
 
     def loose(self, length: int) -> CachedState:
         """As ``DecodeState.loose``."""
@@ -188,6 +189,7 @@ class CachedState:
             if missing:
                 kept = (torch.nn.functional.pad(tensor, (0, 0, missing, 0)) for tensor in (mine.keys, mine.values))
                 mine.set(*kept)
+            mine.keys[index, :, :first], mine.values[index, :, :first] = 0, 0  # as in ``DecodeState.put``
             mine.keys[index, :, first:], mine.values[index, :, first:] = theirs.keys, theirs.values
 
 

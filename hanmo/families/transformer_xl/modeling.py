@@ -82,6 +82,14 @@ class MemoryState(DecodeState):
             self.keep_last(self.span)
         super().grow(valid_Rq)
 
+    def fixed(self, columns: int) -> "MemoryState":
+        other = super().fixed(columns)
+        assert isinstance(other, MemoryState)
+        other.position_keys = list(
+            self.position_keys
+        )  # a recorded step reads these, whatever other states put in their place
+        return other
+
     def columns(self, queries: int) -> int:
         """The number of columns that ``queries`` new tokens (already grown) can see, their own included."""
         return self.length if self.at is not None else min(self.length, self.span + queries)

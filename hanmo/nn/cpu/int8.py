@@ -77,7 +77,7 @@ class Int8Linear(nn.Module):
         rows = len(step_N1)
         steps_NO = torch.add(products_2NO[:rows], products_2NO[rows:], alpha=1 / FINER)
         output_NO = steps_NO.mul_(step_N1) if self.bias_O is None else torch.addcmul(self.bias_O, steps_NO, step_N1)
-        return output_NO.view(*input.shape[:-1], -1)
+        return output_NO.view(*input.shape[:-1], self.out_features)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         weight_OI, _ = torch.ops.quantized.linear_unpack(self.packed)

@@ -18,6 +18,7 @@ from hanmo.losses import preference_loss
 from hanmo.report.page import Page
 from hanmo.rows import IGNORE, chunked
 from hanmo.training import pairs
+from hanmo.training.arguments import default_settings
 from hanmo.training.config import AlignmentConfig
 from hanmo.training.data_files import DataFiles
 from hanmo.training.lifecycle import Ready, Run, Stage
@@ -44,6 +45,10 @@ class DpoConfig(AlignmentConfig):
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
     published: bool = False
+
+    def trainer_settings(self, has_valid: bool) -> dict[str, Any]:
+        # The reference is computed in fp32: a policy in bf16 would differ from it before it has learned anything.
+        return default_settings(self.trainer, has_valid, lower=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
