@@ -55,7 +55,9 @@ def _within_positions(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(model, *args, **inputs)
         except (IndexError, RuntimeError, ValueError) as error:
-            in_slots = method.__name__ == "step" and getattr(args[-1], "at", None) is not None  # where positions were checked
+            in_slots = (
+                method.__name__ == "step" and getattr(args[-1], "at", None) is not None
+            )  # where positions were checked
             if in_slots or isinstance(error, HanmoError | torch.OutOfMemoryError):
                 raise
             state = args[-1].columns if method.__name__ == "step" else None
