@@ -31,6 +31,8 @@ def json_record(value: Any, where: str, waiting: bool = False) -> Record:
         return _dialogue(value, "", where, waiting)
     if not isinstance(value, dict):
         raise ValueError(f"found {type(value).__name__}, expected {FORMS}")
+    if value.get("tools"):
+        raise ValueError("'tools': a record cannot describe tools, so that they would be lost; leave them out")
     if "chosen" in value and "rejected" in value:
         return _preference(value, where)
     for key in TURNS:
@@ -87,6 +89,10 @@ def _turn(turn: Any, number: int) -> tuple[str, str]:
         return "", turn
     if not isinstance(turn, dict):
         raise ValueError(f"turn {number} is {type(turn).__name__}; expected text or an object")
+    if turn.get("tool_calls") or turn.get("role") == "tool":
+        raise ValueError(
+            f"turn {number} calls a tool or holds its result; records have texts of a user and an assistant only"
+        )
     text = next((turn[key] for key in ("content", "value", "message", "text") if key in turn), None)
     if not isinstance(text, str):
         raise ValueError(f"turn {number} has no text under 'content' or 'value'")

@@ -130,7 +130,7 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             expected = 'must be {"id": …, "type": "function", "function": {"name", "arguments"}}'
             raise ApiError(f"{where}[{number}] {expected}", "messages")
-        given = function.get("arguments") or {}
+        given = {} if function.get("arguments") in (None, "") else function["arguments"]
         place = f"{where}[{number}].function.arguments"
         try:
             read = json_object(given.encode(), place) if isinstance(given, str) else given

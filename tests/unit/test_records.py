@@ -18,6 +18,7 @@ from hanmo.records import (
     ScoredAnswers,
     Text,
     iter_records,
+    json_record,
     reading,
     write_records,
 )
@@ -344,3 +345,20 @@ def test_public_data_files(pattern: str, kind: type) -> None:
             continue
         first = [record for record, _ in zip(iter_records(file), range(50), strict=False)]
         assert first and {type(record) for record in first} == {kind}, file
+
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"messages": [{"role": "user", "content": "问"}, CALL]}, "turn 2 calls a tool"),
+        ({"messages": [{"role": "user", "content": "问"}, {"role": "tool", "content": "好"}]}, "turn 2 calls a tool"),
+        ({"tools": [{"type": "function"}], "messages": [{"role": "user", "content": "问"}]}, "'tools'"),
+    ],
+    ids=["a call", "a result", "tools"],
+)
+def test_tools_are_refused_by_name_not_lost(value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        json_record(value, "a:1", waiting=True)

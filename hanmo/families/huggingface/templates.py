@@ -210,11 +210,11 @@ class ToolForm:
             "type": "function",
             "function": {"name": name, "description": "", "parameters": {"type": "object", "properties": {}}},
         }
-        call = {"id": "0", "type": "function", "function": {"name": name, "arguments": {"text": given}}}
+        call = {"id": "abcdefghi", "type": "function", "function": {"name": name, "arguments": {"text": given}}}
         turns = [
             user,
             {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "content": result, "tool_call_id": "0", "name": name},
+            {"role": "tool", "content": result, "tool_call_id": "abcdefghi", "name": name},
         ]
 
         def written(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
