@@ -21,7 +21,7 @@ from hanmo.generation.draws import Place
 from hanmo.generation.group import Group, make_group
 from hanmo.generation.reading import Beginnings, Read, read
 from hanmo.generation.settings import Settings
-from hanmo.generation.slots import COLUMNS, Record, bucket, recorder
+from hanmo.generation.slots import Record, bucket, columns_of, recorder
 from hanmo.nn.decode_state import BLOCK
 from hanmo.rows import Context
 
@@ -155,10 +155,7 @@ class Engine:
                 if any(one.contexts[0].ids == group.contexts[0].ids for one in self._reading):
                     break  # its beginning is known in a few steps
                 # every row of a batch has the columns of the longest
-                longest, wide = max(map(_longest, (*going, group))) + BLOCK, rows + group.width
-                if self._record is not None:
-                    longest, wide = -(-longest // COLUMNS) * COLUMNS, bucket(wide)
-                needed = wide * longest * (self._column_bytes or 0)
+                needed = self._bytes_of(rows + group.width, max(map(_longest, (*going, group))) + BLOCK)
                 if going and needed > self._cache_bytes:
                     break
                 self.beginnings.shrink(self._cache_bytes - needed)
@@ -169,9 +166,15 @@ class Engine:
             rows += group.width
         return failed
 
+    def _bytes_of(self, rows: int, columns: int) -> int:
+        """Memory of the keys and values of so many rows, in slots those that these are rounded up to."""
+        if self._record is not None:
+            rows, columns = bucket(rows), columns_of(columns)
+        return rows * columns * (self._column_bytes or 0)
+
     def _too_large(self, group: Group) -> UnsupportedError | None:
         """Why there is never room for a group, if there is none."""
-        needed = group.width * _longest(group) * (self._column_bytes or 0)
+        needed = self._bytes_of(group.width, _longest(group))
         if self._cache_bytes is None or needed <= self._cache_bytes:
             return None
         return UnsupportedError(

@@ -97,6 +97,7 @@ class Group(ABC):
     def propose(self, logits_RV: Tensor, scored: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Draw the next token of every row from its logits, fp32: a row of figures for ``accept``, fp32 on the device.
 
+        Ids are among the figures: fp32 holds whole numbers below 2^24.
         ``scored``: the result of ``score_together``.
         """
 

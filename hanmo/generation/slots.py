@@ -53,13 +53,18 @@ def bucket(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
+def columns_of(tokens: int) -> int:
+    """The fixed columns for so many tokens."""
+    return -(-tokens // COLUMNS) * COLUMNS
+
+
 class Slots:
     """Rows of one state in fixed columns. ``record``: makes of a step one that can be repeated."""
 
     def __init__(self, network: Any, state: Any, rows: int, dimensions: int, record: Record):
         self._network, self._record = network, record
         self.length = state.length  # columns in use
-        self._columns = -(-(state.length + 1) // COLUMNS) * COLUMNS
+        self._columns = columns_of(state.length + 1)
         self._state = state.fixed(self._columns)
         self._ids_R1 = torch.zeros(rows, 1, dtype=torch.int64, device=state.device)
         self._positions_RP1 = torch.zeros(rows, dimensions, 1, dtype=torch.int64, device=state.device)

@@ -127,7 +127,11 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     calls = []
     for number, call in enumerate(value):
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if (
+            not isinstance(function, dict)
+            or not isinstance(function.get("name"), str)
+            or not isinstance(call.get("id"), str | None)
+        ):
             expected = 'must be {"id": …, "type": "function", "function": {"name", "arguments"}}'
             raise ApiError(f"{where}[{number}] {expected}", "messages")
         given = {} if function.get("arguments") in (None, "") else function["arguments"]

@@ -141,3 +141,12 @@ def test_the_position_keys_of_a_recorded_step_stay(tmp_path: Path) -> None:
 def test_rows_of_equal_bits_are_not_put_into_slots(model: OpenedModel) -> None:
     with pytest.raises(ConfigError, match="rows and record"):
         Engine(model, rows=2, record=again)
+
+
+def test_the_budget_counts_what_slots_take(tmp_path: Path) -> None:
+    """Three rows of 30 tokens are four rows of 256 columns."""
+    engine = Engine(tiny("pangu", tmp_path), record=again)
+    engine._column_bytes = 10
+    assert engine._bytes_of(3, 30) == 4 * 256 * 10
+    engine._record = None
+    assert engine._bytes_of(3, 30) == 3 * 30 * 10

@@ -492,6 +492,11 @@ def calling(arguments: Any) -> dict[str, Any]:
         ({"messages": [ASKED], "tools": [{**WEATHER, "more": _DEEP}]}, "nested too deeply"),
         ({"messages": [ASKED, calling("{")]}, "messages[1].tool_calls[0].function.arguments is not valid JSON"),
         ({"messages": [ASKED, calling("[1]")]}, "must be a JSON object"),
+        ({"messages": [ASKED, calling([])]}, "must be a JSON object"),
+        (
+            {"messages": [ASKED, {**CALLING, "tool_calls": [{**CALLING["tool_calls"][0], "id": _DEEP}]}]},
+            "tool_calls[0] must be",
+        ),
         ({"messages": [ASKED, calling(json.dumps(_DEEP))]}, "nested too deeply"),
         ({"messages": [{**ASKED, "tool_calls": CALLING["tool_calls"]}]}, "only the assistant calls tools"),
         ({"messages": [ASKED, CALLING]}, "neither the user's nor a tool's"),

@@ -55,9 +55,8 @@ def _within_positions(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(model, *args, **inputs)
         except (IndexError, RuntimeError, ValueError) as error:
-            in_slots = (
-                method.__name__ == "step" and getattr(args[-1], "at", None) is not None
-            )  # where positions were checked
+            # A state with fixed columns has more of them than tokens, and its positions were checked before.
+            in_slots = method.__name__ == "step" and getattr(args[-1], "at", None) is not None
             if in_slots or isinstance(error, HanmoError | torch.OutOfMemoryError):
                 raise
             state = args[-1].columns if method.__name__ == "step" else None
@@ -175,10 +174,9 @@ class TransformersRows:
             state.extend(ids_Rq)
             return state.logits(self.forward, ids_Rq.shape[1])
         if state.at is not None:
-            blocked, positions = state.blocked(self.dtype), {"position_ids": positions_RPq[:, 0]}  # type: ignore[attr-defined]
-            return self.forward(
-                input_ids=ids_Rq, attention_mask=blocked, **positions, past_key_values=state.cache, use_cache=True
-            ).logits
+            masked = state.blocked(self.dtype)  # type: ignore[attr-defined]
+            fixed = {"attention_mask": masked, "position_ids": positions_RPq[:, 0], "past_key_values": state.cache}
+            return self.forward(input_ids=ids_Rq, **fixed, use_cache=True).logits
         state.mask_RC = torch.cat([state.mask_RC, torch.ones_like(ids_Rq)], dim=1)
         inputs: dict[str, Any] = {"encoder_outputs": state.encoder, "attention_mask": state.encoder_mask_RT}
         inputs["decoder_input_ids"] = ids_Rq

@@ -85,9 +85,8 @@ class MemoryState(DecodeState):
     def fixed(self, columns: int) -> "MemoryState":
         other = super().fixed(columns)
         assert isinstance(other, MemoryState)
-        other.position_keys = list(
-            self.position_keys
-        )  # a recorded step reads these, whatever other states put in their place
+        # A recorded step reads these, whatever other states put in their place.
+        other.position_keys = list(self.position_keys)
         return other
 
     def columns(self, queries: int) -> int:
