@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
@@ -78,6 +78,8 @@ def test_openings_of_unequal_length(model):
 
 
 @settings(max_examples=25)
+@example([[0, 0, 1, 1], [2, 3]])  # two rows of the second source, as many as there are sources
+@example([[0, 0], [1]])
 @given(st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=12), min_size=1, max_size=3))
 @torch.no_grad()
 def test_taken_rows_go_on_as_themselves(choices):
