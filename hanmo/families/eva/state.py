@@ -111,7 +111,9 @@ class EvaState(DecodeState):
         assert isinstance(other, EvaState)
         other.positions_RC, other.own_source = self.positions_RC[rows], None
         sources = len(self.cross_bias_S11T)
-        if len(rows) == sources == len(self.positions_RC):  # each row has its own: nothing is to be found out on the host
+        if (
+            len(rows) == sources == len(self.positions_RC)
+        ):  # each row has its own: nothing is to be found out on the host
             other.cross = [(keys[rows], values[rows]) for keys, values in self.cross]
             other.cross_bias_S11T = self.cross_bias_S11T[rows]
             return other
