@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -191,6 +192,15 @@ class Answered:
         assert all(part.startswith("data: ") and "\n" not in part for part in found)
         assert found[-1] == "data: [DONE]"
         return [json.loads(part.removeprefix("data: ")) for part in found[:-1]]
+
+
+def sent(server: Running, path: str, **body: Any) -> socket.socket:
+    """A connection on which a request has been sent, and nothing read."""
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT)
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection.sendall(head.encode() + data)
+    return connection
 
 
 def until(condition: Callable[[], Any]) -> None:

@@ -20,7 +20,7 @@ from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, Text
 from hanmo.rows import IGNORE
 from hanmo.serving import server as serving_server
-from tests.unit.serving import LIMIT, FakeEngine, Running, running, says, until
+from tests.unit.serving import LIMIT, FakeEngine, Running, running, says, sent, until
 from tests.unit.tiny import NAMES, tiny, tiny_eva
 
 GREEDY = Settings(max_new_tokens=8, do_sample=False)
@@ -41,15 +41,6 @@ def slow() -> Iterator[Running]:
     engine = FakeEngine(opened, lambda context, settings, place: (ids, True), most_rows=2)
     with running({"model": opened}, {"model": engine}, settings=GREEDY.change(max_new_tokens=400), queue=4) as server:
         yield server
-
-
-def sent(server: Running, path: str, **body: Any) -> socket.socket:
-    """A connection on which a request has been sent, and nothing read."""
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT)
-    data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
-    connection.sendall(head.encode() + data)
-    return connection
 
 
 HELLO = [{"role": "user", "content": "你好"}]
