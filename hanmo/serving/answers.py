@@ -25,7 +25,8 @@ from hanmo.serving.replies import Piece, Transcript
 from hanmo.serving.served import Served
 from hanmo.serving.worker import Worker
 
-SLOWEST = 30  # seconds that a client may take to read a chunk
+# Seconds in which a client must read on. One that does not takes memory, never a row: its reply is decoded to the end.
+SLOWEST = 300
 EVENTS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",

@@ -37,17 +37,12 @@ def check_ranges(trainer: Mapping[str, Any]) -> None:
             raise ConfigError(f"trainer.{name}={value}: must be {expected}")
 
 
-def default_settings(given: dict[str, Any], has_valid: bool, lower: bool = True) -> dict[str, Any]:
-    """The settings of transformers' Trainer, with our defaults for those that are not given.
-
-    ``lower``: compute in bf16 where the GPU knows it.
-    """
+def default_settings(given: dict[str, Any], has_valid: bool) -> dict[str, Any]:
+    """The settings of transformers' Trainer, with our defaults for those that are not given."""
     evaluates = given.get("eval_strategy", "epoch" if has_valid else "no")
     if evaluates != "no" and not has_valid:
         raise ConfigError("trainer.eval_strategy: there is no validation file; give valid=FILE")
-    merged = {**TRAINER["defaults"], "eval_strategy": evaluates, **read_deepspeed(given)}
-    if lower and not merged.get("fp16") and not merged.get("use_cpu") and _knows_bf16():
-        merged.setdefault("bf16", True)
+    merged = with_precision({**TRAINER["defaults"], "eval_strategy": evaluates, **read_deepspeed(given)})
     merged.setdefault("save_strategy", evaluates if evaluates != "no" else "epoch")
     if "eval_steps" in merged and merged["save_strategy"] == "steps":
         merged.setdefault("save_steps", merged["eval_steps"])
@@ -57,9 +52,15 @@ def default_settings(given: dict[str, Any], has_valid: bool, lower: bool = True)
     return merged
 
 
-def _knows_bf16() -> bool:
-    """Whether a run computes on a GPU that multiplies in bf16 at once, which is several times as fast as fp32."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+def with_precision(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings with bf16 where none names a precision and the GPU multiplies in it, several times as fast as in fp32.
+
+    The weights and the optimizer's state stay in fp32.
+    """
+    chosen = "bf16" in given or given.get("fp16") or given.get("use_cpu")
+    if chosen or not torch.cuda.is_available() or not torch.cuda.is_bf16_supported(including_emulation=False):
+        return given
+    return {**given, "bf16": True}
 
 
 def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:

@@ -235,7 +235,7 @@ def _measure(trainer: RowTrainer, network: nn.Module, batch: dict[str, Any]) -> 
     network.train()
     items = trainer._get_num_items_in_batch([batch], trainer.args.device)
     start = time.perf_counter()
-    with saved_tensors_hooks(pack, lambda tensor: tensor), trainer.compute_loss_context_manager():
+    with saved_tensors_hooks(pack, lambda tensor: tensor), trainer.accelerator.autocast():
         loss: Any = trainer.compute_loss(network, dict(batch), num_items_in_batch=items)
     loss.backward()
     seconds = time.perf_counter() - start + 0.0 * loss.item()  # item() waits for the device

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from hanmo.data.rows.documents import StreamSampler
 from hanmo.nn.cpu.malloc import keep_heap
-from hanmo.training.trainer import RowTrainer, restoring
+from hanmo.training.restoring import restoring
+from hanmo.training.trainer import RowTrainer
 
 Memory = tuple[Tensor, ...]
 

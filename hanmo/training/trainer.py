@@ -7,66 +7,30 @@ resumes to the same weights; checkpoints appear whole or not at all; a loss that
 
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from pydantic import FiniteFloat, NonNegativeInt, PositiveFloat, TypeAdapter
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from hanmo.checkpoints.open import quiet
-from hanmo.checkpoints.originals.unpickle import read_pickle
 from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, Collator, EpochSampler, Rows
 from hanmo.data.rows.mixture import mixture_of
-from hanmo.errors import CheckpointError, DivergedError, HanmoError, quoted, reraise_out_of_memory
+from hanmo.errors import CheckpointError, DivergedError, quoted
 from hanmo.files import system_errors
 from hanmo.training.divergence import STEPS, LossWatch
+from hanmo.training.restoring import check_state, restoring
 from hanmo.training.schedules import RateFactor
 from hanmo.training.sharded import ShardedTrainer
 
 DRAFTS = ".saving"  # the folder of a checkpoint that is being written
-# pickles that the Trainer reads besides weights
-STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "memory_*.pt")
-
-
-@dataclass(frozen=True)
-class _State:
-    """What transformers' Trainer reads of trainer_state.json, besides settings that the new run has anyway."""
-
-    epoch: FiniteFloat | None = 0.0
-    global_step: NonNegativeInt = 0
-    logging_steps: PositiveFloat = 500
-    eval_steps: PositiveFloat = 500
-    save_steps: PositiveFloat = 500
-    num_input_tokens_seen: NonNegativeInt = 0
-    total_flos: FiniteFloat = 0.0
-    log_history: list[dict[str, Any]] | None = None
-    best_metric: float | None = None
-    best_global_step: int | None = None
-    best_model_checkpoint: str | None = None
-    stateful_callbacks: dict[str, Any] | None = None
-
-
-@contextmanager
-def restoring(path: str | Path) -> Iterator[None]:
-    """Raise CheckpointError for what goes wrong while a file or folder of a checkpoint is restored."""
-    try:
-        yield
-    except HanmoError:
-        raise
-    except (Exception, CheckpointException) as error:  # a damaged file can make its reader fail in any way
-        reraise_out_of_memory(error)
-        advice = "remove the checkpoint to go on from the one before, if there is one"
-        raise CheckpointError(f"{path}: cannot be resumed from: {quoted(error):.500}; {advice}") from error
 
 
 class RowTrainer(ShardedTrainer):
@@ -111,11 +75,7 @@ class RowTrainer(ShardedTrainer):
         """Train; CheckpointError if a state file of the checkpoint (True: the last one) is damaged or needs code."""
         checkpoint = get_last_checkpoint(str(self.folder)) if resume_from_checkpoint is True else resume_from_checkpoint
         if checkpoint:
-            for file in (file for name in STATES for file in sorted(Path(checkpoint).glob(name))):
-                read_pickle(file)
-            with restoring(state := Path(checkpoint) / "trainer_state.json"):
-                TypeAdapter(_State).validate_json(state.read_bytes(), strict=True)
-                TrainerState.load_from_json(str(state))
+            check_state(Path(checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @property
@@ -225,6 +185,21 @@ class RowTrainer(ShardedTrainer):
             assert isinstance(self.train_dataset, Rows)
             message += f"; records of {of}: {', '.join(map(self.train_dataset.where, places))}"
         return message
+
+    def output_as_trained(self, network: Any, **inputs: Any) -> Any:
+        """What a network computes in a training step, bit for bit; there is nothing to follow back.
+
+        Without gradients torch may take other kernels, as it does for EVA's attention; and only a network that the Trainer
+        has wrapped computes in its precision by itself.
+        """
+        training = network.training
+        network.train()
+        try:
+            keeping_nothing = saved_tensors_hooks(lambda kept: None, lambda kept: kept)  # no backward pass follows
+            with torch.enable_grad(), keeping_nothing, self.accelerator.autocast():
+                return network(**inputs)
+        finally:
+            network.train(training)
 
     def measured_batch(self) -> tuple[dict[str, Any], float]:
         """The largest batch, for measuring a step, and the seconds that every step takes besides its passes."""

@@ -116,8 +116,6 @@ def trim_after_the_stop(peer: Any) -> None:
 class Replays:
     """An engine that says again what TRL's policy said, round by round."""
 
-    exact = False
-
     def __init__(self, rounds: list[dict[tuple[int, ...], list[Generation]]]):
         self.rounds = rounds
 

@@ -5,9 +5,10 @@ import json
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hanmo.generation.engine import Engine
 from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, Text
 from hanmo.rows import IGNORE
+from hanmo.serving import answers
 from hanmo.serving import server as serving_server
 from tests.unit.serving import LIMIT, FakeEngine, Running, running, says, sent, until
 from tests.unit.tiny import NAMES, tiny, tiny_eva
@@ -482,31 +484,43 @@ def test_20_usage_counts_the_tokens_of_the_texts() -> None:
         assert chunks[-1]["usage"]["completion_tokens"] == len(ids)
 
 
-def test_a_reader_who_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hanmo.serving import answers
-
-    monkeypatch.setattr(answers, "SLOWEST", 0.3)
+@contextmanager
+def unread(pause: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Running, socket.socket]]:
+    """A server that gives a reader up after a pause, and a long stream of it, of which nothing has been read."""
+    monkeypatch.setattr(answers, "SLOWEST", pause)
     opened = tiny_eva()
-    ids = opened.family.encode("今天天气真不错") * 3000
+    ids = opened.family.encode("今天天气真不错") * 700
     engine = FakeEngine(opened, lambda context, settings, place: (ids, True))
     many = GREEDY.change(max_new_tokens=20_000)
-    with running({"model": opened}, {"model": engine}, settings=many, limit=30_000) as server:
-        connection = socket.socket()
-        with closing(connection):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.connect(("127.0.0.1", server.port))
-            data = json.dumps({"messages": HELLO, "stream": True, "logprobs": True, "top_logprobs": 5}).encode()
-            connection.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data)
-                + data
-            )
-            until(
-                lambda: (
-                    server.server.worker.running.total() == 0
-                    and engine.cancelled + engine.idle >= 1
-                    and server.server._api.worker._jobs == set()
-                )
-            )
+    with (
+        running({"model": opened}, {"model": engine}, settings=many, limit=30_000) as server,
+        closing(socket.socket()) as connection,
+    ):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        data = json.dumps({"messages": HELLO, "stream": True, "logprobs": True, "top_logprobs": 5}).encode()
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        )
+        connection.sendall(head % len(data) + data)
+        yield server, connection
+
+
+def test_a_reader_who_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with unread(0.3, monkeypatch) as (server, _):
+        until(lambda: server.server._api.worker._jobs)
+        until(lambda: not server.server._api.worker._jobs and not server.server.worker.running.total())
+
+
+@pytest.mark.slow
+def test_a_slow_reader_gets_all_of_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes several times as long as a reader may pause, without ever pausing so long."""
+    found, began = b"", time.monotonic()
+    with unread(1, monkeypatch) as (_, connection):
+        while piece := connection.recv(4096):
+            found += piece
+            time.sleep(0.015)
+    assert time.monotonic() - began > 4 and b"data: [DONE]" in found[-200:]
 
 
 def test_a_hundred_connections_that_say_nothing_hold_nobody_up(pangu: Running) -> None:

@@ -101,8 +101,6 @@ def test_barred_ids_have_neither_probability_nor_gradient() -> None:
 class Forgetful:
     """An engine that does not keep to what is banned."""
 
-    exact = False
-
     def __call__(self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]) -> list[Generation]:
         return [Generation((settings.suppressed_ids[0],), (), 0.0, True) for _ in contexts]
 
@@ -198,14 +196,6 @@ def test_a_reward_does_not_hang_on_the_batch(name: str, tmp_path: Path) -> None:
     assert len(set(together)) == 3
 
 
-def test_replies_are_scored_anew_unless_they_were_decoded_in_fp32(tmp_path: Path) -> None:
-    import copy
-
-    opened = tiny("pangu", tmp_path)
-    half = replace(opened, network=copy.deepcopy(opened.network).bfloat16())
-    assert OwnEngine(opened, 2).exact and not OwnEngine(half, 2).exact
-
-
 def test_a_reply_has_64_tokens_unless_told_otherwise(tmp_path: Path) -> None:
     opened = tiny("pangu", tmp_path)
     asked = [question(PromptResponse("你好吗", ""), opened, 32)]
@@ -268,8 +258,6 @@ class Server(BaseHTTPRequestHandler):
 
 class HttpEngine:
     """An engine that knows ids alone: log-probabilities are computed here."""
-
-    exact = False
 
     def __init__(self, address: str):
         self.address, self.calls = address, 0

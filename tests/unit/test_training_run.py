@@ -29,6 +29,7 @@ from hanmo.training.run_folder import begin
 from hanmo.training.schedules import rate_factor
 from hanmo.training.stages import load_stage
 from hanmo.training.stages.dpo import DpoConfig
+from hanmo.training.stages.grpo import GrpoConfig
 from hanmo.training.stages.pretrain import PretrainConfig
 from hanmo.training.stages.sft import SftConfig, sft
 from tests import processes
@@ -98,8 +99,9 @@ def test_a_gpu_that_knows_bf16_trains_in_it(
     assert "bf16" not in default_settings({}, False)  # a GPU that only emulates it
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     assert default_settings(given, False).get("bf16") is expected
-    # DPO's reference is computed in fp32.
-    assert DpoConfig(model="m", data="d", trainer=given).trainer_settings(False).get("bf16") is given.get("bf16")
+    policy = GrpoConfig(model="m", data="d", rewards=("a:b",), trainer=given)
+    for config in (DpoConfig(model="m", data="d", trainer=given), policy):
+        assert config.trainer_settings(False).get("bf16") is expected
 
 
 def test_trainer_settings_follow_the_validation_file() -> None:

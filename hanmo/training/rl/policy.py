@@ -26,11 +26,11 @@ from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
 from hanmo.generation.draws import Place
 from hanmo.losses import RunningMoments, kl_estimates
-from hanmo.nn.row_model import evaluating
 from hanmo.rows import IGNORE, Row, chunked, collate
+from hanmo.training.restoring import restoring
 from hanmo.training.rl import rollout
 from hanmo.training.trainable import switch_dropout_off
-from hanmo.training.trainer import RowTrainer, restoring
+from hanmo.training.trainer import RowTrainer
 
 STATE = "rounds.json"  # in a checkpoint
 CRITIC = "critic.safetensors"
@@ -95,8 +95,6 @@ class PolicyTrainer(RowTrainer):
         """The weight of each token in a reply of this many tokens."""
         return 1.0
 
-    needs_values = False
-
     # Rounds
 
     def get_train_dataloader(self) -> Any:
@@ -127,7 +125,8 @@ class PolicyTrainer(RowTrainer):
         places = [Place(number, choice) for number in range(rank, wanted, world) for choice in range(self.group)]
         questions = [self.questions[order[place.record]] for place in places]
         drawn = replace(self.settings, seed=seed * 1_000_003 + self.round)
-        replies = self.engine([one.context for one in questions], drawn, places)
+        with self.accelerator.autocast():
+            replies = self.engine([one.context for one in questions], drawn, places)
         if banned := {id_ for reply in replies for id_ in reply.ids} & set(drawn.suppressed_ids):
             raise ConfigError(f"the engine generated the ids {sorted(banned)}, which its settings ban (suppressed_ids)")
         decode = self.opened.family.decode
@@ -136,41 +135,34 @@ class PolicyTrainer(RowTrainer):
 
     @torch.no_grad()
     def _experience(self, samples: Sequence[rollout.Sample], scores: Tensor) -> list[Experience]:
-        """The replies with the log-probabilities and values of their tokens by policy, reference and critic."""
+        """The replies with the log-probabilities and values of their tokens by policy, reference and critic.
+
+        They are computed in the batches of the first pass: before the first update of a round the policy's ratio is 1, and
+        before the first of a run its KL is 0, bit for bit.
+        """
         family, model = self.opened.family, self.model
         assert isinstance(model, nn.Module)
         rows = [family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
-        mixed = self.args.bf16 or self.args.fp16  # decoding rounds differently then
-        known = self.engine.exact and not mixed and not (self.needs_values and self.critic is None)
-        old = [torch.tensor(sample.generation.logprobs) for sample in samples]
-        values = nothing = [torch.zeros_like(x) for x in old]
-        if not known:
-            old, values = self._scores(model, rows)
-        elif self.critic is not None:
-            _, values = self._scores(self.critic, rows, tokens=False)
-        reference = old
+        old, values = self._scores(model, rows)
+        reference, nothing = old, [torch.zeros_like(x) for x in old]
         if self.beta > 0:
             with self.reference.active() as network:
                 reference, _ = self._scores(network, rows)
         columns = (samples, rows, scores.tolist(), old, reference, nothing, values, nothing)
         return [Experience(*one) for one in zip(*columns, strict=True)]
 
-    def _scores(self, network: nn.Module, rows: list[Row], tokens: bool = True) -> tuple[list[Tensor], list[Tensor]]:
-        """Log-probabilities (0 without ``tokens``) and values of each row's scored tokens, (N,) each, on the CPU."""
+    def _scores(self, network: nn.Module, rows: list[Row]) -> tuple[list[Tensor], list[Tensor]]:
+        """Log-probabilities and values (0 without a critic) of each row's scored tokens, (N,) each, on the CPU."""
         logprobs, values = ([torch.zeros(int((row.labels != IGNORE).sum())) for row in rows] for _ in range(2))
-        order = sorted(range(len(rows)), key=lambda place: rows[place].size)
-        with evaluating(network):
-            for places in chunked(order, self.args.per_device_eval_batch_size):
-                batch = collate([rows[place] for place in places], self.opened.family.padding)
-                inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
-                if not tokens:
-                    inputs["labels"] = torch.full_like(inputs["labels"], IGNORE)
-                output = network(**inputs, suppressed_ids=self.suppressed_ids)
-                for found, by_place in ((output.logprob, logprobs), (output.value, values)):
-                    if found is not None:
-                        by_row = rollout.scored(found.float().cpu(), batch["labels"])
-                        for place, one in zip(places, by_row, strict=True):
-                            by_place[place] = one
+        for places in passes(self.args, self.round, 0, [row.size for row in rows]):
+            batch = collate([rows[place] for place in places], self.opened.family.padding)
+            inputs = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+            output = self.output_as_trained(network, **inputs, suppressed_ids=self.suppressed_ids)
+            for found, by_place in ((output.logprob, logprobs), (output.value, values)):
+                if found is not None:
+                    by_row = rollout.scored(found.detach().float().cpu(), batch["labels"])
+                    for place, one in zip(places, by_row, strict=True):
+                        by_place[place] = one
         return logprobs, values
 
     def minibatch(self, batch: Sequence[Experience]) -> dict[str, Any]:
@@ -295,6 +287,17 @@ class PolicyTrainer(RowTrainer):
 # Rounds as transformers' Trainer sees them
 
 
+def passes(args: TrainingArguments, number: int, epoch: int, sizes: Sequence[int]) -> list[Sequence[int]]:
+    """The batches of a pass over the replies of a round, by place; ``sizes``: the tokens of each reply's row."""
+    size = args.per_device_train_batch_size
+    draws = torch.Generator().manual_seed((args.seed * 1_000_003 + number) * 101 + epoch)
+    batches: list[Sequence[int]] = []
+    # The batches of an optimizer step are summed, so each may hold rows of similar length.
+    for step in chunked(torch.randperm(len(sizes), generator=draws).tolist(), size * args.gradient_accumulation_steps):
+        batches += chunked(sorted(step, key=sizes.__getitem__), size)
+    return batches
+
+
 class Rounds:
     """The data loader of the Trainer: minibatches, round after round."""
 
@@ -306,16 +309,13 @@ class Rounds:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         trainer = self.trainer
-        size, accumulated = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
+        args, accumulated = trainer.args, trainer.args.gradient_accumulation_steps
         while True:
             batch = trainer.collect()
-            batches: list[Sequence[int]] = []
-            for epoch in range(trainer.config.epochs):
-                seed = (trainer.args.seed * 1_000_003 + trainer.round) * 101 + epoch
-                order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed)).tolist()
-                # The batches of an optimizer step are summed, so each may hold rows of similar length.
-                for step in chunked(order, size * accumulated):
-                    batches += chunked(sorted(step, key=lambda place: batch[place].row.size), size)
+            sizes = [one.row.size for one in batch]
+            batches = [
+                places for epoch in range(trainer.config.epochs) for places in passes(args, trainer.round, epoch, sizes)
+            ]
             trainer.left = len(batches)
             trainer.round += 1
             for number, places in enumerate(batches):

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from hanmo.checkpoints import open_model
@@ -49,11 +48,9 @@ class Sample(Question):
 class Engine(Protocol):
     """Answers contexts with the policy's current weights: our decode loop, or a client of an inference server.
 
-    An engine that samples by seed and ``places`` (of the replies in their round, over all processes) gives the same
+    Only the ids of its replies are learned from: the trained network computes their log-probabilities. An engine that samples by seed and ``places`` (of the replies in their round, over all processes) gives the same
     replies for any batch size and number of processes.
     """
-
-    exact: bool  # the log-probabilities of replies are those of the trained network and not computed again
 
     def __call__(
         self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]
@@ -65,7 +62,6 @@ class OwnEngine:
 
     def __init__(self, opened: OpenedModel, batch_size: int):
         self.opened, self.batch_size = opened, batch_size
-        self.exact = opened.network.dtype == torch.float32
 
     def __call__(self, contexts: Sequence[Context], settings: Settings, places: Sequence[Place]) -> list[Generation]:
         order = sorted(range(len(contexts)), key=lambda number: len(contexts[number].ids))
@@ -203,7 +199,7 @@ class Reference:
 
     def __init__(self, network: Any, kind: Literal["swap", "copy"]):
         with without_critic(network):
-            self._network = network if kind == "swap" else deepcopy(network).requires_grad_(False).eval()
+            self._network = network if kind == "swap" else deepcopy(network)
             trained = {name: p for name, p in network.named_parameters() if p.requires_grad} if kind == "swap" else {}
         self._kept = {name: p.detach().clone() for name, p in trained.items() if "value_head" not in name}
 

@@ -19,7 +19,7 @@ from hanmo.nn.row_model import ValueKind
 from hanmo.processes import process_count
 from hanmo.records import Rejects
 from hanmo.report.page import Page
-from hanmo.training.arguments import read_deepspeed
+from hanmo.training.arguments import read_deepspeed, with_precision
 from hanmo.training.config import RESERVED, AlignmentConfig
 from hanmo.training.data_files import DataFiles, require_some
 from hanmo.training.lifecycle import Outcome, Ready, Results, Run
@@ -97,7 +97,7 @@ class PolicyConfig(AlignmentConfig):
         return replace(super().files(), valid=None)
 
     def trainer_settings(self, has_valid: bool) -> dict[str, Any]:
-        return {"logging_strategy": "steps", "report_to": "none", **read_deepspeed(self.trainer)}
+        return with_precision({"logging_strategy": "steps", "report_to": "none", **read_deepspeed(self.trainer)})
 
     def steps_of_round(self, processes: int) -> int:
         """Optimizer steps of a round; ConfigError if its replies do not make whole steps."""

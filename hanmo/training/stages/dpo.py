@@ -5,6 +5,7 @@ Data is that of hanmo train reward.
 Example: hanmo train dpo runs/sft/model data/pairs.jsonl runs/dpo beta=0.1 trainer.learning_rate=1e-6
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -12,13 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hanmo.data.rows.dataset import ROW_IDS
+from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS
 from hanmo.families.base import OpenedModel
 from hanmo.losses import preference_loss
+from hanmo.nn.row_model import evaluating
 from hanmo.report.page import Page
 from hanmo.rows import IGNORE, chunked
 from hanmo.training import pairs
-from hanmo.training.arguments import default_settings
 from hanmo.training.config import AlignmentConfig
 from hanmo.training.data_files import DataFiles
 from hanmo.training.lifecycle import Ready, Run, Stage
@@ -46,10 +47,6 @@ class DpoConfig(AlignmentConfig):
     sft_weight: float = 0.0
     published: bool = False
 
-    def trainer_settings(self, has_valid: bool) -> dict[str, Any]:
-        # The reference is computed in fp32: a policy in bf16 would differ from it before it has learned anything.
-        return default_settings(self.trainer, has_valid, lower=False)
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(
@@ -59,7 +56,7 @@ class DpoConfig(AlignmentConfig):
         )
 
 
-def response_logprobs(model: nn.Module, batch: dict[str, Tensor], mean: bool) -> Tensor:
+def response_logprobs(model: Callable[..., Any], batch: dict[str, Tensor], mean: bool) -> Tensor:
     """log p of each row's response, (2B,): the sum over its tokens, or their mean."""
     logprob_BA = model(**row_inputs(batch)).logprob
     sums = logprob_BA.sum(1)
@@ -77,26 +74,41 @@ class DpoTrainer(PairTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; the reference is the model before training, whose log-probabilities are computed once."""
-        data = (self.train_dataset, self.eval_dataset)
-        self._references = [self._all_logprobs(pairs) for pairs in data if pairs is not None]
+        network: Any = self.model
+        home = network.device
+        network.to(self.args.device)  # a run that cuts its weights leaves them on the CPU until then
+        self._references = [self._reference_logprobs(network, self.train_dataset, learned=True)]
+        if self.eval_dataset is not None:
+            self._references.append(self._reference_logprobs(network, self.eval_dataset, learned=False))
+        network.to(home)
         return super().train(*args, **kwargs)
 
     @torch.no_grad()
-    def _all_logprobs(self, data: Any) -> Tensor:
-        """(pairs, 2) fp32, on the device of the training: every process computes its share of them."""
-        model, batch_size = self.model, self.args.per_device_eval_batch_size
-        assert isinstance(model, nn.Module)
-        world = self._replicas
-        rank = self.args.process_index if world > 1 else 0  # ranks that share a split model all need every pair
-        order = sorted(range(len(data)), key=data.lengths.__getitem__)[rank::world]
-        found = torch.zeros(len(data), 2)
-        for places in chunked(order, batch_size):
+    def _reference_logprobs(self, network: Any, data: Any, learned: bool) -> Tensor:
+        """(pairs, 2) fp32, on the device of the training: every process computes its share of them.
+
+        They are computed as in the first epoch, or as in an evaluation, in the same batches: before the first update the
+        policy's log-probabilities are equal, bit for bit.
+        """
+        args, world = self.args, self._replicas
+        size = args.per_device_train_batch_size if learned else args.per_device_eval_batch_size
+        order = list(self._get_train_sampler(data) if learned else self._get_eval_sampler(data))
+        left_out = sorted(set(range(len(data))) - set(order), key=data.lengths.__getitem__)
+        rank = args.process_index if world > 1 else 0  # ranks that share a split model all need every pair
+        found = torch.full((len(data), 2), float("-inf"))
+        for places in [*chunked(order, size)[rank::world], *chunked(left_out, size)[rank::world]]:
             batch = self._prepare_inputs(self.data_collator([data[place] for place in places]))
-            sides = response_logprobs(model, batch, self.config.loss == "ipo").chunk(2)
-            found[places] = torch.stack(sides, dim=1).float().cpu()
-        found = found.to(self.args.device)
+            if learned:
+                sides_2B = response_logprobs(partial(self.output_as_trained, network), batch, self.config.loss == "ipo")
+            else:
+                with evaluating(network), self.accelerator.autocast():
+                    sides_2B = response_logprobs(network, batch, self.config.loss == "ipo")
+            for place, sides in zip(places, sides_2B.detach().float().cpu().view(2, -1).T, strict=True):
+                if place != DUMMY_ROW and found[place].isinf().all():
+                    found[place] = sides
+        found = found.to(args.device)
         if world > 1:
-            torch.distributed.all_reduce(found)
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         return found
 
     def measured_batch(self) -> tuple[dict[str, Any], float]:

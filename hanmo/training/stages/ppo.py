@@ -84,7 +84,6 @@ class PpoTrainer(PolicyTrainer):
     """The critic is a value head on the policy, or a network beside it."""
 
     config: PpoConfig
-    needs_values = True
     _mixed = (-1, 0)  # the optimizer step, and the number of its batches of the mix so far
 
     def __init__(self, *args: Any, ptx_rows: RowDataset | None = None):
