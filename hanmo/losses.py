@@ -24,12 +24,14 @@ class _TokenLogprobs(torch.autograd.Function):
     """Logits minus their logsumexp, in fp32 for ``PIECE`` logits at a time; autograd would keep four such tensors."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda")
     def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
         total_N = torch.cat([logits_nV.float().logsumexp(-1) for logits_nV in logits_NV.split(_rows(logits_NV))])
         ctx.save_for_backward(logits_NV, labels_N, total_N)
         return logits_NV.gather(-1, labels_N[:, None]).squeeze(-1).float() - total_N
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         logits_NV, labels_N, total_N = ctx.saved_tensors
         gradient_NV = torch.empty_like(logits_NV)

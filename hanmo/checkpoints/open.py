@@ -19,6 +19,7 @@ from hanmo.families.base import Family, OpenedModel
 from hanmo.families.safe_loading import as_hanmo_error, safe_network, safe_tokenizer
 from hanmo.families.untrusted import check_pieces
 from hanmo.nn.cpu.int8 import to_int8
+from hanmo.nn.gpu import leave_cudnn_attention_out, multiplies_in_bf16
 from hanmo.nn.tensor_parallel import distributed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,6 +42,7 @@ def open_model(
     device: str | torch.device | None = None,
     tensor_parallel: int = 1,
     template: Mapping[str, Any] | None = None,
+    avoid_fp16: bool = False,
 ) -> OpenedModel:
     """Open a folder of ours, an original checkpoint, a model of transformers or a hub id. Weights are never random.
 
@@ -53,6 +55,7 @@ def open_model(
         device: default: CUDA if there is one, else the CPU.
         tensor_parallel: number of ranks to split the model over: processes started by torchrun, all of which call this.
         template: arguments of the chat template, such as {"enable_thinking": False}.
+        avoid_fp16: compute with files in fp16 in bf16 on a GPU that can, where the family may go beyond fp16's range.
 
     Raises:
         UnsupportedError: the model cannot be cut into this number of parts, or it has no chat template for arguments.
@@ -66,11 +69,20 @@ def open_model(
         raise UnsupportedError(
             "an adapter is merged into a whole model: hanmo convert MODEL FOLDER --adapter FOLDER first"
         )
+    leave_cudnn_attention_out()
     target = _device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
     located = locate(path)
     located.weights.check_dtypes(quantized=located.original is None)
     stored = located.weights.dtype
     wanted = choose_dtype(dtype, stored, target)
+    if (
+        dtype is None
+        and wanted == torch.float16
+        and avoid_fp16
+        and located.family.exceeds_fp16
+        and multiplies_in_bf16()
+    ):
+        wanted = torch.bfloat16
     cut = functools.partial(distributed, ranks=tensor_parallel, device=target)
     if located.original is not None:
         network, family, title = _open_original(located.original, size, config, vocab, wanted, cut)

@@ -70,7 +70,7 @@ class Opening:
                 'out, or give conversations, e.g. {"messages": [{"role": "user", "content": "你好"}]} in a file'
             )
 
-    def open(self, model: str, rules: Path | None = None, ranks: int = 1) -> OpenedModel:
+    def open(self, model: str, rules: Path | None = None, ranks: int = 1, avoid_fp16: bool = False) -> OpenedModel:
         """Open the model; each of several processes takes its own GPU, unless they split the model into ``ranks``."""
         from hanmo.checkpoints import open_model
         from hanmo.evaluation.engine.distributed import own_device
@@ -79,6 +79,7 @@ class Opening:
         return open_model(
             model, size=self.size, config=self.config, vocab=self.vocab, rules=rules, adapter=self.adapter,
             dtype=self.dtype, device=device, tensor_parallel=ranks, template=template_arguments(self.template or ()),
+            avoid_fp16=avoid_fp16,
         )  # fmt: skip
 
 
@@ -108,7 +109,7 @@ class Decoding(Opening):
             import torch
 
             torch.set_num_threads(self.threads)
-        opened = self.open(model, self.rules, ranks)
+        opened = self.open(model, self.rules, ranks, avoid_fp16=not self.published)
         follow()
         return opened, agreed(decoding_settings(opened, self.preset, sets, self.seed, self.published))
 

@@ -142,7 +142,7 @@ def _open(
     from hanmo.generation.defaults import decoding_settings
     from hanmo.serving.served import Served
 
-    opened = opening.open(model, rules)
+    opened = opening.open(model, rules, avoid_fp16=True)
     settings = decoding_settings(opened, preset, sets, None, False)
     if settings.published:
         raise UnsupportedError(

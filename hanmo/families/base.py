@@ -44,6 +44,8 @@ class Family(ABC):
     streams: ClassVar[bool] = False
     #: the embedding may have more rows than there are tokens, up to a multiple of this; 1: never, 0: any number
     vocab_padded_to: ClassVar[int] = 1
+    #: the network may compute more than fp16 can hold, 65,504
+    exceeds_fp16: ClassVar[bool] = False
     #: files beside the weights that the logits processor reads, by role: their paths in the folder of rules
     asset_files: ClassVar[dict[str, str]] = {}
     #: how the original decodes, for settings.published

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from hanmo.errors import ConfigError, quoted
 from hanmo.files import package_yaml, read_json
+from hanmo.nn.gpu import multiplies_in_bf16
 from hanmo.processes import main_process, process_count
 
 TRAINER = package_yaml("hanmo.training", "trainer.yaml")
@@ -58,9 +59,7 @@ def with_precision(given: dict[str, Any]) -> dict[str, Any]:
     The weights and the optimizer's state stay in fp32.
     """
     chosen = "bf16" in given or given.get("fp16") or given.get("use_cpu")
-    if chosen or not torch.cuda.is_available() or not torch.cuda.is_bf16_supported(including_emulation=False):
-        return given
-    return {**given, "bf16": True}
+    return given if chosen or not multiplies_in_bf16() else {**given, "bf16": True}
 
 
 def arguments(folder: Path, merged: dict[str, Any]) -> TrainingArguments:

@@ -9,6 +9,7 @@ from hanmo.checkpoints.locate import locate
 from hanmo.checkpoints.originals.config_inference import size_names
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.base import Family, OpenedModel
+from hanmo.nn.gpu import leave_cudnn_attention_out
 from hanmo.training.config import RunConfig
 
 NEW = "init:"  # a model of random weights: init:SIZE
@@ -17,7 +18,7 @@ NEW = "init:"  # a model of random weights: init:SIZE
 def open_for_training(config: RunConfig) -> OpenedModel:
     """The model that the settings name, with fp32 weights, which the optimizer needs, whatever dtype its files have."""
     model, ranks = config.model, config.tensor_parallel
-    originals = {"size": config.size, "config": config.original_config, "rules": config.rules}
+    originals: dict[str, Any] = {"size": config.size, "config": config.original_config, "rules": config.rules}
     originals["adapter"] = config.adapter
     if model.startswith(NEW):
         if ranks > 1:
@@ -37,6 +38,7 @@ def open_for_training(config: RunConfig) -> OpenedModel:
 def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedModel:
     """A network of random weights: a released size of any family, with ``shape`` in place of its own configuration."""
     family, name = find_size(size)
+    leave_cudnn_attention_out()
     if vocab is None:
         raise ConfigError(f"{NEW}{size}: a new model needs a vocabulary: vocab=FILE")
     if not Path(vocab).exists():

@@ -181,6 +181,8 @@ class RowTrainer(ShardedTrainer):
             where = "there is no checkpoint yet"
         message = f"step {self.state.global_step + 1}: {what}; {where}; "
         message += "try a smaller learning rate, a longer warm-up or trainer.max_grad_norm"
+        if self.args.fp16:
+            message += "; fp16 ends at 65,504, so try trainer.bf16=true instead of trainer.fp16 too"
         if places := [place for batch in fed for place in batch if place != DUMMY_ROW]:
             assert isinstance(self.train_dataset, Rows)
             message += f"; records of {of}: {', '.join(map(self.train_dataset.where, places))}"

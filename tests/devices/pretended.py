@@ -323,8 +323,12 @@ def pretended(kind: str = "cuda") -> Iterator[torch.device]:
     ]
     if kind == "cuda":
         patches.append(patch.object(torch.cuda, "is_available", _asked_by_hanmo))
-        # As an old GPU: autocast is the CPU's, and the tests compare with what a CPU computes in fp32.
-        patches.append(patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False))
+        patches += [
+            patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
+            patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+            patch("transformers.training_args.is_torch_bf16_gpu_available", lambda: True),
+            patch("accelerate.accelerator.is_bf16_available", lambda ignore_tpu=False: True),
+        ]
     before, _active = _active, mode
     try:
         for one in patches:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.devices.pretended import pretended
@@ -62,7 +63,7 @@ def figures(entries: list[dict[str, float]]) -> list[dict[str, float]]:
 def test_a_stage_on_a_device(stage: str, family: str, kind: str, prepared: Any, tmp_path: Path) -> None:
     expected = figures(run_stage(stage, prepared(family), tmp_path / "cpu", use_cpu=True, **SGD))
     with pretended(kind):
-        found = figures(run_stage(stage, prepared(family), tmp_path / kind, **SGD))
+        found = figures(run_stage(stage, prepared(family), tmp_path / kind, bf16=False, **SGD))
     assert sum("loss" in entry for entry in expected) == 2
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
@@ -70,3 +71,40 @@ def test_a_stage_on_a_device(stage: str, family: str, kind: str, prepared: Any, 
     assert weights.keys() == wanted.keys()
     for name, tensor in wanted.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
+def test_a_gpu_learns_in_bf16_unless_told_otherwise(stage: str, family: str, prepared: Any, tmp_path: Path) -> None:
+    expected = figures(run_stage(stage, prepared(family), tmp_path / "cpu", use_cpu=True, bf16=True, **SGD))
+    with pretended("cuda"):
+        found = figures(run_stage(stage, prepared(family), tmp_path / "cuda", **SGD))
+    assert yaml.safe_load((tmp_path / "cuda" / "config.yaml").read_text())["trainer"]["bf16"] is True
+    first = next(one for one in found if "loss" in one)
+    wanted = next(one for one in expected if "loss" in one)
+    assert first["loss"] == pytest.approx(wanted["loss"], rel=0.02, abs=0.02)
+    exact = {"dpo": {"chosen_reward": 0, "rejected_reward": 0}, "grpo": {"ratio": 1, "approx_kl": 0, "kl_k1": 0}}
+    assert {name: first[name] for name in exact.get(stage, {})} == exact.get(stage, {})
+
+
+@pytest.mark.parametrize(("stage", "family"), [("sft", "pangu"), ("dpo", "eva"), ("reward", "glm")])
+def test_scaling_the_loss_changes_nothing(
+    stage: str, family: str, prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With trainer.fp16 the loss is scaled by a power of two; what is computed here in fp32 stays the same bit for bit."""
+    scalers = []
+
+    def scaler(*args: Any, **kwargs: Any) -> torch.amp.GradScaler:
+        scalers.append(torch.amp.GradScaler("cpu", init_scale=2.0**10))
+        return scalers[-1]
+
+    with pretended("cuda"):
+        run_stage(stage, prepared(family), tmp_path / "plain", bf16=False, **SGD)
+        monkeypatch.setattr("accelerate.accelerator.get_grad_scaler", scaler)
+        monkeypatch.setattr(torch.autocast, "__enter__", lambda self: self)
+        monkeypatch.setattr(torch.autocast, "__exit__", lambda self, *error: None)
+        run_stage(stage, prepared(family), tmp_path / "scaled", fp16=True, **SGD)
+    plain, scaled = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "scaled"))
+    for name, tensor in plain.items():
+        assert torch.equal(scaled[name], tensor), name
+    assert len(scalers) == 1 and scalers[0].get_scale() == 2.0**10

@@ -51,6 +51,7 @@ class EvaFamily(Family):
     asset_files: ClassVar[dict[str, str]] = {"antonyms": "antonym/antonym.txt"}
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "wi_0", "wi_1", "wo")
     packs = True
+    exceeds_fp16 = True  # the product of the gated feed-forward, as of other networks in the form of T5 v1.1
 
     config: EvaConfig
     tokenizer: EvaTokenizer

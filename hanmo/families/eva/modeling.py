@@ -83,12 +83,14 @@ class _Normalised(torch.autograd.Function):
     """A norm that keeps only its input for the backward pass; autograd would keep four tensors of its size."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda")
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         inverse = torch.rsqrt(hidden.float().square().mean(-1, keepdim=True) + epsilon)
         ctx.save_for_backward(hidden, weight, inverse)
         return weight * (hidden * inverse).to(weight.dtype)
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, inverse = ctx.saved_tensors
         normal = hidden * inverse

@@ -26,6 +26,7 @@ class PiecewiseAttention(torch.autograd.Function):
     """softmax(``relative_scores``, hidden by a mask), dropped with probability p, times the values: (B, H, q, K)."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
     def forward(
         ctx: Any,
         content_BHqK: Tensor,
@@ -58,6 +59,7 @@ class PiecewiseAttention(torch.autograd.Function):
         return mixed_BHqK
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the scores is P x (D - sum(P x D)), with the probabilities P and their gradient D.
 
