@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_what_was_there_before(tmp_path):
     (folder / "results.json").write_text("of an earlier run")
     command = [sys.executable, "-m", "hanmo", "demo", "--output", str(folder), "--steps", "100000"]
     with processes.started(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        processes.wait_until(process, lambda: any(path.name.startswith(".out") for path in tmp_path.iterdir()))
+        processes.wait_until(process, lambda: any(path.is_dir() for path in tmp_path.glob(".out*")))  # the draft
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from hashlib import blake2b
 from math import log1p
 from pathlib import Path
@@ -171,6 +172,7 @@ def test_rollouts_are_the_same_in_any_batches_and_processes(group: int, model: O
                 args=SimpleNamespace(world_size=world, process_index=rank, seed=11),
                 config=SimpleNamespace(samples=8 * group), group=group, questions=questions, round=round_,
                 settings=WARM, engine=OwnEngine(model, at_once), opened=model,
+                accelerator=SimpleNamespace(autocast=nullcontext),
             )  # fmt: skip
             found.update((one.prompt, one.generation.ids) for one in PolicyTrainer._replies(trainer))  # type: ignore[arg-type]
         return found
