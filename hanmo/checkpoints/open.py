@@ -12,7 +12,13 @@ from transformers.utils import logging as transformers_logging
 
 from hanmo.checkpoints.adapter import apply_adapter
 from hanmo.checkpoints.locate import Located, locate
-from hanmo.checkpoints.originals.config_inference import absent_tensors, check_size, expected_shapes, infer_config
+from hanmo.checkpoints.originals.config_inference import (
+    absent_tensors,
+    blank_network,
+    check_size,
+    expected_shapes,
+    infer_config,
+)
 from hanmo.checkpoints.originals.recognise import Original, some
 from hanmo.errors import CheckpointError, ConfigError, UnsupportedError, VocabularyError, unknown
 from hanmo.families.base import Family, OpenedModel
@@ -43,6 +49,7 @@ def open_model(
     tensor_parallel: int = 1,
     template: Mapping[str, Any] | None = None,
     avoid_fp16: bool = False,
+    blank: bool = False,
 ) -> OpenedModel:
     """Open a folder of ours, an original checkpoint, a model of transformers or a hub id. Weights are never random.
 
@@ -56,6 +63,7 @@ def open_model(
         tensor_parallel: number of ranks to split the model over: processes started by torchrun, all of which call this.
         template: arguments of the chat template, such as {"enable_thinking": False}.
         avoid_fp16: compute with files in fp16 in bf16 on a GPU that can, where the family may go beyond fp16's range.
+        blank: weights of the meta device, which have shapes alone: none is read, nor an adapter.
 
     Raises:
         UnsupportedError: the model cannot be cut into this number of parts, or it has no chat template for arguments.
@@ -85,14 +93,15 @@ def open_model(
         wanted = torch.bfloat16
     cut = functools.partial(distributed, ranks=tensor_parallel, device=target)
     if located.original is not None:
-        network, family, title = _open_original(located.original, size, config, vocab, wanted, cut)
+        network, family, title = _open_original(located.original, size, config, vocab, wanted, cut, blank)
     elif given := [name for name, value in (("size", size), ("config", config), ("vocab", vocab)) if value]:
         raise ConfigError(f"{located.path} is a model folder, complete in itself: leave out --{' and --'.join(given)}")
     else:
-        network, family, title = _open_folder(located, wanted, cut)
-    network = network.to(target).eval()
+        network, family, title = _open_folder(located, wanted, cut, blank)
+    network = network.to(torch.device("meta") if blank else target).eval()
     if adapter is not None:
-        apply_adapter(network, adapter)
+        if not blank:
+            apply_adapter(network, adapter)
         title += f" with the adapter {adapter}"
     if dtype == INT8:
         to_int8(network)
@@ -120,13 +129,16 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _open_folder(located: Located, dtype: torch.dtype, cut: _Cut) -> tuple[Any, Family, str]:
+def _open_folder(located: Located, dtype: torch.dtype, cut: _Cut, blank: bool) -> tuple[Any, Family, str]:
     family, path, weights = located.family, located.path, located.weights
     config = located.config()
     check_size(family, config, weights)
     options = {"dtype": dtype, "use_safetensors": weights.container == "safetensors", **cut(config)}
     with quiet():
-        network, info = safe_network(family.network_class, path, config, **options)
+        if blank:
+            network, info = blank_network(family, config, path).to(dtype), dict[str, Any]()
+        else:
+            network, info = safe_network(family.network_class, path, config, **options)
         tokenizer = safe_tokenizer(path, family.tokenizer_class, config)
     _require_loaded(path, info)
     check_vocabulary(family, network.config.get_text_config().vocab_size, tokenizer, str(path))
@@ -135,7 +147,7 @@ def _open_folder(located: Located, dtype: torch.dtype, cut: _Cut) -> tuple[Any, 
 
 
 def _open_original(
-    original: Original, size: str | None, config: _File, vocab: _File, dtype: torch.dtype, cut: _Cut
+    original: Original, size: str | None, config: _File, vocab: _File, dtype: torch.dtype, cut: _Cut, blank: bool
 ) -> tuple[Any, Family, str]:
     weights = original.weights
     original.require_complete()
@@ -143,7 +155,11 @@ def _open_original(
     tokenizer = open_tokenizer(original, vocab)
     check_vocabulary(original.family, inferred.vocab_size, tokenizer, str(weights.path))
     family = original.family(inferred, tokenizer)  # fills in the settings that depend on the vocabulary
-    network = load_network(original, inferred, dtype, cut(inferred))
+    network = (
+        blank_network(original.family, inferred).to(dtype)
+        if blank
+        else load_network(original, inferred, dtype, cut(inferred))
+    )
     family.config = network.config
     title = f"{size_name or original.family.name} from {weights.path} ({original.layout.name} layout"
     title += f", {len(weights.ranks)} ranks" if len(weights.ranks) > 1 else ""
@@ -175,7 +191,7 @@ def keeps_precision(family: type[Family], name: str) -> bool:
 
 def _require_loaded(path: Path, info: dict[str, Any]) -> None:
     kinds = {"missing_keys": "missing", "unexpected_keys": "unexpected", "mismatched_keys": "mis-shaped"}
-    if problems := [f"{kind}: {some(sorted(map(str, info[key])))}" for key, kind in kinds.items() if info[key]]:
+    if problems := [f"{kind}: {some(sorted(map(str, info[key])))}" for key, kind in kinds.items() if info.get(key)]:
         raise CheckpointError(f"{path}: tensors {'; '.join(problems)}")
 
 

@@ -153,11 +153,15 @@ def _show_dry_run(result: dict[str, Any]) -> None:
         f"rows         {result['rows']:,} to train on, {result['valid_rows']:,} to validate, {result['rejected']:,} not used"
     )
     print(f"parameters   {result['parameters']:,}, of which {result['trained_parameters']:,} are trained")
-    parts = " + ".join(f"{name} {_size(size)}" for name, size in memory.items() if name != "total")
-    print(f"memory       {_size(memory['total'])} = {parts}")
-    total = result["steps"] * result["seconds_per_step"]
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in memory.items() if name not in ("total", "sharded"))
+    print(f"memory       {_size(memory['total'])} at its peak: {parts}")
     print(
-        f"time         {result['seconds_per_step']:.3g} s a step at most, {result['steps']:,} steps: {total / 60:.1f} minutes"
+        f"             {_size(memory['sharded'])} in each of 8 processes that trainer.fsdp=full_shard divides it among"
+    )
+    seconds, operations = result["seconds_per_step"], result["operations"]
+    print(
+        f"time         at least {seconds:.3g} s a step for {operations:.3g} operations at this machine's speed, "
+        f"{result['steps']:,} steps: {result['steps'] * seconds / 60:.1f} minutes"
     )
 
 

@@ -8,20 +8,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from transformers import TrainerCallback, set_seed
 
 from hanmo.checkpoints import save_model
 from hanmo.config import dump
 from hanmo.families.base import OpenedModel
 from hanmo.locks import holding_inside
+from hanmo.nn.shapes import Shapes
 from hanmo.nn.tensor_parallel import is_cut
 from hanmo.records import Rejects
 from hanmo.report.page import Page, Point
 from hanmo.training.arguments import arguments, check_ranges
 from hanmo.training.callbacks import Progress, read_metrics
 from hanmo.training.config import ADAPTER, MERGED
+from hanmo.training.needs import needs
 from hanmo.training.opening import open_for_training
 from hanmo.training.run_folder import METRICS, begin, callbacks
 from hanmo.training.schedules import rate_factor
@@ -174,82 +174,34 @@ def _save(config: Any, opened: OpenedModel, network: Any, trainer: Any) -> dict[
 
 
 def dry_run(stage: Stage, config: Any) -> dict[str, Any]:
-    """The resolved settings, the size of the data, and what a step needs on this machine; nothing is written."""
-    config, opened, ready = _prepare(stage, config, bars=True)
+    """The resolved settings, the size of the data, and what a step needs; no weight is read, and nothing is written."""
+    config, opened, ready = _prepare(stage, config, bars=True, blank=True)
     with TemporaryDirectory() as folder:  # transformers' Trainer creates its folder at once
         settings = {"disable_tqdm": True, **config.trainer, **ready.arguments, "report_to": "none"}
         args = arguments(Path(folder), settings)
-        needs = _estimate(ready.trainer(ready.network, args, ready.train, ready.valid, None, []))
+        shapes = Shapes()
+        shapes.shaped(ready.network, args.device)
+        trainer = ready.trainer(ready.network, args, ready.train, ready.valid, None, [])
+        found = needs(trainer, shapes, config.tensor_parallel)
     return {
         "config": dump(config),
         "model": opened.source,
         "rows": len(ready.train),
         "valid_rows": len(ready.valid) if ready.valid is not None else 0,
         "rejected": len(ready.rejects),
-        **needs,
+        **found,
     }
 
 
-def _estimate(trainer: RowTrainer) -> dict[str, Any]:
-    """Parameters, memory in bytes and seconds of one optimizer step on this machine, without changing a weight.
-
-    ``activations`` are those that the largest batch keeps for its backward pass; the work space of operations is extra.
-    ``optimizer`` assumes two fp32 values per trained parameter, as in Adam.
-    """
-    network, args = trainer.model, trainer.args
-    assert isinstance(network, nn.Module)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    trained_count = sum(parameter.numel() for parameter in trained)
-    sizes = {
-        "weights": sum(parameter.nbytes for parameter in network.parameters()),
-        "gradients": sum(parameter.nbytes for parameter in trained),
-        "optimizer": 8 * trained_count,
-    }
-    batch, seconds_beside = trainer.measured_batch()
-    batch = trainer._prepare_inputs(batch)
-    if args.gradient_checkpointing:
-        checkpoint_layers(network, selective=False)  # as the Trainer will before its first step
-    sizes["activations"], _ = _measure(trainer, network, batch)
-    _, seconds = _measure(trainer, network, batch)
-    steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
-    return {
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "trained_parameters": trained_count,
-        "memory": {**sizes, "total": sum(sizes.values())},
-        "steps": steps,
-        "seconds_per_step": round(seconds * args.gradient_accumulation_steps + seconds_beside, 4),
-    }
-
-
-def _measure(trainer: RowTrainer, network: nn.Module, batch: dict[str, Any]) -> tuple[int, float]:
-    """Bytes kept for the backward pass, and seconds of both passes."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    network.train()
-    items = trainer._get_num_items_in_batch([batch], trainer.args.device)
-    start = time.perf_counter()
-    with saved_tensors_hooks(pack, lambda tensor: tensor), trainer.accelerator.autocast():
-        loss: Any = trainer.compute_loss(network, dict(batch), num_items_in_batch=items)
-    loss.backward()
-    seconds = time.perf_counter() - start + 0.0 * loss.item()  # item() waits for the device
-    network.zero_grad()
-    return sum(kept.values()), seconds
-
-
-def _prepare(stage: Stage, config: Any, bars: bool, **parts: Any) -> tuple[Any, OpenedModel, Ready]:
-    """Do everything that can fail on wrong input before anything is written."""
+def _prepare(
+    stage: Stage, config: Any, bars: bool, blank: bool = False, **parts: Any
+) -> tuple[Any, OpenedModel, Ready]:
+    """Do everything that can fail on wrong input before anything is written; ``blank``: without reading weights."""
     files = replace(config.files(), bars=bars)
     config = replace(config, trainer=config.trainer_settings(bool(files.valid)))
     check_ranges(config.trainer)
     set_seed(config.trainer.get("seed", 42))
-    opened = open_for_training(config)
+    opened = open_for_training(config, blank)
     if config.selective_checkpointing:
         checkpoint_layers(opened.network, selective=True)
     return config, opened, stage.build(opened, config, files, **parts)

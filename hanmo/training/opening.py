@@ -6,7 +6,7 @@ from typing import Any
 from hanmo import families
 from hanmo.checkpoints import open_model
 from hanmo.checkpoints.locate import locate
-from hanmo.checkpoints.originals.config_inference import size_names
+from hanmo.checkpoints.originals.config_inference import blank_network, size_names
 from hanmo.errors import ConfigError, unknown
 from hanmo.families.base import Family, OpenedModel
 from hanmo.nn.gpu import leave_cudnn_attention_out
@@ -15,8 +15,11 @@ from hanmo.training.config import RunConfig
 NEW = "init:"  # a model of random weights: init:SIZE
 
 
-def open_for_training(config: RunConfig) -> OpenedModel:
-    """The model that the settings name, with fp32 weights, which the optimizer needs, whatever dtype its files have."""
+def open_for_training(config: RunConfig, blank: bool = False) -> OpenedModel:
+    """The model that the settings name, with fp32 weights, which the optimizer needs, whatever dtype its files have.
+
+    ``blank``: weights of the meta device, which have shapes alone; those of a model that is to be cut are whole.
+    """
     model, ranks = config.model, config.tensor_parallel
     originals: dict[str, Any] = {"size": config.size, "config": config.original_config, "rules": config.rules}
     originals["adapter"] = config.adapter
@@ -25,17 +28,18 @@ def open_for_training(config: RunConfig) -> OpenedModel:
             raise ConfigError(f"tensor_parallel: {model} has no files to cut; train it for a step in one process first")
         if given := [name for name, value in (*originals.items(), ("template", config.template)) if value]:
             raise ConfigError(f"{model}: {' and '.join(given)} cannot be given for a new model")
-        return new_model(model.removeprefix(NEW), config.shape, config.vocab)
+        return new_model(model.removeprefix(NEW), config.shape, config.vocab, blank)
     if config.shape:
         raise ConfigError(f"shape: only a new model ({NEW}SIZE) can be given one; {model} has its own")
     # Parts of a split model are loaded onto their devices; the Trainer itself moves a whole model there.
-    device = None if ranks > 1 else "cpu"
+    device, ranks = ("cpu", 1) if blank else (None if ranks > 1 else "cpu", ranks)
     return open_model(
         model, **originals, vocab=config.vocab, dtype="fp32", device=device, tensor_parallel=ranks, template=config.template,
+        blank=blank,
     )  # fmt: skip
 
 
-def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedModel:
+def new_model(size: str, shape: dict[str, Any], vocab: str | None, blank: bool = False) -> OpenedModel:
     """A network of random weights: a released size of any family, with ``shape`` in place of its own configuration."""
     family, name = find_size(size)
     leave_cudnn_attention_out()
@@ -50,7 +54,8 @@ def new_model(size: str, shape: dict[str, Any], vocab: str | None) -> OpenedMode
             raise ConfigError(unknown("setting of shape", key, set(released) - {"vocab_size"}))
     config = family.config_class(**{**released, "vocab_size": len(tokenizer), **shape})
     opened = family(config, tokenizer)
-    return OpenedModel(family.network_class(opened.config), opened, f"{name}, random weights")
+    network = blank_network(family, opened.config) if blank else family.network_class(opened.config)
+    return OpenedModel(network, opened, f"{name}, random weights")
 
 
 def find_size(size: str) -> tuple[type[Family], str]:

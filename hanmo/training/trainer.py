@@ -25,6 +25,7 @@ from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS, Collator, EpochSampler, 
 from hanmo.data.rows.mixture import mixture_of
 from hanmo.errors import CheckpointError, DivergedError, quoted
 from hanmo.files import system_errors
+from hanmo.nn.shapes import is_shaped
 from hanmo.training.divergence import STEPS, LossWatch
 from hanmo.training.restoring import check_state, restoring
 from hanmo.training.schedules import RateFactor
@@ -105,6 +106,10 @@ class RowTrainer(ShardedTrainer):
         """The step of the final weights: the last one, or that of the best checkpoint if it was loaded at the end."""
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         return int(best.rpartition("-")[2]) if best else self.state.global_step
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not is_shaped(model):  # shapes are where they are to be
+            super()._move_model_to_device(model, device)
 
     # The order of the data
 
@@ -203,12 +208,16 @@ class RowTrainer(ShardedTrainer):
         finally:
             network.train(training)
 
-    def measured_batch(self) -> tuple[dict[str, Any], float]:
-        """The largest batch, for measuring a step, and the seconds that every step takes besides its passes."""
+    def kept_bytes(self) -> dict[str, int]:
+        """What a run keeps in memory besides weights, gradients and the optimizer's state, by name."""
+        return {}
+
+    def measured_batch(self) -> dict[str, Any]:
+        """The largest batch, for measuring a step."""
         rows: Any = self.train_dataset
         places = sorted(range(len(rows)), key=rows.lengths.__getitem__)[-self.args.per_device_train_batch_size :]
         batch = self.data_collator([rows[place] for place in places])
-        return {name: value for name, value in batch.items() if name != ROW_IDS}, 0.0
+        return {name: value for name, value in batch.items() if name != ROW_IDS}
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counting would visit all parameters in every step

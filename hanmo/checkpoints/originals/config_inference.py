@@ -129,16 +129,17 @@ def input_embedding(family: type[Family]) -> str:
     return next(name for name, parameter in network.named_parameters() if parameter is weight)
 
 
-def blank_network(family: type[Family], config: PretrainedConfig) -> Any:
-    """Our network on the meta device, without memory for its weights."""
+def blank_network(family: type[Family], config: PretrainedConfig, folder: Path | None = None) -> Any:
+    """A network on the meta device, without memory for its weights; ``folder``: of a model of transformers."""
+    if family.name == families.TRANSFORMERS:
+        return family.network_class.blank(folder, config)
     with torch.device("meta"):
         return family.network_class(config)
 
 
 def check_size(family: type[Family], config: PretrainedConfig, weights: Weights) -> None:
     """Raise CheckpointError if a network has more parameters than its files have bytes, before it allocates them."""
-    ours = family.name != families.TRANSFORMERS
-    network = blank_network(family, config) if ours else family.network_class.blank(weights.path, config)
+    network = blank_network(family, config, weights.path)
     described = sum(tensor.numel() for tensor in network.parameters())
     size = sum(file.stat().st_size for file in weights.files)
     packed = 8 if getattr(config, "quantization_config", None) else 1  # parameters per byte

@@ -228,7 +228,10 @@ def _last_hidden(model: Any, *args: Any, **inputs: Any) -> Any:
 
 
 def adopt(model: Any) -> Any:
-    """Give a transformers model our interface and linear layers. Its class keeps its name, so that it is saved as before."""
+    """Give a transformers model our interface and linear layers. Its class keeps its name, so that it is saved as before.
+
+    A model without weights cannot be probed; it is taken to be like most.
+    """
     cls = type(model)
     model.__class__ = type(cls.__name__, (TransformersRows, cls), {"__module__": cls.__module__})
     model.value_head = model.critic = None
@@ -239,6 +242,9 @@ def adopt(model: Any) -> Any:
         if type(module) is nn.Embedding and name.endswith(POSITION_TABLES):
             model._position_tables.append(module)
             module.register_forward_pre_hook(_check_positions)
+    if model.device.type == "meta":
+        model.packing_is_exact = True
+        return model
     model.head_is_exact = head_is_exact(model, _last_hidden)
     if not model.head_is_exact:
         changes = f"{cls.__name__} changes its logits after the output head"
@@ -262,7 +268,11 @@ class TransformersModel:
 
     @staticmethod
     def blank(path: Path, config: PretrainedConfig) -> Any:
-        return safe_blank(_auto_class(path, config), path, config)
+        """The network that a configuration describes, without memory for its weights."""
+        model = adopt(safe_blank(_auto_class(path, config), path, config))
+        if head := row_model.configured_value_head(config):
+            model.value_head = head.to("meta")
+        return model
 
     @staticmethod
     def from_pretrained(path: Path, config: PretrainedConfig, **kwargs: Any) -> tuple[Any, dict[str, Any]]:

@@ -234,13 +234,18 @@ class PolicyTrainer(RowTrainer):
                     entry = {"round": self.round, "prompt": one.sample.prompt, "reply": one.sample.reply}
                     file.write(json_text({**entry, "reward": round(one.score, 4)}) + "\n")
 
-    def measured_batch(self) -> tuple[dict[str, Any], float]:
-        """The longest replies of a round as a minibatch, and the seconds of the round before its steps, by step."""
-        start = time.perf_counter()
-        batch = sorted(self.collect(), key=lambda one: one.row.size)
-        seconds = time.perf_counter() - start
-        steps = self.config.steps_of_round(self.args.world_size)
-        return self.minibatch(batch[-self.args.per_device_train_batch_size :]), seconds / steps
+    def kept_bytes(self) -> dict[str, int]:
+        return {"reference": self.reference.bytes}
+
+    def measured_batch(self) -> dict[str, Any]:
+        """The longest prompts, each with a reply of the greatest length, as a minibatch."""
+        longest = max(self.questions, key=lambda one: len(one.context.ids))
+        reply = rollout.Generation(longest.context.ids[-1:] * self.settings.max_new_tokens, (), 0.0, False)
+        sample = rollout.Sample(**vars(longest), generation=reply, reply="")
+        row = self.opened.family.row(sample.parts, stop=False)
+        nothing = torch.zeros(int((row.labels != IGNORE).sum()))
+        one = Experience(sample, row, 0.0, *[nothing] * 5)
+        return self.minibatch([one] * self.args.per_device_train_batch_size)
 
     # Checkpoints and the model
 

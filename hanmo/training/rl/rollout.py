@@ -203,6 +203,12 @@ class Reference:
             trained = {name: p for name, p in network.named_parameters() if p.requires_grad} if kind == "swap" else {}
         self._kept = {name: p.detach().clone() for name, p in trained.items() if "value_head" not in name}
 
+    @property
+    def bytes(self) -> int:
+        """The memory of what is kept."""
+        kept = self._kept.values() if self._kept else self._network.parameters()
+        return sum(tensor.nbytes for tensor in kept)
+
     @contextmanager
     def active(self) -> Iterator[Any]:
         """The reference network, until the block ends."""

@@ -163,7 +163,7 @@ def prepare_policy(
 
 
 def _critic(model: str, policy: OpenedModel) -> Any:
-    opened = open_model(model, dtype="fp32", device="cpu")
+    opened = open_model(model, dtype="fp32", device="cpu", blank=policy.network.device.type == "meta")
     if type(opened.family) is not type(policy.family) or opened.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ConfigError(f"critic: {model} must be of the policy's family and have its vocabulary")
     return opened.network

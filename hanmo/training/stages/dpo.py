@@ -111,9 +111,9 @@ class DpoTrainer(PairTrainer):
             torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         return found
 
-    def measured_batch(self) -> tuple[dict[str, Any], float]:
-        batch, seconds = super().measured_batch()
-        return {**batch, "references": torch.zeros(len(batch["pair_weights"]), 2)}, seconds
+    def measured_batch(self) -> dict[str, Any]:
+        batch = super().measured_batch()
+        return {**batch, "references": torch.zeros(len(batch["pair_weights"]), 2)}
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         inputs["references"] = self._references[0][inputs[ROW_IDS].to(self.args.device)]
