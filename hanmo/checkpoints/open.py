@@ -71,26 +71,15 @@ def open_model(
         CheckpointError: nothing there, damaged, incomplete, or of no known family.
         VocabularyError: no vocabulary, or one that disagrees with the embedding.
     """
-    if dtype == INT8 and (str(device or "cpu") != "cpu" or tensor_parallel > 1):
-        raise UnsupportedError("int8 is for one process on a CPU; elsewhere use bf16 or fp16")
-    if adapter is not None and tensor_parallel > 1:
-        raise UnsupportedError(
-            "an adapter is merged into a whole model: hanmo convert MODEL FOLDER --adapter FOLDER first"
-        )
+    _check_parts(dtype, device, adapter, tensor_parallel)
     leave_cudnn_attention_out()
     target = _device(device or ("cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"))
     located = locate(path)
     located.weights.check_dtypes(quantized=located.original is None)
     stored = located.weights.dtype
     wanted = choose_dtype(dtype, stored, target)
-    if (
-        dtype is None
-        and wanted == torch.float16
-        and avoid_fp16
-        and located.family.exceeds_fp16
-        and multiplies_in_bf16()
-    ):
-        wanted = torch.bfloat16
+    if avoid_fp16 and dtype is None and wanted == torch.float16 and located.family.exceeds_fp16:
+        wanted = torch.bfloat16 if multiplies_in_bf16() else wanted
     cut = functools.partial(distributed, ranks=tensor_parallel, device=target)
     if located.original is not None:
         network, family, title = _open_original(located.original, size, config, vocab, wanted, cut, blank)
@@ -99,17 +88,24 @@ def open_model(
     else:
         network, family, title = _open_folder(located, wanted, cut, blank)
     network = network.to(torch.device("meta") if blank else target).eval()
-    if adapter is not None:
-        if not blank:
-            apply_adapter(network, adapter)
-        title += f" with the adapter {adapter}"
+    if adapter is not None and not blank:
+        apply_adapter(network, adapter)
     if dtype == INT8:
         to_int8(network)
     if rules is not None:
         family.assets.update(find_rule_files(type(family), Path(rules)))
-    used = dtype or dtype_name(wanted)
-    computed = "" if used == dtype_name(stored) else f" computed in {used}"
-    return OpenedModel(network, family.with_template(template or {}), f"{title}, {dtype_name(stored)}{computed}")
+    title += f"{f' with the adapter {adapter}' if adapter else ''}, {_precision(stored, dtype or dtype_name(wanted))}"
+    return OpenedModel(network, family.with_template(template or {}), title)
+
+
+def _check_parts(dtype: str | None, device: str | torch.device | None, adapter: _File, tensor_parallel: int) -> None:
+    """UnsupportedError for what does not go together."""
+    if dtype == INT8 and (str(device or "cpu") != "cpu" or tensor_parallel > 1):
+        raise UnsupportedError("int8 is for one process on a CPU; elsewhere use bf16 or fp16")
+    if adapter is not None and tensor_parallel > 1:
+        raise UnsupportedError(
+            "an adapter is merged into a whole model: hanmo convert MODEL FOLDER --adapter FOLDER first"
+        )
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -243,6 +239,12 @@ def choose_dtype(wanted: str | None, stored: torch.dtype, device: torch.device) 
             raise ConfigError(unknown("dtype", wanted, [*DTYPES, INT8]))
         return DTYPES[wanted]
     return torch.float32 if device.type == "cpu" and stored == torch.float16 else stored
+
+
+def _precision(stored: torch.dtype, used: str) -> str:
+    """The dtype of the files, and the one that is computed in if it is another."""
+    name = dtype_name(stored)
+    return name if used == name else f"{name} computed in {used}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

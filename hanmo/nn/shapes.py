@@ -1,14 +1,13 @@
 """What a computation keeps in memory, found without computing it: floating tensors have shapes alone."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 _BY_MASK = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
@@ -35,23 +34,22 @@ class Shapes(TorchDispatchMode):
         """Replace the weights of a network by their shapes."""
         shared: dict[int, nn.Parameter] = {}  # tied weights stay tied
         for module in network.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    if id(parameter) not in shared:
-                        with self.fake:
-                            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
-                        shared[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
-                    module._parameters[name] = shared[id(parameter)]
-            for name, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_meta:
+            for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                if id(parameter) not in shared:
+                    with self.fake:
+                        empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                    shared[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+                setattr(module, name, shared[id(parameter)])
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                if buffer.is_meta:
                     empty = torch.zeros(buffer.shape, dtype=buffer.dtype, device=device)
-                    module._buffers[name] = self.fake.from_tensor(empty) if buffer.is_floating_point() else empty
+                    setattr(module, name, self.fake.from_tensor(empty) if buffer.is_floating_point() else empty)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if any(isinstance(one, FakeTensor) for one in tree_leaves((args, kwargs))):
+        if any(isinstance(one, FakeTensor) for one in _tensors((args, kwargs))):
             args, func = _by_places(func, args)
             with self.fake:
                 found = func(*args, **kwargs)
@@ -59,14 +57,13 @@ class Shapes(TorchDispatchMode):
                 self.operations += count(*args, **kwargs, out_val=found)
         else:
             found = func(*args, **kwargs)
-        for one in tree_leaves(found):
-            if isinstance(one, Tensor):
-                self._count(one)
+        for one in _tensors(found):
+            self._count(one)
         return found
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = id(storage)
         if key in self._counted:
             return
         size = storage.nbytes()
@@ -78,6 +75,15 @@ class Shapes(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._counted.discard(key)
         self.live -= size
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of an operation."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(inner)
 
 
 def is_shaped(network: nn.Module) -> bool:

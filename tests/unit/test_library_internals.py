@@ -17,7 +17,9 @@ from accelerate import Accelerator, ParallelismConfig
 from packaging.requirements import Requirement
 from packaging.version import Version
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._utils import IMPORT_MAPPING, NAME_MAPPING
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -44,6 +46,7 @@ OVERRIDDEN: dict[type, dict[str, list[str] | None]] = {
         "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
         "_load_optimizer_and_scheduler": ["checkpoint"],
         "_load_rng_state": ["checkpoint"],
+        "_move_model_to_device": ["model", "device"],
         "_run_epoch": None,  # its parameters are passed on as they are
         "_save": ["output_dir", "state_dict"],
         "_save_checkpoint": ["model", "trial"],
@@ -112,6 +115,21 @@ def attention(_: Path) -> bool:
     return all(hasattr(torch.ops.aten, f"_scaled_dot_product_{kind}") for kind in kinds)
 
 
+def by_shape(_: Path) -> bool:
+    """Tensors that have shapes alone, and a mode that sees every operation."""
+    seen: list[str] = []
+
+    class Seeing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    fake = FakeTensorMode(allow_non_fake_inputs=True).from_tensor(torch.ones(2, 3))
+    with Seeing():
+        product = fake @ torch.ones(3, 4)
+    return product.shape == (2, 4) and isinstance(product, FakeTensor) and "mm" in seen
+
+
 def consolidated(_: Path) -> bool:
     engine = pytest.importorskip("deepspeed", reason="deepspeed is not installed").DeepSpeedEngine
     return parameters(engine._zero3_consolidated_16bit_state_dict) == ["exclude_frozen_parameters"]
@@ -129,11 +147,13 @@ CHECKS: dict[str, Callable[[Path], bool]] = {
         "model._original_forward = model.forward" in inspect.getsource(Accelerator.prepare_model)
     ),
     "_prepare_inputs": lambda _: parameters(Trainer._prepare_inputs) == ["inputs"],
+    "_python_dispatch": by_shape,
     "_rebuild_tensor_v2": rebuilt_tensor,
     "_scaled_dot_product_cudnn_attention": attention,
     "_scaled_dot_product_efficient_attention": attention,
     "_scaled_dot_product_flash_attention": attention,
     "_scaled_dot_product_flash_attention_for_cpu": attention,
+    "_subclasses": by_shape,
     "_utils": old_names,
     "_zero3_consolidated_16bit_state_dict": consolidated,
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hanmo.checkpoints import open_model, save_model
+from hanmo.checkpoints.open import DTYPES
 from hanmo.errors import NotANumberError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import generate
@@ -14,6 +15,7 @@ from hanmo.generation.settings import Settings
 from hanmo.records import Dialogue, PromptResponse
 from hanmo.rows import collate
 from hanmo.training.trainable import switch_dropout_off
+from tests.devices.pretended import pretended
 from tests.unit.tiny import NAMES, tiny, tiny_eva
 
 TEXTS = [("你好吗", "我很好"), ("明天去哪里玩", "我们去吃火锅。今天天气真不错"), ("谢谢", "不客气")]
@@ -70,24 +72,22 @@ def test_what_fp16_cannot_hold_is_refused_by_name() -> None:
         generate(opened, [context], settings)
 
 
-@pytest.mark.parametrize(("name", "knows", "expected"), [("eva", True, "bfloat16"), ("eva", False, "float16"), ("pangu", True, "float16")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "knows", "expected"), [("eva", True, "bf16"), ("eva", False, "fp16"), ("pangu", True, "fp16")]
+)
 def test_replies_are_computed_in_bf16_where_fp16_may_not_do(
     name: str, knows: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hanmo.checkpoints import open as opening
-
     opened = tiny(name, tmp_path / "vocabulary")
     opened.network.half()
     save_model(opened, tmp_path / "half")
-    monkeypatch.setattr(opening, "multiplies_in_bf16", lambda: knows)
-    # As on a GPU: on a CPU files in fp16 are computed in fp32.
-    monkeypatch.setattr(opening, "choose_dtype", lambda wanted, stored, device: stored)
-    found = open_model(tmp_path / "half", device="cpu", avoid_fp16=True)
-    assert str(found.network.dtype) == f"torch.{expected}"
-    assert ("computed in bf16" in found.source) == (expected == "bfloat16")
-    assert (
-        open_model(tmp_path / "half", device="cpu").network.dtype == torch.float16
-    )  # an evaluation keeps to the files
+    with pretended("cuda"):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: knows)
+        found = open_model(tmp_path / "half", avoid_fp16=True)
+        assert found.network.dtype == DTYPES[expected]
+        assert found.source.endswith("fp16 computed in bf16" if expected == "bf16" else "fp16")
+        assert open_model(tmp_path / "half").network.dtype == torch.float16  # an evaluation keeps to the files
+        assert open_model(tmp_path / "half", device="cpu", avoid_fp16=True).network.dtype == torch.float32
 
 
 def test_cudnns_attention_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
