@@ -21,7 +21,7 @@ def token_logprobs(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Logits minus their logsumexp, in fp32 for ``PIECE`` logits at a time; autograd would keep four such tensors."""
+    """Logits minus their logsumexp, in fp32, on a CPU for ``PIECE`` logits at a time; autograd would keep four such tensors."""
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda")
@@ -44,7 +44,9 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _rows(logits_NV: Tensor) -> int:
-    return max(PIECE // max(logits_NV.shape[1], 1), 1)
+    """The rows of a piece: all of them, unless a cache is to hold it."""
+    whole = logits_NV.device.type != "cpu"
+    return max(len(logits_NV) if whole else PIECE // max(logits_NV.shape[1], 1), 1)
 
 
 def token_entropies(logits_NV: Tensor) -> Tensor:

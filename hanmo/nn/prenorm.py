@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hanmo.errors import UnsupportedError
-from hanmo.nn.cpu.layers import Dropout, Linear
+from hanmo.nn.cpu.layers import Dropout, Linear, lowered
 from hanmo.nn.decode_state import DecodeState, attend
 from hanmo.nn.row_model import RowModel
 from hanmo.nn.tensor_parallel import IN_HEADS, OUT_HEADS, VOCABULARY_ROWS, WHOLE_LOGITS
@@ -88,7 +88,7 @@ class PreNormBlock(GradientCheckpointingLayer):
         state: DecodeState | None = None,
         layer: int = 0,
     ) -> Tensor:
-        normed_BTD = self.attention_norm(hidden_BTD)
+        normed_BTD = lowered(self.attention_norm(hidden_BTD))
         if queries_BTD is None:
             queries_BTD = normed_BTD
         mixed_BTD = self.attention(queries_BTD, normed_BTD, mask, state, layer)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hanmo.nn.shapes import Shapes
-from hanmo.training.trainable import checkpoint_layers
+from hanmo.training.trainable import checkpoint_layers, stacks
 from hanmo.training.trainer import RowTrainer
 
 SIDE = 1024  # of the matrices by which a device's speed is measured
@@ -86,9 +86,9 @@ def _state_bytes(optimizer: str) -> int:
 
 def _gathered(network: nn.Module) -> int:
     """Bytes of the two largest layers that FSDP gathers: of the one that is computed and of the next."""
-    stacks = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    layers = [sum(parameter.nbytes for parameter in layer.parameters()) for stack in stacks for layer in stack]
-    return 2 * max(layers, default=0)
+    layers = [layer for stack in stacks(network).values() for layer in stack]
+    sizes = [sum(parameter.nbytes for parameter in layer.parameters()) for layer in layers]
+    return 2 * max(sizes, default=0)
 
 
 def _speed(trainer: RowTrainer) -> float:

@@ -186,14 +186,28 @@ def keep_top_layers(network: nn.Module, trained: float) -> list[str]:
 
 def _freeze(network: nn.Module, first: Callable[[int], int]) -> list[str]:
     """Freeze the first layers of every stack, ``first(n)`` of its n; returns their names."""
-    stacks = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
     names = []
-    for name, stack in stacks.items():
-        if not any(name.startswith(f"{outer}.") for outer in stacks):
-            frozen = range(min(first(len(stack)), len(stack)))
-            stack[: len(frozen)].requires_grad_(False)
-            names += [f"{name}.{place}" for place in frozen]
+    for name, stack in stacks(network).items():
+        frozen = range(min(first(len(stack)), len(stack)))
+        stack[: len(frozen)].requires_grad_(False)
+        names += [f"{name}.{place}" for place in frozen]
     return names
+
+
+def stacks(network: nn.Module) -> dict[str, nn.ModuleList]:
+    """The stacks of layers of a network, by name; what is inside a layer is none."""
+    found = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    return {name: stack for name, stack in found.items() if not any(name.startswith(f"{outer}.") for outer in found)}
+
+
+def compile_layers(network: nn.Module, backend: str | Callable[..., Any], mode: str | None) -> None:
+    """Compile each layer at its first use, once for layers that are alike.
+
+    Not the head, whose number of scored places changes from batch to batch; nor what is computed once in a pass.
+    """
+    for stack in stacks(network).values():
+        for layer in stack:
+            layer.compile(backend=backend, mode=mode)
 
 
 def switch_dropout_off(network: nn.Module) -> None:

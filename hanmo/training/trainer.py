@@ -30,6 +30,7 @@ from hanmo.training.divergence import STEPS, LossWatch
 from hanmo.training.restoring import check_state, restoring
 from hanmo.training.schedules import RateFactor
 from hanmo.training.sharded import ShardedTrainer
+from hanmo.training.trainable import compile_layers
 
 DRAFTS = ".saving"  # the folder of a checkpoint that is being written
 
@@ -52,6 +53,9 @@ class RowTrainer(ShardedTrainer):
         assert args.output_dir is not None
         self.folder = Path(args.output_dir)
         self._drafts = self.folder / DRAFTS
+        if args.torch_compile:  # accelerate would compile the head too
+            compile_layers(model, args.torch_compile_backend or "inductor", args.torch_compile_mode)
+            args.torch_compile = False
         padding = next((rows.family.padding for rows in (train, valid) if rows is not None), {})
         super().__init__(model, args, self.collator(padding), train, valid, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # standard output is for results, and progress has its own callback

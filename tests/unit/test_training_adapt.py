@@ -8,11 +8,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hanmo.errors import ConfigError
+from hanmo.records import PromptResponse
 from hanmo.rows import collate
-from hanmo.training.trainable import LoraSettings, add_lora, checkpoint_layers, freeze_layers
+from hanmo.training.trainable import (
+    LoraSettings,
+    add_lora,
+    checkpoint_layers,
+    compile_layers,
+    freeze_layers,
+    switch_dropout_off,
+)
 from tests.toy import ToyFamily, toy_model
 from tests.unit.test_packing import examples
 from tests.unit.tiny import NAMES, tiny
@@ -91,3 +100,26 @@ def test_layers_are_computed_again_and_gradients_stay(name: str, tmp_path: Path)
         for ours, theirs in zip(gradients[kind], gradients["none"], strict=True):
             assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_are_compiled_without_breaks_and_the_head_is_not(name: str, bf16: bool, tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    opened, counter = tiny(name, tmp_path), CompileCounter()
+    network = opened.network.train()
+    switch_dropout_off(network)
+    texts = [("你好吗", "我很好"), ("明天去哪里玩", "我们去吃火锅。今天天气真不错")]
+    rows = [opened.family.row(opened.family.parts(PromptResponse(*text), 48)[0]) for text in texts]
+    batch = collate(rows, opened.family.padding)
+    losses = []
+    for compiled in (False, True):
+        if compiled:
+            compile_layers(network, counter, None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses.append(network(**batch).loss)
+    losses[1].backward()
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=2e-3 if bf16 else 1e-5)
+    kinds = {"eva": 2, "pangu": 2}.get(name, 1)  # encoder and decoder; layers and the query layer
+    assert counter.frame_count == kinds
+    assert network.get_output_embeddings()._compiled_call_impl is None

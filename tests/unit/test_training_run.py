@@ -309,6 +309,9 @@ def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": text[:5], "response": text[5:]}) for text in SENTENCES[:2] * 2))
     save_model(tiny("pangu", tmp_path / "vocabulary"), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    still = {name: 0.0 if "drop" in name else value for name, value in json.loads(file.read_text()).items()}
+    file.write_text(json.dumps(still))  # compiled draws are others
     losses = []
     for compiled in (False, True):
         torch._dynamo.utils.counters.clear()

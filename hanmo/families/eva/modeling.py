@@ -185,7 +185,7 @@ class EvaBlock(GradientCheckpointingLayer):
                 normal_BqD = normal_BqD.reshape(keys.shape[0], -1, normal_BqD.shape[-1])
             else:
                 assert encoded_BTD is not None, "a decoder reads an encoder's output or a state"
-                keys, values = self.cross.keys_values(lowered(encoded_BTD))
+                keys, values = self.cross.keys_values(encoded_BTD)
             mixed_BqD = self.cross(normal_BqD, keys, values, cross_bias_BHqT, own_source)
             hidden_BqD = hidden_BqD + self.dropout(mixed_BqD.view_as(hidden_BqD))
         return hidden_BqD + self.dropout(self.ff(lowered(self.ff_norm(hidden_BqD))))
@@ -211,6 +211,7 @@ class EvaStack(nn.Module):
     def forward(self, hidden_BqD: Tensor, *inputs: Tensor | None, state: EvaState | None = None) -> Tensor:
         """Embedded tokens through all blocks; ``inputs`` and ``state`` as in ``EvaBlock.forward``."""
         hidden_BqD = self.dropout(hidden_BqD)
+        inputs = tuple(None if one is None else lowered(one) for one in inputs)  # once, not in each block
         for layer, block in enumerate(self.blocks):
             hidden_BqD = block(hidden_BqD, *inputs, state=state, layer=layer)
         return self.dropout(self.final_norm(hidden_BqD))

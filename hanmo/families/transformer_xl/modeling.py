@@ -18,8 +18,15 @@ from transformers import initialization as init
 
 from hanmo.errors import ConfigError, UnsupportedError
 from hanmo.families.transformer_xl.attention import PiecewiseAttention
-from hanmo.families.transformer_xl.relative import MASKED, SinusoidTable, hide_, relative_scores, visible
-from hanmo.nn.cpu.layers import Dropout, Linear, dropout
+from hanmo.families.transformer_xl.relative import (
+    MASKED,
+    SinusoidTable,
+    hide_,
+    position_scores,
+    relative_scores,
+    visible,
+)
+from hanmo.nn.cpu.layers import Dropout, Linear, dropout, lowered
 from hanmo.nn.decode_state import BLOCK, DecodeState
 from hanmo.nn.prenorm import TP_PLAN, Attention, PreNormBlock, PreNormModel
 from hanmo.nn.tensor_parallel import OUT_HEADS, local
@@ -156,7 +163,7 @@ class TransformerXLAttention(Attention):
             mixed_BHqK = self._each_alone(state.own, *inputs[:5])
         elif not torch.is_grad_enabled() and not self.training:
             mixed_BHqK = self._mix(*inputs)
-        elif hidden_BSD.device.type == "cpu":
+        elif hidden_BSD.device.type == "cpu" and not torch.compiler.is_compiling():
             mixed_BHqK = PiecewiseAttention.apply(*inputs, self.dropout if self.training else 0.0)
         else:
             # The scores are by far the largest tensors: they are computed again in the backward pass.
@@ -190,6 +197,11 @@ class TransformerXLAttention(Attention):
         r_HSK: Tensor | None,
         mask: Tensor | None,
     ) -> Tensor:
+        if content_BHqK.device.type != "cpu":
+            added = None if position_BHqK is None or r_HSK is None else position_scores(position_BHqK, r_HSK)
+            added = mask if added is None else hide_(added, mask, MASKED)
+            options = {"attn_mask": added, "dropout_p": self.dropout if self.training else 0.0}
+            return nn.functional.scaled_dot_product_attention(content_BHqK, k_BHSK, v_BHSK, **options)  # type: ignore[arg-type]
         scores = hide_(relative_scores(content_BHqK, position_BHqK, k_BHSK, r_HSK), mask, MASKED)
         probabilities = scores.softmax(-1).to(v_BHSK.dtype)  # under autocast it is fp32
         return dropout(probabilities, self.dropout, self.training) @ v_BHSK
@@ -210,7 +222,7 @@ class TransformerXLBlock(PreNormBlock):
         layer: int = 0,
     ) -> Tensor:
         joined_BSD = hidden_BTD if memory_BmD is None else torch.cat([memory_BmD, hidden_BTD], dim=1)
-        normed_BSD = self.attention_norm(joined_BSD)
+        normed_BSD = lowered(self.attention_norm(joined_BSD))
         mixed_BTD = self.attention(normed_BSD, hidden_BTD.shape[1], mask, relative, state, layer)
         return self.add_mlp(hidden_BTD + self.dropout(mixed_BTD))
 

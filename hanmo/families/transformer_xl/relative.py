@@ -48,13 +48,22 @@ def relative_scores(
     scale = content_BHqK.shape[3] ** -0.5
     if position_BHqK is None or table_HSK is None:
         return content_BHqK @ key_BHSK.transpose(2, 3) * scale
-    if content_BHqK.shape[2] == 1:  # nothing to shift, and no need to copy the table
-        moved_BHqS = position_BHqK @ table_HSK.transpose(1, 2)
-    else:
-        moved_BHqS = moved_left(position_BHqK @ with_surplus(table_HSK).transpose(1, 2))
+    moved_BHqS = _by_key(position_BHqK, table_HSK)
     moved_NqS, content_NqK, key_NSK = (x.flatten(0, 1) for x in (moved_BHqS, content_BHqK, key_BHSK))
     scores_NqS = torch.baddbmm(moved_NqS, content_NqK, key_NSK.transpose(1, 2), beta=scale, alpha=scale)
     return scores_NqS.unflatten(0, content_BHqK.shape[:2])
+
+
+def position_scores(position_BHqK: Tensor, table_HSK: Tensor) -> Tensor:
+    """The part of ``relative_scores`` that positions add, which attention off the CPU adds as it would a mask."""
+    return _by_key(position_BHqK, table_HSK) * position_BHqK.shape[3] ** -0.5
+
+
+def _by_key(position_BHqK: Tensor, table_HSK: Tensor) -> Tensor:
+    """Products of position queries with the position keys of each key's distance, (B, H, q, S)."""
+    if position_BHqK.shape[2] == 1:  # nothing to shift, and no need to copy the table
+        return position_BHqK @ table_HSK.transpose(1, 2)
+    return moved_left(position_BHqK @ with_surplus(table_HSK).transpose(1, 2))
 
 
 def with_surplus(table_HSK: Tensor) -> Tensor:

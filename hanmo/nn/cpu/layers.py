@@ -16,7 +16,8 @@ def dropout(input: Tensor, p: float, training: bool) -> Tensor:
 
     On a CPU torch draws each element on one thread, which took a quarter of a Transformer-XL training step.
     """
-    if not training or input.device.type != "cpu" or not 0 < _dropped(p) < LEVELS:
+    ours = input.device.type == "cpu" and 0 < _dropped(p) < LEVELS and not torch.compiler.is_compiling()
+    if not training or not ours:
         return nn.functional.dropout(input, p, training)
     # Only the bools are kept for the backward pass.
     return torch.where(draw_kept(input.shape, p), input * kept_scale(p), input.new_zeros(()))
