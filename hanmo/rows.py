@@ -14,6 +14,8 @@ from torch import Tensor
 from hanmo.errors import UnsupportedError
 
 IGNORE = -100  # a label that is not scored
+#: In the padding of a family whose tokens see none after them: rows of one example each need no mask for padding on the right.
+UNSEEN = "unseen"
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,28 @@ def split_at_difference(rows: Sequence[Sequence[int]]) -> list[list[Part]]:
 
 
 def collate(rows: Sequence[Row], padding: dict[str, int]) -> dict[str, Tensor]:
-    """Rows to one batch, padded on the right: the inputs by name, ``labels`` (B, A) and ``weights`` (B, A)."""
+    """Rows to one batch, padded on the right: the inputs by name, ``labels`` (B, A) and ``weights`` (B, A).
+
+    Also ``scored``: (N,) int64, the places of the labels that are scored, row by row. A GPU would have to be waited for.
+    """
     batch = stack([row.inputs for row in rows], padding)
     batch["labels"] = torch.nn.utils.rnn.pad_sequence([row.labels for row in rows], True, IGNORE)
     batch["weights"] = torch.nn.utils.rnn.pad_sequence([row.weights for row in rows], True, 0.0)
+    batch["scored"] = scored_places(batch["labels"])
+    if padding.get(UNSEEN) and bool((batch["attention_mask"] <= 1).all()):
+        del batch["attention_mask"]
     return batch
+
+
+def unscored(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with nothing to score, of which no logits are computed."""
+    nothing = torch.full_like(batch["labels"], IGNORE)
+    return {**batch, "labels": nothing, "scored": nothing.new_empty(0)}
+
+
+def scored_places(labels: Tensor) -> Tensor:
+    """The places of labels, end to end, that are scored: (N,) int64."""
+    return (labels != IGNORE).flatten().nonzero().squeeze(1)
 
 
 def stack(examples: Sequence[dict[str, Tensor]], padding: dict[str, int], left: bool = False) -> dict[str, Tensor]:

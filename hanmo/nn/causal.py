@@ -83,7 +83,4 @@ def causal_mask(attention_mask: Tensor | None, hidden_BTD: Tensor, state: Decode
     if attention_mask.is_floating_point():
         blocked = torch.zeros(queries, queries, device=hidden_BTD.device).masked_fill(~causal, float("-inf"))
         return (blocked + attention_mask[:, None, None, :]).to(hidden_BTD.dtype)
-    # Padding on the right is after every token that could see it; its own output is nobody's. Without a mask flash is possible.
-    if bool(((attention_mask[:, 1:] <= attention_mask[:, :-1]) & (attention_mask[:, :1] <= 1)).all()):
-        return None
     return (causal & same_example(attention_mask, attention_mask)[:, None]) | (columns == columns[:, None])

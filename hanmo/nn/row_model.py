@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from hanmo.errors import ConfigError, unknown
 from hanmo.losses import token_entropies, token_logprobs, weighted_nll
 from hanmo.nn.decode_state import DecodeState
-from hanmo.rows import IGNORE
+from hanmo.rows import IGNORE, scored_places
 
 CHUNK = 1024  # scored positions whose logits are computed at a time
 KEPT = 2 * CHUNK  # scored positions whose logits are kept for the backward pass; see ``kept_places``
@@ -83,7 +83,7 @@ def values_of(network: Any, hidden_BAD: Tensor, labels: Tensor | None, inputs: d
     """Values (B, A) of rows: from the network's critic if it has one and rows are scored, else from its value head."""
     if network.critic is not None and labels is not None:
         nothing = torch.full_like(labels, IGNORE)
-        return network.critic(labels=nothing, weights=nothing.float() * 0, **inputs).value
+        return network.critic(labels=nothing, weights=nothing.float() * 0, scored=labels.new_empty(0), **inputs).value
     return None if network.value_head is None else network.value_head(hidden_BAD)
 
 
@@ -122,6 +122,7 @@ class RowModel(PreTrainedModel):
         num_items_in_batch: Tensor | float | None = None,
         entropy: bool = False,
         suppressed_ids: Tensor | None = None,
+        scored: Tensor | None = None,
         **inputs: Any,
     ) -> RowOutput:
         """Score rows, or compute all logits if there are no labels.
@@ -131,13 +132,14 @@ class RowModel(PreTrainedModel):
             weights: (B, A) fp32; 1 wherever scored if None.
             num_items_in_batch: sum of the weights of the whole optimizer step; of this batch if None.
             suppressed_ids: int64, ids that cannot be sampled: log p is normalised over all others.
+            scored: (N,) int64, the ``scored_places`` of the labels; found here if None, for which a GPU is waited for.
         """
         hidden_BAD, valued_BAD, memory = self.features(**inputs)
         value_BA = values_of(self, valued_BAD, labels, inputs)
         if labels is None:
             return RowOutput(logits=self.lm_head(hidden_BAD), value=value_BA, memory=memory)
         head, kept = self.lm_head, kept_places(self)
-        logprob_BA, entropy_BA = score_tokens(head, hidden_BAD, labels, entropy, suppressed_ids, kept)
+        logprob_BA, entropy_BA = score_tokens(head, hidden_BAD, labels, entropy, suppressed_ids, kept, scored=scored)
         if weights is None:
             weights = (labels != IGNORE).float()
         loss = weighted_nll(logprob_BA, weights, num_items_in_batch)
@@ -174,14 +176,15 @@ def score_tokens(
     suppressed_ids: Tensor | None = None,
     kept: int = KEPT,
     chunk: int = CHUNK,
+    scored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log p(label) at the scored positions, (B, A) fp32 with zeros elsewhere; also entropies, on request.
 
     The logits of the first ``kept`` scored positions, in whole chunks, are kept for the backward pass; the others are
     computed again there, so that memory does not grow with the batch. ``suppressed_ids`` are never labels.
     """
-    scored_BA = labels_BA != IGNORE
-    hidden_ND, labels_N = hidden_BAD[scored_BA], labels_BA[scored_BA]
+    places_N = scored_places(labels_BA) if scored is None else scored
+    hidden_ND, labels_N = hidden_BAD.flatten(0, 1)[places_N], labels_BA.flatten()[places_N]
 
     def chunk_scores(hidden_nD: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
         logits_nV = without_suppressed(head(hidden_nD), suppressed_ids)
@@ -197,8 +200,8 @@ def score_tokens(
     logprobs, entropies = zip(*scores, strict=True)
 
     def scatter(values: tuple[Tensor, ...]) -> Tensor:
-        empty_BA = hidden_BAD.new_zeros(labels_BA.shape, dtype=torch.float32)
-        return empty_BA.masked_scatter(scored_BA, torch.cat(values).float())
+        empty = hidden_BAD.new_zeros(labels_BA.numel(), dtype=torch.float32)
+        return empty.index_copy(0, places_N, torch.cat(values).float()).view(labels_BA.shape)
 
     return scatter(logprobs), scatter(entropies) if entropy else None
 

@@ -8,6 +8,7 @@ resumes to the same weights; checkpoints appear whole or not at all; a loss that
 import shutil
 from collections import deque
 from collections.abc import Iterable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -63,7 +65,7 @@ class RowTrainer(ShardedTrainer):
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs mean several processes, never DataParallel
         self._factor = factor
         self._fed: deque[list[Tensor]] = deque(maxlen=STEPS)  # places of the rows of the last optimizer steps
-        self._step_loss: Tensor | None = None  # of the optimizer step so far, in this process; None between steps
+        self._losses: list[Tensor] = []  # of the batches of the optimizer step so far, in this process
         self._loss_watch = LossWatch()
         self._evaluated: list[Tensor] = []
         self._figures: list[dict[str, Tensor]] = []
@@ -145,19 +147,32 @@ class RowTrainer(ShardedTrainer):
         """The weight of each example of a batch."""
         return batch["weights"]
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        places = inputs.pop(ROW_IDS)
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        places = inputs.pop(ROW_IDS, None)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise DivergedError(self._diverged(f"the loss is {loss.item()}", [places.tolist()]))
-        if self._step_loss is None:
-            self._fed.append([])
-        self._fed[-1].append(places)
-        self._step_loss = loss if self._step_loss is None else self._step_loss + loss
-        if self.accelerator.sync_gradients:  # this was the step's last batch
-            whole, self._step_loss = self._step_loss, None
-            self._check_divergence(self.accelerator.reduce(whole, "mean").item())
+        if places is not None:
+            if not self._losses:
+                self._fed.append([])
+            self._fed[-1].append(places)
+        self._losses.append(loss)
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm of a step's gradients, after checks of it and of the step's losses in one wait for the device."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        own, self._losses = torch.stack(self._losses), []
+        mean = self.accelerator.reduce(own.sum(), "mean")
+        plain = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+        *losses, loss, size = torch.cat([own, torch.stack([mean, plain.to(mean)])]).tolist()
+        if self._fed and isfinite(loss):  # the loss of a policy is measured against its own replies, and may grow
+            self._check_divergence(loss)
+        infinite = not isfinite(size) and self.accelerator.scaler is None  # with fp16 the scaler skips such a step
+        if infinite or not isfinite(loss):
+            fed = [places.tolist() for places in self._fed[-1]] if self._fed else []
+            bad = [places for places, one in zip(fed, losses, strict=False) if not isfinite(one)]
+            what = f"the gradient's norm is {size}" if isfinite(loss) else f"the loss is {loss}"
+            raise DivergedError(self._diverged(what, self._gathered(fed if isfinite(loss) else bad)))
+        return norm
 
     def _check_divergence(self, loss: float) -> None:
         """Check the loss of a step, over all its batches and processes."""
@@ -167,14 +182,6 @@ class RowTrainer(ShardedTrainer):
             what += f", where it had stayed below {watch.ceiling:.3g}"
             fed = self._gathered([places.tolist() for places in self._fed[0]])
             raise DivergedError(self._diverged(what, fed, f"step {watch.began}"))
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
-        scaled = self.accelerator.scaler is not None  # with fp16 the scaler skips such a step
-        if not scaled and not torch.isfinite(torch.as_tensor(norm)):
-            fed = self._gathered([places.tolist() for places in self._fed[-1]])
-            raise DivergedError(self._diverged(f"the gradient's norm is {float(norm)}", fed))
-        return norm
 
     def _diverged(self, what: str, fed: Iterable[list[int]] = (), of: str = "the batch") -> str:
         """The message that ends a run; ``fed`` are the places of the rows ``of`` something."""

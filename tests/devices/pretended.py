@@ -37,6 +37,9 @@ _COPIES = {aten._to_copy.default, aten.copy_.default}
 _READS_INDEX = {aten.index.Tensor, aten._unsafe_index.Tensor}
 _WRITES_INDEX = {aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 _FILLS = {aten.fill.Tensor, aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor}
+# What has a size that only the device knows, or is read by the host.
+_WAITS = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default}
+_WAITS |= {aten.unique_dim.default, aten._unique2.default}
 _HOST = torch.device("cpu")
 _active: _Pretended | None = None
 
@@ -116,7 +119,10 @@ class OnDevice(Tensor):
         plain_args, plain_kwargs = _each(args, plain), _each(kwargs, plain)
         if _active is not None:
             _active.check(func, args, tensors)
-        if func is aten._local_scalar_dense.default or func is aten.equal.default or func is aten.nonzero.default:
+        masked = func in (*_READS_INDEX, *_WRITES_INDEX) and any(
+            isinstance(one, OnDevice) and one.dtype == torch.bool for one in args[1]
+        )
+        if func in _WAITS or masked:
             _count("waits")
         if func in (*_READS_INDEX, *_WRITES_INDEX) and any(
             not isinstance(one, OnDevice) and one.dim() for one in tensors

@@ -1,15 +1,19 @@
 """Every stage with every family on a pretended device: nothing mixes devices, and what is learned is what a CPU learns."""
 
 import functools
+from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
-from tests.devices.pretended import pretended
+from hanmo.training.trainer import RowTrainer
+from tests.devices.pretended import pretended, traffic
 from tests.devices.stages import PAIRS, STAGES, prepare, run_stage
 from tests.unit.tiny import NAMES
 
@@ -108,3 +112,39 @@ def test_scaling_the_loss_changes_nothing(
     for name, tensor in plain.items():
         assert torch.equal(scaled[name], tensor), name
     assert len(scalers) == 1 and scalers[0].get_scale() == 2.0**10
+
+
+@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "grpo"])
+def test_a_step_of_training_waits_once(stage: str, family: str, prepared: Any, tmp_path: Path) -> None:
+    """For the checks of its losses and of its gradients; logging, evaluating and replies wait besides."""
+    counted: list[Counter[str]] = []
+
+    class Counting(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            traffic()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            counted.append(traffic())
+
+    plain = RowTrainer.__init__
+
+    def made(trainer: RowTrainer, *args: Any, **kwargs: Any) -> None:
+        plain(trainer, *args, **kwargs)
+        trainer.add_callback(Counting())
+
+    # It copies a coefficient to the device that C++ names, which for these tensors is the host.
+    clipping = patch("torch.nn.utils.clip_grad._clip_grads_with_norm_", lambda *args: None)
+    with pretended("cuda"), clipping, patch.object(RowTrainer, "__init__", made):
+        run_stage(
+            stage,
+            prepared(family),
+            tmp_path / "run",
+            gradient_accumulation_steps=1 if stage == "grpo" else 2,
+            bf16=False,
+            **SGD,
+        )
+    if family == "huggingface":  # transformers looks at its masks in every pass
+        assert all(step["waits"] < 20 for step in counted)
+    else:
+        assert [step["waits"] for step in counted] == [1, 1]

@@ -127,7 +127,7 @@ def test_losses(case: dict[str, Any]) -> None:
         }
         same(batch, recorded)
         # Unscored tokens have recorded losses too.
-        everywhere = model(**batch | {"labels": recorded["target"], "weights": None}, memory=memory)
+        everywhere = model(**batch | {"labels": recorded["target"], "weights": None, "scored": None}, memory=memory)
         output = model(**batch, memory=memory)
         losses_BT = arrays[f"iter{step}.per_token_loss"]
         torch.testing.assert_close(-everywhere.logprob, losses_BT, atol=TOLERANCE, rtol=0)

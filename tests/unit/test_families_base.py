@@ -1,11 +1,15 @@
 """What all families share, by hand: attention masks of causal networks, and texts cut where they part."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from hanmo.errors import UnsupportedError
 from hanmo.nn.causal import causal_mask
-from hanmo.rows import Part, split_at_difference
+from hanmo.records import PromptResponse
+from hanmo.rows import IGNORE, Part, collate, split_at_difference, unscored
+from tests.unit.tiny import NAMES, tiny
 
 HIDDEN = torch.zeros(2, 3, 4)  # (B, T, D); its values do not matter
 
@@ -44,11 +48,34 @@ def test_a_floating_mask_is_added_to_the_scores_of_earlier_keys() -> None:
 
 def test_packed_examples_and_padding_see_what_they_may() -> None:
     """Numbers of examples, 0 for padding; a padding query sees itself, so that no row is empty."""
-    assert causal_mask(torch.ones(2, 3), HIDDEN, None) is not None  # floating: added as it is
-    for plain in ([[1, 1, 1], [1, 1, 1]], [[1, 1, 0], [1, 0, 0]]):  # nothing, or padding on the right
-        assert causal_mask(torch.tensor(plain), HIDDEN, None) is None
-        assert causal_mask(torch.tensor(plain).bool(), HIDDEN, None) is None
-    assert causal_mask(torch.tensor([[0, 1, 1], [1, 1, 1]]), HIDDEN, None) is not None
     found = causal_mask(torch.tensor([[1, 2, 2], [1, 1, 0]]), HIDDEN, None)
     assert found is not None
     assert found[:, 0].int().tolist() == [[[1, 0, 0], [0, 1, 0], [0, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 1, 1]]]
+
+
+def test_rows_that_are_padded_on_the_right_need_no_mask(tmp_path: Path) -> None:
+    """Their padding is after every token that could see it: PanGu-α says the same with the mask as without."""
+    opened = tiny("pangu", tmp_path)
+    texts = [("你好吗", "我很好"), ("明天去哪里玩", "我们去吃火锅。今天天气真不错")]
+    rows = [opened.family.row(opened.family.parts(PromptResponse(*text), 48)[0]) for text in texts]
+    batch, masked = (collate(rows, padding) for padding in (opened.family.padding, {}))
+    assert "attention_mask" not in batch and masked["attention_mask"].sum(1).tolist() == [
+        len(row.inputs["input_ids"]) for row in rows
+    ]
+    with torch.no_grad():
+        torch.testing.assert_close(opened.network(**batch).logprob, opened.network(**masked).logprob)
+    packed = opened.family.pack(rows)
+    assert "attention_mask" in collate([packed], opened.family.padding)  # its examples must not see each other
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_scored_of_a_batch_that_is_unscored(name: str, tmp_path: Path) -> None:
+    opened = tiny(name, tmp_path)
+    row = opened.family.row(opened.family.parts(PromptResponse("你好吗", "我很好"), 48)[0])
+    batch = collate([row, row], opened.family.padding)
+    labels = batch["labels"].flatten()
+    assert batch["scored"].tolist() == [place for place, label in enumerate(labels.tolist()) if label != IGNORE]
+    with torch.no_grad():
+        found = opened.network(**batch)
+        assert torch.equal(found.logprob, opened.network(**batch | {"scored": None}).logprob)  # found there
+        assert opened.network(**unscored(batch)).logprob.abs().sum() == 0 < found.logprob.abs().sum()

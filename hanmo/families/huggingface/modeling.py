@@ -96,6 +96,7 @@ class TransformersRows:
         num_items_in_batch: Tensor | float | None = None,
         entropy: bool = False,
         suppressed_ids: Tensor | None = None,
+        scored: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
         """Rows (labels with weights) are scored as RowModel does; any other call is the model's own forward."""
@@ -116,7 +117,8 @@ class TransformersRows:
         if self.head_is_exact:
             hidden_BAD = _last_hidden(self, *args, **inputs)
             head, kept = self.get_output_embeddings(), row_model.kept_places(self)  # type: ignore[attr-defined]
-            logprob_BA, entropy_BA = row_model.score_tokens(head, hidden_BAD, labels, entropy, suppressed_ids, kept)
+            found = row_model.score_tokens(head, hidden_BAD, labels, entropy, suppressed_ids, kept, scored=scored)
+            logprob_BA, entropy_BA = found
         else:
             output = super().forward(*args, **inputs, output_hidden_states=self.value_head is not None)  # type: ignore[misc]
             logits_BAV = row_model.without_suppressed(output.logits, suppressed_ids)

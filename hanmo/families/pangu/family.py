@@ -10,7 +10,7 @@ from hanmo.families.pangu.modeling import PanguConfig, PanguModel
 from hanmo.families.pangu.tokenization import PanguTokenizer
 from hanmo.families.stops import CONFIG, Stop, collect
 from hanmo.records import Dialogue, Record, Text
-from hanmo.rows import Context, Part
+from hanmo.rows import UNSEEN, Context, Part
 
 
 class PanguFamily(Family):
@@ -20,6 +20,7 @@ class PanguFamily(Family):
     tokenizer_class = PanguTokenizer
     original_format: ClassVar[Any] = original_format
     packs = True
+    padding: ClassVar[dict[str, int]] = {UNSEEN: 1}
     vocab_padded_to = 128
     published_conventions = TRANSFORMERS_4_31
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")

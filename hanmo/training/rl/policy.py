@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hanmo.data.rows.mixture import mixture_of
 from hanmo.errors import ConfigError, DivergedError
@@ -182,15 +182,9 @@ class PolicyTrainer(RowTrainer):
     ) -> Tensor:
         tokens = inputs.pop("tokens")
         output = model(**inputs, suppressed_ids=self.suppressed_ids)
-        logprob_N = output.logprob[inputs["labels"] >= 0]
+        logprob_N = output.logprob.flatten()[inputs["scored"]]
         losses_N = self.token_losses(output, logprob_N, tokens, inputs["labels"])
         return (losses_N * tokens["weights"]).sum() / num_items_in_batch * self.args.world_size
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        loss = Trainer.training_step(self, model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise DivergedError(self._diverged(f"the loss is {loss.item()}"))
-        return loss
 
     def add_figures(self, count: Tensor, **figures: Tensor) -> None:
         """Sums over the ``count`` tokens of a batch."""

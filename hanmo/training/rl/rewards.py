@@ -9,7 +9,7 @@ from hanmo.families.base import OpenedModel
 from hanmo.nn.finite import require_finite
 from hanmo.nn.row_model import evaluating
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers
-from hanmo.rows import IGNORE, Part, chunked, collate
+from hanmo.rows import Part, chunked, collate, unscored
 
 
 def score_rows(
@@ -29,8 +29,7 @@ def score_rows(
     scores = [0.0] * len(made)
     with evaluating(network):
         for places in chunked(order, batch_size):
-            batch = collate([made[place] for place in places], family.padding)
-            batch["labels"] = torch.full_like(batch["labels"], IGNORE)
+            batch = unscored(collate([made[place] for place in places], family.padding))
             output = network(**{name: tensor.to(network.device) for name, tensor in batch.items()})
             ends = torch.tensor([made[place].end for place in places], device=network.device)
             for place, score in zip(places, output.value.gather(1, ends[:, None])[:, 0].tolist(), strict=True):

@@ -19,7 +19,7 @@ from hanmo.families.base import OpenedModel
 from hanmo.losses import pairwise_loss, tokenwise_loss
 from hanmo.nn.row_model import ValueKind
 from hanmo.report.page import Page
-from hanmo.rows import IGNORE
+from hanmo.rows import unscored
 from hanmo.training import pairs
 from hanmo.training.config import AlignmentConfig
 from hanmo.training.data_files import DataFiles
@@ -61,8 +61,7 @@ class RewardTrainer(PairTrainer):
         self.config = config
 
     def pair_figures(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        nothing = torch.full_like(batch["labels"], IGNORE)  # no token is scored, so no logits are computed
-        output = model(**{**row_inputs(batch), "labels": nothing})
+        output = model(**unscored(row_inputs(batch)))
         chosen_B, rejected_B = output.value.gather(1, batch["ends"][:, None])[:, 0].chunk(2)
         if self.config.loss == "tokenwise":
             chosen_BA, rejected_BA = output.value.chunk(2)
