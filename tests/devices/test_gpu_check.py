@@ -9,7 +9,7 @@ import torch
 
 from tests import processes
 from tests.devices.pretended import pretended
-from tools import gpu_check
+from tools import gpu_check, gpu_parts
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "gpu_check.py"
@@ -24,18 +24,26 @@ def run(*arguments: str, limit: float = 600) -> tuple[int, list[dict[str, object
 def test_parts_of_tiny_sizes() -> None:
     """What is measured on a GPU runs as it stands on a device that refuses what a GPU refuses."""
     with pretended() as device:
-        decoded = list(gpu_check.decode(device, dry=True))
-        [step] = gpu_check.step(device, dry=True)
+        decoded = list(gpu_parts.decode(device, dry=True))
+        steps = list(gpu_parts.step(device, dry=True))
     assert [line["what"] for line in decoded] == [
-        f"pangu-2.6b bf16, batch {size}{how}" for size in (1, 2) for how in ("", ", captured")
+        f"{name} bf16, batch {size}{how}" for name in gpu_parts.SIZES for size in (1, 2) for how in ("", ", captured")
     ]
-    assert all(line["ok"] and line["tokens/s"] > 0 for line in (*decoded, step))
+    assert len(steps) == 1
+    assert all(line["ok"] and line["tokens/s"] > 0 for line in (*decoded, *steps))
+
+
+@pytest.mark.parametrize("part", ["backends", "hazards", "scores", "resume"])
+def test_what_must_be_right_is_looked_at(part: str) -> None:
+    with pretended() as device:
+        lines = list(getattr(gpu_parts, part)(device, dry=True))
+    assert lines and all(line["ok"] for line in lines), lines
 
 
 def test_a_golden_case_that_differs_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gpu_check.TOLERANCES, "fp32", -1.0)
+    monkeypatch.setitem(gpu_parts.TOLERANCES, "fp32", -1.0)
     with pretended() as device:
-        line = next(gpu_check.golden(device, dry=True))
+        line = next(gpu_parts.golden(device, dry=True))
     assert line["ok"] is False and line["replies"] == "6/6"
 
 
