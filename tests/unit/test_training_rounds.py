@@ -27,7 +27,7 @@ from hanmo.training.pairs import PairTrainer, read_pairs
 from hanmo.training.rl.policy import BetweenRounds, PolicyTrainer
 from hanmo.training.rl.rewards import score_records
 from hanmo.training.stages.dpo import DpoConfig, DpoTrainer
-from hanmo.training.stages.grpo import GrpoConfig, GrpoTrainer, grpo
+from hanmo.training.stages.grpo import GrpoConfig, grpo
 from hanmo.training.stages.ppo import PpoConfig, PpoTrainer
 from hanmo.training.stages.reward import RewardConfig, train_reward
 from hanmo.training.trainable import adapted
