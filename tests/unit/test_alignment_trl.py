@@ -74,6 +74,9 @@ def losses(run: Path) -> list[float]:
         ({"loss": "dpo"}, {"loss_type": ["sigmoid"]}, 4),
         ({"loss": "ipo"}, {"loss_type": ["ipo"]}, 4),
         ({"loss": "dpo", "label_smoothing": 0.2}, {"loss_type": ["aot_unpaired"], "label_smoothing": 0.2}, 1),
+        ({"loss": "hinge"}, {"loss_type": ["hinge"]}, 4),
+        ({"loss": "robust", "label_smoothing": 0.2}, {"loss_type": ["robust"], "label_smoothing": 0.2}, 4),
+        ({"length_normalised": True}, {"loss_type": ["sigmoid_norm"]}, 4),
     ],
 )
 def test_dpo_is_trls(ours: Any, theirs: Any, batch: int, start: Path, tmp_path: Path) -> None:
