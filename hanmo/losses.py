@@ -139,17 +139,17 @@ def thumb_loss(
     up_B: Tensor,
     zero: Tensor | float,
     beta: float,
-    up_weight: float = 1.0,
-    down_weight: float = 1.0,
+    desirable: float = 1.0,
+    undesirable: float = 1.0,
 ) -> Tensor:
     """KTO's loss of each response, (B,) (Ethayarajh et al. 2024, section 4.1), from its thumb, ``up_B`` (bool).
 
-    up_weight (1 - sigmoid(beta (log_ratio - zero))), or down_weight (1 - sigmoid(beta (zero - log_ratio))).
+    Up: desirable (1 - sigmoid(beta (log_ratio - zero))); down: undesirable (1 - sigmoid(beta (zero - log_ratio))).
     ``log_ratio_B``: log policy - log reference of the response; ``zero``: the reference point, see ``reference_point``.
     """
     gain_B = beta * (log_ratio_B - zero)
-    # 1 - sigmoid(x) is sigmoid(-x), which loses no digits
-    return torch.where(up_B, up_weight * torch.sigmoid(-gain_B), down_weight * torch.sigmoid(gain_B))
+    # 1 - sigmoid(x) is sigmoid(-x), which loses no digits.
+    return torch.where(up_B, desirable * torch.sigmoid(-gain_B), undesirable * torch.sigmoid(gain_B))
 
 
 def reference_point(log_ratio_sum: Tensor, count: Tensor | float) -> Tensor:

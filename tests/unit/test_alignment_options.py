@@ -25,6 +25,7 @@ from hanmo.training.stages import dpo as dpo_module
 from hanmo.training.stages import ppo as ppo_module
 from hanmo.training.stages.dpo import DpoConfig, DpoTrainer, dpo
 from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.kto import KtoConfig, kto
 from hanmo.training.stages.ppo import PpoConfig, PpoTrainer, ppo
 from hanmo.training.stages.reward import RewardConfig, RewardTrainer, calibration, histogram, train_reward
 from tests.unit.alignment_cases import PAYS, QUESTIONS, starts, trainer
@@ -283,14 +284,14 @@ LORA: dict[str, Any] = {"lora": {"rank": 2, "alpha": 8}}
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("stage", [train_reward, dpo, grpo, ppo], ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", [train_reward, dpo, kto, grpo, ppo], ids=lambda stage: stage.name)
 def test_adapters_change_their_targets_by_their_rank_alone(stage: Any, name: str, tmp_path: Path) -> None:
     start = starts(tmp_path, name)
     if stage in (grpo, ppo):
         config = small(GrpoConfig if stage is grpo else PpoConfig, tmp_path, **LORA)
     else:
         settings = trainer(per_device_train_batch_size=4, learning_rate=1e-3, save_strategy="no")
-        kind = DpoConfig if stage is dpo else RewardConfig
+        kind = {dpo: DpoConfig, kto: KtoConfig, train_reward: RewardConfig}[stage]
         config = kind(str(start), write_pairs(tmp_path), out=str(tmp_path / "run"), limit=48, trainer=settings, **LORA)
     outcome = stage(config)
     before, after = (dict(open_model(one, device="cpu").network.named_parameters()) for one in (start, outcome.model))

@@ -7,6 +7,7 @@ name aot_unpaired on batches of one pair.
 import json
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from hanmo.checkpoints import open_model
 from hanmo.generation.decode import Generation
 from hanmo.generation.settings import Settings
+from hanmo.losses import preference_loss
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.rl import rollout
 from hanmo.training.stages import presets
 from hanmo.training.stages.dpo import DpoConfig, dpo
 from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.kto import KtoConfig, kto
 from tests.unit.transformers_models import write_model
 
 pytest.importorskip("trl", reason="trl is not installed (it is part of the dev extra); it is the oracle of these tests")
@@ -253,5 +256,66 @@ def test_rloo_is_trls(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         samples=8, group=4, **ours,
     )  # fmt: skip
     outcome = grpo(config, engine=Replays(rounds))
+    assert outcome.model is not None
+    same_weights(outcome.model, peer.model)
+
+
+def test_simpo_is_trls() -> None:
+    """Its loss function, which asks its trainer for these settings alone."""
+    from trl.experimental.cpo import CPOTrainer
+
+    asked = SimpleNamespace(
+        alpha=0.0,
+        loss_type="simpo",
+        simpo_gamma=0.7,
+        beta=2.5,
+        label_smoothing=0.0,
+        accelerator=SimpleNamespace(device="cpu"),
+    )
+    chosen, rejected = -torch.rand(2, 6, generator=torch.Generator().manual_seed(0)) * 3
+    losses, *rewards = CPOTrainer.cpo_loss(asked, chosen, rejected)
+    nothing = torch.zeros(6)
+    ours = preference_loss(chosen, rejected, nothing, nothing, beta=2.5, kind="simpo", target=0.7)
+    for found, expected in zip(ours, (losses, *rewards), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_kto_is_trls(start: Path, tmp_path: Path) -> None:
+    """Uneven weights and thumbs; TRL rotates the responses of a batch, here to where ours has them."""
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    ups = (True, False, True, True)
+    lines = [{"prompt": asked, "response": said, "label": up} for (asked, said, _), up in zip(PAIRS, ups, strict=True)]
+    (tmp_path / "thumbs.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    settings = {**SGD, **LOGGED, "per_device_train_batch_size": 4, "max_steps": STEPS}
+    data, run = str(tmp_path / "thumbs.jsonl"), tmp_path / "run"
+    weights = {"desirable_weight": 0.8, "undesirable_weight": 1.5}
+    outcome = kto(KtoConfig(str(start), data, str(run), beta=0.3, trainer=settings, **weights))
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": line["prompt"]}],
+            "completion": [{"role": "assistant", "content": line["response"]}],
+            "label": line["label"],
+        }
+        for line in lines
+    ]
+    common = {CHECKPOINTING: False, "bf16": False, "disable_dropout": True, "disable_tqdm": True}
+    args = KTOConfig(output_dir=str(tmp_path / "trl"), beta=0.3, **weights, **settings, **common)
+    peer = KTOTrainer(str(start), args=args, train_dataset=Dataset.from_list(rows), processing_class=words(start))
+    stop = peer.processing_class.eos_token_id
+    completions = [ids[: ids.index(stop) + 1] for ids in peer.train_dataset["completion_ids"]]
+
+    def own_pairs(example: dict[str, Any], place: int) -> dict[str, Any]:
+        return {"completion_ids": completions[place], "KL_completion_ids": completions[(place + 1) % 4]}
+
+    peer.train_dataset = peer.train_dataset.map(own_pairs, with_indices=True)
+    peer.train()
+    expected = [entry["loss"] for entry in peer.state.log_history if "loss" in entry]
+    assert losses(run) == pytest.approx(expected, rel=1e-4) and len(expected) == STEPS
+    points = [entry["kl"] for entry in peer.state.log_history if "kl" in entry]
+    told = [entry["kl"] for entry in read_metrics(run / "metrics.jsonl") if "kl" in entry]
+    assert told == pytest.approx(points, rel=1e-3, abs=1e-4) and max(points) > 0.01
     assert outcome.model is not None
     same_weights(outcome.model, peer.model)

@@ -10,7 +10,7 @@ from hanmo.files import package_yaml
 if TYPE_CHECKING:
     from hanmo.training.lifecycle import Stage
 
-NAMES = ("pretrain", "sft", "reward", "dpo", "grpo", "ppo")
+NAMES = ("pretrain", "sft", "reward", "dpo", "kto", "grpo", "ppo")
 
 
 def load_stage(name: str) -> Stage:
