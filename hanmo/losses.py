@@ -89,6 +89,9 @@ def tokenwise_loss(chosen_BA: Tensor, rejected_BA: Tensor, start_B: Tensor, end_
 # Learning from preferences without a reward model
 
 
+PreferenceKind = Literal["dpo", "ipo", "hinge", "robust", "simpo"]
+
+
 class Preference(NamedTuple):
     """The result of a preference loss: losses and both implicit rewards, (B,) each."""
 
@@ -103,22 +106,62 @@ def preference_loss(
     reference_chosen: Tensor,
     reference_rejected: Tensor,
     beta: float,
-    kind: Literal["dpo", "ipo"] = "dpo",
+    kind: PreferenceKind = "dpo",
     label_smoothing: float = 0.0,
+    target: float = 0.0,
 ) -> Preference:
-    """DPO (Rafailov et al. 2023) or IPO (Azar et al. 2023) from log-probabilities of whole responses, (B,) each.
+    """The loss of pairs from log-probabilities of their responses (sums or means over tokens), (B,) each.
 
-    dpo: -log sigmoid(beta x margin), margin = (policy - reference) of the chosen minus that of the rejected one; label
-    smoothing is the share of labels that count as reversed. ipo: (margin - 1 / (2 beta))^2, on log-probabilities that are
-    means over tokens. A loss without a reference has zeros for it.
+    With x = beta ((policy - reference) of the chosen minus that of the rejected response), e the label smoothing:
+
+    - dpo (Rafailov et al. 2023, equation 7): -log sigmoid(x); with e, the share of labels that count as reversed, cDPO
+      (Mitchell 2023): (1 - e) dpo(x) + e dpo(-x).
+    - robust (Chowdhury et al. 2024, "rDPO", section 3): ((1 - e) dpo(x) - e dpo(-x)) / (1 - 2e), whose mean over labels
+      of which a share e is reversed is the loss of the right ones.
+    - hinge (Zhao et al. 2023, "SLiC-HF", section 2, with the reference as in Liu et al. 2024, "RSO"): max(0, 1 - x).
+    - ipo (Azar et al. 2023, equation 17): (x / beta - 1 / (2 beta))^2, on means over tokens.
+    - simpo (Meng et al. 2024, equation 6): dpo(x - target), on means over tokens, with zeros for the reference.
     """
     chosen, rejected = policy_chosen - reference_chosen, policy_rejected - reference_rejected
     margin = chosen - rejected
+    right, reversed_ = -logsigmoid(beta * margin - target), -logsigmoid(-beta * margin)
     if kind == "ipo":
         losses = (margin - 1 / (2 * beta)).square()
+    elif kind == "hinge":
+        losses = torch.relu(1 - beta * margin)
+    elif kind == "robust":
+        losses = ((1 - label_smoothing) * right - label_smoothing * reversed_) / (1 - 2 * label_smoothing)
     else:
-        losses = -(1 - label_smoothing) * logsigmoid(beta * margin) - label_smoothing * logsigmoid(-beta * margin)
+        losses = (1 - label_smoothing) * right + label_smoothing * reversed_
     return Preference(losses, beta * chosen.detach(), beta * rejected.detach())
+
+
+def thumb_loss(
+    log_ratio_B: Tensor,
+    up_B: Tensor,
+    zero: Tensor | float,
+    beta: float,
+    desirable: float = 1.0,
+    undesirable: float = 1.0,
+) -> Tensor:
+    """KTO's loss of each response, (B,) (Ethayarajh et al. 2024, section 4.1), from its thumb, ``up_B`` (bool).
+
+    Up: desirable (1 - sigmoid(beta (log_ratio - zero))); down: undesirable (1 - sigmoid(beta (zero - log_ratio))).
+    ``log_ratio_B``: log policy - log reference of the response; ``zero``: the reference point, see ``reference_point``.
+    """
+    gain_B = beta * (log_ratio_B - zero)
+    # 1 - sigmoid(x) is sigmoid(-x), which loses no digits.
+    return torch.where(up_B, desirable * torch.sigmoid(-gain_B), undesirable * torch.sigmoid(gain_B))
+
+
+def reference_point(log_ratio_sum: Tensor, count: Tensor | float) -> Tensor:
+    """KTO's reference point, a scalar without a gradient (Ethayarajh et al. 2024, section 4.1).
+
+    max(0, mean of log policy - log reference of responses to prompts that are not their own), an estimate of the KL from
+    the reference to the policy; 0 where there is none.
+    """
+    count = torch.as_tensor(count, device=log_ratio_sum.device)
+    return (log_ratio_sum.detach() / count.clamp_min(1)).clamp_min(0)
 
 
 # Rewards and advantages
@@ -193,9 +236,16 @@ def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return mean, ((x - mean).square() * mask).sum() / (count - 1).clamp_min(1)
 
 
-def group_advantages(rewards_GK: Tensor, scale: bool = True) -> Tensor:
-    """GRPO (Shao et al. 2024), (G, K): rewards minus their group's mean, over its standard deviation if ``scale``."""
-    centred_GK = rewards_GK - rewards_GK.mean(1, keepdim=True)
+def group_advantages(rewards_GK: Tensor, scale: bool = True, leave_one_out: bool = False) -> Tensor:
+    """GRPO (Shao et al. 2024, section 4.1), (G, K): rewards minus their group's mean, over its standard deviation if ``scale``.
+
+    Without ``scale``: Liu et al. 2025, "Dr. GRPO", section 3.2. ``leave_one_out``: the mean of the others of the group
+    (Kool et al. 2019; Ahmadian et al. 2024, "RLOO").
+    """
+    mean_GK = rewards_GK.mean(1, keepdim=True)
+    if leave_one_out:
+        mean_GK = (rewards_GK.sum(1, keepdim=True) - rewards_GK) / (rewards_GK.shape[1] - 1)
+    centred_GK = rewards_GK - mean_GK
     return centred_GK / (rewards_GK.std(1, keepdim=True) + 1e-4) if scale else centred_GK
 
 
@@ -225,12 +275,30 @@ class RunningMoments:
 
 
 def clipped_policy_loss(
-    logprob_BA: Tensor, old_BA: Tensor, advantages_BA: Tensor, mask_BA: Tensor, clip: float
+    logprob_BA: Tensor,
+    old_BA: Tensor,
+    advantages_BA: Tensor,
+    mask_BA: Tensor,
+    clip: float,
+    clip_high: float | None = None,
 ) -> Tensor:
-    """PPO's loss (Schulman et al. 2017) of each token, (B, A): max(-A ratio, -A clip(ratio, 1 ± clip)), 0 off the mask."""
+    """PPO's loss (Schulman et al. 2017) of each token, (B, A): max(-A ratio, -A clip(ratio, 1 ± clip)), 0 off the mask.
+
+    ``clip_high``: the bound above 1, if it differs (Yu et al. 2025, "DAPO", section 3.1).
+    """
     ratio_BA = ((logprob_BA - old_BA) * mask_BA).exp()
-    losses_BA = torch.maximum(-advantages_BA * ratio_BA, -advantages_BA * ratio_BA.clamp(1 - clip, 1 + clip))
-    return losses_BA * mask_BA
+    clipped_BA = ratio_BA.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    return torch.maximum(-advantages_BA * ratio_BA, -advantages_BA * clipped_BA) * mask_BA
+
+
+def reply_means(values_N: Tensor, reply_N: Tensor, replies: int) -> Tensor:
+    """The mean over each reply's tokens, at each of its tokens, (N,); ``reply_N`` (int64): the reply of each token.
+
+    The ratio of two such means of log-probabilities is that of whole replies, to the power of 1 / length (Zheng et al.
+    2025, "GSPO", section 4.1).
+    """
+    sums, counts = (values_N.new_zeros(replies).index_add(0, reply_N, x) for x in (values_N, torch.ones_like(values_N)))
+    return (sums / counts.clamp_min(1))[reply_N]
 
 
 def clipped_value_loss(values_BA: Tensor, old_BA: Tensor, returns_BA: Tensor, mask_BA: Tensor, clip: float) -> Tensor:
@@ -241,12 +309,18 @@ def clipped_value_loss(values_BA: Tensor, old_BA: Tensor, returns_BA: Tensor, ma
 
 @torch.no_grad()
 def policy_statistics(
-    logprob_BA: Tensor, old_BA: Tensor, advantages_BA: Tensor, mask_BA: Tensor, clip: float
+    logprob_BA: Tensor,
+    old_BA: Tensor,
+    advantages_BA: Tensor,
+    mask_BA: Tensor,
+    clip: float,
+    clip_high: float | None = None,
 ) -> dict[str, Tensor]:
     """Sums over tokens of the KL from the old to the new policy (k3), of clipped tokens and of ratios."""
     log_ratio_BA = (logprob_BA - old_BA) * mask_BA
     ratio_BA = log_ratio_BA.exp()
-    clipped_BA = -advantages_BA * ratio_BA.clamp(1 - clip, 1 + clip) > -advantages_BA * ratio_BA
+    bounded_BA = ratio_BA.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    clipped_BA = -advantages_BA * bounded_BA > -advantages_BA * ratio_BA
     return {
         "approx_kl": (torch.expm1(log_ratio_BA) - log_ratio_BA).sum(),
         "clip_fraction": (clipped_BA * mask_BA).sum(),

@@ -51,7 +51,9 @@ def stage_command(name: str) -> Callable[..., None]:
         config: Annotated[Path | None, typer.Option("--config", help="Settings as YAML.")] = None,
         preset: Annotated[
             str | None,
-            typer.Option(help="Preset of the model's family; none for none. [default: published, if there is one]"),
+            typer.Option(
+                help="Preset of the stage or the model's family; none for none. [default: published, if there is one]"
+            ),
         ] = None,
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Print the settings and what a step needs on this machine, and stop.")
@@ -130,14 +132,15 @@ def read_settings(stage: Stage, model: str, data: str, rest: list[str], file: Pa
 
 
 def _preset(model: str, stage: str, name: str | None) -> dict[str, Any]:
-    """The settings of a preset of the model's family; of "published" if none is named and the family has it."""
+    """The settings of a preset of the stage or of the model's family; of "published" if none is named and the family has it."""
     from hanmo.errors import ConfigError, unknown
     from hanmo.families import presets
     from hanmo.training.opening import family_name
+    from hanmo.training.stages import presets as methods
 
     if name == "none":
         return {}
-    found = presets(family_name(model)).get(stage, {})
+    found = {**methods(stage), **presets(family_name(model)).get(stage, {})}
     if name is None:
         return found.get("published", {})
     if name not in found:

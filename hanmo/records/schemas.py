@@ -1,6 +1,7 @@
 """JSON values as records, recognised by their keys; see ``FORMS``."""
 
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ FORMS = """one of
   {"turns" | "dialog" | "messages" | "conversations": [...]}, turns as text or as {"role", "content"} or {"from", "value"}
   {"instruction", "input", "output"}
   {"prompt", "response"}, {"prompt", "text"}, each with "prefix" and "system" if wanted
+  either of the above with "label": true or false, a thumb for its reply
   {"prompt", "answers": [{"answer", "score"}, ...]}
   {"chosen", "rejected"} and "prompt", {"instruction", "input"} or {"conversations"}; answers as text or messages
   {"text"}"""
@@ -22,11 +24,21 @@ ROLES = {
 }
 
 
+LABELLED = (Dialogue, PromptResponse)
+
+
 def json_record(value: Any, where: str, waiting: bool = False) -> Record:
     """The record that a JSON value represents, see ``FORMS``; ValueError with the reason if it represents none.
 
     ``waiting``: a reply that is missing, as after messages that end with the user's, is "".
     """
+    record = _unlabelled(value, where, waiting)
+    label = value.get("label") if isinstance(value, dict) else None
+    # A label that is neither is no thumb: data sets of other tasks call their classes so.
+    return replace(record, label=label) if isinstance(label, bool) and isinstance(record, LABELLED) else record
+
+
+def _unlabelled(value: Any, where: str, waiting: bool) -> Record:
     if isinstance(value, list):
         return _dialogue(value, "", where, waiting)
     if not isinstance(value, dict):

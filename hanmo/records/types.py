@@ -22,13 +22,15 @@ class Text:
 class Dialogue:
     """Turns of the user and the assistant, alternating. The last turn is the reply to learn or to generate.
 
-    ``ids``: in a chat, the token ids of each generated turn, whose text is never tokenised again.
+    ``ids``: in a chat, the token ids of each generated turn, whose text is never tokenised again. ``label``: a thumb for
+    the last turn, up (True) or down.
     """
 
     turns: tuple[str, ...]
     system: str = ""
     where: str = field(default="", compare=False)
     ids: tuple[tuple[int, ...] | None, ...] = field(default=(), compare=False)
+    label: bool | None = None
 
     def replies(self) -> Iterator[Dialogue]:
         """For every reply a dialogue that ends in it."""
@@ -38,13 +40,17 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class PromptResponse:
-    """One prompt and the response to learn; ``prefix`` ("答：") opens the response and is given, not learned."""
+    """One prompt and the response to learn; ``prefix`` ("答：") opens the response and is given, not learned.
+
+    ``label``: a thumb for the response, up (True) or down.
+    """
 
     prompt: str
     response: str
     prefix: str = ""
     system: str = ""
     where: str = field(default="", compare=False)
+    label: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,10 @@ def _created(path: Path, compressed: bool) -> Iterator[TextIO]:
 
 
 def _as_tabs(record: Record) -> str:
-    if not isinstance(record, Dialogue) or record.system:
-        raise ValueError("tab-separated lines hold dialogues without a system text only; write .jsonl instead")
+    if not isinstance(record, Dialogue) or record.system or record.label is not None:
+        raise ValueError(
+            "tab-separated lines hold dialogues without a system text or a label only; write .jsonl instead"
+        )
     line = "\t".join(record.turns)
     if any(mark in turn for turn in record.turns for mark in "\t\r\n"):
         raise ValueError("a turn holds a tab or a line break; replace it or write .jsonl instead")
@@ -69,7 +71,7 @@ def _as_tabs(record: Record) -> str:
 
 
 def _as_json(record: Record) -> str:
-    value = {key: part for key, part in vars(record).items() if key not in ("where", "ids")}
+    value = {key: part for key, part in vars(record).items() if key not in ("where", "ids") and part is not None}
     if isinstance(record, ScoredAnswers):
         value["answers"] = [{"answer": answer, "score": score} for answer, score in record.answers]
     return json_text({key: part for key, part in value.items() if part or key not in ("prefix", "system", "history")})

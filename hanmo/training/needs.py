@@ -62,10 +62,10 @@ def _peaks(trainer: RowTrainer, shapes: Shapes) -> tuple[int, int, int]:
     """The peak of a step's first batch and of a later one, whose gradients are added to those there, and operations."""
     network: Any = trainer.model
     batch = trainer._prepare_inputs(trainer.measured_batch())
-    items = trainer._get_num_items_in_batch([batch], trainer.args.device)
     network.train()
     peaks = []
     with shapes:
+        items = trainer._get_num_items_in_batch([batch], trainer.args.device)
         for _ in range(2):
             shapes.peak = shapes.live
             with trainer.accelerator.autocast():

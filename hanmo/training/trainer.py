@@ -99,9 +99,13 @@ class RowTrainer(ShardedTrainer):
             own = {name: sum(float(one[name].sum()) for one in self._figures) for name in self._figures[0]}
             every = self._gathered([own])
             sums = {name: sum(one[name] for one in every) for name in own}
-            logs |= {name: sums[name] / sums["count"] for name in sums if name != "count"} | self._other_figures
+            logs |= self.mean_figures(sums) | self._other_figures
             self._figures = []
         super().log(logs, *args, **kwargs)
+
+    def mean_figures(self, sums: dict[str, float]) -> dict[str, float]:
+        """The figures to log, from the sums of those since the last ones."""
+        return {name: sums[name] / sums["count"] for name in sums if name != "count"}
 
     def _gathered(self, items: list[Any]) -> list[Any]:
         """The items of all processes with batches of their own; every process calls it."""

@@ -10,6 +10,7 @@ from hanmo.files import read_json
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.stages.dpo import DpoConfig, dpo
 from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.kto import KtoConfig, kto
 from hanmo.training.stages.ppo import PpoConfig, ppo
 from hanmo.training.stages.pretrain import PretrainConfig, pretrain
 from hanmo.training.stages.reward import RewardConfig, train_reward
@@ -34,7 +35,9 @@ STAGES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "reward, tokenwise": (RewardConfig, train_reward, {"loss": "tokenwise"}),
     "dpo": (DpoConfig, dpo, {"sft_weight": 0.5}),
     "dpo, LoRA": (DpoConfig, dpo, LORA),
+    "kto": (KtoConfig, kto, {"desirable_weight": 1.5}),
     "grpo": (GrpoConfig, grpo, {"group": 2, "beta": 0.1}),
+    "grpo, GSPO": (GrpoConfig, grpo, {"group": 2, "beta": 0.0, "ratio": "reply", "loss": "reply", "resample": 1}),
     "ppo": (PpoConfig, ppo, {"kl_target": 1.0, "scale_reward": "running", "max_kl": 1.0}),
 }
 LEARNS_FROM_REWARDS = ("grpo", "ppo")
@@ -71,7 +74,9 @@ def prepare(folder: Path, family: str) -> None:
 def run_stage(stage: str, folder: Path, out: Path, **trainer: Any) -> list[dict[str, float]]:
     """Two steps, or two rounds of one, on what ``prepare`` made; what was logged. The trained model is ``out``/model."""
     kind, train, given = STAGES[stage]
-    data = {"pretrain": "texts", "reward": "pairs", "dpo": "pairs"}.get(stage.partition(",")[0], "prompts")
+    data = {"pretrain": "texts", "reward": "pairs", "dpo": "pairs", "kto": "pairs"}.get(
+        stage.partition(",")[0], "prompts"
+    )
     settings: dict[str, Any] = {
         "model": str(folder / "model"),
         "data": str(folder / data),
@@ -79,7 +84,7 @@ def run_stage(stage: str, folder: Path, out: Path, **trainer: Any) -> list[dict[
         "limit": 64,
     }
     steps = {"per_device_train_batch_size": 2, "logging_steps": 1, "seed": 1, "learning_rate": 1e-3, **trainer}
-    if stage in LEARNS_FROM_REWARDS:
+    if stage.startswith(LEARNS_FROM_REWARDS):
         settings |= {"rewards": (f"{__name__}:different_characters",), "rounds": 2, "samples": 2}
         settings |= {"generation": {"max_new_tokens": 4}}
     else:

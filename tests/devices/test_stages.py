@@ -27,6 +27,7 @@ FAST_FORMS = {
     ("sft, streams", "transformer_xl"),
     ("reward, tokenwise", "glm"),
     ("dpo, LoRA", "eva"),
+    ("grpo, GSPO", "pangu"),
 }
 
 

@@ -19,6 +19,7 @@ from hanmo.training.callbacks import read_metrics
 from hanmo.training.rl.rewards import score_records
 from hanmo.training.stages.dpo import DpoConfig, dpo
 from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.kto import KtoConfig, kto
 from hanmo.training.stages.ppo import PpoConfig, ppo
 from hanmo.training.stages.reward import RewardConfig, train_reward
 from tests.unit.alignment_cases import QUESTIONS, REWARD, contains, starts, trainer
@@ -162,3 +163,14 @@ def test_dpo_learns(name: str, loss: Any, tmp_path: Path) -> None:
     entries = [e for e in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_accuracy" in e]
     assert entries[0]["step"] == 0 and entries[0]["eval_accuracy"] == 0  # the policy is its reference
     assert entries[-1]["eval_chosen_reward"] > entries[-1]["eval_rejected_reward"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kto_learns(name: str, tmp_path: Path) -> None:
+    """What has a thumb up gains more than what has a thumb down."""
+    outcome = kto(pair_config(KtoConfig, tmp_path, name, beta=0.1))
+    assert outcome.accuracy is not None
+    assert outcome.accuracy >= 0.9
+    entries = [e for e in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_accuracy" in e]
+    assert entries[0]["step"] == 0 and entries[0]["eval_accuracy"] == 0.5  # the policy is its reference
+    assert entries[-1]["eval_up_reward"] > entries[-1]["eval_down_reward"]

@@ -1,4 +1,4 @@
-"""``hanmo train reward|dpo|grpo|ppo --nproc 2`` learns what one process learns."""
+"""``hanmo train reward|dpo|kto|grpo|ppo --nproc 2`` learns what one process learns."""
 
 import json
 import os
@@ -17,7 +17,21 @@ from tests.unit.tiny import tiny
 ROOT = Path(__file__).resolve().parents[2]
 # One optimizer step a round: the processes share out the replies of a round, and with them which share a step.
 POLICY = [f"rewards=[{REWARD}]", "rounds=3", "samples=8", "epochs=1", "generation.max_new_tokens=6"]
-OWN = {"reward": ["trainer.max_steps=4"], "dpo": ["trainer.max_steps=4"], "grpo": [*POLICY, "group=4"], "ppo": POLICY}
+STEPS = ["trainer.max_steps=4"]
+OWN = {
+    **dict.fromkeys(("reward", "dpo", "kto"), STEPS),
+    "grpo": [*POLICY, "group=4"],
+    "grpo, drawn again": [
+        *POLICY,
+        "group=2",
+        "resample=2",
+        "ratio=reply",
+        "loss=reply",
+        "beta=0",
+        "mask_truncated=true",
+    ],
+    "ppo": POLICY,
+}
 # Means over the processes, not over all replies, and times; all other figures are those of one process.
 OWN_FIGURES = {"explained_variance", "value", "rollout_share", "epoch", "seconds"}
 BESIDE = ("runtime", "per_second", "accuracy")  # of the accuracy see the test
@@ -40,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batch(stage: str) -> int:
-    return 8 if stage in ("grpo", "ppo") else 4
+    return 4 if OWN[stage] is STEPS else 8
 
 
 def run(stage: str, count: int, place: Path, out: Path) -> list[dict[str, Any]]:
@@ -49,9 +63,17 @@ def run(stage: str, count: int, place: Path, out: Path) -> list[dict[str, Any]]:
         f"trainer.per_device_train_batch_size={batch(stage) // count}", f"trainer.per_device_eval_batch_size={batch(stage) // count}",
         "trainer.adam_epsilon=1e-4",
     ]  # fmt: skip
-    if stage in ("reward", "dpo"):
+    if OWN[stage] is STEPS:
         settings += [f"valid={place / 'valid.jsonl'}", "trainer.eval_strategy=steps", "trainer.eval_steps=2"]
-    command = ["train", stage, str(place / "model"), str(place / "train.jsonl"), str(out), "--preset", "none"]
+    command = [
+        "train",
+        stage.partition(",")[0],
+        str(place / "model"),
+        str(place / "train.jsonl"),
+        str(out),
+        "--preset",
+        "none",
+    ]
     processes.run(
         [sys.executable, "-m", "hanmo", *command, *settings, "--nproc", str(count)], check=True, timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

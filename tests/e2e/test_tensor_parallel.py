@@ -278,7 +278,7 @@ def test_a_model_is_not_cut_in_two_ways(other: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("stage", ["reward", "dpo", "grpo", "ppo"])
+@pytest.mark.parametrize("stage", ["reward", "dpo", "kto", "grpo", "ppo"])
 def test_alignment_is_not_cut(stage: str, tmp_path: Path) -> None:
     data = data_of("pangu", "sft", tmp_path)
     done = hanmo("train", stage, FOLDER / "pangu", data, tmp_path / "run", "tensor_parallel=2")

@@ -12,6 +12,7 @@ from hanmo.checkpoints import save_model
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.stages.dpo import DpoConfig, dpo
 from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.kto import KtoConfig, kto
 from hanmo.training.stages.ppo import PpoConfig, ppo
 from tests.unit.alignment_cases import REWARD, starts, trainer
 from tests.unit.tiny import NAMES, tiny
@@ -44,6 +45,24 @@ def test_dpos_rewards_are_zero_before_learning(name: str, bf16: bool, tmp_path: 
         told = first(run, f"{prefix}chosen_reward")
         assert (told[f"{prefix}chosen_reward"], told[f"{prefix}rejected_reward"]) == (0, 0)
         assert told[f"{prefix}loss"] == pytest.approx(log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "bf16"), PRECISIONS)
+def test_ktos_rewards_and_its_reference_point_are_zero_before_learning(name: str, bf16: bool, tmp_path: Path) -> None:
+    """In training and in the validation before it: each thumb costs a half."""
+    start, file = starts(tmp_path, name), tmp_path / "pairs.jsonl"
+    lines = [json.dumps({"prompt": prompt, "chosen": good, "rejected": bad}) for prompt, good, bad in PAIRS]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    settings = trainer(
+        bf16=bf16, per_device_train_batch_size=3, gradient_accumulation_steps=2, per_device_eval_batch_size=4, max_steps=1,
+        logging_steps=1, eval_strategy="steps", eval_steps=1, save_strategy="no",
+    )  # fmt: skip
+    run = tmp_path / "run"
+    kto(KtoConfig(str(start), str(file), out=str(run), valid=str(file), limit=64, trainer=settings))
+    for prefix in ("", "eval_"):
+        told = first(run, f"{prefix}kl")
+        assert (told[f"{prefix}kl"], told[f"{prefix}loss"]) == (0, 0.5)
+        assert {told[f"{prefix}{side}_reward"] for side in ("up", "down") if f"{prefix}{side}_reward" in told} == {0}
 
 
 def learn(tmp_path: Path, name: str, bf16: bool, ways: dict[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from hanmo.records import PromptResponse
 from hanmo.rows import IGNORE, collate
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.data_files import DataFiles
+from hanmo.training.stages import dpo as dpo_module
 from hanmo.training.stages import ppo as ppo_module
 from hanmo.training.stages.dpo import DpoConfig, DpoTrainer, dpo
 from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.kto import KtoConfig, kto
 from hanmo.training.stages.ppo import PpoConfig, PpoTrainer, ppo
 from hanmo.training.stages.reward import RewardConfig, RewardTrainer, calibration, histogram, train_reward
 from tests.unit.alignment_cases import PAYS, QUESTIONS, starts, trainer
@@ -113,6 +115,46 @@ def test_dpo_by_hand() -> None:
     assert loss(beta=0.4, sft_weight=0.5) == pytest.approx(softplus(-0.6) + 0.5)
     # ipo: means over tokens, -1 and -1.5
     assert loss(beta=0.4, loss="ipo") == pytest.approx(((-1 + 2) - (-1.5 + 2.5) - 1 / 0.8) ** 2)
+    assert loss(beta=0.4, loss="hinge") == pytest.approx(1 - 0.6)
+    robust = (0.9 * softplus(-0.6) - 0.1 * softplus(0.6)) / 0.8
+    assert loss(beta=0.4, loss="robust", label_smoothing=0.1) == pytest.approx(robust)
+    assert loss(beta=0.4, length_normalised=True) == pytest.approx(log(2))  # means leave a margin of 0
+    assert loss(beta=0.4, length_normalised=True, sft_weight=0.5) == pytest.approx(log(2) + 0.5)
+    batch["references"] = torch.zeros(1, 2)
+    assert loss(beta=2.0, loss="simpo", margin=0.3) == pytest.approx(softplus(0.3 - 2.0 * (-1 + 1.5)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"loss": "hinge", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"loss": "simpo", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"loss": "robust"}, "label_smoothing"),
+        ({"loss": "dpo", "margin": 0.1}, "margin"),
+        ({"loss": "simpo", "margin": -0.1}, "margin"),
+    ],
+)
+def test_what_a_preference_loss_would_not_use_is_refused(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        DpoConfig("m", "d", **settings)
+
+
+def test_simpo_computes_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the policy is ever asked: once for each of the two batches of an epoch."""
+    start = starts(tmp_path, "pangu")
+    asked = []
+    whole = dpo_module.response_logprobs
+    monkeypatch.setattr(dpo_module, "response_logprobs", lambda *given: asked.append(1) or whole(*given))
+    for loss, expected in (("simpo", 2), ("dpo", 4)):
+        settings = trainer(per_device_train_batch_size=4, num_train_epochs=1, learning_rate=1e-3, save_strategy="no")
+        dpo(
+            DpoConfig(
+                str(start), write_pairs(tmp_path), out=str(tmp_path / loss), limit=48, loss=loss, trainer=settings
+            )
+        )  # type: ignore[arg-type]
+        assert len(asked) == expected
+        asked.clear()
 
 
 # Rewards
@@ -242,14 +284,14 @@ LORA: dict[str, Any] = {"lora": {"rank": 2, "alpha": 8}}
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("stage", [train_reward, dpo, grpo, ppo], ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", [train_reward, dpo, kto, grpo, ppo], ids=lambda stage: stage.name)
 def test_adapters_change_their_targets_by_their_rank_alone(stage: Any, name: str, tmp_path: Path) -> None:
     start = starts(tmp_path, name)
     if stage in (grpo, ppo):
         config = small(GrpoConfig if stage is grpo else PpoConfig, tmp_path, **LORA)
     else:
         settings = trainer(per_device_train_batch_size=4, learning_rate=1e-3, save_strategy="no")
-        kind = DpoConfig if stage is dpo else RewardConfig
+        kind = {dpo: DpoConfig, kto: KtoConfig, train_reward: RewardConfig}[stage]
         config = kind(str(start), write_pairs(tmp_path), out=str(tmp_path / "run"), limit=48, trainer=settings, **LORA)
     outcome = stage(config)
     before, after = (dict(open_model(one, device="cpu").network.named_parameters()) for one in (start, outcome.model))

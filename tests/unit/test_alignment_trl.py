@@ -7,6 +7,7 @@ name aot_unpaired on batches of one pair.
 import json
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from hanmo.checkpoints import open_model
 from hanmo.generation.decode import Generation
 from hanmo.generation.settings import Settings
+from hanmo.losses import preference_loss
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.rl import rollout
+from hanmo.training.stages import presets
 from hanmo.training.stages.dpo import DpoConfig, dpo
 from hanmo.training.stages.grpo import GrpoConfig, grpo
+from hanmo.training.stages.kto import KtoConfig, kto
 from tests.unit.transformers_models import write_model
 
 pytest.importorskip("trl", reason="trl is not installed (it is part of the dev extra); it is the oracle of these tests")
@@ -73,6 +77,9 @@ def losses(run: Path) -> list[float]:
         ({"loss": "dpo"}, {"loss_type": ["sigmoid"]}, 4),
         ({"loss": "ipo"}, {"loss_type": ["ipo"]}, 4),
         ({"loss": "dpo", "label_smoothing": 0.2}, {"loss_type": ["aot_unpaired"], "label_smoothing": 0.2}, 1),
+        ({"loss": "hinge"}, {"loss_type": ["hinge"]}, 4),
+        ({"loss": "robust", "label_smoothing": 0.2}, {"loss_type": ["robust"], "label_smoothing": 0.2}, 4),
+        ({"length_normalised": True}, {"loss_type": ["sigmoid_norm"]}, 4),
     ],
 )
 def test_dpo_is_trls(ours: Any, theirs: Any, batch: int, start: Path, tmp_path: Path) -> None:
@@ -124,6 +131,18 @@ class Replays:
         return [left[tuple(context.ids)].pop(0) for context in contexts]
 
 
+def said(found: Any, stop: int) -> dict[tuple[int, ...], list[Generation]]:
+    """The replies of a round of TRL's, by their prompt."""
+    replies: dict[tuple[int, ...], list[Generation]] = {}
+    for row in range(len(found["prompt_ids"])):
+        asked = tuple(found["prompt_ids"][row][found["prompt_mask"][row].bool()].tolist())
+        mask = found["completion_mask"][row].bool()  # all zeros: left out, as it has the greatest length
+        ids = found["completion_ids"][row][mask if mask.any() else ~mask].tolist()
+        finished = ids[-1] == stop
+        replies.setdefault(asked, []).append(Generation(tuple(ids[: len(ids) - finished]), (), 0.0, finished))
+    return replies
+
+
 def scores(replies: list[str]) -> list[float]:
     """Of Chinese characters alone: special tokens that a random policy says are read differently."""
     return [
@@ -135,10 +154,26 @@ def reward(prompts: list[str], replies: list[str]) -> list[float]:
     return scores(replies)
 
 
-@pytest.mark.parametrize(("loss", "theirs"), [("token", "dapo"), ("reply", "grpo")])
-@pytest.mark.parametrize("scale", [True, False])
+PLAIN = {"scale_rewards": "none"}  # without the standard deviation
+# settings of ours -> of TRL
+KIN: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"loss": "token"}, {"loss_type": "dapo"}),
+    ({"loss": "token", "scale": False}, {"loss_type": "dapo", **PLAIN}),
+    ({"loss": "reply"}, {"loss_type": "grpo"}),
+    ({"loss": "reply", "scale": False}, {"loss_type": "grpo", **PLAIN}),
+    ({"loss": "constant", "scale": False}, {"loss_type": "dr_grpo", **PLAIN}),
+    ({"clip": 0.05, "clip_high": 0.3}, {"loss_type": "dapo", "epsilon": 0.05, "epsilon_high": 0.3}),
+    ({"mask_truncated": True, "loss": "reply"}, {"loss_type": "grpo", "mask_truncated_completions": True}),
+    (
+        {"ratio": "reply", "loss": "reply", "clip": 0.02},
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.02},
+    ),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), KIN, ids=[" ".join(map(str, ours.values())) for ours, _ in KIN])
 def test_grpo_is_trls(
-    loss: Any, theirs: str, scale: bool, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ours: dict[str, Any], theirs: dict[str, Any], start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rounds of two passes each, with the KL penalty: the second pass is clipped, the second round penalised."""
     from datasets import Dataset
@@ -150,13 +185,7 @@ def test_grpo_is_trls(
     class Recording(GRPOTrainer):  # type: ignore[misc, valid-type]
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             found = super()._generate_and_score_completions(inputs)
-            said: dict[tuple[int, ...], list[Generation]] = {}
-            for row in range(len(found["prompt_ids"])):
-                asked = tuple(found["prompt_ids"][row][found["prompt_mask"][row].bool()].tolist())
-                ids = found["completion_ids"][row][found["completion_mask"][row].bool()].tolist()
-                finished = ids[-1] == stop
-                said.setdefault(asked, []).append(Generation(tuple(ids[: len(ids) - finished]), (), 0.0, finished))
-            rounds.append(said)
+            rounds.append(said(found, stop))
             return found
 
     def trl_reward(completions: Any, **kwargs: Any) -> list[float]:
@@ -166,8 +195,7 @@ def test_grpo_is_trls(
     settings = {**SGD, **LOGGED, "per_device_train_batch_size": 8}
     args = GRPOConfig(
         output_dir=str(tmp_path / "trl"), **settings, max_steps=4, num_generations=4, num_iterations=2, beta=0.2, use_bias_correction_kl=False,
-        loss_type=theirs, scale_rewards="group" if scale else "none", max_completion_length=6, epsilon=0.2,
-        bf16=False, disable_dropout=True, disable_tqdm=True, **{CHECKPOINTING: False},
+        max_completion_length=6, bf16=False, disable_dropout=True, disable_tqdm=True, **{CHECKPOINTING: False}, **theirs,
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in questions])
     peer = Recording(str(start), trl_reward, args=args, train_dataset=rows, processing_class=words(start))
@@ -178,12 +206,116 @@ def test_grpo_is_trls(
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     config = GrpoConfig(
         str(start), str(tmp_path / "prompts.jsonl"), str(tmp_path / "run"), rewards=(f"{__name__}:reward",), rounds=2,
-        samples=8, epochs=2, group=4, beta=0.2, clip=0.2, loss=loss, scale=scale, trainer=settings,
+        samples=8, epochs=2, group=4, beta=0.2, trainer=settings, **ours,
     )  # fmt: skip
     # TRL scores over the whole vocabulary; ours leaves the second stop token out, which rollouts never say.
     monkeypatch.setattr(rollout, "rollout_settings", lambda *given: Settings(max_new_tokens=6))
     outcome = grpo(config, engine=Replays(rounds))
     expected = [entry["loss"] for entry in peer.state.log_history if "loss" in entry]
     assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-3, abs=1e-5) and len(expected) == 4
+    assert outcome.model is not None
+    same_weights(outcome.model, peer.model)
+
+
+def test_rloo_is_trls(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of one pass; TRL sums over a reply's tokens where ours divides by the greatest length, 6, too."""
+    from datasets import Dataset
+    from trl import RLOOConfig, RLOOTrainer
+
+    rounds: list[dict[tuple[int, ...], list[Generation]]] = []
+    stop = words(start).eos_token_id
+
+    class Recording(RLOOTrainer):  # type: ignore[misc, valid-type]
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            found = super()._generate_and_score_completions(inputs)
+            rounds.append(said(found, stop))
+            return found
+
+    def trl_reward(completions: Any, **kwargs: Any) -> list[float]:
+        return scores([one[0]["content"] for one in completions])
+
+    questions = [pair[0] for pair in PAIRS[:2]]
+    settings = {**SGD, **LOGGED, "per_device_train_batch_size": 8, "max_grad_norm": 0}
+    args = RLOOConfig(
+        output_dir=str(tmp_path / "trl"), **settings, max_steps=3, num_generations=4, beta=0.0,
+        max_completion_length=6, bf16=False, disable_dropout=True, disable_tqdm=True, **{CHECKPOINTING: False},
+    )  # fmt: skip
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in questions])
+    peer = Recording(str(start), trl_reward, args=args, train_dataset=rows, processing_class=words(start))
+    peer.train()
+    lines = [json.dumps({"prompt": text, "response": ""}) for text in questions]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    ours = {
+        **presets("grpo")["rloo"],
+        "beta": 0.0,
+        "trainer": {**settings, "learning_rate": 6 * RATE, "max_grad_norm": 0},
+    }
+    monkeypatch.setattr(rollout, "rollout_settings", lambda *given: Settings(max_new_tokens=6))
+    config = GrpoConfig(
+        str(start), str(tmp_path / "prompts.jsonl"), str(tmp_path / "run"), rewards=(f"{__name__}:reward",), rounds=3,
+        samples=8, group=4, **ours,
+    )  # fmt: skip
+    outcome = grpo(config, engine=Replays(rounds))
+    assert outcome.model is not None
+    same_weights(outcome.model, peer.model)
+
+
+def test_simpo_is_trls() -> None:
+    """Its loss function, which asks its trainer for these settings alone."""
+    from trl.experimental.cpo import CPOTrainer
+
+    asked = SimpleNamespace(
+        alpha=0.0,
+        loss_type="simpo",
+        simpo_gamma=0.7,
+        beta=2.5,
+        label_smoothing=0.0,
+        accelerator=SimpleNamespace(device="cpu"),
+    )
+    chosen, rejected = -torch.rand(2, 6, generator=torch.Generator().manual_seed(0)) * 3
+    losses, *rewards = CPOTrainer.cpo_loss(asked, chosen, rejected)
+    nothing = torch.zeros(6)
+    ours = preference_loss(chosen, rejected, nothing, nothing, beta=2.5, kind="simpo", target=0.7)
+    for found, expected in zip(ours, (losses, *rewards), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_kto_is_trls(start: Path, tmp_path: Path) -> None:
+    """Uneven weights and thumbs; TRL rotates the responses of a batch, here to where ours has them."""
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    ups = (True, False, True, True)
+    lines = [{"prompt": asked, "response": said, "label": up} for (asked, said, _), up in zip(PAIRS, ups, strict=True)]
+    (tmp_path / "thumbs.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    settings = {**SGD, **LOGGED, "per_device_train_batch_size": 4, "max_steps": STEPS}
+    data, run = str(tmp_path / "thumbs.jsonl"), tmp_path / "run"
+    weights = {"desirable_weight": 0.8, "undesirable_weight": 1.5}
+    outcome = kto(KtoConfig(str(start), data, str(run), beta=0.3, trainer=settings, **weights))
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": line["prompt"]}],
+            "completion": [{"role": "assistant", "content": line["response"]}],
+            "label": line["label"],
+        }
+        for line in lines
+    ]
+    common = {CHECKPOINTING: False, "bf16": False, "disable_dropout": True, "disable_tqdm": True}
+    args = KTOConfig(output_dir=str(tmp_path / "trl"), beta=0.3, **weights, **settings, **common)
+    peer = KTOTrainer(str(start), args=args, train_dataset=Dataset.from_list(rows), processing_class=words(start))
+    stop = peer.processing_class.eos_token_id
+    completions = [ids[: ids.index(stop) + 1] for ids in peer.train_dataset["completion_ids"]]
+
+    def own_pairs(example: dict[str, Any], place: int) -> dict[str, Any]:
+        return {"completion_ids": completions[place], "KL_completion_ids": completions[(place + 1) % 4]}
+
+    peer.train_dataset = peer.train_dataset.map(own_pairs, with_indices=True)
+    peer.train()
+    expected = [entry["loss"] for entry in peer.state.log_history if "loss" in entry]
+    assert losses(run) == pytest.approx(expected, rel=1e-4) and len(expected) == STEPS
+    points = [entry["kl"] for entry in peer.state.log_history if "kl" in entry]
+    told = [entry["kl"] for entry in read_metrics(run / "metrics.jsonl") if "kl" in entry]
+    assert told == pytest.approx(points, rel=1e-3, abs=1e-4) and max(points) > 0.01
     assert outcome.model is not None
     same_weights(outcome.model, peer.model)

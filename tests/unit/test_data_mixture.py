@@ -224,6 +224,7 @@ STAGES = {
     "pretrain": [{"text": text} for text in SENTENCES],
     "reward": PAIRS,
     "dpo": PAIRS,
+    "kto": [{"prompt": text, "response": "很好", "label": bool(place % 2)} for place, text in enumerate(SENTENCES)],
     "grpo": [{"prompt": text} for text in SENTENCES],
     "ppo": [{"prompt": text} for text in SENTENCES],
 }

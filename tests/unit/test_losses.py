@@ -46,6 +46,53 @@ def test_dpo_label_smoothing_and_ipo() -> None:
     assert ipo.losses.item() == pytest.approx((6 - 1) ** 2)
 
 
+def test_hinge_robust_and_simpo() -> None:
+    """A margin of 3, or -1 the other way round, times beta 0.5."""
+    one, zero = torch.tensor([3.0, -1.0]), torch.zeros(2)
+    right, reversed_ = ([math.log1p(math.exp(sign * x)) for x in (1.5, -0.5)] for sign in (-1, 1))
+    hinge = losses.preference_loss(one, zero, zero, zero, beta=0.5, kind="hinge")
+    assert hinge.losses.tolist() == [0.0, 1.5]
+    robust = losses.preference_loss(one, zero, zero, zero, beta=0.5, kind="robust", label_smoothing=0.1)
+    by_hand = [(0.9 * good - 0.1 * bad) / 0.8 for good, bad in zip(right, reversed_, strict=True)]
+    assert robust.losses.tolist() == pytest.approx(by_hand)
+    simpo = losses.preference_loss(one, zero, zero, zero, beta=0.5, kind="simpo", target=0.4)
+    assert simpo.losses.tolist() == pytest.approx([math.log1p(math.exp(0.4 - x)) for x in (1.5, -0.5)])
+    assert simpo.chosen_rewards.tolist() == [1.5, -0.5]
+
+
+def test_the_robust_loss_of_noisy_labels_is_that_of_right_ones() -> None:
+    """Of labels of which a share is reversed, its mean is DPO's loss of the right ones."""
+    chosen, zero = torch.tensor([2.0]), torch.zeros(1)
+    common = {"beta": 0.7, "kind": "robust", "label_smoothing": 0.2}
+    kept, reversed_ = (
+        losses.preference_loss(*pair, zero, zero, **common).losses for pair in ((chosen, zero), (zero, chosen))
+    )  # type: ignore[arg-type]
+    assert (0.8 * kept + 0.2 * reversed_).item() == pytest.approx(math.log1p(math.exp(-1.4)))
+
+
+def test_thumbs_by_hand() -> None:
+    """Log-ratios 2 and -1, reference point 0.5, beta 0.4: each thumb with its weight, the steepest at the reference point."""
+    ratio = torch.tensor([2.0, -1.0, 0.5], requires_grad=True)
+    up = torch.tensor([True, False, True])
+    found = losses.thumb_loss(ratio, up, 0.5, 0.4, 1.5, 2.0)
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    assert found.tolist() == pytest.approx([1.5 * (1 - sigmoid(0.6)), 2.0 * (1 - sigmoid(0.6)), 0.75])
+    found.sum().backward()
+    slope = sigmoid(0.6) * (1 - sigmoid(0.6)) * 0.4
+    assert ratio.grad is not None
+    assert ratio.grad.tolist() == pytest.approx([-1.5 * slope, 2.0 * slope, -1.5 * 0.25 * 0.4])
+
+
+def test_the_reference_point_is_not_below_zero_and_has_no_gradient() -> None:
+    total = torch.tensor(6.0, requires_grad=True)
+    assert losses.reference_point(total, 4).item() == 1.5 and not losses.reference_point(total, 4).requires_grad
+    assert losses.reference_point(-total, torch.tensor(4.0)).item() == 0
+    assert losses.reference_point(torch.tensor(0.0), 0).item() == 0
+
+
 def test_kl_estimates() -> None:
     logprob, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.0])
     found = {kind: losses.kl_estimates(logprob, reference, kind).tolist() for kind in ("k1", "k2", "k3", "published")}  # type: ignore[arg-type]
@@ -73,6 +120,33 @@ def test_group_advantages() -> None:
     assert losses.group_advantages(rewards, scale=False).tolist() == [[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     assert losses.group_advantages(rewards)[0].tolist() == pytest.approx([-1, 0, 1], rel=1e-3)
     assert losses.group_advantages(rewards)[1].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_leave_one_out_advantages() -> None:
+    """Each reward less the mean of the two others."""
+    rewards = torch.tensor([[0.0, 1.0, 5.0], [5.0, 5.0, 5.0]])
+    found = losses.group_advantages(rewards, scale=False, leave_one_out=True)
+    assert found.tolist() == [[0 - 3, 1 - 2.5, 5 - 0.5], [0.0, 0.0, 0.0]]
+    scaled = losses.group_advantages(rewards, leave_one_out=True)[0]
+    assert scaled.tolist() == pytest.approx([x / 7**0.5 for x in (-3, -1.5, 4.5)], rel=1e-3)  # 7: 4 + 1 + 9 over 2
+
+
+def test_the_bound_above_may_be_another() -> None:
+    """At a ratio of 1.5 a gain stops at 1.4 instead of 1.2; at 0.5 a loss stops at 0.8 in any case."""
+    old, new = torch.zeros(1, 2), torch.tensor([1.5, 0.5]).log()[None]
+    advantages, mask = torch.tensor([[1.0, -1.0]]), torch.ones(1, 2)
+    for high, expected, clipped in ((None, -1.2, 2), (0.4, -1.4, 2), (0.6, -1.5, 1)):
+        found = losses.clipped_policy_loss(new, old, advantages, mask, 0.2, high)
+        assert found[0].tolist() == pytest.approx([expected, 0.8])
+        assert losses.policy_statistics(new, old, advantages, mask, 0.2, high)["clip_fraction"] == clipped
+
+
+def test_means_of_replies_at_their_tokens() -> None:
+    values = torch.tensor([1.0, 2.0, 6.0, 4.0], requires_grad=True)
+    found = losses.reply_means(values, torch.tensor([0, 2, 2, 0]), 3)
+    assert found.tolist() == [2.5, 4.0, 4.0, 2.5]
+    found[1].backward()
+    assert values.grad is not None and values.grad.tolist() == [0.0, 0.5, 0.5, 0.0]
 
 
 def test_gae_by_hand() -> None:

@@ -35,6 +35,7 @@ OPENING = {
     "train sft": "train sft {m} talk.txt run",
     "train reward": "train reward {m} pairs.jsonl run",
     "train dpo": "train dpo {m} pairs.jsonl run",
+    "train kto": "train kto {m} pairs.jsonl run",
     "train grpo": "train grpo {m} pairs.jsonl run rewards=[builtins:len]",
     "train ppo": "train ppo {m} pairs.jsonl run rewards=[builtins:len]",
     "reward score": "reward score {m} talk.txt",

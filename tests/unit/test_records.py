@@ -45,6 +45,9 @@ FORMS: list[tuple[Any, Record]] = [
     ({"prompt": "p", "response": "r"}, PromptResponse("p", "r")),
     ({"prompt": "p", "response": "r", "prefix": "答：", "system": "s"}, PromptResponse("p", "r", "答：", "s")),
     ({"prompt": "p", "text": "t"}, PromptResponse("p", "t")),
+    ({"prompt": "p", "response": "r", "label": False}, PromptResponse("p", "r", label=False)),
+    ({"prompt": "p", "response": "r", "label": "sport"}, PromptResponse("p", "r")),
+    ({"turns": ["a", "b"], "label": True}, Dialogue(("a", "b"), label=True)),
     (
         {"prompt": "p", "answers": [{"answer": "a", "score": 1}, {"answer": "b", "score": 2.5}], "prefix": "答："},
         ScoredAnswers("p", (("a", 1.0), ("b", 2.5)), "答："),

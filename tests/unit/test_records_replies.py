@@ -186,6 +186,7 @@ STAGES = {
     "sft": ({"prompt": "你好", "response": "再见"}, {"prompt": "坏", "response": "再见"}),
     "pretrain": ({"prompt": "你好", "response": "再见"}, {"prompt": "坏", "response": "再见"}),
     "dpo": tuple({"prompt": asked, "chosen": "再见", "rejected": "谢谢"} for asked in ("你好", "坏")),
+    "kto": tuple({"prompt": asked, "response": "再见", "label": True} for asked in ("你好", "坏")),
     "reward": tuple({"prompt": asked, "chosen": "再见", "rejected": "谢谢"} for asked in ("你好", "坏")),
     "grpo": ({"prompt": "你好"}, {"prompt": "坏"}),
     "ppo": ({"prompt": "你好"}, {"prompt": "坏"}),
@@ -258,7 +259,7 @@ def test_json_that_holds_no_text_is_a_bad_record_everywhere(value: str, tmp_path
             read(tmp_path / "array.json")  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("stage", ["reward", "dpo"])
+@pytest.mark.parametrize("stage", ["reward", "dpo", "kto"])
 @pytest.mark.parametrize(("value", "problem"), [UNANSWERED[0], UNANSWERED[7], UNANSWERED[10]])
 def test_a_missing_answer_is_a_bad_record_for_pairs_too(stage: str, value: Any, problem: str, tmp_path: Path) -> None:
     save_model(tiny("pangu", tmp_path), tmp_path / "model")

@@ -25,6 +25,7 @@ RECORDS: list[dict[str, Any]] = [
     {"turns": ["你好", "嗨"]},
     {"conversations": [{"from": "human", "value": "你好"}, {"from": "gpt", "value": "嗨"}]},
     {"prompt": "问", "response": "答", "prefix": "", "system": "人"},
+    {"prompt": "问", "response": "答", "label": False},
     {"prompt": "问", "answers": [{"answer": "好", "score": 1}, {"answer": "差", "score": 0}], "history": ["早"]},
     {"prompt": "问", "chosen": "好", "rejected": "差"},
     {"chosen": [USER, ASSISTANT], "rejected": [USER, {"role": "assistant", "content": "差"}]},

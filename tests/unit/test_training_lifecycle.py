@@ -26,7 +26,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_dry_run_measures_a_step_and_writes_nothing(name: str, made: Path, tmp_path: Path) -> None:
-    data = {"pretrain": "texts", "sft": "prompts", "reward": "pairs", "dpo": "pairs"}.get(name, "prompts")
+    data = {"pretrain": "texts", "sft": "prompts", "reward": "pairs", "dpo": "pairs", "kto": "pairs"}.get(
+        name, "prompts"
+    )
     given: dict[str, Any] = {"per_device_train_batch_size": 2, "use_cpu": True}
     settings: dict[str, Any] = {"limit": 64, "trainer": {**given, "max_steps": 3}}
     if name in ("grpo", "ppo"):

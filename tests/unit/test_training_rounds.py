@@ -27,7 +27,7 @@ from hanmo.training.pairs import PairTrainer, read_pairs
 from hanmo.training.rl.policy import BetweenRounds, PolicyTrainer
 from hanmo.training.rl.rewards import score_records
 from hanmo.training.stages.dpo import DpoConfig, DpoTrainer
-from hanmo.training.stages.grpo import GrpoConfig, GrpoTrainer, grpo
+from hanmo.training.stages.grpo import GrpoConfig, grpo
 from hanmo.training.stages.ppo import PpoConfig, PpoTrainer
 from hanmo.training.stages.reward import RewardConfig, train_reward
 from hanmo.training.trainable import adapted
@@ -44,17 +44,21 @@ def test_all_rewards_and_the_penalty_reach_the_advantages() -> None:
     seen: dict[str, Any] = {}
     samples = [SimpleNamespace(generation=SimpleNamespace(finished=ended)) for ended in (True, False, True)]
     one: Any = SimpleNamespace(
-        config=SimpleNamespace(unfinished_penalty=4.0),
+        args=SimpleNamespace(world_size=1, process_index=0), round=0, redrawn=0, group=1,
+        config=SimpleNamespace(unfinished_penalty=4.0, samples=3),
         rewards={"first": lambda given: [1.0, 2.0, 3.0], "second": lambda given: (0.5, 0.25, -1.0)},
         seconds={"rollout": 0.0, "round": 0.0},
-        _replies=lambda: samples,
-        _experience=lambda given, scores: seen.update(kept=scores) or ["batch"],
+        _replies=lambda *asked: samples,
+        decided=lambda numbers, judged: judged,
+        _experience=lambda given, scores: seen.update(samples=given, kept=scores) or ["batch"],
         weigh=lambda batch, scores: seen.update(weighed=scores) or {},
-        _describe=lambda batch, raw, *rest: seen.update(raw=raw),
-    )
+        _describe=lambda batch, judged, figures: seen.update(raw=[one.reward for one in judged]),
+    )  # fmt: skip
+    one.judged = partial(PolicyTrainer.judged, one)
     assert PolicyTrainer.collect(one) == ["batch"]
+    assert seen["samples"] == samples
     assert seen["weighed"].tolist() == seen["kept"].tolist() == [1.5, -1.75, 2.0]
-    assert seen["raw"].tolist() == [1.5, 2.25, 2.0]  # what is told as the reward
+    assert seen["raw"] == [1.5, 2.25, 2.0]  # what is told as the reward
 
 
 def test_every_round_asks_the_next_prompts_with_a_seed_of_its_own() -> None:
@@ -72,13 +76,13 @@ def test_every_round_asks_the_next_prompts_with_a_seed_of_its_own() -> None:
 
     questions = [SimpleNamespace(record=None, context=name, prompt=name) for name in "abcde"]
     one: Any = SimpleNamespace(
-        args=SimpleNamespace(world_size=1, process_index=0, seed=3), config=SimpleNamespace(samples=4), group=2,
-        questions=questions, settings=Settings(), engine=engine,
+        args=SimpleNamespace(seed=3), group=2, questions=questions, settings=Settings(), engine=engine,
+        seconds={"rollout": 0.0},
         accelerator=SimpleNamespace(autocast=partial(torch.autocast, "cpu", torch.bfloat16)),
         opened=SimpleNamespace(family=SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))),
     )  # fmt: skip
     for one.round in range(5):
-        samples = PolicyTrainer._replies(one)
+        samples = PolicyTrainer._replies(one, range(2), 2 * one.round, 2, 0)
         assert [sample.prompt for sample in samples] == [sample.reply for sample in samples]
     assert Counter(asked) == dict.fromkeys("abcde", 2)
     assert len(set(seeds)) == 5
@@ -122,8 +126,10 @@ def test_the_step_leaves_out_what_cannot_be_said_and_weighs_tokens() -> None:
     loss = PolicyTrainer.compute_loss(one, model, batch, num_items_in_batch=torch.tensor(8.0))  # type: ignore[arg-type]
     assert loss.item() == pytest.approx((0.5 * 1 + 0.5 * 2 + 1 * 3) / 8)
     assert given["suppressed_ids"].tolist() == [7] and "tokens" not in given
-    reply = SimpleNamespace(config=GrpoConfig("m", "d", rewards=("a:b",), loss="reply"))
-    assert [GrpoTrainer.token_weights(reply, length) for length in (1, 4)] == [1, 0.25]  # type: ignore[arg-type]
+    none = PolicyTrainer.compute_loss(
+        one, model, {**batch, "tokens": {"weights": torch.zeros(3)}}, num_items_in_batch=torch.tensor(0.0)
+    )  # type: ignore[arg-type]
+    assert none.item() == 0
 
 
 # PPO

@@ -30,6 +30,7 @@ COMMANDS = {
     "sft": f"train sft {{model}} {{data}}/dialogues.jsonl {{here}} {STEPS}",
     "reward": f"train reward {{model}} {{data}}/pairs.jsonl {{here}} {STEPS}",
     "dpo": f"train dpo {{model}} {{data}}/pairs.jsonl {{here}} {STEPS}",
+    "kto": f"train kto {{model}} {{data}}/pairs.jsonl {{here}} {STEPS}",
     "ppo": f"train ppo {{model}} {{data}}/prompts.jsonl {{here}} {ROUNDS}",
     "grpo": f"train grpo {{model}} {{data}}/prompts.jsonl {{here}} {ROUNDS} group=2",
     "greedy": f"{GENERATE} --output {{here}}/replies.jsonl --set do_sample=false",

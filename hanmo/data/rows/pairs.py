@@ -66,7 +66,30 @@ class Pair:
     weight: float = 1.0
 
 
-class PairDataset(RowDataset):
+class TwoRows(RowDataset):
+    """Two rows an item, those of item i at 2i and 2i + 1."""
+
+    def append_two(self, first: Sequence[Part], second: Sequence[Part], where: str) -> None:
+        self.append(first, where)
+        self.append(second, where)
+
+    def two(self, place: int, feed_stop: bool = False) -> tuple[Row, Row]:
+        first, second = (self.family.row(self.parts(2 * place + side), feed_stop=feed_stop) for side in (0, 1))
+        return first, second
+
+    def __len__(self) -> int:
+        return super().__len__() // 2
+
+    def where(self, place: int) -> str:
+        return super().where(2 * place)
+
+    @property
+    def lengths(self) -> list[int]:
+        lengths = super().lengths
+        return [first + second for first, second in zip(lengths[::2], lengths[1::2], strict=True)]
+
+
+class PairDataset(TwoRows):
     """Pairs of rows, by place; ``feed_stop``: rows feed the stop token too (reward models)."""
 
     def __init__(self, family: Family, feed_stop: bool):
@@ -75,25 +98,12 @@ class PairDataset(RowDataset):
         self._margins = array("d")
 
     def append_pair(self, chosen: Sequence[Part], rejected: Sequence[Part], margin: float, where: str = "") -> None:
-        self.append(chosen, where)
-        self.append(rejected, where)
+        self.append_two(chosen, rejected, where)
         self._margins.append(margin)
-
-    def __len__(self) -> int:
-        return len(self._margins)
 
     def __getitem__(self, place: int) -> Any:
         weight, source = (0.0, 0) if place == DUMMY_ROW else (1.0, place)
-        chosen, rejected = (self.family.row(self.parts(2 * source + side), feed_stop=self.feed_stop) for side in (0, 1))
-        return place, Pair(chosen, rejected, self._margins[source], weight)
-
-    def where(self, place: int) -> str:
-        return super().where(2 * place)
-
-    @property
-    def lengths(self) -> list[int]:
-        lengths = super().lengths
-        return [chosen + rejected for chosen, rejected in zip(lengths[::2], lengths[1::2], strict=True)]
+        return place, Pair(*self.two(source, self.feed_stop), self._margins[source], weight)
 
 
 def make_pairs(

@@ -7,7 +7,7 @@ Checkpoints are written between rounds only, so that each holds the whole state 
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
 from hanmo.data.rows.mixture import mixture_of
 from hanmo.errors import ConfigError, DivergedError
@@ -26,9 +26,10 @@ from hanmo.families.base import OpenedModel
 from hanmo.files import json_text, write_text
 from hanmo.generation.draws import Place
 from hanmo.losses import RunningMoments, kl_estimates
-from hanmo.rows import IGNORE, Row, chunked, collate
+from hanmo.rows import IGNORE, Row, collate
 from hanmo.training.restoring import restoring
 from hanmo.training.rl import rollout
+from hanmo.training.rl.rounds import BetweenRounds, Rounds, passes
 from hanmo.training.trainable import switch_dropout_off
 from hanmo.training.trainer import RowTrainer
 
@@ -51,12 +52,24 @@ class Experience:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A reply with its rewards in their order, their sum, and the score that is learned from."""
+
+    sample: rollout.Sample
+    rewards: tuple[float, ...]
+    reward: float
+    score: float
+
+
+@dataclass(frozen=True)
 class _State:
     """The content of ``STATE``."""
 
     round: NonNegativeInt
     beta: FiniteFloat
     moments: RunningMoments
+    redrawn: NonNegativeInt = 0
+    undecided_rounds: NonNegativeInt = 0
 
 
 class PolicyTrainer(RowTrainer):
@@ -75,8 +88,11 @@ class PolicyTrainer(RowTrainer):
         suppressed = self.settings.suppressed_ids
         self.suppressed_ids = torch.tensor(suppressed, device=args.device) if suppressed else None
         self.critic = opened.network.critic
-        self.reference = rollout.Reference(model, config.reference)
+        # Without a penalty nothing asks the reference, which would cost a copy of what is trained.
+        self.reference = rollout.Reference(model, config.reference) if config.beta else None
         self.round, self.beta, self.moments = 0, config.beta, RunningMoments()
+        self.redrawn = 0  # prompts that were asked besides the first ones of each round
+        self.undecided_rounds = 0  # in a row
         self.left = 0  # batches of this round that are still to come
         self.seconds = {"rollout": 0.0, "round": 0.0}  # seconds for replies, and for everything before a round's steps
         self.moved: list[tuple[Tensor, int]] = []  # for each batch of this step: nats a token, and the number of tokens
@@ -91,8 +107,12 @@ class PolicyTrainer(RowTrainer):
     def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], labels_BA: Tensor) -> Tensor:
         """The loss of each token, (N,), of the replies of a minibatch end to end."""
 
-    def token_weights(self, length: int) -> float:
-        """The weight of each token in a reply of this many tokens."""
+    def decided(self, numbers: Sequence[int], judged: list[Judged]) -> list[Judged]:
+        """The replies of a round to learn from, in the order of ``numbers``, the places of this process's prompts."""
+        return judged
+
+    def token_weights(self, one: Experience) -> float:
+        """The weight of each token of a reply."""
         return 1.0
 
     # Rounds
@@ -103,30 +123,40 @@ class PolicyTrainer(RowTrainer):
     def collect(self) -> list[Experience]:
         """This process's share of a round's replies, ready to learn from."""
         start = time.perf_counter()
-        samples = self._replies()
-        self.seconds["rollout"] += time.perf_counter() - start
-        by_source = {name: list(reward(samples)) for name, reward in self.rewards.items()}
+        wanted = self.config.samples // self.group
+        numbers = range(self.args.process_index, wanted, self.args.world_size)
+        judged = self.decided(list(numbers), self.judged(numbers, self.round * wanted + self.redrawn, wanted))
+        batch = self._experience([one.sample for one in judged], torch.tensor([one.score for one in judged]))
+        figures = self.weigh(batch, torch.tensor([one.score for one in judged]))
+        self.seconds["round"] += time.perf_counter() - start
+        self._describe(batch, judged, figures)
+        return batch
+
+    def judged(self, numbers: Sequence[int], start: int, wanted: int, seen: int = 0) -> list[Judged]:
+        """Replies to this process's share of ``wanted`` prompts from position ``start`` of their order, with rewards.
+
+        ``numbers``: the places of the share among them; ``seen``: how many prompts the round has asked before.
+        """
+        samples = self._replies(numbers, start, wanted, seen) if numbers else []
+        by_source = {name: list(reward(samples)) for name, reward in self.rewards.items()} if numbers else {}
         raw = torch.tensor([sum(scores) for scores in zip(*by_source.values(), strict=True)])
         finished = torch.tensor([float(sample.generation.finished) for sample in samples])
         scores = raw - self.config.unfinished_penalty * (1 - finished)
         if not torch.isfinite(scores).all():
             raise DivergedError(self._diverged(f"a reward is not finite: {raw.tolist()}"))
-        batch = self._experience(samples, scores)
-        figures = self.weigh(batch, scores)
-        self.seconds["round"] += time.perf_counter() - start
-        self._describe(batch, raw, by_source, finished, figures)
-        return batch
+        columns = zip(samples, zip(*by_source.values(), strict=True), raw.tolist(), scores.tolist(), strict=True)
+        return [Judged(*one) for one in columns]
 
-    def _replies(self) -> list[rollout.Sample]:
-        world, rank, seed = self.args.world_size, self.args.process_index, self.args.seed
-        wanted = self.config.samples // self.group
+    def _replies(self, numbers: Sequence[int], start: int, wanted: int, seen: int) -> list[rollout.Sample]:
+        begun, seed = time.perf_counter(), self.args.seed
         mixture = mixture_of(self.questions)
-        order = rollout.prompt_order(mixture.total, wanted, self.round * wanted, seed, mixture)
-        places = [Place(number, choice) for number in range(rank, wanted, world) for choice in range(self.group)]
-        questions = [self.questions[order[place.record]] for place in places]
+        order = rollout.prompt_order(mixture.total, wanted, start, seed, mixture)
+        questions = [self.questions[order[number]] for number in numbers for _ in range(self.group)]
+        places = [Place(seen + number, choice) for number in numbers for choice in range(self.group)]
         drawn = replace(self.settings, seed=seed * 1_000_003 + self.round)
         with self.accelerator.autocast():
             replies = self.engine([one.context for one in questions], drawn, places)
+        self.seconds["rollout"] += time.perf_counter() - begun
         if banned := {id_ for reply in replies for id_ in reply.ids} & set(drawn.suppressed_ids):
             raise ConfigError(f"the engine generated the ids {sorted(banned)}, which its settings ban (suppressed_ids)")
         decode = self.opened.family.decode
@@ -145,7 +175,7 @@ class PolicyTrainer(RowTrainer):
         rows = [family.row(sample.parts, stop=sample.generation.finished) for sample in samples]
         old, values = self._scores(model, rows)
         reference, nothing = old, [torch.zeros_like(x) for x in old]
-        if self.beta > 0:
+        if self.reference is not None:
             with self.reference.active() as network:
                 reference, _ = self._scores(network, rows)
         columns = (samples, rows, scores.tolist(), old, reference, nothing, values, nothing)
@@ -169,7 +199,7 @@ class PolicyTrainer(RowTrainer):
         """Rows as one batch, and under ``tokens`` the figures of their scored tokens, end to end, (N,) each."""
         names = ("old", "reference", "advantages", "values", "returns")
         tokens = {name: torch.cat([getattr(one, name) for one in batch]) for name in names}
-        tokens["weights"] = torch.cat([torch.full_like(one.old, self.token_weights(len(one.old))) for one in batch])
+        tokens["weights"] = torch.cat([torch.full_like(one.old, self.token_weights(one)) for one in batch])
         return {**collate([one.row for one in batch], self.opened.family.padding), "tokens": tokens}
 
     # Steps
@@ -184,7 +214,8 @@ class PolicyTrainer(RowTrainer):
         output = model(**inputs, suppressed_ids=self.suppressed_ids)
         logprob_N = output.logprob.flatten()[inputs["scored"]]
         losses_N = self.token_losses(output, logprob_N, tokens, inputs["labels"])
-        return (losses_N * tokens["weights"]).sum() / num_items_in_batch * self.args.world_size
+        # A step in which no reply counts has the loss 0.
+        return (losses_N * tokens["weights"]).sum() / num_items_in_batch.clamp_min(1) * self.args.world_size
 
     def add_figures(self, count: Tensor, **figures: Tensor) -> None:
         """Sums over the ``count`` tokens of a batch."""
@@ -199,23 +230,24 @@ class PolicyTrainer(RowTrainer):
 
     # Figures
 
-    def _describe(
-        self, batch: list[Experience], raw: Tensor, by_source: dict[str, list[float]], finished: Tensor,
-        figures: dict[str, float],
-    ) -> None:  # fmt: skip
-        numbers = zip(raw.tolist(), finished.tolist(), *by_source.values(), strict=True)
-        own = [(one.old.cpu(), one.reference.cpu(), *more) for one, more in zip(batch, numbers, strict=True)]
+    def _describe(self, batch: list[Experience], judged: list[Judged], figures: dict[str, float]) -> None:
+        own = [
+            (one.old.cpu(), one.reference.cpu(), reply.reward, float(reply.sample.generation.finished), reply.rewards)
+            for one, reply in zip(batch, judged, strict=True)
+        ]
         replies = gather_object(own)
-        old, references, rewards, ended, *sources = zip(*replies, strict=True)
+        old, references, rewards, ended, by_source = zip(*replies, strict=True)
         logprob, reference, reward = torch.cat(old), torch.cat(references), torch.tensor(rewards)
+        sources = dict(zip(self.rewards, zip(*by_source, strict=True), strict=True))
         every = gather_object([{**figures, "rollout_share": self.seconds["rollout"] / self.seconds["round"]}])
+        distances = {f"kl_{kind}": kl_estimates(logprob, reference, kind).mean().item() for kind in ("k1", "k2", "k3")}
+        distances["kl_reply"] = (logprob - reference).sum().item() / len(replies)
         self._other_figures = {
             "round": float(self.round),
             "reward": reward.mean().item(),
             "reward_std": reward.std().item(),
-            **{f"reward/{name}": fmean(s) for name, s in zip(by_source, sources, strict=True) if len(sources) > 1},
-            **{f"kl_{kind}": kl_estimates(logprob, reference, kind).mean().item() for kind in ("k1", "k2", "k3")},
-            "kl_reply": (logprob - reference).sum().item() / len(replies),
+            **{f"reward/{name}": fmean(scores) for name, scores in sources.items() if len(sources) > 1},
+            **(distances if self.reference is not None else {}),
             "entropy": -logprob.mean().item(),
             "length": fmean(len(one) for one in old),
             "finished": fmean(ended),
@@ -229,7 +261,7 @@ class PolicyTrainer(RowTrainer):
                     file.write(json_text({**entry, "reward": round(one.score, 4)}) + "\n")
 
     def kept_bytes(self) -> dict[str, int]:
-        return {"reference": self.reference.bytes}
+        return {} if self.reference is None else {"reference": self.reference.bytes}
 
     def measured_batch(self) -> dict[str, Any]:
         """The longest prompts, each with a reply of the greatest length, as a minibatch."""
@@ -272,7 +304,7 @@ class PolicyTrainer(RowTrainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self.args.should_save:
-            state = _State(self.round, self.beta, self.moments)
+            state = _State(self.round, self.beta, self.moments, self.redrawn, self.undecided_rounds)
             write_text(Path(output_dir) / STATE, json_text(asdict(state)))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -281,67 +313,4 @@ class PolicyTrainer(RowTrainer):
             with restoring(file := Path(checkpoint) / STATE):
                 state = TypeAdapter(_State).validate_json(file.read_bytes(), strict=True)
             self.round, self.beta, self.moments = state.round, state.beta, state.moments
-
-
-# Rounds as transformers' Trainer sees them
-
-
-def passes(args: TrainingArguments, number: int, epoch: int, sizes: Sequence[int]) -> list[Sequence[int]]:
-    """The batches of a pass over the replies of a round, by place; ``sizes``: the tokens of each reply's row."""
-    size = args.per_device_train_batch_size
-    draws = torch.Generator().manual_seed((args.seed * 1_000_003 + number) * 101 + epoch)
-    batches: list[Sequence[int]] = []
-    # The batches of an optimizer step are summed, so each may hold rows of similar length.
-    for step in chunked(torch.randperm(len(sizes), generator=draws).tolist(), size * args.gradient_accumulation_steps):
-        batches += chunked(sorted(step, key=sizes.__getitem__), size)
-    return batches
-
-
-class Rounds:
-    """The data loader of the Trainer: minibatches, round after round."""
-
-    def __init__(self, trainer: PolicyTrainer):
-        self.trainer = trainer
-
-    def __len__(self) -> int:
-        return self.trainer.args.max_steps * self.trainer.args.gradient_accumulation_steps
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        trainer = self.trainer
-        args, accumulated = trainer.args, trainer.args.gradient_accumulation_steps
-        while True:
-            batch = trainer.collect()
-            sizes = [one.row.size for one in batch]
-            batches = [
-                places for epoch in range(trainer.config.epochs) for places in passes(args, trainer.round, epoch, sizes)
-            ]
-            trainer.left = len(batches)
-            trainer.round += 1
-            for number, places in enumerate(batches):
-                if number % accumulated == 0 and number and trainer.moved_too_far():
-                    break
-                trainer.left -= 1
-                yield trainer.minibatch([batch[place] for place in places])
-
-
-class BetweenRounds(TrainerCallback):
-    """Saves and stops the run only between rounds, and saves it as often as configured."""
-
-    def __init__(self, trainer: PolicyTrainer):
-        self.trainer = trainer
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.moved.clear()
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        trainer = self.trainer
-        if trainer.left and not trainer.moved_too_far():
-            control.should_save = False
-            control.should_training_stop = state.global_step >= state.max_steps
-            return
-        if trainer.round >= trainer.config.rounds:  # rounds that ended early leave steps unused
-            control.should_training_stop = True
-        if trainer.config.max_kl is not None:  # rounds differ in length, and each is logged
-            control.should_log = True
-        if trainer.config.save_rounds and trainer.round % trainer.config.save_rounds == 0:
-            control.should_save = True
+            self.redrawn, self.undecided_rounds = state.redrawn, state.undecided_rounds

@@ -1,4 +1,4 @@
-"""Learn from pairs of answers without a reward model (DPO, or loss=ipo).
+"""Learn from pairs of answers without a reward model (DPO; loss=ipo, hinge, robust or simpo).
 
 Data is that of hanmo train reward.
 
@@ -8,23 +8,22 @@ Example: hanmo train dpo runs/sft/model data/pairs.jsonl runs/dpo beta=0.1 train
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hanmo.data.rows.dataset import DUMMY_ROW, ROW_IDS
+from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
-from hanmo.losses import preference_loss
-from hanmo.nn.row_model import evaluating
+from hanmo.losses import PreferenceKind, preference_loss
 from hanmo.report.page import Page
-from hanmo.rows import IGNORE, chunked
+from hanmo.rows import IGNORE
 from hanmo.training import pairs
 from hanmo.training.config import AlignmentConfig
 from hanmo.training.data_files import DataFiles
 from hanmo.training.lifecycle import Ready, Run, Stage
 from hanmo.training.pairs import PairTrainer, row_inputs
-from hanmo.training.trainable import adapted, switch_dropout_off
+from hanmo.training.references import ReferenceTrainer
+from hanmo.training.trainable import adapted
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,24 @@ class DpoConfig(AlignmentConfig):
 
     Attributes:
         beta: how strongly the policy is held to the model it starts from (Rafailov et al. 2023, "DPO"; Azar et al.
-            2023, "IPO"). [β of DPO, τ of IPO]
-        loss: "dpo", or "ipo", which separates a pair only up to a target.
-        label_smoothing: the assumed share of pairs whose answers are swapped (DPO only; "cDPO"). [ε, share of pairs]
+            2023, "IPO"); with loss "simpo" the scale of its rewards. [β of DPO, τ of IPO]
+        loss: "dpo"; "ipo", which separates a pair only up to a target; "hinge" (Zhao et al. 2023, "SLiC"), up to a margin
+            of 1; "robust" (Chowdhury et al. 2024, "rDPO"), which makes up for swapped pairs; or "simpo" (Meng et al.
+            2024), which has no reference and so needs less time.
+        label_smoothing: the assumed share of pairs whose answers are swapped (loss "dpo", then "cDPO", and "robust").
+            [ε, share of pairs]
+        length_normalised: compare the means over an answer's tokens instead of sums; "ipo" and "simpo" always do.
+        margin: by how much the chosen answer's reward is to be greater (loss "simpo"). [γ, reward]
         sft_weight: weight of the chosen answer's mean negative log-likelihood, added to the loss; 0: off. [factor]
         published: make pairs by the published walk through scored answers.
     """
 
     out: str = "runs/dpo"
     beta: float = 0.1
-    loss: Literal["dpo", "ipo"] = "dpo"
+    loss: PreferenceKind = "dpo"
     label_smoothing: float = 0.0
+    length_normalised: bool = False
+    margin: float = 0.0
     sft_weight: float = 0.0
     published: bool = False
 
@@ -52,8 +58,20 @@ class DpoConfig(AlignmentConfig):
         self.require(
             beta=(self.beta > 0, "above 0"),
             label_smoothing=(0 <= self.label_smoothing < 0.5, "from 0 to below 0.5"),
+            margin=(self.margin >= 0, "0 or more"),
             sft_weight=(self.sft_weight >= 0, "0 (off) or more"),
         )
+        if self.label_smoothing and self.loss not in ("dpo", "robust"):
+            raise ConfigError(f"label_smoothing: only loss=dpo and loss=robust have it, not {self.loss}")
+        if self.loss == "robust" and not self.label_smoothing:
+            raise ConfigError("loss=robust: give label_smoothing, the share of swapped pairs; with 0 it is loss=dpo")
+        if self.margin and self.loss != "simpo":
+            raise ConfigError(f"margin: only loss=simpo has a margin, not {self.loss}")
+
+    @property
+    def means(self) -> bool:
+        """Log-probabilities of answers are means over tokens, not sums."""
+        return self.length_normalised or self.loss in ("ipo", "simpo")
 
 
 def response_logprobs(model: Callable[..., Any], batch: dict[str, Tensor], mean: bool) -> Tensor:
@@ -63,75 +81,26 @@ def response_logprobs(model: Callable[..., Any], batch: dict[str, Tensor], mean:
     return sums / (batch["labels"] != IGNORE).sum(1) if mean else sums
 
 
-class DpoTrainer(PairTrainer):
-    """The loss of DPO or IPO. Dropout is off, so that policy and reference differ only by training."""
+class DpoTrainer(ReferenceTrainer, PairTrainer):
+    """The loss of DPO and its kin. Dropout is off, so that policy and reference differ only by training."""
 
-    def __init__(self, config: DpoConfig, model: nn.Module, *args: Any):
-        switch_dropout_off(model)
-        super().__init__(model, *args)
-        self.config = config
-        self._references: list[Tensor] = []  # of training and validation
+    def __init__(self, config: DpoConfig, *args: Any):
+        super().__init__(*args)
+        self.config, self.compares = config, config.loss != "simpo"
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the reference is the model before training, whose log-probabilities are computed once."""
-        network: Any = self.model
-        home = network.device
-        network.to(self.args.device)  # a run that cuts its weights leaves them on the CPU until then
-        self._references = [self._reference_logprobs(network, self.train_dataset, learned=True)]
-        if self.eval_dataset is not None:
-            self._references.append(self._reference_logprobs(network, self.eval_dataset, learned=False))
-        network.to(home)
-        return super().train(*args, **kwargs)
-
-    @torch.no_grad()
-    def _reference_logprobs(self, network: Any, data: Any, learned: bool) -> Tensor:
-        """(pairs, 2) fp32, on the device of the training: every process computes its share of them.
-
-        They are computed as in the first epoch, or as in an evaluation, in the same batches: before the first update the
-        policy's log-probabilities are equal, bit for bit.
-        """
-        args, world = self.args, self._replicas
-        size = args.per_device_train_batch_size if learned else args.per_device_eval_batch_size
-        order = list(self._get_train_sampler(data) if learned else self._get_eval_sampler(data))
-        left_out = sorted(set(range(len(data))) - set(order), key=data.lengths.__getitem__)
-        rank = args.process_index if world > 1 else 0  # ranks that share a split model all need every pair
-        found = torch.full((len(data), 2), float("-inf"))
-        for places in [*chunked(order, size)[rank::world], *chunked(left_out, size)[rank::world]]:
-            batch = self._prepare_inputs(self.data_collator([data[place] for place in places]))
-            if learned:
-                sides_2B = response_logprobs(partial(self.output_as_trained, network), batch, self.config.loss == "ipo")
-            else:
-                with evaluating(network), self.accelerator.autocast():
-                    sides_2B = response_logprobs(network, batch, self.config.loss == "ipo")
-            for place, sides in zip(places, sides_2B.detach().float().cpu().view(2, -1).T, strict=True):
-                if place != DUMMY_ROW and found[place].isinf().all():
-                    found[place] = sides
-        found = found.to(args.device)
-        if world > 1:
-            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        return found
-
-    def measured_batch(self) -> dict[str, Any]:
-        batch = super().measured_batch()
-        return {**batch, "references": torch.zeros(len(batch["pair_weights"]), 2)}
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        inputs["references"] = self._references[0][inputs[ROW_IDS].to(self.args.device)]
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def evaluated_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return super().evaluated_batch(model, {**batch, "references": self._references[1][batch[ROW_IDS]]})
+    def compared_logprobs(self, forward: Callable[..., Any], batch: dict[str, Any]) -> Tensor:
+        return response_logprobs(forward, batch, self.config.means).view(2, -1).T
 
     def pair_figures(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config = self.config
-        chosen_B, rejected_B = response_logprobs(model, batch, config.loss == "ipo").chunk(2)
+        chosen_B, rejected_B = response_logprobs(model, batch, config.means).chunk(2)
         reference_chosen_B, reference_rejected_B = batch["references"].unbind(1)
         sides = (chosen_B, rejected_B, reference_chosen_B, reference_rejected_B)
-        found = preference_loss(*sides, config.beta, config.loss, config.label_smoothing)
+        found = preference_loss(*sides, config.beta, config.loss, config.label_smoothing, config.margin)
         loss_B = found.losses
         if config.sft_weight:
             tokens_B = (batch["labels"] != IGNORE).sum(1).chunk(2)[0]
-            loss_B = loss_B - config.sft_weight * (chosen_B if config.loss == "ipo" else chosen_B / tokens_B)
+            loss_B = loss_B - config.sft_weight * (chosen_B if config.means else chosen_B / tokens_B)
         return {
             "loss": loss_B,
             "accuracy": (found.chosen_rewards > found.rejected_rewards).float(),
@@ -154,7 +123,7 @@ def sections(run: Run, page: Page) -> None:
     page.line_plot(rewards, x="step", y="implicit reward")
     page.paragraph(
         "The implicit reward is beta times the log of the ratio of an answer's probabilities under the policy and under "
-        "the initial model. If that of the chosen answers falls along with the rejected ones', the policy moves away "
+        "the initial model (with loss=simpo, of its probability under the policy, by token). If that of the chosen answers falls along with the rejected ones', the policy moves away "
         "from both: raise beta, or give sft_weight."
     )
 
