@@ -165,7 +165,10 @@ def test_dpo_learns(name: str, loss: Any, tmp_path: Path) -> None:
     assert entries[-1]["eval_chosen_reward"] > entries[-1]["eval_rejected_reward"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+SLOWER = ("eva", "transformer_xl")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOWER else ()) for n in NAMES])
 def test_kto_learns(name: str, tmp_path: Path) -> None:
     """What has a thumb up gains more than what has a thumb down."""
     outcome = kto(pair_config(KtoConfig, tmp_path, name, beta=0.1))
