@@ -20,7 +20,7 @@ from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
 from hanmo.nn.row_model import RowOutput
 from hanmo.records import PromptResponse
-from hanmo.rows import IGNORE
+from hanmo.rows import IGNORE, scored_places
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.data_files import DataFiles
 from hanmo.training.pairs import PairTrainer, read_pairs
@@ -122,7 +122,7 @@ def test_the_step_leaves_out_what_cannot_be_said_and_weighs_tokens() -> None:
         token_losses=lambda output, logprob_N, tokens, labels: -logprob_N,
     )  # fmt: skip
     labels = torch.tensor([[IGNORE, 4, 5], [6, IGNORE, IGNORE]])
-    batch = {"labels": labels, "tokens": {"weights": torch.tensor([0.5, 0.5, 1.0])}}
+    batch = {"labels": labels, "scored": scored_places(labels), "tokens": {"weights": torch.tensor([0.5, 0.5, 1.0])}}
     loss = PolicyTrainer.compute_loss(one, model, batch, num_items_in_batch=torch.tensor(8.0))  # type: ignore[arg-type]
     assert loss.item() == pytest.approx((0.5 * 1 + 0.5 * 2 + 1 * 3) / 8)
     assert given["suppressed_ids"].tolist() == [7] and "tokens" not in given
