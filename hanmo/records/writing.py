@@ -69,7 +69,7 @@ def _as_tabs(record: Record) -> str:
 
 
 def _as_json(record: Record) -> str:
-    value = {key: part for key, part in vars(record).items() if key not in ("where", "ids")}
+    value = {key: part for key, part in vars(record).items() if key not in ("where", "ids", "fields")}
     if isinstance(record, ScoredAnswers):
         value["answers"] = [{"answer": answer, "score": score} for answer, score in record.answers]
     return json_text({key: part for key, part in value.items() if part or key not in ("prefix", "system", "history")})

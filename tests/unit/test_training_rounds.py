@@ -25,7 +25,7 @@ from hanmo.training.callbacks import read_metrics
 from hanmo.training.data_files import DataFiles
 from hanmo.training.pairs import PairTrainer, read_pairs
 from hanmo.training.rl.policy import BetweenRounds, PolicyTrainer
-from hanmo.training.rl.rewards import score_records
+from hanmo.training.rl.rewards import Rewards, score_records
 from hanmo.training.stages.dpo import DpoConfig, DpoTrainer
 from hanmo.training.stages.grpo import GrpoConfig, GrpoTrainer, grpo
 from hanmo.training.stages.ppo import PpoConfig, PpoTrainer
@@ -45,7 +45,10 @@ def test_all_rewards_and_the_penalty_reach_the_advantages() -> None:
     samples = [SimpleNamespace(generation=SimpleNamespace(finished=ended)) for ended in (True, False, True)]
     one: Any = SimpleNamespace(
         config=SimpleNamespace(unfinished_penalty=4.0),
-        rewards={"first": lambda given: [1.0, 2.0, 3.0], "second": lambda given: (0.5, 0.25, -1.0)},
+        rewards=Rewards(
+            {"first": lambda given: [1.0, 2.0, 3.0], "second": lambda given: (0.5, 0.25, -1.0)},
+            {"first": 1.0, "second": 1.0},
+        ),
         seconds={"rollout": 0.0, "round": 0.0},
         _replies=lambda: samples,
         _experience=lambda given, scores: seen.update(kept=scores) or ["batch"],

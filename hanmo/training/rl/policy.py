@@ -29,6 +29,7 @@ from hanmo.losses import RunningMoments, kl_estimates
 from hanmo.rows import IGNORE, Row, chunked, collate
 from hanmo.training.restoring import restoring
 from hanmo.training.rl import rollout
+from hanmo.training.rl.rewards import Rewards
 from hanmo.training.trainable import switch_dropout_off
 from hanmo.training.trainer import RowTrainer
 
@@ -63,7 +64,7 @@ class PolicyTrainer(RowTrainer):
     """Trains a policy in rounds; a stage adds advantages and loss. ``model`` is the network of ``opened``."""
 
     def __init__(
-        self, config: Any, opened: OpenedModel, engine: rollout.Engine, rewards: dict[str, rollout.Reward],
+        self, config: Any, opened: OpenedModel, engine: rollout.Engine, rewards: Rewards,
         model: nn.Module, args: TrainingArguments, questions: Sequence[rollout.Question], *others: Any,
     ):  # fmt: skip
         switch_dropout_off(model)
@@ -105,8 +106,8 @@ class PolicyTrainer(RowTrainer):
         start = time.perf_counter()
         samples = self._replies()
         self.seconds["rollout"] += time.perf_counter() - start
-        by_source = {name: list(reward(samples)) for name, reward in self.rewards.items()}
-        raw = torch.tensor([sum(scores) for scores in zip(*by_source.values(), strict=True)])
+        totals, by_source = self.rewards(samples)
+        raw = torch.tensor(totals)
         finished = torch.tensor([float(sample.generation.finished) for sample in samples])
         scores = raw - self.config.unfinished_penalty * (1 - finished)
         if not torch.isfinite(scores).all():
@@ -206,7 +207,7 @@ class PolicyTrainer(RowTrainer):
     # Figures
 
     def _describe(
-        self, batch: list[Experience], raw: Tensor, by_source: dict[str, list[float]], finished: Tensor,
+        self, batch: list[Experience], raw: Tensor, by_source: dict[str, list[float | None]], finished: Tensor,
         figures: dict[str, float],
     ) -> None:  # fmt: skip
         numbers = zip(raw.tolist(), finished.tolist(), *by_source.values(), strict=True)
@@ -214,12 +215,14 @@ class PolicyTrainer(RowTrainer):
         replies = gather_object(own)
         old, references, rewards, ended, *sources = zip(*replies, strict=True)
         logprob, reference, reward = torch.cat(old), torch.cat(references), torch.tensor(rewards)
+        applied = {name: [s for s in scores if s is not None] for name, scores in zip(by_source, sources, strict=True)}
+        means = {name: fmean(scores) for name, scores in applied.items() if scores}
         every = gather_object([{**figures, "rollout_share": self.seconds["rollout"] / self.seconds["round"]}])
         self._other_figures = {
             "round": float(self.round),
             "reward": reward.mean().item(),
             "reward_std": reward.std().item(),
-            **{f"reward/{name}": fmean(s) for name, s in zip(by_source, sources, strict=True) if len(sources) > 1},
+            **{f"reward/{name}": mean for name, mean in means.items() if len(sources) > 1},
             **{f"kl_{kind}": kl_estimates(logprob, reference, kind).mean().item() for kind in ("k1", "k2", "k3")},
             "kl_reply": (logprob - reference).sum().item() / len(replies),
             "entropy": -logprob.mean().item(),
