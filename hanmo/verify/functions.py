@@ -68,7 +68,7 @@ def load_judge(name: str, options: Mapping[str, Any]) -> Judge:
     third = placed[2] if len(placed) > 2 else None
     by_place = third is not None and third.default is third.empty and third.name not in options
     by_name = not by_place and "records" in parameters
-    more = ([],) if by_place else ()
+    more: list[Any] = [[]] if by_place else []
     try:
         inspect.signature(function).bind([], [], *more, **({"records": []} if by_name else {}), **options)
     except TypeError as error:
@@ -85,8 +85,9 @@ def load_judge(name: str, options: Mapping[str, Any]) -> Judge:
 
 def judged(judge: Judge, prompts: Sequence[str], replies: Sequence[str], records: Sequence[Record]) -> Scores:
     """The numbers, or None, that a function gives to replies; JudgeError if it raises or gives anything else."""
+    count = len(replies)  # before the call, which may change the list
     try:
-        return _checked(judge(prompts, replies, records), len(replies))
+        return _checked(judge(prompts, replies, records), count)
     except JudgeError:
         raise
     except (Exception, SystemExit) as error:

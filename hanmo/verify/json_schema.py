@@ -11,7 +11,7 @@ from hanmo.verify.texts import final
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,), "null": (type(None),),
-    "number": (int, float), "integer": (int, float),
+    "number": (int, float), "integer": (int,),
 }  # fmt: skip
 _KEYS = {"type", "required", "properties", "additionalProperties", "items", "enum"}
 _REMARKS = {"$schema", "title", "description"}
@@ -82,7 +82,9 @@ def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
 def _is(value: Any, kind: str) -> bool:
     if isinstance(value, bool):
         return kind == "boolean"
-    return isinstance(value, _TYPES[kind]) and (kind != "integer" or value == int(value))
+    if kind == "integer":
+        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return isinstance(value, _TYPES[kind])
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -145,7 +145,8 @@ def _integer(text: str) -> Fraction | None:
         elif token in _COUNTS:
             section, digit, unit = section + (digit or 0), None, _COUNTS[token]
             if unit == 10**8:
-                high, low = (high + low + section) * unit, Fraction(0)
+                part = low + section  # 一亿亿零一亿: the second 亿 counts the first one, the third does not
+                high, low = (high + part * unit if part else high * unit), Fraction(0)
             else:
                 low = (low if section == 0 else section) * unit
             section = Fraction(0)
