@@ -17,8 +17,8 @@ def couplet(reply: str, first: str) -> float | None:
 
     Rule: of the places 2, 4, 6, … of every clause and of the last place one line has a level tone (平) and the other an
     oblique one (仄), by the tones of today (中华新韵, 2005: the tones 1 and 2 are level, 3 and 4 oblique). A character of
-    several readings, rare ones included, takes either, one without a tone both. The line is what follows 下联：, or the reply's first line.
-    None if ``first`` has no Chinese character. UnsupportedError without the package pypinyin.
+    several readings, rare ones included, takes either, one without a tone both. The line is what follows 下联：, or the
+    reply's first line. None if ``first`` has no Chinese character. UnsupportedError without the package pypinyin.
     """
     above, below = _clauses(_line(first, _FIRST)), _clauses(_line(final(reply), _SECOND))
     if not above:
@@ -37,7 +37,7 @@ def couplet(reply: str, first: str) -> float | None:
 def _line(text: str, mark: re.Pattern[str]) -> str:
     """The line behind the mark, up to the mark of the other one; without a mark the first line."""
     found = mark.search(text)
-    text = text[found.end() :] if found else _SECOND.split(text)[0] if mark is _FIRST else text
+    text = text[found.end() :] if found else text
     lines = (_SECOND.split(text)[0] if mark is _FIRST else text).strip().splitlines()
     return lines[0] if lines else ""
 

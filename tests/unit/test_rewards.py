@@ -10,7 +10,7 @@ import pytest
 
 from hanmo.config import dump, load
 from hanmo.errors import ConfigError
-from hanmo.records import iter_records
+from hanmo.records import iter_records, write_records
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.rl.rewards import Rewards, load_reward, read_specs
 from hanmo.training.stages.grpo import GrpoConfig, grpo
@@ -112,6 +112,16 @@ def test_a_record_is_described_by_its_own_fields_and_its_response(
     file.write_text(line + "\n", encoding="utf-8")
     [record] = iter_records(file, reply="waiting")
     assert not hasattr(record, "text") and record.described() == expected
+
+
+def test_the_fields_of_a_record_are_for_rewards_alone(tmp_path: Path) -> None:
+    """They make no two records different, and are not written."""
+    file, copy = tmp_path / "data.jsonl", tmp_path / "copy.jsonl"
+    file.write_text('{"prompt": "问", "response": "答", "level": 3}\n', encoding="utf-8")
+    asked, read = list(iter_records(file, reply="waiting")), list(iter_records(file))
+    assert asked == read
+    write_records(copy, asked)
+    assert json.loads(copy.read_text("utf-8")) == {"prompt": "问", "response": "答"}
 
 
 # Several rewards
@@ -259,7 +269,7 @@ def test_a_run_learns_from_records_with_weights_and_none(tmp_path: Path) -> None
         character, extra = wanted[one["prompt"]]
         short = sum(not letter.isspace() for letter in one["reply"]) <= 2
         assert one["reward"] == (character in one["reply"]) + extra - short
-    [first, *_] = [entry for entry in read_metrics(tmp_path / "run") if "reward" in entry]
+    [first, *_] = [entry for entry in read_metrics(tmp_path / "run" / "metrics.jsonl") if "reward" in entry]
     assert first["reward/level"] == 2.0  # of the replies that it judges
     assert first["reward"] == pytest.approx(
         first[f"reward/{HERE}:wanted"] + 0.25 * 2.0 / 2 - first["reward/verify:length"]
