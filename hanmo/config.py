@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from enum import EnumMeta
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -100,18 +101,19 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], outer: str = 
 
 
 def named_function(name: str, setting: str) -> Callable[..., Any]:
-    """The function that a setting names as ``module:function``; a module that is not installed, in the current folder.
+    """The function that a setting names as ``module:function`` or ``file.py:function``.
 
-    The folder is searched after everything else, and only for this import, so that no file in it passes for a library.
-    ConfigError if there is no such function, or its module fails.
+    A module that is not installed is taken from the current folder. That folder, or the file's, is searched after
+    everything else, and only for this import, so that no file in it passes for a library. ConfigError if there is no such
+    function, or its module fails.
     """
-    module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    expected = f"expected module:function, its module installed or in {here}"
+    module, _, function = name.rpartition(":") if ".py:" in name else name.partition(":")
+    here = str(Path(module).resolve().parent if module.endswith(".py") else Path.cwd())
+    expected = f"expected module:function, its module installed or in {here}, or file.py:function"
     added = [] if here in sys.path else [here]
     sys.path += added
     try:
-        found = import_module(module)
+        found = _module_at(Path(module).resolve()) if module.endswith(".py") else import_module(module)
     except Exception as error:
         raise ConfigError(f"{setting}: {name}: {type(error).__name__}: {error}; {expected}") from error
     finally:
@@ -120,6 +122,23 @@ def named_function(name: str, setting: str) -> Callable[..., Any]:
     if not callable(called := getattr(found, function, None)):
         raise ConfigError(f"{setting}: {name}: no function {function!r} in {found.__file__}; {expected}")
     return called
+
+
+def _module_at(path: Path) -> types.ModuleType:
+    """The module in a file, which is run once."""
+    name = str(path.with_suffix(""))
+    if name not in sys.modules:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
+        spec = spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def read_yaml(path: Path) -> Any:

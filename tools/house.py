@@ -15,7 +15,7 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES = 28_000  # 27,000 with serving; the rest is for alignment and evaluation of today
+LINES = 30_000  # 27,000 with serving; then the verifiers and what else alignment and evaluation of today need
 FILE, FUNCTION = 350, 60  # the most lines of each, blank ones, comments and docstrings included
 
 

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, TextIO
@@ -32,7 +33,8 @@ def iter_records(
     """The records of a file, one after the other; ``plain``: whether plain lines are tab-separated turns or text.
 
     ``rejects`` takes bad records; without it the first one stops the reading with a RecordError. ``reply``: with "needed"
-    a record without a reply is bad; with "waiting" the reply may be missing, but the prompt may not.
+    a record without a reply is bad; with "waiting" the reply may be missing, but the prompt may not, and the record keeps
+    all fields of a JSON object.
     """
     path = Path(path)
     with opened_text(path, errors="surrogateescape") as file:
@@ -48,6 +50,8 @@ def iter_records(
                 record = as_record(value, f"{path}:{line}")
                 if problem := _CHECKS[reply](record):
                     raise ValueError(problem)
+                if reply == "waiting" and isinstance(value, dict) and not isinstance(record, Text):
+                    record = replace(record, fields=value)  # for rewards
             except ValueError as error:
                 bad = error if isinstance(error, RecordError) else RecordError(path, line, str(error))
                 if rejects is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hanmo.errors import RecordError
 from hanmo.files import json_text, write_text
@@ -23,7 +24,8 @@ class Dialogue:
     """Turns of the user and the assistant, alternating. The last turn is the reply to learn or to generate.
 
     ``ids``: in a chat, the token ids of each generated turn, whose text is never tokenised again. ``label``: a thumb for
-    the last turn, up (True) or down.
+    the last turn, up (True) or down. ``fields``: all that the file says of a record, where it is read to be answered (as in
+    the following types).
     """
 
     turns: tuple[str, ...]
@@ -31,6 +33,12 @@ class Dialogue:
     where: str = field(default="", compare=False)
     ids: tuple[tuple[int, ...] | None, ...] = field(default=(), compare=False)
     label: bool | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def described(self) -> dict[str, Any]:
+        """The fields, and the last turn, if it is a reply, as "response"."""
+        fields = self.fields or {"turns": list(self.turns)}
+        return _with_response(fields, self.turns[-1] if len(self.turns) > 1 else "")
 
     def replies(self) -> Iterator[Dialogue]:
         """For every reply a dialogue that ends in it."""
@@ -51,6 +59,11 @@ class PromptResponse:
     system: str = ""
     where: str = field(default="", compare=False)
     label: bool | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def described(self) -> dict[str, Any]:
+        """The fields, and the response as "response"."""
+        return _with_response(self.fields or {"prompt": self.prompt}, self.response)
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,13 @@ class ScoredAnswers:
     system: str = ""
     where: str = field(default="", compare=False)
     history: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def described(self) -> dict[str, Any]:
+        """The fields, the best answer as "response", and all answers with their scores as "scores"."""
+        scores = [{"answer": answer, "score": score} for answer, score in self.answers]
+        fields = {**(self.fields or {"prompt": self.prompt}), "scores": scores}
+        return _with_response(fields, self.best().response)
 
     def best(self) -> PromptResponse:
         """The best answer (the first of equals) as the response to a prompt of all turns, a line each."""
@@ -75,6 +95,11 @@ class ScoredAnswers:
         if self.history and not self.prefix:
             return Dialogue((*self.history, self.prompt, answer), self.system, self.where)
         return PromptResponse("\n".join((*self.history, self.prompt)), answer, self.prefix, self.system, self.where)
+
+
+def _with_response(fields: Mapping[str, Any], response: str) -> dict[str, Any]:
+    """A field "response" of the file's own stays where the record has no other reply."""
+    return {**fields, "response": response or fields.get("response") or ""}
 
 
 Record = Text | Dialogue | PromptResponse | ScoredAnswers

@@ -71,7 +71,8 @@ def _as_tabs(record: Record) -> str:
 
 
 def _as_json(record: Record) -> str:
-    value = {key: part for key, part in vars(record).items() if key not in ("where", "ids") and part is not None}
+    left_out = ("where", "ids", "fields")
+    value = {key: part for key, part in vars(record).items() if key not in left_out and part is not None}
     if isinstance(record, ScoredAnswers):
         value["answers"] = [{"answer": answer, "score": score} for answer, score in record.answers]
     return json_text({key: part for key, part in value.items() if part or key not in ("prefix", "system", "history")})

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, set_seed
 from hanmo.checkpoints import save_model
 from hanmo.config import dump
 from hanmo.families.base import OpenedModel
+from hanmo.files import json_text
 from hanmo.locks import holding_inside
 from hanmo.nn.shapes import Shapes
 from hanmo.nn.tensor_parallel import is_cut
@@ -210,7 +211,7 @@ def _prepare(
 def write_report(stage: Stage, run: Run, model: str, outcome: Outcome) -> None:
     """RUN/report.html: facts, the stage's own sections, and the settings."""
     settings = {name: getattr(run.config, name) for name in ("data", *stage.results.facts)}
-    shown = {name: ", ".join(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    shown = {name: _listed(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     reached = {name.replace("_", " "): value for name, value in asdict(outcome).items() if value is not None}
     page = Page(stage.title, model)
     page.facts({"model": model, **shown, **reached})
@@ -219,3 +220,7 @@ def write_report(stage: Stage, run: Run, model: str, outcome: Outcome) -> None:
     with page.details("config.yaml"):
         page.code((run.folder / "config.yaml").read_text(encoding="utf-8"))
     page.write(run.folder / "report.html")
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return ", ".join(value if isinstance(value, str) else json_text(value) for value in values)

@@ -82,10 +82,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("mmlu", "", ["anatomy"]),
     ):
         exam_folder(all_exams()[name], place / name, header, subjects)
-    for name, content in re.findall(
-        r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "docs/evaluation.md").read_text("utf-8"), re.DOTALL
-    ):
-        (place / name).write_text(content, encoding="utf-8")
+    for document in ("evaluation.md", "alignment.md"):
+        text = (ROOT / "docs" / document).read_text("utf-8")
+        for name, content in re.findall(r"```(?:yaml|python)\n# (\S+\.(?:yaml|py))\n(.*?)```", text, re.DOTALL):
+            (place / name).write_text(content, encoding="utf-8")
+    sums = [{"prompt": "今天天气怎么样？", "response": "三", "steps": ["天"]}, {"prompt": "你好吗", "response": "12"}]
+    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in sums)
+    (data / "sums.jsonl").write_text(lines, encoding="utf-8")
     write_sources(place / "raw")
     clue_folder(place / "clue")
     pair = {

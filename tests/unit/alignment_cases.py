@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hanmo.checkpoints import save_model
@@ -40,3 +41,8 @@ def starts(folder: Path, name: str) -> Path:
 
 def trainer(**settings: Any) -> dict[str, Any]:
     return {"use_cpu": True, "seed": 1, "lr_scheduler_type": "constant", **settings}
+
+
+def said(prompt: str, reply: str, where: str = "prompts.jsonl:1", **fields: Any) -> Any:
+    """A reply as rewards see it."""
+    return SimpleNamespace(prompt=prompt, reply=reply, fields=fields, record=SimpleNamespace(where=where))

@@ -24,12 +24,11 @@ from hanmo.records import Dialogue, PromptResponse, ScoredAnswers
 from hanmo.rows import IGNORE, Context, Part, collate
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.rl.policy import Rounds
-from hanmo.training.rl.rewards import score_rows
+from hanmo.training.rl.rewards import load_reward, read_specs, score_rows
 from hanmo.training.rl.rollout import (
     OwnEngine,
     Reference,
     Sample,
-    load_reward,
     prompt_order,
     question,
     rollout_settings,
@@ -38,7 +37,7 @@ from hanmo.training.rl.rollout import (
 from hanmo.training.stages.grpo import GrpoConfig, grpo
 from hanmo.training.stages.ppo import PpoConfig, ppo
 from hanmo.training.trainable import switch_dropout_off
-from tests.unit.alignment_cases import REWARD, starts, trainer
+from tests.unit.alignment_cases import REWARD, said, starts, trainer
 from tests.unit.tiny import NAMES, tiny
 from tests.unit.transformers_models import write_model
 
@@ -165,13 +164,15 @@ def test_questions() -> None:
 def test_rewards_that_are_none(tmp_path: Path) -> None:
     opened = tiny("eva", tmp_path)
     with pytest.raises(ConfigError, match=r"no function 'nothing' in .*; expected module:function"):
-        load_reward("tests.unit.alignment_cases:nothing", opened, 32, None, 8)
+        load_reward(*read_specs(["tests.unit.alignment_cases:nothing"]), opened, 32, None, 8)
     folder = starts(tmp_path / "plain", "eva")
-    words = load_reward("tests.unit.alignment_cases:in_words", opened, 32, None, 8)
-    with pytest.raises(ConfigError, match="must give a number for every reply"):
-        words([SimpleNamespace(prompt="你好", reply="很好")])
+    words = load_reward(*read_specs(["tests.unit.alignment_cases:in_words"]), opened, 32, None, 8)
+    with pytest.raises(
+        ConfigError, match=r"gives 'good'; expected a finite number .*the reply '很好' to the record prompts.jsonl:1$"
+    ):
+        words([said("你好", "很好")])
     with pytest.raises(ConfigError, match="has no value head"):
-        load_reward(str(folder), opened, 32, None, 8)
+        load_reward(*read_specs([str(folder)]), opened, 32, None, 8)
     with pytest.raises(ConfigError, match="multiple of the 16 replies"):
         grpo(small(GrpoConfig, tmp_path / "plain", samples=24, trainer=trainer(per_device_train_batch_size=16)))
     with pytest.raises(ConfigError, match="reads no validation file"):
@@ -208,7 +209,7 @@ def test_a_reward_model_of_another_family_reads_the_texts_in_its_own_way(tmp_pat
     attach_value_head(judge.network, "linear")
     save_model(judge, tmp_path / "judge")
     policy = tiny("pangu", tmp_path / "policy")
-    score = load_reward(str(tmp_path / "judge"), policy, 24, None, 2)
+    score = load_reward(*read_specs([str(tmp_path / "judge")]), policy, 24, None, 2)
     asked, generation = PromptResponse("你好吗", ""), Generation((5, 6), (0.0, 0.0), 0.0, True)
     samples = [
         Sample(asked, Context((1,), (1,)), asked.prompt, generation=generation, reply=reply) for reply in ("很好", "")

@@ -25,7 +25,7 @@ from hanmo.training.callbacks import read_metrics
 from hanmo.training.data_files import DataFiles
 from hanmo.training.pairs import PairTrainer, read_pairs
 from hanmo.training.rl.policy import BetweenRounds, PolicyTrainer
-from hanmo.training.rl.rewards import score_records
+from hanmo.training.rl.rewards import Rewards, score_records
 from hanmo.training.stages.dpo import DpoConfig, DpoTrainer
 from hanmo.training.stages.grpo import GrpoConfig, grpo
 from hanmo.training.stages.ppo import PpoConfig, PpoTrainer
@@ -46,7 +46,10 @@ def test_all_rewards_and_the_penalty_reach_the_advantages() -> None:
     one: Any = SimpleNamespace(
         args=SimpleNamespace(world_size=1, process_index=0), round=0, redrawn=0, group=1,
         config=SimpleNamespace(unfinished_penalty=4.0, samples=3),
-        rewards={"first": lambda given: [1.0, 2.0, 3.0], "second": lambda given: (0.5, 0.25, -1.0)},
+        rewards=Rewards(
+            {"first": lambda given: [1.0, 2.0, 3.0], "second": lambda given: (0.5, 0.25, -1.0)},
+            {"first": 1.0, "second": 1.0},
+        ),
         seconds={"rollout": 0.0, "round": 0.0},
         _replies=lambda *asked: samples,
         decided=lambda numbers, judged: judged,

@@ -29,6 +29,7 @@ from hanmo.losses import RunningMoments, kl_estimates
 from hanmo.rows import IGNORE, Row, collate
 from hanmo.training.restoring import restoring
 from hanmo.training.rl import rollout
+from hanmo.training.rl.rewards import Rewards
 from hanmo.training.rl.rounds import BetweenRounds, Rounds, passes
 from hanmo.training.trainable import switch_dropout_off
 from hanmo.training.trainer import RowTrainer
@@ -53,10 +54,10 @@ class Experience:
 
 @dataclass(frozen=True)
 class Judged:
-    """A reply with its rewards in their order, their sum, and the score that is learned from."""
+    """A reply with its rewards in their order, their weighted sum, and the score that is learned from."""
 
     sample: rollout.Sample
-    rewards: tuple[float, ...]
+    rewards: tuple[float | None, ...]
     reward: float
     score: float
 
@@ -76,7 +77,7 @@ class PolicyTrainer(RowTrainer):
     """Trains a policy in rounds; a stage adds advantages and loss. ``model`` is the network of ``opened``."""
 
     def __init__(
-        self, config: Any, opened: OpenedModel, engine: rollout.Engine, rewards: dict[str, rollout.Reward],
+        self, config: Any, opened: OpenedModel, engine: rollout.Engine, rewards: Rewards,
         model: nn.Module, args: TrainingArguments, questions: Sequence[rollout.Question], *others: Any,
     ):  # fmt: skip
         switch_dropout_off(model)
@@ -138,8 +139,8 @@ class PolicyTrainer(RowTrainer):
         ``numbers``: the places of the share among them; ``seen``: how many prompts the round has asked before.
         """
         samples = self._replies(numbers, start, wanted, seen) if numbers else []
-        by_source = {name: list(reward(samples)) for name, reward in self.rewards.items()} if numbers else {}
-        raw = torch.tensor([sum(scores) for scores in zip(*by_source.values(), strict=True)])
+        totals, by_source = self.rewards(samples) if samples else ([], {})
+        raw = torch.tensor(totals)
         finished = torch.tensor([float(sample.generation.finished) for sample in samples])
         scores = raw - self.config.unfinished_penalty * (1 - finished)
         if not torch.isfinite(scores).all():
@@ -238,7 +239,11 @@ class PolicyTrainer(RowTrainer):
         replies = gather_object(own)
         old, references, rewards, ended, by_source = zip(*replies, strict=True)
         logprob, reference, reward = torch.cat(old), torch.cat(references), torch.tensor(rewards)
-        sources = dict(zip(self.rewards, zip(*by_source, strict=True), strict=True))
+        applied = {
+            name: [score for score in scores if score is not None]
+            for name, scores in zip(self.rewards.rewards, zip(*by_source, strict=True), strict=True)
+        }
+        means = {name: fmean(scores) for name, scores in applied.items() if scores}
         every = gather_object([{**figures, "rollout_share": self.seconds["rollout"] / self.seconds["round"]}])
         distances = {f"kl_{kind}": kl_estimates(logprob, reference, kind).mean().item() for kind in ("k1", "k2", "k3")}
         distances["kl_reply"] = (logprob - reference).sum().item() / len(replies)
@@ -246,7 +251,7 @@ class PolicyTrainer(RowTrainer):
             "round": float(self.round),
             "reward": reward.mean().item(),
             "reward_std": reward.std().item(),
-            **{f"reward/{name}": fmean(scores) for name, scores in sources.items() if len(sources) > 1},
+            **{f"reward/{name}": mean for name, mean in means.items() if len(applied) > 1},
             **(distances if self.reference is not None else {}),
             "entropy": -logprob.mean().item(),
             "length": fmean(len(one) for one in old),

@@ -1,36 +1,34 @@
-"""Rollouts: replies of the policy to prompts, and their rewards."""
+"""Rollouts: replies of the policy to prompts."""
 
-import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from hanmo.checkpoints import open_model
-from hanmo.config import named_function
 from hanmo.data.rows.mixture import Mixture
-from hanmo.errors import ConfigError, RecordError, UnsupportedError
+from hanmo.errors import RecordError, UnsupportedError
 from hanmo.families.base import OpenedModel
 from hanmo.generation.decode import Generation, generate
 from hanmo.generation.draws import Place
 from hanmo.generation.settings import Settings
-from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers, Text, unasked
+from hanmo.records import Dialogue, Record, ScoredAnswers, Text, unasked
 from hanmo.rows import Context, Part, chunked
-from hanmo.training.rl.rewards import score_rows
 
 
 @dataclass(frozen=True)
 class Question:
-    """A record without its response, its context for the policy, and its prompt as text."""
+    """A record without its response, its context for the policy, and its prompt as text.
+
+    ``fields``: the record as rewards see it: all its fields in the file, and the expected reply as "response".
+    """
 
     record: Record
     context: Context
     prompt: str
+    fields: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -72,67 +70,6 @@ class OwnEngine:
         return [replies[number] for number in range(len(contexts))]
 
 
-# Rewards
-
-Reward = Callable[[Sequence[Sample]], Sequence[float]]
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-def load_reward(spec: str, policy: OpenedModel, limit: int, response_limit: int | None, batch_size: int) -> Reward:
-    """A reward from its name: ``module:function``, called as function(prompts, replies) -> scores; or a reward model.
-
-    A reward model with the policy's vocabulary scores the generated ids themselves; any other reads the text.
-    ConfigError if there is no such function, or the model has no value head.
-    """
-    if _FUNCTION.fullmatch(spec) and not Path(spec).exists():
-        return _function_reward(spec)
-    opened = open_model(spec)
-    if opened.network.value_head is None:
-        raise ConfigError(f"rewards: {spec} has no value head; train one: hanmo train reward MODEL DATA")
-    shared = type(opened.family) is type(policy.family) and opened.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
-
-    def score(samples: Sequence[Sample]) -> list[float]:
-        finished = [sample.generation.finished for sample in samples]
-        if shared:
-            return score_rows(opened, [sample.parts for sample in samples], finished, batch_size)
-        rows = [opened.family.parts(_with_reply(sample), limit, response_limit) for sample in samples]
-        parts = [
-            found[0] if found else [Part(opened.family.context(sample.record, limit).ids, False), Part((), True)]
-            for found, sample in zip(rows, samples, strict=True)
-        ]
-        return score_rows(opened, parts, finished, batch_size)
-
-    return score
-
-
-def _function_reward(spec: str) -> Reward:
-    function = named_function(spec, "rewards")
-
-    def score(samples: Sequence[Sample]) -> Sequence[float]:
-        scores = function([sample.prompt for sample in samples], [sample.reply for sample in samples])
-        if len(scores) != len(samples):
-            raise ConfigError(f"rewards: {spec} gave {len(scores)} scores for {len(samples)} replies")
-        try:
-            numbers = [float(one) for one in scores]
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"rewards: {spec} must give a number for every reply: {error}") from None
-        bad = next((place for place, number in enumerate(numbers) if not math.isfinite(number)), None)
-        if bad is not None:
-            raise ConfigError(f"rewards: {spec} gave {numbers[bad]} for the reply {samples[bad].reply[:40]!r}")
-        return numbers
-
-    return score
-
-
-def _with_reply(sample: Sample) -> Record:
-    """The record with the policy's reply in place of its own response."""
-    record = sample.record
-    if isinstance(record, Dialogue):
-        return Dialogue((*record.turns, sample.reply), record.system, record.where)
-    assert isinstance(record, PromptResponse), "prompts are dialogues or prompts"
-    return replace(record, response=sample.reply)
-
-
 # Prompts
 
 
@@ -145,6 +82,7 @@ def question(record: Record, opened: OpenedModel, limit: int) -> Question:
     """
     if isinstance(record, Text):
         raise RecordError.at(record.where, str(unasked(record)))
+    fields = record.described()
     if isinstance(record, ScoredAnswers):
         record = record.ending("")
     if isinstance(record, Dialogue):
@@ -155,7 +93,7 @@ def question(record: Record, opened: OpenedModel, limit: int) -> Question:
     context = opened.family.context(record, limit)
     if not context.ids:
         raise UnsupportedError(f"{record.where}: the prompt does not fit into limit={limit}")
-    return Question(record, context, text)
+    return Question(record, context, text, fields=fields)
 
 
 def prompt_order(count: int, wanted: int, start: int, seed: int, mixture: Mixture | None = None) -> list[int]:

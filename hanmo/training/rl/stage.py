@@ -24,7 +24,8 @@ from hanmo.training.config import RESERVED, AlignmentConfig
 from hanmo.training.data_files import DataFiles, require_some
 from hanmo.training.lifecycle import Outcome, Ready, Results, Run
 from hanmo.training.rl.policy import PolicyTrainer
-from hanmo.training.rl.rollout import Engine, OwnEngine, Question, load_reward, question
+from hanmo.training.rl.rewards import Rewards, load_reward, read_specs
+from hanmo.training.rl.rollout import Engine, OwnEngine, Question, question
 from hanmo.training.trainable import adapted
 
 THEN = ("hanmo chat {model}", "hanmo eval dialogue {model} FILE")
@@ -37,8 +38,12 @@ class PolicyConfig(AlignmentConfig):
     """Settings of learning from rewards; see ``AlignmentConfig`` for the others.
 
     Attributes:
-        rewards: reward models, or Python functions as module:function (the module installed or in the current folder),
-            called with the prompts and the replies; their rewards are added.
+        rewards: reward models; Python functions as file.py:function or module:function (installed or in the current
+            folder), called with the prompts, the replies and, if they take a third argument, the records; or
+            verifiers as verify:NAME. Each is text or {reward: TEXT, weight: 0.5, name: TEXT} and, of functions and
+            verifiers, further arguments. Their rewards, times their weights, are added (docs/alignment.md).
+        reward_seconds: how long a function may take for the replies of a round before the run stops. [seconds]
+        reward_process: call functions in processes of their own, which a hanging or crashing one cannot take the run with.
         rounds: how often replies are drawn and learned from. [rounds]
         samples: replies of a round, over all processes. [replies]
         epochs: how often the replies of a round are learned from. [passes]
@@ -56,7 +61,9 @@ class PolicyConfig(AlignmentConfig):
         trainer: settings of transformers.TrainingArguments, except those that rounds decide.
     """
 
-    rewards: tuple[str, ...] = ()
+    rewards: tuple[str | dict[str, Any], ...] = ()
+    reward_seconds: float = 60.0
+    reward_process: bool = False
     rounds: int = 100
     samples: int = 64
     epochs: int = 1
@@ -81,7 +88,9 @@ class PolicyConfig(AlignmentConfig):
             raise ConfigError(
                 "rewards: name at least one reward model or module:function, e.g. rewards=[runs/reward/model]"
             )
+        read_specs(self.rewards)
         self.require(
+            reward_seconds=(self.reward_seconds > 0, "above 0"),
             rounds=(self.rounds >= 1, "at least 1"),
             samples=(self.samples >= 2, "at least 2"),
             epochs=(self.epochs >= 1, "at least 1"),
@@ -149,8 +158,6 @@ def prepare_policy(
     steps = config.steps_of_round(process_count())
     values = _critic(critic, opened) if critic else None
     network = adapted(opened, config.lora, config.trained_layers, value_head, values)
-    size = config.trainer.get("per_device_eval_batch_size", TrainingArguments.per_device_eval_batch_size)
-    rewards = {name: load_reward(name, opened, config.limit, config.response_limit, size) for name in config.rewards}
     arguments = {
         "logging_steps": config.trainer.get("logging_steps", steps),
         "max_steps": steps * config.rounds,
@@ -158,8 +165,16 @@ def prepare_policy(
         "eval_strategy": "no",
         "ignore_data_skip": True,
     }
-    made = partial(trainer, config, opened, engine or OwnEngine(opened, config.rollout_batch), rewards)
+    made = partial(trainer, config, opened, engine or OwnEngine(opened, config.rollout_batch), _rewards(config, opened))
     return Ready(network, made, prompts, None, rejects, arguments)
+
+
+def _rewards(config: PolicyConfig, policy: OpenedModel) -> Rewards:
+    size = config.trainer.get("per_device_eval_batch_size", TrainingArguments.per_device_eval_batch_size)
+    lengths, watch = (config.limit, config.response_limit), (config.reward_seconds, config.reward_process)
+    specs = read_specs(config.rewards)
+    rewards = {spec.name: load_reward(spec, policy, *lengths, size, *watch) for spec in specs}
+    return Rewards(rewards, {spec.name: spec.weight for spec in specs})
 
 
 def _critic(model: str, policy: OpenedModel) -> Any:

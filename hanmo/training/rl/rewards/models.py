@@ -1,15 +1,18 @@
 """Rewards of answers by a reward model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
+from hanmo.checkpoints import open_model
 from hanmo.errors import ConfigError
 from hanmo.families.base import OpenedModel
 from hanmo.nn.finite import require_finite
 from hanmo.nn.row_model import evaluating
 from hanmo.records import Dialogue, PromptResponse, Record, ScoredAnswers
 from hanmo.rows import Part, chunked, collate, unscored
+from hanmo.training.rl.rollout import Sample
 
 
 def score_rows(
@@ -57,3 +60,39 @@ def with_answers(record: Record) -> list[Dialogue | PromptResponse]:
     if isinstance(record, Dialogue | PromptResponse):
         return [record]
     raise ConfigError(f"{record.where}: running text has no response to score")
+
+
+def model_reward(
+    model: str, policy: OpenedModel, limit: int, response_limit: int | None, batch_size: int
+) -> Callable[[Sequence[Sample]], list[float]]:
+    """A reward model as a reward of replies.
+
+    One with the policy's vocabulary scores the generated ids themselves; any other reads the text. ConfigError if the
+    model has no value head.
+    """
+    opened = open_model(model)
+    if opened.network.value_head is None:
+        raise ConfigError(f"rewards: {model} has no value head; train one: hanmo train reward MODEL DATA")
+    shared = type(opened.family) is type(policy.family) and opened.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+
+    def score(samples: Sequence[Sample]) -> list[float]:
+        finished = [sample.generation.finished for sample in samples]
+        if shared:
+            return score_rows(opened, [sample.parts for sample in samples], finished, batch_size)
+        rows = [opened.family.parts(_with_reply(sample), limit, response_limit) for sample in samples]
+        parts = [
+            found[0] if found else [Part(opened.family.context(sample.record, limit).ids, False), Part((), True)]
+            for found, sample in zip(rows, samples, strict=True)
+        ]
+        return score_rows(opened, parts, finished, batch_size)
+
+    return score
+
+
+def _with_reply(sample: Sample) -> Record:
+    """The record with the policy's reply in place of its own response."""
+    record = sample.record
+    if isinstance(record, Dialogue):
+        return Dialogue((*record.turns, sample.reply), record.system, record.where)
+    assert isinstance(record, PromptResponse), "prompts are dialogues or prompts"
+    return replace(record, response=sample.reply)
