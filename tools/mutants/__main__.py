@@ -39,6 +39,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "hanmo/training/supervised.py",
         "hanmo/training/stages/*.py",
         "hanmo/training/rl/*.py",
+        "hanmo/training/rl/rewards/*.py",
     ),
 }
 TELLS = ("sections", "pair_curves", "__repr__")  # functions that write pages: what they say is not what is trained
