@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hanmo.errors import UnsupportedError
 
+T = TypeVar("T")
 IGNORE = -100  # a label that is not scored
 
 
@@ -120,6 +122,6 @@ def stack(examples: Sequence[dict[str, Tensor]], padding: dict[str, int], left: 
     return batch
 
 
-def chunked(places: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Consecutive slices of ``size`` places; the last may be shorter."""
+def chunked(places: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Consecutive slices of ``size`` items; the last may be shorter."""
     return [places[first : first + size] for first in range(0, len(places), size)]

@@ -32,7 +32,9 @@ def json_record(value: Any, where: str, waiting: bool = False) -> Record:
     record = _unlabelled(value, where, waiting)
     label = value.get("label") if isinstance(value, dict) else None
     # A label that is neither is no thumb: data sets of other tasks call their classes so.
-    return replace(record, label=label) if isinstance(label, bool) and hasattr(record, "label") else record
+    if isinstance(label, bool) and isinstance(record, PromptResponse | Dialogue):
+        return replace(record, label=label)
+    return record
 
 
 def _unlabelled(value: Any, where: str, waiting: bool) -> Record:

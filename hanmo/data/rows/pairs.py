@@ -73,8 +73,9 @@ class TwoRows(RowDataset):
         self.append(first, where)
         self.append(second, where)
 
-    def two(self, place: int, feed_stop: bool = False) -> list[Row]:
-        return [self.family.row(self.parts(2 * place + side), feed_stop=feed_stop) for side in (0, 1)]
+    def two(self, place: int, feed_stop: bool = False) -> tuple[Row, Row]:
+        first, second = (self.family.row(self.parts(2 * place + side), feed_stop=feed_stop) for side in (0, 1))
+        return first, second
 
     def __len__(self) -> int:
         return super().__len__() // 2

@@ -91,7 +91,8 @@ class KtoTrainer(ReferenceTrainer):
 
     def _reference_point(self, batches: list[dict[str, Any]]) -> Tensor:
         forward, sums = partial(self.output_as_trained, self.model), torch.zeros(2, device=self.args.device)
-        for batch in map(self._prepare_inputs, batches):
+        for given in batches:
+            batch: Any = self._prepare_inputs(given)
             references = batch["references"] if "references" in batch else self._references[0][batch[ROW_IDS]]
             ratio_B = response_logprobs(forward, batch["others"]).detach() - references[:, 1]
             sums += torch.stack([(ratio_B * batch["compared"]).sum(), batch["compared"].sum()])
