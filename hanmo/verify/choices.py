@@ -2,11 +2,13 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from hanmo.verify.texts import final
 
-_LETTERS = r"(?<![A-Za-z])([A-H](?:\s*(?:[、,/]|和|及|与|或)?\s*[A-H])*)(?![A-Za-z])"
-_GLUE = r"(?:项|应该|应当|应|就|便|只能|只有|是|为|选项|选择|选|的|\s|[:(\[【「『“\"'《<*`$])*"
+_GAP = r"[^\S\n]*"  # letters of another line are others
+_LETTERS = rf"(?<![A-Za-z])([A-H](?:{_GAP}(?:[、,/]|和|及|与|或)?{_GAP}[A-H])*)(?![A-Za-z])"
+_GLUE = r"(?:项|应该|应当|应|就|便|只能|只有|是|为|选项|选择|选|的|\s|[:()\[\]【】「『“\"'《<*`$])*"
 _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathrm|textbf)\s*\{)?\s*([A-H](?:[\s、,]*[A-H])*)")
 # From the clearest to the vaguest; of one kind the last one counts.
 _KINDS = [
@@ -17,6 +19,7 @@ _KINDS = [
     re.compile(rf"^\W*{_LETTERS}(?=\W|$)"),
     re.compile(rf"{_LETTERS}(?!\s[a-z])"),
 ]  # fmt: skip
+_CORRECTED = re.compile(r"不对|错了|等等|更正|纠正|改正|重新")
 _REFUSED_BEFORE = re.compile(r"(?:不|非|别|排除|勿)(?:应该?|能|可|可能|会|要|再)?(?:是|选择?|为)?$|排除$|除了?$")
 _REFUSED_BEHIND = re.compile(
     r"[)\]】”\"]?(?:选?项)?(?:[^,。;!?\n、A-H因而]{0,6}?)"
@@ -42,7 +45,15 @@ def chosen(text: str) -> str:
         text = text.upper()
     if boxed := _BOXED.findall(text):
         return _sorted(boxed[-1])
-    for kind in _KINDS:
+    corrections = [found.end() for found in _CORRECTED.finditer(text)]
+    if corrections and (later := _meant(text[corrections[-1] :], _KINDS[:4])):
+        return later
+    return _meant(text, _KINDS)
+
+
+def _meant(text: str, kinds: Sequence[re.Pattern[str]]) -> str:
+    """The letters of the last one of the first kind that there is, and that is not refused."""
+    for kind in kinds:
         meant = [found[1] for found in kind.finditer(text) if not _refused(text, found)]
         if meant:
             return _sorted(meant[-1])

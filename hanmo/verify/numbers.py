@@ -11,7 +11,7 @@ _MARK = re.compile(
     r"|answer\s*(?:is|[:=])[\s:=]*",
     re.I,
 )
-_CORRECTED = re.compile(r"不对|算错|错了|更正|纠正|重新")
+_CORRECTED = re.compile(r"不对|算错|错了|更正|纠正|重新|等等|再算")
 _REFUSED = re.compile(r"(?:不是|而非|并非|不等于|不为|不能是|不可能是)\s*$")
 _SENTENCE = re.compile(r"[。;!?\n]|\.(?!\d)")
 _GOES_ON = re.compile(r"[^\d,;。]{0,3}[-+×÷*/=]")  # 3×4=12

@@ -24,7 +24,7 @@ _NUMBER = re.compile(
     rf"|(?:(?P<whole>{_PLAIN})\s*又\s*)?(?P<of>{_PLAIN})分之(?P<share>{_PLAIN})"
     r"|(?:(?P<mixed>\d+)(?:\s*又\s*|\s+)(?=\d+\s*[/⁄]))?(?P<over>[\d.]+)\s*[/⁄]\s*(?P<under>\d[\d.]*)(?!\s*[/⁄])"
     rf"|(?:(?P<mantissa>{_ARABIC})\s*(?:×|\*|乘以?)\s*)?10\s*\^\s*\{{?\s*(?P<power>[-+]?\d+)\s*\}}?"
-    rf"|(?P<plain>{_PLAIN})(?P<behind>\s*\\?%|‰|\s?成(?![为功了员长就本果立人份交品绩语都不])[{_D}]?)?"
+    rf"|(?P<plain>{_PLAIN})(?P<behind>\s*\\?%|‰|\s?成(?![为功了员长就本果立人份交品绩语都不])[{_D}半]?)?"
     r")"
 )
 _WORD_BEFORE = re.compile(r"(?:[每统唯万同其之任某逐惟专单周]|星期|礼拜)$")
@@ -107,7 +107,8 @@ def _unsigned(part: dict[str, str]) -> Fraction | None:
     if number is None or not behind:
         return number
     if behind[0] == "成":
-        return (number + Fraction(_DIGITS[behind[1]] if behind[1:] else 0, 10)) / 10
+        tenths = {**_DIGITS, "半": 5}[behind[1]] if behind[1:] else 0
+        return (number + Fraction(tenths, 10)) / 10
     return number / (1000 if behind == "‰" else 100)
 
 

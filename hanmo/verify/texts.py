@@ -39,7 +39,7 @@ def contains(reply: str, answer: str) -> bool | None:
     if not wanted:
         return None
     before = r"(?<![\d.])" if wanted[0].isdigit() else r"(?<![a-z])" if wanted[0].isascii() else ""
-    behind = r"(?!\.?\d)" if wanted[-1].isdigit() else r"(?![a-z])" if wanted[-1].isascii() else ""
+    behind = r"(?!\.?\d)" if wanted[-1].isdigit() else r"(?![a-z0-9])" if wanted[-1].isascii() else ""
     return re.search(before + re.escape(wanted) + behind, text) is not None
 
 
