@@ -172,9 +172,10 @@ def test_rollouts_are_the_same_in_any_batches_and_processes(group: int, model: O
                 args=SimpleNamespace(world_size=world, process_index=rank, seed=11),
                 config=SimpleNamespace(samples=8 * group), group=group, questions=questions, round=round_,
                 settings=WARM, engine=OwnEngine(model, at_once), opened=model,
-                accelerator=SimpleNamespace(autocast=nullcontext),
+                accelerator=SimpleNamespace(autocast=nullcontext), seconds={"rollout": 0.0},
             )  # fmt: skip
-            found.update((one.prompt, one.generation.ids) for one in PolicyTrainer._replies(trainer))  # type: ignore[arg-type]
+            made = PolicyTrainer._replies(trainer, range(rank, 8, world), 8 * round_, 8, 0)  # type: ignore[arg-type]
+            found.update((one.prompt, one.generation.ids) for one in made)
         return found
 
     first = replies(1, 16)

@@ -199,6 +199,10 @@ HASHED_OR_PIPED = {
     "families/huggingface/templates.py:answer": "between two of our processes",
     "families/safe_loading.py:safe_config": "for transformers, which writes infinity so",
     "families/untrusted.py:_is_ordinary": "only its length matters",
+    **{
+        f"verify/{place}": "between two of our processes"
+        for place in ("child.py:main", "child.py:answer", "process.py:_answer")
+    },
 }
 
 

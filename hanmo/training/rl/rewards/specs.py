@@ -50,6 +50,6 @@ def _read_spec(place: int, given: str | Mapping[str, Any]) -> RewardSpec:
 
 def _is_json(value: Any) -> bool:
     try:
-        return bool(json.loads(json.dumps(value)) == value)
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
     except (TypeError, ValueError):
         return False
