@@ -287,8 +287,12 @@ def clipped_policy_loss(
     ``clip_high``: the bound above 1, if it differs (Yu et al. 2025, "DAPO", section 3.1).
     """
     ratio_BA = ((logprob_BA - old_BA) * mask_BA).exp()
-    clipped_BA = ratio_BA.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    clipped_BA = _clipped(ratio_BA, clip, clip_high)
     return torch.maximum(-advantages_BA * ratio_BA, -advantages_BA * clipped_BA) * mask_BA
+
+
+def _clipped(ratio_BA: Tensor, clip: float, clip_high: float | None) -> Tensor:
+    return ratio_BA.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
 
 
 def reply_means(values_N: Tensor, reply_N: Tensor, replies: int) -> Tensor:
@@ -319,8 +323,7 @@ def policy_statistics(
     """Sums over tokens of the KL from the old to the new policy (k3), of clipped tokens and of ratios."""
     log_ratio_BA = (logprob_BA - old_BA) * mask_BA
     ratio_BA = log_ratio_BA.exp()
-    bounded_BA = ratio_BA.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
-    clipped_BA = -advantages_BA * bounded_BA > -advantages_BA * ratio_BA
+    clipped_BA = -advantages_BA * _clipped(ratio_BA, clip, clip_high) > -advantages_BA * ratio_BA
     return {
         "approx_kl": (torch.expm1(log_ratio_BA) - log_ratio_BA).sum(),
         "clip_fraction": (clipped_BA * mask_BA).sum(),

@@ -25,7 +25,7 @@ from hanmo.serving.replies import Piece, Transcript
 from hanmo.serving.served import Served
 from hanmo.serving.worker import Worker
 
-# Seconds in which a client must read on. One that does not takes memory, never a row: its reply is decoded to the end.
+# Seconds in which a client must read on. A slow client costs memory and never a row: its reply is decoded to the end.
 SLOWEST = 300
 EVENTS = {
     "Content-Type": "text/event-stream; charset=utf-8",

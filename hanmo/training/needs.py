@@ -18,7 +18,7 @@ def needs(trainer: RowTrainer, shapes: Shapes, tensor_parallel: int = 1) -> dict
     """Parameters, memory in bytes and seconds of one optimizer step.
 
     ``activations``: the most that a batch keeps besides weights and gradients, with the work space of operations.
-    ``total``: the peak; before the backward pass has made the gradients, activations have their place.
+    ``total``: the most that is in use at one time: less than the sum where activations are freed while gradients are made.
     ``sharded``: the peak of each of eight processes among which FSDP divides weights, gradients and the optimizer's state.
     ``seconds_per_step``: that of the operations at the speed of a large matrix product; a run takes longer.
 

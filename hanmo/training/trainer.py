@@ -209,7 +209,7 @@ class RowTrainer(ShardedTrainer):
         return message
 
     def output_as_trained(self, network: Any, **inputs: Any) -> Any:
-        """What a network computes in a training step, bit for bit; there is nothing to follow back.
+        """What a network computes in a training step, bit for bit. No backward pass can follow.
 
         Without gradients torch may take other kernels, as it does for EVA's attention; and only a network that the Trainer
         has wrapped computes in its precision by itself.

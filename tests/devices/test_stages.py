@@ -78,8 +78,16 @@ def test_a_stage_on_a_device(stage: str, family: str, kind: str, prepared: Any, 
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("family", NAMES)
-@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize(
+    ("stage", "family"),
+    [
+        *(("sft", family) for family in NAMES),
+        ("dpo", "eva"),
+        ("dpo", "glm"),
+        ("grpo", "pangu"),
+        ("grpo", "huggingface"),
+    ],
+)
 def test_a_gpu_learns_in_bf16_unless_told_otherwise(stage: str, family: str, prepared: Any, tmp_path: Path) -> None:
     expected = figures(run_stage(stage, prepared(family), tmp_path / "cpu", use_cpu=True, bf16=True, **SGD))
     with pretended("cuda"):
@@ -115,8 +123,11 @@ def test_scaling_the_loss_changes_nothing(
     assert len(scalers) == 1 and scalers[0].get_scale() == 2.0**10
 
 
-@pytest.mark.parametrize("family", NAMES)
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "grpo"])
+@pytest.mark.parametrize(
+    ("stage", "family"),
+    [*(("sft", family) for family in NAMES), ("reward", "eva"), ("dpo", "glm"), ("kto", "pangu"), ("grpo", "eva"),
+     ("grpo, GSPO", "pangu"), ("ppo", "transformer_xl")],
+)  # fmt: skip
 def test_a_step_of_training_waits_once(stage: str, family: str, prepared: Any, tmp_path: Path) -> None:
     """For the checks of its losses and of its gradients; logging, evaluating and replies wait besides."""
     counted: list[Counter[str]] = []
@@ -141,7 +152,7 @@ def test_a_step_of_training_waits_once(stage: str, family: str, prepared: Any, t
             stage,
             prepared(family),
             tmp_path / "run",
-            gradient_accumulation_steps=1 if stage == "grpo" else 2,
+            gradient_accumulation_steps=1 if stage.startswith(("grpo", "ppo")) else 2,
             bf16=False,
             **SGD,
         )

@@ -29,38 +29,34 @@ def first(folder: Path, name: str) -> dict[str, Any]:
     return next(entry for entry in read_metrics(folder / "metrics.jsonl") if name in entry)
 
 
-@pytest.mark.parametrize(("name", "bf16"), PRECISIONS)
-def test_dpos_rewards_are_zero_before_learning(name: str, bf16: bool, tmp_path: Path) -> None:
-    """In training and in the validation before it, whose batches are others."""
-    start, file = starts(tmp_path, name), tmp_path / "pairs.jsonl"
+def compared(folder: Path, name: str, bf16: bool, accumulated: int) -> dict[str, Any]:
+    """The settings of a step on pairs, with an evaluation before it; batches of training and validation are others."""
+    start, file = starts(folder, name), folder / "pairs.jsonl"
     lines = [json.dumps({"prompt": prompt, "chosen": good, "rejected": bad}) for prompt, good, bad in PAIRS]
     file.write_text("\n".join(lines), encoding="utf-8")
     settings = trainer(
-        bf16=bf16, per_device_train_batch_size=3, per_device_eval_batch_size=4, max_steps=1, logging_steps=1,
-        eval_strategy="steps", eval_steps=1, save_strategy="no",
+        bf16=bf16, per_device_train_batch_size=3, gradient_accumulation_steps=accumulated, per_device_eval_batch_size=4,
+        max_steps=1, logging_steps=1, eval_strategy="steps", eval_steps=1, save_strategy="no",
     )  # fmt: skip
-    run = tmp_path / "run"
-    dpo(DpoConfig(str(start), str(file), out=str(run), valid=str(file), limit=64, trainer=settings))
+    places = {"model": str(start), "data": str(file), "valid": str(file), "out": str(folder / "run")}
+    return {**places, "limit": 64, "trainer": settings}
+
+
+@pytest.mark.parametrize(("name", "bf16"), PRECISIONS)
+def test_dpos_rewards_are_zero_before_learning(name: str, bf16: bool, tmp_path: Path) -> None:
+    dpo(DpoConfig(**compared(tmp_path, name, bf16, accumulated=1)))
     for prefix in ("", "eval_"):
-        told = first(run, f"{prefix}chosen_reward")
+        told = first(tmp_path / "run", f"{prefix}chosen_reward")
         assert (told[f"{prefix}chosen_reward"], told[f"{prefix}rejected_reward"]) == (0, 0)
         assert told[f"{prefix}loss"] == pytest.approx(log(2), abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "bf16"), PRECISIONS)
 def test_ktos_rewards_and_its_reference_point_are_zero_before_learning(name: str, bf16: bool, tmp_path: Path) -> None:
-    """In training and in the validation before it: each thumb costs a half."""
-    start, file = starts(tmp_path, name), tmp_path / "pairs.jsonl"
-    lines = [json.dumps({"prompt": prompt, "chosen": good, "rejected": bad}) for prompt, good, bad in PAIRS]
-    file.write_text("\n".join(lines), encoding="utf-8")
-    settings = trainer(
-        bf16=bf16, per_device_train_batch_size=3, gradient_accumulation_steps=2, per_device_eval_batch_size=4, max_steps=1,
-        logging_steps=1, eval_strategy="steps", eval_steps=1, save_strategy="no",
-    )  # fmt: skip
-    run = tmp_path / "run"
-    kto(KtoConfig(str(start), str(file), out=str(run), valid=str(file), limit=64, trainer=settings))
+    """Each thumb costs a half."""
+    kto(KtoConfig(**compared(tmp_path, name, bf16, accumulated=2)))
     for prefix in ("", "eval_"):
-        told = first(run, f"{prefix}kl")
+        told = first(tmp_path / "run", f"{prefix}kl")
         assert (told[f"{prefix}kl"], told[f"{prefix}loss"]) == (0, 0.5)
         assert {told[f"{prefix}{side}_reward"] for side in ("up", "down") if f"{prefix}{side}_reward" in told} == {0}
 

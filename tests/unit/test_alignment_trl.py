@@ -171,6 +171,23 @@ KIN: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+def recording(trainer: Any, stop: int) -> tuple[Any, list[dict[tuple[int, ...], list[Generation]]]]:
+    """A trainer of TRL's that notes the replies of its rounds, and the notes."""
+    rounds: list[dict[tuple[int, ...], list[Generation]]] = []
+
+    class Recording(trainer):  # type: ignore[misc]
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            found = super()._generate_and_score_completions(inputs)
+            rounds.append(said(found, stop))
+            return found
+
+    return Recording, rounds
+
+
+def trl_reward(completions: Any, **kwargs: Any) -> list[float]:
+    return scores([one[0]["content"] for one in completions])
+
+
 @pytest.mark.parametrize(("ours", "theirs"), KIN, ids=[" ".join(map(str, ours.values())) for ours, _ in KIN])
 def test_grpo_is_trls(
     ours: dict[str, Any], theirs: dict[str, Any], start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,18 +196,7 @@ def test_grpo_is_trls(
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    rounds: list[dict[tuple[int, ...], list[Generation]]] = []
-    stop = words(start).eos_token_id
-
-    class Recording(GRPOTrainer):  # type: ignore[misc, valid-type]
-        def _generate_and_score_completions(self, inputs: Any) -> Any:
-            found = super()._generate_and_score_completions(inputs)
-            rounds.append(said(found, stop))
-            return found
-
-    def trl_reward(completions: Any, **kwargs: Any) -> list[float]:
-        return scores([one[0]["content"] for one in completions])
-
+    peer_class, rounds = recording(GRPOTrainer, words(start).eos_token_id)
     questions = [pair[0] for pair in PAIRS[:2]]
     settings = {**SGD, **LOGGED, "per_device_train_batch_size": 8}
     args = GRPOConfig(
@@ -198,7 +204,7 @@ def test_grpo_is_trls(
         max_completion_length=6, bf16=False, disable_dropout=True, disable_tqdm=True, **{CHECKPOINTING: False}, **theirs,
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in questions])
-    peer = Recording(str(start), trl_reward, args=args, train_dataset=rows, processing_class=words(start))
+    peer = peer_class(str(start), trl_reward, args=args, train_dataset=rows, processing_class=words(start))
     peer.train()
     assert len(rounds) == 2 and all(len(said) == 2 for said in rounds)
 
@@ -222,18 +228,7 @@ def test_rloo_is_trls(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from datasets import Dataset
     from trl import RLOOConfig, RLOOTrainer
 
-    rounds: list[dict[tuple[int, ...], list[Generation]]] = []
-    stop = words(start).eos_token_id
-
-    class Recording(RLOOTrainer):  # type: ignore[misc, valid-type]
-        def _generate_and_score_completions(self, inputs: Any) -> Any:
-            found = super()._generate_and_score_completions(inputs)
-            rounds.append(said(found, stop))
-            return found
-
-    def trl_reward(completions: Any, **kwargs: Any) -> list[float]:
-        return scores([one[0]["content"] for one in completions])
-
+    peer_class, rounds = recording(RLOOTrainer, words(start).eos_token_id)
     questions = [pair[0] for pair in PAIRS[:2]]
     settings = {**SGD, **LOGGED, "per_device_train_batch_size": 8, "max_grad_norm": 0}
     args = RLOOConfig(
@@ -241,7 +236,7 @@ def test_rloo_is_trls(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         max_completion_length=6, bf16=False, disable_dropout=True, disable_tqdm=True, **{CHECKPOINTING: False},
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in questions])
-    peer = Recording(str(start), trl_reward, args=args, train_dataset=rows, processing_class=words(start))
+    peer = peer_class(str(start), trl_reward, args=args, train_dataset=rows, processing_class=words(start))
     peer.train()
     lines = [json.dumps({"prompt": text, "response": ""}) for text in questions]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")

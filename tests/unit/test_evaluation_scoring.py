@@ -1,5 +1,7 @@
 """Scores of rows do not depend on their batch, and hashes name what was evaluated."""
 
+import hashlib
+import json
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -104,6 +106,14 @@ def test_progress_costs_the_same_for_every_row(tmp_path: Path) -> None:
         store.values = counted = Counted()
         store.fill(500, find, lambda done, total: None)
     assert len(counted) == 500 and counted.asked <= 2 * 500
+
+
+def test_what_a_record_does_not_say_changes_no_hash() -> None:
+    """Results name the hash: a new field of records, such as a label, must not make those of older versions others."""
+    content = json.dumps(["Dialogue", {"ids": [], "system": "", "turns": ["你好", "好"]}], ensure_ascii=False)
+    said = Dialogue(("你好", "好"), where="a:1", fields={"further": 1})
+    assert records_hash([said]) == hashlib.sha256(content.encode()).hexdigest()[:16]
+    assert records_hash([said]) != records_hash([Dialogue(("你好", "好"), label=True)])
 
 
 def test_records_hash_is_of_the_content_alone() -> None:

@@ -90,6 +90,14 @@ def test_replies_are_computed_in_bf16_where_fp16_may_not_do(
         assert open_model(tmp_path / "half", device="cpu", avoid_fp16=True).network.dtype == torch.float32
 
 
+def test_fp32_is_fp32(tmp_path: Path) -> None:
+    """TF32 multiplies with ten bits; it stays off."""
+    save_model(tiny("pangu", tmp_path / "vocabulary"), tmp_path / "model")
+    with pretended("cuda"):
+        open_model(tmp_path / "model")
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_cudnns_attention_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     chosen: list[Any] = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", chosen.append)

@@ -11,7 +11,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from hanmo.checkpoints import open as opening
-from hanmo.checkpoints import open_model
+from hanmo.checkpoints import open_model, save_model
+from hanmo.nn.row_model import attach_value_head
 from hanmo.nn.shapes import Shapes
 from hanmo.records import PromptResponse
 from hanmo.rows import collate
@@ -77,13 +78,14 @@ def test_shapes_say_what_a_step_takes(name: str, kept: str, bf16: bool, adapted:
     assert shapes.peak - gradients == pytest.approx(expected, rel=0.1)
 
 
+def reads(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("a dry run opened the weights")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_dry_run_reads_no_weight(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(tmp_path, name)
     real = open_model(tmp_path / "model", device="cpu").network
-
-    def reads(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("a dry run opened the weights")
 
     monkeypatch.setattr(opening, "safe_network", reads)
     settings = {"per_device_train_batch_size": 2, "use_cpu": True, "max_steps": 3}
@@ -126,7 +128,7 @@ def test_places_of_a_mask_and_tied_weights_stay() -> None:
 
 
 @pytest.mark.parametrize("stage", [name for name in STAGES if name not in ("pretrain", "sft, streams")])
-def test_every_stage_says_what_it_needs(stage: str, tmp_path: Path) -> None:
+def test_every_stage_says_what_it_needs(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a critic and a reference too."""
     prepare(tmp_path, "pangu")
     kind, train, given = STAGES[stage]
@@ -136,7 +138,11 @@ def test_every_stage_says_what_it_needs(stage: str, tmp_path: Path) -> None:
     if name in ("grpo", "ppo"):
         more = {"rewards": ("tests.devices.stages:different_characters",), "rounds": 2, "samples": 8}
     if stage == "ppo":
-        more["critic"] = str(tmp_path / "model")
+        judge = tiny("pangu", tmp_path / "judge")
+        attach_value_head(judge.network, "linear")
+        save_model(judge, tmp_path / "judge" / "model")
+        more |= {"critic": str(tmp_path / "model"), "rewards": (str(tmp_path / "judge" / "model"),)}
+        monkeypatch.setattr(opening, "safe_network", reads)  # nor of the critic and the reward model
     settings = {"per_device_train_batch_size": 2, "use_cpu": True}
     config = kind(str(tmp_path / "model"), str(tmp_path / data), limit=64, trainer=settings, **{**given, **more})
     found = dry_run(train, config)
@@ -144,6 +150,7 @@ def test_every_stage_says_what_it_needs(stage: str, tmp_path: Path) -> None:
     assert memory["total"] > memory["weights"] > memory["sharded"] / 8 > 0
     assert found["operations"] > 2 * 3 * found["trained_parameters"] and found["seconds_per_step"] > 0
     if name in ("grpo", "ppo") and given.get("beta") != 0:
+        monkeypatch.undo()
         weights = sum(one.nbytes for one in open_model(tmp_path / "model", device="cpu").network.parameters())
         assert memory["reference"] == weights
         assert memory["weights"] >= (2 if stage == "ppo" else 1) * weights

@@ -122,7 +122,7 @@ def test_the_step_leaves_out_what_cannot_be_said_and_weighs_tokens() -> None:
 
     one: Any = SimpleNamespace(
         args=SimpleNamespace(world_size=1), suppressed_ids=torch.tensor([7]),
-        token_losses=lambda output, logprob_N, tokens, labels: -logprob_N,
+        token_losses=lambda output, logprob_N, tokens, scored: -logprob_N,
     )  # fmt: skip
     labels = torch.tensor([[IGNORE, 4, 5], [6, IGNORE, IGNORE]])
     batch = {"labels": labels, "scored": scored_places(labels), "tokens": {"weights": torch.tensor([0.5, 0.5, 1.0])}}

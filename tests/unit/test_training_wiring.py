@@ -13,7 +13,7 @@ from torch import Tensor
 from hanmo.checkpoints import open_model, save_model
 from hanmo.losses import RunningMoments
 from hanmo.nn.row_model import RowOutput
-from hanmo.rows import IGNORE
+from hanmo.rows import IGNORE, scored_places
 from hanmo.training.callbacks import read_metrics
 from hanmo.training.rl.policy import Experience
 from hanmo.training.stages.dpo import DpoConfig, dpo
@@ -98,7 +98,7 @@ def test_ppos_token_losses_by_hand() -> None:
         "returns": torch.tensor([2.0, 1.0, 0.0]),
     }
     logprob = old + torch.tensor([1.5, 1.5, 0.5]).log()
-    found = one.token_losses(RowOutput(value=values), logprob, tokens, labels)
+    found = one.token_losses(RowOutput(value=values), logprob, tokens, scored_places(labels))
     policy = torch.tensor([-2 * 1.2, 1.5, -0.5])
     value = 0.5 * torch.tensor([(0.5 - 2) ** 2, (0.2 - 1) ** 2, 1.0])
     torch.testing.assert_close(found, policy + 0.1 * value)

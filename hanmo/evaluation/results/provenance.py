@@ -22,7 +22,8 @@ def records_hash(records: Iterable[Record]) -> str:
     """The first 16 hex digits of sha256 over the records, whatever file they came from."""
     digest = hashlib.sha256()
     for record in records:
-        content = {name: value for name, value in asdict(record).items() if name not in ("where", "fields")}
+        named = asdict(record).items()
+        content = {name: value for name, value in named if name not in ("where", "fields") and value is not None}
         digest.update(json.dumps([type(record).__name__, content], ensure_ascii=False, sort_keys=True).encode("utf-8"))
     return digest.hexdigest()[:16]
 

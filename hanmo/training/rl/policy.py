@@ -105,8 +105,8 @@ class PolicyTrainer(RowTrainer):
         """Set the advantages (and returns) of a round's replies; returns figures to log."""
 
     @abstractmethod
-    def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], labels_BA: Tensor) -> Tensor:
-        """The loss of each token, (N,), of the replies of a minibatch end to end."""
+    def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], scored_N: Tensor) -> Tensor:
+        """The loss of each token, (N,), of the replies of a minibatch end to end; ``scored_N``: the ``scored_places``."""
 
     def decided(self, numbers: Sequence[int], judged: list[Judged]) -> list[Judged]:
         """The replies of a round to learn from, in the order of ``numbers``, the places of this process's prompts."""
@@ -214,7 +214,7 @@ class PolicyTrainer(RowTrainer):
         tokens = inputs.pop("tokens")
         output = model(**inputs, suppressed_ids=self.suppressed_ids)
         logprob_N = output.logprob.flatten()[inputs["scored"]]
-        losses_N = self.token_losses(output, logprob_N, tokens, inputs["labels"])
+        losses_N = self.token_losses(output, logprob_N, tokens, inputs["scored"])
         # A step in which no reply counts has the loss 0.
         return (losses_N * tokens["weights"]).sum() / num_items_in_batch.clamp_min(1) * self.args.world_size
 

@@ -125,14 +125,14 @@ class GrpoTrainer(PolicyTrainer):
         """What the sum of a step is divided by: its tokens that count, or all its replies."""
         return super().weights_of(batch) if self.config.loss == "token" else torch.ones(len(batch["labels"]))
 
-    def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], labels_BA: Tensor) -> Tensor:
+    def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], scored_N: Tensor) -> Tensor:
         old, advantages, config = tokens["old"], tokens["advantages"], self.config
         ones, bounds = torch.ones_like(logprob_N), (config.clip, config.clip_high)
         moved = policy_statistics(logprob_N, old, advantages, ones, *bounds)
         ratio = logprob_N, old
         if config.ratio == "reply":
-            reply_N = (labels_BA >= 0).nonzero()[:, 0]
-            ratio = reply_means(logprob_N - old, reply_N, len(labels_BA)), torch.zeros_like(old)
+            replies, width = output.logprob.shape
+            ratio = reply_means(logprob_N - old, scored_N // width, replies), torch.zeros_like(old)
             of_replies = policy_statistics(*ratio, advantages, ones, *bounds)
             moved |= {name: of_replies[name] for name in ("clip_fraction", "ratio")}
         self.add_figures(ones, **moved)

@@ -127,7 +127,7 @@ class KtoTrainer(ReferenceTrainer):
         """(B, 4): the log-ratio of each response, of its mismatched one, whether there is one, and whether it is a thumb up."""
         ratios_B2 = self.compared_logprobs(model, batch) - self._references[1][batch[ROW_IDS]]
         table_B4 = torch.cat([ratios_B2, batch["compared"][:, None], batch["ups"][:, None]], 1)
-        return table_B4.new_tensor(self.evaluation_figures(table_B4.cpu())["loss"]), table_B4
+        return table_B4.new_zeros(()), table_B4  # the loss follows from the reference point of all batches
 
     def evaluation_figures(self, table: Tensor) -> dict[str, float]:
         ratio, other, compared, thumb = table.unbind(1)

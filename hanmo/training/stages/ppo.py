@@ -133,9 +133,9 @@ class PpoTrainer(PolicyTrainer):
         total, number = self._over_processes(torch.tensor([kl.item(), float(count)])).tolist()
         self.beta = losses.adapted_beta(self.beta, total / number, config.kl_target, config.kl_horizon, config.samples)
 
-    def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], labels_BA: Tensor) -> Tensor:
+    def token_losses(self, output: Any, logprob_N: Tensor, tokens: dict[str, Tensor], scored_N: Tensor) -> Tensor:
         ones, config = torch.ones_like(logprob_N), self.config
-        values_N = output.value[labels_BA >= 0]
+        values_N = output.value.flatten()[scored_N]
         old, advantages, returns, old_values = (tokens[name] for name in ("old", "advantages", "returns", "values"))
         policy_N = losses.clipped_policy_loss(logprob_N, old, advantages, ones, config.clip)
         value_N = losses.clipped_value_loss(values_N, old_values, returns, ones, config.clip_value)

@@ -70,7 +70,7 @@ def model_reward(
     One with the policy's vocabulary scores the generated ids themselves; any other reads the text. ConfigError if the
     model has no value head.
     """
-    opened = open_model(model)
+    opened = open_model(model, blank=policy.network.device.type == "meta")
     if opened.network.value_head is None:
         raise ConfigError(f"rewards: {model} has no value head; train one: hanmo train reward MODEL DATA")
     shared = type(opened.family) is type(policy.family) and opened.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
