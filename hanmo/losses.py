@@ -88,7 +88,6 @@ def tokenwise_loss(chosen_BA: Tensor, rejected_BA: Tensor, start_B: Tensor, end_
 
 # Learning from preferences without a reward model
 
-
 PreferenceKind = Literal["dpo", "ipo", "hinge", "robust", "simpo"]
 
 
@@ -287,8 +286,8 @@ def clipped_policy_loss(
     ``clip_high``: the bound above 1, if it differs (Yu et al. 2025, "DAPO", section 3.1).
     """
     ratio_BA = ((logprob_BA - old_BA) * mask_BA).exp()
-    clipped_BA = _clipped(ratio_BA, clip, clip_high)
-    return torch.maximum(-advantages_BA * ratio_BA, -advantages_BA * clipped_BA) * mask_BA
+    losses_BA = torch.maximum(-advantages_BA * ratio_BA, -advantages_BA * _clipped(ratio_BA, clip, clip_high))
+    return losses_BA * mask_BA
 
 
 def _clipped(ratio_BA: Tensor, clip: float, clip_high: float | None) -> Tensor:
